@@ -1,0 +1,12 @@
+//! Types of the REST API, shared by the control plane, the client and the command line: typed ids,
+//! request and response bodies, and error codes. No I/O happens here.
+
+mod error;
+mod id;
+mod sandbox;
+
+pub use error::{ErrorBody, ErrorCode, ErrorDetail};
+pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
+pub use sandbox::{
+    CreateSandbox, Encoding, ExecRequest, ExecResponse, Health, Page, ReadFile, Sandbox, SandboxStatus,
+};

@@ -1,0 +1,1 @@
+//! The control plane: REST API over PostgreSQL and Redis

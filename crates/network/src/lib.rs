@@ -1,0 +1,1 @@
+//! Sandbox networks: slots of namespace, veth pair, tap device, addresses and packet filter.

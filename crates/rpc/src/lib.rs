@@ -1,0 +1,9 @@
+//! Services and messages of proto/: `process` and `filesystem` (envd) and `host::v1` (host agent).
+//! No I/O happens here.
+#![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
+mod generated {
+    connectrpc::include_generated!();
+}
+pub use generated::*;

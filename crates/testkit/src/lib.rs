@@ -1,0 +1,1 @@
+//! A whole Wrenn for tests and benchmarks
