@@ -1,0 +1,57 @@
+# What a person or a CI runs. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup assets envd build dev quickstart test bench leak-check fmt lint sqlx clean
+
+CARGO ?= cargo
+GUEST_TARGET := x86_64-unknown-linux-gnu
+ENVD := target/$(GUEST_TARGET)/guest/envd
+SHARE := share/wrenn
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+setup: ## Install what is needed on Debian 12 (packages by apt)
+	@scripts/setup
+
+envd: setup
+	@echo "guest agent: building"
+	@$(CARGO) build -p wrenn-envd --profile guest --target $(GUEST_TARGET) \
+	  --config 'target.$(GUEST_TARGET).rustflags=["-C","target-feature=+crt-static","-C","link-arg=-fuse-ld=lld"]'
+
+assets: envd ## Build guest kernel, initial RAM disk and the minimal template into share/wrenn
+	@images/build-kernel $(SHARE)
+	@images/build-initrd $(ENVD) $(SHARE)
+	@images/build-template minimal $(SHARE)/images
+
+build: assets ## Build bin/wrenn (release)
+	@echo "wrenn: building"
+	@$(CARGO) build -p wrenn-cli --release
+	@install -D -m 0755 target/release/wrenn bin/wrenn
+
+quickstart: build ## Build all, start Wrenn, run the demo
+	@scripts/quickstart
+
+# Everything is compiled first; the tests then run in a network namespace without an uplink, so that no
+# packet leaves the machine whatever a test or a guest does.
+test: assets ## Unit, integration and end-to-end tests with real guests
+	@$(CARGO) build -p wrenn-cli --features fault-points
+	@$(CARGO) test --workspace --no-run
+	@scripts/isolated env WRENN_BIN=$(CURDIR)/target/debug/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
+	  $(CARGO) test --offline --workspace
+
+leak-check: ## Show what a stopped Wrenn left behind (nothing)
+	@bin/wrenn leak-check
+
+fmt: ## Format the code
+	@$(CARGO) fmt --all
+
+lint: ## Clippy, warnings are errors
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+sqlx: setup ## Refresh .sqlx/ after a change of SQL
+	@crates/control/prepare-sqlx
+
+clean: ## Remove what was built
+	@$(CARGO) clean
+	@rm -rf bin share
