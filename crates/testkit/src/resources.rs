@@ -1,0 +1,70 @@
+//! What exists in the kernel, so that a test can compare before and after.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+/// Links, mounts, loop devices, packet filters and processes that a Wrenn could have left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    links: BTreeSet<String>,
+    mounts: BTreeSet<String>,
+    loops: BTreeSet<String>,
+    tables: BTreeSet<String>,
+    processes: BTreeSet<String>,
+}
+
+fn lines(program: &str, args: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(program).args(args).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn entries(dir: &str) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Processes whose command line names `state_dir`.
+fn processes(state_dir: &Path) -> BTreeSet<String> {
+    let needle = state_dir.to_string_lossy().into_owned();
+    entries("/proc")
+        .into_iter()
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter_map(|pid| {
+            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let text = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            text.contains(&needle).then(|| format!("{pid} {text}"))
+        })
+        .collect()
+}
+
+impl Resources {
+    /// Takes stock; processes are those that have to do with `state_dir`.
+    pub fn now(state_dir: &Path) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        Self {
+            links: entries("/sys/class/net"),
+            mounts: mounts.lines().map(str::to_owned).collect(),
+            loops: entries("/sys/block")
+                .into_iter()
+                .filter(|name| Path::new("/sys/block").join(name).join("loop/backing_file").exists())
+                .collect(),
+            tables: lines("nft", &["list", "tables"]),
+            processes: processes(state_dir),
+        }
+    }
+
+    /// What is here and was not `before`, a line each.
+    pub fn beyond(&self, before: &Self) -> Vec<String> {
+        let kinds = [
+            ("link", &self.links, &before.links),
+            ("mount", &self.mounts, &before.mounts),
+            ("loop device", &self.loops, &before.loops),
+            ("nftables table", &self.tables, &before.tables),
+            ("process", &self.processes, &before.processes),
+        ];
+        let new = |(kind, now, before): (&str, &BTreeSet<String>, &BTreeSet<String>)| {
+            now.difference(before).map(|thing| format!("{kind}: {thing}")).collect::<Vec<_>>()
+        };
+        kinds.into_iter().flat_map(new).collect()
+    }
+}

@@ -1,0 +1,79 @@
+//! Commands: output, exit status, timeouts.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use serde_json::json;
+use wrenn_testkit::Stack;
+
+/// Standard output, standard error, exit status, environment, directory and user.
+pub async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"envs": {"A": "sandbox", "B": "sandbox"}})).await?;
+    let body = json!({
+        "cmd": "sh",
+        "args": ["-c", "echo $A $B; pwd; id -un; echo oops >&2; exit 3"],
+        "envs": {"B": "request"},
+        "cwd": "/tmp",
+    });
+    let ran = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
+    anyhow::ensure!(ran["stdout"] == "sandbox request\n/tmp\nwrenn-user\n", "{ran}");
+    anyhow::ensure!(ran["stderr"] == "oops\n" && ran["exit_code"] == 3, "{ran}");
+    let killed = stack.api.exec(&id, &["sh", "-c", "kill -9 $$"]).await?;
+    anyhow::ensure!(killed["exit_code"] == 137, "{killed}");
+    let root = stack.api.exec(&id, &["sudo", "id", "-u"]).await?;
+    anyhow::ensure!(root["stdout"] == "0\n", "{root}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// Bytes that are not UTF-8 arrive as base 64.
+pub async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({})).await?;
+    let ran = stack.api.exec(&id, &["printf", "\\377\\000a"]).await?;
+    anyhow::ensure!(ran["encoding"] == "base64" && ran["stdout"] == "/wBh", "{ran}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// The answer says that the time was over and carries the output so far; no descendant survives.
+pub async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({})).await?;
+    let body = json!({
+        "cmd": "sh",
+        "args": ["-c", "echo before; sleep 1000 & setsid sleep 1000 & sleep 1000; echo after"],
+        "timeout_sec": 2,
+    });
+    let ran = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
+    anyhow::ensure!(ran["timed_out"] == true && ran["stdout"] == "before\n", "{ran}");
+    let left = stack.api.exec(&id, &["pgrep", "sleep"]).await?;
+    anyhow::ensure!(left["exit_code"] == 1, "still running: {left}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// Short commands with 64 KiB at the end, again and again.
+pub async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({})).await?;
+    for round in 0..200 {
+        let script = format!("head -c 65536 /dev/zero | tr '\\0' x; echo {round}");
+        let ran = stack.api.exec(&id, &["sh", "-c", &script]).await?;
+        let expected = format!("{}{round}\n", "x".repeat(65536));
+        let got = ran["stdout"].as_str().unwrap_or_default();
+        anyhow::ensure!(got == expected, "round {round}: {} of {} bytes", got.len(), expected.len());
+    }
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// `wrenn run` is the command, seen from outside.
+pub async fn the_command_line_passes_the_exit_status_on(stack: Arc<Stack>) -> Result<()> {
+    let run = stack.clone();
+    let output = tokio::task::spawn_blocking(move || {
+        run.wrenn(&["run", "--", "sh", "-c", "python3 -c 'print(6*7)'; echo oops >&2; exit 3"])
+    })
+    .await??;
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(output.stdout == b"42\n" && output.status.code() == Some(3), "{output:?}");
+    anyhow::ensure!(stderr.contains("oops"), "{stderr}");
+    Ok(())
+}

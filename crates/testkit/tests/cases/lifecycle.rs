@@ -1,0 +1,81 @@
+//! The life of a sandbox.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use reqwest::Method;
+use serde_json::json;
+use wrenn_testkit::{Stack, wait_until};
+
+/// From nothing to nothing.
+pub async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"vcpus": 2, "memory_mb": 300})).await?;
+    anyhow::ensure!(id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{id}");
+    let path = format!("/v1/sandboxes/{id}");
+    let got = stack.api.get(&path).await?.expect(200)?.json();
+    anyhow::ensure!(got["vcpus"] == 2 && got["memory_mb"] == 300 && got["template"] == "minimal", "{got}");
+    let alias = stack.api.get(&format!("/v1/capsules/{id}")).await?.expect(200)?.json();
+    anyhow::ensure!(alias["id"] == id.as_str(), "{alias}");
+    let listed = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
+    let found = listed.as_array().into_iter().flatten().any(|sandbox| sandbox["id"] == id.as_str());
+    anyhow::ensure!(found, "not listed: {listed}");
+
+    let answer = stack.api.exec(&id, &["python3", "-c", "print(6*7)"]).await?;
+    anyhow::ensure!(answer["stdout"] == "42\n", "{answer}");
+    let cpus = stack.api.exec(&id, &["nproc"]).await?;
+    anyhow::ensure!(cpus["stdout"] == "2\n", "{cpus}");
+
+    stack.api.remove(&id).await?;
+    stack.api.remove(&id).await?;
+    let gone = stack.api.get(&path).await?.expect(200)?.json();
+    anyhow::ensure!(gone["status"] == "stopped", "{gone}");
+    let exec = stack.api.post(&format!("{path}/exec"), &json!({"cmd": "true"})).await?;
+    exec.expect_error(409, "invalid_state")?;
+    Ok(())
+}
+
+/// The answer was lost; the client asks again with the same key.
+pub async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Result<()> {
+    let create = async |body: serde_json::Value| {
+        let request =
+            stack.api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", "once-only-7");
+        stack.api.send(request.json(&body)).await
+    };
+    let first = create(json!({})).await?.expect(201)?.json();
+    for _ in 0..20 {
+        let again = create(json!({})).await?.expect(201)?.json();
+        anyhow::ensure!(again["id"] == first["id"], "{again} is not {first}");
+    }
+    create(json!({"vcpus": 2})).await?.expect_error(409, "idempotency_request_mismatch")?;
+    stack.api.remove(first["id"].as_str().context("no id")?).await?;
+    Ok(())
+}
+
+/// `disk_size_mb` is what the guest sees.
+pub async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"disk_size_mb": 3000})).await?;
+    let ran = stack.api.exec(&id, &["df", "--output=size", "-BM", "/"]).await?;
+    let text = ran["stdout"].as_str().unwrap_or_default();
+    let size: u32 = text.split_whitespace().last().unwrap_or_default().trim_end_matches('M').parse()?;
+    anyhow::ensure!((2700..=3000).contains(&size), "the file system has {size} MiB");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// A guest that ends on its own is noticed, explained, and can be deleted.
+pub async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({})).await?;
+    let path = format!("/v1/sandboxes/{id}");
+    let script = "echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger; sleep 5";
+    let body = json!({"cmd": "sudo", "args": ["sh", "-c", script]});
+    let _ = stack.api.post(&format!("{path}/exec"), &body).await?;
+    let failed = async || {
+        let got = stack.api.get(&path).await.ok()?.json();
+        (got["status"] == "error").then_some(got)
+    };
+    let got = wait_until("status error", Duration::from_secs(30), failed).await?;
+    let message = got["error"]["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(message.len() > 10 && !message.contains("/tmp/"), "{got}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
