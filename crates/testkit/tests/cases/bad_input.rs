@@ -14,7 +14,7 @@ fn concrete(path: &str) -> String {
 }
 
 /// Walks the OpenAPI document, so that a new endpoint cannot be forgotten.
-pub async fn every_endpoint_wants_a_key(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn every_endpoint_wants_a_key(stack: Arc<Stack>) -> Result<()> {
     let document = stack.api.get("/openapi.json").await?.expect(200)?.json();
     let open = ["/health", "/metrics", "/openapi.json", "/openapi.yaml"];
     let paths = document["paths"].as_object().cloned().unwrap_or_default();
@@ -40,7 +40,7 @@ pub async fn every_endpoint_wants_a_key(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// Creates that cannot be.
-pub async fn a_create_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn a_create_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     let refused = [
         (json!({"vcpus": 0}), 400, "invalid_request"),
         (json!({"vcpus": -1}), 400, "invalid_request"),
@@ -66,7 +66,7 @@ pub async fn a_create_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// Ids that are malformed or belong to nobody; methods and paths that do not exist.
-pub async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
     let nobody = format!("/v1/sandboxes/{NOBODY}");
     stack.api.get(&nobody).await?.expect_error(404, "not_found")?;
     stack.api.delete(&nobody).await?.expect_error(404, "not_found")?;
@@ -81,7 +81,7 @@ pub async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// Paths and commands that no guest can take.
-pub async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let long = "x".repeat(5000);
     for path in ["", "a\0b", long.as_str()] {

@@ -7,7 +7,7 @@ use serde_json::json;
 use wrenn_testkit::Stack;
 
 /// Standard output, standard error, exit status, environment, directory and user.
-pub async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"envs": {"A": "sandbox", "B": "sandbox"}})).await?;
     let body = json!({
         "cmd": "sh",
@@ -27,7 +27,7 @@ pub async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// Bytes that are not UTF-8 arrive as base 64.
-pub async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let ran = stack.api.exec(&id, &["printf", "\\377\\000a"]).await?;
     anyhow::ensure!(ran["encoding"] == "base64" && ran["stdout"] == "/wBh", "{ran}");
@@ -36,7 +36,7 @@ pub async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// The answer says that the time was over and carries the output so far; no descendant survives.
-pub async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let body = json!({
         "cmd": "sh",
@@ -52,7 +52,7 @@ pub async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> 
 }
 
 /// Short commands with 64 KiB at the end, again and again.
-pub async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     for round in 0..200 {
         let script = format!("head -c 65536 /dev/zero | tr '\\0' x; echo {round}");
@@ -66,7 +66,7 @@ pub async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()>
 }
 
 /// `wrenn run` is the command, seen from outside.
-pub async fn the_command_line_passes_the_exit_status_on(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn the_command_line_passes_the_exit_status_on(stack: Arc<Stack>) -> Result<()> {
     let run = stack.clone();
     let output = tokio::task::spawn_blocking(move || {
         run.wrenn(&["run", "--", "sh", "-c", "python3 -c 'print(6*7)'; echo oops >&2; exit 3"])

@@ -26,7 +26,7 @@ async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<()> {
 }
 
 /// The agent dies and comes back: it adopts what runs.
-pub async fn the_agent(stack: &Stack) -> Result<()> {
+pub(crate) async fn the_agent(stack: &Stack) -> Result<()> {
     let kept = stack.api.create(&json!({})).await?;
     let pid = start_counter(stack, &kept).await?;
     stack.kill_and_wait("agent").await?;
@@ -44,7 +44,7 @@ pub async fn the_agent(stack: &Stack) -> Result<()> {
 }
 
 /// The control plane dies and comes back: nothing happened to the sandboxes.
-pub async fn the_control_plane(stack: &Stack) -> Result<()> {
+pub(crate) async fn the_control_plane(stack: &Stack) -> Result<()> {
     let kept = stack.api.create(&json!({})).await?;
     let pid = start_counter(stack, &kept).await?;
     stack.kill_and_wait("server").await?;

@@ -7,7 +7,7 @@ use serde_json::json;
 use wrenn_testkit::Stack;
 
 /// 64 MiB, and a name that needs care.
-pub async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let content: Vec<u8> = (0..64_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let path = "new/dir/ä name & more";
@@ -24,7 +24,7 @@ pub async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<
 }
 
 /// Missing files, directories, and a body above the limit.
-pub async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     stack.api.read(&id, "/no/such/file").await?.expect_error(404, "not_found")?;
     stack.api.read(&id, "/etc").await?.expect_error(400, "invalid_request")?;

@@ -8,7 +8,7 @@ use serde_json::json;
 use wrenn_testkit::{Stack, wait_until};
 
 /// From nothing to nothing.
-pub async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"vcpus": 2, "memory_mb": 300})).await?;
     anyhow::ensure!(id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{id}");
     let path = format!("/v1/sandboxes/{id}");
@@ -35,7 +35,7 @@ pub async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// The answer was lost; the client asks again with the same key.
-pub async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Result<()> {
     let create = async |body: serde_json::Value| {
         let request =
             stack.api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", "once-only-7");
@@ -52,7 +52,7 @@ pub async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Result<()
 }
 
 /// `disk_size_mb` is what the guest sees.
-pub async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"disk_size_mb": 3000})).await?;
     let ran = stack.api.exec(&id, &["df", "--output=size", "-BM", "/"]).await?;
     let text = ran["stdout"].as_str().unwrap_or_default();
@@ -63,7 +63,7 @@ pub async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result<()> {
 }
 
 /// A guest that ends on its own is noticed, explained, and can be deleted.
-pub async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stack: Arc<Stack>) -> Result<()> {
+pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let path = format!("/v1/sandboxes/{id}");
     let script = "echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger; sleep 5";

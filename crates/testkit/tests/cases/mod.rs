@@ -13,7 +13,7 @@ use libtest_mimic::Arguments;
 use wrenn_testkit::Stack;
 
 /// One case: it gets the shared Wrenn and cleans up what it made.
-pub type Case = fn(Arc<Stack>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
+pub(crate) type Case = fn(Arc<Stack>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
 macro_rules! cases {
     ($($module:ident :: $name:ident),* $(,)?) => {
@@ -25,7 +25,7 @@ macro_rules! cases {
 }
 
 /// Cases that may run side by side.
-pub fn all() -> Vec<(&'static str, Case)> {
+pub(crate) fn all() -> Vec<(&'static str, Case)> {
     cases![
         bad_input::every_endpoint_wants_a_key,
         bad_input::a_create_that_cannot_be,
@@ -46,7 +46,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
 }
 
 /// Cases that restart parts of Wrenn, and its end.
-pub async fn alone(stack: Stack, arguments: &Arguments) -> Result<()> {
+pub(crate) async fn alone(stack: Stack, arguments: &Arguments) -> Result<()> {
     if arguments.filter.is_none() {
         for (name, result) in [
             ("crashes::the_agent", crashes::the_agent(&stack).await),
