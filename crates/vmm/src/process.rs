@@ -1,1 +1,156 @@
-//! process
+//! VMM processes: started so that they outlive the caller, found again, watched and ended by pidfd.
+
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    path::Path,
+};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::ProcessId;
+
+/// A process that is watched, a child of ours or not.
+#[derive(Debug)]
+pub struct Watched {
+    id: ProcessId,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+/// Fields of `/proc/PID/stat` after the command name, which may hold anything.
+fn stat_fields(pid: i32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The identity of a running process; `None` when there is none of this pid, or only a zombie.
+pub fn identify(pid: i32) -> Option<ProcessId> {
+    let fields = stat_fields(pid)?;
+    if matches!(fields.first().map(String::as_str), Some("Z" | "X")) {
+        return None;
+    }
+    Some(ProcessId { pid, start_time: fields.get(19)?.parse().ok()? })
+}
+
+/// Whether the process still runs, and is not another one that got its pid.
+pub fn is_alive(id: &ProcessId) -> bool {
+    identify(id.pid).as_ref() == Some(id)
+}
+
+/// Whether one of the process's arguments begins with `path` or names a file below it.
+fn mentions(pid: i32, path: &Path) -> bool {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let needle = format!("{}/", path.display());
+    cmdline.split(|&byte| byte == 0).any(|arg| String::from_utf8_lossy(arg).contains(&needle))
+}
+
+/// Whether the process was started with files below `run_dir` as arguments.
+pub fn belongs_to(id: &ProcessId, run_dir: &Path) -> bool {
+    is_alive(id) && mentions(id.pid, run_dir)
+}
+
+/// Looks for a process that was started with files below `run_dir` as arguments.
+pub fn find(run_dir: &Path) -> Option<ProcessId> {
+    let own = std::process::id() as i32;
+    let pids =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.into_iter().filter(|&pid| pid != own && mentions(pid, run_dir)).find_map(identify)
+}
+
+impl Watched {
+    /// Watches a process; `None` when it is gone.
+    pub fn open(id: ProcessId) -> io::Result<Option<Self>> {
+        let Some(pid) = Pid::from_raw(id.pid) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Checked after the open: from here on the pidfd is this very process.
+        if !is_alive(&id) {
+            return Ok(None);
+        }
+        // SAFETY: an OwnedFd gives the same descriptor as long as it lives.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
+        Ok(Some(Self { id, pidfd }))
+    }
+
+    /// Which process it is.
+    pub fn id(&self) -> &ProcessId {
+        &self.id
+    }
+
+    /// Waits for its end. The status is known for children only, and only to the first who asks.
+    pub async fn exited(&self) -> Option<i32> {
+        // An error here means that the runtime is shutting down: nobody waits any more.
+        let _ = self.pidfd.readable().await;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let status = waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options).ok().flatten()?;
+        let signal = status.terminating_signal().map(|signal| 128 + signal);
+        status.exit_status().or(signal)
+    }
+
+    /// Sends SIGKILL; a process that is gone already is fine.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The exit status as shells count it: 128 + N when signal N ended the process.
+pub fn exit_code(status: std::process::ExitStatus) -> Option<i32> {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal))
+}
+
+/// Processor time in clock ticks and resident pages of a process.
+pub fn usage(id: &ProcessId) -> io::Result<(u64, u64)> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
+    if !is_alive(id) {
+        return Err(gone());
+    }
+    let fields = stat_fields(id.pid).ok_or_else(gone)?;
+    let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    Ok((number(11) + number(12), number(21)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_is_identified_watched_and_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child =
+            Command::new("sh").args(["-c", "sleep 100; :"]).arg(dir.path().join("x")).spawn().unwrap();
+        let id = identify(child.id() as i32).unwrap();
+        // The arguments are there once the child has executed its program.
+        while !belongs_to(&id, dir.path()) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(find(dir.path()), Some(id.clone()));
+        assert!(!is_alive(&ProcessId { start_time: id.start_time + 1, ..id.clone() }));
+        let watched = Watched::open(id.clone()).unwrap().unwrap();
+        watched.kill().unwrap();
+        assert_eq!(watched.exited().await, Some(137));
+        assert!(!is_alive(&id));
+        watched.kill().unwrap();
+        assert!(child.wait().is_err(), "already reaped");
+    }
+
+    #[test]
+    fn our_own_usage_is_not_zero() {
+        let id = identify(std::process::id() as i32).unwrap();
+        assert!(usage(&id).unwrap().1 > 0);
+    }
+}

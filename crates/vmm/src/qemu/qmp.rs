@@ -1,0 +1,80 @@
+//! QMP, QEMU's control protocol: one JSON object a line.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    time::timeout,
+};
+
+use crate::VmmError;
+
+/// How long a command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// The longest line that is believed.
+const LINE_MAX: usize = 1 << 20;
+
+/// One conversation; QEMU holds one at a time, so it is closed after use.
+pub(super) struct Qmp {
+    stream: BufReader<UnixStream>,
+}
+
+fn io_error(action: &str, source: std::io::Error) -> VmmError {
+    VmmError::Io { action: action.to_owned(), source }
+}
+
+impl Qmp {
+    /// Connects and negotiates.
+    pub(super) async fn connect(socket: &Path) -> Result<Self, VmmError> {
+        let open = async {
+            let stream = UnixStream::connect(socket).await.map_err(|e| io_error("reach the VMM", e))?;
+            let mut qmp = Self { stream: BufReader::new(stream) };
+            qmp.line().await?;
+            qmp.send("qmp_capabilities", "negotiate").await?;
+            Ok(qmp)
+        };
+        let late = VmmError::Deadline { action: "answer", limit: COMMAND_LIMIT };
+        timeout(COMMAND_LIMIT, open).await.unwrap_or(Err(late))
+    }
+
+    /// Runs a command without arguments.
+    pub(super) async fn execute(&mut self, command: &str, action: &'static str) -> Result<Value, VmmError> {
+        let late = VmmError::Deadline { action, limit: COMMAND_LIMIT };
+        timeout(COMMAND_LIMIT, self.send(command, action)).await.unwrap_or(Err(late))
+    }
+
+    async fn send(&mut self, command: &str, action: &'static str) -> Result<Value, VmmError> {
+        let request = format!("{}\n", json!({ "execute": command }));
+        self.stream.get_mut().write_all(request.as_bytes()).await.map_err(|e| io_error(action, e))?;
+        loop {
+            let mut answer = self.line().await?;
+            if let Some(error) = answer.get("error") {
+                let reason = error["desc"].as_str().unwrap_or("no reason given").to_owned();
+                return Err(VmmError::Refused { action, reason });
+            }
+            // Anything else is an event, which may come at any time.
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Result<Value, VmmError> {
+        let mut line = Vec::new();
+        loop {
+            let chunk = self.stream.fill_buf().await.map_err(|e| io_error("hear from the VMM", e))?;
+            let end = chunk.iter().position(|&byte| byte == b'\n');
+            if chunk.is_empty() || line.len() + chunk.len() > LINE_MAX {
+                return Err(io_error("hear from the VMM", std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            let taken = end.map_or(chunk.len(), |end| end + 1);
+            line.extend_from_slice(&chunk[..taken]);
+            self.stream.consume(taken);
+            if end.is_some() {
+                return serde_json::from_slice(&line).map_err(|e| io_error("hear from the VMM", e.into()));
+            }
+        }
+    }
+}
