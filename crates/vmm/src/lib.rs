@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-//pub mod probe;
+pub mod probe;
 pub mod process;
 pub mod qemu;
 
