@@ -1,0 +1,125 @@
+//! `POST /init`: what the host sets before the first call, and after every resume.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+
+use crate::{server::error, settings::Settings};
+
+/// Fields that are absent stay as they are.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Init {
+    env_vars: Option<BTreeMap<String, String>>,
+    access_token: Option<String>,
+    default_user: Option<String>,
+    default_workdir: Option<String>,
+    /// RFC 3339; the clock is set to it.
+    timestamp: Option<String>,
+    hostname: Option<String>,
+}
+
+/// Applies the settings. The caller's token has been checked.
+pub(crate) async fn post(State(settings): State<Arc<Settings>>, body: Bytes) -> Response {
+    let init: Init = match if body.is_empty() { Ok(Init::default()) } else { serde_json::from_slice(&body) } {
+        Ok(init) => init,
+        Err(cause) => {
+            return error(StatusCode::BAD_REQUEST, format!("the body is not valid JSON for /init: {cause}"));
+        }
+    };
+    let now = match init.timestamp.as_deref().map(parse_rfc3339) {
+        Some(None) => {
+            return error(StatusCode::BAD_REQUEST, "timestamp must be RFC 3339, as 2026-01-31T12:00:00Z");
+        }
+        now => now.flatten(),
+    };
+    if let Some((seconds, nanos)) = now {
+        let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: nanos };
+        if let Err(cause) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
+            eprintln!("envd: cannot set the clock: {cause}");
+        }
+    }
+    if let Some(name) = init.hostname.filter(|n| !n.is_empty())
+        && let Err(cause) = rustix::system::sethostname(name.as_bytes())
+    {
+        eprintln!("envd: cannot set the host name: {cause}");
+    }
+    settings.update(|values| {
+        if let Some(envs) = init.env_vars {
+            values.envs = envs;
+        }
+        if let Some(user) = init.default_user {
+            values.default_user = Some(user).filter(|u| !u.is_empty());
+        }
+        if let Some(dir) = init.default_workdir {
+            values.default_workdir = Some(dir).filter(|d| !d.is_empty());
+        }
+    });
+    if let Some(token) = init.access_token.filter(|t| !t.is_empty()) {
+        settings.set_token(token);
+    }
+    StatusCode::NO_CONTENT.into_response()
+}
+
+/// `GET /envs`: the variables of the sandbox.
+pub(crate) async fn envs(State(settings): State<Arc<Settings>>) -> Response {
+    Json(settings.snapshot().envs).into_response()
+}
+
+/// Seconds and nanoseconds since 1970.
+fn parse_rfc3339(text: &str) -> Option<(i64, i64)> {
+    let bytes = text.as_bytes();
+    if !text.is_ascii() || bytes.len() < 20 || bytes[4] != b'-' || bytes[7] != b'-' {
+        return None;
+    }
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let mut rest = &text[19..];
+    let mut nanos = 0;
+    if let Some(fraction) = rest.strip_prefix('.') {
+        let digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        let shown = &fraction[..digits.min(9)];
+        nanos = shown.parse::<i64>().ok()? * 10_i64.pow(9 - shown.len() as u32);
+        rest = &fraction[digits..];
+    }
+    let offset = match rest {
+        "Z" | "z" => 0,
+        _ => {
+            let sign = if rest.starts_with('-') { -1 } else { 1 };
+            let (h, m) = rest.get(1..)?.split_once(':')?;
+            sign * (h.parse::<i64>().ok()? * 3600 + m.parse::<i64>().ok()? * 60)
+        }
+    };
+    // Days from 1970 of a Gregorian date, counting years from March.
+    let shifted = if month <= 2 { year - 1 } else { year };
+    let era = shifted.div_euclid(400);
+    let year_of_era = shifted.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days =
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second - offset, nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_timestamps() {
+        assert_eq!(parse_rfc3339("1970-01-01T00:00:00Z"), Some((0, 0)));
+        assert_eq!(parse_rfc3339("2024-02-29T12:30:15.25+01:30"), Some((1_709_204_415, 250_000_000)));
+        assert_eq!(parse_rfc3339("2026-13-01T00:00:00Z"), None);
+        assert_eq!(parse_rfc3339("yesterday"), None);
+    }
+}

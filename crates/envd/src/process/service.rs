@@ -1,0 +1,322 @@
+//! The Connect service `process.Process`.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use connectrpc::{
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
+use futures::{StreamExt as _, stream};
+use rustix::termios::Winsize;
+use wrenn_rpc::process::{
+    __buffa::oneof::{
+        process_event::Event, process_event::data_event::Output, process_input::Input, process_selector,
+    },
+    CloseStdinRequest, CloseStdinResponse, ConnectRequest, ConnectResponse, ListRequest, ListResponse, PTY,
+    Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
+    SendInputResponse, SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse,
+    UpdateRequest, UpdateResponse,
+    process_event::{DataEvent, EndEvent, KeepAlive, StartEvent},
+};
+
+use super::{
+    output::{Channel, Chunk, End, Item, LIMIT, Reader},
+    registry::{Description, InputError, Process, Registry, Selector, StartError},
+    spawn::{SpawnError, Spec},
+};
+use crate::{settings::Settings, users};
+
+/// Keepalive period when the client does not ask for one.
+const KEEPALIVE: Duration = Duration::from_secs(90);
+/// Set on Start by a caller that wants the process to end with its connection.
+const KILL_ON_DISCONNECT: &str = "x-wrenn-kill-on-disconnect";
+
+/// The service.
+pub(crate) struct Service {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) settings: Arc<Settings>,
+}
+
+impl ProcessService for Service {
+    async fn list<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, ListRequest>,
+    ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
+        let processes = self.registry.running().iter().map(|p| info(p)).collect();
+        Response::ok(ListResponse { processes, ..Default::default() })
+    }
+
+    async fn start(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, StartRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<StartResponse> + Send + use<>>> {
+        let (spec, description) = self.plan(&ctx, request.to_owned_message())?;
+        let (process, reader) =
+            self.registry.start(spec, description, ctx.deadline()).await.map_err(|e| start_error(&e))?;
+        let mut feed = Feed::new(&ctx, process, reader);
+        feed.kill_on_drop = ctx.header(KILL_ON_DISCONNECT).is_some_and(|v| v == "1");
+        feed.report_deadline = true;
+        Ok(Response::new(
+            feed.events()
+                .map(|event| event.map(|e| StartResponse { event: e.into(), ..Default::default() }))
+                .boxed(),
+        ))
+    }
+
+    async fn connect(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
+        let process = self.find(request.to_owned_message().process.as_option(), true)?;
+        let reader = process.read();
+        let events = Feed::new(&ctx, process, reader).events();
+        Ok(Response::new(
+            events
+                .map(|event| event.map(|e| ConnectResponse { event: e.into(), ..Default::default() }))
+                .boxed(),
+        ))
+    }
+
+    async fn send_input<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, SendInputRequest>,
+    ) -> ServiceResult<impl Encodable<SendInputResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option(), false)?;
+        let data = match request.input.into_option().and_then(|i| i.input) {
+            Some(Input::Stdin(data)) if !process.pty => data,
+            Some(Input::Pty(data)) if process.pty => data,
+            Some(Input::Stdin(_)) => return Err(wrong_input(&process, "has a terminal; send `pty`")),
+            Some(Input::Pty(_)) => return Err(wrong_input(&process, "has no terminal; send `stdin`")),
+            None => return Err(ConnectError::invalid_argument("input is missing; send `stdin` or `pty`")),
+        };
+        process.write(&data).await.map_err(|e| match e {
+            InputError::Closed(_) | InputError::Write(..) => ConnectError::failed_precondition(e.to_string()),
+        })?;
+        Response::ok(SendInputResponse::default())
+    }
+
+    async fn send_signal<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, SendSignalRequest>,
+    ) -> ServiceResult<impl Encodable<SendSignalResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option(), false)?;
+        let reached = match request.signal.as_known() {
+            Some(Signal::SIGNAL_SIGKILL) => process.kill(),
+            Some(Signal::SIGNAL_SIGTERM) => process.terminate(),
+            _ => {
+                return Err(ConnectError::invalid_argument("signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM"));
+            }
+        };
+        if !reached {
+            return Err(ConnectError::not_found(format!("process {} has ended", process.pid)));
+        }
+        Response::ok(SendSignalResponse::default())
+    }
+
+    async fn close_stdin<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, CloseStdinRequest>,
+    ) -> ServiceResult<impl Encodable<CloseStdinResponse> + Send + use<'a>> {
+        let process = self.find(request.to_owned_message().process.as_option(), false)?;
+        if process.pty {
+            return Err(wrong_input(&process, "has a terminal; send Ctrl-D (0x04) instead"));
+        }
+        process.close_input().await;
+        Response::ok(CloseStdinResponse::default())
+    }
+
+    async fn update<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, UpdateRequest>,
+    ) -> ServiceResult<impl Encodable<UpdateResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option(), false)?;
+        if let Some(pty) = request.pty.as_option()
+            && !process.resize(window(pty))
+        {
+            return Err(wrong_input(&process, "has no terminal to resize"));
+        }
+        Response::ok(UpdateResponse::default())
+    }
+}
+
+impl Service {
+    fn plan(&self, ctx: &RequestContext, request: StartRequest) -> Result<(Spec, Description), ConnectError> {
+        let settings = self.settings.snapshot();
+        let named =
+            users::requested(ctx.headers()).map_err(|e| ConnectError::unauthenticated(e.to_string()))?;
+        let name = named.or(settings.default_user).unwrap_or_else(|| "root".into());
+        let user = users::lookup(&name).map_err(|e| ConnectError::unauthenticated(e.to_string()))?;
+        let Some(config) = request.process.into_option() else {
+            return Err(ConnectError::invalid_argument("process is missing"));
+        };
+        let mut envs: BTreeMap<String, String> = settings.envs;
+        envs.extend(config.envs.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let cwd = config.cwd.clone().filter(|c| !c.is_empty());
+        let description = Description {
+            cmd: config.cmd.clone(),
+            args: config.args.clone(),
+            envs: config.envs.into_iter().collect(),
+            cwd: cwd.clone(),
+            tag: request.tag,
+        };
+        let spec = Spec {
+            cmd: config.cmd,
+            args: config.args,
+            envs,
+            cwd: cwd.or(settings.default_workdir).unwrap_or_default(),
+            user,
+            stdin: request.stdin.unwrap_or(true),
+            pty: request.pty.as_option().map(window),
+        };
+        Ok((spec, description))
+    }
+
+    fn find(&self, selector: Option<&ProcessSelector>, ended: bool) -> Result<Arc<Process>, ConnectError> {
+        let (selector, what) = match selector.and_then(|s| s.selector.as_ref()) {
+            Some(process_selector::Selector::Pid(pid)) => (Selector::Pid(*pid), format!("pid {pid}")),
+            Some(process_selector::Selector::Tag(tag)) => {
+                (Selector::Tag(tag.clone()), format!("tag '{tag}'"))
+            }
+            None => return Err(ConnectError::invalid_argument("process is missing; give `pid` or `tag`")),
+        };
+        let found = self.registry.find(&selector, ended);
+        found.ok_or_else(|| ConnectError::not_found(format!("no process with {what}; it may have ended")))
+    }
+}
+
+fn wrong_input(process: &Process, what: &str) -> ConnectError {
+    ConnectError::failed_precondition(format!("process {} {what}", process.pid))
+}
+
+fn start_error(error: &StartError) -> ConnectError {
+    let text = error.to_string();
+    match error {
+        StartError::Spawn(SpawnError::CommandNotFound(_)) => ConnectError::not_found(text),
+        StartError::Spawn(SpawnError::Cwd(_) | SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
+        StartError::Spawn(SpawnError::Denied { .. }) => ConnectError::permission_denied(text),
+        StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany => {
+            ConnectError::resource_exhausted(text)
+        }
+        StartError::Io(_) => ConnectError::internal(text),
+    }
+}
+
+fn window(pty: &PTY) -> Winsize {
+    let cell = |n: u32, default| u16::try_from(n).ok().filter(|n| *n > 0).unwrap_or(default);
+    let size = pty.size.as_option();
+    Winsize {
+        ws_row: cell(size.map_or(0, |s| s.rows), 24),
+        ws_col: cell(size.map_or(0, |s| s.cols), 80),
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
+fn info(process: &Process) -> ProcessInfo {
+    let d = &process.description;
+    let config = ProcessConfig {
+        cmd: d.cmd.clone(),
+        args: d.args.clone(),
+        envs: d.envs.iter().cloned().collect(),
+        cwd: d.cwd.clone(),
+        ..Default::default()
+    };
+    ProcessInfo { config: config.into(), pid: process.pid, tag: d.tag.clone(), ..Default::default() }
+}
+
+/// One client's stream of events.
+struct Feed {
+    process: Arc<Process>,
+    reader: Reader,
+    stage: Stage,
+    keepalive: Duration,
+    kill_on_drop: bool,
+    report_deadline: bool,
+}
+
+enum Stage {
+    Start,
+    Output,
+    Deadline,
+    Done,
+}
+
+impl Feed {
+    fn new(ctx: &RequestContext, process: Arc<Process>, reader: Reader) -> Self {
+        let asked = ctx.header("keepalive-ping-interval").and_then(|v| v.to_str().ok()?.parse().ok());
+        let keepalive = asked.filter(|s: &u64| (1..=3600).contains(s)).map_or(KEEPALIVE, Duration::from_secs);
+        Self { process, reader, stage: Stage::Start, keepalive, kill_on_drop: false, report_deadline: false }
+    }
+
+    fn events(self) -> impl futures::Stream<Item = Result<ProcessEvent, ConnectError>> + Send {
+        stream::unfold(self, |mut feed| async move {
+            let item = feed.next().await?;
+            Some((item, feed))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<ProcessEvent, ConnectError>> {
+        let event = match self.stage {
+            Stage::Start => {
+                self.stage = Stage::Output;
+                Event::Start(Box::new(StartEvent { pid: self.process.pid, ..Default::default() }))
+            }
+            Stage::Output => match tokio::time::timeout(self.keepalive, self.reader.next()).await {
+                Err(_) => Event::Keepalive(Box::new(KeepAlive::default())),
+                Ok(Item::Chunk(chunk)) => data(&chunk),
+                Ok(Item::End(end, lost)) => {
+                    self.stage =
+                        if end.timed_out && self.report_deadline { Stage::Deadline } else { Stage::Done };
+                    end_event(&end, lost)
+                }
+            },
+            Stage::Deadline => {
+                self.stage = Stage::Done;
+                let text = "the deadline of the call expired; the process and its descendants were killed";
+                return Some(Err(ConnectError::deadline_exceeded(text)));
+            }
+            Stage::Done => return None,
+        };
+        Some(Ok(ProcessEvent { event: Some(event), ..Default::default() }))
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        if self.kill_on_drop && !self.process.ended() {
+            self.process.kill();
+        }
+    }
+}
+
+fn data(chunk: &Chunk) -> Event {
+    let bytes = chunk.data.to_vec();
+    let output = match chunk.channel {
+        Channel::Stdout => Output::Stdout(bytes),
+        Channel::Stderr => Output::Stderr(bytes),
+        Channel::Pty => Output::Pty(bytes),
+    };
+    Event::Data(Box::new(DataEvent { output: Some(output), ..Default::default() }))
+}
+
+fn end_event(end: &End, lost: u64) -> Event {
+    let error = (lost > 0).then(|| {
+        format!("{lost} bytes of earlier output were dropped: {} KiB are kept per process", LIMIT >> 10)
+    });
+    Event::End(Box::new(EndEvent {
+        exit_code: end.exit_code,
+        exited: end.exited,
+        status: end.status.clone(),
+        error,
+        ..Default::default()
+    }))
+}

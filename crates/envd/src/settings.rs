@@ -1,0 +1,77 @@
+//! What the host told envd at `/init`: token, variables, user; and the check of the token.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+/// The values that calls read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Values {
+    pub(crate) envs: BTreeMap<String, String>,
+    pub(crate) default_user: Option<String>,
+    pub(crate) default_workdir: Option<String>,
+}
+
+/// The settings of this sandbox.
+#[derive(Default)]
+pub(crate) struct Settings {
+    values: Mutex<Values>,
+    token: Mutex<Option<String>>,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Settings {
+    /// A copy of the values.
+    pub(crate) fn snapshot(&self) -> Values {
+        guard(&self.values).clone()
+    }
+
+    /// Changes the values.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Values)) {
+        change(&mut guard(&self.values));
+    }
+
+    /// Sets the token that every later call must carry.
+    pub(crate) fn set_token(&self, token: String) {
+        *guard(&self.token) = Some(token);
+    }
+
+    /// The token, to check signatures.
+    pub(crate) fn token(&self) -> Option<String> {
+        guard(&self.token).clone()
+    }
+
+    /// Whether a call with this token may proceed. Takes the same time whatever the token is.
+    pub(crate) fn admits(&self, given: Option<&str>) -> bool {
+        match &*guard(&self.token) {
+            None => true,
+            Some(token) => same(token, given.unwrap_or_default()),
+        }
+    }
+}
+
+/// Compares secrets in constant time; their length does not show either.
+pub(crate) fn same(a: &str, b: &str) -> bool {
+    Sha256::digest(a)[..].ct_eq(&Sha256::digest(b)[..]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_once_set_is_required() {
+        let settings = Settings::default();
+        assert!(settings.admits(None));
+        settings.set_token("secret".into());
+        assert!(settings.admits(Some("secret")));
+        assert!(!settings.admits(Some("secreT")) && !settings.admits(Some("")) && !settings.admits(None));
+    }
+}

@@ -1,0 +1,148 @@
+//! Users and groups from `/etc/passwd` and `/etc/group`, parsed here because a static glibc cannot load NSS.
+
+use std::{collections::HashMap, fs};
+
+use base64::Engine as _;
+use http::HeaderMap;
+
+/// A user that a request acts as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) name: String,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Supplementary groups, the primary one included.
+    pub(crate) groups: Vec<u32>,
+    pub(crate) home: String,
+    pub(crate) shell: String,
+}
+
+/// Why a request has no user.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UserError {
+    #[error("invalid username: '{0}'")]
+    Unknown(String),
+    #[error("the Authorization header must be `Basic` with base64 of \"user:\"")]
+    Header,
+}
+
+/// Finds a user by name.
+pub(crate) fn lookup(name: &str) -> Result<User, UserError> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let group = fs::read_to_string("/etc/group").unwrap_or_default();
+    parse(name, &passwd, &group).ok_or_else(|| UserError::Unknown(name.to_owned()))
+}
+
+fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
+    let Some(fields) =
+        passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 7 && f[0] == name)
+    else {
+        // A root file system without /etc/passwd still has its superuser.
+        return (name == "root").then(|| User {
+            name: name.into(),
+            uid: 0,
+            gid: 0,
+            groups: vec![0],
+            home: "/root".into(),
+            shell: "/bin/sh".into(),
+        });
+    };
+    let (uid, gid) = (fields[2].parse().ok()?, fields[3].parse().ok()?);
+    let mut groups = vec![gid];
+    for line in group.lines() {
+        let f: Vec<_> = line.split(':').collect();
+        if f.len() >= 4
+            && f[3].split(',').any(|member| member == name)
+            && let Ok(id) = f[2].parse()
+            && !groups.contains(&id)
+        {
+            groups.push(id);
+        }
+    }
+    let or = |value: &str, default: &str| if value.is_empty() { default.into() } else { value.to_owned() };
+    Some(User {
+        name: name.into(),
+        uid,
+        gid,
+        groups,
+        home: or(fields[5], "/"),
+        shell: or(fields[6].trim_end(), "/bin/sh"),
+    })
+}
+
+/// The user named by `Authorization: Basic`, if any.
+pub(crate) fn requested(headers: &HeaderMap) -> Result<Option<String>, UserError> {
+    let Some(value) = headers.get(http::header::AUTHORIZATION) else { return Ok(None) };
+    let text = value.to_str().map_err(|_| UserError::Header)?;
+    // Other schemes are not about users: a proxy may have left them.
+    let Some(code) = text.strip_prefix("Basic ").or_else(|| text.strip_prefix("basic ")) else {
+        return Ok(None);
+    };
+    let raw = base64::engine::general_purpose::STANDARD.decode(code.trim()).map_err(|_| UserError::Header)?;
+    let pair = String::from_utf8(raw).map_err(|_| UserError::Header)?;
+    let name = pair.split(':').next().unwrap_or_default();
+    Ok((!name.is_empty()).then(|| name.to_owned()))
+}
+
+/// Names of all users and groups, for listings.
+pub(crate) struct Names {
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
+}
+
+impl Names {
+    /// Reads both files once.
+    pub(crate) fn load() -> Self {
+        let read = |path| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let mut map = HashMap::new();
+            for line in text.lines() {
+                let f: Vec<_> = line.split(':').collect();
+                if f.len() >= 3
+                    && let Ok(id) = f[2].parse()
+                {
+                    map.entry(id).or_insert_with(|| f[0].to_owned());
+                }
+            }
+            map
+        };
+        Self { users: read("/etc/passwd"), groups: read("/etc/group") }
+    }
+
+    /// The user's name, or its number.
+    pub(crate) fn user(&self, uid: u32) -> String {
+        self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
+    }
+
+    /// The group's name, or its number.
+    pub(crate) fn group(&self, gid: u32) -> String {
+        self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nann:x:1000:1001:,,,:/home/ann:\n";
+    const GROUP: &str = "root:x:0:\nann:x:1001:\nsudo:x:27:bob,ann\n";
+
+    #[test]
+    fn finds_a_user_with_groups() {
+        let ann = parse("ann", PASSWD, GROUP).unwrap();
+        assert_eq!((ann.uid, ann.gid, ann.groups), (1000, 1001, vec![1001, 27]));
+        assert_eq!(ann.shell, "/bin/sh");
+        assert_eq!(parse("eve", PASSWD, GROUP), None);
+        assert_eq!(parse("root", "", "").unwrap().uid, 0);
+    }
+
+    #[test]
+    fn reads_the_basic_header() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(requested(&headers).unwrap(), None);
+        headers.insert("authorization", "Basic YW5uOg==".parse().unwrap());
+        assert_eq!(requested(&headers).unwrap().as_deref(), Some("ann"));
+        headers.insert("authorization", "Basic ???".parse().unwrap());
+        assert!(requested(&headers).is_err());
+    }
+}
