@@ -3,8 +3,12 @@
 //! Started as an ordinary process (`envd --port N`) it only serves, which is how its tests run it.
 
 mod boot;
+mod files;
+mod filesystem;
 mod init;
+mod metrics;
 mod network;
+mod paths;
 mod process;
 mod reaper;
 mod server;
@@ -21,6 +25,9 @@ fn main() -> ExitCode {
     if first {
         boot::run();
     }
+    // Whatever was inherited stays here and does not reach the processes of the sandbox.
+    // SAFETY: marking descriptors close-on-exec closes nothing now.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     let port = match port(std::env::args().skip(1)) {
         Ok(port) => port,
         // The kernel passes words of its command line to PID 1; they are not for us.

@@ -13,10 +13,10 @@ use axum::{
 };
 use serde_json::json;
 use tokio::net::TcpListener;
-use wrenn_rpc::process::ProcessExt as _;
+use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
-    init,
+    files, filesystem, init, metrics,
     process::{registry::Registry, service::Service},
     reaper::Reaper,
     settings::Settings,
@@ -37,14 +37,22 @@ pub(crate) async fn run(port: u16) -> io::Result<()> {
 
 fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
     let process = Arc::new(Service { registry: Arc::clone(registry), settings: Arc::clone(settings) });
-    let rpc = process.register(connectrpc::Router::new());
+    let filesystem = Arc::new(filesystem::Service { settings: Arc::clone(settings) });
+    let rpc = filesystem.register(process.register(connectrpc::Router::new()));
+    // Files check for themselves: a signature in the query may stand for the token.
+    let files = Router::new()
+        .route("/files", get(files::get).post(files::post))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(Arc::clone(settings));
     Router::new()
         .route("/init", post(init::post))
         .route("/envs", get(init::envs))
+        .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
         .fallback_service(rpc.into_axum_service())
         .layer(DefaultBodyLimit::max(4 << 20))
         .layer(middleware::from_fn_with_state(Arc::clone(settings), authorize))
+        .merge(files)
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
 }
 

@@ -110,7 +110,9 @@ impl ProcessService for Service {
             Some(Signal::SIGNAL_SIGKILL) => process.kill(),
             Some(Signal::SIGNAL_SIGTERM) => process.terminate(),
             _ => {
-                return Err(ConnectError::invalid_argument("signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM"));
+                return Err(ConnectError::invalid_argument(
+                    "signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM",
+                ));
             }
         };
         if !reached {

@@ -1,0 +1,329 @@
+//! `GET` and `POST /files`: whole files over plain HTTP, streamed in pieces of bounded size.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, fchown},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json,
+    body::{Body, Bytes},
+    extract::{FromRequest as _, Multipart, Query, Request, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use base64::Engine as _;
+use futures::{Stream, StreamExt as _, stream};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+
+use crate::{
+    filesystem::make_parents,
+    paths,
+    server::error,
+    settings::{self, Settings},
+    users::{self, User},
+};
+
+const PIECE: usize = 64 << 10;
+
+/// The query of both methods.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct Params {
+    path: Option<String>,
+    username: Option<String>,
+    signature: Option<String>,
+    signature_expiration: Option<String>,
+    /// Write beside, sync and rename: an upload that breaks off leaves the old file.
+    atomic: bool,
+}
+
+/// Checks token or signature and finds the user.
+fn admit(
+    settings: &Settings,
+    headers: &HeaderMap,
+    params: &Params,
+    operation: &str,
+) -> Result<User, Response> {
+    let unauthorized = |text: String| error(StatusCode::UNAUTHORIZED, text);
+    let given = headers.get("x-access-token").and_then(|v| v.to_str().ok());
+    if !settings.admits(given) {
+        check_signature(settings, params, operation).map_err(|text| unauthorized(text.into()))?;
+    }
+    let named = match params.username.clone().filter(|u| !u.is_empty()) {
+        Some(name) => Some(name),
+        None => users::requested(headers).map_err(|e| unauthorized(e.to_string()))?,
+    };
+    let name = named.or(settings.snapshot().default_user).unwrap_or_else(|| "root".into());
+    users::lookup(&name).map_err(|e| unauthorized(e.to_string()))
+}
+
+fn check_signature(settings: &Settings, params: &Params, operation: &str) -> Result<(), &'static str> {
+    const MISSING: &str = "neither X-Access-Token nor a valid signature was given";
+    let (Some(token), Some(given)) = (settings.token(), &params.signature) else { return Err(MISSING) };
+    let path = params.path.as_deref().unwrap_or_default();
+    let user = params.username.as_deref().unwrap_or_default();
+    let mut text = format!("{path}:{operation}:{user}:{token}");
+    if let Some(expiration) = &params.signature_expiration {
+        text = format!("{text}:{expiration}");
+    }
+    let hash = base64::engine::general_purpose::STANDARD_NO_PAD.encode(Sha256::digest(text));
+    if !settings::same(&format!("v1_{hash}"), given) {
+        return Err("invalid signature");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    match params.signature_expiration.as_deref().map(str::parse::<u64>) {
+        Some(Ok(at)) if at < now => Err("signature is already expired"),
+        Some(Err(_)) => Err("signature_expiration must be a Unix time"),
+        _ => Ok(()),
+    }
+}
+
+fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
+    use io::ErrorKind as K;
+    let status = match cause.kind() {
+        K::NotFound => StatusCode::NOT_FOUND,
+        K::PermissionDenied | K::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
+        K::StorageFull | K::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
+        K::IsADirectory | K::NotADirectory | K::InvalidFilename | K::InvalidInput => StatusCode::BAD_REQUEST,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    error(status, format!("cannot {action} {}: {cause}", path.display()))
+}
+
+/// Reads a file, or one range of it.
+pub(crate) async fn get(
+    State(settings): State<Arc<Settings>>,
+    Query(params): Query<Params>,
+    headers: HeaderMap,
+) -> Response {
+    read(&settings, &params, &headers).await.unwrap_or_else(|response| response)
+}
+
+async fn read(settings: &Settings, params: &Params, headers: &HeaderMap) -> Result<Response, Response> {
+    let user = admit(settings, headers, params, "read")?;
+    let bad = |e: paths::PathError| error(StatusCode::BAD_REQUEST, e.to_string());
+    let path = paths::resolve(params.path.as_deref().unwrap_or_default(), &user).map_err(bad)?;
+    // A FIFO or device could block for ever: look before opening.
+    let meta = tokio::fs::metadata(&path).await.map_err(|e| failed("read", &path, &e))?;
+    if !meta.is_file() {
+        let what = if meta.is_dir() { "a directory" } else { "not a regular file" };
+        return Err(error(StatusCode::BAD_REQUEST, format!("{} is {what}", path.display())));
+    }
+    let mut file = tokio::fs::File::open(&path).await.map_err(|e| failed("read", &path, &e))?;
+    let size = file.metadata().await.map_err(|e| failed("read", &path, &e))?.size();
+    let wanted =
+        headers.get(header::RANGE).and_then(|v| v.to_str().ok()).map_or(Ok(None), |v| range(v, size));
+    let Ok(wanted) = wanted else {
+        let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, format!("the file has {size} bytes"));
+        if let Ok(value) = format!("bytes */{size}").parse() {
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+        }
+        return Err(response);
+    };
+    let (start, length) = wanted.unwrap_or((0, size));
+    file.seek(io::SeekFrom::Start(start)).await.map_err(|e| failed("read", &path, &e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut response = Response::builder()
+        .status(if wanted.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::CONTENT_LENGTH, length)
+        .header(header::ACCEPT_RANGES, "bytes")
+        .header(header::CONTENT_DISPOSITION, format!("inline; filename*=UTF-8''{}", percent_encode(&name)));
+    if wanted.is_some() {
+        let end = start + length - 1;
+        response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{end}/{size}"));
+    }
+    let body = Body::from_stream(pieces(file, length));
+    response.body(body).map_err(|e| error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
+}
+
+/// A file's next `length` bytes; a file that shrinks meanwhile breaks the transfer, visibly.
+fn pieces(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold((file, length), |(mut file, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let mut piece = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
+        let n = file.read(&mut piece).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        piece.truncate(n);
+        Ok(Some((Bytes::from(piece), (file, left - n as u64))))
+    })
+}
+
+/// Start and length of a single range; `Ok(None)` for what RFC 9110 says to ignore.
+fn range(text: &str, size: u64) -> Result<Option<(u64, u64)>, ()> {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|r| r.split_once('-')) else {
+        return Ok(None);
+    };
+    let (first, last) = (first.trim(), last.trim());
+    if first.is_empty() {
+        let Ok(suffix) = last.parse::<u64>() else { return Ok(None) };
+        let length = suffix.min(size);
+        return if length == 0 { Err(()) } else { Ok(Some((size - length, length))) };
+    }
+    let Ok(start) = first.parse::<u64>() else { return Ok(None) };
+    let end = if last.is_empty() { u64::MAX } else { last.parse().unwrap_or(0) };
+    if last.parse::<u64>().is_err() && !last.is_empty() || end < start {
+        return Ok(None);
+    }
+    if start >= size { Err(()) } else { Ok(Some((start, end.min(size - 1) - start + 1))) }
+}
+
+fn percent_encode(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Writes one file (octet-stream) or several (multipart).
+pub(crate) async fn post(
+    State(settings): State<Arc<Settings>>,
+    Query(params): Query<Params>,
+    request: Request,
+) -> Response {
+    write(&settings, &params, request).await.unwrap_or_else(|response| response)
+}
+
+async fn write(settings: &Settings, params: &Params, request: Request) -> Result<Response, Response> {
+    let user = admit(settings, request.headers(), params, "write")?;
+    let encoded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
+    if encoded {
+        return Err(error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the file without Content-Encoding"));
+    }
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
+    let mut written = Vec::new();
+    if kind.starts_with("multipart/form-data") {
+        let mut parts = Multipart::from_request(request, &()).await.map_err(|e| bad(e.to_string()))?;
+        while let Some(part) = parts.next_field().await.map_err(|e| bad(e.to_string()))? {
+            if part.name() != Some("file") {
+                continue;
+            }
+            let given = params.path.clone().or_else(|| part.file_name().map(str::to_owned));
+            let Some(given) = given else {
+                return Err(bad("a part has no filename and there is no ?path".into()));
+            };
+            written
+                .push(store(&given, &user, params.atomic, part.map(|r| r.map_err(|e| e.to_string()))).await?);
+        }
+        if written.is_empty() {
+            return Err(bad("the form has no part named `file`".into()));
+        }
+    } else {
+        let Some(given) = &params.path else { return Err(bad("?path is missing".into())) };
+        let body = request.into_body().into_data_stream().map(|r| r.map_err(|e| e.to_string()));
+        written.push(store(given, &user, params.atomic, body).await?);
+    }
+    Ok(Json(written).into_response())
+}
+
+async fn store(
+    given: &str,
+    user: &User,
+    atomic: bool,
+    data: impl Stream<Item = Result<Bytes, String>>,
+) -> Result<Value, Response> {
+    let path = paths::resolve(given, user).map_err(|e| error(StatusCode::BAD_REQUEST, e.to_string()))?;
+    let (place, owner) = (path.clone(), user.clone());
+    let opened = tokio::task::spawn_blocking(move || Upload::open(place, &owner, atomic)).await;
+    let mut upload = opened.map_err(io::Error::other).flatten().map_err(|e| failed("write", &path, &e))?;
+    let mut data = std::pin::pin!(data);
+    while let Some(piece) = data.next().await {
+        let piece =
+            piece.map_err(|e| error(StatusCode::BAD_REQUEST, format!("the upload broke off: {e}")))?;
+        upload.file.write_all(&piece).await.map_err(|e| failed("write", &path, &e))?;
+    }
+    upload.finish().await.map_err(|e| failed("write", &path, &e))?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(json!({"name": name, "path": path.to_string_lossy(), "type": "file"}))
+}
+
+/// A file being written. Dropped before `finish`, it removes its temporary file.
+struct Upload {
+    file: tokio::fs::File,
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl Upload {
+    fn open(path: PathBuf, user: &User, atomic: bool) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        make_parents(&path, user)?;
+        let old = fs::metadata(&path).ok();
+        if let Some(meta) = &old {
+            if meta.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            if !meta.is_file() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
+        }
+        // A link keeps pointing where it points.
+        let path = if atomic { fs::canonicalize(&path).unwrap_or(path) } else { path };
+        let temporary = atomic.then(|| {
+            let mut name = OsString::from(format!(".envd-{}-", NEXT.fetch_add(1, Ordering::Relaxed)));
+            name.push(std::process::id().to_string());
+            path.with_file_name(name)
+        });
+        let file = fs::File::create(temporary.as_ref().unwrap_or(&path))?;
+        let upload = Self { file: tokio::fs::File::from_std(file.try_clone()?), path, temporary };
+        if let (true, Some(meta)) = (atomic, &old) {
+            file.set_permissions(meta.permissions())?;
+        }
+        fchown(&file, Some(user.uid), Some(user.gid))?;
+        Ok(upload)
+    }
+
+    async fn finish(mut self) -> io::Result<()> {
+        self.file.flush().await?;
+        if let Some(temporary) = &self.temporary {
+            self.file.sync_all().await?;
+            tokio::fs::rename(temporary, &self.path).await?;
+            self.temporary = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ranges() {
+        assert_eq!(range("bytes=0-9", 100), Ok(Some((0, 10))));
+        assert_eq!(range("bytes=90-", 100), Ok(Some((90, 10))));
+        assert_eq!(range("bytes=-5", 100), Ok(Some((95, 5))));
+        assert_eq!(range("bytes=50-500", 100), Ok(Some((50, 50))));
+        assert_eq!(range("bytes=100-", 100), Err(()));
+        assert_eq!((range("lines=1-2", 100), range("bytes=5-2", 100)), (Ok(None), Ok(None)));
+    }
+}

@@ -1,0 +1,72 @@
+//! Paths as clients give them: absolute, relative to the user's home, or starting with `~`.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::users::User;
+
+/// The kernel's own limit.
+const MAX: usize = 4096;
+
+/// Why a path cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PathError {
+    #[error("the path is empty")]
+    Empty,
+    #[error("the path has {0} bytes; at most {MAX} are possible")]
+    TooLong(usize),
+    #[error("the path contains a NUL byte")]
+    Nul,
+}
+
+/// The absolute form of a path, without `.` and with `..` taken back lexically.
+pub(crate) fn resolve(path: &str, user: &User) -> Result<PathBuf, PathError> {
+    if path.is_empty() {
+        return Err(PathError::Empty);
+    }
+    if path.contains('\0') {
+        return Err(PathError::Nul);
+    }
+    if path.len() > MAX {
+        return Err(PathError::TooLong(path.len()));
+    }
+    let home = Path::new(&user.home);
+    let full = match path.strip_prefix('~') {
+        Some("") => home.to_owned(),
+        Some(rest) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        _ => home.join(path),
+    };
+    let mut clean = PathBuf::from("/");
+    for part in full.components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    Ok(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolves_like_the_clients_expect() {
+        let user = User {
+            name: "ann".into(),
+            uid: 1,
+            gid: 1,
+            groups: vec![],
+            home: "/home/ann".into(),
+            shell: "/bin/sh".into(),
+        };
+        let text = |p| resolve(p, &user).map(|p| p.display().to_string()).ok();
+        assert_eq!(text("a/./b/../c").as_deref(), Some("/home/ann/a/c"));
+        assert_eq!(text("~/x").as_deref(), Some("/home/ann/x"));
+        assert_eq!(text("~").as_deref(), Some("/home/ann"));
+        assert_eq!(text("/../etc").as_deref(), Some("/etc"));
+        assert_eq!((text(""), text("a\0b"), text(&"a".repeat(5000))), (None, None, None));
+    }
+}
