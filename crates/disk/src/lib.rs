@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-//mod volumes;
-//pub use volumes::{CopyVolumes, ReflinkVolumes, open};
+mod cloning;
+pub mod loopfs;
+mod store;
+
+pub use store::{Backend, Store};
 
 /// Why a volume could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +63,13 @@ pub trait Volumes: Send + Sync {
     async fn images(&self) -> Result<Vec<String>, DiskError>;
     /// Makes volume `id` of `size_mb` MiB from an image. Content beyond the image reads as zeros and
     /// takes no space; the guest grows its file system. `owner` is the user that opens it.
-    async fn clone_image(&self, image: &str, id: &str, size_mb: u64, owner: u32) -> Result<BlockDevice, DiskError>;
+    async fn clone_image(
+        &self,
+        image: &str,
+        id: &str,
+        size_mb: u64,
+        owner: u32,
+    ) -> Result<BlockDevice, DiskError>;
     /// Bytes that volume `id` occupies.
     async fn usage(&self, id: &str) -> Result<u64, DiskError>;
     /// Ids of all volumes.

@@ -53,7 +53,8 @@ pub async fn probe_kvm(qemu: &Path, kernel: &Path, limit: Duration) -> Probe {
     let begin = Instant::now();
     let device = PathBuf::from("/dev/kvm");
     let present = device.exists();
-    let result = if present { boot(qemu, kernel, limit).await } else { Err("there is no /dev/kvm".to_owned()) };
+    let result =
+        if present { boot(qemu, kernel, limit).await } else { Err("there is no /dev/kvm".to_owned()) };
     let usable = result.is_ok();
     let reason = result.err().unwrap_or_else(|| "a guest kernel ran".to_owned());
     Probe { present, usable, reason, took_ms: begin.elapsed().as_millis() as u64 }
@@ -61,7 +62,17 @@ pub async fn probe_kvm(qemu: &Path, kernel: &Path, limit: Duration) -> Probe {
 
 async fn boot(qemu: &Path, kernel: &Path, limit: Duration) -> Result<(), String> {
     let mut command = Command::new(qemu);
-    command.args(["-M", "q35", "-accel", "kvm", "-m", "128M", "-nodefaults", "-no-user-config", "-no-reboot"]);
+    command.args([
+        "-M",
+        "q35",
+        "-accel",
+        "kvm",
+        "-m",
+        "128M",
+        "-nodefaults",
+        "-no-user-config",
+        "-no-reboot",
+    ]);
     command.args(["-display", "none", "-serial", "stdio", "-kernel"]).arg(kernel);
     command.args(["-append", "console=ttyS0 earlyprintk=ttyS0,115200 panic=-1"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

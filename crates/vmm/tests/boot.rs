@@ -91,6 +91,8 @@ async fn what_cannot_be_is_refused() {
     let no_kernel = BootSpec { kernel: "/no/kernel".into(), ..spec(&dir) };
     assert!(matches!(qemu.boot(&no_kernel).await, Err(VmmError::Missing { .. })));
     let bad_disk = BootSpec { disk: Some("/no/disk".into()), ..spec(&dir) };
-    let Err(VmmError::Ended { log }) = qemu.boot(&bad_disk).await.map(drop) else { panic!("it must not start") };
+    let Err(VmmError::Ended { log }) = qemu.boot(&bad_disk).await.map(drop) else {
+        panic!("it must not start")
+    };
     assert!(log.contains("/no/disk"), "{log}");
 }

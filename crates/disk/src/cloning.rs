@@ -1,0 +1,94 @@
+//! How the content of one file gets into another: by sharing extents, or by copying what is not a hole.
+
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+
+use rustix::{
+    fs::{SeekFrom, ftruncate, ioctl_ficlone, seek},
+    io::Errno,
+};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Shares the extents of `source` with `target`: a matter of microseconds whatever the size.
+pub(crate) fn reflink(source: &File, target: &File) -> io::Result<()> {
+    Ok(ioctl_ficlone(target, source)?)
+}
+
+/// Copies the data of `source` to `target` and leaves its holes holes.
+pub(crate) fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    ftruncate(target, length)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < length {
+        let start = match seek(source, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole is left.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(source, SeekFrom::Hole(start))?;
+        at = start;
+        while at < end {
+            let wanted = CHUNK.min((end - at) as usize);
+            let read = source.read_at(&mut buffer[..wanted], at)?;
+            if read == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the file shrank while it was copied",
+                ));
+            }
+            target.write_all_at(&buffer[..read], at)?;
+            at += read as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Whether files in `dir` can share extents, by trying.
+pub(crate) fn can_reflink(dir: &Path) -> io::Result<bool> {
+    let source = tempfile_in(dir, ".reflink-probe-source")?;
+    source.1.write_all_at(&[1; 4096], 0)?;
+    let target = tempfile_in(dir, ".reflink-probe-target")?;
+    Ok(reflink(&source.1, &target.1).is_ok())
+}
+
+/// A file that is removed when it is dropped.
+struct Removed(std::path::PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn tempfile_in(dir: &Path, name: &str) -> io::Result<(Removed, File)> {
+    let path = dir.join(name);
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    Ok((Removed(path), file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn holes_stay_holes_and_data_is_equal() {
+        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        source.set_len(64 << 20).unwrap();
+        source.write_all_at(b"begin", 0).unwrap();
+        source.write_all_at(&vec![7; 3 << 20], 20 << 20).unwrap();
+        sparse_copy(&source, &target).unwrap();
+        assert_eq!(target.metadata().unwrap().len(), 64 << 20);
+        assert!(target.metadata().unwrap().blocks() * 512 < 8 << 20, "the copy is not sparse");
+        let mut bytes = vec![0; 3 << 20];
+        target.read_exact_at(&mut bytes, 20 << 20).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 7));
+        target.read_exact_at(&mut bytes[..5], 0).unwrap();
+        assert_eq!(&bytes[..5], b"begin");
+    }
+}
