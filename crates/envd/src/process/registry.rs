@@ -147,23 +147,30 @@ impl Registry {
         .await
         .map_err(io::Error::other)??;
 
-        let terminal = if pty { spawned.input.as_ref().map(OwnedFd::try_clone).transpose()? } else { None };
-        let input = spawned.input.map(watched).transpose()?;
+        let wired = match wire(spawned.input, spawned.outputs, pty) {
+            Ok(wired) => wired,
+            Err(error) => {
+                // Nobody could ever read or end it.
+                self.reaper.signal_group(spawned.pid, libc::SIGKILL);
+                group.into_iter().for_each(|g| self.cgroups.remove(g));
+                return Err(error.into());
+            }
+        };
         let process = Arc::new(Process {
             pid: spawned.pid as u32,
             description,
             pty,
             log: Arc::clone(&log),
-            input: tokio::sync::Mutex::new(input),
-            terminal: Mutex::new(terminal),
+            input: tokio::sync::Mutex::new(wired.input),
+            terminal: Mutex::new(wired.terminal),
             cgroup: Mutex::new(group),
             timed_out: AtomicBool::new(false),
             reaper: Arc::clone(&self.reaper),
         });
         let (ended, end_seen) = watch::channel(false);
         let mut pumps = JoinSet::new();
-        for (channel, fd) in spawned.outputs {
-            pumps.spawn(pump(channel, watched(fd)?, Arc::clone(&log), end_seen.clone()));
+        for (channel, fd) in wired.outputs {
+            pumps.spawn(pump(channel, fd, Arc::clone(&log), end_seen.clone()));
         }
         self.table().running.push(Arc::clone(&process));
         tokio::spawn(self.supervise(Arc::clone(&process), spawned.status, pumps, ended, deadline));
@@ -346,14 +353,28 @@ async fn pump(channel: Channel, fd: AsyncFd<OwnedFd>, log: Arc<Log>, mut ended: 
     tokio::spawn(async move { while read(&fd, &mut buffer).await.is_ok_and(|n| n > 0) {} });
 }
 
-/// Takes what is in the pipe now.
+/// Takes what is there now, at most what the largest pipe holds.
 async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log, buffer: &mut [u8]) {
-    let mut left = rustix::io::ioctl_fionread(fd.get_ref()).unwrap_or(0);
+    let mut left: usize = 1 << 20;
     while left > 0 {
         let Ok(n @ 1..) = rustix::io::read(fd.get_ref(), &mut *buffer) else { return };
-        left = left.saturating_sub(n as u64);
+        left = left.saturating_sub(n);
         log.append(Chunk { channel, data: Bytes::copy_from_slice(&buffer[..n]) }).await;
     }
+}
+
+/// Our ends of a process's channels, ready for use.
+struct Wired {
+    input: Option<AsyncFd<OwnedFd>>,
+    terminal: Option<OwnedFd>,
+    outputs: Vec<(Channel, AsyncFd<OwnedFd>)>,
+}
+
+fn wire(input: Option<OwnedFd>, outputs: Vec<(Channel, OwnedFd)>, pty: bool) -> io::Result<Wired> {
+    let terminal = if pty { input.as_ref().map(OwnedFd::try_clone).transpose()? } else { None };
+    let input = input.map(watched).transpose()?;
+    let outputs = outputs.into_iter().map(|(channel, fd)| Ok((channel, watched(fd)?)));
+    Ok(Wired { input, terminal, outputs: outputs.collect::<io::Result<_>>()? })
 }
 
 /// Registers a pipe or terminal with the runtime.
