@@ -1,0 +1,139 @@
+//! Addresses and names of slots. Nothing here touches the kernel.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::NetworkError;
+
+/// The highest slot number.
+pub const MAX_SLOTS: u16 = 32767;
+/// Every guest's address.
+pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
+/// The gateway that a guest sees: the tap device in its slot.
+pub const TAP_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
+/// The prefix length of the network between the two.
+pub(crate) const TAP_PREFIX: u8 = 30;
+/// Every guest's hardware address: snapshots restore in any slot.
+const GUEST_MAC: &str = "02:fc:00:00:00:05";
+
+const HOST_BASE: u32 = u32::from_be_bytes([10, 11, 0, 0]);
+const VETH_BASE: u32 = u32::from_be_bytes([10, 12, 0, 0]);
+
+/// One slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotSpec {
+    /// 1 to [`MAX_SLOTS`].
+    pub index: u16,
+    /// The file that the namespace is pinned at.
+    pub netns: PathBuf,
+    /// Where the host reaches the guest.
+    pub host_address: Ipv4Addr,
+    /// The host's end of the veth pair.
+    pub veth_host: String,
+    /// The address of that end.
+    pub veth_host_address: Ipv4Addr,
+    /// The address of the end in the namespace.
+    pub veth_slot_address: Ipv4Addr,
+    /// The tap device in the namespace.
+    pub tap: String,
+    /// The guest's hardware address.
+    pub guest_mac: String,
+}
+
+/// The address plan of one agent.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    instance: String,
+    netns_dir: PathBuf,
+}
+
+impl Plan {
+    /// A plan whose links carry `instance`, so that two agents on one machine tell theirs apart, and whose
+    /// namespaces are pinned in `netns_dir`.
+    pub fn new(instance: &str, netns_dir: &Path) -> Result<Self, NetworkError> {
+        let valid = (1..=4).contains(&instance.len())
+            && instance.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if !valid {
+            return Err(NetworkError::Instance(instance.to_owned()));
+        }
+        Ok(Self { instance: instance.to_owned(), netns_dir: netns_dir.to_owned() })
+    }
+
+    /// The agent's tag.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// What the names of the agent's links begin with.
+    pub fn link_prefix(&self) -> String {
+        format!("wr{}-", self.instance)
+    }
+
+    /// Slot `index`.
+    pub fn slot(&self, index: u16) -> Result<SlotSpec, NetworkError> {
+        if !(1..=MAX_SLOTS).contains(&index) {
+            return Err(NetworkError::Index(index));
+        }
+        let offset = u32::from(index);
+        Ok(SlotSpec {
+            index,
+            netns: self.netns_dir.join(index.to_string()),
+            host_address: Ipv4Addr::from(HOST_BASE + offset),
+            veth_host: format!("{}{index}", self.link_prefix()),
+            veth_host_address: Ipv4Addr::from(VETH_BASE + 2 * offset),
+            veth_slot_address: Ipv4Addr::from(VETH_BASE + 2 * offset + 1),
+            tap: "tap0".to_owned(),
+            guest_mac: GUEST_MAC.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn plan() -> Plan {
+        Plan::new("ab12", Path::new("/n")).unwrap()
+    }
+
+    #[test]
+    fn no_two_slots_share_a_name_or_an_address() {
+        let mut seen = HashSet::new();
+        for index in 1..=MAX_SLOTS {
+            let slot = plan().slot(index).unwrap();
+            assert!(slot.veth_host.len() < 16, "{}", slot.veth_host);
+            assert_eq!(slot.host_address.octets()[..2], [10, 11]);
+            assert_eq!(slot.veth_host_address.octets()[..2], [10, 12]);
+            for thing in [
+                slot.veth_host,
+                slot.netns.display().to_string(),
+                slot.host_address.to_string(),
+                slot.veth_host_address.to_string(),
+                slot.veth_slot_address.to_string(),
+            ] {
+                assert!(seen.insert(thing.clone()), "{thing} twice");
+            }
+        }
+    }
+
+    #[test]
+    fn tags_that_are_no_part_of_a_link_name_are_refused() {
+        for tag in ["", "abcde", "A", "a-b", "é"] {
+            assert!(Plan::new(tag, Path::new("/n")).is_err(), "{tag:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_number_is_a_slot_or_refused(index: u16) {
+            prop_assert_eq!(plan().slot(index).is_ok(), (1..=MAX_SLOTS).contains(&index));
+        }
+    }
+}
