@@ -1,1 +1,5 @@
-//! The host agent: owns the microVMs of one machine
+//! The host agent: owns the microVMs of one machine.
+
+pub mod fault;
+pub mod sandbox;
+pub mod slots;

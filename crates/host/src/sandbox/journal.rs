@@ -1,0 +1,230 @@
+//! The journal of one sandbox: JSON lines, written and synced before each step that creates something
+//! outside the process. Calls block on the disk; async callers run them on the blocking pool.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+use wrenn_vmm::ProcessId;
+
+/// The most that a journal may hold; a real one has a few KiB.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Why a journal could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The kernel refused.
+    #[error("cannot {action} the sandbox's journal: {source}; check the state directory's disk")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A complete line is not an entry.
+    #[error("line {line} of the sandbox's journal is not an entry: {reason}; destroy the sandbox")]
+    Malformed {
+        /// Which line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It is larger than any journal the agent writes.
+    #[error("the sandbox's journal is larger than {MAX_BYTES} bytes; destroy the sandbox")]
+    TooLarge,
+}
+
+/// One line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub enum Entry {
+    /// What was asked for, with envd's token: enough to run commands after an adoption.
+    Spec {
+        /// The template.
+        template: String,
+        /// Virtual CPUs.
+        vcpus: u32,
+        /// Memory in MiB.
+        memory_mb: u64,
+        /// Disk in MiB.
+        disk_size_mb: u64,
+        /// When it was asked for.
+        created_at_unix_ms: i64,
+        /// envd's access token.
+        access_token: String,
+    },
+    /// A slot is taken.
+    Slot {
+        /// Its number.
+        index: u16,
+    },
+    /// The volume is about to be cloned; its id is the sandbox's.
+    Volume,
+    /// A VMM is about to be started.
+    VmmIntent,
+    /// The VMM process that was started.
+    Vmm {
+        /// Which one.
+        process: ProcessId,
+    },
+    /// Code can run in it.
+    Running,
+    /// It is being destroyed: from here there is no way back.
+    Destroy,
+}
+
+/// One thing to take back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undo {
+    /// End the VMM; without a process it is looked for by its run directory.
+    Vmm(Option<ProcessId>),
+    /// Remove the volume.
+    Volume,
+    /// Give the slot back.
+    Slot(u16),
+}
+
+/// Whether a sandbox of these entries may be adopted: it ran, and no destroy began.
+pub fn adoptable(entries: &[Entry]) -> bool {
+    entries.contains(&Entry::Running) && !entries.contains(&Entry::Destroy)
+}
+
+/// What must be taken back, latest first; each thing once.
+pub fn undo(entries: &[Entry]) -> Vec<Undo> {
+    let mut steps: Vec<Undo> = Vec::new();
+    for entry in entries {
+        let step = match entry {
+            Entry::Slot { index } => Undo::Slot(*index),
+            Entry::Volume => Undo::Volume,
+            Entry::VmmIntent => Undo::Vmm(None),
+            Entry::Vmm { process } => {
+                steps.retain(|step| *step != Undo::Vmm(None));
+                Undo::Vmm(Some(process.clone()))
+            }
+            Entry::Spec { .. } | Entry::Running | Entry::Destroy => continue,
+        };
+        if !steps.contains(&step) {
+            steps.push(step);
+        }
+    }
+    steps.reverse();
+    steps
+}
+
+/// An open journal.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+}
+
+impl Journal {
+    /// Opens or creates the journal in `dir`, which exists, and gives the entries so far. A last line cut
+    /// short by a crash was never acted on and is dropped.
+    pub fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
+        let io = |action| move |source| JournalError::Io { action, source };
+        let path = dir.join("journal.json");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io("open"))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))?;
+        let mut bytes = Vec::new();
+        (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io("read"))?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(JournalError::TooLarge);
+        }
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let entries = parse(&bytes[..whole])?;
+        file.set_len(whole as u64).map_err(io("trim"))?;
+        file.seek(SeekFrom::End(0)).map_err(io("seek in"))?;
+        Ok((Self { file }, entries))
+    }
+
+    /// Writes an entry; it is on the disk when this returns.
+    pub fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+        let io = |action| move |source| JournalError::Io { action, source };
+        let mut line = serde_json::to_vec(entry).map_err(io::Error::from).map_err(io("encode"))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(io("write"))?;
+        self.file.sync_data().map_err(io("sync"))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Entry>, JournalError> {
+    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    lines
+        .enumerate()
+        .map(|(at, line)| {
+            serde_json::from_slice(line)
+                .map_err(|e| JournalError::Malformed { line: at + 1, reason: e.to_string() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn life() -> Vec<Entry> {
+        let process = ProcessId { pid: 7, start_time: 9 };
+        let spec = Entry::Spec {
+            template: "minimal".into(),
+            vcpus: 1,
+            memory_mb: 256,
+            disk_size_mb: 5120,
+            created_at_unix_ms: 1,
+            access_token: "t".into(),
+        };
+        let slot = Entry::Slot { index: 3 };
+        let vmm = Entry::Vmm { process };
+        vec![spec, slot, Entry::Volume, Entry::VmmIntent, vmm, Entry::Running, Entry::Destroy]
+    }
+
+    #[test]
+    fn every_prefix_undoes_exactly_what_it_lists() {
+        let vmm = Undo::Vmm(Some(ProcessId { pid: 7, start_time: 9 }));
+        let expected = [
+            vec![],
+            vec![],
+            vec![Undo::Slot(3)],
+            vec![Undo::Volume, Undo::Slot(3)],
+            vec![Undo::Vmm(None), Undo::Volume, Undo::Slot(3)],
+            vec![vmm.clone(), Undo::Volume, Undo::Slot(3)],
+            vec![vmm.clone(), Undo::Volume, Undo::Slot(3)],
+            vec![vmm, Undo::Volume, Undo::Slot(3)],
+        ];
+        let life = life();
+        for (len, wanted) in expected.iter().enumerate() {
+            assert_eq!(&undo(&life[..len]), wanted, "prefix of {len}");
+            assert_eq!(adoptable(&life[..len]), len == 6, "prefix of {len}");
+        }
+    }
+
+    #[test]
+    fn a_journal_cut_at_any_byte_opens_and_takes_entries() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let life = life();
+        let (mut journal, _) = Journal::open(dir.path()).expect("opens");
+        life.iter().for_each(|e| journal.append(e).expect("appends"));
+        let path = dir.path().join("journal.json");
+        let bytes = std::fs::read(&path).expect("reads");
+        for cut in 0..=bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).expect("writes");
+            let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
+            let (mut journal, entries) = Journal::open(dir.path()).expect("opens");
+            assert_eq!(entries, life[..whole]);
+            journal.append(&Entry::Destroy).expect("appends");
+            let (_, again) = Journal::open(dir.path()).expect("opens again");
+            assert_eq!(again.len(), whole + 1);
+            assert_eq!(again.last(), Some(&Entry::Destroy));
+        }
+    }
+}
