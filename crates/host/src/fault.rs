@@ -1,9 +1,12 @@
 //! Points at which a test ends the process as `kill -9` would. Nothing without feature `fault-points`.
 
-/// Ends the process with SIGKILL when `WRENN_FAULT_AGENT` names this point.
+/// Ends the process with SIGKILL when the directory `WRENN_FAULT_DIR` has a file named `agent.NAME`. The
+/// file is removed first, so that the next start gets past the point.
 #[cfg(feature = "fault-points")]
 pub fn point(name: &str) {
-    if std::env::var("WRENN_FAULT_AGENT").is_ok_and(|wanted| wanted == name) {
+    let Some(dir) = std::env::var_os("WRENN_FAULT_DIR") else { return };
+    let armed = std::path::Path::new(&dir).join(format!("agent.{name}"));
+    if std::fs::remove_file(armed).is_ok() {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }

@@ -1,5 +1,150 @@
 //! The host agent: owns the microVMs of one machine.
+//!
+//! Every sandbox has one task that changes it and a journal on disk; microVMs outlive the agent, and the
+//! next one adopts them. The control plane speaks to it over mutual TLS (`host.v1`).
+#![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
-pub mod fault;
-pub mod sandbox;
-pub mod slots;
+mod agent;
+mod assets;
+mod cleanup;
+mod config;
+mod driver;
+mod error;
+mod fault;
+mod layout;
+mod machine;
+mod recover;
+mod sandbox;
+mod service;
+mod tls;
+
+use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use anyhow::Context;
+use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use wrenn_disk::{Backend, Store, Volumes, loopfs};
+use wrenn_network::{Plan, PoolConfig, SlotPool};
+use wrenn_rpc::host::v1::HostExt as _;
+
+pub use config::{Config, Driver, Egress, Limits, TlsFiles};
+
+use crate::{agent::Agent, sandbox::actor::Shared, service::Service};
+
+/// The largest message of the service: a piece of a file, or the output of an exec.
+const MESSAGE_MAX: usize = 64 << 20;
+
+async fn open_volumes(config: &Config) -> anyhow::Result<Store> {
+    let dir = layout::volumes(&config.state_dir);
+    let file = layout::store_file(&config.state_dir);
+    let size = config.store_size_mb << 20;
+    // A file system that shares extents needs no other one inside it.
+    let native = !file.exists() && Store::open(&dir, Backend::Reflink).await.is_ok();
+    if !native {
+        let (mount_file, mount_dir) = (file, dir.clone());
+        let mounted =
+            tokio::task::spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
+        if let Err(error) = mounted {
+            tracing::warn!(%error, "disks are copied instead of cloned");
+        }
+    }
+    Store::open(&dir, Backend::Auto).await.context("the volume store cannot be opened")
+}
+
+async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
+    let state = config.state_dir.clone();
+    let sandboxes_dir = layout::sandboxes(&state);
+    for dir in [&state, &sandboxes_dir] {
+        fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
+        // VMMs reach their own directories below, and see no others.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
+    }
+    let instance = layout::keep_instance(&state, config.host_id)?;
+    let volumes = Arc::new(open_volumes(&config).await?);
+    let assets = assets::Assets::load(&config.share_dir, &state, &*volumes).await?;
+    let chosen = driver::choose(config.driver, &state, &assets.kernel).await?;
+    tracing::info!(vmm = chosen.vmm.name(), reason = chosen.reason, volumes = volumes.backend(), "driver chosen");
+
+    let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
+    recover::end_strays(&sandboxes_dir, &records).await;
+    let in_use = records.iter().filter(|record| record.adoptable()).filter_map(recover::Record::slot).collect();
+    let network = layout::network(&state);
+    let slots = SlotPool::start(PoolConfig {
+        state_dir: network.clone(),
+        instance: instance.clone(),
+        warm: usize::from(config.warm_slots),
+        max: u16::try_from(config.limits.sandboxes).unwrap_or(u16::MAX).saturating_add(config.warm_slots),
+        egress: match config.egress {
+            Egress::Internet => wrenn_network::Egress::Nat,
+            Egress::None => wrenn_network::Egress::None,
+        },
+        in_use,
+    })
+    .await
+    .context("the network slots cannot be made")?;
+    let shared = Arc::new(Shared {
+        vmm: chosen.vmm,
+        volumes,
+        slots,
+        plan: Plan::new(&instance, &network.join("netns"))?,
+        assets,
+        dir: sandboxes_dir,
+        uid_base: config.vmm_uid_base,
+        boot_limit: config.limits.boot,
+    });
+    let mut sandboxes = HashMap::new();
+    for record in records {
+        sandboxes.extend(recover::take_up(&shared, record).await);
+    }
+    Ok(Agent::new(config, shared, chosen.reason, sandboxes))
+}
+
+/// Runs the agent until `shutdown` is cancelled. Its microVMs go on; the next start adopts them.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let tls = tls::server(&config.tls)?;
+    let address = config.listen;
+    // Before the slow part: a second agent must not touch the first one's microVMs.
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
+    let agent = start(config).await?;
+    let slots = agent.shared.slots.clone();
+    let limits =
+        RpcLimits::default().with_max_message_size(MESSAGE_MAX).with_max_request_body_size(MESSAGE_MAX);
+    let service = Arc::new(Service { agent }).register(Router::new());
+    let service = service
+        .into_axum_service()
+        .with_limits(limits)
+        .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(false));
+    let router = axum::Router::new().fallback_service(service);
+    tracing::info!(%address, "the agent serves");
+    let stop = shutdown.clone();
+    let serving = connectrpc::axum::serve_tls(listener, router, tls)
+        .with_graceful_shutdown(async move { stop.cancelled().await });
+    tokio::select! {
+        result = serving => result.context("the agent's listener failed")?,
+        // Streams may last for days: after a grace they are cut off.
+        () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => {}
+    }
+    slots.shutdown().await.context("the spare network slots cannot be removed")?;
+    Ok(())
+}
+
+/// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel, when
+/// no agent runs any more. Blocking. Safe to repeat.
+pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
+    let state_dir = state_dir.to_owned();
+    // A thread of its own, so that the caller may be inside a runtime.
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(cleanup::run(&state_dir))
+    };
+    let done = std::thread::spawn(work).join();
+    done.unwrap_or_else(|_| Err(anyhow::anyhow!("the clean-up died; run it again")))
+}
+
+/// What an agent with this state directory has in the kernel and on the process table, a line each.
+pub fn leftovers(state_dir: &Path) -> Vec<String> {
+    cleanup::leftovers(state_dir)
+}

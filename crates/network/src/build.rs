@@ -14,7 +14,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::{
     NetworkError,
-    plan::{Plan, SlotSpec, TAP_ADDRESS, TAP_PREFIX},
+    plan::{GUEST_ADDRESS, Plan, SlotSpec, TAP_ADDRESS, TAP_PREFIX},
     rules::{self, Egress},
 };
 
@@ -93,6 +93,17 @@ async fn add_route(
     added.map_err(netlink_failed(format!("add a route to {to}")))
 }
 
+/// The guest's hardware address is known: nobody has to ask for it, which would cost a second where the
+/// first question came before the guest was up, and nobody else can claim it.
+async fn pin_neighbour(handle: &Handle, tap: u32, slot: &SlotSpec) -> Result<(), NetworkError> {
+    let invalid = || io_failed("pin the guest's hardware address")(io::ErrorKind::InvalidInput.into());
+    let bytes: Result<Vec<u8>, _> =
+        slot.guest_mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    let mac = bytes.map_err(|_| invalid())?;
+    let pinned = handle.neighbours().add(tap, IpAddr::V4(GUEST_ADDRESS)).link_layer_address(&mac);
+    pinned.replace().execute().await.map_err(netlink_failed("pin the guest's hardware address"))
+}
+
 /// Writes a sysctl of the calling thread's namespace.
 fn sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
     fs::write(Path::new("/proc/sys/net").join(name), value).map_err(io_failed(format!("set net.{name}")))
@@ -158,6 +169,7 @@ async fn build_inside(slot: &SlotSpec, parent: RawFd) -> Result<(), NetworkError
     for link in [existing_link(&handle, "lo").await?, eth0, tap] {
         set_up(&handle, link).await?;
     }
+    pin_neighbour(&handle, tap, slot).await?;
     // Closed before it leads anywhere.
     nft(&rules::slot(slot))?;
     add_route(&handle, eth0, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await

@@ -11,6 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wrenn_vmm::ProcessId;
 
+use super::spec::Spec;
+
 /// The most that a journal may hold; a real one has a few KiB.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -42,21 +44,8 @@ pub enum JournalError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Entry {
-    /// What was asked for, with envd's token: enough to run commands after an adoption.
-    Spec {
-        /// The template.
-        template: String,
-        /// Virtual CPUs.
-        vcpus: u32,
-        /// Memory in MiB.
-        memory_mb: u64,
-        /// Disk in MiB.
-        disk_size_mb: u64,
-        /// When it was asked for.
-        created_at_unix_ms: i64,
-        /// envd's access token.
-        access_token: String,
-    },
+    /// What was asked for.
+    Spec(Spec),
     /// A slot is taken.
     Slot {
         /// Its number.
@@ -73,6 +62,13 @@ pub enum Entry {
     },
     /// Code can run in it.
     Running,
+    /// It failed; what it had is being taken back, its record stays until it is destroyed.
+    Failed {
+        /// The code, as in the REST API.
+        code: String,
+        /// Cause and remedy.
+        message: String,
+    },
     /// It is being destroyed: from here there is no way back.
     Destroy,
 }
@@ -88,9 +84,10 @@ pub enum Undo {
     Slot(u16),
 }
 
-/// Whether a sandbox of these entries may be adopted: it ran, and no destroy began.
+/// Whether a sandbox of these entries may be adopted: it ran, did not fail, and no destroy began.
 pub fn adoptable(entries: &[Entry]) -> bool {
-    entries.contains(&Entry::Running) && !entries.contains(&Entry::Destroy)
+    let ended = |entry: &Entry| matches!(entry, Entry::Failed { .. } | Entry::Destroy);
+    entries.contains(&Entry::Running) && !entries.iter().any(ended)
 }
 
 /// What must be taken back, latest first; each thing once.
@@ -105,7 +102,7 @@ pub fn undo(entries: &[Entry]) -> Vec<Undo> {
                 steps.retain(|step| *step != Undo::Vmm(None));
                 Undo::Vmm(Some(process.clone()))
             }
-            Entry::Spec { .. } | Entry::Running | Entry::Destroy => continue,
+            Entry::Spec(_) | Entry::Running | Entry::Failed { .. } | Entry::Destroy => continue,
         };
         if !steps.contains(&step) {
             steps.push(step);
@@ -175,14 +172,15 @@ mod tests {
 
     fn life() -> Vec<Entry> {
         let process = ProcessId { pid: 7, start_time: 9 };
-        let spec = Entry::Spec {
+        let spec = Entry::Spec(Spec {
             template: "minimal".into(),
             vcpus: 1,
             memory_mb: 256,
             disk_size_mb: 5120,
+            default_user: "wrenn-user".into(),
             created_at_unix_ms: 1,
             access_token: "t".into(),
-        };
+        });
         let slot = Entry::Slot { index: 3 };
         let vmm = Entry::Vmm { process };
         vec![spec, slot, Entry::Volume, Entry::VmmIntent, vmm, Entry::Running, Entry::Destroy]

@@ -1,0 +1,211 @@
+//! The agent: every sandbox of this host by its id.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rand::RngCore as _;
+use wrenn_api::{ErrorCode, SandboxId};
+
+use crate::{
+    config::Config,
+    error::AgentError,
+    machine,
+    sandbox::{
+        actor::{self, Handle, Shared, Start, State},
+        guest::Guest,
+        spec::Spec,
+    },
+};
+
+/// What the control plane asks for.
+pub(crate) struct Wanted {
+    pub(crate) id: String,
+    pub(crate) template: String,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mb: u64,
+    pub(crate) disk_size_mb: u64,
+    pub(crate) envs: HashMap<String, String>,
+    pub(crate) default_user: String,
+}
+
+/// The agent of one host.
+pub(crate) struct Agent {
+    pub(crate) config: Config,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) driver_reason: String,
+    sandboxes: Mutex<HashMap<String, Handle>>,
+}
+
+fn unknown(id: &str) -> AgentError {
+    AgentError::new(ErrorCode::NotFound, format!("this host has no sandbox {id}"))
+}
+
+fn not_running(id: &str, state: &State) -> AgentError {
+    let why = match state {
+        State::Starting => "is still starting",
+        State::Running => "is running",
+        State::Stopping => "is being deleted",
+        State::Failed(_) => "has failed; delete it",
+        State::Gone(_) => "is gone",
+    };
+    AgentError::new(ErrorCode::InvalidState, format!("sandbox {id} {why}"))
+}
+
+fn token() -> String {
+    let mut bytes = [0_u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+impl Agent {
+    pub(crate) fn new(
+        config: Config,
+        shared: Arc<Shared>,
+        driver_reason: String,
+        sandboxes: HashMap<String, Handle>,
+    ) -> Arc<Self> {
+        let agent = Arc::new(Self { config, shared, driver_reason, sandboxes: Mutex::default() });
+        for (id, handle) in sandboxes {
+            agent.keep(id, handle);
+        }
+        agent
+    }
+
+    fn sandboxes(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a sandbox until nothing is left of it.
+    fn keep(self: &Arc<Self>, id: String, handle: Handle) {
+        let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
+        self.sandboxes().insert(id.clone(), handle);
+        tokio::spawn(async move {
+            // An error says that the task of the sandbox is gone, and the sandbox with it.
+            let _ = published.wait_for(|published| matches!(published.state, State::Gone(_))).await;
+            if let Some(agent) = agent.upgrade() {
+                agent.sandboxes().remove(&id);
+            }
+        });
+    }
+
+    fn check(&self, wanted: &Wanted) -> Result<(), AgentError> {
+        let invalid = |what: String| Err(AgentError::new(ErrorCode::InvalidRequest, what));
+        if wanted.id.parse::<SandboxId>().is_err() {
+            return invalid(format!("{:?} is not a sandbox id", wanted.id));
+        }
+        let capabilities = self.shared.vmm.capabilities();
+        let limits = &self.config.limits;
+        let most = [
+            ("vcpus", u64::from(wanted.vcpus), 1, u64::from(limits.vcpus.min(capabilities.max_vcpus))),
+            ("memory_mb", wanted.memory_mb, 128, limits.memory_mb.min(u64::from(capabilities.max_memory_mb))),
+            ("disk_size_mb", wanted.disk_size_mb, 1, limits.disk_size_mb),
+        ];
+        for (field, value, min, max) in most {
+            if value < min {
+                return invalid(format!("{field} {value} is too small: at least {min}"));
+            }
+            if value > max {
+                let message = format!("{field} {value} is more than this host gives one sandbox: at most {max}");
+                return Err(AgentError::new(ErrorCode::ExceedsCapacity, message));
+            }
+        }
+        Ok(())
+    }
+
+    fn spec(&self, wanted: &Wanted) -> Result<Spec, AgentError> {
+        self.check(wanted)?;
+        let template = self.shared.assets.templates.get(&wanted.template).ok_or_else(|| {
+            let message = format!("there is no template {:?} on this host", wanted.template);
+            AgentError::new(ErrorCode::NotFound, message)
+        })?;
+        if wanted.disk_size_mb < template.size_mb {
+            let message = format!(
+                "disk_size_mb {} is smaller than template {:?} of {} MiB",
+                wanted.disk_size_mb, template.name, template.size_mb
+            );
+            return Err(AgentError::new(ErrorCode::InvalidRequest, message));
+        }
+        let user = if wanted.default_user.is_empty() { &template.default_user } else { &wanted.default_user };
+        Ok(Spec {
+            template: template.name.clone(),
+            vcpus: wanted.vcpus,
+            memory_mb: wanted.memory_mb,
+            disk_size_mb: wanted.disk_size_mb,
+            default_user: user.clone(),
+            created_at_unix_ms: chrono::Utc::now().timestamp_millis(),
+            access_token: token(),
+        })
+    }
+
+    /// Creates a sandbox, or finds the one of this id, and waits until it runs or has failed.
+    pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
+        let present = self.sandboxes().get(&wanted.id).cloned();
+        let handle = match present {
+            Some(handle) => handle,
+            None => self.begin(wanted)?,
+        };
+        let mut published = handle.published.clone();
+        let settled = published.wait_for(|published| published.state != State::Starting).await;
+        let state = settled.map(|published| published.state.clone()).unwrap_or(State::Gone(None));
+        match state {
+            State::Running => Ok(handle),
+            State::Failed(error) | State::Gone(Some(error)) => Err(error),
+            State::Starting | State::Stopping | State::Gone(None) => {
+                Err(AgentError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting"))
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
+        let spec = self.spec(&wanted)?;
+        let count = self.sandboxes().len();
+        if count >= self.config.limits.sandboxes as usize {
+            let message = format!("this host has {count} sandboxes, as many as it may: delete some");
+            return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
+        }
+        let start = Start::Create(wanted.envs);
+        let handle = actor::spawn(self.shared.clone(), wanted.id.clone(), spec, None, start);
+        self.keep(wanted.id, handle.clone());
+        Ok(handle)
+    }
+
+    /// Removes a sandbox; an unknown one is fine.
+    pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
+        let handle = self.sandboxes().get(id).cloned();
+        match handle {
+            Some(handle) => handle.destroy().await,
+            None => Ok(()),
+        }
+    }
+
+    /// One sandbox.
+    pub(crate) fn get(&self, id: &str) -> Result<Handle, AgentError> {
+        self.sandboxes().get(id).cloned().ok_or_else(|| unknown(id))
+    }
+
+    /// All sandboxes.
+    pub(crate) fn list(&self) -> Vec<(String, Handle)> {
+        self.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
+    }
+
+    /// The way into a running sandbox.
+    pub(crate) fn guest(&self, id: &str) -> Result<Guest, AgentError> {
+        let now = self.get(id)?.now();
+        now.guest.ok_or_else(|| not_running(id, &now.state))
+    }
+
+    /// Total and free MiB of the volume store.
+    pub(crate) async fn disk_mb(&self) -> Result<(u64, u64), AgentError> {
+        let (total, free) = self.shared.volumes.space().await?;
+        Ok((total >> 20, free >> 20))
+    }
+
+    /// The most that one sandbox may have: processors, memory in MiB, disk in MiB.
+    pub(crate) fn most(&self) -> (u32, u64, u64) {
+        let (limits, can) = (&self.config.limits, self.shared.vmm.capabilities());
+        let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(machine::memory_mb());
+        (limits.vcpus.min(can.max_vcpus), memory, limits.disk_size_mb)
+    }
+}

@@ -1,0 +1,75 @@
+//! Kernel, initial RAM disk and templates. Kernel and RAM disk are copied into the state directory, where
+//! the unprivileged VMMs can read them wherever Wrenn is installed.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use serde::Deserialize;
+use wrenn_disk::Volumes;
+
+/// What a template's `manifest.json` says of it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Template {
+    pub(crate) name: String,
+    pub(crate) default_user: String,
+    pub(crate) size_mb: u64,
+}
+
+/// What guests are made of.
+#[derive(Debug)]
+pub(crate) struct Assets {
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) templates: BTreeMap<String, Template>,
+}
+
+fn copy(share: &Path, boot: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let (source, target, beside) = (share.join(name), boot.join(name), boot.join(format!("{name}.new")));
+    let content = fs::read(&source)
+        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", source.display()))?;
+    if fs::read(&target).is_ok_and(|present| present == content) {
+        return Ok(target);
+    }
+    fs::write(&beside, content)?;
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o644))?;
+    fs::File::open(&beside)?.sync_all()?;
+    fs::rename(&beside, &target)?;
+    Ok(target)
+}
+
+fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
+    let entries = fs::read_dir(images)
+        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", images.display()))?;
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let manifest = entry.path().join("manifest.json");
+        let Ok(text) = fs::read(&manifest) else { continue };
+        let template: Template = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a manifest: run `make assets`", manifest.display()))?;
+        found.push((template, entry.path().join("rootfs.ext4")));
+    }
+    Ok(found)
+}
+
+impl Assets {
+    /// Takes in what `share` has.
+    pub(crate) async fn load(share: &Path, state: &Path, volumes: &dyn Volumes) -> anyhow::Result<Self> {
+        let boot = state.join("boot");
+        fs::create_dir_all(&boot)?;
+        let (kernel, initrd) = (copy(share, &boot, "vmlinuz")?, copy(share, &boot, "initrd.img")?);
+        let mut templates = BTreeMap::new();
+        for (template, image) in manifests(&share.join("images"))? {
+            volumes
+                .prepare(&template.name, &image)
+                .await
+                .with_context(|| format!("template {:?} cannot be taken in", template.name))?;
+            templates.insert(template.name.clone(), template);
+        }
+        Ok(Self { kernel, initrd, templates })
+    }
+}

@@ -1,0 +1,89 @@
+//! What an agent has in the kernel, and its end, when no agent runs any more.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use wrenn_disk::loopfs;
+use wrenn_vmm::process;
+
+use crate::{layout, recover, sandbox::actor};
+
+/// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel.
+pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
+    let sandboxes = layout::sandboxes(state_dir);
+    if !state_dir.exists() {
+        return Ok(());
+    }
+    let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
+    for record in &records {
+        let run_dir = actor::directory(&sandboxes, &record.id).join("run");
+        actor::end_vmm(&run_dir, None).await?;
+    }
+    if let Some(instance) = layout::instance(state_dir) {
+        let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;
+        network.context("the sandboxes' networks cannot be removed")?;
+    }
+    let volumes = layout::volumes(state_dir);
+    for record in &records {
+        // The disks are on the store, which is mounted where there is anything to remove.
+        let disk = volumes.join("volumes").join(format!("{}.img", record.id));
+        match fs::remove_file(&disk) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).context("a sandbox's disk cannot be removed");
+            }
+            _ => actor::remove_record(&sandboxes, &record.id).await?,
+        }
+    }
+    loopfs::unmount_store(&volumes).context("the volume store cannot be unmounted")
+}
+
+fn processes(state_dir: &Path) -> Vec<String> {
+    let sandboxes = layout::sandboxes(state_dir);
+    let Ok(entries) = fs::read_dir(&sandboxes) else { return Vec::new() };
+    let found = entries.flatten().filter_map(|entry| process::find(&entry.path().join("run")));
+    found.map(|id| format!("process {}: a microVM", id.pid)).collect()
+}
+
+fn mounts(state_dir: &Path) -> Vec<String> {
+    let prefix = format!("{}/", state_dir.display());
+    let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = text.lines().filter_map(|line| line.split(' ').nth(1));
+    points.filter(|point| point.starts_with(&prefix)).map(|point| format!("mount {point}")).collect()
+}
+
+fn loops(state_dir: &Path) -> Vec<String> {
+    let prefix = format!("{}/", state_dir.display());
+    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
+    let backed = entries.flatten().filter_map(|entry| {
+        let file = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        file.starts_with(&prefix).then(|| format!("loop device {}", entry.file_name().to_string_lossy()))
+    });
+    backed.collect()
+}
+
+fn links(instance: &str) -> Vec<String> {
+    let prefix = format!("wr{instance}-");
+    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(&prefix)).map(|name| format!("link {name}")).collect()
+}
+
+fn tables(instance: &str) -> Vec<String> {
+    let output = std::process::Command::new("nft").args(["list", "tables"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let suffix = format!("_{instance}");
+    let ours = text.lines().filter(|line| line.contains("wrenn") && line.ends_with(&suffix));
+    ours.map(|line| format!("nftables {line}")).collect()
+}
+
+/// What is there, a line each.
+pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
+    let mut found = processes(state_dir);
+    found.extend(mounts(state_dir));
+    found.extend(loops(state_dir));
+    if let Some(instance) = layout::instance(state_dir) {
+        found.extend(links(&instance));
+        found.extend(tables(&instance));
+    }
+    found
+}

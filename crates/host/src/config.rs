@@ -1,0 +1,98 @@
+//! What an agent needs to know to run.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use wrenn_api::HostId;
+
+/// Which VMM driver to use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// Boot a probe and choose: QEMU with KVM where a guest really runs on it, else QEMU with emulation.
+    #[default]
+    Auto,
+    /// QEMU with KVM, without a probe.
+    Kvm,
+    /// QEMU with emulation.
+    Tcg,
+}
+
+/// What a guest may reach.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Egress {
+    /// The internet by NAT, and nothing else.
+    #[default]
+    Internet,
+    /// Nothing.
+    None,
+}
+
+/// PEM files of one side of the mutual TLS between control plane and agent.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The private CA that both sides trust, and nothing else.
+    pub ca: PathBuf,
+    /// This side's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Limits that the agent keeps whatever the control plane asks for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Sandboxes at a time.
+    pub sandboxes: u32,
+    /// Virtual CPUs of one sandbox.
+    pub vcpus: u32,
+    /// Memory of one sandbox, in MiB.
+    pub memory_mb: u64,
+    /// Disk of one sandbox, in MiB.
+    pub disk_size_mb: u64,
+    /// Output of one non-streaming exec, stdout and stderr each, in bytes.
+    pub exec_output: usize,
+    /// From the start of a create until envd answers.
+    pub boot: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sandboxes: 64,
+            vcpus: 16,
+            memory_mb: 65_536,
+            disk_size_mb: 131_072,
+            exec_output: 16 << 20,
+            boot: Duration::from_secs(120),
+        }
+    }
+}
+
+/// The configuration of an agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which host this is.
+    pub host_id: HostId,
+    /// Where the agent keeps everything (`<state>/agent`). One agent at a time.
+    pub state_dir: PathBuf,
+    /// Kernel, initial RAM disk and templates (`share/wrenn`).
+    pub share_dir: PathBuf,
+    /// Where the control plane reaches it.
+    pub listen: SocketAddr,
+    /// Mutual TLS.
+    pub tls: TlsFiles,
+    /// Which VMM driver.
+    pub driver: Driver,
+    /// What guests may reach.
+    pub egress: Egress,
+    /// Network slots built ahead.
+    pub warm_slots: u16,
+    /// Size of the loop-mounted volume store in MiB (sparse), where the file system has no reflinks.
+    pub store_size_mb: u64,
+    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`.
+    pub vmm_uid_base: u32,
+    /// Limits.
+    pub limits: Limits,
+}

@@ -1,0 +1,161 @@
+//! The start of an agent after another one: each sandbox in the journal is adopted, kept as a failure, or
+//! undone; nothing else is touched.
+
+use std::{fs, path::Path, sync::Arc};
+
+use wrenn_api::ErrorCode;
+use wrenn_network::SlotSpec;
+use wrenn_vmm::{MicroVm, ProcessId};
+
+use crate::{
+    error::AgentError,
+    sandbox::{
+        actor::{self, Handle, Shared, Start},
+        journal::{Entry, Journal, Undo, adoptable, undo},
+        spec::Spec,
+    },
+};
+
+/// One sandbox that a former agent wrote down.
+pub(crate) struct Record {
+    pub(crate) id: String,
+    journal: Journal,
+    entries: Vec<Entry>,
+}
+
+impl Record {
+    fn spec(&self) -> Option<&Spec> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Spec(spec) => Some(spec),
+            _ => None,
+        })
+    }
+
+    fn failure(&self) -> Option<AgentError> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Failed { code, message } => {
+                Some(AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message))
+            }
+            _ => None,
+        })
+    }
+
+    /// Its network slot.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Slot { index } => Some(*index),
+            _ => None,
+        })
+    }
+
+    fn process(&self) -> Option<&ProcessId> {
+        self.entries.iter().find_map(|entry| match entry {
+            Entry::Vmm { process } => Some(process),
+            _ => None,
+        })
+    }
+
+    /// Whether it may still run.
+    pub(crate) fn adoptable(&self) -> bool {
+        self.spec().is_some() && self.slot().is_some() && adoptable(&self.entries)
+    }
+}
+
+/// Reads every journal. Directories that were being removed are removed; one whose journal cannot be read
+/// is reported and left alone.
+pub(crate) fn read(sandboxes: &Path) -> std::io::Result<Vec<Record>> {
+    fs::create_dir_all(sandboxes)?;
+    let mut records = Vec::new();
+    for entry in fs::read_dir(sandboxes)? {
+        let entry = entry?;
+        let Ok(id) = entry.file_name().into_string() else { continue };
+        if id.starts_with('.') {
+            fs::remove_dir_all(entry.path())?;
+            continue;
+        }
+        match Journal::open(&entry.path()) {
+            Ok((journal, entries)) => records.push(Record { id, journal, entries }),
+            Err(error) => tracing::error!(id, %error, "a sandbox's journal cannot be used; it is left alone"),
+        }
+    }
+    Ok(records)
+}
+
+/// Takes up one sandbox; `None` when nothing of it is left.
+pub(crate) async fn take_up(shared: &Arc<Shared>, record: Record) -> Option<(String, Handle)> {
+    let id = record.id.clone();
+    let Some(spec) = record.spec().cloned() else {
+        // It had not got far enough to own anything.
+        if let Err(error) = actor::remove_record(&shared.dir, &id).await {
+            tracing::error!(id, %error, "the remains of a sandbox could not be removed");
+        }
+        return None;
+    };
+    let start = match running(shared, &record, &spec).await {
+        Some((vm, slot)) => {
+            tracing::info!(id, "adopted");
+            Start::Adopt(vm, slot)
+        }
+        None => match record.failure().or_else(|| ended_meanwhile(&record)) {
+            Some(failure) => {
+                undo_all(shared, &record).await;
+                Start::Failed(failure)
+            }
+            None => {
+                tracing::info!(id, "undone");
+                if undo_all(shared, &record).await
+                    && let Ok(()) = actor::remove_record(&shared.dir, &id).await
+                {
+                    return None;
+                }
+                let message = "it could not be removed completely; delete it again";
+                Start::Failed(AgentError::new(ErrorCode::AgentError, message))
+            }
+        },
+    };
+    let journal = Some((record.journal, record.entries));
+    Some((id.clone(), actor::spawn(shared.clone(), id, spec, journal, start)))
+}
+
+async fn running(shared: &Shared, record: &Record, spec: &Spec) -> Option<(Box<dyn MicroVm>, SlotSpec)> {
+    if !record.adoptable() {
+        return None;
+    }
+    let slot = shared.plan.slot(record.slot()?).ok()?;
+    let boot = actor::boot_spec(shared, &record.id, spec, &slot, None);
+    match shared.vmm.adopt(&boot, record.process()).await {
+        Ok(vm) => Some((vm?, slot)),
+        Err(error) => {
+            tracing::error!(id = record.id, %error, "a microVM could not be adopted");
+            None
+        }
+    }
+}
+
+fn ended_meanwhile(record: &Record) -> Option<AgentError> {
+    let message = "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
+    record.adoptable().then(|| AgentError::new(ErrorCode::AgentError, message))
+}
+
+async fn undo_all(shared: &Shared, record: &Record) -> bool {
+    for step in undo(&record.entries) {
+        if let Err(error) = actor::undo_step(shared, &record.id, &step).await {
+            tracing::error!(id = record.id, %error, "a sandbox still holds something");
+            return false;
+        }
+    }
+    true
+}
+
+/// Ends the VMMs of sandboxes that will not be adopted, before their slots go.
+pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
+    for record in records.iter().filter(|record| !record.adoptable()) {
+        for step in undo(&record.entries) {
+            let Undo::Vmm(known) = step else { continue };
+            let run_dir = actor::directory(sandboxes, &record.id).join("run");
+            if let Err(error) = actor::end_vmm(&run_dir, known.as_ref()).await {
+                tracing::error!(id = record.id, %error, "a microVM could not be ended");
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! The task that owns one sandbox: it alone changes it, one step after the other.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::{DirBuilderExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use wrenn_api::ErrorCode;
+use wrenn_disk::Volumes;
+use wrenn_network::{GUEST_ADDRESS, Plan, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_vmm::{BootSpec, MicroVm, Tap, Vmm, process};
+
+use super::{
+    guest::Guest,
+    journal::{Entry, Journal, Undo, undo},
+    spec::Spec,
+};
+use crate::{assets::Assets, error::AgentError, fault};
+
+/// Where guests look names up; their policy lets them reach no private resolver.
+const RESOLVERS: &str = "1.1.1.1,8.8.8.8";
+/// How much of the guest's console goes into the message when it ends by itself.
+const LAST_WORDS: usize = 400;
+
+/// What all sandboxes of an agent share.
+pub struct Shared {
+    /// Starts microVMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// Disks.
+    pub volumes: Arc<dyn Volumes>,
+    /// Networks.
+    pub slots: Arc<SlotPool>,
+    /// Names and numbers of slots.
+    pub plan: Plan,
+    /// Kernel, initial RAM disk, templates.
+    pub assets: Assets,
+    /// Where each sandbox has a directory.
+    pub dir: PathBuf,
+    /// First user id of VMMs.
+    pub uid_base: u32,
+    /// From the start of a create until envd answers.
+    pub boot_limit: Duration,
+}
+
+/// Where a sandbox is in its life on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Being made.
+    Starting,
+    /// Code can run in it.
+    Running,
+    /// Being removed.
+    Stopping,
+    /// It ended by itself; its record waits for a destroy.
+    Failed(AgentError),
+    /// Nothing of it is left; with the reason when it never ran.
+    Gone(Option<AgentError>),
+}
+
+/// What others see of a sandbox.
+#[derive(Clone)]
+pub struct Published {
+    /// Where it is.
+    pub state: State,
+    /// The way in, while it runs.
+    pub guest: Option<Guest>,
+    /// What each step of its creation took.
+    pub timings: Vec<(&'static str, Duration)>,
+}
+
+/// How the rest of the agent speaks to a sandbox.
+#[derive(Clone)]
+pub struct Handle {
+    /// What it was asked to be.
+    pub spec: Arc<Spec>,
+    /// What it is now.
+    pub published: watch::Receiver<Published>,
+    destroys: mpsc::Sender<oneshot::Sender<Result<(), AgentError>>>,
+    give_up: CancellationToken,
+}
+
+/// With what a sandbox's task begins.
+pub enum Start {
+    /// Nothing: make it, with this environment.
+    Create(HashMap<String, String>),
+    /// A microVM that a former agent left running, in this slot.
+    Adopt(Box<dyn MicroVm>, SlotSpec),
+    /// A record of a failure.
+    Failed(AgentError),
+}
+
+struct Actor {
+    id: String,
+    spec: Arc<Spec>,
+    shared: Arc<Shared>,
+    journal: Option<Journal>,
+    entries: Vec<Entry>,
+    vm: Option<Box<dyn MicroVm>>,
+    publish: watch::Sender<Published>,
+    give_up: CancellationToken,
+}
+
+impl Handle {
+    /// Removes the sandbox and everything that belongs to it.
+    pub async fn destroy(&self) -> Result<(), AgentError> {
+        self.give_up.cancel();
+        let (reply, answer) = oneshot::channel();
+        if self.destroys.send(reply).await.is_err() {
+            return Ok(());
+        }
+        match answer.await {
+            Ok(result) => result,
+            // The task ended with the sandbox.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// What it is now.
+    pub fn now(&self) -> Published {
+        self.published.borrow().clone()
+    }
+}
+
+/// Starts the task of a sandbox. `journal` is `None` for a new one.
+pub fn spawn(
+    shared: Arc<Shared>,
+    id: String,
+    spec: Spec,
+    journal: Option<(Journal, Vec<Entry>)>,
+    start: Start,
+) -> Handle {
+    let spec = Arc::new(spec);
+    let first = Published { state: State::Starting, guest: None, timings: Vec::new() };
+    let (publish, published) = watch::channel(first);
+    let (destroys, requests) = mpsc::channel(8);
+    let give_up = CancellationToken::new();
+    let (journal, entries) = journal.map_or((None, Vec::new()), |(journal, entries)| (Some(journal), entries));
+    let handle = Handle { spec: spec.clone(), published, destroys, give_up: give_up.clone() };
+    let actor = Actor { id, spec, shared, journal, entries, vm: None, publish, give_up };
+    tokio::spawn(actor.run(start, requests));
+    handle
+}
+
+/// The directory of sandbox `id`.
+pub fn directory(sandboxes: &Path, id: &str) -> PathBuf {
+    sandboxes.join(id)
+}
+
+/// What the VMM of a sandbox is started with; also how it is found again.
+pub fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec, disk: Option<PathBuf>) -> BootSpec {
+    let uid = shared.uid_base + u32::from(slot.index);
+    BootSpec {
+        id: id.to_owned(),
+        run_dir: directory(&shared.dir, id).join("run"),
+        kernel: shared.assets.kernel.clone(),
+        initrd: shared.assets.initrd.clone(),
+        cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={RESOLVERS}"),
+        disk,
+        vcpus: spec.vcpus,
+        memory_mb: spec.memory_mb as u32,
+        tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
+        uid,
+        gid: uid,
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
+    let made = fs::DirBuilder::new().mode(mode).recursive(true).create(path);
+    made.map_err(|error| AgentError::fault("making the sandbox's directory", &error))
+}
+
+impl Actor {
+    async fn run(
+        mut self,
+        start: Start,
+        mut destroys: mpsc::Receiver<oneshot::Sender<Result<(), AgentError>>>,
+    ) {
+        match start {
+            Start::Create(envs) => {
+                if let Err(error) = self.create(&envs).await {
+                    // Nobody can use what is left, so it goes at once; what cannot go stays on record.
+                    match self.take_back().await {
+                        Ok(()) => return self.set(State::Gone(Some(error))),
+                        Err(stuck) => {
+                            tracing::error!(id = self.id, %stuck, "a failed create could not be undone");
+                            self.set(State::Failed(error));
+                        }
+                    }
+                }
+            }
+            Start::Adopt(vm, slot) => match Guest::new(slot.host_address, &self.spec.access_token) {
+                Ok(guest) => {
+                    self.vm = Some(vm);
+                    self.running(guest, Vec::new());
+                }
+                Err(error) => self.set(State::Failed(error)),
+            },
+            Start::Failed(error) => self.set(State::Failed(error)),
+        }
+        loop {
+            let ended = async {
+                match &self.vm {
+                    Some(vm) => (vm.exited().await, vm.console(LAST_WORDS).await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                (exit, console) = ended => {
+                    tracing::warn!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended by itself");
+                    self.ended(&console).await;
+                }
+                request = destroys.recv() => {
+                    // Without a sender the agent stops; the microVM goes on.
+                    let Some(reply) = request else { return };
+                    let result = self.destroy().await;
+                    let done = result.is_ok();
+                    if done {
+                        self.set(State::Gone(None));
+                    }
+                    let _ = reply.send(result);
+                    if done {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn set(&self, state: State) {
+        self.publish.send_modify(|published| {
+            published.state = state;
+            published.guest = None;
+        });
+    }
+
+    fn running(&self, guest: Guest, timings: Vec<(&'static str, Duration)>) {
+        self.publish.send_replace(Published { state: State::Running, guest: Some(guest), timings });
+    }
+
+    /// Writes an entry; the file system may block, so not on the runtime's threads.
+    async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
+        let Some(mut journal) = self.journal.take() else {
+            return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
+        };
+        let written = entry.clone();
+        let result = tokio::task::spawn_blocking(move || {
+            let result = journal.append(&written);
+            (journal, result)
+        });
+        let (journal, result) =
+            result.await.map_err(|error| AgentError::fault("writing the sandbox's journal", &error))?;
+        self.journal = Some(journal);
+        // Remembered even when the write failed: it may have reached the disk.
+        self.entries.push(entry);
+        Ok(result?)
+    }
+
+    fn still_wanted(&self) -> Result<(), AgentError> {
+        if self.give_up.is_cancelled() {
+            return Err(AgentError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting"));
+        }
+        Ok(())
+    }
+
+    async fn create(&mut self, envs: &HashMap<String, String>) -> Result<(), AgentError> {
+        let begin = Instant::now();
+        let mut timings = Vec::new();
+        let mut last = begin;
+        let mut step = |name: &'static str| {
+            timings.push((name, last.elapsed()));
+            last = Instant::now();
+        };
+
+        let dir = directory(&self.shared.dir, &self.id);
+        make_dir(&dir, 0o711)?;
+        let (journal, entries) = tokio::task::spawn_blocking(move || Journal::open(&dir))
+            .await
+            .map_err(|error| AgentError::fault("opening the sandbox's journal", &error))??;
+        (self.journal, self.entries) = (Some(journal), entries);
+        self.record(Entry::Spec((*self.spec).clone())).await?;
+        fault::point("create.spec");
+        step("journal");
+
+        let slot = self.shared.slots.acquire().await?;
+        if let Err(error) = self.record(Entry::Slot { index: slot.index }).await {
+            self.shared.slots.release(slot.index).await?;
+            return Err(error);
+        }
+        fault::point("create.slot");
+        step("network");
+
+        self.still_wanted()?;
+        self.record(Entry::Volume).await?;
+        let uid = self.shared.uid_base + u32::from(slot.index);
+        let Spec { template, disk_size_mb, .. } = &*self.spec;
+        let disk = self.shared.volumes.clone_image(template, &self.id, *disk_size_mb, uid).await?;
+        fault::point("create.volume");
+        step("disk");
+
+        self.still_wanted()?;
+        let boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, Some(disk.path));
+        make_dir(&boot.run_dir, 0o700)?;
+        chown(&boot.run_dir, Some(boot.uid), Some(boot.gid))
+            .map_err(|error| AgentError::fault("making the sandbox's directory", &error))?;
+        self.record(Entry::VmmIntent).await?;
+        fault::point("create.vmm_intent");
+        let vm = self.shared.vmm.boot(&boot).await?;
+        let process = vm.process();
+        self.vm = Some(vm);
+        fault::point("create.vmm_started");
+        self.record(Entry::Vmm { process }).await?;
+        fault::point("create.vmm");
+        step("vmm");
+
+        let guest = Guest::new(slot.host_address, &self.spec.access_token)?;
+        self.wait_ready(&guest, begin).await?;
+        step("boot");
+        guest.init(&self.spec, envs).await?;
+        fault::point("create.init");
+        self.record(Entry::Running).await?;
+        fault::point("create.running");
+        step("init");
+        self.running(guest, timings);
+        Ok(())
+    }
+
+    async fn wait_ready(&self, guest: &Guest, begin: Instant) -> Result<(), AgentError> {
+        let Some(vm) = &self.vm else { return Ok(()) };
+        let left = self.shared.boot_limit.saturating_sub(begin.elapsed());
+        tokio::select! {
+            () = guest.ready() => Ok(()),
+            () = self.give_up.cancelled() => self.still_wanted(),
+            exit = vm.exited() => {
+                tracing::error!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
+                let message = "the microVM ended while it booted; the agent's log has its last lines";
+                Err(AgentError::new(ErrorCode::AgentError, message))
+            }
+            () = tokio::time::sleep(left) => {
+                let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();
+                tracing::error!(id = self.id, console, "a guest did not get ready");
+                let message = format!(
+                    "the guest did not get ready within {} s; the host may be overloaded: try again",
+                    self.shared.boot_limit.as_secs()
+                );
+                Err(AgentError::new(ErrorCode::AgentError, message))
+            }
+        }
+    }
+
+    /// The microVM ended without being asked to.
+    async fn ended(&mut self, console: &[u8]) {
+        self.vm = None;
+        let text = String::from_utf8_lossy(console);
+        let words: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let last = words.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
+        let message = format!("the microVM ended by itself; its console's last lines: {last:?}. Delete the sandbox");
+        let error = AgentError::new(ErrorCode::AgentError, message);
+        let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
+        if let Err(cause) = self.record(entry).await {
+            tracing::error!(id = self.id, %cause, "a failure could not be recorded");
+        }
+        self.set(State::Failed(error));
+        // What it held is free again at once; its record stays.
+        if let Err(cause) = self.release().await {
+            tracing::error!(id = self.id, %cause, "a failed sandbox still holds something");
+        }
+    }
+
+    async fn destroy(&mut self) -> Result<(), AgentError> {
+        self.set(State::Stopping);
+        let result = async {
+            if self.journal.is_some() {
+                self.record(Entry::Destroy).await?;
+            }
+            fault::point("destroy.recorded");
+            self.take_back().await
+        }
+        .await;
+        if let Err(error) = &result {
+            self.set(State::Failed(error.clone()));
+        }
+        result
+    }
+
+    /// Undoes what the journal lists, latest first.
+    async fn release(&mut self) -> Result<(), AgentError> {
+        for step in undo(&self.entries) {
+            undo_step(&self.shared, &self.id, &step).await?;
+            fault::point(match step {
+                Undo::Vmm(_) => "destroy.vmm",
+                Undo::Volume => "destroy.volume",
+                Undo::Slot(_) => "destroy.slot",
+            });
+        }
+        self.vm = None;
+        Ok(())
+    }
+
+    /// Undoes everything, the record included.
+    async fn take_back(&mut self) -> Result<(), AgentError> {
+        self.release().await?;
+        self.journal = None;
+        remove_record(&self.shared.dir, &self.id).await
+    }
+}
+
+/// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
+/// is ever taken for a sandbox.
+pub async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
+    let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
+    let removed = tokio::task::spawn_blocking(move || match fs::rename(&dir, &gone) {
+        Ok(()) => fs::remove_dir_all(&gone),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    });
+    let result = removed.await.unwrap_or_else(|error| Err(error.into()));
+    result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
+}
+
+/// Takes one thing back; what is gone already is fine.
+pub async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
+    match step {
+        Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
+        Undo::Volume => Ok(shared.volumes.remove(id).await?),
+        Undo::Slot(index) => Ok(shared.slots.release(*index).await?),
+    }
+}
+
+/// Ends the VMM that has its files in `run_dir`.
+pub async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>) -> Result<(), AgentError> {
+    /// A killed process is gone when the kernel has freed its memory.
+    const LIMIT: Duration = Duration::from_secs(15);
+    let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
+    let known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
+    let (id, run_dir) = (known, run_dir.to_owned());
+    let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&run_dir)));
+    let Some(id) = found.await.map_err(|error| fault(&error))? else { return Ok(()) };
+    let Some(watched) = process::Watched::open(id).map_err(|error| fault(&error))? else { return Ok(()) };
+    watched.kill().map_err(|error| fault(&error))?;
+    let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
+    gone.map(drop).map_err(|_| fault(&"it does not end after SIGKILL"))
+}

@@ -1,0 +1,211 @@
+//! Commands in a guest: started through envd, streamed, and killed with all their descendants when their
+//! time is over or nobody listens any more.
+
+use std::{collections::HashMap, time::Duration};
+
+use bytes::Bytes;
+use connectrpc::{ConnectError, ErrorCode as Wire};
+use tokio::{sync::mpsc, time::Instant};
+use wrenn_api::ErrorCode;
+use wrenn_rpc::process::{
+    __buffa::oneof::{process_event, process_event::data_event::Output, process_selector},
+    ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
+};
+
+use super::{exit::exit_code, guest::Guest};
+use crate::error::AgentError;
+
+/// Events on the way to a caller; envd buffers beyond that and the command then waits.
+const PENDING: usize = 16;
+/// How long envd may take to start a command.
+const START: Duration = Duration::from_secs(30);
+/// How long a killed command may take to end.
+const KILL: Duration = Duration::from_secs(5);
+
+/// A command.
+#[derive(Debug, Clone, Default)]
+pub struct Command {
+    /// The program, found in `PATH`.
+    pub cmd: String,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Environment on top of the sandbox's.
+    pub envs: HashMap<String, String>,
+    /// Working directory; empty: the user's home.
+    pub cwd: String,
+    /// User; empty: the sandbox's default.
+    pub user: String,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub enum Event {
+    /// Bytes on standard output.
+    Stdout(Bytes),
+    /// Bytes on standard error.
+    Stderr(Bytes),
+    /// It ended.
+    End {
+        /// The exit status; 128 + N when signal N ended it.
+        exit_code: i32,
+        /// Whether it was killed because its time was over.
+        timed_out: bool,
+    },
+    /// The connection to it was lost.
+    Lost(AgentError),
+}
+
+/// A running command. Dropping it kills the command.
+#[derive(Debug)]
+pub struct Running {
+    /// Its process id in the guest.
+    pub pid: u32,
+    /// What it does, until `End` or `Lost`.
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// The whole of a command.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    /// The exit status; 128 + N when signal N ended it.
+    pub exit_code: i32,
+    /// Whether it was killed because its time was over.
+    pub timed_out: bool,
+    /// Whether output beyond the limit was dropped.
+    pub truncated: bool,
+}
+
+fn refused(error: ConnectError) -> AgentError {
+    let text = error.message.clone().unwrap_or_default();
+    let code = match error.code {
+        // An unknown program, directory or user is a mistake of the request.
+        Wire::NotFound | Wire::InvalidArgument | Wire::Unauthenticated => ErrorCode::InvalidRequest,
+        Wire::PermissionDenied => ErrorCode::Forbidden,
+        Wire::ResourceExhausted => ErrorCode::TooManyRequests,
+        Wire::DeadlineExceeded => ErrorCode::Timeout,
+        Wire::Unavailable => ErrorCode::HostUnavailable,
+        _ => ErrorCode::AgentError,
+    };
+    AgentError::new(code, if text.is_empty() { error.to_string() } else { text })
+}
+
+/// Starts a command; errors of the request come from here, before anything runs.
+pub async fn start(guest: &Guest, command: Command, limit: Option<Duration>) -> Result<Running, AgentError> {
+    let config = ProcessConfig {
+        cmd: command.cmd,
+        args: command.args,
+        envs: command.envs.into_iter().collect(),
+        cwd: Some(command.cwd).filter(|cwd| !cwd.is_empty()),
+        ..Default::default()
+    };
+    let request = StartRequest { process: config.into(), stdin: Some(false), ..Default::default() };
+    let options = guest.options(&command.user).with_header("x-wrenn-kill-on-disconnect", "1");
+    let starting = async {
+        let mut stream = guest.processes.start_with_options(request, options).await?;
+        loop {
+            let message = stream.message().await?;
+            let Some(message) = message else {
+                return Err(ConnectError::internal("envd ended the stream before the command started"));
+            };
+            let event = message.to_owned_message().event.into_option().and_then(|event| event.event);
+            if let Some(process_event::Event::Start(start)) = event {
+                return Ok((stream, start.pid));
+            }
+        }
+    };
+    let late = || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
+    let started = tokio::time::timeout(START, starting).await.map_err(|_| late())?;
+    let (mut stream, pid) = started.map_err(refused)?;
+
+    let (sender, events) = mpsc::channel(PENDING);
+    let guest = guest.clone();
+    tokio::spawn(async move {
+        let mut deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let mut timed_out = false;
+        loop {
+            let overdue = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = stream.message() => message,
+                () = sender.closed() => return,
+                () = overdue => {
+                    if timed_out {
+                        // Killed, and still no end: give up; what came so far is with the caller.
+                        let _ = sender.send(Event::End { exit_code: 137, timed_out }).await;
+                        return;
+                    }
+                    timed_out = true;
+                    deadline = Some(Instant::now() + KILL);
+                    kill(&guest, pid).await;
+                    continue;
+                }
+            };
+            let event = match message {
+                Ok(Some(message)) => message.to_owned_message().event.into_option().and_then(|e| e.event),
+                Ok(None) => {
+                    let lost = ConnectError::unavailable("the command's stream ended without its exit status");
+                    let _ = sender.send(Event::Lost(refused(lost))).await;
+                    return;
+                }
+                Err(error) => {
+                    let _ = sender.send(Event::Lost(refused(error))).await;
+                    return;
+                }
+            };
+            let (event, last) = match event {
+                Some(process_event::Event::Data(data)) => match data.output {
+                    Some(Output::Stdout(bytes) | Output::Pty(bytes)) => (Event::Stdout(bytes.into()), false),
+                    Some(Output::Stderr(bytes)) => (Event::Stderr(bytes.into()), false),
+                    None => continue,
+                },
+                Some(process_event::Event::End(end)) => {
+                    (Event::End { exit_code: exit_code(end.exit_code, &end.status), timed_out }, true)
+                }
+                _ => continue,
+            };
+            if sender.send(event).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    Ok(Running { pid, events })
+}
+
+async fn kill(guest: &Guest, pid: u32) {
+    let selector = ProcessSelector { selector: Some(process_selector::Selector::Pid(pid)), ..Default::default() };
+    let request =
+        SendSignalRequest { process: selector.into(), signal: Signal::SIGNAL_SIGKILL.into(), ..Default::default() };
+    let sent = tokio::time::timeout(KILL, guest.processes.send_signal_with_options(request, guest.options("")));
+    if let Ok(Err(error)) = sent.await {
+        tracing::debug!(%error, pid, "an overdue command could not be killed");
+    }
+}
+
+/// Runs a command to its end; at most `max` bytes of each output are kept.
+pub async fn run(guest: &Guest, command: Command, limit: Duration, max: usize) -> Result<Finished, AgentError> {
+    let mut running = start(guest, command, Some(limit)).await?;
+    let mut finished = Finished::default();
+    while let Some(event) = running.events.recv().await {
+        let (target, bytes) = match event {
+            Event::Stdout(bytes) => (&mut finished.stdout, bytes),
+            Event::Stderr(bytes) => (&mut finished.stderr, bytes),
+            Event::End { exit_code, timed_out } => {
+                (finished.exit_code, finished.timed_out) = (exit_code, timed_out);
+                return Ok(finished);
+            }
+            Event::Lost(error) => return Err(error),
+        };
+        let room = max - target.len();
+        finished.truncated |= bytes.len() > room;
+        target.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+    Err(AgentError::new(ErrorCode::AgentError, "the command's end was not reported; it may still have run"))
+}

@@ -1,0 +1,205 @@
+//! The agent's side of one guest: envd's HTTP and Connect services, reached through the sandbox's slot.
+
+use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
+use futures::{Stream, StreamExt as _};
+use http::{Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use serde_json::json;
+use wrenn_api::ErrorCode;
+use wrenn_rpc::process::ProcessClient;
+
+use super::spec::Spec;
+use crate::error::AgentError;
+
+/// envd's port in the guest.
+pub const ENVD_PORT: u16 = 49983;
+/// How long one look at a guest that is still booting may take.
+const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+/// envd's answer to `/init`, and its first answer to any call.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How much of envd's error text is read and passed on.
+const ERROR_TEXT: usize = 4096;
+/// Calls on the way to one guest before further ones wait.
+const CALLS: usize = 256;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A client of one guest's envd.
+#[derive(Clone)]
+pub struct Guest {
+    authority: String,
+    token: String,
+    http: Client<HttpConnector, Body>,
+    pub(super) processes: ProcessClient<SharedHttp2Connection>,
+}
+
+fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
+    tracing::warn!(%cause, "envd does not answer");
+    let message = "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
+    AgentError::new(ErrorCode::HostUnavailable, message)
+}
+
+fn overdue() -> AgentError {
+    AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
+}
+
+fn empty() -> Body {
+    Full::default().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn escape(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+impl Guest {
+    /// A client of the guest behind `address`; nothing is sent yet.
+    pub fn new(address: Ipv4Addr, token: &str) -> Result<Self, AgentError> {
+        let authority = format!("{address}:{ENVD_PORT}");
+        let uri: Uri = format!("http://{authority}")
+            .parse()
+            .map_err(|error| AgentError::fault("addressing the sandbox", &error))?;
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
+        let connection = Http2Connection::lazy_plaintext(uri.clone()).shared(CALLS);
+        let config = ClientConfig::new(uri).proto();
+        let processes = ProcessClient::new(connection, config);
+        Ok(Self { authority, token: token.to_owned(), http, processes })
+    }
+
+    /// Options of a Connect call: the token, and the user unless it is the default one.
+    pub(super) fn options(&self, user: &str) -> CallOptions {
+        let options = CallOptions::default().with_header("x-access-token", self.token.as_str());
+        if user.is_empty() {
+            return options;
+        }
+        options.with_header("authorization", format!("Basic {}", STANDARD.encode(format!("{user}:"))))
+    }
+
+    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, AgentError> {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.authority))
+            .header("x-access-token", &self.token)
+            .body(body)
+            .map_err(|error| AgentError::new(ErrorCode::InvalidRequest, error.to_string()))
+    }
+
+    /// Waits until envd answers; the caller bounds it.
+    pub async fn ready(&self) {
+        loop {
+            if let Ok(request) = self.request(Method::GET, "/health", empty()) {
+                let looked = tokio::time::timeout(LOOK, self.http.request(request)).await;
+                if matches!(looked, Ok(Ok(response)) if response.status().is_success()) {
+                    return;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Tells envd who it is: environment, token, default user, time and host name.
+    pub async fn init(&self, spec: &Spec, envs: &HashMap<String, String>) -> Result<(), AgentError> {
+        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
+        let body = json!({
+            "envVars": envs,
+            "accessToken": spec.access_token,
+            "defaultUser": spec.default_user,
+            "timestamp": now,
+        });
+        let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
+        let mut request = self.request(Method::POST, "/init", body)?;
+        request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
+        let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
+        checked(response).await.map(drop)
+    }
+
+    fn file_query(path: &str, user: &str) -> String {
+        let mut query = format!("/files?path={}", escape(path));
+        if !user.is_empty() {
+            query.push_str(&format!("&username={}", escape(user)));
+        }
+        query
+    }
+
+    /// Opens a file for reading: its size and its content.
+    pub async fn read_file(
+        &self,
+        path: &str,
+        user: &str,
+    ) -> Result<(u64, impl Stream<Item = Result<Bytes, AgentError>> + Send + use<>), AgentError> {
+        let request = self.request(Method::GET, &Self::file_query(path, user), empty())?;
+        let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
+        let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
+        let response = checked(response).await?;
+        let length = response.headers().get(header::CONTENT_LENGTH);
+        let size = length.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or_default();
+        let content = BodyStream::new(response.into_body()).filter_map(|frame| async {
+            match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(unreachable(&error))),
+            }
+        });
+        Ok((size, content))
+    }
+
+    /// Writes a file: it takes its place when `content` ended well, else the old one stays.
+    pub async fn write_file(
+        &self,
+        path: &str,
+        user: &str,
+        content: impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+    ) -> Result<(), AgentError> {
+        let body = StreamBody::new(content.map(|piece| piece.map(Frame::data))).boxed_unsync();
+        let query = format!("{}&atomic=true", Self::file_query(path, user));
+        let mut request = self.request(Method::POST, &query, body)?;
+        let kind = header::HeaderValue::from_static("application/octet-stream");
+        request.headers_mut().insert(header::CONTENT_TYPE, kind);
+        let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
+        checked(response).await.map(drop)
+    }
+}
+
+/// The response, or envd's refusal in our words.
+async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let text = tokio::time::timeout(ANSWER, http_body_util::Limited::new(response.into_body(), ERROR_TEXT).collect())
+        .await
+        .map_err(|_| overdue())?;
+    let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let message = serde_json::from_slice::<serde_json::Value>(&text)
+        .ok()
+        .and_then(|body| body["message"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| format!("the sandbox answered with status {status}"));
+    let code = match status {
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => ErrorCode::InvalidRequest,
+        StatusCode::FORBIDDEN => ErrorCode::Forbidden,
+        StatusCode::NOT_FOUND => ErrorCode::NotFound,
+        StatusCode::INSUFFICIENT_STORAGE => ErrorCode::InsufficientStorage,
+        _ => ErrorCode::AgentError,
+    };
+    Err(AgentError::new(code, message))
+}

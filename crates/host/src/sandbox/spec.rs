@@ -1,0 +1,23 @@
+//! What a sandbox was asked to be. It is the first entry of its journal.
+
+use serde::{Deserialize, Serialize};
+
+/// Enough to describe a sandbox and to speak to its envd after an adoption. The environment is not part of
+/// it: envd holds it, and a journal needs no more secrets than it must have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The template.
+    pub template: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mb: u64,
+    /// Disk in MiB.
+    pub disk_size_mb: u64,
+    /// The user that commands run as unless they say another.
+    pub default_user: String,
+    /// When it was asked for.
+    pub created_at_unix_ms: i64,
+    /// envd's access token.
+    pub access_token: String,
+}

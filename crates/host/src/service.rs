@@ -1,0 +1,320 @@
+//! The Connect service `host.v1.Host`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use connectrpc::{
+    ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
+    ServiceStream,
+};
+use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
+use wrenn_rpc::host::v1::{
+    __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
+    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
+    ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest, ListResponse,
+    PingRequest, PingResponse, ReadFileRequest, ReadFileResponse, Sandbox, SandboxState, StepTiming,
+    WriteFileRequest, WriteFileResponse,
+    exec_stream_response::{End, Start},
+};
+
+use crate::{
+    agent::{Agent, Wanted},
+    error::AgentError,
+    machine,
+    sandbox::{
+        actor::{Handle, State},
+        exec::{self, Command, Event},
+    },
+};
+
+/// Without a timeout of the request.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest path that a guest's kernel takes.
+const PATH_MAX: usize = 4096;
+/// Pieces of an upload on their way into a guest.
+const PENDING: usize = 4;
+
+/// The service.
+pub(crate) struct Service {
+    pub(crate) agent: Arc<Agent>,
+}
+
+fn invalid(message: impl Into<String>) -> ConnectError {
+    ConnectError::invalid_argument(message)
+}
+
+fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
+    let (spec, now) = (&handle.spec, handle.now());
+    let (state, failure) = match now.state {
+        State::Starting => (SandboxState::SANDBOX_STATE_STARTING, None),
+        State::Running => (SandboxState::SANDBOX_STATE_RUNNING, None),
+        State::Stopping => (SandboxState::SANDBOX_STATE_STOPPING, None),
+        State::Failed(error) => (SandboxState::SANDBOX_STATE_FAILED, Some(error)),
+        State::Gone(error) => (SandboxState::SANDBOX_STATE_FAILED, error),
+    };
+    let failure = failure.map(|error| Failure {
+        code: error.code.as_str().to_owned(),
+        message: error.message,
+        ..Default::default()
+    });
+    let vmm = &agent.shared.vmm;
+    let metadata = [
+        ("agent_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("vmm", format!("{} {}", vmm.name(), vmm.version())),
+    ];
+    Sandbox {
+        id: id.to_owned(),
+        state: state.into(),
+        template: spec.template.clone(),
+        vcpus: spec.vcpus,
+        memory_mb: spec.memory_mb,
+        disk_size_mb: spec.disk_size_mb,
+        created_at_unix_ms: spec.created_at_unix_ms,
+        failure: failure.into(),
+        metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        ..Default::default()
+    }
+}
+
+fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Command, ConnectError> {
+    let given = given.ok_or_else(|| invalid("command is missing"))?;
+    if given.cmd.is_empty() {
+        return Err(invalid("cmd is empty: name a program"));
+    }
+    let texts = [&given.cmd, &given.cwd, &given.user].into_iter().chain(&given.args);
+    if texts.chain(given.envs.iter().flat_map(|(key, value)| [key, value])).any(|text| text.contains('\0')) {
+        return Err(invalid("a NUL character cannot be part of a command"));
+    }
+    Ok(Command {
+        cmd: given.cmd,
+        args: given.args,
+        envs: given.envs.into_iter().collect(),
+        cwd: given.cwd,
+        user: given.user,
+    })
+}
+
+fn checked_path(path: &str) -> Result<(), ConnectError> {
+    if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
+        return Err(invalid(format!("a path has 1 to {PATH_MAX} bytes and no NUL")));
+    }
+    Ok(())
+}
+
+impl Host for Service {
+    async fn ping<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, PingRequest>,
+    ) -> ServiceResult<impl Encodable<PingResponse> + Send + use<'a>> {
+        let agent = &self.agent;
+        let (disk_mb, disk_free_mb) = agent.disk_mb().await?;
+        let (max_vcpus, max_memory_mb, max_disk_size_mb) = agent.most();
+        Response::ok(PingResponse {
+            host_id: agent.config.host_id.to_string(),
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver: agent.shared.vmm.name().to_owned(),
+            driver_reason: agent.driver_reason.clone(),
+            cpus: machine::cpus(),
+            memory_mb: machine::memory_mb(),
+            disk_mb,
+            disk_free_mb,
+            templates: agent.shared.assets.templates.keys().cloned().collect(),
+            sandboxes: agent.list().len() as u32,
+            max_sandboxes: agent.config.limits.sandboxes,
+            max_vcpus,
+            max_memory_mb,
+            max_disk_size_mb,
+            ..Default::default()
+        })
+    }
+
+    async fn create<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, CreateRequest>,
+    ) -> ServiceResult<impl Encodable<CreateResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let id = request.sandbox_id.clone();
+        let wanted = Wanted {
+            id: request.sandbox_id,
+            template: request.template,
+            vcpus: request.vcpus,
+            memory_mb: request.memory_mb,
+            disk_size_mb: request.disk_size_mb,
+            envs: request.envs.into_iter().collect(),
+            default_user: request.default_user,
+        };
+        let handle = self.agent.create(wanted).await?;
+        let timings = handle.now().timings.into_iter().map(|(step, took)| StepTiming {
+            step: step.to_owned(),
+            micros: took.as_micros() as u64,
+            ..Default::default()
+        });
+        Response::ok(CreateResponse {
+            sandbox: describe(&self.agent, &id, &handle).into(),
+            timings: timings.collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn destroy<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, DestroyRequest>,
+    ) -> ServiceResult<impl Encodable<DestroyResponse> + Send + use<'a>> {
+        self.agent.destroy(request.sandbox_id).await?;
+        Response::ok(DestroyResponse::default())
+    }
+
+    async fn get<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, GetRequest>,
+    ) -> ServiceResult<impl Encodable<GetResponse> + Send + use<'a>> {
+        let id = request.sandbox_id;
+        let handle = self.agent.get(id)?;
+        Response::ok(GetResponse { sandbox: describe(&self.agent, id, &handle).into(), ..Default::default() })
+    }
+
+    async fn list<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, ListRequest>,
+    ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
+        let all = self.agent.list();
+        let sandboxes = all.iter().map(|(id, handle)| describe(&self.agent, id, handle)).collect();
+        Response::ok(ListResponse { sandboxes, ..Default::default() })
+    }
+
+    async fn exec<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, ExecRequest>,
+    ) -> ServiceResult<impl Encodable<ExecResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let guest = self.agent.guest(&request.sandbox_id)?;
+        let command = command(request.command.into_option())?;
+        let limit = match request.timeout_ms {
+            0 => EXEC_TIMEOUT,
+            given => Duration::from_millis(u64::from(given)),
+        };
+        let begin = Instant::now();
+        let finished = exec::run(&guest, command, limit, self.agent.config.limits.exec_output).await?;
+        Response::ok(ExecResponse {
+            stdout: finished.stdout,
+            stderr: finished.stderr,
+            exit_code: finished.exit_code,
+            timed_out: finished.timed_out,
+            truncated: finished.truncated,
+            duration_ms: begin.elapsed().as_millis() as u64,
+            ..Default::default()
+        })
+    }
+
+    async fn exec_stream(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, ExecStreamRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ExecStreamResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        let guest = self.agent.guest(&request.sandbox_id)?;
+        let command = command(request.command.into_option())?;
+        let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
+        let running = exec::start(&guest, command, limit).await?;
+        let start = exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
+        let rest = stream::unfold(running.events, |mut events| async move {
+            let event = events.recv().await?;
+            Some((event, events))
+        });
+        let events = stream::once(async { Ok(start) }).chain(rest.map(|event| match event {
+            Event::Stdout(bytes) => Ok(exec_stream_response::Event::Stdout(bytes.into())),
+            Event::Stderr(bytes) => Ok(exec_stream_response::Event::Stderr(bytes.into())),
+            Event::End { exit_code, timed_out } => {
+                Ok(exec_stream_response::Event::End(End { exit_code, timed_out, ..Default::default() }.into()))
+            }
+            Event::Lost(error) => Err(ConnectError::from(error)),
+        }));
+        Ok(Response::new(
+            events
+                .map(|event| {
+                    event.map(|event| ExecStreamResponse { event: Some(event), ..Default::default() })
+                })
+                .boxed(),
+        ))
+    }
+
+    async fn read_file(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, ReadFileRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ReadFileResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let guest = self.agent.guest(&request.sandbox_id)?;
+        let (size, content) = guest.read_file(&request.path, &request.user).await?;
+        let first = stream::once(async move { Ok(read_file_response::Part::Size(size)) });
+        let rest = content.map(|piece| match piece {
+            Ok(bytes) => Ok(read_file_response::Part::Chunk(bytes.into())),
+            Err(error) => Err(ConnectError::from(error)),
+        });
+        let parts = first.chain(rest);
+        Ok(Response::new(
+            parts
+                .map(|part| part.map(|part| ReadFileResponse { part: Some(part), ..Default::default() }))
+                .boxed(),
+        ))
+    }
+
+    async fn write_file<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        mut requests: InboundStream<WriteFileRequest>,
+    ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<'a>> {
+        let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
+        let Some(write_file_request::Part::Open(open)) = first else {
+            return Err(invalid("the first message must carry `open`"));
+        };
+        checked_path(&open.path)?;
+        let guest = self.agent.guest(&open.sandbox_id)?;
+        let (mut pieces, content) = mpsc::channel::<Result<Bytes, std::io::Error>>(PENDING);
+        let (path, user) = (open.path.clone(), open.user.clone());
+        let writing = guest.write_file(&path, &user, content);
+        let feeding = async move {
+            let mut size = 0;
+            loop {
+                let message = requests.next().await.transpose();
+                let part = match message {
+                    Ok(message) => message.and_then(|message| message.to_owned_message().part),
+                    Err(error) => {
+                        // The guest must not take what came so far for the whole file.
+                        let _ = pieces.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                        return Err(error);
+                    }
+                };
+                match part {
+                    Some(write_file_request::Part::Chunk(bytes)) => {
+                        size += bytes.len() as u64;
+                        if pieces.send(Ok(bytes.into())).await.is_err() {
+                            // The guest refused; its answer says why.
+                            return Ok(size);
+                        }
+                    }
+                    Some(write_file_request::Part::Commit(_)) => return Ok(size),
+                    Some(write_file_request::Part::Open(_)) | None => {
+                        let _ = pieces.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
+                        return Err(invalid("the upload ended without `commit`; the file was left as it was"));
+                    }
+                }
+            }
+        };
+        let (written, size) = futures::join!(writing, feeding);
+        // A broken upload is the cause of the guest's complaint, not the other way round.
+        let size = size?;
+        written.map_err(|error: AgentError| ConnectError::from(error))?;
+        Response::ok(WriteFileResponse { size, ..Default::default() })
+    }
+}
