@@ -8,5 +8,5 @@ mod sandbox;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
-    CreateSandbox, Encoding, ExecRequest, ExecResponse, Health, Page, ReadFile, Sandbox, SandboxStatus,
+    CreateSandbox, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox, SandboxStatus,
 };

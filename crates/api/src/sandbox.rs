@@ -43,6 +43,25 @@ impl SandboxStatus {
     }
 }
 
+impl std::str::FromStr for SandboxStatus {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [
+            Self::Pending,
+            Self::Starting,
+            Self::Running,
+            Self::Stopping,
+            Self::Stopped,
+            Self::Missing,
+            Self::Error,
+        ]
+        .into_iter()
+        .find(|status| status.as_str() == text)
+        .ok_or(())
+    }
+}
+
 /// One sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Sandbox {
@@ -167,16 +186,6 @@ pub struct ReadFile {
     /// Absolute, or relative to the default user's home; at most 4096 bytes.
     #[schema(min_length = 1, max_length = 4096)]
     pub path: String,
-}
-
-/// One page of a list.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Page<T: ToSchema> {
-    /// The entries, newest first.
-    pub items: Vec<T>,
-    /// Pass as `cursor` for the next page; absent on the last one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_cursor: Option<String>,
 }
 
 /// The state of the control plane.

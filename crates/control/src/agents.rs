@@ -1,0 +1,119 @@
+//! Clients of the host agents: mutual TLS, one HTTP/2 connection per host.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig as TlsConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use wrenn_rpc::host::v1::HostClient;
+
+use crate::{config::AgentTls, error::ApiError};
+
+/// A client of one agent.
+pub(crate) type AgentClient = HostClient<SharedHttp2Connection>;
+
+/// The name in every agent's certificate: the private CA vouches for it, addresses may change.
+const AGENT_NAME: &str = "agent.wrenn";
+/// Calls on the way to one agent before further ones wait.
+const CALLS: usize = 1024;
+/// The largest message: the output of an exec.
+const MESSAGE_MAX: usize = 64 << 20;
+/// A connection is tried for this long.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// Deadlines by kind of call. Streams have none.
+pub(crate) mod deadline {
+    use std::time::Duration;
+
+    /// Liveness and lists.
+    pub(crate) const STATE: Duration = Duration::from_secs(5);
+    /// Removing a sandbox.
+    pub(crate) const DESTROY: Duration = Duration::from_secs(60);
+    /// What a call may take beyond the time that the command has.
+    pub(crate) const EXEC_EXTRA: Duration = Duration::from_secs(45);
+}
+
+/// Every agent by its address.
+pub(crate) struct Agents {
+    tls: TlsConnector,
+    clients: Mutex<HashMap<String, AgentClient>>,
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = || format!("{} is not a readable certificate", path.display());
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(read)?.collect();
+    all.with_context(read)
+}
+
+impl Agents {
+    /// Clients that show this certificate.
+    pub(crate) fn new(files: &AgentTls) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&files.ca)? {
+            roots.add(certificate).context("the CA's certificate is not usable")?;
+        }
+        let key = PrivateKeyDer::from_pem_file(&files.key)
+            .with_context(|| format!("{} is not a readable key", files.key.display()))?;
+        let mut config = TlsConfig::builder()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(certificates(&files.cert)?, key)
+            .context("the control plane's certificate does not fit its key")?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), clients: Mutex::default() })
+    }
+
+    /// The client of the agent at this address; it connects when it is used, and again when it must.
+    pub(crate) fn at(&self, address: &str) -> Result<AgentClient, ApiError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(address) {
+            return Ok(client.clone());
+        }
+        let uri: Uri = format!("https://{AGENT_NAME}").parse().map_err(internal)?;
+        let name = ServerName::try_from(AGENT_NAME).map_err(internal)?;
+        let (tls, target) = (self.tls.clone(), address.to_owned());
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, target, name) = (tls.clone(), target.clone(), name.clone());
+            async move {
+                let connecting = async {
+                    let stream = TcpStream::connect(&target).await?;
+                    stream.set_nodelay(true)?;
+                    tls.connect(name, stream).await
+                };
+                let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                tokio::time::timeout(CONNECT, connecting).await.unwrap_or(Err(late)).map(TokioIo::new)
+            }
+        });
+        let connection = Http2Connection::builder()
+            .keep_alive_interval(Duration::from_secs(5))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(4 << 20)
+            .lazy_with_connector(connector, uri.clone())
+            .shared(CALLS);
+        let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
+        let client = HostClient::new(connection, config);
+        clients.insert(address.to_owned(), client.clone());
+        Ok(client)
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(wrenn_api::ErrorCode::InternalError, error.to_string())
+}
+
+/// Options with a deadline.
+pub(crate) fn within(limit: Duration) -> CallOptions {
+    CallOptions::default().with_timeout(limit)
+}

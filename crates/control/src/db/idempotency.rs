@@ -1,0 +1,75 @@
+//! Answers that are given again when a request repeats with its `Idempotency-Key`.
+
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+/// The first request with a key.
+#[derive(Debug)]
+pub(crate) struct First {
+    pub(crate) request_sha256: Vec<u8>,
+    pub(crate) sandbox_id: Uuid,
+    pub(crate) response_status: Option<i32>,
+    pub(crate) response_body: Option<serde_json::Value>,
+}
+
+/// Claims a key for a sandbox; false when it is taken. Waits for a request that is claiming it right now.
+pub(crate) async fn claim(
+    tx: &mut PgConnection,
+    team: Uuid,
+    key: &str,
+    request_sha256: &[u8],
+    sandbox: Uuid,
+) -> sqlx::Result<bool> {
+    let claimed = sqlx::query!(
+        "INSERT INTO idempotency_keys (team_id, key, request_sha256, sandbox_id) VALUES ($1, $2, $3, $4)
+         ON CONFLICT DO NOTHING",
+        team,
+        key,
+        request_sha256,
+        sandbox
+    )
+    .execute(tx)
+    .await?;
+    Ok(claimed.rows_affected() == 1)
+}
+
+/// The first request with this key.
+pub(crate) async fn first(db: &PgPool, team: Uuid, key: &str) -> sqlx::Result<Option<First>> {
+    sqlx::query_as!(
+        First,
+        "SELECT request_sha256, sandbox_id, response_status, response_body FROM idempotency_keys
+         WHERE team_id = $1 AND key = $2",
+        team,
+        key
+    )
+    .fetch_optional(db)
+    .await
+}
+
+/// Keeps the answer.
+pub(crate) async fn answered(
+    db: &PgPool,
+    team: Uuid,
+    key: &str,
+    status: i32,
+    body: &serde_json::Value,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE idempotency_keys SET response_status = $3, response_body = $4 WHERE team_id = $1 AND key = $2",
+        team,
+        key,
+        status,
+        body
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Forgets keys of more than a day ago.
+pub(crate) async fn prune(db: &PgPool) -> sqlx::Result<u64> {
+    let pruned = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '24 hours'")
+        .execute(db)
+        .await?;
+    Ok(pruned.rows_affected())
+}

@@ -1,0 +1,40 @@
+//! PostgreSQL: the truth. Every statement is checked against the schema at compile time.
+
+pub(crate) mod hosts;
+pub(crate) mod idempotency;
+pub(crate) mod keys;
+pub(crate) mod outbox;
+pub(crate) mod sandboxes;
+
+use std::{str::FromStr, time::Duration};
+
+use anyhow::Context;
+use sqlx::{
+    ConnectOptions, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Connections of one server.
+const CONNECTIONS: u32 = 16;
+/// How long a request waits for a connection before it is told that the database is away.
+const ACQUIRE: Duration = Duration::from_secs(3);
+
+/// A pool; connects when it is used first.
+pub(crate) fn pool(database_url: &str) -> anyhow::Result<PgPool> {
+    let options = PgConnectOptions::from_str(database_url)
+        .context("DATABASE_URL is not a PostgreSQL URL")?
+        .application_name("wrenn")
+        .log_slow_statements(log::LevelFilter::Warn, Duration::from_secs(1));
+    Ok(PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE)
+        .idle_timeout(Duration::from_secs(300))
+        .connect_lazy_with(options))
+}
+
+/// Brings the schema up to date, one server at a time.
+pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    MIGRATIONS.run(pool).await.context("the database cannot be migrated: is it reachable, and ours?")
+}

@@ -1,0 +1,53 @@
+//! Events on their way to Redis: written with the change they tell of, read by the relay.
+
+use serde_json::json;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::sandboxes::Row;
+
+/// An event that is not yet in Redis.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) id: i64,
+    pub(crate) team_id: Uuid,
+    pub(crate) event: serde_json::Value,
+}
+
+/// Writes the event of a new status.
+pub(crate) async fn status_changed(tx: &mut PgConnection, row: &Row) -> sqlx::Result<()> {
+    let event = json!({
+        "type": format!("sandbox.{}", row.status),
+        "at": row.last_updated,
+        "sandbox": row.public(),
+    });
+    sqlx::query!("INSERT INTO outbox (team_id, event) VALUES ($1, $2)", row.team_id, event)
+        .execute(tx)
+        .await
+        .map(drop)
+}
+
+/// The oldest events, for the one relay that holds the lock; nothing for any other.
+pub(crate) async fn take(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Pending>> {
+    /// Any number that nothing else of ours locks.
+    const RELAY: i64 = 0x5772_656e_6e01;
+    let ours = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "ours!""#, RELAY)
+        .fetch_one(&mut *tx)
+        .await?;
+    if !ours {
+        return Ok(Vec::new());
+    }
+    sqlx::query_as!(Pending, "SELECT id, team_id, event FROM outbox ORDER BY id LIMIT $1", limit)
+        .fetch_all(tx)
+        .await
+}
+
+/// Removes events that have arrived.
+pub(crate) async fn delivered(tx: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", ids).execute(tx).await.map(drop)
+}
+
+/// How many events wait.
+pub(crate) async fn waiting(db: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM outbox"#).fetch_one(db).await
+}

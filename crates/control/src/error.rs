@@ -1,0 +1,96 @@
+//! What a client is told when something cannot be done: the envelope, with the status of its code.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use connectrpc::{ConnectError, ErrorCode as Wire};
+use http::StatusCode;
+use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail};
+
+/// A refusal or a failure, in words for clients.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ApiError {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+}
+
+impl ApiError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::InvalidRequest, message)
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
+        ErrorBody { error: ErrorDetail { code: self.code, message: self.message.clone() } }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.body())).into_response()
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        // What PostgreSQL says while it starts, stops or refuses connections: classes 08, 53 and 57.
+        let away = match &error {
+            E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Protocol(_) | E::WorkerCrashed => true,
+            E::Database(cause) => {
+                cause.code().is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class)))
+            }
+            _ => false,
+        };
+        if away {
+            tracing::warn!(%error, "the database is away");
+            let message = "the control plane cannot reach its database; try again in a moment";
+            return Self::new(ErrorCode::ServiceUnavailable, message);
+        }
+        tracing::error!(%error, "a statement failed");
+        Self::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
+    }
+}
+
+impl From<redis::RedisError> for ApiError {
+    fn from(error: redis::RedisError) -> Self {
+        tracing::warn!(%error, "redis is away");
+        Self::new(ErrorCode::ServiceUnavailable, "the control plane cannot reach its event store; try again in a moment")
+    }
+}
+
+/// What an agent answered; codes travel as proto/host.proto says.
+impl From<ConnectError> for ApiError {
+    fn from(error: ConnectError) -> Self {
+        let message = error.message.clone().unwrap_or_default();
+        let code = match error.code {
+            Wire::InvalidArgument => ErrorCode::InvalidRequest,
+            Wire::NotFound => ErrorCode::NotFound,
+            Wire::PermissionDenied => ErrorCode::Forbidden,
+            Wire::FailedPrecondition => ErrorCode::InvalidState,
+            Wire::OutOfRange => ErrorCode::ExceedsCapacity,
+            Wire::ResourceExhausted => ErrorCode::InsufficientStorage,
+            Wire::Aborted => ErrorCode::NoHostsAvailable,
+            Wire::Unavailable => {
+                tracing::warn!(%error, "a host does not answer");
+                let message = "the sandbox's host does not answer; try again in a moment";
+                return Self::new(ErrorCode::HostUnavailable, message);
+            }
+            Wire::DeadlineExceeded => {
+                return Self::new(ErrorCode::Timeout, "the sandbox's host did not answer in time; try again");
+            }
+            Wire::Internal => ErrorCode::AgentError,
+            _ => {
+                tracing::error!(%error, "a host answered with a fault");
+                return Self::new(ErrorCode::AgentError, "the sandbox's host could not do this; its log says why");
+            }
+        };
+        Self::new(code, message)
+    }
+}

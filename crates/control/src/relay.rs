@@ -1,0 +1,47 @@
+//! Takes events from the outbox to Redis, in order, at least once. One server at a time does it.
+
+use std::time::Duration;
+
+use crate::{db::outbox, error::ApiError, state::App};
+
+/// Events taken at once.
+const BATCH: i64 = 100;
+/// Without a wake-up of this server's own, another server may have written.
+const IDLE: Duration = Duration::from_millis(500);
+/// After a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Relays until the server stops.
+pub(crate) async fn run(app: App) {
+    loop {
+        let pause = match relay(&app).await {
+            Ok(full) if full => Duration::ZERO,
+            Ok(_) => IDLE,
+            Err(error) => {
+                tracing::debug!(%error, "events wait in the outbox");
+                PAUSE
+            }
+        };
+        tokio::select! {
+            () = app.shutdown.cancelled() => return,
+            () = app.outbox.notified(), if pause == IDLE => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// One batch; true when there may be more.
+async fn relay(app: &App) -> Result<bool, ApiError> {
+    let mut tx = app.db.begin().await?;
+    let pending = outbox::take(&mut tx, BATCH).await?;
+    if pending.is_empty() {
+        return Ok(false);
+    }
+    for event in &pending {
+        app.events.append(event.team_id, &event.event).await?;
+    }
+    let ids: Vec<i64> = pending.iter().map(|event| event.id).collect();
+    outbox::delivered(&mut tx, &ids).await?;
+    tx.commit().await?;
+    Ok(pending.len() as i64 == BATCH)
+}

@@ -1,0 +1,133 @@
+//! Commands that run to their end before the answer.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{Json, extract::State};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use wrenn_api::{Encoding, ErrorBody, ExecRequest, ExecResponse};
+use wrenn_rpc::host::v1::{Command, ExecRequest as AgentExec};
+
+use crate::{
+    agents::{deadline, within},
+    error::ApiError,
+    extract::{Body, Target},
+    sandboxes::{self as service, create::check_envs},
+    state::App,
+};
+
+const TIMEOUT_SECS: u32 = 30;
+const TIMEOUT_MAX_SECS: u32 = 86_400;
+/// What a Linux kernel takes as one argument.
+const ARGUMENT_MAX: usize = 128 << 10;
+const ARGUMENTS_MAX: usize = 4096;
+const PATH_MAX: usize = 4096;
+
+/// Checks a command as far as that is possible without its guest.
+pub(super) fn check(
+    cmd: String,
+    args: Vec<String>,
+    envs: BTreeMap<String, String>,
+    cwd: Option<String>,
+    user: Option<String>,
+) -> Result<Command, ApiError> {
+    if cmd.is_empty() {
+        return Err(ApiError::invalid("cmd is empty: name a program"));
+    }
+    if args.len() > ARGUMENTS_MAX {
+        return Err(ApiError::invalid(format!("args has {} entries: at most {ARGUMENTS_MAX}", args.len())));
+    }
+    let (cwd, user) = (cwd.unwrap_or_default(), user.unwrap_or_default());
+    for (field, text, max) in [("cwd", &cwd, PATH_MAX), ("user", &user, 256), ("cmd", &cmd, ARGUMENT_MAX)]
+        .into_iter()
+        .chain(args.iter().map(|argument| ("args", argument, ARGUMENT_MAX)))
+    {
+        if text.len() > max || text.contains('\0') {
+            return Err(ApiError::invalid(format!("{field}: a text has at most {max} bytes and no NUL")));
+        }
+    }
+    check_envs(&envs)?;
+    Ok(Command { cmd, args, envs: envs.into_iter().collect(), cwd, user, ..Default::default() })
+}
+
+fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
+    match (String::from_utf8(stdout), String::from_utf8(stderr)) {
+        (Ok(stdout), Ok(stderr)) => (stdout, stderr, Encoding::Utf8),
+        (stdout, stderr) => {
+            let bytes = |text: Result<String, std::string::FromUtf8Error>| match text {
+                Ok(text) => STANDARD.encode(text),
+                Err(error) => STANDARD.encode(error.as_bytes()),
+            };
+            (bytes(stdout), bytes(stderr), Encoding::Base64)
+        }
+    }
+}
+
+/// Run a command and wait for its end.
+///
+/// The program is started directly, without a shell. When its time is over its whole process group is
+/// killed, `timed_out` is true and the output is what came until then.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/exec", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    request_body = ExecRequest,
+    responses(
+        (status = 200, description = "The command ended.", body = ExecResponse),
+        (status = 400, description = "The request is malformed, or the sandbox has no such program, directory or user.", body = ErrorBody),
+        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
+        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
+    )
+)]
+pub(super) async fn exec(
+    State(app): State<App>,
+    target: Target,
+    body: Body<ExecRequest>,
+) -> Result<Json<ExecResponse>, ApiError> {
+    let ExecRequest { cmd, args, envs, cwd, user, timeout_sec } = body.value;
+    let seconds = timeout_sec.unwrap_or(TIMEOUT_SECS);
+    if !(1..=TIMEOUT_MAX_SECS).contains(&seconds) {
+        return Err(ApiError::invalid(format!("timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}")));
+    }
+    let command = check(cmd.clone(), args, envs, cwd, user)?;
+    let agent = service::running(&app, target.team, target.id).await?;
+    let request = AgentExec {
+        sandbox_id: target.id.to_string(),
+        command: command.into(),
+        timeout_ms: seconds * 1000,
+        ..Default::default()
+    };
+    let limit = Duration::from_secs(u64::from(seconds)) + deadline::EXEC_EXTRA;
+    let ran = agent.exec_with_options(request, within(limit)).await?.into_owned();
+    let (stdout, stderr, encoding) = encode(ran.stdout, ran.stderr);
+    Ok(Json(ExecResponse {
+        sandbox_id: target.id,
+        cmd,
+        stdout,
+        stderr,
+        exit_code: ran.exit_code,
+        timed_out: ran.timed_out,
+        truncated: ran.truncated,
+        duration_ms: ran.duration_ms,
+        encoding,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_stream_of_bytes_makes_both_base64() {
+        assert_eq!(encode(b"a".to_vec(), b"b".to_vec()), ("a".into(), "b".into(), Encoding::Utf8));
+        let (stdout, stderr, encoding) = encode(vec![0xff, 0, b'a'], b"b".to_vec());
+        assert_eq!((stdout.as_str(), stderr.as_str(), encoding), ("/wBh", "Yg==", Encoding::Base64));
+    }
+
+    #[test]
+    fn commands_that_no_kernel_takes_are_refused() {
+        let with = |cmd: &str, args: Vec<String>| check(cmd.into(), args, BTreeMap::new(), None, None);
+        assert!(with("true", vec!["x".repeat(ARGUMENT_MAX)]).is_ok());
+        assert!(with("", vec![]).is_err() && with("a\0b", vec![]).is_err());
+        assert!(with("true", vec!["x".repeat(ARGUMENT_MAX + 1)]).is_err());
+        assert!(with("true", vec![String::new(); ARGUMENTS_MAX + 1]).is_err());
+    }
+}

@@ -1,0 +1,195 @@
+//! Commands whose output is streamed over a WebSocket.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    extract::{
+        State,
+        ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
+    },
+    response::Response,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use wrenn_api::{ErrorBody, ErrorCode};
+use wrenn_rpc::host::v1::{
+    __buffa::oneof::exec_stream_response::Event, ExecStreamRequest,
+};
+
+use super::{
+    exec::check,
+    utf8::{Piece, Pieces},
+};
+use crate::{agents::AgentClient, error::ApiError, extract::Target, sandboxes as service, state::App};
+
+/// The client's first frame must come within this.
+const FIRST_FRAME: Duration = Duration::from_secs(10);
+/// The largest frame of a client.
+const FRAME_MAX: usize = 2 << 20;
+/// A sign of life, so that nothing between client and server takes the connection for dead.
+const PING: Duration = Duration::from_secs(20);
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum FromClient {
+    Start {
+        cmd: String,
+        #[serde(default)]
+        args: Vec<String>,
+        #[serde(default)]
+        envs: BTreeMap<String, String>,
+        cwd: Option<String>,
+        user: Option<String>,
+        timeout_sec: Option<u32>,
+    },
+    Stop,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum ToClient {
+    Start { pid: u32 },
+    Stdout(Output),
+    Stderr(Output),
+    Exit { exit_code: i32, timed_out: bool },
+    Error { data: String, code: ErrorCode },
+}
+
+#[derive(Serialize)]
+struct Output {
+    data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<&'static str>,
+}
+
+impl From<Piece> for Output {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Text(data) => Self { data, encoding: None },
+            Piece::Bytes(bytes) => Self { data: STANDARD.encode(bytes), encoding: Some("base64") },
+        }
+    }
+}
+
+/// Run a command and stream its output over a WebSocket.
+///
+/// The client's first frame is `{"type":"start","cmd":…,"args":[…],"envs":{…},"cwd":…,"user":…}`. The server
+/// answers with frames of type `start` (`pid`), `stdout` and `stderr` (`data`, with `"encoding":"base64"` where
+/// the bytes are no text), and ends with `exit` (`exit_code`) or `error` (`data`, `code`). The command is
+/// killed when the client sends `{"type":"stop"}` or goes away.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}/exec/stream", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    responses(
+        (status = 101, description = "The connection is a WebSocket now."),
+        (status = 400, description = "The request is not a WebSocket upgrade.", body = ErrorBody),
+        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
+        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
+    )
+)]
+pub(super) async fn exec_stream(
+    State(app): State<App>,
+    target: Target,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let agent = service::running(&app, target.team, target.id).await?;
+    let upgrade = upgrade.map_err(|_| ApiError::invalid("this path speaks WebSocket: ask for an upgrade"))?;
+    let Ok(permit) = app.streams.clone().try_acquire_owned() else {
+        let message = "the control plane has too many streams open; close some, or try again later";
+        return Err(ApiError::new(ErrorCode::TooManyRequests, message));
+    };
+    let upgrade = upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX);
+    Ok(upgrade.on_upgrade(async move |mut socket| {
+        let _permit = permit;
+        let id = target.id.to_string();
+        if let Err(error) = converse(&app, &agent, id, &mut socket).await {
+            let _ = send(&mut socket, &ToClient::Error { data: error.message, code: error.code }).await;
+        }
+        let _ = socket.send(Message::Close(None)).await;
+    }))
+}
+
+/// Errors of the socket itself mean that the client is gone.
+struct Gone;
+
+async fn send(socket: &mut WebSocket, frame: &ToClient) -> Result<(), Gone> {
+    let text = serde_json::to_string(frame).map_err(|_| Gone)?;
+    socket.send(Message::Text(text.into())).await.map_err(|_| Gone)
+}
+
+async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiError> {
+    let deadline = Instant::now() + FIRST_FRAME;
+    loop {
+        let late = || ApiError::invalid("the first frame did not come in time: send {\"type\":\"start\",…}");
+        let frame = tokio::time::timeout_at(deadline, socket.recv()).await.map_err(|_| late())?;
+        let bytes = match frame {
+            Some(Ok(Message::Text(text))) => text.as_bytes().to_vec(),
+            Some(Ok(Message::Binary(bytes))) => bytes.to_vec(),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(None),
+        };
+        let parsed = serde_json::from_slice(&bytes);
+        return parsed.map(Some).map_err(|error| ApiError::invalid(format!("the first frame: {error}")));
+    }
+}
+
+async fn converse(app: &App, agent: &AgentClient, id: String, socket: &mut WebSocket) -> Result<(), ApiError> {
+    let request = match first_frame(socket).await? {
+        Some(FromClient::Start { cmd, args, envs, cwd, user, timeout_sec }) => ExecStreamRequest {
+            sandbox_id: id,
+            command: check(cmd, args, envs, cwd, user)?.into(),
+            timeout_ms: timeout_sec.unwrap_or_default().saturating_mul(1000),
+            ..Default::default()
+        },
+        Some(FromClient::Stop) => return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}")),
+        None => return Ok(()),
+    };
+    let mut stream = agent.exec_stream(request).await?;
+    let (mut stdout, mut stderr) = (Pieces::default(), Pieces::default());
+    let mut ping = tokio::time::interval(PING);
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message?,
+            frame = socket.recv() => match frame {
+                Some(Ok(Message::Text(text))) if matches!(serde_json::from_str(&text), Ok(FromClient::Stop)) => return Ok(()),
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(()),
+                Some(Ok(_)) => continue,
+            },
+            _ = ping.tick() => {
+                if socket.send(Message::Ping(Vec::new().into())).await.is_err() {
+                    return Ok(());
+                }
+                continue;
+            }
+            () = app.shutdown.cancelled() => {
+                let message = "the control plane is restarting; the command was ended";
+                return Err(ApiError::new(ErrorCode::ServiceUnavailable, message));
+            }
+        };
+        let ended = || ApiError::new(ErrorCode::AgentError, "the command's end was not reported");
+        let event = message.ok_or_else(ended)?.to_owned_message().event;
+        let mut frames = Vec::new();
+        let mut last = false;
+        match event {
+            Some(Event::Start(start)) => frames.push(ToClient::Start { pid: start.pid }),
+            Some(Event::Stdout(bytes)) => frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into()))),
+            Some(Event::Stderr(bytes)) => frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into()))),
+            Some(Event::End(end)) => {
+                frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));
+                frames.extend(stderr.finish().map(|piece| ToClient::Stderr(piece.into())));
+                frames.push(ToClient::Exit { exit_code: end.exit_code, timed_out: end.timed_out });
+                last = true;
+            }
+            None => {}
+        }
+        for frame in &frames {
+            if send(socket, frame).await.is_err() {
+                return Ok(());
+            }
+        }
+        if last {
+            return Ok(());
+        }
+    }
+}

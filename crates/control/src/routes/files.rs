@@ -1,0 +1,197 @@
+//! Files in and out, streamed: no file is ever whole in memory.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body as HttpBody,
+    extract::{Multipart, State, multipart::{Field, MultipartRejection}},
+    response::Response,
+};
+use futures::{SinkExt as _, channel::mpsc, stream};
+use http::{StatusCode, header};
+use utoipa::ToSchema;
+use wrenn_api::{ErrorBody, ErrorCode, ReadFile};
+use wrenn_rpc::host::v1::{
+    __buffa::oneof::{read_file_response, write_file_request::Part},
+    ReadFileRequest, WriteFileRequest,
+    write_file_request::{Commit, Open},
+};
+
+use crate::{
+    error::ApiError,
+    extract::{Body, Target},
+    sandboxes as service,
+    state::App,
+};
+
+/// The longest path that a guest's kernel takes.
+const PATH_MAX: usize = 4096;
+/// Pieces of an upload on their way to the agent.
+const PENDING: usize = 4;
+/// How long the rest of a refused upload is read, so that the client sees the answer.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A file to write.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes the form; its parts are read one by one")]
+pub(super) struct Upload {
+    /// Where to; absolute, or relative to the default user's home. It comes before `file`.
+    #[schema(min_length = 1, max_length = 4096)]
+    path: String,
+    /// The content.
+    #[schema(value_type = String, format = Binary)]
+    file: Vec<u8>,
+}
+
+fn check_path(path: &str) -> Result<(), ApiError> {
+    if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
+        return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} bytes without NUL")));
+    }
+    Ok(())
+}
+
+/// What is wrong with a form, in our words.
+fn bad_form(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::invalid(format!("the body is not the documented form: {error}"))
+}
+
+/// The path of the form, which comes first.
+async fn path_of(form: &mut Multipart) -> Result<String, ApiError> {
+    let missing = || ApiError::invalid("the form's first part must be `path`, its second `file`");
+    let field = form.next_field().await.map_err(|error| bad_form(&error))?.ok_or_else(missing)?;
+    if field.name() != Some("path") {
+        return Err(missing());
+    }
+    let mut field = field;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > PATH_MAX {
+            return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} bytes without NUL")));
+        }
+    }
+    let path = String::from_utf8(bytes).map_err(|_| ApiError::invalid("path: it must be UTF-8"))?;
+    check_path(&path)?;
+    Ok(path)
+}
+
+fn message(part: Part) -> WriteFileRequest {
+    WriteFileRequest { part: Some(part), ..Default::default() }
+}
+
+/// Reads what is left of a refused upload, within bounds, so that the client gets to read the answer.
+async fn drain(field: &mut Field<'_>, max: usize) {
+    let rest = async {
+        let mut read = 0;
+        while let Ok(Some(chunk)) = field.chunk().await {
+            read += chunk.len();
+            if read > max {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN, rest).await;
+}
+
+/// Passes the content on; the file changes only when all of it has come.
+async fn feed(field: &mut Field<'_>, pieces: &mut mpsc::Sender<WriteFileRequest>, max: usize) -> Result<(), ApiError> {
+    let mut size = 0;
+    while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
+        size += chunk.len();
+        if size > max {
+            drain(field, max).await;
+            let message = format!("the file is larger than {max} bytes");
+            return Err(ApiError::new(ErrorCode::TooLarge, message));
+        }
+        if pieces.send(message(Part::Chunk(chunk.into()))).await.is_err() {
+            // The agent has refused; its answer says why.
+            drain(field, max).await;
+            return Ok(());
+        }
+    }
+    let _ = pieces.send(message(Part::Commit(Commit::default().into()))).await;
+    Ok(())
+}
+
+/// Write a file, parents included. The old content stays until the new one is complete.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/write", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    request_body(content = Upload, content_type = "multipart/form-data"),
+    responses(
+        (status = 204, description = "It is written."),
+        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
+        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
+        (status = 413, description = "The file is larger than 100 MiB.", body = ErrorBody),
+        (status = 507, description = "The sandbox's disk is full.", body = ErrorBody),
+    )
+)]
+pub(super) async fn write(
+    State(app): State<App>,
+    target: Target,
+    form: Result<Multipart, MultipartRejection>,
+) -> Result<StatusCode, ApiError> {
+    let agent = service::running(&app, target.team, target.id).await?;
+    let mut form = form.map_err(|_| {
+        let message = "send the file as multipart/form-data, with the parts `path` and `file`";
+        ApiError::new(ErrorCode::UnsupportedMediaType, message)
+    })?;
+    let path = path_of(&mut form).await?;
+    let missing = || ApiError::invalid("the form's second part must be `file`");
+    let field = form.next_field().await.map_err(|error| bad_form(&error))?;
+    let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
+
+    let (mut pieces, requests) = mpsc::channel(PENDING);
+    let open = Open { sandbox_id: target.id.to_string(), path, ..Default::default() };
+    let _ = pieces.send(message(Part::Open(open.into()))).await;
+    let writing = agent.write_file(requests);
+    let feeding = async move {
+        let fed = feed(&mut field, &mut pieces, app.limits.upload_body).await;
+        // Dropped without a commit, the agent leaves the file as it was.
+        drop(pieces);
+        fed
+    };
+    let (written, fed) = futures::join!(writing, feeding);
+    fed?;
+    written?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Read a file.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/read", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    request_body = ReadFile,
+    responses(
+        (status = 200, description = "Its content.", content_type = "application/octet-stream"),
+        (status = 400, description = "The path is malformed, or names a directory.", body = ErrorBody),
+        (status = 404, description = "There is no such sandbox, or no such file.", body = ErrorBody),
+        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
+    )
+)]
+pub(super) async fn read(State(app): State<App>, target: Target, body: Body<ReadFile>) -> Result<Response, ApiError> {
+    check_path(&body.value.path)?;
+    let agent = service::running(&app, target.team, target.id).await?;
+    let request = ReadFileRequest { sandbox_id: target.id.to_string(), path: body.value.path, ..Default::default() };
+    let mut parts = agent.read_file(request).await?;
+    let nothing = || ApiError::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
+    let first = parts.message().await?.ok_or_else(nothing)?.to_owned_message().part;
+    let Some(read_file_response::Part::Size(size)) = first else { return Err(nothing()) };
+    let content = stream::try_unfold(parts, async |mut parts| {
+        loop {
+            // An error breaks the transfer off, visibly: the length has been announced.
+            let part = match parts.message().await.map_err(std::io::Error::other)? {
+                Some(message) => message.to_owned_message().part,
+                None => return Ok::<_, std::io::Error>(None),
+            };
+            if let Some(read_file_response::Part::Chunk(bytes)) = part {
+                return Ok(Some((bytes::Bytes::from(bytes), parts)));
+            }
+        }
+    });
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/octet-stream")
+        .header(header::CONTENT_LENGTH, size)
+        .body(HttpBody::from_stream(content))
+        .map_err(|error| ApiError::new(ErrorCode::InternalError, error.to_string()))
+}

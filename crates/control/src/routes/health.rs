@@ -1,0 +1,39 @@
+//! Whether the control plane works, and its figures.
+
+use std::time::Duration;
+
+use axum::{Json, extract::State, response::IntoResponse};
+use http::{StatusCode, header};
+use wrenn_api::Health;
+
+use crate::state::App;
+
+/// Longer than this is as good as away.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Whether the control plane and its services work.
+#[utoipa::path(
+    get, path = "/health", tag = "service",
+    responses(
+        (status = 200, description = "All is well.", body = Health),
+        (status = 503, description = "PostgreSQL or Redis cannot be reached; status is `degraded`.", body = Health),
+    )
+)]
+pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
+    let database = async { sqlx::query("SELECT 1").execute(&app.db).await.is_ok() };
+    let events = async { app.events.ping().await.is_ok() };
+    let looked = tokio::time::timeout(LOOK, futures::future::join(database, events)).await;
+    let well = looked == Ok((true, true));
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let text = if well { "ok" } else { "degraded" };
+    (status, Json(Health { status: text.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }))
+}
+
+/// Figures in the format of Prometheus.
+#[utoipa::path(
+    get, path = "/metrics", tag = "service",
+    responses((status = 200, description = "The figures.", body = String, content_type = "text/plain"))
+)]
+pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render())
+}

@@ -1,0 +1,84 @@
+//! The HTTP API: routes, the OpenAPI document made from them, and what surrounds every request.
+
+mod events;
+mod exec;
+mod exec_stream;
+mod files;
+mod health;
+mod openapi;
+mod sandboxes;
+mod surround;
+mod utf8;
+
+use axum::{Router, middleware};
+use http::Request;
+use tower::Layer as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{auth, error::ApiError, state::App};
+
+pub(crate) use openapi::document;
+
+/// Routes that need an API key.
+fn protected() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(sandboxes::create, sandboxes::list))
+        .routes(routes!(sandboxes::get, sandboxes::delete))
+        .routes(routes!(exec::exec))
+        .routes(routes!(exec_stream::exec_stream))
+        .routes(routes!(files::write))
+        .routes(routes!(files::read))
+        .routes(routes!(events::stream))
+}
+
+/// Routes that are open.
+fn open() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics))
+}
+
+/// The older public name of sandboxes is an alias.
+fn alias<B>(mut request: Request<B>) -> Request<B> {
+    const OLD: &str = "/v1/capsules";
+    let uri = request.uri();
+    let Some(rest) = uri.path().strip_prefix(OLD).filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+        return request;
+    };
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    if let Ok(new) = format!("/v1/sandboxes{rest}{query}").parse() {
+        *request.uri_mut() = new;
+    }
+    request
+}
+
+/// The whole API as a service.
+pub(crate) fn service(app: &App) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
+    let (open, _) = open().split_for_parts();
+    let (protected, _) = protected().split_for_parts();
+    let protected = protected.route_layer(middleware::from_fn_with_state(app.clone(), auth::required));
+    let router = open
+        .merge(protected)
+        .merge(openapi::routes())
+        .fallback(async || ApiError::new(wrenn_api::ErrorCode::NotFound, "there is nothing at this path; GET /docs lists what there is"))
+        .method_not_allowed_fallback(async || {
+            let message = "this path does not take this method; GET /docs lists what it takes";
+            ApiError::new(wrenn_api::ErrorCode::MethodNotAllowed, message)
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), surround::bound))
+        .layer(middleware::from_fn(surround::observe))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(app.clone());
+    tower::util::MapRequestLayer::new(alias as fn(axum::extract::Request) -> axum::extract::Request).layer(router)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capsules_are_sandboxes() {
+        let path = |uri: &str| alias(Request::get(uri).body(()).expect("a request")).uri().to_string();
+        assert_eq!(path("/v1/capsules"), "/v1/sandboxes");
+        assert_eq!(path("/v1/capsules/x/exec?a=b"), "/v1/sandboxes/x/exec?a=b");
+        assert_eq!(path("/v1/capsulesx"), "/v1/capsulesx");
+    }
+}

@@ -1,0 +1,62 @@
+//! Around every request: an id, a bound on how many are in work, a record, and an answer even when a handler
+//! panics.
+
+use std::{panic::AssertUnwindSafe, time::Instant};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use futures::FutureExt as _;
+use http::{HeaderValue, header::HeaderName};
+use tracing::Instrument as _;
+use uuid::Uuid;
+use wrenn_api::ErrorCode;
+
+use crate::{error::ApiError, state::App};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A client's own request id is taken over when it is no longer than this.
+const ID_MAX: usize = 128;
+
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request.headers().get(&REQUEST_ID).filter(|id| {
+        (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+    });
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&Uuid::now_v7().simple().to_string()).unwrap_or(HeaderValue::from_static("none"))
+    })
+}
+
+/// Names, measures and logs a request.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    let begin = Instant::now();
+    let id = request_id(&request);
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().as_str().to_owned();
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
+    let handled = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let mut response = handled.unwrap_or_else(|_| {
+        let message = "the control plane failed at this request; its log says why, under the request id";
+        ApiError::new(ErrorCode::InternalError, message).into_response()
+    });
+    response.headers_mut().insert(REQUEST_ID, id);
+    let (took, status) = (begin.elapsed(), response.status());
+    let labels =
+        [("method", method.clone()), ("route", route.clone()), ("status", status.as_u16().to_string())];
+    metrics::histogram!("wrenn_http_request_seconds", &labels).record(took.as_secs_f64());
+    span.in_scope(|| {
+        tracing::info!(method, route, status = status.as_u16(), ms = took.as_secs_f64() * 1000.0, "handled");
+    });
+    response
+}
+
+/// Refuses what is more than the server takes at a time.
+pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let Ok(_permit) = app.requests.clone().try_acquire_owned() else {
+        let message = "the control plane has too many requests in work; try again in a moment";
+        return Err(ApiError::new(ErrorCode::TooManyRequests, message));
+    };
+    Ok(next.run(request).await)
+}

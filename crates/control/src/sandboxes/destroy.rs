@@ -1,0 +1,59 @@
+//! Deleting a sandbox. The intent is written down first; from then on it will go, whatever happens.
+
+use uuid::Uuid;
+use wrenn_api::{SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::DestroyRequest;
+
+use super::{agent, find};
+use crate::{
+    agents::{deadline, within},
+    db::sandboxes::{self, Change, Row},
+    error::ApiError,
+    fault,
+    state::App,
+};
+
+/// How often a delete looks again after somebody else changed the sandbox.
+const TRIES: usize = 16;
+
+/// Deletes a sandbox. Repeating it is fine. When its host does not answer, the sandbox stays `stopping` and
+/// goes as soon as the host is back.
+pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), ApiError> {
+    for _ in 0..TRIES {
+        let row = find(app, team, id).await?;
+        if row.status() == SandboxStatus::Stopped {
+            return Ok(());
+        }
+        let Some(row) = sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await? else {
+            continue;
+        };
+        app.outbox.notify_one();
+        fault::point("destroy.marked");
+        // The client may go away; the delete goes on.
+        let task = tokio::spawn({
+            let app = app.clone();
+            async move { finish(&app, &row).await }
+        });
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%id, %error, "a delete waits for its host"),
+            Err(error) => tracing::error!(%id, %error, "a delete died; the reconciler finishes it"),
+        }
+        return Ok(());
+    }
+    let message = "the sandbox is being changed by others over and over; try again";
+    Err(ApiError::new(wrenn_api::ErrorCode::Conflict, message))
+}
+
+/// Has the agent remove what is `stopping`, and writes down that it is gone.
+pub(crate) async fn finish(app: &App, row: &Row) -> Result<(), ApiError> {
+    if let Some(host) = row.host_id {
+        let request = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
+        agent(app, host).await?.destroy_with_options(request, within(deadline::DESTROY)).await?;
+    }
+    fault::point("destroy.gone");
+    sandboxes::change(&app.db, row, Change::to(SandboxStatus::Stopped)).await?;
+    fault::point("destroy.stopped");
+    app.outbox.notify_one();
+    Ok(())
+}

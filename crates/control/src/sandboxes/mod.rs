@@ -1,0 +1,43 @@
+//! What can be done with sandboxes: the services behind the routes.
+
+pub(crate) mod create;
+pub(crate) mod destroy;
+pub(crate) mod place;
+pub(crate) mod reconcile;
+
+use uuid::Uuid;
+use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
+
+use crate::{
+    agents::AgentClient,
+    db::{
+        hosts,
+        sandboxes::{self, Row},
+    },
+    error::ApiError,
+    state::App,
+};
+
+/// A team's sandbox.
+pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, ApiError> {
+    let row = sandboxes::find(&app.db, team, id.uuid()).await?;
+    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
+}
+
+/// The agent of a host.
+pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
+    let address = hosts::address(&app.db, host).await?;
+    let gone = || ApiError::new(ErrorCode::HostUnavailable, "the sandbox's host is no longer registered");
+    app.agents.at(&address.ok_or_else(gone)?)
+}
+
+/// The agent of a running sandbox.
+pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
+    let row = find(app, team, id).await?;
+    if row.status() != SandboxStatus::Running {
+        let message = format!("sandbox {id} is {}, not running", row.status);
+        return Err(ApiError::new(ErrorCode::InvalidState, message));
+    }
+    let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
+    agent(app, row.host_id.ok_or_else(none)?).await
+}

@@ -1,0 +1,115 @@
+//! Which host takes a sandbox. Pure: the same hosts and the same wish give the same answer.
+
+use wrenn_api::ErrorCode;
+
+use crate::{db::hosts::Candidate, error::ApiError};
+
+/// Virtual CPUs promised per real one: sandboxes mostly wait.
+const OVERCOMMIT: i64 = 16;
+/// One part in so many of a host's memory is left to the host itself.
+const RESERVE: i64 = 8;
+
+/// What a sandbox needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need<'a> {
+    pub(crate) template: &'a str,
+    pub(crate) vcpus: i32,
+    pub(crate) memory_mb: i32,
+    pub(crate) disk_size_mb: i32,
+}
+
+fn could_ever(host: &Candidate, need: &Need<'_>) -> bool {
+    need.vcpus <= host.max_vcpus
+        && i64::from(need.memory_mb) <= host.max_memory_mb.min(usable(host))
+        && i64::from(need.disk_size_mb) <= host.max_disk_size_mb
+}
+
+fn usable(host: &Candidate) -> i64 {
+    host.memory_mb - host.memory_mb / RESERVE
+}
+
+fn can_now(host: &Candidate, need: &Need<'_>) -> bool {
+    !host.ejected
+        && host.used_sandboxes < i64::from(host.max_sandboxes)
+        && host.used_vcpus + i64::from(need.vcpus) <= i64::from(host.cpus) * OVERCOMMIT
+        && host.used_memory_mb + i64::from(need.memory_mb) <= usable(host)
+}
+
+/// The host with the most memory left, of those that can take the sandbox.
+pub(crate) fn place<'a>(hosts: &'a [Candidate], need: &Need<'_>) -> Result<&'a Candidate, ApiError> {
+    if hosts.is_empty() {
+        let message = "no host is online; `wrenn status` and the agents' logs say why";
+        return Err(ApiError::new(ErrorCode::NoHostsAvailable, message));
+    }
+    let with_template: Vec<&Candidate> =
+        hosts.iter().filter(|host| host.templates.iter().any(|name| name == need.template)).collect();
+    if with_template.is_empty() {
+        return Err(ApiError::new(ErrorCode::NotFound, format!("there is no template {:?}", need.template)));
+    }
+    let large_enough: Vec<&Candidate> =
+        with_template.into_iter().filter(|host| could_ever(host, need)).collect();
+    if large_enough.is_empty() {
+        let message = format!(
+            "no host is large enough for {} vCPUs, {} MiB of memory and {} MiB of disk: ask for less",
+            need.vcpus, need.memory_mb, need.disk_size_mb
+        );
+        return Err(ApiError::new(ErrorCode::ExceedsCapacity, message));
+    }
+    let free = large_enough.into_iter().filter(|host| can_now(host, need));
+    free.max_by_key(|host| usable(host) - host.used_memory_mb).ok_or_else(|| {
+        let message = "every host is full or recovering: delete sandboxes, or try again in a minute";
+        ApiError::new(ErrorCode::NoHostsAvailable, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn host(id: u128) -> Candidate {
+        Candidate {
+            id: Uuid::from_u128(id),
+            address: String::new(),
+            cpus: 2,
+            memory_mb: 8192,
+            max_sandboxes: 4,
+            max_vcpus: 4,
+            max_memory_mb: 8192,
+            max_disk_size_mb: 10_000,
+            templates: vec!["minimal".into()],
+            ejected: false,
+            used_vcpus: 0,
+            used_memory_mb: 0,
+            used_sandboxes: 0,
+        }
+    }
+
+    const NEED: Need<'_> = Need { template: "minimal", vcpus: 1, memory_mb: 512, disk_size_mb: 5120 };
+
+    fn code(hosts: &[Candidate], need: Need<'_>) -> ErrorCode {
+        place(hosts, &need).expect_err("refused").code
+    }
+
+    #[test]
+    fn the_emptiest_host_is_chosen() {
+        let busy = Candidate { used_memory_mb: 4096, ..host(1) };
+        assert_eq!(place(&[busy, host(2)], &NEED).expect("a host").id, Uuid::from_u128(2));
+    }
+
+    #[test]
+    fn each_refusal_has_its_code() {
+        assert_eq!(code(&[], NEED), ErrorCode::NoHostsAvailable);
+        assert_eq!(code(&[host(1)], Need { template: "x", ..NEED }), ErrorCode::NotFound);
+        assert_eq!(code(&[host(1)], Need { memory_mb: 8192, ..NEED }), ErrorCode::ExceedsCapacity);
+        assert_eq!(code(&[host(1)], Need { disk_size_mb: 10_001, ..NEED }), ErrorCode::ExceedsCapacity);
+        let full = [
+            Candidate { used_sandboxes: 4, ..host(1) },
+            Candidate { used_memory_mb: 7000, ..host(2) },
+            Candidate { used_vcpus: 32, ..host(3) },
+            Candidate { ejected: true, ..host(4) },
+        ];
+        assert_eq!(code(&full, NEED), ErrorCode::NoHostsAvailable);
+    }
+}
