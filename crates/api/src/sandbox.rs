@@ -195,4 +195,6 @@ pub struct Health {
     pub status: String,
     /// The version of the control plane.
     pub version: String,
+    /// Hosts that are online; without any no sandbox can be created.
+    pub hosts_online: u32,
 }

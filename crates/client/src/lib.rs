@@ -1,1 +1,18 @@
-//! Client of the REST API
+//! Client of Wrenn's REST API: sandboxes, commands, files and events over one HTTP connection pool.
+
+mod error;
+mod events;
+mod exec;
+mod files;
+mod sandboxes;
+mod sse;
+mod transport;
+
+pub use error::Error;
+pub use events::Event;
+pub use exec::{ExecEvent, ExecStream};
+pub use reqwest::Body;
+pub use transport::Client;
+
+/// What every call gives.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

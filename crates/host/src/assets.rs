@@ -12,6 +12,10 @@ use anyhow::Context;
 use serde::Deserialize;
 use wrenn_disk::Volumes;
 
+/// The guest kernel's file.
+pub(crate) const KERNEL: &str = "vmlinuz";
+const INITRD: &str = "initrd.img";
+
 /// What a template's `manifest.json` says of it.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Template {
@@ -61,7 +65,7 @@ impl Assets {
     pub(crate) async fn load(share: &Path, state: &Path, volumes: &dyn Volumes) -> anyhow::Result<Self> {
         let boot = state.join("boot");
         fs::create_dir_all(&boot)?;
-        let (kernel, initrd) = (copy(share, &boot, "vmlinuz")?, copy(share, &boot, "initrd.img")?);
+        let (kernel, initrd) = (copy(share, &boot, KERNEL)?, copy(share, &boot, INITRD)?);
         let mut templates = BTreeMap::new();
         for (template, image) in manifests(&share.join("images"))? {
             volumes

@@ -11,21 +11,21 @@ use crate::sandbox::journal::JournalError;
 /// A refusal or a failure. The message is for clients; details of this host go to its log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct AgentError {
+pub(crate) struct AgentError {
     /// The code, as in the REST API.
-    pub code: ErrorCode,
+    pub(crate) code: ErrorCode,
     /// Thing, cause and remedy.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl AgentError {
     /// An error of this code.
-    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
     }
 
     /// A fault of this host: the details are logged, the client learns what failed.
-    pub fn fault(what: &str, cause: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn fault(what: &str, cause: &dyn std::fmt::Display) -> Self {
         tracing::error!(%cause, "{what} failed");
         Self::new(ErrorCode::AgentError, format!("{what} failed on the host; its agent's log says why"))
     }

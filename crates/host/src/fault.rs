@@ -3,7 +3,7 @@
 /// Ends the process with SIGKILL when the directory `WRENN_FAULT_DIR` has a file named `agent.NAME`. The
 /// file is removed first, so that the next start gets past the point.
 #[cfg(feature = "fault-points")]
-pub fn point(name: &str) {
+pub(crate) fn point(name: &str) {
     let Some(dir) = std::env::var_os("WRENN_FAULT_DIR") else { return };
     let armed = std::path::Path::new(&dir).join(format!("agent.{name}"));
     if std::fs::remove_file(armed).is_ok() {
@@ -13,4 +13,4 @@ pub fn point(name: &str) {
 
 /// Does nothing: this build has no fault points.
 #[cfg(not(feature = "fault-points"))]
-pub fn point(_name: &str) {}
+pub(crate) fn point(_name: &str) {}

@@ -62,8 +62,12 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     }
     let instance = layout::keep_instance(&state, config.host_id)?;
     let volumes = Arc::new(open_volumes(&config).await?);
-    let assets = assets::Assets::load(&config.share_dir, &state, &*volumes).await?;
-    let chosen = driver::choose(config.driver, &state, &assets.kernel).await?;
+    let kernel = config.share_dir.join(assets::KERNEL);
+    // Both take seconds at the very first start.
+    let (assets, chosen) = futures::try_join!(
+        assets::Assets::load(&config.share_dir, &state, &*volumes),
+        driver::choose(config.driver, &state, &kernel),
+    )?;
     tracing::info!(vmm = chosen.vmm.name(), reason = chosen.reason, volumes = volumes.backend(), "driver chosen");
 
     let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
@@ -108,7 +112,11 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
-    let agent = start(config).await?;
+    let agent = tokio::select! {
+        agent = start(config) => agent?,
+        // What was begun is journaled: the next start undoes it.
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let slots = agent.shared.slots.clone();
     let limits =
         RpcLimits::default().with_max_message_size(MESSAGE_MAX).with_max_request_body_size(MESSAGE_MAX);

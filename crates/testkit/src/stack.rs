@@ -100,8 +100,9 @@ impl Stack {
             let key = text.lines().find_map(|line| line.strip_prefix("api_key"))?;
             let key = key.trim_matches([' ', '=', '"']).to_owned();
             let api = Api::new(&url, &key);
+            let health = api.get("/health").await.ok()?.json();
             let listed = api.get("/v1/sandboxes").await.ok()?;
-            (listed.status == 200).then_some(Ok(api))
+            (listed.status == 200 && health["hosts_online"] == 1).then_some(Ok(api))
         })
         .await
         .and_then(|result| result);

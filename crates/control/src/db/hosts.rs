@@ -48,6 +48,11 @@ pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Address>> {
     sqlx::query_as!(Address, "SELECT id, address FROM hosts ORDER BY id").fetch_all(db).await
 }
 
+/// How many hosts are online.
+pub(crate) async fn online(db: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE status = 'online'"#).fetch_one(db).await
+}
+
 /// One host's address.
 pub(crate) async fn address(db: &PgPool, id: Uuid) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!("SELECT address FROM hosts WHERE id = $1", id).fetch_optional(db).await

@@ -6,7 +6,7 @@ use axum::{Json, extract::State, response::IntoResponse};
 use http::{StatusCode, header};
 use wrenn_api::Health;
 
-use crate::state::App;
+use crate::{db::hosts, state::App};
 
 /// Longer than this is as good as away.
 const LOOK: Duration = Duration::from_secs(2);
@@ -20,13 +20,19 @@ const LOOK: Duration = Duration::from_secs(2);
     )
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    let database = async { sqlx::query("SELECT 1").execute(&app.db).await.is_ok() };
+    let database = async { hosts::online(&app.db).await.ok() };
     let events = async { app.events.ping().await.is_ok() };
     let looked = tokio::time::timeout(LOOK, futures::future::join(database, events)).await;
-    let well = looked == Ok((true, true));
+    let (hosts, events) = looked.unwrap_or((None, false));
+    let well = hosts.is_some() && events;
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let text = if well { "ok" } else { "degraded" };
-    (status, Json(Health { status: text.to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }))
+    let health = Health {
+        status: text.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        hosts_online: hosts.unwrap_or_default().try_into().unwrap_or_default(),
+    };
+    (status, Json(health))
 }
 
 /// Figures in the format of Prometheus.

@@ -29,28 +29,28 @@ const RESOLVERS: &str = "1.1.1.1,8.8.8.8";
 const LAST_WORDS: usize = 400;
 
 /// What all sandboxes of an agent share.
-pub struct Shared {
+pub(crate) struct Shared {
     /// Starts microVMs.
-    pub vmm: Arc<dyn Vmm>,
+    pub(crate) vmm: Arc<dyn Vmm>,
     /// Disks.
-    pub volumes: Arc<dyn Volumes>,
+    pub(crate) volumes: Arc<dyn Volumes>,
     /// Networks.
-    pub slots: Arc<SlotPool>,
+    pub(crate) slots: Arc<SlotPool>,
     /// Names and numbers of slots.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     /// Kernel, initial RAM disk, templates.
-    pub assets: Assets,
+    pub(crate) assets: Assets,
     /// Where each sandbox has a directory.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// First user id of VMMs.
-    pub uid_base: u32,
+    pub(crate) uid_base: u32,
     /// From the start of a create until envd answers.
-    pub boot_limit: Duration,
+    pub(crate) boot_limit: Duration,
 }
 
 /// Where a sandbox is in its life on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     /// Being made.
     Starting,
     /// Code can run in it.
@@ -65,28 +65,28 @@ pub enum State {
 
 /// What others see of a sandbox.
 #[derive(Clone)]
-pub struct Published {
+pub(crate) struct Published {
     /// Where it is.
-    pub state: State,
+    pub(crate) state: State,
     /// The way in, while it runs.
-    pub guest: Option<Guest>,
+    pub(crate) guest: Option<Guest>,
     /// What each step of its creation took.
-    pub timings: Vec<(&'static str, Duration)>,
+    pub(crate) timings: Vec<(&'static str, Duration)>,
 }
 
 /// How the rest of the agent speaks to a sandbox.
 #[derive(Clone)]
-pub struct Handle {
+pub(crate) struct Handle {
     /// What it was asked to be.
-    pub spec: Arc<Spec>,
+    pub(crate) spec: Arc<Spec>,
     /// What it is now.
-    pub published: watch::Receiver<Published>,
+    pub(crate) published: watch::Receiver<Published>,
     destroys: mpsc::Sender<oneshot::Sender<Result<(), AgentError>>>,
     give_up: CancellationToken,
 }
 
 /// With what a sandbox's task begins.
-pub enum Start {
+pub(crate) enum Start {
     /// Nothing: make it, with this environment.
     Create(HashMap<String, String>),
     /// A microVM that a former agent left running, in this slot.
@@ -108,7 +108,7 @@ struct Actor {
 
 impl Handle {
     /// Removes the sandbox and everything that belongs to it.
-    pub async fn destroy(&self) -> Result<(), AgentError> {
+    pub(crate) async fn destroy(&self) -> Result<(), AgentError> {
         self.give_up.cancel();
         let (reply, answer) = oneshot::channel();
         if self.destroys.send(reply).await.is_err() {
@@ -122,13 +122,13 @@ impl Handle {
     }
 
     /// What it is now.
-    pub fn now(&self) -> Published {
+    pub(crate) fn now(&self) -> Published {
         self.published.borrow().clone()
     }
 }
 
 /// Starts the task of a sandbox. `journal` is `None` for a new one.
-pub fn spawn(
+pub(crate) fn spawn(
     shared: Arc<Shared>,
     id: String,
     spec: Spec,
@@ -148,12 +148,12 @@ pub fn spawn(
 }
 
 /// The directory of sandbox `id`.
-pub fn directory(sandboxes: &Path, id: &str) -> PathBuf {
+pub(crate) fn directory(sandboxes: &Path, id: &str) -> PathBuf {
     sandboxes.join(id)
 }
 
 /// What the VMM of a sandbox is started with; also how it is found again.
-pub fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec, disk: Option<PathBuf>) -> BootSpec {
+pub(crate) fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec, disk: Option<PathBuf>) -> BootSpec {
     let uid = shared.uid_base + u32::from(slot.index);
     BootSpec {
         id: id.to_owned(),
@@ -412,7 +412,7 @@ impl Actor {
 
 /// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
 /// is ever taken for a sandbox.
-pub async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
+pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
     let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
     let removed = tokio::task::spawn_blocking(move || match fs::rename(&dir, &gone) {
         Ok(()) => fs::remove_dir_all(&gone),
@@ -424,7 +424,7 @@ pub async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError>
 }
 
 /// Takes one thing back; what is gone already is fine.
-pub async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
+pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
     match step {
         Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
         Undo::Volume => Ok(shared.volumes.remove(id).await?),
@@ -433,7 +433,7 @@ pub async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), Age
 }
 
 /// Ends the VMM that has its files in `run_dir`.
-pub async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>) -> Result<(), AgentError> {
+pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>) -> Result<(), AgentError> {
     /// A killed process is gone when the kernel has freed its memory.
     const LIMIT: Duration = Duration::from_secs(15);
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);

@@ -24,22 +24,22 @@ const KILL: Duration = Duration::from_secs(5);
 
 /// A command.
 #[derive(Debug, Clone, Default)]
-pub struct Command {
+pub(crate) struct Command {
     /// The program, found in `PATH`.
-    pub cmd: String,
+    pub(crate) cmd: String,
     /// Its arguments.
-    pub args: Vec<String>,
+    pub(crate) args: Vec<String>,
     /// Environment on top of the sandbox's.
-    pub envs: HashMap<String, String>,
+    pub(crate) envs: HashMap<String, String>,
     /// Working directory; empty: the user's home.
-    pub cwd: String,
+    pub(crate) cwd: String,
     /// User; empty: the sandbox's default.
-    pub user: String,
+    pub(crate) user: String,
 }
 
 /// What a command did.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// Bytes on standard output.
     Stdout(Bytes),
     /// Bytes on standard error.
@@ -57,26 +57,26 @@ pub enum Event {
 
 /// A running command. Dropping it kills the command.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     /// Its process id in the guest.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// What it does, until `End` or `Lost`.
-    pub events: mpsc::Receiver<Event>,
+    pub(crate) events: mpsc::Receiver<Event>,
 }
 
 /// The whole of a command.
 #[derive(Debug, Default)]
-pub struct Finished {
+pub(crate) struct Finished {
     /// Standard output.
-    pub stdout: Vec<u8>,
+    pub(crate) stdout: Vec<u8>,
     /// Standard error.
-    pub stderr: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
     /// The exit status; 128 + N when signal N ended it.
-    pub exit_code: i32,
+    pub(crate) exit_code: i32,
     /// Whether it was killed because its time was over.
-    pub timed_out: bool,
+    pub(crate) timed_out: bool,
     /// Whether output beyond the limit was dropped.
-    pub truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 fn refused(error: ConnectError) -> AgentError {
@@ -94,7 +94,7 @@ fn refused(error: ConnectError) -> AgentError {
 }
 
 /// Starts a command; errors of the request come from here, before anything runs.
-pub async fn start(guest: &Guest, command: Command, limit: Option<Duration>) -> Result<Running, AgentError> {
+pub(crate) async fn start(guest: &Guest, command: Command, limit: Option<Duration>) -> Result<Running, AgentError> {
     let config = ProcessConfig {
         cmd: command.cmd,
         args: command.args,
@@ -190,7 +190,7 @@ async fn kill(guest: &Guest, pid: u32) {
 }
 
 /// Runs a command to its end; at most `max` bytes of each output are kept.
-pub async fn run(guest: &Guest, command: Command, limit: Duration, max: usize) -> Result<Finished, AgentError> {
+pub(crate) async fn run(guest: &Guest, command: Command, limit: Duration, max: usize) -> Result<Finished, AgentError> {
     let mut running = start(guest, command, Some(limit)).await?;
     let mut finished = Finished::default();
     while let Some(event) = running.events.recv().await {

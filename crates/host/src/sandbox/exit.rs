@@ -17,7 +17,7 @@ const SIGNALS: [(&str, i32); 12] = [
 ];
 
 /// The exit code of a command as shells give it: 128 + N when signal N ended it.
-pub fn exit_code(reported: i32, status: &str) -> i32 {
+pub(crate) fn exit_code(reported: i32, status: &str) -> i32 {
     let Some(rest) = status.strip_prefix("signal: ") else { return reported };
     let words = rest.trim_end_matches(" (core dumped)").trim();
     let number = words.parse().ok().filter(|n| (1..=64).contains(n));

@@ -21,7 +21,7 @@ use super::spec::Spec;
 use crate::error::AgentError;
 
 /// envd's port in the guest.
-pub const ENVD_PORT: u16 = 49983;
+pub(crate) const ENVD_PORT: u16 = 49983;
 /// How long one look at a guest that is still booting may take.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks.
@@ -37,7 +37,7 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A client of one guest's envd.
 #[derive(Clone)]
-pub struct Guest {
+pub(crate) struct Guest {
     authority: String,
     token: String,
     http: Client<HttpConnector, Body>,
@@ -71,7 +71,7 @@ fn escape(text: &str) -> String {
 
 impl Guest {
     /// A client of the guest behind `address`; nothing is sent yet.
-    pub fn new(address: Ipv4Addr, token: &str) -> Result<Self, AgentError> {
+    pub(crate) fn new(address: Ipv4Addr, token: &str) -> Result<Self, AgentError> {
         let authority = format!("{address}:{ENVD_PORT}");
         let uri: Uri = format!("http://{authority}")
             .parse()
@@ -105,7 +105,7 @@ impl Guest {
     }
 
     /// Waits until envd answers; the caller bounds it.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         loop {
             if let Ok(request) = self.request(Method::GET, "/health", empty()) {
                 let looked = tokio::time::timeout(LOOK, self.http.request(request)).await;
@@ -118,7 +118,7 @@ impl Guest {
     }
 
     /// Tells envd who it is: environment, token, default user, time and host name.
-    pub async fn init(&self, spec: &Spec, envs: &HashMap<String, String>) -> Result<(), AgentError> {
+    pub(crate) async fn init(&self, spec: &Spec, envs: &HashMap<String, String>) -> Result<(), AgentError> {
         let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
         let body = json!({
             "envVars": envs,
@@ -143,7 +143,7 @@ impl Guest {
     }
 
     /// Opens a file for reading: its size and its content.
-    pub async fn read_file(
+    pub(crate) async fn read_file(
         &self,
         path: &str,
         user: &str,
@@ -164,7 +164,7 @@ impl Guest {
     }
 
     /// Writes a file: it takes its place when `content` ended well, else the old one stays.
-    pub async fn write_file(
+    pub(crate) async fn write_file(
         &self,
         path: &str,
         user: &str,

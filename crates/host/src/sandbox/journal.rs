@@ -18,7 +18,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// Why a journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum JournalError {
+pub(crate) enum JournalError {
     /// The kernel refused.
     #[error("cannot {action} the sandbox's journal: {source}; check the state directory's disk")]
     Io {
@@ -43,7 +43,7 @@ pub enum JournalError {
 /// One line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
-pub enum Entry {
+pub(crate) enum Entry {
     /// What was asked for.
     Spec(Spec),
     /// A slot is taken.
@@ -75,7 +75,7 @@ pub enum Entry {
 
 /// One thing to take back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Undo {
+pub(crate) enum Undo {
     /// End the VMM; without a process it is looked for by its run directory.
     Vmm(Option<ProcessId>),
     /// Remove the volume.
@@ -85,13 +85,13 @@ pub enum Undo {
 }
 
 /// Whether a sandbox of these entries may be adopted: it ran, did not fail, and no destroy began.
-pub fn adoptable(entries: &[Entry]) -> bool {
+pub(crate) fn adoptable(entries: &[Entry]) -> bool {
     let ended = |entry: &Entry| matches!(entry, Entry::Failed { .. } | Entry::Destroy);
     entries.contains(&Entry::Running) && !entries.iter().any(ended)
 }
 
 /// What must be taken back, latest first; each thing once.
-pub fn undo(entries: &[Entry]) -> Vec<Undo> {
+pub(crate) fn undo(entries: &[Entry]) -> Vec<Undo> {
     let mut steps: Vec<Undo> = Vec::new();
     for entry in entries {
         let step = match entry {
@@ -114,14 +114,14 @@ pub fn undo(entries: &[Entry]) -> Vec<Undo> {
 
 /// An open journal.
 #[derive(Debug)]
-pub struct Journal {
+pub(crate) struct Journal {
     file: File,
 }
 
 impl Journal {
     /// Opens or creates the journal in `dir`, which exists, and gives the entries so far. A last line cut
     /// short by a crash was never acted on and is dropped.
-    pub fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
         let io = |action| move |source| JournalError::Io { action, source };
         let path = dir.join("journal.json");
         let mut file = OpenOptions::new()
@@ -146,7 +146,7 @@ impl Journal {
     }
 
     /// Writes an entry; it is on the disk when this returns.
-    pub fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+    pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let io = |action| move |source| JournalError::Io { action, source };
         let mut line = serde_json::to_vec(entry).map_err(io::Error::from).map_err(io("encode"))?;
         line.push(b'\n');

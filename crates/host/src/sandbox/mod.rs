@@ -1,8 +1,8 @@
 //! One sandbox on this host: its actor, its journal, and the way into its guest.
 
-pub mod actor;
-pub mod exec;
-pub mod exit;
-pub mod guest;
-pub mod journal;
-pub mod spec;
+pub(crate) mod actor;
+pub(crate) mod exec;
+pub(crate) mod exit;
+pub(crate) mod guest;
+pub(crate) mod journal;
+pub(crate) mod spec;

@@ -5,19 +5,19 @@ use serde::{Deserialize, Serialize};
 /// Enough to describe a sandbox and to speak to its envd after an adoption. The environment is not part of
 /// it: envd holds it, and a journal needs no more secrets than it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Spec {
+pub(crate) struct Spec {
     /// The template.
-    pub template: String,
+    pub(crate) template: String,
     /// Virtual CPUs.
-    pub vcpus: u32,
+    pub(crate) vcpus: u32,
     /// Memory in MiB.
-    pub memory_mb: u64,
+    pub(crate) memory_mb: u64,
     /// Disk in MiB.
-    pub disk_size_mb: u64,
+    pub(crate) disk_size_mb: u64,
     /// The user that commands run as unless they say another.
-    pub default_user: String,
+    pub(crate) default_user: String,
     /// When it was asked for.
-    pub created_at_unix_ms: i64,
+    pub(crate) created_at_unix_ms: i64,
     /// envd's access token.
-    pub access_token: String,
+    pub(crate) access_token: String,
 }

@@ -1,0 +1,148 @@
+//! The client's configuration file: where it is, and how `wrenn up` puts URL and key into it.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::{OpenOptionsExt as _, chown},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::users::{self, User};
+
+/// A larger file is not a configuration.
+const SIZE_MAX: u64 = 1 << 20;
+
+/// Where the file is: `WRENN_CONFIG`, else in the home directory.
+pub(crate) fn path() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("WRENN_CONFIG").filter(|path| !path.is_empty()) {
+        return std::path::absolute(PathBuf::from(path)).context("WRENN_CONFIG");
+    }
+    let home = match invoker() {
+        Some(user) => user.home,
+        None => std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from),
+    };
+    Ok(home.join(".config/wrenn/config.toml"))
+}
+
+/// The user behind `sudo`, unless `HOME` was set to something of its own.
+fn invoker() -> Option<User> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let uid = std::env::var("SUDO_UID").ok().filter(|uid| uid != "0")?;
+    let user = users::find(&uid)?;
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let usual = home.is_none_or(|home| home == user.home || users::find("0").is_some_and(|r| r.home == home));
+    usual.then_some(user)
+}
+
+/// The content of the file; nothing when there is none.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, SIZE_MAX), &mut text)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
+/// Puts URL and key into the file and leaves the rest as it is.
+pub(crate) fn write(path: &Path, url: &str, api_key: &str) -> Result<()> {
+    let text = merge(&read(path)?, url, api_key)?;
+    let owner = invoker();
+    let dir = path.parent().context("the configuration file is in no directory")?;
+    make_dirs(dir, owner.as_ref())?;
+    let beside = dir.join(format!(".config.toml.{}", std::process::id()));
+    write_new(&beside, &text)
+        .and_then(|()| owner.map_or(Ok(()), |user| chown(&beside, Some(user.uid), Some(user.gid))))
+        .and_then(|()| fs::rename(&beside, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+        .inspect_err(|_| drop(fs::remove_file(&beside)))
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+fn make_dirs(dir: &Path, owner: Option<&User>) -> Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    for dir in missing.into_iter().rev() {
+        fs::create_dir(dir)
+            .and_then(|()| owner.map_or(Ok(()), |user| chown(dir, Some(user.uid), Some(user.gid))))
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn merge(old: &str, url: &str, api_key: &str) -> Result<String> {
+    let mut wanted: toml::Table = old.parse().context("the configuration file is not TOML")?;
+    for (name, value) in [("url", url), ("api_key", api_key)] {
+        wanted.insert(name.to_owned(), value.into());
+    }
+    let head = format!("url = {}\napi_key = {}\n", toml::Value::from(url), toml::Value::from(api_key));
+    // Line by line first, which keeps comments and order.
+    let mut top = true;
+    let kept: Vec<&str> = old
+        .lines()
+        .filter(|line| {
+            top &= !line.trim_start().starts_with('[');
+            let name = line.split('=').next().unwrap_or_default().trim();
+            !(top && matches!(name, "url" | "api_key"))
+        })
+        .collect();
+    let text = format!("{head}{}{}", kept.join("\n"), if kept.is_empty() { "" } else { "\n" });
+    if text.parse::<toml::Table>().is_ok_and(|table| table == wanted) {
+        return Ok(text);
+    }
+    // Something unusual, such as text of several lines: write it anew.
+    wanted.retain(|name, _| name != "url" && name != "api_key");
+    Ok(format!("{head}{}", toml::to_string(&wanted).context("cannot write the configuration")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_keys_and_comments_stay() -> Result<()> {
+        let old = "# mine\nurl = \"http://old\"\nlog = \"debug\"\n[server]\nlisten = \"127.0.0.1:1\"\n";
+        let new = merge(old, "http://new", "k\"1")?;
+        let rest = "# mine\nlog = \"debug\"\n[server]\nlisten = \"127.0.0.1:1\"\n";
+        assert!(new.starts_with("url = \"http://new\"\napi_key = ") && new.ends_with(rest), "{new}");
+        assert_eq!(new.parse::<toml::Table>()?["api_key"].as_str(), Some("k\"1"));
+        assert_eq!(merge(&new, "http://new", "k\"1")?, new, "not idempotent");
+        Ok(())
+    }
+
+    #[test]
+    fn unusual_files_are_written_anew() -> Result<()> {
+        let new = merge("log = '''\nurl = 1\n'''\n", "http://new", "key")?;
+        let table: toml::Table = new.parse()?;
+        assert_eq!(table["log"].as_str(), Some("url = 1\n"));
+        assert_eq!(table["url"].as_str(), Some("http://new"));
+        Ok(())
+    }
+
+    #[test]
+    fn the_file_is_private_and_replaced_at_once() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("a/b/config.toml");
+        write(&path, "http://127.0.0.1:1", "first")?;
+        write(&path, "http://127.0.0.1:1", "second")?;
+        assert!(read(&path)?.lines().any(|line| line == "api_key = \"second\""));
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path)?.permissions()) & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path().join("a/b"))?.count(), 1);
+        Ok(())
+    }
+}

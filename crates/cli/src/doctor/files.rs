@@ -1,0 +1,95 @@
+//! Checks of files: space and abilities of the state directory's file system, and the guest's files.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use super::Check;
+use crate::config::Config;
+
+/// Less than this does not hold the first sandboxes.
+const SPACE_MIN: u64 = 2 << 30;
+/// Less than this is soon used up.
+const SPACE_WARN: u64 = 10 << 30;
+
+/// The state directory, or what of it exists.
+fn existing(config: &Config) -> PathBuf {
+    let state = config.state_dir();
+    state.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned()
+}
+
+pub(super) fn state_dir(config: &Config) -> Check {
+    let (name, dir) = ("disk space", existing(config));
+    let free = match rustix::fs::statvfs(&dir) {
+        Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
+        Err(error) => return Check::fail(name, format!("{}: {error}", dir.display()), "see the state_dir key"),
+    };
+    let detail = format!("{:.1} GiB free in {}", free as f64 / f64::from(1 << 30), dir.display());
+    let remedy = "free space, or put WRENN_STATE_DIR on a larger file system";
+    match free {
+        free if free < SPACE_MIN => Check::fail(name, detail, remedy),
+        free if free < SPACE_WARN => Check::warn(name, detail, remedy),
+        _ => Check::ok(name, detail),
+    }
+}
+
+pub(super) fn reflinks(config: &Config) -> Check {
+    let (name, dir) = ("reflinks", existing(config));
+    match clone_in(&dir) {
+        Ok(true) => Check::ok(name, format!("the file system of {} has them", dir.display())),
+        Ok(false) => {
+            let size = config.or("agent.store_size_mb", 65_536_u64);
+            let what = format!("no reflinks: disks go to a loop-mounted XFS of {size} MiB");
+            Check::ok(name, format!("{} has {what}", dir.display()))
+        }
+        Err(error) => {
+            let detail = format!("cannot be tried in {}: {error}", dir.display());
+            Check::warn(name, detail, "run as root")
+        }
+    }
+}
+
+/// Clones a file and removes both.
+fn clone_in(dir: &Path) -> std::io::Result<bool> {
+    let paths = ["a", "b"].map(|end| dir.join(format!(".wrenn-doctor-{}-{end}", std::process::id())));
+    let open = |path: &Path| {
+        File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
+    };
+    let result = (|| {
+        let (source, target) = (open(&paths[0])?, open(&paths[1])?);
+        source.set_len(4096)?;
+        Ok(rustix::fs::ioctl_ficlone(&target, &source).is_ok())
+    })();
+    for path in &paths {
+        let _ = fs::remove_file(path);
+    }
+    result
+}
+
+pub(super) fn share(config: &Config) -> Result<Vec<Check>> {
+    let share = config.share_dir()?;
+    let remedy = "build them (make assets), or set WRENN_SHARE_DIR";
+    let mut checks = Vec::new();
+    for (name, file) in [("guest kernel", "vmlinuz"), ("initial RAM disk", "initrd.img")] {
+        let path = share.join(file);
+        checks.push(match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => Check::ok(name, path.display().to_string()),
+            _ => Check::fail(name, format!("{} is missing", path.display()), remedy),
+        });
+    }
+    let images = share.join("images");
+    let mut templates: Vec<String> = fs::read_dir(&images)
+        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    templates.sort();
+    checks.push(if templates.is_empty() {
+        Check::fail("templates", format!("none in {}", images.display()), remedy)
+    } else {
+        Check::ok("templates", templates.join(", "))
+    });
+    Ok(checks)
+}

@@ -1,0 +1,92 @@
+//! Checks of the machine: kernel, processor, programs and users.
+
+use std::{fs, process::Stdio, time::Duration};
+
+use tokio::{process::Command, time::timeout};
+
+use super::Check;
+use crate::{
+    up::{postgres, redis},
+    users,
+};
+
+/// The oldest kernel that is tested: namespaces, pidfds and nftables as Wrenn uses them.
+const KERNEL_MIN: (u32, u32) = (5, 10);
+const PROGRAM_LIMIT: Duration = Duration::from_secs(3);
+
+pub(super) fn kernel() -> Check {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= KERNEL_MIN {
+        return Check::ok("kernel", format!("Linux {release}"));
+    }
+    let (major, minor) = KERNEL_MIN;
+    let remedy = format!("upgrade to Linux {major}.{minor} or newer");
+    Check::fail("kernel", format!("Linux {release} is too old"), remedy)
+}
+
+pub(super) fn root() -> Check {
+    if rustix::process::geteuid().is_root() {
+        return Check::ok("root", "we are root");
+    }
+    Check::warn("root", "we are not root, so some checks say less", "run: sudo wrenn doctor")
+}
+
+pub(super) fn cpu() -> Check {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags")).unwrap_or_default();
+    for (flag, name) in [("vmx", "Intel VT-x"), ("svm", "AMD-V")] {
+        if flags.split_whitespace().any(|word| word == flag) {
+            return Check::ok("cpu", format!("{name} ({flag})"));
+        }
+    }
+    Check::warn(
+        "cpu",
+        "the processor shows no virtualisation (vmx or svm)",
+        "enable it in the firmware, or nested virtualisation in the cloud; emulation works without",
+    )
+}
+
+pub(super) fn service_user() -> Check {
+    match users::service() {
+        Ok(user) => Check::ok("service user", format!("{} ({})", user.name, user.uid)),
+        Err(error) => Check::fail("service user", "there is none", format!("{error:#}")),
+    }
+}
+
+pub(super) async fn programs() -> Vec<Check> {
+    let programs = [
+        (wrenn_vmm::qemu::PROGRAM, "--version", "qemu-system-x86"),
+        ("nft", "--version", "nftables"),
+        ("ip", "-V", "iproute2"),
+        ("mkfs.xfs", "-V", "xfsprogs"),
+        ("unshare", "--version", "util-linux"),
+    ];
+    let checks = programs.map(|(program, flag, package)| program_check(program, flag, package));
+    let mut checks = futures::future::join_all(checks).await;
+    checks.push(match postgres::programs(std::path::Path::new("/nonexistent")) {
+        Ok(bin) => Check::ok("postgres", bin.join("postgres").display().to_string()),
+        Err(error) => Check::fail("postgres", "not found", format!("{error:#}")),
+    });
+    checks.push(match redis::program() {
+        Ok(program) => Check::ok("redis", program.display().to_string()),
+        Err(error) => Check::fail("redis", "not found", format!("{error:#}")),
+    });
+    checks
+}
+
+async fn program_check(program: &str, flag: &str, package: &str) -> Check {
+    let mut command = Command::new(program);
+    command.arg(flag).stdin(Stdio::null()).kill_on_drop(true);
+    let remedy = || format!("Debian: apt-get install {package}");
+    match timeout(PROGRAM_LIMIT, command.output()).await {
+        Ok(Ok(output)) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            Check::ok(program, text.lines().next().unwrap_or_default())
+        }
+        Ok(Ok(output)) => Check::fail(program, format!("{program} {flag}: {}", output.status), remedy()),
+        Ok(Err(error)) => Check::fail(program, format!("cannot run it: {error}"), remedy()),
+        Err(_) => Check::fail(program, format!("{program} {flag} does not end"), remedy()),
+    }
+}

@@ -1,0 +1,63 @@
+//! `wrenn down`: stops what `wrenn up` started, and whatever a dead one left.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::{
+    config::Config,
+    layout::Layout,
+    output::{Format, note},
+    process::Record,
+    up::supervisor,
+};
+
+/// `wrenn up` stops its parts within this.
+const UP_LIMIT: Duration = Duration::from_secs(60);
+/// A part that lost its `wrenn up` was told to end by the kernel already.
+const PART_LIMIT: Duration = Duration::from_secs(15);
+/// The parts, the last started first.
+pub(crate) const PARTS: &[&str] = &["server", "agent", "redis", "postgres"];
+
+/// Runs `wrenn down`.
+pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
+    let layout = Layout::new(config.state_dir());
+    let running = Record::read(&layout.pid_file("up")).filter(Record::alive);
+    if layout.state().exists() {
+        ensure!(rustix::process::geteuid().is_root(), "wrenn down needs root: run it with sudo");
+    }
+    if let Some(up) = &running {
+        note("stopping ...");
+        up.stop(Signal::TERM, UP_LIMIT).await.context("wrenn up does not stop")?;
+        let _ = fs::remove_file(layout.pid_file("up"));
+    }
+    let mut left = 0;
+    if layout.run().exists() {
+        left = stop_leftovers(&layout).await?;
+    }
+    if layout.agent().exists() {
+        supervisor::cleanup(&layout).await?;
+    }
+    let state = if running.is_some() || left > 0 { "stopped" } else { "nothing was running" };
+    let value = json!({ "was_running": running.is_some(), "left_over_processes": left });
+    format.print(&value, || format!("Wrenn: {state}."))?;
+    Ok(0)
+}
+
+/// Ends parts of a `wrenn up` that died, and says how many there were.
+pub(crate) async fn stop_leftovers(layout: &Layout) -> Result<usize> {
+    let mut count = 0;
+    for &name in PARTS {
+        let path = layout.pid_file(name);
+        if let Some(record) = Record::read(&path).filter(Record::alive) {
+            note(&format!("ending {name} (process {}) of a wrenn up that died", record.pid));
+            let signal = if name == "postgres" { Signal::INT } else { Signal::TERM };
+            record.stop(signal, PART_LIMIT).await?;
+            count += 1;
+        }
+        let _ = fs::remove_file(path);
+    }
+    Ok(count)
+}

@@ -1,0 +1,32 @@
+//! `wrenn events`: what happens, a line each, until interrupted.
+
+use anyhow::{Context, Result};
+use futures::StreamExt as _;
+use wrenn_client::{Client, Event};
+
+use crate::output::{Format, line};
+
+/// What `wrenn events` was asked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Go on behind this event
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+}
+
+/// Runs `wrenn events`. With JSON there is one value per line, because the stream has no end.
+pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
+    let mut events = client.events(args.after.as_deref()).await?;
+    while let Some(event) = events.next().await {
+        let event = event?;
+        match format {
+            Format::Json => line(&serde_json::to_string(&event).context("cannot write JSON")?)?,
+            Format::Text => line(&text(&event))?,
+        }
+    }
+    Ok(0)
+}
+
+fn text(event: &Event) -> String {
+    format!("{}  {}  {}", event.id.as_deref().unwrap_or("-"), event.event, event.data)
+}

@@ -1,0 +1,24 @@
+//! The log of long-running commands, on standard error.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::{config::Config, output::note};
+
+/// Starts the log with the configured filter and format.
+pub(crate) fn start(config: &Config) {
+    let text = config.get("log").unwrap_or("info");
+    let filter = EnvFilter::try_new(text).unwrap_or_else(|error| {
+        note(&format!("WRENN_LOG {text:?} is not a filter ({error}): info is used"));
+        EnvFilter::new("info")
+    });
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let started = if config.get("log_format") == Some("json") {
+        builder.json().try_init()
+    } else {
+        builder.with_ansi(ansi).try_init()
+    };
+    if let Err(error) = started {
+        note(&format!("there is no log: {error}"));
+    }
+}

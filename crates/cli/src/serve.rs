@@ -1,0 +1,92 @@
+//! `wrenn server` and `wrenn agent`: one part of Wrenn, as `wrenn up` or a service manager runs it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::{config::Config, layout::Layout, logging, pki, signals::Stop, up::supervisor::host_id};
+
+/// Runs a control-plane server until it is told to stop.
+pub(crate) async fn server(config: &Config) -> Result<u8> {
+    logging::start(config);
+    let shutdown = Stop::new()?.token();
+    wrenn_control::serve(server_config(config)?, shutdown).await.context("the server failed")?;
+    Ok(0)
+}
+
+/// Runs the host agent until it is told to stop.
+pub(crate) async fn agent(config: &Config) -> Result<u8> {
+    logging::start(config);
+    let shutdown = Stop::new()?.token();
+    wrenn_host::serve(agent_config(config)?, shutdown).await.context("the agent failed")?;
+    Ok(0)
+}
+
+/// Brings the database to this version.
+pub(crate) async fn migrate(config: &Config) -> Result<u8> {
+    logging::start(config);
+    wrenn_control::migrate(&database_url(config)).await.context("the migration failed")?;
+    Ok(0)
+}
+
+fn database_url(config: &Config) -> String {
+    let own = || Layout::new(config.state_dir()).database_url();
+    config.get("database_url").map_or_else(own, str::to_owned)
+}
+
+fn server_config(config: &Config) -> Result<wrenn_control::Config> {
+    let layout = Layout::new(config.state_dir());
+    let tls = pki::side(&layout.pki(), "control");
+    let defaults = wrenn_control::Limits::default();
+    Ok(wrenn_control::Config {
+        listen: config.address("server.listen")?,
+        database_url: database_url(config),
+        redis_url: config.get("redis_url").map_or_else(|| layout.redis_url(), str::to_owned),
+        agent_tls: wrenn_control::AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key },
+        limits: wrenn_control::Limits {
+            json_body: config.or("server.json_body", defaults.json_body),
+            upload_body: config.or("server.upload_body", defaults.upload_body),
+            concurrent_requests: config.or("server.concurrent_requests", defaults.concurrent_requests),
+            sandboxes_per_team: config.or("server.sandboxes_per_team", defaults.sandboxes_per_team),
+            event_streams: config.or("server.event_streams", defaults.event_streams),
+            create: seconds(config, "server.create_timeout_sec", defaults.create),
+        },
+    })
+}
+
+fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
+    let layout = Layout::new(config.state_dir());
+    let tls = pki::side(&layout.pki(), "agent");
+    let defaults = wrenn_host::Limits::default();
+    Ok(wrenn_host::Config {
+        host_id: host_id(&layout)?,
+        state_dir: layout.agent(),
+        share_dir: config.share_dir()?,
+        listen: config.address("agent.listen")?,
+        tls: wrenn_host::TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key },
+        driver: match config.get("agent.driver") {
+            Some("kvm") => wrenn_host::Driver::Kvm,
+            Some("tcg") => wrenn_host::Driver::Tcg,
+            _ => wrenn_host::Driver::Auto,
+        },
+        egress: match config.get("agent.egress") {
+            Some("none") => wrenn_host::Egress::None,
+            _ => wrenn_host::Egress::Internet,
+        },
+        warm_slots: config.or("agent.warm_slots", 4),
+        store_size_mb: config.or("agent.store_size_mb", 65_536),
+        vmm_uid_base: config.or("agent.vmm_uid_base", 210_000),
+        limits: wrenn_host::Limits {
+            sandboxes: config.or("agent.max_sandboxes", defaults.sandboxes),
+            vcpus: config.or("agent.max_vcpus", defaults.vcpus),
+            memory_mb: config.or("agent.max_memory_mb", defaults.memory_mb),
+            disk_size_mb: config.or("agent.max_disk_size_mb", defaults.disk_size_mb),
+            exec_output: config.or("agent.exec_output", defaults.exec_output),
+            boot: seconds(config, "agent.boot_timeout_sec", defaults.boot),
+        },
+    })
+}
+
+fn seconds(config: &Config, name: &str, default: Duration) -> Duration {
+    Duration::from_secs(config.or(name, default.as_secs()))
+}

@@ -1,0 +1,96 @@
+//! `wrenn status`: what runs, and where.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde::Serialize;
+use wrenn_client::Client;
+
+use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record};
+
+/// The exit status when Wrenn does not run.
+const NOT_RUNNING: u8 = 3;
+
+/// What is shown.
+#[derive(Debug, Serialize)]
+struct Status {
+    running: bool,
+    state_dir: PathBuf,
+    url: String,
+    docs: String,
+    key_file: PathBuf,
+    processes: Vec<Process>,
+    health: String,
+    sandboxes: Option<usize>,
+}
+
+#[derive(Debug, Serialize)]
+struct Process {
+    name: &'static str,
+    pid: i32,
+}
+
+/// Runs `wrenn status`.
+pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
+    Ok(if print(config, format).await? { 0 } else { NOT_RUNNING })
+}
+
+/// Shows what runs, and says whether Wrenn does.
+pub(crate) async fn print(config: &Config, format: Format) -> Result<bool> {
+    let status = look(config).await?;
+    format.print(&status, || status.text())?;
+    Ok(status.running)
+}
+
+/// The process of `wrenn up`, when there is one.
+pub(crate) fn running(layout: &Layout) -> Option<Record> {
+    Record::read(&layout.pid_file("up")).filter(Record::alive)
+}
+
+async fn look(config: &Config) -> Result<Status> {
+    let layout = Layout::new(config.state_dir());
+    let up = running(&layout);
+    let (mut health, mut sandboxes) = ("not running".to_owned(), None);
+    let url = config.local_url()?;
+    if up.is_some() {
+        let client = Client::new(&url, config.get("api_key"))?;
+        health = client.health().await.map_or_else(|error| error.to_string(), |health| health.status);
+        if config.get("api_key").is_some() {
+            sandboxes = client.list_all().await.ok().map(|all| all.len());
+        }
+    }
+    let processes = ["up"].iter().chain(PARTS.iter().rev()).filter_map(|&name| {
+        let record = Record::read(&layout.pid_file(name)).filter(Record::alive)?;
+        Some(Process { name, pid: record.pid })
+    });
+    Ok(Status {
+        running: up.is_some(),
+        state_dir: layout.state().to_owned(),
+        docs: format!("{url}/docs"),
+        url,
+        key_file: config.file().to_owned(),
+        processes: processes.collect(),
+        health,
+        sandboxes,
+    })
+}
+
+impl Status {
+    fn text(&self) -> String {
+        let state = self.state_dir.display();
+        if !self.running {
+            return format!("Wrenn does not run (state directory {state}). Start it with: wrenn up");
+        }
+        let count = self.sandboxes.map_or_else(|| "unknown: no valid API key".to_owned(), |n| n.to_string());
+        let names: Vec<String> = self.processes.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
+        format!(
+            "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  state      {state}\n  \
+             sandboxes  {count}\n  processes  {}",
+            self.health,
+            self.url,
+            self.docs,
+            self.key_file.display(),
+            names.join(", ")
+        )
+    }
+}

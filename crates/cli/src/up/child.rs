@@ -1,0 +1,273 @@
+//! One child of `wrenn up`: started, logged, started again when it ends, and stopped.
+
+use std::{
+    fs,
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use tokio::{
+    process::{Child, Command},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{layout::Layout, process::Record, users::User};
+
+/// Waits between restarts: the first, which doubles, and the longest.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A child that lived so long begins with the first wait again.
+const LIVED: Duration = Duration::from_secs(30);
+/// A log larger than this is put aside when its child starts.
+const LOG_MAX: u64 = 16 << 20;
+/// Of a log, so much is quoted in messages.
+const QUOTE_MAX: usize = 3000;
+/// Ends before readiness that are taken for a lasting fault.
+const FAILURES_MAX: u32 = 3;
+/// Between two looks whether a child is ready.
+const READY_POLL: Duration = Duration::from_millis(50);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) program: PathBuf,
+    /// What it is called in process lists, where that differs from the program.
+    pub(crate) arg0: Option<String>,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    /// The user to run as; root without.
+    pub(crate) user: Option<User>,
+    /// What asks it to end in an orderly way; also sent when `wrenn up` dies.
+    pub(crate) stop: Signal,
+    /// How long it may take to end.
+    pub(crate) grace: Duration,
+}
+
+/// A child that is kept running.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    name: &'static str,
+    log: PathBuf,
+    failures: Arc<AtomicU32>,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Supervised {
+    /// Keeps a child running until [`Supervised::stop`]. The runtime must be one of a single thread: a
+    /// parent-death signal belongs to the thread that started the child.
+    pub(crate) fn start(spec: Spec, layout: &Layout) -> Self {
+        let (failures, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let (name, log) = (spec.name, layout.log(spec.name));
+        let keeper = Keeper { spec, layout: layout.clone(), failures: failures.clone(), shutdown: shutdown.clone() };
+        Self { name, log, failures, shutdown, task: tokio::spawn(keeper.run()) }
+    }
+
+    /// Waits until `ready` says yes.
+    pub(crate) async fn ready(&self, limit: Duration, mut ready: impl AsyncFnMut() -> bool) -> Result<()> {
+        let begin = Instant::now();
+        while !ready().await {
+            if self.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
+                bail!("{} does not start; the end of {}:\n{}", self.name, self.log.display(), tail(&self.log));
+            }
+            if begin.elapsed() > limit {
+                let seconds = limit.as_secs();
+                let log = self.log.display();
+                bail!("{} is not ready after {seconds} s; the end of {log}:\n{}", self.name, tail(&self.log));
+            }
+            sleep(READY_POLL).await;
+        }
+        info!("{} is ready after {} ms", self.name, begin.elapsed().as_millis());
+        Ok(())
+    }
+
+    /// Ends the child and waits for it.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        if let Err(error) = self.task.await {
+            warn!("the keeper of {} failed: {error}", self.name);
+        }
+    }
+}
+
+struct Keeper {
+    spec: Spec,
+    layout: Layout,
+    failures: Arc<AtomicU32>,
+    shutdown: CancellationToken,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut wait = BACKOFF.0;
+        while !self.shutdown.is_cancelled() {
+            let begin = Instant::now();
+            match self.once().await {
+                Ok(Some(status)) => warn!("{} ended ({status}), it is started again", self.spec.name),
+                Ok(None) => break,
+                Err(error) => warn!("{}: {error:#}", self.spec.name),
+            }
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            wait = if begin.elapsed() > LIVED { BACKOFF.0 } else { wait };
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.shutdown.cancelled() => break,
+            }
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+        let _ = fs::remove_file(self.layout.pid_file(self.spec.name));
+    }
+
+    /// Runs the child until it ends, or is ended (then there is no status).
+    async fn once(&self) -> Result<Option<ExitStatus>> {
+        let mut child = spawn(&self.spec, &self.layout)?;
+        if let Some(pid) = child.id() {
+            Record::of(pid).and_then(|record| record.write(&self.layout.pid_file(self.spec.name)))?;
+            info!("{} runs as process {pid}", self.spec.name);
+        }
+        tokio::select! {
+            status = child.wait() => return Ok(Some(status.context("cannot wait for it")?)),
+            () = self.shutdown.cancelled() => {}
+        }
+        end(&mut child, &self.spec).await?;
+        Ok(None)
+    }
+}
+
+async fn end(child: &mut Child, spec: &Spec) -> Result<()> {
+    let Some(pid) = child.id() else { return Ok(()) };
+    Record::of(pid).and_then(|record| record.signal(spec.stop)).or_else(|error| {
+        // It may just have ended by itself.
+        if child.try_wait().is_ok_and(|status| status.is_some()) { Ok(()) } else { Err(error) }
+    })?;
+    if timeout(spec.grace, child.wait()).await.is_err() {
+        warn!("{} did not end within {} s, it is killed", spec.name, spec.grace.as_secs());
+        child.kill().await.context("cannot kill it")?;
+    }
+    Ok(())
+}
+
+fn spawn(spec: &Spec, layout: &Layout) -> Result<Child> {
+    let log = open_log(layout, spec.name)?;
+    let mut command = Command::new(&spec.program);
+    command.args(&spec.args).env_clear().envs(spec.env.iter().cloned());
+    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+    command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // Ctrl-C is for us alone: children end in an order.
+    command.process_group(0).kill_on_drop(true);
+    if let Some(arg0) = &spec.arg0 {
+        command.arg0(arg0);
+    }
+    if let Some(user) = &spec.user {
+        // As root, setting the user also drops the supplementary groups.
+        command.uid(user.uid).gid(user.gid);
+    }
+    die_with_us(&mut command, spec.stop);
+    command.spawn().with_context(|| format!("cannot run {}", spec.program.display()))
+}
+
+fn die_with_us(command: &mut Command, signal: Signal) {
+    let parent = rustix::process::getpid();
+    let tie = move || {
+        // Behind the change of user, which would reset it.
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
+        // The parent may have died before.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec, only two system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(tie) };
+}
+
+fn open_log(layout: &Layout, name: &str) -> Result<fs::File> {
+    let path = layout.log(name);
+    rotate(&path).with_context(|| format!("cannot put {} aside", path.display()))?;
+    let options = fs::OpenOptions::new().create(true).append(true).mode(0o640).to_owned();
+    options.open(&path).with_context(|| format!("cannot open {}", path.display()))
+}
+
+/// Puts a log aside that became large.
+pub(crate) fn rotate(path: &std::path::Path) -> std::io::Result<()> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.len() > LOG_MAX => fs::rename(path, path.with_extension("log.1")),
+        _ => Ok(()),
+    }
+}
+
+/// The end of a log, for messages.
+pub(crate) fn tail(path: &std::path::Path) -> String {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_MAX as u64)))?;
+        let mut text = Vec::new();
+        file.take(QUOTE_MAX as u64).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(dir: &std::path::Path) -> Result<Layout> {
+        let layout = Layout::new(dir);
+        fs::create_dir_all(layout.logs())?;
+        fs::create_dir_all(layout.run())?;
+        Ok(layout)
+    }
+
+    fn shell(script: &str) -> Spec {
+        Spec {
+            name: "test",
+            program: "/bin/sh".into(),
+            arg0: None,
+            args: vec!["-c".to_owned(), script.to_owned()],
+            env: vec![("GREETING".to_owned(), "hello".to_owned())],
+            user: None,
+            stop: Signal::TERM,
+            grace: Duration::from_millis(300),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_dies_is_started_again_and_one_that_ignores_us_is_killed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        let child = Supervised::start(shell("trap '' TERM; echo $GREETING; sleep 60"), &layout);
+        let record = async || Record::read(&layout.pid_file("test")).filter(Record::alive);
+        child.ready(Duration::from_secs(5), async || record().await.is_some()).await?;
+        let first = record().await.context("no record")?;
+        first.signal(Signal::KILL)?;
+        let other = async || record().await.is_some_and(|record| record != first);
+        child.ready(Duration::from_secs(5), other).await?;
+        child.ready(Duration::from_secs(5), async || tail(&layout.log("test")).contains("hello")).await?;
+        let last = record().await.context("no record")?;
+        child.stop().await;
+        assert!(!last.alive() && Record::read(&layout.pid_file("test")).is_none());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_child_that_cannot_start_is_told_with_its_log() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        let child = Supervised::start(shell("echo no such luck >&2; exit 1"), &layout);
+        let Err(error) = child.ready(Duration::from_secs(20), async || false).await else { bail!("ready") };
+        assert!(error.to_string().contains("no such luck"), "{error}");
+        child.stop().await;
+        Ok(())
+    }
+}

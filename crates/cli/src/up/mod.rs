@@ -1,0 +1,108 @@
+//! `wrenn up`: all of Wrenn on one machine, in the foreground or in the background.
+
+pub(crate) mod child;
+mod detach;
+pub(crate) mod postgres;
+pub(crate) mod redis;
+pub(crate) mod supervisor;
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    down,
+    layout::Layout,
+    logging,
+    output::{Format, note},
+    process::Record,
+    signals, status, users,
+};
+
+/// What `wrenn up` was asked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Go to the background once everything runs
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Runs `wrenn up`.
+pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<u8> {
+    ensure!(rustix::process::geteuid().is_root(), "wrenn up needs root: run it with sudo");
+    let service = users::service()?;
+    let layout = Layout::new(config.state_dir());
+    layout.create(&service)?;
+    let Some(lock) = lock(&layout)? else {
+        note("Wrenn already runs.");
+        status::print(config, format).await?;
+        return Ok(0);
+    };
+    if args.detach {
+        // The background process takes it.
+        drop(lock);
+        detach::start(config, &layout).await?;
+        // The key may be new.
+        status::print(&config.reload()?, format).await?;
+        return Ok(0);
+    }
+    logging::start(config);
+    let result = foreground(config, &layout, &service).await;
+    let _ = fs::remove_file(layout.pid_file("up"));
+    drop(lock);
+    result.map(|()| 0)
+}
+
+/// Nothing when another process holds it. The kernel gives it up when the process ends.
+fn lock(layout: &Layout) -> Result<Option<fs::File>> {
+    let path = layout.lock_file();
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> Result<()> {
+    let mut signal = signals::Stop::new()?;
+    // A service must not keep the directory that it was started in.
+    std::env::set_current_dir("/").context("cannot go to /")?;
+    Record::of(std::process::id())?.write(&layout.pid_file("up"))?;
+    down::stop_leftovers(layout).await?;
+    let mut supervisor = supervisor::Supervisor::default();
+    let result = tokio::select! {
+        result = supervisor.start(config, layout, service) => result.map(|()| true),
+        name = signal.received() => {
+            info!("{name} while starting");
+            Ok(false)
+        }
+    };
+    if matches!(result, Ok(true)) {
+        announce(config)?;
+        let name = signal.received().await;
+        info!("{name}: stopping");
+    }
+    supervisor.stop().await;
+    // After a failure they stay for the next start: a database that is away for a moment must cost no sandbox.
+    let ended = match result {
+        Ok(_) => supervisor::cleanup(layout).await,
+        Err(error) => Err(error.context("Wrenn did not start; what ran before is kept, `wrenn down` ends it too")),
+    };
+    match &ended {
+        Ok(()) => info!("stopped"),
+        Err(error) => warn!("stopped: {error:#}"),
+    }
+    ended
+}
+
+fn announce(config: &Config) -> Result<()> {
+    let url = config.local_url()?;
+    note(&format!("Wrenn runs.\n  API   {url}\n  docs  {url}/docs\n  key   in {}", config.file().display()));
+    note("Stop it by Ctrl-C or `wrenn down`.");
+    Ok(())
+}

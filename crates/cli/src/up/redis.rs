@@ -1,0 +1,73 @@
+//! The private Redis: Debian's program, reachable by a unix socket only, every write on disk.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::timeout,
+};
+
+use super::{
+    child::{Spec, Supervised},
+    postgres::text,
+};
+use crate::{layout::Layout, users::User};
+
+/// Loading the file included.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+const PING_LIMIT: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(8);
+/// Streams are trimmed; this is the bound behind that.
+const MEMORY_MAX: &str = "512mb";
+
+/// The program.
+pub(crate) fn program() -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/bin".into(), "/usr/local/bin".into()])
+        .map(|dir| dir.join("redis-server"))
+        .find(|program| program.is_file())
+        .context("no redis-server: install Redis (Debian: apt-get install redis-server)")
+}
+
+/// How to run it.
+pub(crate) fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
+    let settings = [
+        ("port", "0".to_owned()),
+        ("unixsocket", text(&layout.redis_socket())?),
+        ("unixsocketperm", "700".to_owned()),
+        ("dir", text(&layout.redis())?),
+        ("appendonly", "yes".to_owned()),
+        ("save", String::new()),
+        ("maxmemory", MEMORY_MAX.to_owned()),
+        ("maxmemory-policy", "noeviction".to_owned()),
+        ("daemonize", "no".to_owned()),
+    ];
+    Ok(Spec {
+        name: "redis",
+        program: program()?,
+        arg0: None,
+        args: settings.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect(),
+        env: Vec::new(),
+        user: Some(service.clone()),
+        stop: Signal::TERM,
+        grace: GRACE,
+    })
+}
+
+/// Waits until it answers.
+pub(crate) async fn ready(child: &Supervised, layout: &Layout) -> Result<()> {
+    let socket = layout.redis_socket();
+    child.ready(READY_LIMIT, async || timeout(PING_LIMIT, pong(&socket)).await.is_ok_and(|pong| pong)).await
+}
+
+async fn pong(socket: &std::path::Path) -> bool {
+    let Ok(mut stream) = UnixStream::connect(socket).await else { return false };
+    let mut answer = [0; 5];
+    stream.write_all(b"PING\r\n").await.is_ok()
+        && stream.read_exact(&mut answer).await.is_ok()
+        && &answer == b"+PONG"
+}

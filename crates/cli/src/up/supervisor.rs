@@ -1,0 +1,156 @@
+//! All parts of Wrenn on this machine, started in order and stopped in the opposite one.
+
+use std::{fs, net::TcpListener, net::TcpStream, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use tokio::time::timeout;
+use tracing::info;
+use wrenn_api::HostId;
+use wrenn_client::Client;
+
+use super::{
+    child::{Spec, Supervised},
+    postgres, redis,
+};
+use crate::{client_config, config::Config, layout::Layout, pki, users::User};
+
+/// Migrations of a large database included.
+const DATABASE_LIMIT: Duration = Duration::from_secs(60);
+/// The agent prepares templates and adopts microVMs first.
+const AGENT_LIMIT: Duration = Duration::from_secs(90);
+const SERVER_LIMIT: Duration = Duration::from_secs(60);
+const SERVER_GRACE: Duration = Duration::from_secs(8);
+const AGENT_GRACE: Duration = Duration::from_secs(15);
+
+/// What runs, in the order of its start.
+#[derive(Debug, Default)]
+pub(crate) struct Supervisor {
+    children: Vec<Supervised>,
+}
+
+impl Supervisor {
+    /// Starts everything and waits until the API answers. What was started is in `self` also after a failure.
+    pub(crate) async fn start(&mut self, config: &Config, layout: &Layout, service: &User) -> Result<()> {
+        check_ports(config)?;
+        if pki::ensure(&layout.pki(), service)? {
+            info!("made the certificates in {}", layout.pki().display());
+        }
+        let host = host_id(layout)?;
+        let (database_url, redis_url) = self.start_stores(config, layout, service).await?;
+        let key = prepare_database(config, &database_url, host).await?;
+        client_config::write(config.file(), &config.local_url()?, &key)?;
+        let mut env = config.for_child();
+        env.retain(|(name, _)| name != "DATABASE_URL" && name != "REDIS_URL");
+        // The agent has no use for the stores, so it does not get their secrets.
+        let agent = ours("agent", env.clone(), None, AGENT_GRACE);
+        env.extend([("DATABASE_URL".to_owned(), database_url), ("REDIS_URL".to_owned(), redis_url)]);
+        let server = ours("server", env, Some(service.clone()), SERVER_GRACE);
+        self.children.push(Supervised::start(agent, layout));
+        self.children.push(Supervised::start(server, layout));
+        self.ready(config).await
+    }
+
+    async fn start_stores(
+        &mut self,
+        config: &Config,
+        layout: &Layout,
+        service: &User,
+    ) -> Result<(String, String)> {
+        let (mut own_postgres, mut own_redis) = (None, None);
+        if config.get("database_url").is_none() {
+            let spec = postgres::prepare(layout, service).await?;
+            own_postgres = Some(self.push(Supervised::start(spec, layout)));
+        }
+        if config.get("redis_url").is_none() {
+            own_redis = Some(self.push(Supervised::start(redis::prepare(layout, service)?, layout)));
+        }
+        if let Some(index) = own_postgres {
+            postgres::ready(&self.children[index], layout).await?;
+        }
+        if let Some(index) = own_redis {
+            redis::ready(&self.children[index], layout).await?;
+        }
+        let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
+        let redis_url = config.get("redis_url").map_or_else(|| layout.redis_url(), str::to_owned);
+        Ok((database_url, redis_url))
+    }
+
+    fn push(&mut self, child: Supervised) -> usize {
+        self.children.push(child);
+        self.children.len() - 1
+    }
+
+    async fn ready(&self, config: &Config) -> Result<()> {
+        let [.., agent, server] = self.children.as_slice() else { return Ok(()) };
+        let address = config.address("agent.listen")?;
+        let connects = async || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
+        agent.ready(AGENT_LIMIT, connects).await?;
+        let client = Client::new(&config.local_url()?, None)?;
+        let healthy = async || client.health().await.is_ok_and(|health| health.status == "ok");
+        server.ready(SERVER_LIMIT, healthy).await
+    }
+
+    /// Stops everything, the last started first.
+    pub(crate) async fn stop(&mut self) {
+        while let Some(child) = self.children.pop() {
+            child.stop().await;
+        }
+    }
+}
+
+/// A child that is this program. `/proc/self/exe` is found also where the service user may not walk to it.
+fn ours(name: &'static str, env: Vec<(String, String)>, user: Option<User>, grace: Duration) -> Spec {
+    let program = "/proc/self/exe".into();
+    let (arg0, args) = (Some("wrenn".to_owned()), vec![name.to_owned()]);
+    Spec { name, program, arg0, args, env, user, stop: Signal::TERM, grace }
+}
+
+/// A port that is taken is told at once and by name, not by a server that keeps failing.
+fn check_ports(config: &Config) -> Result<()> {
+    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")] {
+        let address = config.address(key)?;
+        TcpListener::bind(address)
+            .with_context(|| format!("cannot listen on {address}: end what uses it, or set {variable}"))?;
+    }
+    Ok(())
+}
+
+async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> Result<String> {
+    let address = config.address("agent.listen")?;
+    let prepare = async {
+        wrenn_control::migrate(database_url).await.context("cannot bring the database to this version")?;
+        wrenn_control::ensure_host(database_url, host, address).await.context("cannot register this host")?;
+        let present = config.get("api_key");
+        wrenn_control::ensure_api_key(database_url, present).await.context("cannot make an API key")
+    };
+    timeout(DATABASE_LIMIT, prepare)
+        .await
+        .with_context(|| format!("the database was not ready within {} s", DATABASE_LIMIT.as_secs()))?
+}
+
+/// Which host this is; decided once.
+pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
+    let path = layout.host_id_file();
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().with_context(|| format!("{} is no host id: remove it", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => new_host_id(&path),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn new_host_id(path: &Path) -> Result<HostId> {
+    let (id, beside) = (HostId::new(), path.with_extension("new"));
+    fs::write(&beside, format!("{id}\n"))
+        .and_then(|()| fs::rename(&beside, path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(id)
+}
+
+/// Removes what the agent made in the kernel; it must have ended.
+pub(crate) async fn cleanup(layout: &Layout) -> Result<()> {
+    let dir = layout.agent();
+    let work = tokio::task::spawn_blocking(move || wrenn_host::cleanup(&dir));
+    let done = work.await.context("the clean-up broke off")?;
+    done.with_context(|| format!("cannot remove all that the agent made; see {}", layout.agent().display()))
+}

@@ -1,0 +1,83 @@
+//! Why a call of the API failed.
+
+use wrenn_api::ErrorBody;
+
+/// Of an answer that is no error envelope, this much is quoted.
+const QUOTE_MAX: usize = 300;
+
+/// Why a call of the API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API refused.
+    #[error("{message} ({code}{})", request_id.as_ref().map(|id| format!(", request {id}")).unwrap_or_default())]
+    Api {
+        /// HTTP status.
+        status: u16,
+        /// Stable code, see [`wrenn_api::ErrorCode`].
+        code: String,
+        /// The thing, the cause and the remedy.
+        message: String,
+        /// Finds the request in the server's log.
+        request_id: Option<String>,
+    },
+    /// Nothing answered.
+    #[error("cannot reach the API at {url}: {cause}; is it running? Start it with `wrenn up`")]
+    Connect {
+        /// Where the API was expected.
+        url: String,
+        /// Why it could not be reached.
+        cause: String,
+    },
+    /// Something answered that does not speak this API.
+    #[error("unexpected answer from the API: {0}")]
+    Protocol(String),
+}
+
+impl Error {
+    /// The stable code of an error that the API sent.
+    pub fn code(&self) -> Option<&str> {
+        if let Self::Api { code, .. } = self { Some(code) } else { None }
+    }
+
+    /// Builds the error for an answer that is not a success.
+    pub(crate) fn from_answer(status: u16, request_id: Option<String>, body: &[u8]) -> Self {
+        if let Ok(ErrorBody { error }) = serde_json::from_slice(body) {
+            let (code, message) = (error.code.as_str().to_owned(), error.message);
+            return Self::Api { status, code, message, request_id };
+        }
+        // A newer server may know codes that this client does not.
+        let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        if let (Some(code), Some(message)) =
+            (value["error"]["code"].as_str(), value["error"]["message"].as_str())
+        {
+            return Self::Api { status, code: code.to_owned(), message: message.to_owned(), request_id };
+        }
+        let quote: String = String::from_utf8_lossy(body).chars().take(QUOTE_MAX).collect();
+        Self::Protocol(format!("status {status}: {}", quote.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envelope_becomes_an_api_error() {
+        let body = br#"{"error":{"code":"not_found","message":"there is no such sandbox"}}"#;
+        let error = Error::from_answer(404, Some("r1".to_owned()), body);
+        assert_eq!(error.code(), Some("not_found"));
+        assert_eq!(error.to_string(), "there is no such sandbox (not_found, request r1)");
+    }
+
+    #[test]
+    fn a_code_from_the_future_is_kept() {
+        let error = Error::from_answer(418, None, br#"{"error":{"code":"teapot","message":"short"}}"#);
+        assert_eq!(error.code(), Some("teapot"));
+    }
+
+    #[test]
+    fn any_other_answer_is_quoted() {
+        let error = Error::from_answer(502, None, b"<html>bad gateway</html>");
+        assert!(error.to_string().contains("502") && error.to_string().contains("bad gateway"), "{error}");
+    }
+}

@@ -1,0 +1,128 @@
+//! The stream of events, resumed where it broke off.
+
+use std::{collections::VecDeque, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, timeout};
+
+use crate::{
+    Client, Error, Result,
+    sse::{Message, Parser},
+};
+
+/// The server sends a comment more often than this; longer silence is a dead connection.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// Between two attempts to connect: the first wait, which doubles, and the longest one.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Attempts without an event in between.
+const ATTEMPTS_MAX: u32 = 12;
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// Its place in the stream: pass it to [`Client::events`] to go on behind it.
+    pub id: Option<String>,
+    /// What kind of event, such as `sandbox.running`.
+    pub event: String,
+    /// What happened to what.
+    pub data: serde_json::Value,
+}
+
+type Pieces = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
+
+struct Source {
+    client: Client,
+    last_id: Option<String>,
+    pieces: Option<Pieces>,
+    parser: Parser,
+    ready: VecDeque<Event>,
+    attempts: u32,
+}
+
+impl Client {
+    /// Events as they happen, after `last_event_id` where given. A broken connection is taken up again
+    /// behind the last event; the stream ends with an error when that fails for too long.
+    pub async fn events(
+        &self,
+        last_event_id: Option<&str>,
+    ) -> Result<impl Stream<Item = Result<Event>> + Send + Unpin + use<>> {
+        let mut source = Source {
+            client: self.clone(),
+            last_id: last_event_id.map(str::to_owned),
+            pieces: None,
+            parser: Parser::default(),
+            ready: VecDeque::new(),
+            attempts: 0,
+        };
+        // A wrong key or address is to be told at once, not after all attempts.
+        source.connect().await?;
+        let next = |mut source: Source| async move {
+            let event = source.next().await?;
+            Ok(Some((event, source)))
+        };
+        Ok(Box::pin(stream::try_unfold(source, next)))
+    }
+}
+
+impl Source {
+    async fn connect(&mut self) -> Result<()> {
+        let mut call = self.client.request(Method::GET, "/v1/events/stream");
+        call = call.header("Accept", "text/event-stream");
+        if let Some(id) = &self.last_id {
+            call = call.header("Last-Event-ID", id);
+        }
+        let silent = |_| Error::Protocol("the event stream did not begin in time".to_owned());
+        let response = timeout(IDLE_LIMIT, self.client.send(call)).await.map_err(silent)??;
+        self.parser = Parser::default();
+        self.pieces = Some(Box::pin(response.bytes_stream()));
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                self.attempts = 0;
+                self.last_id = event.id.clone().or(self.last_id.take());
+                return Ok(event);
+            }
+            match &mut self.pieces {
+                Some(pieces) => match timeout(IDLE_LIMIT, pieces.next()).await {
+                    Ok(Some(Ok(bytes))) => self.take(&bytes)?,
+                    // Broken, ended or silent: it is all the same.
+                    _ => self.pieces = None,
+                },
+                None => self.reconnect().await?,
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        self.ready.extend(self.parser.feed(bytes)?.into_iter().map(Event::from));
+        Ok(())
+    }
+
+    async fn reconnect(&mut self) -> Result<()> {
+        let (first, longest) = BACKOFF;
+        sleep((first * 2_u32.saturating_pow(self.attempts)).min(longest)).await;
+        self.attempts += 1;
+        match self.connect().await {
+            Err(Error::Api { status, .. }) if status >= 500 && self.attempts < ATTEMPTS_MAX => Ok(()),
+            Err(error @ Error::Api { .. }) => Err(error),
+            Err(error) if self.attempts >= ATTEMPTS_MAX => Err(error),
+            Ok(()) if self.attempts >= ATTEMPTS_MAX => {
+                Err(Error::Protocol(format!("the event stream broke {ATTEMPTS_MAX} times without an event")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<Message> for Event {
+    fn from(message: Message) -> Self {
+        let data = serde_json::from_str(&message.data).unwrap_or(serde_json::Value::String(message.data));
+        Self { id: message.id, event: message.kind, data }
+    }
+}

@@ -1,0 +1,55 @@
+//! Files of a sandbox, streamed both ways.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use reqwest::{Body, Method, Response, multipart};
+use tokio::time::timeout;
+use wrenn_api::{ReadFile, SandboxId};
+
+use crate::{Client, Error, Result, transport::causes};
+
+/// How long an upload may take in all.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(3600);
+/// How long the API may take to begin an answer, and then between two pieces of it.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+impl Client {
+    /// Writes a file; missing directories are made.
+    pub async fn write_file(&self, id: SandboxId, path: &str, content: impl Into<Body>) -> Result<()> {
+        // The path comes first: the server streams the file on and must know where to.
+        let part = multipart::Part::stream(content.into()).file_name("upload");
+        let form = multipart::Form::new().text("path", path.to_owned()).part("file", part);
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/files/write"));
+        self.send(call.timeout(UPLOAD_LIMIT).multipart(form)).await.map(drop)
+    }
+
+    /// Reads a file, piece by piece.
+    pub async fn read_file(
+        &self,
+        id: SandboxId,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<Bytes>> + Send + Unpin + use<>> {
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/files/read"));
+        let answer = self.send(call.json(&ReadFile { path: path.to_owned() }));
+        let response = timeout(IDLE_LIMIT, answer).await.map_err(|_| silent())??;
+        Ok(Box::pin(pieces(response)))
+    }
+}
+
+fn silent() -> Error {
+    Error::Protocol(format!("nothing came for {} s", IDLE_LIMIT.as_secs()))
+}
+
+fn pieces(response: Response) -> impl Stream<Item = Result<Bytes>> + Send {
+    let body = Box::pin(response.bytes_stream());
+    stream::try_unfold(body, |mut body| async move {
+        match timeout(IDLE_LIMIT, body.next()).await {
+            Err(_) => Err(silent()),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(piece))) => Ok(Some((piece, body))),
+            Ok(Some(Err(error))) => Err(Error::Protocol(format!("the file broke off: {}", causes(&error)))),
+        }
+    })
+}

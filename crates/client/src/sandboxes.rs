@@ -1,0 +1,86 @@
+//! Sandboxes and commands that are run to their end.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use wrenn_api::{CreateSandbox, ExecRequest, ExecResponse, Health, Sandbox, SandboxId};
+
+use crate::{
+    Client, Error, Result,
+    transport::{REQUEST_LIMIT, decode, read_all},
+};
+
+/// Under emulation a create takes tens of seconds; the server gives up after 180.
+const CREATE_LIMIT: Duration = Duration::from_secs(210);
+/// A health check that takes longer is no health.
+const HEALTH_LIMIT: Duration = Duration::from_secs(10);
+/// What the API runs a command for at most when the request does not say.
+const EXEC_DEFAULT_SECONDS: u32 = 30;
+/// The most entries of a page.
+const PAGE: u32 = 100;
+/// The most pages of [`Client::list_all`]: a server that repeats cursors must not keep a client for ever.
+const PAGES_MAX: usize = 10_000;
+/// A page is never larger.
+const LIST_MAX: usize = 64 << 20;
+
+impl Client {
+    /// Creates a sandbox and waits until code can run in it. With the same `idempotency_key` a repeated
+    /// request gives the sandbox of the first one.
+    pub async fn create(&self, request: &CreateSandbox, idempotency_key: Option<&str>) -> Result<Sandbox> {
+        let mut call = self.request(Method::POST, "/v1/sandboxes").timeout(CREATE_LIMIT).json(request);
+        if let Some(key) = idempotency_key {
+            call = call.header("Idempotency-Key", key);
+        }
+        self.json(call).await
+    }
+
+    /// One page of sandboxes, newest first, and the cursor of the next page.
+    pub async fn list(&self, limit: u32, cursor: Option<&str>) -> Result<(Vec<Sandbox>, Option<String>)> {
+        let limit = limit.to_string();
+        let mut query = vec![("limit", limit.as_str())];
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let call = self.request(Method::GET, "/v1/sandboxes").timeout(REQUEST_LIMIT).query(&query);
+        let response = self.send(call).await?;
+        let next = response.headers().get("x-next-cursor").and_then(|value| value.to_str().ok());
+        let next = next.filter(|cursor| !cursor.is_empty()).map(str::to_owned);
+        Ok((decode(&read_all(response, LIST_MAX).await?)?, next))
+    }
+
+    /// All sandboxes, newest first.
+    pub async fn list_all(&self) -> Result<Vec<Sandbox>> {
+        let (mut all, mut cursor) = (Vec::new(), None);
+        for _ in 0..PAGES_MAX {
+            let (page, next) = self.list(PAGE, cursor.as_deref()).await?;
+            all.extend(page);
+            if next.is_none() {
+                return Ok(all);
+            }
+            cursor = next;
+        }
+        Err(Error::Protocol(format!("the list of sandboxes does not end after {PAGES_MAX} pages")))
+    }
+
+    /// One sandbox.
+    pub async fn get(&self, id: SandboxId) -> Result<Sandbox> {
+        self.json(self.request(Method::GET, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT)).await
+    }
+
+    /// Removes a sandbox and waits until its host has.
+    pub async fn delete(&self, id: SandboxId) -> Result<()> {
+        let call = self.request(Method::DELETE, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT);
+        self.send(call).await.map(drop)
+    }
+
+    /// Runs a command to its end and collects its output.
+    pub async fn exec(&self, id: SandboxId, request: &ExecRequest) -> Result<ExecResponse> {
+        let seconds = request.timeout_sec.unwrap_or(EXEC_DEFAULT_SECONDS);
+        let limit = Duration::from_secs(u64::from(seconds)) + REQUEST_LIMIT;
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/exec"));
+        self.json(call.timeout(limit).json(request)).await
+    }
+
+    /// The state of the control plane; `degraded` too is an answer.
+    pub async fn health(&self) -> Result<Health> {
+        self.json(self.request(Method::GET, "/health").timeout(HEALTH_LIMIT)).await
+    }
+}

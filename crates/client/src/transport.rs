@@ -1,0 +1,136 @@
+//! The HTTP connection pool, and how requests are made and answers checked.
+
+use std::{error::Error as _, time::Duration};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use reqwest::{Method, RequestBuilder, Response, Url};
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// How long a connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long an ordinary request may take.
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+/// A JSON answer is never larger: the largest is an exec with two outputs of 16 MiB in base 64.
+const ANSWER_MAX: usize = 64 << 20;
+/// An error is never larger.
+const ERROR_MAX: usize = 64 << 10;
+
+/// A client of one control plane. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    api_key: Option<String>,
+}
+
+impl Client {
+    /// A client for the API at `url`; without a key only [`Client::health`] is of use.
+    pub fn new(url: &str, api_key: Option<&str>) -> Result<Self> {
+        let connect = |cause: String| Error::Connect { url: url.to_owned(), cause };
+        let base = Url::parse(url).map_err(|error| connect(format!("not a URL: {error}")))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(connect("the URL must begin with http:// or https://".to_owned()));
+        }
+        // WebSocket upgrades exist in HTTP/1.1 only.
+        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).http1_only();
+        if is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|error| connect(causes(&error)))?;
+        Ok(Self { http, base, api_key: api_key.map(str::to_owned) })
+    }
+
+    /// Where the API is.
+    pub fn url(&self) -> &str {
+        self.base.as_str().trim_end_matches('/')
+    }
+
+    /// A request with the key set. Time limits are the caller's.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.url()));
+        match &self.api_key {
+            Some(key) => request.header("X-API-Key", key),
+            None => request,
+        }
+    }
+
+    /// Sends a request; an answer that is not a success becomes an error.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request
+            .send()
+            .await
+            .map_err(|error| Error::Connect { url: self.url().to_owned(), cause: causes(&error) })?;
+        let status = response.status();
+        if status.is_success() || status.as_u16() == 101 {
+            return Ok(response);
+        }
+        let id = response.headers().get("x-request-id");
+        let request_id = id.and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let body = read_all(response, ERROR_MAX).await?;
+        Err(Error::from_answer(status.as_u16(), request_id, &body))
+    }
+
+    /// Sends a request and reads its JSON answer.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
+        decode(&read_all(self.send(request).await?, ANSWER_MAX).await?)
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// reqwest's own text names only the outermost cause.
+pub(crate) fn causes(error: &reqwest::Error) -> String {
+    let mut text = if error.is_timeout() { "no answer in time".to_owned() } else { error.to_string() };
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = cause.to_string();
+        source = cause.source();
+    }
+    if error.is_timeout() && !text.contains("time") { format!("no answer in time: {text}") } else { text }
+}
+
+/// Reads a JSON text.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| Error::Protocol(format!("not the documented JSON: {error}")))
+}
+
+/// Reads a body of at most `max` bytes.
+pub(crate) async fn read_all(response: Response, max: usize) -> Result<Bytes> {
+    let mut body = Vec::new();
+    let mut chunks = response.bytes_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| Error::Protocol(format!("the answer broke off: {}", causes(&error))))?;
+        if body.len() + chunk.len() > max {
+            return Err(Error::Protocol(format!("the answer is longer than {max} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_scheme_is_refused() {
+        assert!(matches!(Client::new("localhost:9725", None), Err(Error::Connect { .. })));
+        assert!(matches!(Client::new("nonsense", None), Err(Error::Connect { .. })));
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_says_what_to_do() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").map(|socket| socket.local_addr());
+        let Ok(Ok(address)) = free else { panic!("no loopback") };
+        let client = Client::new(&format!("http://{address}/"), Some("key")).map_err(|error| error.to_string());
+        let Ok(client) = client else { panic!("{client:?}") };
+        let Err(error) = client.health().await else { panic!("something answered") };
+        assert!(error.to_string().contains("wrenn up"), "{error}");
+    }
+}

@@ -1,0 +1,224 @@
+//! The client against a server that answers as the API is documented to.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{
+    Json, Router,
+    extract::{
+        Multipart, Path, Query, State,
+        ws::{Message, WebSocket, WebSocketUpgrade},
+    },
+    http::{HeaderMap, StatusCode},
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Sse, Sse as Stream},
+    },
+    routing::{get, post},
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::{Value, json};
+use wrenn_api::{CreateSandbox, ExecRequest, SandboxId};
+use wrenn_client::{Client, Error, ExecEvent};
+
+#[derive(Clone, Default)]
+struct Fake {
+    connections: Arc<AtomicUsize>,
+    written: Arc<Mutex<Vec<(String, usize)>>>,
+}
+
+fn sandbox() -> Value {
+    let time = "2026-01-01T00:00:00Z";
+    json!({ "id": SandboxId::new(), "status": "running", "template": "minimal", "vcpus": 1, "memory_mb": 512,
+            "disk_size_mb": 5120, "created_at": time, "last_updated": time })
+}
+
+fn refused(status: u16, code: &str) -> Response {
+    let body = json!({ "error": { "code": code, "message": format!("refused for {code}") } });
+    let status = StatusCode::from_u16(status).unwrap();
+    (status, [("x-request-id", "req-1")], Json(body)).into_response()
+}
+
+async fn create(headers: HeaderMap, Json(_): Json<Value>) -> Response {
+    if headers.get("x-api-key").is_none_or(|key| key != "key") {
+        return refused(401, "unauthorized");
+    }
+    assert_eq!(headers["idempotency-key"], "once");
+    (StatusCode::CREATED, Json(sandbox())).into_response()
+}
+
+async fn list(Query(query): Query<Vec<(String, String)>>) -> Response {
+    let cursor = query.iter().find(|(name, _)| name == "cursor");
+    let next = if cursor.is_none() { "two&=" } else { "" };
+    if let Some((_, cursor)) = cursor {
+        assert_eq!(cursor, "two&=");
+    }
+    ([("x-next-cursor", next)], Json(json!([sandbox(), sandbox()]))).into_response()
+}
+
+async fn write(State(fake): State<Fake>, mut form: Multipart) -> Response {
+    let path = form.next_field().await.unwrap().unwrap();
+    assert_eq!(path.name(), Some("path"), "the path comes first");
+    let path = path.text().await.unwrap();
+    let content = form.next_field().await.unwrap().unwrap();
+    assert_eq!(content.name(), Some("file"));
+    let size = content.bytes().await.unwrap().len();
+    fake.written.lock().unwrap().push((path, size));
+    StatusCode::NO_CONTENT.into_response()
+}
+
+async fn read(Json(body): Json<Value>) -> Response {
+    if body["path"] != "/big" {
+        return refused(404, "not_found");
+    }
+    let pieces = stream::iter((0..64).map(|_| Ok::<_, Infallible>(Bytes::from(vec![7_u8; 65_536]))));
+    axum::body::Body::from_stream(pieces).into_response()
+}
+
+/// Breaks off after each event.
+async fn events(State(fake): State<Fake>, headers: HeaderMap) -> Response {
+    fake.connections.fetch_add(1, Ordering::SeqCst);
+    let last = headers.get("last-event-id").map_or(0, |id| id.to_str().unwrap().parse::<u32>().unwrap());
+    let event = Sse::default().id((last + 1).to_string()).event("sandbox.running").data("{\"n\":1}");
+    Stream::new(stream::iter([Ok::<_, Infallible>(event)])).into_response()
+}
+
+async fn exec(Path(id): Path<SandboxId>, upgrade: WebSocketUpgrade) -> Response {
+    if id.to_string().ends_with("none") { refused(404, "not_found") } else { upgrade.on_upgrade(talk) }
+}
+
+async fn talk(mut socket: WebSocket) {
+    let Some(Ok(Message::Text(start))) = socket.recv().await else { return };
+    let start: Value = serde_json::from_str(&start).unwrap();
+    assert_eq!(start["type"], "start");
+    let mut frames = vec![json!({"type": "start", "pid": 42})];
+    match start["cmd"].as_str() {
+        Some("echo") => frames.extend([
+            json!({"type": "stdout", "data": start["args"][0]}),
+            json!({"type": "stderr", "data": "/wA=", "encoding": "base64"}),
+            json!({"type": "exit", "exit_code": 3}),
+        ]),
+        Some("missing") => frames = vec![json!({"type": "error", "data": "no missing", "code": "not_found"})],
+        // Runs until it is stopped.
+        _ => {}
+    }
+    for frame in &frames {
+        socket.send(Message::text(frame.to_string())).await.unwrap();
+    }
+    if let Some(Ok(Message::Text(text))) = socket.recv().await {
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["type"], "stop");
+        let exit = json!({"type": "exit", "exit_code": 143});
+        socket.send(Message::text(exit.to_string())).await.unwrap();
+    }
+}
+
+async fn start() -> (Client, Fake) {
+    let fake = Fake::default();
+    let router = Router::new()
+        .route("/v1/sandboxes", get(list).post(create))
+        .route("/v1/sandboxes/{id}/files/write", post(write))
+        .route("/v1/sandboxes/{id}/files/read", post(read))
+        .route("/v1/sandboxes/{id}/exec/stream", get(exec))
+        .route("/v1/events/stream", get(events))
+        .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
+        .with_state(fake.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (Client::new(&url, Some("key")).unwrap(), fake)
+}
+
+#[tokio::test]
+async fn sandboxes_are_created_and_listed_over_pages() {
+    let (client, _) = start().await;
+    let sandbox = client.create(&CreateSandbox::default(), Some("once")).await.unwrap();
+    assert_eq!(sandbox.template, "minimal");
+    assert_eq!(client.list_all().await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_refusal_has_code_and_request_id() {
+    let (client, _) = start().await;
+    let client = Client::new(client.url(), Some("wrong")).unwrap();
+    let error = client.create(&CreateSandbox::default(), Some("once")).await.unwrap_err();
+    let Error::Api { status, code, request_id, .. } = error else { panic!("{error}") };
+    assert_eq!((status, code.as_str(), request_id.as_deref()), (401, "unauthorized", Some("req-1")));
+}
+
+#[tokio::test]
+async fn files_are_streamed_both_ways() {
+    let (client, fake) = start().await;
+    let id = SandboxId::new();
+    let pieces = stream::iter((0..32).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1_u8; 65_536]))));
+    client.write_file(id, "a/b", wrenn_client::Body::wrap_stream(pieces)).await.unwrap();
+    assert_eq!(*fake.written.lock().unwrap(), [("a/b".to_owned(), 2 << 20)]);
+    let pieces: Vec<Bytes> = client.read_file(id, "/big").await.unwrap().try_collect().await.unwrap();
+    assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 4 << 20);
+    let error = client.read_file(id, "/none").await.err().unwrap();
+    assert_eq!(error.code(), Some("not_found"));
+}
+
+#[tokio::test]
+async fn events_go_on_behind_the_last_one_after_a_disconnect() {
+    let (client, fake) = start().await;
+    let events = client.events(Some("10")).await.unwrap().take(3);
+    let events: Vec<_> = events.try_collect().await.unwrap();
+    let ids: Vec<_> = events.iter().filter_map(|event| event.id.as_deref()).collect();
+    assert_eq!(ids, ["11", "12", "13"]);
+    assert_eq!(events[0].data["n"], 1);
+    assert_eq!(fake.connections.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_command_s_output_comes_as_it_is() {
+    let (client, _) = start().await;
+    let request =
+        ExecRequest { cmd: "echo".to_owned(), args: vec!["hi".to_owned()], ..ExecRequest::default() };
+    let mut stream = client.exec_stream(SandboxId::new(), &request).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(event) = stream.next().await.unwrap() {
+        seen.push(event);
+    }
+    let expected = [
+        ExecEvent::Start { pid: 42 },
+        ExecEvent::Stdout(Bytes::from_static(b"hi")),
+        ExecEvent::Stderr(Bytes::from_static(&[0xff, 0])),
+        ExecEvent::Exit { exit_code: 3 },
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn a_command_can_be_stopped() {
+    let (client, _) = start().await;
+    let request = ExecRequest { cmd: "sleep".to_owned(), ..ExecRequest::default() };
+    let mut stream = client.exec_stream(SandboxId::new(), &request).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Start { pid: 42 }));
+    stream.stop().await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Exit { exit_code: 143 }));
+    assert_eq!(stream.next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_start_is_an_error_of_the_api() {
+    let (client, _) = start().await;
+    let request = ExecRequest { cmd: "missing".to_owned(), ..ExecRequest::default() };
+    let mut stream = client.exec_stream(SandboxId::new(), &request).await.unwrap();
+    assert_eq!(stream.next().await.unwrap_err().code(), Some("not_found"));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_is_an_error_of_the_api() {
+    let (client, _) = start().await;
+    let id: SandboxId = "sb000000000000000000000none".parse().unwrap();
+    let error = client.exec_stream(id, &ExecRequest::default()).await.err().unwrap();
+    assert_eq!(error.code(), Some("not_found"));
+}
