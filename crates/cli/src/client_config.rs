@@ -141,7 +141,10 @@ mod tests {
         write(&path, "http://127.0.0.1:1", "first")?;
         write(&path, "http://127.0.0.1:1", "second")?;
         assert!(read(&path)?.lines().any(|line| line == "api_key = \"second\""));
-        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path)?.permissions()) & 0o777, 0o600);
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path)?.permissions()) & 0o777,
+            0o600
+        );
         assert_eq!(fs::read_dir(dir.path().join("a/b"))?.count(), 1);
         Ok(())
     }

@@ -83,7 +83,10 @@ impl Key {
         match self.kind {
             Kind::Text | Kind::Path => {}
             Kind::Address => {
-                value.parse::<SocketAddr>().ok().context("not an address with a port, such as 127.0.0.1:9725")?;
+                value
+                    .parse::<SocketAddr>()
+                    .ok()
+                    .context("not an address with a port, such as 127.0.0.1:9725")?;
             }
             Kind::Number(min, max) => {
                 let valid = value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number));
@@ -129,9 +132,8 @@ impl Config {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
         let sources = Sources { flags, environment, dotenv: dotenv(Path::new(".env"))?, toml };
-        let mut config = Self::resolve(&sources).with_context(|| {
-            format!("the configuration is not valid (its file is {})", file.display())
-        })?;
+        let mut config = Self::resolve(&sources)
+            .with_context(|| format!("the configuration is not valid (its file is {})", file.display()))?;
         (config.file, config.flags) = (file, sources.flags);
         config.make_absolute()?;
         Ok(config)
@@ -162,7 +164,10 @@ impl Config {
                 self.set(key, value.clone(), name)?;
             } else if name.starts_with("WRENN_") && !OTHER_VARIABLES.contains(&name.as_str()) {
                 let names: Vec<String> = KEYS.iter().map(Key::env).collect();
-                bail!("there is no environment variable {name}; unset it, or use one of {}", names.join(", "));
+                bail!(
+                    "there is no environment variable {name}; unset it, or use one of {}",
+                    names.join(", ")
+                );
             }
         }
         Ok(())
@@ -181,7 +186,8 @@ impl Config {
     fn make_absolute(&mut self) -> Result<()> {
         for key in KEYS.iter().filter(|key| matches!(key.kind, Kind::Path)) {
             if let Some(value) = self.values.get_mut(key.name) {
-                let path = std::path::absolute(&*value).with_context(|| format!("{} is {value:?}", key.name))?;
+                let path =
+                    std::path::absolute(&*value).with_context(|| format!("{} is {value:?}", key.name))?;
                 *value = path.into_os_string().into_string().ok().context("a path is not UTF-8")?;
             }
         }
@@ -213,7 +219,8 @@ impl Config {
         if let Some(path) = self.get("share_dir") {
             return Ok(path.into());
         }
-        let program = std::env::current_exe().context("cannot tell where this program is: set WRENN_SHARE_DIR")?;
+        let program =
+            std::env::current_exe().context("cannot tell where this program is: set WRENN_SHARE_DIR")?;
         let prefix = program.parent().and_then(Path::parent).context("this program is in no directory")?;
         Ok(prefix.join("share/wrenn"))
     }

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use chrono::{DateTime, Datelike as _, Days, Utc};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 
 use crate::users::User;
@@ -34,14 +35,20 @@ pub(crate) struct Side {
 
 /// The files of `agent` or `control` in the directory.
 pub(crate) fn side(dir: &Path, name: &str) -> Side {
-    Side { ca: dir.join("ca.pem"), cert: dir.join(format!("{name}.pem")), key: dir.join(format!("{name}.key")) }
+    Side {
+        ca: dir.join("ca.pem"),
+        cert: dir.join(format!("{name}.pem")),
+        key: dir.join(format!("{name}.key")),
+    }
 }
 
 /// Makes what is missing or ends soon; says whether it did.
 pub(crate) fn ensure(dir: &Path, service: &User) -> Result<bool> {
-    let renewed = ensure_at(dir, Utc::now()).with_context(|| format!("cannot make certificates in {}", dir.display()))?;
+    let renewed = ensure_at(dir, Utc::now())
+        .with_context(|| format!("cannot make certificates in {}", dir.display()))?;
     let key = side(dir, "control").key;
-    chown(&key, Some(service.uid), Some(service.gid)).with_context(|| format!("cannot chown {}", key.display()))?;
+    chown(&key, Some(service.uid), Some(service.gid))
+        .with_context(|| format!("cannot chown {}", key.display()))?;
     Ok(renewed)
 }
 
@@ -232,7 +239,8 @@ mod tests {
         let dir = tempfile::tempdir()?;
         ensure_at(dir.path(), Utc::now())?;
         for name in ["ca.key", "agent.key", "control.key"] {
-            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.path().join(name))?.permissions());
+            let mode =
+                std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.path().join(name))?.permissions());
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
         Ok(())

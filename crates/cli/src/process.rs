@@ -67,7 +67,9 @@ impl Record {
         }
         match pidfd_send_signal(&pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("cannot signal process {}: run as root", self.pid)),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot signal process {}: run as root", self.pid))
+            }
         }
     }
 

@@ -134,7 +134,8 @@ async fn remove(client: &Client, id: SandboxId) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) if error.code() == Some("not_found") => return Ok(()),
             Err(error) if attempt == REMOVALS => {
-                return Err(error).with_context(|| format!("sandbox {id} is not removed: wrenn sandbox rm {id}"));
+                return Err(error)
+                    .with_context(|| format!("sandbox {id} is not removed: wrenn sandbox rm {id}"));
             }
             Err(_) => sleep(REMOVAL_WAIT).await,
         }

@@ -84,8 +84,8 @@ impl Status {
         let count = self.sandboxes.map_or_else(|| "unknown: no valid API key".to_owned(), |n| n.to_string());
         let names: Vec<String> = self.processes.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
         format!(
-            "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  state      {state}\n  \
-             sandboxes  {count}\n  processes  {}",
+            "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  \
+             state      {state}\n  sandboxes  {count}\n  processes  {}",
             self.health,
             self.url,
             self.docs,

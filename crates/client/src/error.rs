@@ -9,7 +9,7 @@ const QUOTE_MAX: usize = 300;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API refused.
-    #[error("{message} ({code}{})", request_id.as_ref().map(|id| format!(", request {id}")).unwrap_or_default())]
+    #[error("{message} ({code}{})", request(request_id.as_deref()))]
     Api {
         /// HTTP status.
         status: u16,
@@ -31,6 +31,10 @@ pub enum Error {
     /// Something answered that does not speak this API.
     #[error("unexpected answer from the API: {0}")]
     Protocol(String),
+}
+
+fn request(id: Option<&str>) -> String {
+    id.map(|id| format!(", request {id}")).unwrap_or_default()
 }
 
 impl Error {

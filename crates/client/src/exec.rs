@@ -97,7 +97,8 @@ impl Client {
             .header("Sec-WebSocket-Key", &key);
         let response = timeout(REQUEST_LIMIT, self.send(call)).await.map_err(|_| silent())??;
         let accept = response.headers().get("sec-websocket-accept").map(|value| value.as_bytes().to_vec());
-        if response.status() != 101 || accept.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+        if response.status() != 101 || accept.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes())
+        {
             return Err(Error::Protocol("it did not switch to a WebSocket".to_owned()));
         }
         let upgraded = response.upgrade().await.map_err(|error| Error::Protocol(causes(&error)))?;
@@ -111,7 +112,8 @@ impl Client {
 }
 
 fn start_frame(request: &ExecRequest) -> serde_json::Value {
-    let mut frame = json!({ "type": "start", "cmd": request.cmd, "args": request.args, "envs": request.envs });
+    let mut frame =
+        json!({ "type": "start", "cmd": request.cmd, "args": request.args, "envs": request.envs });
     for (name, value) in [("cwd", &request.cwd), ("user", &request.user)] {
         if let Some(value) = value {
             frame[name] = json!(value);

@@ -20,6 +20,8 @@ const EXEC_DEFAULT_SECONDS: u32 = 30;
 const PAGE: u32 = 100;
 /// The most pages of [`Client::list_all`]: a server that repeats cursors must not keep a client for ever.
 const PAGES_MAX: usize = 10_000;
+/// A health answer is never larger.
+const HEALTH_MAX: usize = 64 << 10;
 /// A page is never larger.
 const LIST_MAX: usize = 64 << 20;
 
@@ -81,6 +83,11 @@ impl Client {
 
     /// The state of the control plane; `degraded` too is an answer.
     pub async fn health(&self) -> Result<Health> {
-        self.json(self.request(Method::GET, "/health").timeout(HEALTH_LIMIT)).await
+        let call = self.request(Method::GET, "/health").timeout(HEALTH_LIMIT);
+        let response = self.send_unchecked(call).await?;
+        let status = response.status().as_u16();
+        let body = read_all(response, HEALTH_MAX).await?;
+        // Degraded comes with status 503 and the same body.
+        decode(&body).map_err(|_| Error::from_answer(status, None, &body))
     }
 }

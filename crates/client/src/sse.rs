@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn pieces_of_any_size_give_the_same_messages() {
-        let text = b": hello\n\nid: 7\nevent: sandbox.running\ndata: {\"a\":\ndata: 1}\n\nid:8\r\ndata:x\r\n\r\n";
+        let text =
+            b": hello\n\nid: 7\nevent: sandbox.running\ndata: {\"a\":\ndata: 1}\n\nid:8\r\ndata:x\r\n\r\n";
         for size in 1..text.len() {
             let mut parser = Parser::default();
             let messages: Vec<Message> =

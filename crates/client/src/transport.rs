@@ -59,10 +59,7 @@ impl Client {
 
     /// Sends a request; an answer that is not a success becomes an error.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response> {
-        let response = request
-            .send()
-            .await
-            .map_err(|error| Error::Connect { url: self.url().to_owned(), cause: causes(&error) })?;
+        let response = self.send_unchecked(request).await?;
         let status = response.status();
         if status.is_success() || status.as_u16() == 101 {
             return Ok(response);
@@ -71,6 +68,13 @@ impl Client {
         let request_id = id.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = read_all(response, ERROR_MAX).await?;
         Err(Error::from_answer(status.as_u16(), request_id, &body))
+    }
+
+    /// Sends a request and gives any answer.
+    pub(crate) async fn send_unchecked(&self, request: RequestBuilder) -> Result<Response> {
+        let failed =
+            |error: reqwest::Error| Error::Connect { url: self.url().to_owned(), cause: causes(&error) };
+        request.send().await.map_err(failed)
     }
 
     /// Sends a request and reads its JSON answer.
@@ -97,7 +101,8 @@ pub(crate) fn causes(error: &reqwest::Error) -> String {
 
 /// Reads a JSON text.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::Protocol(format!("not the documented JSON: {error}")))
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::Protocol(format!("not the documented JSON: {error}")))
 }
 
 /// Reads a body of at most `max` bytes.
@@ -105,7 +110,8 @@ pub(crate) async fn read_all(response: Response, max: usize) -> Result<Bytes> {
     let mut body = Vec::new();
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| Error::Protocol(format!("the answer broke off: {}", causes(&error))))?;
+        let chunk =
+            chunk.map_err(|error| Error::Protocol(format!("the answer broke off: {}", causes(&error))))?;
         if body.len() + chunk.len() > max {
             return Err(Error::Protocol(format!("the answer is longer than {max} bytes")));
         }
@@ -128,7 +134,8 @@ mod tests {
     async fn nobody_listening_says_what_to_do() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").map(|socket| socket.local_addr());
         let Ok(Ok(address)) = free else { panic!("no loopback") };
-        let client = Client::new(&format!("http://{address}/"), Some("key")).map_err(|error| error.to_string());
+        let client =
+            Client::new(&format!("http://{address}/"), Some("key")).map_err(|error| error.to_string());
         let Ok(client) = client else { panic!("{client:?}") };
         let Err(error) = client.health().await else { panic!("something answered") };
         assert!(error.to_string().contains("wrenn up"), "{error}");

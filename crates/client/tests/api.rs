@@ -83,6 +83,11 @@ async fn read(Json(body): Json<Value>) -> Response {
     axum::body::Body::from_stream(pieces).into_response()
 }
 
+async fn health() -> Response {
+    let body = json!({ "status": "degraded", "version": "1", "hosts_online": 0 });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
 /// Breaks off after each event.
 async fn events(State(fake): State<Fake>, headers: HeaderMap) -> Response {
     fake.connections.fetch_add(1, Ordering::SeqCst);
@@ -128,6 +133,7 @@ async fn start() -> (Client, Fake) {
         .route("/v1/sandboxes/{id}/files/read", post(read))
         .route("/v1/sandboxes/{id}/exec/stream", get(exec))
         .route("/v1/events/stream", get(events))
+        .route("/health", get(health))
         .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
         .with_state(fake.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -151,6 +157,12 @@ async fn a_refusal_has_code_and_request_id() {
     let error = client.create(&CreateSandbox::default(), Some("once")).await.unwrap_err();
     let Error::Api { status, code, request_id, .. } = error else { panic!("{error}") };
     assert_eq!((status, code.as_str(), request_id.as_deref()), (401, "unauthorized", Some("req-1")));
+}
+
+#[tokio::test]
+async fn degraded_is_an_answer() {
+    let (client, _) = start().await;
+    assert_eq!(client.health().await.unwrap().status, "degraded");
 }
 
 #[tokio::test]

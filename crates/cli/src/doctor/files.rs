@@ -26,7 +26,9 @@ pub(super) fn state_dir(config: &Config) -> Check {
     let (name, dir) = ("disk space", existing(config));
     let free = match rustix::fs::statvfs(&dir) {
         Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
-        Err(error) => return Check::fail(name, format!("{}: {error}", dir.display()), "see the state_dir key"),
+        Err(error) => {
+            return Check::fail(name, format!("{}: {error}", dir.display()), "see the state_dir key");
+        }
     };
     let detail = format!("{:.1} GiB free in {}", free as f64 / f64::from(1 << 30), dir.display());
     let remedy = "free space, or put WRENN_STATE_DIR on a larger file system";
@@ -56,9 +58,7 @@ pub(super) fn reflinks(config: &Config) -> Check {
 /// Clones a file and removes both.
 fn clone_in(dir: &Path) -> std::io::Result<bool> {
     let paths = ["a", "b"].map(|end| dir.join(format!(".wrenn-doctor-{}-{end}", std::process::id())));
-    let open = |path: &Path| {
-        File::options().read(true).write(true).create_new(true).mode(0o600).open(path)
-    };
+    let open = |path: &Path| File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
     let result = (|| {
         let (source, target) = (open(&paths[0])?, open(&paths[1])?);
         source.set_len(4096)?;
@@ -83,7 +83,9 @@ pub(super) fn share(config: &Config) -> Result<Vec<Check>> {
     }
     let images = share.join("images");
     let mut templates: Vec<String> = fs::read_dir(&images)
-        .map(|entries| entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .map(|entries| {
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        })
         .unwrap_or_default();
     templates.sort();
     checks.push(if templates.is_empty() {

@@ -50,6 +50,7 @@ fn check(probe: &Probe, driver: &Driver) -> Check {
         let remedy = "set agent.driver to auto or tcg, or use a machine with working KVM";
         return Check::fail("kvm", detail, remedy);
     }
-    let remedy = "guests are emulated: slow, and no security boundary; for hostile code use a machine with KVM";
+    let remedy =
+        "guests are emulated: slow, and no security boundary; for hostile code use a machine with KVM";
     Check::warn("kvm", detail, remedy)
 }

@@ -17,7 +17,11 @@ pub(super) async fn kernel() -> Vec<Check> {
     let trials: [(&str, &[&str], &str); 4] = [
         ("namespaces", &["true"], "allow network namespaces (CONFIG_NET_NS; no restricting container)"),
         ("veth", &["ip", "link", "add", "wd0", "type", "veth", "peer", "name", "wd1"], "modprobe veth"),
-        ("tun", &["ip", "tuntap", "add", "dev", "t0", "mode", "tap"], "modprobe tun; /dev/net/tun must exist"),
+        (
+            "tun",
+            &["ip", "tuntap", "add", "dev", "t0", "mode", "tap"],
+            "modprobe tun; /dev/net/tun must exist",
+        ),
         ("nftables", &["nft", RULES], "modprobe nf_tables nft_chain_nat nft_masq"),
     ];
     let trials = trials.map(|(name, words, remedy)| trial(name, words, remedy));
@@ -58,7 +62,8 @@ fn forwarding() -> Check {
 pub(super) fn ports(config: &Config) -> Result<Vec<Check>> {
     let running = status::running(&Layout::new(config.state_dir())).is_some();
     let mut checks = Vec::new();
-    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")] {
+    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
+    {
         let address = config.address(key)?;
         checks.push(match TcpListener::bind(address) {
             Ok(_) => Check::ok(key, format!("{address} is free")),

@@ -70,7 +70,8 @@ impl Supervised {
     pub(crate) fn start(spec: Spec, layout: &Layout) -> Self {
         let (failures, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
         let (name, log) = (spec.name, layout.log(spec.name));
-        let keeper = Keeper { spec, layout: layout.clone(), failures: failures.clone(), shutdown: shutdown.clone() };
+        let keeper =
+            Keeper { spec, layout: layout.clone(), failures: failures.clone(), shutdown: shutdown.clone() };
         Self { name, log, failures, shutdown, task: tokio::spawn(keeper.run()) }
     }
 
@@ -79,7 +80,12 @@ impl Supervised {
         let begin = Instant::now();
         while !ready().await {
             if self.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
-                bail!("{} does not start; the end of {}:\n{}", self.name, self.log.display(), tail(&self.log));
+                bail!(
+                    "{} does not start; the end of {}:\n{}",
+                    self.name,
+                    self.log.display(),
+                    tail(&self.log)
+                );
             }
             if begin.elapsed() > limit {
                 let seconds = limit.as_secs();
@@ -162,7 +168,9 @@ fn spawn(spec: &Spec, layout: &Layout) -> Result<Child> {
     let log = open_log(layout, spec.name)?;
     let mut command = Command::new(&spec.program);
     command.args(&spec.args).env_clear().envs(spec.env.iter().cloned());
-    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+    command
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LC_ALL", "C.UTF-8");
     command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // Ctrl-C is for us alone: children end in an order.
     command.process_group(0).kill_on_drop(true);
@@ -206,11 +214,18 @@ pub(crate) fn rotate(path: &std::path::Path) -> std::io::Result<()> {
 
 /// The end of a log, for messages.
 pub(crate) fn tail(path: &std::path::Path) -> String {
+    tail_from(path, 0)
+}
+
+/// The end of what a log got behind its first `mark` bytes.
+pub(crate) fn tail_from(path: &std::path::Path, mark: u64) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_MAX as u64)))?;
+        // A shorter log was begun anew.
+        let mark = if mark <= length { mark } else { 0 };
+        file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_MAX as u64).max(mark)))?;
         let mut text = Vec::new();
         file.take(QUOTE_MAX as u64).read_to_end(&mut text)?;
         Ok(text)

@@ -11,8 +11,11 @@ use anyhow::{Context, Result, bail};
 use tokio::time::sleep;
 use wrenn_client::Client;
 
-use super::child::{rotate, tail};
-use crate::{client_config, config::Config, layout::Layout, output::note};
+use super::{
+    READY,
+    child::{rotate, tail_from},
+};
+use crate::{client_config, config::Config, layout::Layout, output::note, process::Record};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
@@ -22,17 +25,22 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Starts `wrenn up` in the background and waits until it serves.
 pub(crate) async fn start(config: &Config, layout: &Layout) -> Result<()> {
     note("Wrenn starts in the background ...");
+    let marks = Marks::now(layout);
     let mut child = spawn(layout)?;
     let (begin, mut said) = (Instant::now(), Instant::now());
-    while !serves(config).await {
+    while !serves(config, layout).await {
         if let Some(status) = child.try_wait().context("cannot wait for it")? {
             // 0: another one was faster, and that one is waited for.
             if !status.success() {
-                bail!("wrenn up ended ({status})\n{}", logs(layout));
+                bail!("wrenn up ended ({status})\n{}", marks.news(layout));
             }
         }
         if begin.elapsed() > LIMIT {
-            bail!("wrenn up does not serve after {} s; it goes on trying\n{}", LIMIT.as_secs(), logs(layout));
+            bail!(
+                "wrenn up does not serve after {} s; it goes on trying\n{}",
+                LIMIT.as_secs(),
+                marks.news(layout)
+            );
         }
         if said.elapsed() > PROGRESS {
             note(&format!("... still starting after {} s", begin.elapsed().as_secs()));
@@ -59,7 +67,10 @@ fn spawn(layout: &Layout) -> Result<Child> {
 }
 
 /// The key is read from the file each time: `wrenn up` writes it there when it has one.
-async fn serves(config: &Config) -> bool {
+async fn serves(config: &Config, layout: &Layout) -> bool {
+    if Record::read(&layout.pid_file(READY)).is_none_or(|record| !record.alive()) {
+        return false;
+    }
     let ask = async || -> Result<bool> {
         let table: toml::Table = client_config::read(config.file())?.parse()?;
         let key = table.get("api_key").and_then(toml::Value::as_str).context("no key yet")?;
@@ -71,11 +82,20 @@ async fn serves(config: &Config) -> bool {
     ask().await.unwrap_or(false)
 }
 
-fn logs(layout: &Layout) -> String {
-    let names = ["up", "postgres", "redis", "agent", "server"];
-    let quote = |name: &str| {
-        let text = tail(&layout.log(name));
-        (!text.is_empty()).then(|| format!("--- the end of {}\n{text}\n", layout.log(name).display()))
-    };
-    names.iter().filter_map(|name| quote(name)).collect()
+/// How long the logs were before: only what came since has to do with this start.
+struct Marks(Vec<(&'static str, u64)>);
+
+impl Marks {
+    fn now(layout: &Layout) -> Self {
+        let length = |name| fs::metadata(layout.log(name)).map_or(0, |meta| meta.len());
+        Self(["up", "postgres", "redis", "agent", "server"].map(|name| (name, length(name))).to_vec())
+    }
+
+    fn news(&self, layout: &Layout) -> String {
+        let quote = |&(name, mark): &(&str, u64)| {
+            let text = tail_from(&layout.log(name), mark);
+            (!text.is_empty()).then(|| format!("--- the end of {}\n{text}\n", layout.log(name).display()))
+        };
+        self.0.iter().filter_map(quote).collect()
+    }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 mod detach;
+mod online;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod supervisor;
@@ -10,7 +11,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     config::Config,
@@ -21,6 +22,9 @@ use crate::{
     process::Record,
     signals, status, users,
 };
+
+/// The pid file that is there once everything runs.
+pub(crate) const READY: &str = "ready";
 
 /// What `wrenn up` was asked for.
 #[derive(Debug, clap::Args)]
@@ -83,21 +87,23 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
         }
     };
     if matches!(result, Ok(true)) {
+        // What waits for us must not take a half-started Wrenn for a whole one.
+        Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
         announce(config)?;
         let name = signal.received().await;
         info!("{name}: stopping");
     }
+    let _ = fs::remove_file(layout.pid_file(READY));
     supervisor.stop().await;
-    // After a failure they stay for the next start: a database that is away for a moment must cost no sandbox.
-    let ended = match result {
-        Ok(_) => supervisor::cleanup(layout).await,
-        Err(error) => Err(error.context("Wrenn did not start; what ran before is kept, `wrenn down` ends it too")),
-    };
-    match &ended {
-        Ok(()) => info!("stopped"),
-        Err(error) => warn!("stopped: {error:#}"),
+    // After a failure they stay for the next start: a database away for a moment must cost no sandbox.
+    match result {
+        Ok(_) => supervisor::cleanup(layout).await?,
+        Err(error) => {
+            return Err(error.context("Wrenn did not start; what ran before goes on until `wrenn down`"));
+        }
     }
-    ended
+    info!("stopped");
+    Ok(())
 }
 
 fn announce(config: &Config) -> Result<()> {

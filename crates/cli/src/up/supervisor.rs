@@ -1,6 +1,6 @@
 //! All parts of Wrenn on this machine, started in order and stopped in the opposite one.
 
-use std::{fs, net::TcpListener, net::TcpStream, path::Path, time::Duration};
+use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
@@ -11,6 +11,7 @@ use wrenn_client::Client;
 
 use super::{
     child::{Spec, Supervised},
+    online::Online,
     postgres, redis,
 };
 use crate::{client_config, config::Config, layout::Layout, pki, users::User};
@@ -39,7 +40,7 @@ impl Supervisor {
         let host = host_id(layout)?;
         let (database_url, redis_url) = self.start_stores(config, layout, service).await?;
         let key = prepare_database(config, &database_url, host).await?;
-        client_config::write(config.file(), &config.local_url()?, &key)?;
+        let mut online = Online::watch(&database_url, host).await?;
         let mut env = config.for_child();
         env.retain(|(name, _)| name != "DATABASE_URL" && name != "REDIS_URL");
         // The agent has no use for the stores, so it does not get their secrets.
@@ -48,7 +49,9 @@ impl Supervisor {
         let server = ours("server", env, Some(service.clone()), SERVER_GRACE);
         self.children.push(Supervised::start(agent, layout));
         self.children.push(Supervised::start(server, layout));
-        self.ready(config).await
+        self.ready(config, &mut online).await?;
+        // Last, so that whoever finds a key there finds a Wrenn that works.
+        client_config::write(config.file(), &config.local_url()?, &key)
     }
 
     async fn start_stores(
@@ -81,14 +84,13 @@ impl Supervisor {
         self.children.len() - 1
     }
 
-    async fn ready(&self, config: &Config) -> Result<()> {
+    async fn ready(&self, config: &Config, online: &mut Online) -> Result<()> {
         let [.., agent, server] = self.children.as_slice() else { return Ok(()) };
-        let address = config.address("agent.listen")?;
-        let connects = async || TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok();
-        agent.ready(AGENT_LIMIT, connects).await?;
         let client = Client::new(&config.local_url()?, None)?;
         let healthy = async || client.health().await.is_ok_and(|health| health.status == "ok");
-        server.ready(SERVER_LIMIT, healthy).await
+        server.ready(SERVER_LIMIT, healthy).await?;
+        // That it listens says little: the agent first tries KVM and takes up its microVMs.
+        agent.ready(AGENT_LIMIT, async || online.seen().await).await
     }
 
     /// Stops everything, the last started first.
@@ -108,7 +110,8 @@ fn ours(name: &'static str, env: Vec<(String, String)>, user: Option<User>, grac
 
 /// A port that is taken is told at once and by name, not by a server that keeps failing.
 fn check_ports(config: &Config) -> Result<()> {
-    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")] {
+    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
+    {
         let address = config.address(key)?;
         TcpListener::bind(address)
             .with_context(|| format!("cannot listen on {address}: end what uses it, or set {variable}"))?;
@@ -133,7 +136,9 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
 pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
     let path = layout.host_id_file();
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().with_context(|| format!("{} is no host id: remove it", path.display())),
+        Ok(text) => {
+            text.trim().parse().with_context(|| format!("{} is no host id: remove it", path.display()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => new_host_id(&path),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
