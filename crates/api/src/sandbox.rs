@@ -4,7 +4,13 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ArrayBuilder, ObjectBuilder, Type},
+    },
+};
 
 use crate::SandboxId;
 
@@ -113,9 +119,28 @@ pub struct CreateSandbox {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 512, maximum = 1_048_576)]
     pub disk_size_mb: Option<u32>,
-    /// Environment of every process in the sandbox: at most 1024 variables and 1 MiB in all.
+    /// Environment of every process in the sandbox: at most 1024 variables, 128 KiB each and 1 MiB in all.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
+}
+
+/// Text without NUL, which no kernel takes.
+fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[^\\x00]*$"))
+}
+
+fn environment() -> impl Into<RefOr<Schema>> {
+    let names = text().pattern(Some("^[^\\x00=]+$")).max_length(Some(255)).build();
+    ObjectBuilder::new()
+        .property_names(Some(names))
+        .additional_properties(Some(RefOr::T(Schema::from(text().build()))))
+        .max_properties(Some(1024))
+        .build()
+}
+
+fn arguments() -> impl Into<RefOr<Schema>> {
+    ArrayBuilder::new().items(text().build()).max_items(Some(4096)).build()
 }
 
 /// A command to run to its end.
@@ -123,19 +148,23 @@ pub struct CreateSandbox {
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// The program, found in `PATH`; no shell is involved.
-    #[schema(min_length = 1, max_length = 131_072)]
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$")]
     pub cmd: String,
-    /// Its arguments.
+    /// Its arguments: at most 4096, 128 KiB each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(schema_with = arguments)]
     pub args: Vec<String>,
-    /// Environment variables on top of the sandbox's.
+    /// Environment variables on top of the sandbox's, within the same bounds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
     /// Working directory. Default: the user's home.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 4096, pattern = "^[^\\x00]*$")]
     pub cwd: Option<String>,
     /// The user to run as. Default: the template's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command's process group is killed. Default: 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -183,8 +212,8 @@ pub struct ExecResponse {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadFile {
-    /// Absolute, or relative to the default user's home; at most 4096 bytes.
-    #[schema(min_length = 1, max_length = 4096)]
+    /// Absolute, or relative to the default user's home; at most 4096 characters.
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/]$")]
     pub path: String,
 }
 

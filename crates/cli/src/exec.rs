@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use wrenn_api::{ExecRequest, SandboxId};
+use wrenn_api::{ErrorCode, ExecRequest, SandboxId};
 use wrenn_client::{Client, Error, ExecEvent, ExecStream};
 
 use crate::output::{Format, note};
@@ -73,8 +73,10 @@ impl std::error::Error for NotStarted {}
 
 impl NotStarted {
     fn status(&self) -> u8 {
-        let text = self.0.to_string().to_lowercase();
-        if text.contains("permission") || text.contains("not executable") { NOT_RUN } else { NOT_FOUND }
+        match &self.0 {
+            Error::Api { code, .. } if code == ErrorCode::Forbidden.as_str() => NOT_RUN,
+            _ => NOT_FOUND,
+        }
     }
 }
 

@@ -74,6 +74,7 @@ impl From<ConnectError> for ApiError {
             Wire::NotFound => ErrorCode::NotFound,
             Wire::PermissionDenied => ErrorCode::Forbidden,
             Wire::FailedPrecondition => ErrorCode::InvalidState,
+            Wire::AlreadyExists => ErrorCode::Conflict,
             Wire::OutOfRange => ErrorCode::ExceedsCapacity,
             Wire::ResourceExhausted => ErrorCode::InsufficientStorage,
             Wire::Aborted => ErrorCode::NoHostsAvailable,

@@ -130,6 +130,15 @@ pub async fn ensure_host(database_url: &str, host: HostId, address: SocketAddr) 
     db::hosts::register(&db, host.uuid(), &address.to_string()).await.context("the host cannot be registered")
 }
 
+/// Notes that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not lost.
+pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()> {
+    let db = db::pool(database_url)?;
+    for row in db::sandboxes::on_host(&db, host.uuid()).await? {
+        db::sandboxes::change(&db, &row, db::sandboxes::Change::to(wrenn_api::SandboxStatus::Stopped)).await?;
+    }
+    Ok(())
+}
+
 /// The OpenAPI 3.1 document in YAML.
 pub fn openapi_yaml() -> String {
     routes::document().to_yaml().unwrap_or_default()

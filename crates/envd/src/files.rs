@@ -95,7 +95,10 @@ fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
         K::NotFound => StatusCode::NOT_FOUND,
         K::PermissionDenied | K::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
         K::StorageFull | K::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
-        K::IsADirectory | K::NotADirectory | K::InvalidFilename | K::InvalidInput => StatusCode::BAD_REQUEST,
+        K::IsADirectory | K::InvalidInput => StatusCode::BAD_REQUEST,
+        // No such file can exist; what is there is in the way of making it.
+        K::NotADirectory | K::InvalidFilename if action == "read" => StatusCode::NOT_FOUND,
+        K::NotADirectory | K::InvalidFilename => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     error(status, format!("cannot {action} {}: {cause}", path.display()))

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::users::User;
 
-/// The kernel's own limit.
+/// In characters; the kernel refuses what is still too long for it.
 const MAX: usize = 4096;
 
 /// Why a path cannot be used.
@@ -12,7 +12,7 @@ const MAX: usize = 4096;
 pub(crate) enum PathError {
     #[error("the path is empty")]
     Empty,
-    #[error("the path has {0} bytes; at most {MAX} are possible")]
+    #[error("the path has {0} characters; at most {MAX} are possible")]
     TooLong(usize),
     #[error("the path contains a NUL byte")]
     Nul,
@@ -26,8 +26,8 @@ pub(crate) fn resolve(path: &str, user: &User) -> Result<PathBuf, PathError> {
     if path.contains('\0') {
         return Err(PathError::Nul);
     }
-    if path.len() > MAX {
-        return Err(PathError::TooLong(path.len()));
+    if path.chars().count() > MAX {
+        return Err(PathError::TooLong(path.chars().count()));
     }
     let home = Path::new(&user.home);
     let full = match path.strip_prefix('~') {

@@ -87,6 +87,7 @@ impl From<AgentError> for ConnectError {
             ErrorCode::NotFound => Wire::NotFound,
             ErrorCode::Forbidden => Wire::PermissionDenied,
             ErrorCode::InvalidState => Wire::FailedPrecondition,
+            ErrorCode::Conflict => Wire::AlreadyExists,
             ErrorCode::ExceedsCapacity => Wire::OutOfRange,
             ErrorCode::InsufficientStorage => Wire::ResourceExhausted,
             ErrorCode::NoHostsAvailable => Wire::Aborted,

@@ -32,7 +32,7 @@ use crate::{
 
 /// Without a timeout of the request.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest path that a guest's kernel takes.
+/// The longest path, in characters.
 const PATH_MAX: usize = 4096;
 /// Pieces of an upload on their way into a guest.
 const PENDING: usize = 4;
@@ -98,8 +98,8 @@ fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Command, Conne
 }
 
 fn checked_path(path: &str) -> Result<(), ConnectError> {
-    if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
-        return Err(invalid(format!("a path has 1 to {PATH_MAX} bytes and no NUL")));
+    if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
+        return Err(invalid(format!("a path has 1 to {PATH_MAX} characters and no NUL")));
     }
     Ok(())
 }

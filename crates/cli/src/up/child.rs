@@ -75,6 +75,11 @@ impl Supervised {
         Self { name, log, failures, shutdown, task: tokio::spawn(keeper.run()) }
     }
 
+    /// What it is called in logs and pid files.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Waits until `ready` says yes.
     pub(crate) async fn ready(&self, limit: Duration, mut ready: impl AsyncFnMut() -> bool) -> Result<()> {
         let begin = Instant::now();

@@ -2,7 +2,6 @@
 
 pub(crate) mod child;
 mod detach;
-mod online;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod supervisor;
@@ -94,14 +93,15 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
         info!("{name}: stopping");
     }
     let _ = fs::remove_file(layout.pid_file(READY));
-    supervisor.stop().await;
+    supervisor.stop_services().await;
     // After a failure they stay for the next start: a database away for a moment must cost no sandbox.
-    match result {
-        Ok(_) => supervisor::cleanup(layout).await?,
-        Err(error) => {
-            return Err(error.context("Wrenn did not start; what ran before goes on until `wrenn down`"));
-        }
-    }
+    let result = match result {
+        Ok(true) => supervisor::empty(config, layout).await,
+        Ok(false) => supervisor::cleanup(layout).await,
+        Err(error) => Err(error.context("Wrenn did not start; what ran before goes on until `wrenn down`")),
+    };
+    supervisor.stop().await;
+    result?;
     info!("stopped");
     Ok(())
 }

@@ -11,7 +11,6 @@ use wrenn_client::Client;
 
 use super::{
     child::{Spec, Supervised},
-    online::Online,
     postgres, redis,
 };
 use crate::{client_config, config::Config, layout::Layout, pki, users::User};
@@ -40,7 +39,6 @@ impl Supervisor {
         let host = host_id(layout)?;
         let (database_url, redis_url) = self.start_stores(config, layout, service).await?;
         let key = prepare_database(config, &database_url, host).await?;
-        let mut online = Online::watch(&database_url, host).await?;
         let mut env = config.for_child();
         env.retain(|(name, _)| name != "DATABASE_URL" && name != "REDIS_URL");
         // The agent has no use for the stores, so it does not get their secrets.
@@ -49,7 +47,7 @@ impl Supervisor {
         let server = ours("server", env, Some(service.clone()), SERVER_GRACE);
         self.children.push(Supervised::start(agent, layout));
         self.children.push(Supervised::start(server, layout));
-        self.ready(config, &mut online).await?;
+        self.ready(config).await?;
         // Last, so that whoever finds a key there finds a Wrenn that works.
         client_config::write(config.file(), &config.local_url()?, &key)
     }
@@ -84,13 +82,21 @@ impl Supervisor {
         self.children.len() - 1
     }
 
-    async fn ready(&self, config: &Config, online: &mut Online) -> Result<()> {
+    async fn ready(&self, config: &Config) -> Result<()> {
         let [.., agent, server] = self.children.as_slice() else { return Ok(()) };
         let client = Client::new(&config.local_url()?, None)?;
         let healthy = async || client.health().await.is_ok_and(|health| health.status == "ok");
         server.ready(SERVER_LIMIT, healthy).await?;
-        // That it listens says little: the agent first tries KVM and takes up its microVMs.
-        agent.ready(AGENT_LIMIT, async || online.seen().await).await
+        // That the agent listens says little: it first tries KVM and takes up its microVMs.
+        let online = async || client.health().await.is_ok_and(|health| health.hosts_online > 0);
+        agent.ready(AGENT_LIMIT, online).await
+    }
+
+    /// Stops the control plane, then the agent. The stores go on.
+    pub(crate) async fn stop_services(&mut self) {
+        while let Some(child) = self.children.pop_if(|child| matches!(child.name(), "server" | "agent")) {
+            child.stop().await;
+        }
     }
 
     /// Stops everything, the last started first.
@@ -150,6 +156,14 @@ fn new_host_id(path: &Path) -> Result<HostId> {
         .and_then(|()| fs::rename(&beside, path))
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(id)
+}
+
+/// Removes what the agent made in the kernel; it must have ended. The database learns it while it still runs.
+pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
+    cleanup(layout).await?;
+    let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
+    let told = timeout(DATABASE_LIMIT, wrenn_control::host_emptied(&database_url, host_id(layout)?)).await;
+    told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
 }
 
 /// Removes what the agent made in the kernel; it must have ended.

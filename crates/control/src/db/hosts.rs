@@ -31,10 +31,11 @@ pub(crate) struct Candidate {
     pub(crate) used_sandboxes: i64,
 }
 
-/// Registers a host, or tells where it is now.
+/// Registers a host, or tells where it is now; it counts as online once it has answered there.
 pub(crate) async fn register(db: &PgPool, id: Uuid, address: &str) -> sqlx::Result<()> {
     sqlx::query!(
-        "INSERT INTO hosts (id, address) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET address = $2",
+        "INSERT INTO hosts (id, address) VALUES ($1, $2)
+         ON CONFLICT (id) DO UPDATE SET address = $2, status = 'unreachable'",
         id,
         address
     )

@@ -17,10 +17,12 @@ use crate::{
 
 const TIMEOUT_SECS: u32 = 30;
 const TIMEOUT_MAX_SECS: u32 = 86_400;
-/// What a Linux kernel takes as one argument.
-const ARGUMENT_MAX: usize = 128 << 10;
+/// What a Linux kernel takes as one argument, in bytes.
+const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const ARGUMENTS_MAX: usize = 4096;
+/// Program and directory, in characters.
 const PATH_MAX: usize = 4096;
+const USER_MAX: usize = 256;
 
 /// Checks a command as far as that is possible without its guest.
 pub(super) fn check(
@@ -37,13 +39,13 @@ pub(super) fn check(
         return Err(ApiError::invalid(format!("args has {} entries: at most {ARGUMENTS_MAX}", args.len())));
     }
     let (cwd, user) = (cwd.unwrap_or_default(), user.unwrap_or_default());
-    for (field, text, max) in [("cwd", &cwd, PATH_MAX), ("user", &user, 256), ("cmd", &cmd, ARGUMENT_MAX)]
-        .into_iter()
-        .chain(args.iter().map(|argument| ("args", argument, ARGUMENT_MAX)))
-    {
-        if text.len() > max || text.contains('\0') {
-            return Err(ApiError::invalid(format!("{field}: a text has at most {max} bytes and no NUL")));
+    for (field, text, max) in [("cmd", &cmd, PATH_MAX), ("cwd", &cwd, PATH_MAX), ("user", &user, USER_MAX)] {
+        if text.chars().count() > max || text.contains('\0') {
+            return Err(ApiError::invalid(format!("{field}: at most {max} characters, and no NUL")));
         }
+    }
+    if args.iter().any(|argument| argument.len() > ARGUMENT_MAX || argument.contains('\0')) {
+        return Err(ApiError::invalid(format!("args: each has at most {ARGUMENT_MAX} bytes and no NUL")));
     }
     check_envs(&envs)?;
     Ok(Command { cmd, args, envs: envs.into_iter().collect(), cwd, user, ..Default::default() })
@@ -68,12 +70,11 @@ fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
 /// killed, `timed_out` is true and the output is what came until then.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/exec", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     request_body = ExecRequest,
     responses(
         (status = 200, description = "The command ended.", body = ExecResponse),
-        (status = 400, description = "The request is malformed, or the sandbox has no such program, directory or user.", body = ErrorBody),
-        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
+        (status = 404, description = "The team has no such sandbox, or the sandbox no such program, directory or user.", body = ErrorBody),
         (status = 409, description = "The sandbox does not run.", body = ErrorBody),
     )
 )]

@@ -80,7 +80,7 @@ impl From<Piece> for Output {
 /// killed when the client sends `{"type":"stop"}` or goes away.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/exec/stream", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     responses(
         (status = 101, description = "The connection is a WebSocket now."),
         (status = 400, description = "The request is not a WebSocket upgrade.", body = ErrorBody),

@@ -18,14 +18,19 @@ use wrenn_rpc::host::v1::{
 };
 
 use crate::{
+    agents::AgentClient,
     error::ApiError,
     extract::{Body, Target},
     sandboxes as service,
     state::App,
 };
 
-/// The longest path that a guest's kernel takes.
+/// The longest path, in characters.
 const PATH_MAX: usize = 4096;
+/// The longest character in UTF-8.
+const CHARACTER: usize = 4;
+/// A file that comes before its path is kept in memory up to this size.
+const EARLY_MAX: usize = 1 << 20;
 /// Pieces of an upload on their way to the agent.
 const PENDING: usize = 4;
 /// How long the rest of a refused upload is read, so that the client sees the answer.
@@ -35,8 +40,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "describes the form; its parts are read one by one")]
 pub(super) struct Upload {
-    /// Where to; absolute, or relative to the default user's home. It comes before `file`.
-    #[schema(min_length = 1, max_length = 4096)]
+    /// Where to; absolute, or relative to the default user's home. It comes before `file`, unless the file has
+    /// less than 1 MiB.
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/]$")]
     path: String,
     /// The content.
     #[schema(value_type = String, format = Binary)]
@@ -44,8 +50,11 @@ pub(super) struct Upload {
 }
 
 fn check_path(path: &str) -> Result<(), ApiError> {
-    if path.is_empty() || path.len() > PATH_MAX || path.contains('\0') {
-        return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} bytes without NUL")));
+    if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
+        return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} characters without NUL")));
+    }
+    if path.ends_with('/') {
+        return Err(ApiError::invalid("path: it ends with '/', so it names a directory, not a file"));
     }
     Ok(())
 }
@@ -55,21 +64,22 @@ fn bad_form(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::invalid(format!("the body is not the documented form: {error}"))
 }
 
-/// The path of the form, which comes first.
-async fn path_of(form: &mut Multipart) -> Result<String, ApiError> {
-    let missing = || ApiError::invalid("the form's first part must be `path`, its second `file`");
-    let field = form.next_field().await.map_err(|error| bad_form(&error))?.ok_or_else(missing)?;
-    if field.name() != Some("path") {
-        return Err(missing());
-    }
-    let mut field = field;
+/// The whole of a part that is no larger than `max` bytes.
+async fn whole(field: &mut Field<'_>, max: usize, too_large: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() > PATH_MAX {
-            return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} bytes without NUL")));
+        if bytes.len() > max {
+            drain(field, max).await;
+            return Err(ApiError::invalid(too_large));
         }
     }
+    Ok(bytes)
+}
+
+async fn path_of(field: &mut Field<'_>) -> Result<String, ApiError> {
+    let too_large = format!("path: 1 to {PATH_MAX} characters without NUL");
+    let bytes = whole(field, PATH_MAX * CHARACTER, &too_large).await?;
     let path = String::from_utf8(bytes).map_err(|_| ApiError::invalid("path: it must be UTF-8"))?;
     check_path(&path)?;
     Ok(path)
@@ -109,14 +119,14 @@ async fn feed(field: &mut Field<'_>, pieces: &mut mpsc::Sender<WriteFileRequest>
             return Ok(());
         }
     }
-    let _ = pieces.send(message(Part::Commit(Commit::default().into()))).await;
+    let _ = pieces.send(commit()).await;
     Ok(())
 }
 
 /// Write a file, parents included. The old content stays until the new one is complete.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/write", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     request_body(content = Upload, content_type = "multipart/form-data"),
     responses(
         (status = 204, description = "It is written."),
@@ -136,14 +146,50 @@ pub(super) async fn write(
         let message = "send the file as multipart/form-data, with the parts `path` and `file`";
         ApiError::new(ErrorCode::UnsupportedMediaType, message)
     })?;
-    let path = path_of(&mut form).await?;
+    let target = target.id.to_string();
+    let mut early = None;
+    loop {
+        let field = form.next_field().await.map_err(|error| bad_form(&error))?;
+        let missing = || ApiError::invalid("the form must have two parts: `path`, then `file`");
+        let mut field = field.ok_or_else(missing)?;
+        if field.name() == Some("file") && early.is_none() {
+            let too_large = "the part `path` must come before `file` when the file is larger than 1 MiB";
+            early = Some(whole(&mut field, EARLY_MAX, too_large).await?);
+            continue;
+        }
+        if field.name() != Some("path") {
+            return Err(missing());
+        }
+        let path = path_of(&mut field).await?;
+        drop(field);
+        let Some(content) = early else { return write_streamed(&app, &agent, &target, path, form).await };
+        let parts = [open(&target, path), message(Part::Chunk(content.into())), commit()];
+        agent.write_file(connectrpc::stream_iter(parts)).await?;
+        return Ok(StatusCode::NO_CONTENT);
+    }
+}
+
+fn open(sandbox: &str, path: String) -> WriteFileRequest {
+    message(Part::Open(Open { sandbox_id: sandbox.to_owned(), path, ..Default::default() }.into()))
+}
+
+fn commit() -> WriteFileRequest {
+    message(Part::Commit(Commit::default().into()))
+}
+
+/// The usual way: the path is known, the file follows.
+async fn write_streamed(
+    app: &App,
+    agent: &AgentClient,
+    sandbox: &str,
+    path: String,
+    mut form: Multipart,
+) -> Result<StatusCode, ApiError> {
     let missing = || ApiError::invalid("the form's second part must be `file`");
     let field = form.next_field().await.map_err(|error| bad_form(&error))?;
     let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
-
     let (mut pieces, requests) = mpsc::channel(PENDING);
-    let open = Open { sandbox_id: target.id.to_string(), path, ..Default::default() };
-    let _ = pieces.send(message(Part::Open(open.into()))).await;
+    let _ = pieces.send(open(sandbox, path)).await;
     let writing = agent.write_file(requests);
     let feeding = async move {
         let fed = feed(&mut field, &mut pieces, app.limits.upload_body).await;
@@ -160,7 +206,7 @@ pub(super) async fn write(
 /// Read a file.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/read", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     request_body = ReadFile,
     responses(
         (status = 200, description = "Its content.", content_type = "application/octet-stream"),

@@ -77,7 +77,7 @@ pub(super) struct Paging {
     get, path = "/v1/sandboxes", tag = "sandboxes", security(("api_key" = [])),
     params(
         ("limit" = Option<u32>, Query, description = "How many, at most. Default: 50.", minimum = 1, maximum = 100),
-        ("cursor" = Option<String>, Query, description = "`x-next-cursor` of the page before.", pattern = "^sb[0-9a-z]{25}$"),
+        ("cursor" = Option<String>, Query, description = "`x-next-cursor` of the page before.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
     ),
     responses((status = 200, description = "One page.", body = Vec<Sandbox>,
         headers(("x-next-cursor" = String, description = "Pass it as `cursor` for the next page; absent on the last one."))))
@@ -113,7 +113,7 @@ pub(super) async fn list(
 /// Show one sandbox; also a stopped one.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     responses(
         (status = 200, description = "The sandbox.", body = Sandbox),
         (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
@@ -128,7 +128,7 @@ pub(super) async fn get(State(app): State<App>, target: Target) -> Result<Json<S
 /// When its host does not answer, the sandbox stays `stopping` and goes as soon as the host is back.
 #[utoipa::path(
     delete, path = "/v1/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-z]{25}$")),
+    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
     responses(
         (status = 204, description = "It is gone, or going."),
         (status = 404, description = "The team has no such sandbox.", body = ErrorBody),

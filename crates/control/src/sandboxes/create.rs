@@ -25,6 +25,10 @@ use crate::{
 
 /// Environment variables of one sandbox.
 const ENVS_MAX: usize = 1024;
+/// The name of one, in characters.
+const ENV_NAME_MAX: usize = 255;
+/// One of them as the kernel takes it: `NAME=VALUE` and a NUL, in bytes.
+const ENV_BYTES: usize = 128 << 10;
 /// Their names and values together, in bytes.
 const ENVS_BYTES: usize = 1 << 20;
 /// How long a repeated request waits for the first one.
@@ -67,14 +71,18 @@ pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError
         return Err(ApiError::invalid(format!("envs has {size} bytes: at most {ENVS_BYTES}; pass a file instead")));
     }
     let bad = envs.iter().find(|(name, value)| {
-        name.is_empty() || name.contains(['=', '\0']) || value.contains('\0')
+        name.is_empty()
+            || name.chars().count() > ENV_NAME_MAX
+            || name.contains(['=', '\0'])
+            || value.contains('\0')
+            || name.len() + value.len() + 2 > ENV_BYTES
     });
-    match bad {
-        Some((name, _)) => Err(ApiError::invalid(format!(
-            "envs: {name:?} cannot be a variable: a name is not empty and has no '=', neither part has NUL"
-        ))),
-        None => Ok(()),
-    }
+    let Some((name, _)) = bad else { return Ok(()) };
+    let name: String = name.chars().take(64).collect();
+    Err(ApiError::invalid(format!(
+        "envs: {name:?} cannot be a variable: a name has 1 to {ENV_NAME_MAX} characters and no '=', neither part has \
+         NUL, and both together are less than {ENV_BYTES} bytes; pass larger values as a file"
+    )))
 }
 
 impl Wanted {

@@ -82,8 +82,9 @@ pub(crate) struct Finished {
 fn refused(error: ConnectError) -> AgentError {
     let text = error.message.clone().unwrap_or_default();
     let code = match error.code {
-        // An unknown program, directory or user is a mistake of the request.
-        Wire::NotFound | Wire::InvalidArgument | Wire::Unauthenticated => ErrorCode::InvalidRequest,
+        // envd calls an unknown user unauthenticated.
+        Wire::NotFound | Wire::Unauthenticated => ErrorCode::NotFound,
+        Wire::InvalidArgument => ErrorCode::InvalidRequest,
         Wire::PermissionDenied => ErrorCode::Forbidden,
         Wire::ResourceExhausted => ErrorCode::TooManyRequests,
         Wire::DeadlineExceeded => ErrorCode::Timeout,

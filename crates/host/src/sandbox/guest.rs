@@ -28,8 +28,10 @@ const LOOK: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
 /// envd's answer to `/init`, and its first answer to any call.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How much of envd's error text is read and passed on.
-const ERROR_TEXT: usize = 4096;
+/// How much of envd's error text is read.
+const ERROR_TEXT: usize = 64 << 10;
+/// How much of it is passed on, in characters.
+const ERROR_SHOWN: usize = 512;
 /// Calls on the way to one guest before further ones wait.
 const CALLS: usize = 256;
 
@@ -180,6 +182,15 @@ impl Guest {
     }
 }
 
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= ERROR_SHOWN {
+        return text.to_owned();
+    }
+    let half = ERROR_SHOWN / 2;
+    let end: String = text.chars().skip(text.chars().count() - half).collect();
+    format!("{} … {end}", text.chars().take(half).collect::<String>())
+}
+
 /// The response, or envd's refusal in our words.
 async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
     let status = response.status();
@@ -192,11 +203,12 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
     let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let message = serde_json::from_slice::<serde_json::Value>(&text)
         .ok()
-        .and_then(|body| body["message"].as_str().map(str::to_owned))
+        .and_then(|body| body["message"].as_str().map(shorten))
         .unwrap_or_else(|| format!("the sandbox answered with status {status}"));
     let code = match status {
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => ErrorCode::InvalidRequest,
         StatusCode::FORBIDDEN => ErrorCode::Forbidden,
+        StatusCode::CONFLICT => ErrorCode::Conflict,
         StatusCode::NOT_FOUND => ErrorCode::NotFound,
         StatusCode::INSUFFICIENT_STORAGE => ErrorCode::InsufficientStorage,
         _ => ErrorCode::AgentError,

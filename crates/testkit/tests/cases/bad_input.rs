@@ -91,14 +91,21 @@ pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     let exec = format!("/v1/sandboxes/{id}/exec");
     for body in [
         json!({"cmd": ""}),
-        json!({"cmd": "no-such-command"}),
-        json!({"cmd": "true", "cwd": "/no/such/directory"}),
         json!({"cmd": "true", "timeout_sec": 0}),
         json!({"cmd": "a\u{0}b"}),
         json!({"args": []}),
+        json!({"cmd": "true", "cwd": long}),
     ] {
         let reply = stack.api.post(&exec, &body).await?;
         reply.expect_error(400, "invalid_request").map_err(|error| error.context(body.to_string()))?;
+    }
+    for body in [
+        json!({"cmd": "no-such-command"}),
+        json!({"cmd": "true", "cwd": "/no/such/directory"}),
+        json!({"cmd": "true", "user": "nobody-of-this-name"}),
+    ] {
+        let reply = stack.api.post(&exec, &body).await?;
+        reply.expect_error(404, "not_found").map_err(|error| error.context(body.to_string()))?;
     }
     stack.api.remove(&id).await?;
     Ok(())
