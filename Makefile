@@ -1,12 +1,13 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd build dev quickstart test bench leak-check fmt lint sqlx clean
+.PHONY: help setup assets envd build quickstart test bench leak-check openapi fmt lint sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
 ENVD := target/$(GUEST_TARGET)/guest/envd
 SHARE := share/wrenn
+DEV := WRENN_BIN=$(CURDIR)/target/debug/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE)
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,16 +33,25 @@ build: assets ## Build bin/wrenn (release)
 quickstart: build ## Build all, start Wrenn, run the demo
 	@scripts/quickstart
 
-# Everything is compiled first; the tests then run in a network namespace without an uplink, so that no
-# packet leaves the machine whatever a test or a guest does.
+# Everything is compiled and installed first; the tests then run in a network namespace without an uplink, so
+# that no packet leaves the machine whatever a test or a guest does.
 test: assets ## Unit, integration and end-to-end tests with real guests
-	@$(CARGO) build -p wrenn-cli --features fault-points
-	@$(CARGO) test --workspace --no-run
-	@scripts/isolated env WRENN_BIN=$(CURDIR)/target/debug/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
-	  $(CARGO) test --offline --workspace
+	@scripts/api-check install
+	@$(CARGO) build --workspace --features wrenn-cli/fault-points
+	@$(CARGO) test --workspace --features wrenn-cli/fault-points --no-run
+	@scripts/isolated env $(DEV) $(CARGO) test --offline --workspace --features wrenn-cli/fault-points
+	@scripts/isolated env $(DEV) scripts/api-check
+
+bench: build ## Measure against the same work by hand; prints a table, writes target/bench.json
+	@$(CARGO) build -p wrenn-bench --release
+	@scripts/isolated env WRENN_BIN=$(CURDIR)/bin/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
+	  target/release/wrenn-bench
 
 leak-check: ## Show what a stopped Wrenn left behind (nothing)
 	@bin/wrenn leak-check
+
+openapi: ## Refresh openapi.yaml after a change of the API
+	@$(CARGO) run --quiet -p wrenn-cli -- openapi > openapi.yaml
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all

@@ -4,6 +4,7 @@
 mod error;
 mod id;
 mod sandbox;
+mod whole;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};

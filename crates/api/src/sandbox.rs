@@ -12,7 +12,7 @@ use utoipa::{
     },
 };
 
-use crate::SandboxId;
+use crate::{SandboxId, whole};
 
 /// Where a sandbox is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -108,15 +108,15 @@ pub struct CreateSandbox {
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub template: Option<String>,
     /// Virtual CPUs. Default: 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 64)]
     pub vcpus: Option<u32>,
     /// Memory in MiB. Default: 512.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 128, maximum = 1_048_576)]
     pub memory_mb: Option<u32>,
     /// Size of the root file system in MiB. Default: 5120.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 512, maximum = 1_048_576)]
     pub disk_size_mb: Option<u32>,
     /// Environment of every process in the sandbox: at most 1024 variables, 128 KiB each and 1 MiB in all.
@@ -167,7 +167,7 @@ pub struct ExecRequest {
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command's process group is killed. Default: 30.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 86_400)]
     pub timeout_sec: Option<u32>,
 }
@@ -213,7 +213,7 @@ pub struct ExecResponse {
 #[serde(deny_unknown_fields)]
 pub struct ReadFile {
     /// Absolute, or relative to the default user's home; at most 4096 characters.
-    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/]$")]
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$")]
     pub path: String,
 }
 

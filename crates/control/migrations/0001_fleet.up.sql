@@ -68,6 +68,7 @@ CREATE TABLE sandboxes (
     last_updated timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX sandboxes_of_team ON sandboxes (team_id, id DESC) WHERE status <> 'stopped';
+CREATE INDEX sandboxes_gone ON sandboxes (team_id, id DESC) WHERE status = 'stopped';
 CREATE INDEX sandboxes_on_host ON sandboxes (host_id) WHERE status <> 'stopped';
 
 -- The answer to a request that may be repeated. Without `response_status` it is still being made.

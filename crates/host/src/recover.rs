@@ -11,7 +11,7 @@ use crate::{
     error::AgentError,
     sandbox::{
         actor::{self, Handle, Shared, Start},
-        journal::{Entry, Journal, Undo, adoptable, undo},
+        journal::{Entry, Journal, Undo, adoptable, forget, undo},
         spec::Spec,
     },
 };
@@ -82,7 +82,7 @@ pub(crate) fn read(sandboxes: &Path) -> std::io::Result<Vec<Record>> {
 }
 
 /// Takes up one sandbox; `None` when nothing of it is left.
-pub(crate) async fn take_up(shared: &Arc<Shared>, record: Record) -> Option<(String, Handle)> {
+pub(crate) async fn take_up(shared: &Arc<Shared>, mut record: Record) -> Option<(String, Handle)> {
     let id = record.id.clone();
     let Some(spec) = record.spec().cloned() else {
         // It had not got far enough to own anything.
@@ -96,14 +96,14 @@ pub(crate) async fn take_up(shared: &Arc<Shared>, record: Record) -> Option<(Str
             tracing::info!(id, "adopted");
             Start::Adopt(vm, slot)
         }
-        None => match record.failure().or_else(|| ended_meanwhile(&record)) {
+        None => match record.failure().or_else(|| ended_meanwhile(&mut record)) {
             Some(failure) => {
-                undo_all(shared, &record).await;
+                undo_all(shared, &mut record).await;
                 Start::Failed(failure)
             }
             None => {
                 tracing::info!(id, "undone");
-                if undo_all(shared, &record).await
+                if undo_all(shared, &mut record).await
                     && let Ok(()) = actor::remove_record(&shared.dir, &id).await
                 {
                     return None;
@@ -132,17 +132,32 @@ async fn running(shared: &Shared, record: &Record, spec: &Spec) -> Option<(Box<d
     }
 }
 
-fn ended_meanwhile(record: &Record) -> Option<AgentError> {
+/// A failure that nobody has noticed yet, for a sandbox that ran. It is written down: its slot is given to
+/// others, so no later start may take it for one that runs.
+fn ended_meanwhile(record: &mut Record) -> Option<AgentError> {
+    if !record.adoptable() {
+        return None;
+    }
     let message = "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
-    record.adoptable().then(|| AgentError::new(ErrorCode::AgentError, message))
+    let failure = AgentError::new(ErrorCode::AgentError, message);
+    let entry = Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
+    if let Err(error) = record.journal.append(&entry) {
+        tracing::error!(id = record.id, %error, "a failure could not be recorded");
+    }
+    Some(failure)
 }
 
-async fn undo_all(shared: &Shared, record: &Record) -> bool {
+/// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
+/// has removed the others, and may have built new ones under their numbers.
+async fn undo_all(shared: &Shared, record: &mut Record) -> bool {
+    let slot_is_ours = record.adoptable();
     for step in undo(&record.entries) {
-        if let Err(error) = actor::undo_step(shared, &record.id, &step).await {
+        let gone = matches!(step, Undo::Slot(_)) && !slot_is_ours;
+        if !gone && let Err(error) = actor::undo_step(shared, &record.id, &step).await {
             tracing::error!(id = record.id, %error, "a sandbox still holds something");
             return false;
         }
+        forget(&mut record.entries, &step);
     }
     true
 }

@@ -124,21 +124,24 @@ pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Opti
         .await
 }
 
-/// A team's sandboxes that are not stopped, newest first, older than `before`.
+/// A team's sandboxes, newest first, older than `before`: of one status, or all that are not stopped.
 pub(crate) async fn page(
     db: &PgPool,
     team: Uuid,
+    status: Option<SandboxStatus>,
     before: Option<Uuid>,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
     sqlx::query_as!(
         Row,
         "SELECT * FROM sandboxes
-         WHERE team_id = $1 AND status <> 'stopped' AND ($2::uuid IS NULL OR id < $2)
+         WHERE team_id = $1 AND ($2::uuid IS NULL OR id < $2)
+             AND CASE WHEN $4::text IS NULL THEN status <> 'stopped' ELSE status = $4 END
          ORDER BY id DESC LIMIT $3",
         team,
         before,
-        limit
+        limit,
+        status.map(SandboxStatus::as_str)
     )
     .fetch_all(db)
     .await

@@ -70,7 +70,10 @@ fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
 /// killed, `timed_out` is true and the output is what came until then.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/exec", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
+    params(
+        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+    ),
     request_body = ExecRequest,
     responses(
         (status = 200, description = "The command ended.", body = ExecResponse),

@@ -9,6 +9,7 @@ use axum::{
 };
 use futures::{SinkExt as _, channel::mpsc, stream};
 use http::{StatusCode, header};
+use serde::Deserialize;
 use utoipa::ToSchema;
 use wrenn_api::{ErrorBody, ErrorCode, ReadFile};
 use wrenn_rpc::host::v1::{
@@ -37,12 +38,13 @@ const PENDING: usize = 4;
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// A file to write.
-#[derive(ToSchema)]
+#[derive(ToSchema, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[allow(dead_code, reason = "describes the form; its parts are read one by one")]
 pub(super) struct Upload {
     /// Where to; absolute, or relative to the default user's home. It comes before `file`, unless the file has
     /// less than 1 MiB.
-    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/]$")]
+    #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$")]
     path: String,
     /// The content.
     #[schema(value_type = String, format = Binary)]
@@ -53,8 +55,9 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
         return Err(ApiError::invalid(format!("path: 1 to {PATH_MAX} characters without NUL")));
     }
-    if path.ends_with('/') {
-        return Err(ApiError::invalid("path: it ends with '/', so it names a directory, not a file"));
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if name.bytes().all(|byte| byte == b'.') {
+        return Err(ApiError::invalid("path: it ends with '/' or with dots only, so it names a directory, not a file"));
     }
     Ok(())
 }
@@ -103,30 +106,46 @@ async fn drain(field: &mut Field<'_>, max: usize) {
     let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
-/// Passes the content on; the file changes only when all of it has come.
-async fn feed(field: &mut Field<'_>, pieces: &mut mpsc::Sender<WriteFileRequest>, max: usize) -> Result<(), ApiError> {
+/// Passes the content of the form's next part on.
+async fn feed(form: &mut Multipart, pieces: &mut mpsc::Sender<WriteFileRequest>, max: usize) -> Result<(), ApiError> {
+    let missing = || ApiError::invalid("the form's second part must be `file`");
+    let field = form.next_field().await.map_err(|error| bad_form(&error))?;
+    let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
     let mut size = 0;
     while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
         size += chunk.len();
         if size > max {
-            drain(field, max).await;
+            drain(&mut field, max).await;
             let message = format!("the file is larger than {max} bytes");
             return Err(ApiError::new(ErrorCode::TooLarge, message));
         }
         if pieces.send(message(Part::Chunk(chunk.into()))).await.is_err() {
             // The agent has refused; its answer says why.
-            drain(field, max).await;
+            drain(&mut field, max).await;
             return Ok(());
         }
     }
-    let _ = pieces.send(commit()).await;
     Ok(())
+}
+
+/// Nothing may follow: a part that is not understood must not be taken for understood.
+async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
+    match form.next_field().await.map_err(|error| bad_form(&error))? {
+        None => Ok(()),
+        Some(field) => Err(ApiError::invalid(format!(
+            "the form has a part {:?} after `path` and `file`: send these two only",
+            field.name().unwrap_or_default()
+        ))),
+    }
 }
 
 /// Write a file, parents included. The old content stays until the new one is complete.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/write", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
+    params(
+        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+    ),
     request_body(content = Upload, content_type = "multipart/form-data"),
     responses(
         (status = 204, description = "It is written."),
@@ -163,6 +182,7 @@ pub(super) async fn write(
         let path = path_of(&mut field).await?;
         drop(field);
         let Some(content) = early else { return write_streamed(&app, &agent, &target, path, form).await };
+        end_of(&mut form).await?;
         let parts = [open(&target, path), message(Part::Chunk(content.into())), commit()];
         agent.write_file(connectrpc::stream_iter(parts)).await?;
         return Ok(StatusCode::NO_CONTENT);
@@ -185,17 +205,15 @@ async fn write_streamed(
     path: String,
     mut form: Multipart,
 ) -> Result<StatusCode, ApiError> {
-    let missing = || ApiError::invalid("the form's second part must be `file`");
-    let field = form.next_field().await.map_err(|error| bad_form(&error))?;
-    let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
     let (mut pieces, requests) = mpsc::channel(PENDING);
     let _ = pieces.send(open(sandbox, path)).await;
     let writing = agent.write_file(requests);
     let feeding = async move {
-        let fed = feed(&mut field, &mut pieces, app.limits.upload_body).await;
         // Dropped without a commit, the agent leaves the file as it was.
-        drop(pieces);
-        fed
+        feed(&mut form, &mut pieces, app.limits.upload_body).await?;
+        end_of(&mut form).await?;
+        let _ = pieces.send(commit()).await;
+        Ok::<_, ApiError>(())
     };
     let (written, fed) = futures::join!(writing, feeding);
     fed?;
@@ -206,7 +224,10 @@ async fn write_streamed(
 /// Read a file.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/read", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
+    params(
+        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+    ),
     request_body = ReadFile,
     responses(
         (status = 200, description = "Its content.", content_type = "application/octet-stream"),

@@ -36,6 +36,10 @@ fn open() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics))
 }
 
+/// The request came by the older path.
+#[derive(Debug, Clone, Copy)]
+struct OlderPath;
+
 /// The older public name of sandboxes is an alias.
 fn alias<B>(mut request: Request<B>) -> Request<B> {
     const OLD: &str = "/v1/capsules";
@@ -46,6 +50,7 @@ fn alias<B>(mut request: Request<B>) -> Request<B> {
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
     if let Ok(new) = format!("/v1/sandboxes{rest}{query}").parse() {
         *request.uri_mut() = new;
+        request.extensions_mut().insert(OlderPath);
     }
     request
 }

@@ -84,3 +84,13 @@ pub(super) fn routes() -> Router<App> {
         .route("/openapi.yaml", served("application/yaml", yaml))
         .merge(SwaggerUi::new("/docs").config(Config::from("/openapi.json")))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_committed_document_is_the_one_of_the_code() {
+        let committed = include_str!("../../../../openapi.yaml");
+        let current = super::document().to_yaml().expect("YAML");
+        assert!(committed == current, "openapi.yaml is out of date: run `make openapi` and commit it");
+    }
+}

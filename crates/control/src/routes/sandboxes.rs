@@ -1,14 +1,15 @@
 //! Sandboxes: create, list, show, delete.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Query, State, rejection::QueryRejection},
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use wrenn_api::{CreateSandbox, ErrorBody, Sandbox, SandboxId};
+use wrenn_api::{CreateSandbox, ErrorBody, ErrorCode, Sandbox, SandboxId, SandboxStatus};
 
+use super::OlderPath;
 use crate::{
     db,
     error::ApiError,
@@ -70,14 +71,16 @@ pub(super) async fn create(
 pub(super) struct Paging {
     limit: Option<u32>,
     cursor: Option<String>,
+    status: Option<SandboxStatus>,
 }
 
-/// List the team's sandboxes that are not stopped, newest first.
+/// List the team's sandboxes, newest first: all that are not stopped, or those of one status.
 #[utoipa::path(
     get, path = "/v1/sandboxes", tag = "sandboxes", security(("api_key" = [])),
     params(
         ("limit" = Option<u32>, Query, description = "How many, at most. Default: 50.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "`x-next-cursor` of the page before.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("status" = Option<SandboxStatus>, Query, description = "Only these; `stopped` shows what was deleted."),
     ),
     responses((status = 200, description = "One page.", body = Vec<Sandbox>,
         headers(("x-next-cursor" = String, description = "Pass it as `cursor` for the next page; absent on the last one."))))
@@ -98,7 +101,7 @@ pub(super) async fn list(
     };
     // One more than asked for tells whether there is another page.
     let mut rows =
-        db::sandboxes::page(&app.db, team, cursor.map(SandboxId::uuid), i64::from(limit) + 1).await?;
+        db::sandboxes::page(&app.db, team, paging.status, cursor.map(SandboxId::uuid), i64::from(limit) + 1).await?;
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let mut response = Json(rows.iter().map(db::sandboxes::Row::public).collect::<Vec<_>>()).into_response();
@@ -110,7 +113,10 @@ pub(super) async fn list(
     Ok(response)
 }
 
-/// Show one sandbox; also a stopped one.
+/// Show one sandbox that is not stopped.
+///
+/// A deleted one is not found any more; `GET /v1/sandboxes?status=stopped` has its record. Under the older
+/// path `/v1/capsules/{id}` its record is shown, as the clients of that path expect.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
     params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
@@ -119,8 +125,16 @@ pub(super) async fn list(
         (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
     )
 )]
-pub(super) async fn get(State(app): State<App>, target: Target) -> Result<Json<Sandbox>, ApiError> {
-    Ok(Json(service::find(&app, target.team, target.id).await?.public()))
+pub(super) async fn get(
+    State(app): State<App>,
+    older: Option<Extension<OlderPath>>,
+    target: Target,
+) -> Result<Json<Sandbox>, ApiError> {
+    let sandbox = service::find(&app, target.team, target.id).await?.public();
+    if sandbox.status == SandboxStatus::Stopped && older.is_none() {
+        return Err(ApiError::new(ErrorCode::NotFound, format!("sandbox {} was deleted", target.id)));
+    }
+    Ok(Json(sandbox))
 }
 
 /// Delete a sandbox with all it holds, whatever its status. Repeating it is fine.

@@ -18,7 +18,7 @@ use wrenn_vmm::{BootSpec, MicroVm, Tap, Vmm, process};
 
 use super::{
     guest::Guest,
-    journal::{Entry, Journal, Undo, undo},
+    journal::{Entry, Journal, Undo, forget, undo},
     spec::Spec,
 };
 use crate::{assets::Assets, error::AgentError, fault};
@@ -392,6 +392,7 @@ impl Actor {
     async fn release(&mut self) -> Result<(), AgentError> {
         for step in undo(&self.entries) {
             undo_step(&self.shared, &self.id, &step).await?;
+            forget(&mut self.entries, &step);
             fault::point(match step {
                 Undo::Vmm(_) => "destroy.vmm",
                 Undo::Volume => "destroy.volume",

@@ -112,6 +112,15 @@ pub(crate) fn undo(entries: &[Entry]) -> Vec<Undo> {
     steps
 }
 
+/// Forgets what was taken back, so that it is taken back once: a slot's next owner is another sandbox.
+pub(crate) fn forget(entries: &mut Vec<Entry>, done: &Undo) {
+    entries.retain(|entry| match (entry, done) {
+        (Entry::Slot { index }, Undo::Slot(gone)) => index != gone,
+        (Entry::Volume, Undo::Volume) | (Entry::VmmIntent | Entry::Vmm { .. }, Undo::Vmm(_)) => false,
+        _ => true,
+    });
+}
+
 /// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -204,6 +213,18 @@ mod tests {
             assert_eq!(&undo(&life[..len]), wanted, "prefix of {len}");
             assert_eq!(adoptable(&life[..len]), len == 6, "prefix of {len}");
         }
+    }
+
+    #[test]
+    fn what_was_taken_back_is_not_taken_back_again() {
+        let mut entries = life();
+        for left in (0..3).rev() {
+            let steps = undo(&entries);
+            forget(&mut entries, &steps[0]);
+            assert_eq!(undo(&entries), steps[1..]);
+            assert_eq!(steps.len() - 1, left);
+        }
+        assert!(entries.contains(&Entry::Running) && !adoptable(&entries));
     }
 
     #[test]

@@ -1,0 +1,63 @@
+//! Cloning a large image against cloning a small one: with shared extents the size must not matter.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use wrenn_disk::{Backend, Store, Volumes, loopfs};
+
+use crate::row::Row;
+
+const MIB: u64 = 1 << 20;
+const SMALL: u64 = 300;
+const LARGE: u64 = 5120;
+const ROUNDS: usize = 60;
+
+/// An image that is full of data, none of it zero.
+fn write_image(path: &Path, mib: u64) -> Result<()> {
+    let mut file = File::create(path)?;
+    let mut block = vec![0_u8; MIB as usize];
+    for index in 0..mib {
+        block.fill((index % 251) as u8 + 1);
+        file.write_all(&block)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+async fn clone(store: &Store, image: &str, id: &str) -> Result<Duration> {
+    let begin = Instant::now();
+    store.clone_image(image, id, LARGE + 1, 0).await?;
+    let took = begin.elapsed();
+    store.remove(id).await?;
+    Ok(took)
+}
+
+async fn rounds(dir: &Path, store_dir: &Path) -> Result<Row> {
+    let store = Store::open(store_dir, Backend::Reflink).await?;
+    for (name, mib) in [("small", SMALL), ("large", LARGE)] {
+        let source = dir.join(name);
+        write_image(&source, mib)?;
+        store.prepare(name, &source).await?;
+        std::fs::remove_file(source)?;
+    }
+    let (mut large, mut small) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        small.push(clone(&store, "small", &format!("s{round}")).await?);
+        large.push(clone(&store, "large", &format!("l{round}")).await?);
+    }
+    Ok(Row::ratio("clone a 5 GiB image ÷ a 300 MiB one (reflink)", &large, &small, 1.2))
+}
+
+/// Measures on an XFS of its own.
+pub(crate) async fn large_against_small() -> Result<Row> {
+    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
+    let (file, mount) = (dir.path().join("store.xfs"), dir.path().join("store"));
+    loopfs::mount_store(&file, &mount, 20 << 30).context("the bench needs root, mkfs.xfs and a loop device")?;
+    let row = rounds(dir.path(), &mount).await;
+    loopfs::unmount_store(&mount)?;
+    row
+}

@@ -1,0 +1,55 @@
+//! A sandbox from nothing to its first command, against the bare VMM until envd answers.
+
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use wrenn_testkit::Stack;
+
+use crate::{by_hand, row::Row};
+
+const ROUNDS: usize = 9;
+
+async fn over_the_api(stack: &Stack) -> Result<Duration> {
+    let begin = Instant::now();
+    let id = stack.api.create(&json!({})).await?;
+    let ran = stack.api.exec(&id, &["/bin/true"]).await?;
+    let took = begin.elapsed();
+    ensure!(ran["exit_code"] == 0, "{ran}");
+    stack.api.remove(&id).await?;
+    Ok(took)
+}
+
+/// A copy of the template's image, as large as a sandbox's disk, for the VMM started by hand.
+fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
+    let target = dir.join("disk.img");
+    let image = share.join("images/minimal/rootfs.ext4");
+    let copied = Command::new("cp").args(["--sparse=always"]).arg(&image).arg(&target).status()?;
+    ensure!(copied.success(), "{} cannot be copied", image.display());
+    std::fs::OpenOptions::new().write(true).open(&target)?.set_len(5120 << 20)?;
+    Ok(target)
+}
+
+/// How the stack runs guests, so that both sides run them alike.
+fn accel(stack: &Stack) -> Result<&'static str> {
+    let output = stack.wrenn(&["doctor", "--json"])?;
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("wrenn doctor printed no JSON")?;
+    Ok(if report["kvm"]["usable"] == true { "kvm" } else { "tcg" })
+}
+
+/// Measures in turns, so that a busy moment hits both sides.
+pub(crate) async fn first_exec(stack: &Stack, share: &Path) -> Result<Row> {
+    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
+    let accel = accel(stack)?;
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    over_the_api(stack).await?;
+    for _ in 0..ROUNDS {
+        floor.push(by_hand::boot(share, &disk(share, dir.path())?, accel).await?);
+        ours.push(over_the_api(stack).await?);
+    }
+    Ok(Row::ratio("create to first exec ÷ bare VMM until envd answers", &ours, &floor, 1.1))
+}
