@@ -56,7 +56,8 @@ async fn rounds(dir: &Path, store_dir: &Path) -> Result<Row> {
 pub(crate) async fn large_against_small() -> Result<Row> {
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
     let (file, mount) = (dir.path().join("store.xfs"), dir.path().join("store"));
-    loopfs::mount_store(&file, &mount, 20 << 30).context("the bench needs root, mkfs.xfs and a loop device")?;
+    loopfs::mount_store(&file, &mount, 20 << 30)
+        .context("the bench needs root, mkfs.xfs and a loop device")?;
     let row = rounds(dir.path(), &mount).await;
     loopfs::unmount_store(&mount)?;
     row

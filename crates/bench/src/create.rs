@@ -37,7 +37,8 @@ fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
 /// How the stack runs guests, so that both sides run them alike.
 fn accel(stack: &Stack) -> Result<&'static str> {
     let output = stack.wrenn(&["doctor", "--json"])?;
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).context("wrenn doctor printed no JSON")?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("wrenn doctor printed no JSON")?;
     Ok(if report["kvm"]["usable"] == true { "kvm" } else { "tcg" })
 }
 

@@ -69,7 +69,8 @@ fn cpu_ms(pids: &[Pid]) -> Result<f64> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()))?;
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         for index in [11, 12] {
-            ticks += fields.get(index).and_then(|text| text.parse::<u64>().ok()).context("no times in stat")?;
+            ticks +=
+                fields.get(index).and_then(|text| text.parse::<u64>().ok()).context("no times in stat")?;
         }
     }
     Ok(ticks as f64 / TICKS_PER_SECOND * 1000.0)

@@ -42,8 +42,10 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let rows = measure().await?;
     println!("{}", row::table(&rows));
-    let path = env::var_os("WRENN_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?).with_context(|| format!("cannot write {}", path.display()))?;
+    let path =
+        env::var_os("WRENN_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     println!("figures: {}", path.display());
     Ok(())
 }

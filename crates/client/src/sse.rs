@@ -30,13 +30,13 @@ impl Parser {
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line[..end]).into_owned();
             messages.extend(self.line(line.trim_end_matches('\r')));
-            self.bounded(self.size)?;
+            Self::bounded(self.size)?;
         }
-        self.bounded(self.buffer.len())?;
+        Self::bounded(self.buffer.len())?;
         Ok(messages)
     }
 
-    fn bounded(&self, size: usize) -> Result<()> {
+    fn bounded(size: usize) -> Result<()> {
         if size <= EVENT_MAX {
             return Ok(());
         }

@@ -42,10 +42,12 @@ impl From<sqlx::Error> for ApiError {
         use sqlx::Error as E;
         // What PostgreSQL says while it starts, stops or refuses connections: classes 08, 53 and 57.
         let away = match &error {
-            E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Protocol(_) | E::WorkerCrashed => true,
-            E::Database(cause) => {
-                cause.code().is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class)))
+            E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Protocol(_) | E::WorkerCrashed => {
+                true
             }
+            E::Database(cause) => cause
+                .code()
+                .is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class))),
             _ => false,
         };
         if away {
@@ -61,7 +63,10 @@ impl From<sqlx::Error> for ApiError {
 impl From<redis::RedisError> for ApiError {
     fn from(error: redis::RedisError) -> Self {
         tracing::warn!(%error, "redis is away");
-        Self::new(ErrorCode::ServiceUnavailable, "the control plane cannot reach its event store; try again in a moment")
+        Self::new(
+            ErrorCode::ServiceUnavailable,
+            "the control plane cannot reach its event store; try again in a moment",
+        )
     }
 }
 
@@ -89,7 +94,10 @@ impl From<ConnectError> for ApiError {
             Wire::Internal => ErrorCode::AgentError,
             _ => {
                 tracing::error!(%error, "a host answered with a fault");
-                return Self::new(ErrorCode::AgentError, "the sandbox's host could not do this; its log says why");
+                return Self::new(
+                    ErrorCode::AgentError,
+                    "the sandbox's host could not do this; its log says why",
+                );
             }
         };
         Self::new(code, message)

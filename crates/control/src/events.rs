@@ -61,7 +61,11 @@ impl Events {
     }
 
     /// Appends an event.
-    pub(crate) async fn append(&self, team: Uuid, event: &serde_json::Value) -> Result<(), redis::RedisError> {
+    pub(crate) async fn append(
+        &self,
+        team: Uuid,
+        event: &serde_json::Value,
+    ) -> Result<(), redis::RedisError> {
         let mut connection = self.shared().await?;
         let fields = [("event", event.to_string())];
         connection
@@ -131,6 +135,8 @@ mod tests {
     #[test]
     fn ids_of_events_are_two_numbers() {
         assert!(is_id("1700000000000-0") && is_id("0-0") && is_id("5"));
-        assert!(!is_id("") && !is_id("$") && !is_id("1-") && !is_id("-1") && !is_id("99999999999999999999-1"));
+        assert!(
+            !is_id("") && !is_id("$") && !is_id("1-") && !is_id("-1") && !is_id("99999999999999999999-1")
+        );
     }
 }

@@ -47,14 +47,14 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             return Err(ApiError::invalid("the body is empty: send a JSON object, at least {}"));
         }
         // First the shape: serde would also take an array for an object.
-        let value: serde_json::Value =
-            serde_json::from_slice(&raw).map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
+        let value: serde_json::Value = serde_json::from_slice(&raw)
+            .map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
         if !value.is_object() {
             return Err(ApiError::invalid("the body must be a JSON object"));
         }
         // From the text, not the value: so that a repeated field is noticed, and the place is told.
-        let value =
-            serde_json::from_slice(&raw).map_err(|error| ApiError::invalid(format!("the body is not as documented: {error}")))?;
+        let value = serde_json::from_slice(&raw)
+            .map_err(|error| ApiError::invalid(format!("the body is not as documented: {error}")))?;
         Ok(Self { value, raw })
     }
 }
@@ -72,7 +72,9 @@ impl FromRequestParts<App> for Target {
         let Caller(team) = Caller::from_request_parts(parts, app).await?;
         let Path(text): Path<String> =
             parts.extract().await.map_err(|_| ApiError::invalid("the sandbox id in the path is not text"))?;
-        let id = text.parse().map_err(|error| ApiError::invalid(format!("the sandbox id in the path: {error}")))?;
+        let id = text
+            .parse()
+            .map_err(|error| ApiError::invalid(format!("the sandbox id in the path: {error}")))?;
         Ok(Self { team, id })
     }
 }

@@ -65,7 +65,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let address = config.listen;
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("{address} cannot be listened on: choose another address with server.listen"))?
+        .with_context(|| {
+            format!("{address} cannot be listened on: choose another address with server.listen")
+        })?
         .tap_io(|stream| {
             // Small frames are sent at once; without it the kernel just waits for more.
             let _ = stream.set_nodelay(true);
@@ -78,7 +80,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     tracing::info!(%address, "the control plane serves");
     let service = ServiceExt::<Request>::into_make_service(routes::service(&app));
     let stop = shutdown.clone();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(async move { stop.cancelled().await });
+    let serving =
+        axum::serve(listener, service).with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::select! {
         result = serving.into_future() => result.context("the listener failed")?,
         () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => {}
@@ -134,7 +137,8 @@ pub async fn ensure_host(database_url: &str, host: HostId, address: SocketAddr) 
 pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()> {
     let db = db::pool(database_url)?;
     for row in db::sandboxes::on_host(&db, host.uuid()).await? {
-        db::sandboxes::change(&db, &row, db::sandboxes::Change::to(wrenn_api::SandboxStatus::Stopped)).await?;
+        db::sandboxes::change(&db, &row, db::sandboxes::Change::to(wrenn_api::SandboxStatus::Stopped))
+            .await?;
     }
     Ok(())
 }

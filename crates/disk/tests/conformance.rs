@@ -1,4 +1,5 @@
 //! What every kind of volume must do, on both kinds. Needs root: the reflink one mounts an XFS.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     fs::{self, File},

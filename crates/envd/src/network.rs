@@ -42,7 +42,7 @@ fn parse(line: &str) -> Plan {
             }
             Some(("wrenn.gw", value)) => plan.gateway = value.parse().ok(),
             Some(("wrenn.dns", value)) => {
-                plan.dns = value.split(',').filter_map(|d| d.parse().ok()).collect()
+                plan.dns = value.split(',').filter_map(|d| d.parse().ok()).collect();
             }
             _ => {}
         }

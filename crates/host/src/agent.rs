@@ -107,7 +107,8 @@ impl Agent {
                 return invalid(format!("{field} {value} is too small: at least {min}"));
             }
             if value > max {
-                let message = format!("{field} {value} is more than this host gives one sandbox: at most {max}");
+                let message =
+                    format!("{field} {value} is more than this host gives one sandbox: at most {max}");
                 return Err(AgentError::new(ErrorCode::ExceedsCapacity, message));
             }
         }

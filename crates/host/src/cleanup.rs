@@ -6,7 +6,7 @@ use anyhow::Context;
 use wrenn_disk::loopfs;
 use wrenn_vmm::process;
 
-use crate::{layout, recover, sandbox::actor};
+use crate::{cgroup, layout, recover, sandbox::actor};
 
 /// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel.
 pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
@@ -76,11 +76,21 @@ fn tables(instance: &str) -> Vec<String> {
     ours.map(|line| format!("nftables {line}")).collect()
 }
 
+fn control_groups(state_dir: &Path) -> Vec<String> {
+    let sandboxes = layout::sandboxes(state_dir);
+    // Groups of another agent's sandboxes have no directory here.
+    let ours = cgroup::present()
+        .into_iter()
+        .filter(|group| group.file_name().is_some_and(|id| sandboxes.join(id).exists()));
+    ours.map(|group| format!("control group {}", group.display())).collect()
+}
+
 /// What is there, a line each.
 pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
     let mut found = processes(state_dir);
     found.extend(mounts(state_dir));
     found.extend(loops(state_dir));
+    found.extend(control_groups(state_dir));
     if let Some(instance) = layout::instance(state_dir) {
         found.extend(links(&instance));
         found.extend(tables(&instance));

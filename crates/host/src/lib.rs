@@ -6,6 +6,7 @@
 
 mod agent;
 mod assets;
+mod cgroup;
 mod cleanup;
 mod config;
 mod driver;
@@ -68,11 +69,17 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         assets::Assets::load(&config.share_dir, &state, &*volumes),
         driver::choose(config.driver, &state, &kernel),
     )?;
-    tracing::info!(vmm = chosen.vmm.name(), reason = chosen.reason, volumes = volumes.backend(), "driver chosen");
+    tracing::info!(
+        vmm = chosen.vmm.name(),
+        reason = chosen.reason,
+        volumes = volumes.backend(),
+        "driver chosen"
+    );
 
     let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
     recover::end_strays(&sandboxes_dir, &records).await;
-    let in_use = records.iter().filter(|record| record.adoptable()).filter_map(recover::Record::slot).collect();
+    let in_use =
+        records.iter().filter(|record| record.adoptable()).filter_map(recover::Record::slot).collect();
     let network = layout::network(&state);
     let slots = SlotPool::start(PoolConfig {
         state_dir: network.clone(),

@@ -138,7 +138,8 @@ fn ended_meanwhile(record: &mut Record) -> Option<AgentError> {
     if !record.adoptable() {
         return None;
     }
-    let message = "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
+    let message =
+        "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
     let failure = AgentError::new(ErrorCode::AgentError, message);
     let entry = Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
     if let Err(error) = record.journal.append(&entry) {
@@ -150,10 +151,11 @@ fn ended_meanwhile(record: &mut Record) -> Option<AgentError> {
 /// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
 /// has removed the others, and may have built new ones under their numbers.
 async fn undo_all(shared: &Shared, record: &mut Record) -> bool {
-    let slot_is_ours = record.adoptable();
+    if let (false, Some(index)) = (record.adoptable(), record.slot()) {
+        forget(&mut record.entries, &Undo::Slot(index));
+    }
     for step in undo(&record.entries) {
-        let gone = matches!(step, Undo::Slot(_)) && !slot_is_ours;
-        if !gone && let Err(error) = actor::undo_step(shared, &record.id, &step).await {
+        if let Err(error) = actor::undo_step(shared, &record.id, &step).await {
             tracing::error!(id = record.id, %error, "a sandbox still holds something");
             return false;
         }

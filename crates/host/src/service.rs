@@ -225,7 +225,8 @@ impl Host for Service {
         let command = command(request.command.into_option())?;
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
         let running = exec::start(&guest, command, limit).await?;
-        let start = exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
+        let start =
+            exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
         let rest = stream::unfold(running.events, |mut events| async move {
             let event = events.recv().await?;
             Some((event, events))
@@ -233,9 +234,9 @@ impl Host for Service {
         let events = stream::once(async { Ok(start) }).chain(rest.map(|event| match event {
             Event::Stdout(bytes) => Ok(exec_stream_response::Event::Stdout(bytes.into())),
             Event::Stderr(bytes) => Ok(exec_stream_response::Event::Stderr(bytes.into())),
-            Event::End { exit_code, timed_out } => {
-                Ok(exec_stream_response::Event::End(End { exit_code, timed_out, ..Default::default() }.into()))
-            }
+            Event::End { exit_code, timed_out } => Ok(exec_stream_response::Event::End(
+                End { exit_code, timed_out, ..Default::default() }.into(),
+            )),
             Event::Lost(error) => Err(ConnectError::from(error)),
         }));
         Ok(Response::new(
@@ -306,7 +307,9 @@ impl Host for Service {
                     Some(write_file_request::Part::Commit(_)) => return Ok(size),
                     Some(write_file_request::Part::Open(_)) | None => {
                         let _ = pieces.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
-                        return Err(invalid("the upload ended without `commit`; the file was left as it was"));
+                        return Err(invalid(
+                            "the upload ended without `commit`; the file was left as it was",
+                        ));
                     }
                 }
             }

@@ -13,8 +13,7 @@ use crate::config::TlsFiles;
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let read = || format!("{} is not a readable certificate", path.display());
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(path).with_context(read)?.collect();
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(read)?.collect();
     certificates.with_context(read)
 }
 

@@ -1,5 +1,6 @@
 //! Slots in the real kernel. Needs root. Everything happens in a network namespace of its own that has no
 //! uplink, made by running this program again under `unshare`.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
 //! The probe on this machine, and the life of a microVM with the real guest kernel.
+#![allow(clippy::unwrap_used)]
 
 use std::{path::PathBuf, time::Duration};
 

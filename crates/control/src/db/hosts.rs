@@ -51,7 +51,9 @@ pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Address>> {
 
 /// How many hosts are online.
 pub(crate) async fn online(db: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE status = 'online'"#).fetch_one(db).await
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE status = 'online'"#)
+        .fetch_one(db)
+        .await
 }
 
 /// One host's address.

@@ -89,7 +89,9 @@ pub(super) async fn exec(
     let ExecRequest { cmd, args, envs, cwd, user, timeout_sec } = body.value;
     let seconds = timeout_sec.unwrap_or(TIMEOUT_SECS);
     if !(1..=TIMEOUT_MAX_SECS).contains(&seconds) {
-        return Err(ApiError::invalid(format!("timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}")));
+        return Err(ApiError::invalid(format!(
+            "timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}"
+        )));
     }
     let command = check(cmd.clone(), args, envs, cwd, user)?;
     let agent = service::running(&app, target.team, target.id).await?;

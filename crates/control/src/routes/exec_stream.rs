@@ -13,9 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use wrenn_api::{ErrorBody, ErrorCode};
-use wrenn_rpc::host::v1::{
-    __buffa::oneof::exec_stream_response::Event, ExecStreamRequest,
-};
+use wrenn_rpc::host::v1::{__buffa::oneof::exec_stream_response::Event, ExecStreamRequest};
 
 use super::{
     exec::check,
@@ -134,7 +132,12 @@ async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiEr
     }
 }
 
-async fn converse(app: &App, agent: &AgentClient, id: String, socket: &mut WebSocket) -> Result<(), ApiError> {
+async fn converse(
+    app: &App,
+    agent: &AgentClient,
+    id: String,
+    socket: &mut WebSocket,
+) -> Result<(), ApiError> {
     let request = match first_frame(socket).await? {
         Some(FromClient::Start { cmd, args, envs, cwd, user, timeout_sec }) => ExecStreamRequest {
             sandbox_id: id,
@@ -142,7 +145,9 @@ async fn converse(app: &App, agent: &AgentClient, id: String, socket: &mut WebSo
             timeout_ms: timeout_sec.unwrap_or_default().saturating_mul(1000),
             ..Default::default()
         },
-        Some(FromClient::Stop) => return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}")),
+        Some(FromClient::Stop) => {
+            return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}"));
+        }
         None => return Ok(()),
     };
     let mut stream = agent.exec_stream(request).await?;
@@ -173,8 +178,12 @@ async fn converse(app: &App, agent: &AgentClient, id: String, socket: &mut WebSo
         let mut last = false;
         match event {
             Some(Event::Start(start)) => frames.push(ToClient::Start { pid: start.pid }),
-            Some(Event::Stdout(bytes)) => frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into()))),
-            Some(Event::Stderr(bytes)) => frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into()))),
+            Some(Event::Stdout(bytes)) => {
+                frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into())))
+            }
+            Some(Event::Stderr(bytes)) => {
+                frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())))
+            }
             Some(Event::End(end)) => {
                 frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));
                 frames.extend(stderr.finish().map(|piece| ToClient::Stderr(piece.into())));

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use axum::{
     body::Body as HttpBody,
-    extract::{Multipart, State, multipart::{Field, MultipartRejection}},
+    extract::{
+        Multipart, State,
+        multipart::{Field, MultipartRejection},
+    },
     response::Response,
 };
 use futures::{SinkExt as _, channel::mpsc, stream};
@@ -57,7 +60,9 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     }
     let name = path.rsplit('/').next().unwrap_or_default();
     if name.bytes().all(|byte| byte == b'.') {
-        return Err(ApiError::invalid("path: it ends with '/' or with dots only, so it names a directory, not a file"));
+        return Err(ApiError::invalid(
+            "path: it ends with '/' or with dots only, so it names a directory, not a file",
+        ));
     }
     Ok(())
 }
@@ -107,7 +112,11 @@ async fn drain(field: &mut Field<'_>, max: usize) {
 }
 
 /// Passes the content of the form's next part on.
-async fn feed(form: &mut Multipart, pieces: &mut mpsc::Sender<WriteFileRequest>, max: usize) -> Result<(), ApiError> {
+async fn feed(
+    form: &mut Multipart,
+    pieces: &mut mpsc::Sender<WriteFileRequest>,
+    max: usize,
+) -> Result<(), ApiError> {
     let missing = || ApiError::invalid("the form's second part must be `file`");
     let field = form.next_field().await.map_err(|error| bad_form(&error))?;
     let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
@@ -183,7 +192,7 @@ pub(super) async fn write(
         drop(field);
         let Some(content) = early else { return write_streamed(&app, &agent, &target, path, form).await };
         end_of(&mut form).await?;
-        let parts = [open(&target, path), message(Part::Chunk(content.into())), commit()];
+        let parts = [open(&target, path), message(Part::Chunk(content)), commit()];
         agent.write_file(connectrpc::stream_iter(parts)).await?;
         return Ok(StatusCode::NO_CONTENT);
     }
@@ -236,10 +245,15 @@ async fn write_streamed(
         (status = 409, description = "The sandbox does not run.", body = ErrorBody),
     )
 )]
-pub(super) async fn read(State(app): State<App>, target: Target, body: Body<ReadFile>) -> Result<Response, ApiError> {
+pub(super) async fn read(
+    State(app): State<App>,
+    target: Target,
+    body: Body<ReadFile>,
+) -> Result<Response, ApiError> {
     check_path(&body.value.path)?;
     let agent = service::running(&app, target.team, target.id).await?;
-    let request = ReadFileRequest { sandbox_id: target.id.to_string(), path: body.value.path, ..Default::default() };
+    let request =
+        ReadFileRequest { sandbox_id: target.id.to_string(), path: body.value.path, ..Default::default() };
     let mut parts = agent.read_file(request).await?;
     let nothing = || ApiError::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
     let first = parts.message().await?.ok_or_else(nothing)?.to_owned_message().part;

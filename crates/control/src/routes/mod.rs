@@ -44,7 +44,8 @@ struct OlderPath;
 fn alias<B>(mut request: Request<B>) -> Request<B> {
     const OLD: &str = "/v1/capsules";
     let uri = request.uri();
-    let Some(rest) = uri.path().strip_prefix(OLD).filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
+    let Some(rest) = uri.path().strip_prefix(OLD).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    else {
         return request;
     };
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -56,14 +57,21 @@ fn alias<B>(mut request: Request<B>) -> Request<B> {
 }
 
 /// The whole API as a service.
-pub(crate) fn service(app: &App) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
+pub(crate) fn service(
+    app: &App,
+) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
     let (open, _) = open().split_for_parts();
     let (protected, _) = protected().split_for_parts();
     let protected = protected.route_layer(middleware::from_fn_with_state(app.clone(), auth::required));
     let router = open
         .merge(protected)
         .merge(openapi::routes())
-        .fallback(async || ApiError::new(wrenn_api::ErrorCode::NotFound, "there is nothing at this path; GET /docs lists what there is"))
+        .fallback(async || {
+            ApiError::new(
+                wrenn_api::ErrorCode::NotFound,
+                "there is nothing at this path; GET /docs lists what there is",
+            )
+        })
         .method_not_allowed_fallback(async || {
             let message = "this path does not take this method; GET /docs lists what it takes";
             ApiError::new(wrenn_api::ErrorCode::MethodNotAllowed, message)
@@ -72,7 +80,8 @@ pub(crate) fn service(app: &App) -> tower::util::MapRequest<Router, fn(axum::ext
         .layer(middleware::from_fn(surround::observe))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(app.clone());
-    tower::util::MapRequestLayer::new(alias as fn(axum::extract::Request) -> axum::extract::Request).layer(router)
+    tower::util::MapRequestLayer::new(alias as fn(axum::extract::Request) -> axum::extract::Request)
+        .layer(router)
 }
 
 #[cfg(test)]

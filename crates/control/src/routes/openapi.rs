@@ -5,7 +5,8 @@ use http::header;
 use utoipa::{
     OpenApi as _, ToSchema as _,
     openapi::{
-        OpenApi, Ref, RefOr, ResponseBuilder, content::ContentBuilder,
+        OpenApi, Ref, RefOr, ResponseBuilder,
+        content::ContentBuilder,
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };

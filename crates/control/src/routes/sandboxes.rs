@@ -26,12 +26,15 @@ const PAGE_MAX: u32 = 100;
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let Some(given) = headers.get("idempotency-key") else { return Ok(None) };
-    let text = given.to_str().ok().filter(|key| {
-        (1..=KEY_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
-    });
+    let text = given
+        .to_str()
+        .ok()
+        .filter(|key| (1..=KEY_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()));
     match text {
         Some(key) => Ok(Some(key.to_owned())),
-        None => Err(ApiError::invalid(format!("Idempotency-Key: 1 to {KEY_MAX} printable ASCII characters without spaces"))),
+        None => Err(ApiError::invalid(format!(
+            "Idempotency-Key: 1 to {KEY_MAX} printable ASCII characters without spaces"
+        ))),
     }
 }
 
@@ -101,7 +104,8 @@ pub(super) async fn list(
     };
     // One more than asked for tells whether there is another page.
     let mut rows =
-        db::sandboxes::page(&app.db, team, paging.status, cursor.map(SandboxId::uuid), i64::from(limit) + 1).await?;
+        db::sandboxes::page(&app.db, team, paging.status, cursor.map(SandboxId::uuid), i64::from(limit) + 1)
+            .await?;
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let mut response = Json(rows.iter().map(db::sandboxes::Row::public).collect::<Vec<_>>()).into_response();

@@ -21,11 +21,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ID_MAX: usize = 128;
 
 fn request_id(request: &Request) -> HeaderValue {
-    let given = request.headers().get(&REQUEST_ID).filter(|id| {
-        (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    });
+    let given = request
+        .headers()
+        .get(&REQUEST_ID)
+        .filter(|id| (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
     given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&Uuid::now_v7().simple().to_string()).unwrap_or(HeaderValue::from_static("none"))
+        HeaderValue::from_str(&Uuid::now_v7().simple().to_string())
+            .unwrap_or(HeaderValue::from_static("none"))
     })
 }
 
@@ -53,7 +55,11 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 }
 
 /// Refuses what is more than the server takes at a time.
-pub(super) async fn bound(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
+pub(super) async fn bound(
+    State(app): State<App>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let Ok(_permit) = app.requests.clone().try_acquire_owned() else {
         let message = "the control plane has too many requests in work; try again in a moment";
         return Err(ApiError::new(ErrorCode::TooManyRequests, message));

@@ -68,7 +68,9 @@ pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError
     }
     let size: usize = envs.iter().map(|(name, value)| name.len() + value.len()).sum();
     if size > ENVS_BYTES {
-        return Err(ApiError::invalid(format!("envs has {size} bytes: at most {ENVS_BYTES}; pass a file instead")));
+        return Err(ApiError::invalid(format!(
+            "envs has {size} bytes: at most {ENVS_BYTES}; pass a file instead"
+        )));
     }
     let bad = envs.iter().find(|(name, value)| {
         name.is_empty()
@@ -90,7 +92,8 @@ impl Wanted {
     pub(crate) fn check(request: CreateSandbox) -> Result<Self, ApiError> {
         let template = request.template.unwrap_or_else(|| "minimal".to_owned());
         if !is_template_name(&template) {
-            let message = "template: a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit";
+            let message =
+                "template: a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit";
             return Err(ApiError::invalid(message));
         }
         check_envs(&request.envs)?;
@@ -137,7 +140,8 @@ pub(crate) async fn create(
         // Another request with this key was faster.
         let key = key.unwrap_or_default();
         let first = idempotency::first(&app.db, team, &key).await?;
-        let gone = || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
+        let gone =
+            || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
         return repeat(app, team, &key, &digest, first.ok_or_else(gone)?).await;
     };
     app.outbox.notify_one();
@@ -203,7 +207,8 @@ async fn finish(
     app.outbox.notify_one();
     let outcome = outcome(&result);
     if let Some(key) = key
-        && let Err(error) = idempotency::answered(&app.db, row.team_id, &key, i32::from(outcome.status), &outcome.body).await
+        && let Err(error) =
+            idempotency::answered(&app.db, row.team_id, &key, i32::from(outcome.status), &outcome.body).await
     {
         // A repeated request then derives the answer from the sandbox.
         tracing::warn!(%error, "an answer could not be kept");
@@ -278,10 +283,9 @@ async fn moved_on(app: &App, row: &Row) -> Result<Row, ApiError> {
 
 fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
     let sandbox = response.sandbox.into_option().unwrap_or_default();
-    let timings = response
-        .timings
-        .into_iter()
-        .map(|timing| (format!("create_{}_ms", timing.step), format!("{:.1}", timing.micros as f64 / 1000.0)));
+    let timings = response.timings.into_iter().map(|timing| {
+        (format!("create_{}_ms", timing.step), format!("{:.1}", timing.micros as f64 / 1000.0))
+    });
     sandbox.metadata.into_iter().chain(timings).collect()
 }
 
@@ -322,7 +326,8 @@ async fn repeat(
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
         let again = idempotency::first(&app.db, team, key).await?;
-        let gone = || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
+        let gone =
+            || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
         first = again.ok_or_else(gone)?;
     }
 }

@@ -34,9 +34,16 @@ pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError
 /// The agent of a running sandbox.
 pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
     let row = find(app, team, id).await?;
-    if row.status() != SandboxStatus::Running {
-        let message = format!("sandbox {id} is {}, not running", row.status);
-        return Err(ApiError::new(ErrorCode::InvalidState, message));
+    match row.status() {
+        SandboxStatus::Running => {}
+        SandboxStatus::Missing => {
+            let message = format!("the host of sandbox {id} does not answer; try again in a moment");
+            return Err(ApiError::new(ErrorCode::HostUnavailable, message));
+        }
+        _ => {
+            let message = format!("sandbox {id} is {}, not running", row.status);
+            return Err(ApiError::new(ErrorCode::InvalidState, message));
+        }
     }
     let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
     agent(app, row.host_id.ok_or_else(none)?).await

@@ -90,7 +90,8 @@ async fn host_round(app: &App, host: &Address) -> Result<(), ApiError> {
     note(app, host.id, &ping).await?;
     // Rows first, then the list: what is in the rows and not in the list is really not there.
     let rows = sandboxes::on_host(&app.db, host.id).await?;
-    let listed = client.list_with_options(ListRequest::default(), within(deadline::STATE)).await?.into_owned();
+    let listed =
+        client.list_with_options(ListRequest::default(), within(deadline::STATE)).await?.into_owned();
     let mut there: HashMap<Uuid, OnHost> = listed
         .sandboxes
         .into_iter()
@@ -129,9 +130,10 @@ async fn lost_host(app: &App, host: Uuid) -> Result<(), ApiError> {
     for row in sandboxes::on_host(&app.db, host).await? {
         let change = match row.status() {
             SandboxStatus::Running => Change::to(SandboxStatus::Missing),
-            SandboxStatus::Starting if row.abandoned() => {
-                Change::error(ErrorCode::HostUnavailable, "its host stopped answering while it was starting; delete it")
-            }
+            SandboxStatus::Starting if row.abandoned() => Change::error(
+                ErrorCode::HostUnavailable,
+                "its host stopped answering while it was starting; delete it",
+            ),
             _ => continue,
         };
         sandboxes::change(&app.db, &row, change).await?;
@@ -170,14 +172,22 @@ fn step(row: &Row, found: Option<&OnHost>) -> Step {
         (Wanted::Starting | Wanted::Missing, Some(Host::SANDBOX_STATE_RUNNING), _) => {
             Step::Change(Change::to(Wanted::Running))
         }
-        (Wanted::Starting | Wanted::Running | Wanted::Missing, Some(Host::SANDBOX_STATE_FAILED), Some(found)) => {
-            Step::Change(failure(found))
+        (
+            Wanted::Starting | Wanted::Running | Wanted::Missing,
+            Some(Host::SANDBOX_STATE_FAILED),
+            Some(found),
+        ) => Step::Change(failure(found)),
+        (Wanted::Starting, None, _) if row.abandoned() => {
+            lost("the control plane was interrupted while it was created")
         }
-        (Wanted::Starting, None, _) if row.abandoned() => lost("the control plane was interrupted while it was created"),
-        (Wanted::Running | Wanted::Missing, None, _) => lost("its host no longer has it, as after a restart of the host"),
+        (Wanted::Running | Wanted::Missing, None, _) => {
+            lost("its host no longer has it, as after a restart of the host")
+        }
         (Wanted::Stopping, None, _) => Step::Change(Change::to(Wanted::Stopped)),
         (Wanted::Stopping, Some(_), _) if row.abandoned() => Step::Destroy,
-        (Wanted::Error, Some(Host::SANDBOX_STATE_RUNNING | Host::SANDBOX_STATE_STARTING), _) => Step::DestroyStray,
+        (Wanted::Error, Some(Host::SANDBOX_STATE_RUNNING | Host::SANDBOX_STATE_STARTING), _) => {
+            Step::DestroyStray
+        }
         _ => Step::Nothing,
     }
 }

@@ -15,7 +15,7 @@ use wrenn_rpc::process::{
     Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
     SendInputResponse, SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse,
     UpdateRequest, UpdateResponse,
-    process_event::{DataEvent, EndEvent, KeepAlive, StartEvent},
+    process_event::{DataEvent, EndEvent, StartEvent},
 };
 
 use super::{
@@ -274,7 +274,7 @@ impl Feed {
                 Event::Start(Box::new(StartEvent { pid: self.process.pid, ..Default::default() }))
             }
             Stage::Output => match tokio::time::timeout(self.keepalive, self.reader.next()).await {
-                Err(_) => Event::Keepalive(Box::new(KeepAlive::default())),
+                Err(_) => Event::Keepalive(Box::default()),
                 Ok(Item::Chunk(chunk)) => data(&chunk),
                 Ok(Item::End(end, lost)) => {
                     self.stage =

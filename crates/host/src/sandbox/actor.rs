@@ -21,7 +21,7 @@ use super::{
     journal::{Entry, Journal, Undo, forget, undo},
     spec::Spec,
 };
-use crate::{assets::Assets, error::AgentError, fault};
+use crate::{assets::Assets, cgroup, error::AgentError, fault};
 
 /// Where guests look names up; their policy lets them reach no private resolver.
 const RESOLVERS: &str = "1.1.1.1,8.8.8.8";
@@ -140,7 +140,8 @@ pub(crate) fn spawn(
     let (publish, published) = watch::channel(first);
     let (destroys, requests) = mpsc::channel(8);
     let give_up = CancellationToken::new();
-    let (journal, entries) = journal.map_or((None, Vec::new()), |(journal, entries)| (Some(journal), entries));
+    let (journal, entries) =
+        journal.map_or((None, Vec::new()), |(journal, entries)| (Some(journal), entries));
     let handle = Handle { spec: spec.clone(), published, destroys, give_up: give_up.clone() };
     let actor = Actor { id, spec, shared, journal, entries, vm: None, publish, give_up };
     tokio::spawn(actor.run(start, requests));
@@ -153,7 +154,13 @@ pub(crate) fn directory(sandboxes: &Path, id: &str) -> PathBuf {
 }
 
 /// What the VMM of a sandbox is started with; also how it is found again.
-pub(crate) fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec, disk: Option<PathBuf>) -> BootSpec {
+pub(crate) fn boot_spec(
+    shared: &Shared,
+    id: &str,
+    spec: &Spec,
+    slot: &SlotSpec,
+    disk: Option<PathBuf>,
+) -> BootSpec {
     let uid = shared.uid_base + u32::from(slot.index);
     BootSpec {
         id: id.to_owned(),
@@ -263,7 +270,10 @@ impl Actor {
 
     fn still_wanted(&self) -> Result<(), AgentError> {
         if self.give_up.is_cancelled() {
-            return Err(AgentError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting"));
+            return Err(AgentError::new(
+                ErrorCode::Conflict,
+                "the sandbox was deleted while it was starting",
+            ));
         }
         Ok(())
     }
@@ -313,6 +323,9 @@ impl Actor {
         let vm = self.shared.vmm.boot(&boot).await?;
         let process = vm.process();
         self.vm = Some(vm);
+        if let Err(error) = cgroup::confine(&self.id, process.pid, self.spec.memory_mb, self.spec.vcpus) {
+            tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
+        }
         fault::point("create.vmm_started");
         self.record(Entry::Vmm { process }).await?;
         fault::point("create.vmm");
@@ -359,7 +372,8 @@ impl Actor {
         let text = String::from_utf8_lossy(console);
         let words: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let last = words.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
-        let message = format!("the microVM ended by itself; its console's last lines: {last:?}. Delete the sandbox");
+        let message =
+            format!("the microVM ended by itself; its console's last lines: {last:?}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
         if let Err(cause) = self.record(entry).await {
@@ -440,10 +454,19 @@ pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
     let known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
     let (id, run_dir) = (known, run_dir.to_owned());
-    let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&run_dir)));
-    let Some(id) = found.await.map_err(|error| fault(&error))? else { return Ok(()) };
-    let Some(watched) = process::Watched::open(id).map_err(|error| fault(&error))? else { return Ok(()) };
-    watched.kill().map_err(|error| fault(&error))?;
-    let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
-    gone.map(drop).map_err(|_| fault(&"it does not end after SIGKILL"))
+    let searched = run_dir.clone();
+    let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
+    let found = found.await.map_err(|error| fault(&error))?;
+    let watched = found.map(process::Watched::open).transpose().map_err(|error| fault(&error))?.flatten();
+    if let Some(watched) = watched {
+        watched.kill().map_err(|error| fault(&error))?;
+        let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
+        gone.map_err(|_| fault(&"it does not end after SIGKILL"))?;
+    }
+    let removed = tokio::task::spawn_blocking(move || {
+        let id =
+            run_dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        cgroup::remove(&id)
+    });
+    removed.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))
 }

@@ -79,7 +79,7 @@ pub(crate) struct Finished {
     pub(crate) truncated: bool,
 }
 
-fn refused(error: ConnectError) -> AgentError {
+fn refused(error: &ConnectError) -> AgentError {
     let text = error.message.clone().unwrap_or_default();
     let code = match error.code {
         // envd calls an unknown user unauthenticated.
@@ -95,7 +95,11 @@ fn refused(error: ConnectError) -> AgentError {
 }
 
 /// Starts a command; errors of the request come from here, before anything runs.
-pub(crate) async fn start(guest: &Guest, command: Command, limit: Option<Duration>) -> Result<Running, AgentError> {
+pub(crate) async fn start(
+    guest: &Guest,
+    command: Command,
+    limit: Option<Duration>,
+) -> Result<Running, AgentError> {
     let config = ProcessConfig {
         cmd: command.cmd,
         args: command.args,
@@ -118,9 +122,10 @@ pub(crate) async fn start(guest: &Guest, command: Command, limit: Option<Duratio
             }
         }
     };
-    let late = || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
+    let late =
+        || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
     let started = tokio::time::timeout(START, starting).await.map_err(|_| late())?;
-    let (mut stream, pid) = started.map_err(refused)?;
+    let (mut stream, pid) = started.map_err(|error| refused(&error))?;
 
     let (sender, events) = mpsc::channel(PENDING);
     let guest = guest.clone();
@@ -152,12 +157,13 @@ pub(crate) async fn start(guest: &Guest, command: Command, limit: Option<Duratio
             let event = match message {
                 Ok(Some(message)) => message.to_owned_message().event.into_option().and_then(|e| e.event),
                 Ok(None) => {
-                    let lost = ConnectError::unavailable("the command's stream ended without its exit status");
-                    let _ = sender.send(Event::Lost(refused(lost))).await;
+                    let lost =
+                        ConnectError::unavailable("the command's stream ended without its exit status");
+                    let _ = sender.send(Event::Lost(refused(&lost))).await;
                     return;
                 }
                 Err(error) => {
-                    let _ = sender.send(Event::Lost(refused(error))).await;
+                    let _ = sender.send(Event::Lost(refused(&error))).await;
                     return;
                 }
             };
@@ -181,17 +187,27 @@ pub(crate) async fn start(guest: &Guest, command: Command, limit: Option<Duratio
 }
 
 async fn kill(guest: &Guest, pid: u32) {
-    let selector = ProcessSelector { selector: Some(process_selector::Selector::Pid(pid)), ..Default::default() };
-    let request =
-        SendSignalRequest { process: selector.into(), signal: Signal::SIGNAL_SIGKILL.into(), ..Default::default() };
-    let sent = tokio::time::timeout(KILL, guest.processes.send_signal_with_options(request, guest.options("")));
+    let selector =
+        ProcessSelector { selector: Some(process_selector::Selector::Pid(pid)), ..Default::default() };
+    let request = SendSignalRequest {
+        process: selector.into(),
+        signal: Signal::SIGNAL_SIGKILL.into(),
+        ..Default::default()
+    };
+    let sent =
+        tokio::time::timeout(KILL, guest.processes.send_signal_with_options(request, guest.options("")));
     if let Ok(Err(error)) = sent.await {
         tracing::debug!(%error, pid, "an overdue command could not be killed");
     }
 }
 
 /// Runs a command to its end; at most `max` bytes of each output are kept.
-pub(crate) async fn run(guest: &Guest, command: Command, limit: Duration, max: usize) -> Result<Finished, AgentError> {
+pub(crate) async fn run(
+    guest: &Guest,
+    command: Command,
+    limit: Duration,
+    max: usize,
+) -> Result<Finished, AgentError> {
     let mut running = start(guest, command, Some(limit)).await?;
     let mut finished = Finished::default();
     while let Some(event) = running.events.recv().await {

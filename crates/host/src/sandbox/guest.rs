@@ -130,7 +130,9 @@ impl Guest {
         });
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
         let mut request = self.request(Method::POST, "/init", body)?;
-        request.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
         let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
         checked(response).await.map(drop)
@@ -197,9 +199,12 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
     if status.is_success() {
         return Ok(response);
     }
-    let text = tokio::time::timeout(ANSWER, http_body_util::Limited::new(response.into_body(), ERROR_TEXT).collect())
-        .await
-        .map_err(|_| overdue())?;
+    let text = tokio::time::timeout(
+        ANSWER,
+        http_body_util::Limited::new(response.into_body(), ERROR_TEXT).collect(),
+    )
+    .await
+    .map_err(|_| overdue())?;
     let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let message = serde_json::from_slice::<serde_json::Value>(&text)
         .ok()

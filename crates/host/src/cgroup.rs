@@ -1,0 +1,127 @@
+//! A control group per microVM: bounds on the memory and the tasks of its VMM, whatever the guest does to it.
+//!
+//! Version 2 where its controllers are in use, else version 1. A machine with neither runs VMMs without;
+//! memory and CPUs of the guest are bounded by the VMM itself then.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// All of ours are below a group of this name.
+const NAME: &str = "wrenn";
+/// What QEMU needs beyond the guest's memory: its translated code above all.
+const OVERHEAD_MB: u64 = 1536;
+/// Threads of QEMU beyond one per virtual CPU.
+const TASKS: u32 = 256;
+/// A group empties shortly after its last process.
+const EMPTY: Duration = Duration::from_millis(20);
+const TRIES: usize = 50;
+
+/// The directory in which groups of a controller are made, with its file names.
+struct Hierarchy {
+    dir: PathBuf,
+    file: &'static str,
+    limit: String,
+}
+
+fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
+    let memory = ((memory_mb + OVERHEAD_MB) << 20).to_string();
+    let tasks = (TASKS + vcpus).to_string();
+    let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
+    if has("memory") && has("pids") {
+        let dir = root.join(NAME);
+        return vec![
+            Hierarchy { dir: dir.clone(), file: "memory.max", limit: memory },
+            Hierarchy { dir, file: "pids.max", limit: tasks },
+        ];
+    }
+    let first = [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", tasks)];
+    first
+        .into_iter()
+        .filter(|(controller, ..)| root.join(controller).join("cgroup.procs").exists())
+        .map(|(controller, file, limit)| Hierarchy { dir: root.join(controller).join(NAME), file, limit })
+        .collect()
+}
+
+/// In version 2 a controller is passed down explicitly.
+fn pass_down(dir: &Path) -> io::Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    if file.exists() { fs::write(file, "+memory +pids") } else { Ok(()) }
+}
+
+fn confine_below(root: &Path, id: &str, pid: i32, memory_mb: u64, vcpus: u32) -> io::Result<()> {
+    for Hierarchy { dir, file, limit } in hierarchies(root, memory_mb, vcpus) {
+        pass_down(root)?;
+        fs::create_dir_all(&dir)?;
+        pass_down(&dir)?;
+        let group = dir.join(id);
+        fs::create_dir_all(&group)?;
+        fs::write(group.join(file), limit)?;
+        fs::write(group.join("cgroup.procs"), pid.to_string())?;
+    }
+    Ok(())
+}
+
+fn groups(root: &Path, id: &str) -> [PathBuf; 3] {
+    ["", "memory", "pids"].map(|controller| root.join(controller).join(NAME).join(id))
+}
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Puts a VMM into a group of its own. The group's name is the sandbox's id, so the journal knows it.
+pub(crate) fn confine(id: &str, pid: i32, memory_mb: u64, vcpus: u32) -> io::Result<()> {
+    confine_below(Path::new(ROOT), id, pid, memory_mb, vcpus)
+}
+
+/// Removes the group of a VMM that has ended; none is fine.
+pub(crate) fn remove(id: &str) -> io::Result<()> {
+    for group in groups(Path::new(ROOT), id) {
+        for left in (0..TRIES).rev() {
+            match fs::remove_dir(&group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {
+                    std::thread::sleep(EMPTY)
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                result => {
+                    result?;
+                    break;
+                }
+            }
+        }
+        // The common parent goes with its last group.
+        if let Some(parent) = group.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+/// Groups that are there, by path.
+pub(crate) fn present() -> Vec<PathBuf> {
+    let parents = groups(Path::new(ROOT), "").map(|path| path.components().collect::<PathBuf>());
+    let entries = parents.iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_is_preferred_and_version_1_taken_where_it_is_all_there_is() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert!(hierarchies(root.path(), 512, 1).is_empty(), "no control groups");
+        fs::create_dir_all(root.path().join("memory")).expect("made");
+        fs::write(root.path().join("memory/cgroup.procs"), "").expect("written");
+        let first = hierarchies(root.path(), 512, 1);
+        assert_eq!(first.len(), 1);
+        assert_eq!(first[0].limit, (2048_u64 << 20).to_string());
+        assert!(first[0].dir.ends_with("memory/wrenn"));
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").expect("written");
+        let files: Vec<_> = hierarchies(root.path(), 512, 1).iter().map(|one| one.file).collect();
+        assert_eq!(files, ["memory.max", "pids.max"]);
+    }
+}
