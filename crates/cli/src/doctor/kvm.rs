@@ -35,8 +35,8 @@ fn driver(config: &Config, probe: &Probe) -> Driver {
         Some("tcg") => (Accel::Tcg, "agent.driver says so".to_owned()),
         _ => probe.choose(),
     };
-    let name = if accel == Accel::Kvm { "kvm" } else { "tcg" };
-    Driver { name: name.to_owned(), reason }
+    let accelerator = if accel == Accel::Kvm { "kvm" } else { "tcg" };
+    Driver { name: "qemu", accelerator, reason }
 }
 
 fn check(probe: &Probe, driver: &Driver) -> Check {
@@ -46,7 +46,7 @@ fn check(probe: &Probe, driver: &Driver) -> Check {
     if probe.usable {
         return Check::ok("kvm", detail);
     }
-    if driver.name == "kvm" {
+    if driver.accelerator == "kvm" {
         let remedy = "set agent.driver to auto or tcg, or use a machine with working KVM";
         return Check::fail("kvm", detail, remedy);
     }

@@ -49,7 +49,9 @@ impl Check {
 /// How guests would be run.
 #[derive(Debug, Serialize)]
 struct Driver {
-    name: String,
+    name: &'static str,
+    /// `kvm`, or `tcg`: emulation.
+    accelerator: &'static str,
     reason: String,
 }
 
@@ -91,7 +93,7 @@ impl Report {
                 lines.push(format!("{:25}→ {}", "", check.remedy));
             }
         }
-        lines.push(format!("\ndriver: {} ({})", self.driver.name, self.driver.reason));
+        lines.push(format!("\ndriver: {} with {} ({})", self.driver.name, self.driver.accelerator, self.driver.reason));
         let verdict = if self.ok { "Wrenn can run here." } else { "Wrenn cannot run here yet: see FAIL." };
         lines.push(verdict.to_owned());
         lines.join("\n")

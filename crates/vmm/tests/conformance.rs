@@ -1,4 +1,4 @@
-//! The probe on this machine, and the life of a microVM with the real guest kernel.
+//! What every driver must do, tried on each that runs here with the real guest kernel; and the probe.
 #![allow(clippy::unwrap_used)]
 
 use std::{path::PathBuf, time::Duration};
@@ -38,6 +38,15 @@ fn spec(dir: &tempfile::TempDir) -> BootSpec {
     }
 }
 
+/// Every driver that runs on this machine.
+async fn drivers() -> Vec<Box<dyn Vmm>> {
+    let mut drivers: Vec<Box<dyn Vmm>> = vec![Box::new(Qemu::new(&program(), Accel::Tcg).unwrap())];
+    if probe::probe_kvm(&program(), &share("vmlinuz"), probe::PROBE_LIMIT).await.usable {
+        drivers.push(Box::new(Qemu::new(&program(), Accel::Kvm).unwrap()));
+    }
+    drivers
+}
+
 async fn console_grows(vm: &dyn MicroVm, limit: Duration) -> bool {
     let length = vm.console(1 << 20).await.len();
     let grown = async {
@@ -59,9 +68,14 @@ async fn the_probe_says_what_kvm_can_do() {
 
 #[tokio::test]
 async fn a_microvm_boots_pauses_is_adopted_and_ends() {
+    for driver in drivers().await {
+        lives(&*driver).await;
+    }
+}
+
+async fn lives(driver: &dyn Vmm) {
     let dir = tempfile::tempdir().unwrap();
-    let qemu = Qemu::new(&program(), Accel::Tcg).unwrap();
-    let vm = qemu.boot(&spec(&dir)).await.unwrap();
+    let vm = driver.boot(&spec(&dir)).await.unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", vm.process().pid)).unwrap();
     assert!(status.contains("Uid:\t65534\t65534"), "unprivileged: {status}");
     assert!(status.contains("Seccomp:\t2"), "sandboxed");
@@ -71,28 +85,33 @@ async fn a_microvm_boots_pauses_is_adopted_and_ends() {
     assert!(vm.stats().unwrap().rss_bytes > 0);
 
     let wrong = ProcessId { start_time: 1, ..vm.process() };
-    let by_dir = qemu.adopt(&spec(&dir), Some(&wrong)).await.unwrap().expect("found by its run directory");
+    let by_dir = driver.adopt(&spec(&dir), Some(&wrong)).await.unwrap().expect("found by its run directory");
     assert_eq!(by_dir.process(), vm.process());
     let elsewhere = tempfile::tempdir().unwrap();
-    assert!(qemu.adopt(&spec(&elsewhere), Some(&vm.process())).await.unwrap().is_none());
+    assert!(driver.adopt(&spec(&elsewhere), Some(&vm.process())).await.unwrap().is_none());
 
     by_dir.kill().await.unwrap();
     vm.exited().await;
     vm.kill().await.unwrap();
-    assert!(qemu.adopt(&spec(&dir), Some(&vm.process())).await.unwrap().is_none());
+    assert!(driver.adopt(&spec(&dir), Some(&vm.process())).await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn what_cannot_be_is_refused() {
+    for driver in drivers().await {
+        refuses(&*driver).await;
+    }
+}
+
+async fn refuses(driver: &dyn Vmm) {
     let dir = tempfile::tempdir().unwrap();
-    let qemu = Qemu::new(&program(), Accel::Tcg).unwrap();
     for broken in [BootSpec { vcpus: 0, ..spec(&dir) }, BootSpec { memory_mb: u32::MAX, ..spec(&dir) }] {
-        assert!(matches!(qemu.boot(&broken).await, Err(VmmError::Limit { .. })));
+        assert!(matches!(driver.boot(&broken).await, Err(VmmError::Limit { .. })));
     }
     let no_kernel = BootSpec { kernel: "/no/kernel".into(), ..spec(&dir) };
-    assert!(matches!(qemu.boot(&no_kernel).await, Err(VmmError::Missing { .. })));
+    assert!(matches!(driver.boot(&no_kernel).await, Err(VmmError::Missing { .. })));
     let bad_disk = BootSpec { disk: Some("/no/disk".into()), ..spec(&dir) };
-    let Err(VmmError::Ended { log }) = qemu.boot(&bad_disk).await.map(drop) else {
+    let Err(VmmError::Ended { log }) = driver.boot(&bad_disk).await.map(drop) else {
         panic!("it must not start")
     };
     assert!(log.contains("/no/disk"), "{log}");
