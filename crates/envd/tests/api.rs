@@ -213,6 +213,30 @@ fn output_is_complete_to_the_last_byte() {
     }
 }
 
+/// A pipe holds 64 KiB, so each of these has ended before all of its output was read.
+#[test]
+fn thousands_of_short_commands_lose_no_byte() {
+    let envd = Envd::start();
+    thread::scope(|scope| {
+        for way in 0..4 {
+            let envd = &envd;
+            scope.spawn(move || {
+                for number in (way..6000).step_by(4) {
+                    let run = envd.sh(&format!("printf %065536d {number}")).finish();
+                    let wanted = format!("{}{number:05}", "0".repeat(65531));
+                    let same = run.stdout.iter().zip(wanted.as_bytes()).take_while(|(a, b)| a == b).count();
+                    assert_eq!(
+                        (same, run.stdout.len()),
+                        (65536, 65536),
+                        "command {number}: right, all bytes"
+                    );
+                    assert_eq!(run.end["exitCode"].as_i64().unwrap_or_default(), 0, "{}", run.end);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn output_larger_than_the_buffer_is_not_lost_to_a_reading_client() {
     let run = Envd::start().sh("head -c 8000000 /dev/zero").finish();

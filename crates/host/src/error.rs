@@ -50,7 +50,7 @@ impl From<DiskError> for AgentError {
         match &error {
             DiskError::UnknownImage(name) => Self::new(
                 ErrorCode::NotFound,
-                format!("there is no template {name:?} on the host: use one of GET /v1/templates"),
+                format!("there is no template {name:?} on the host: use another, or build it there"),
             ),
             DiskError::InvalidName(_) | DiskError::TooSmall { .. } => {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())

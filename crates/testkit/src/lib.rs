@@ -2,9 +2,13 @@
 //! its public API, and a record of what exists in the kernel before and after.
 
 mod api;
+mod events;
+mod processes;
 mod resources;
 mod stack;
 
 pub use api::{Api, Reply};
+pub use events::{Event, Events};
+pub use processes::{Frozen, Process, processes};
 pub use resources::Resources;
-pub use stack::{Stack, wait_until};
+pub use stack::{Setup, Stack, wait_until};

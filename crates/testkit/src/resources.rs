@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
+use crate::processes;
+
 /// Links, mounts, loop devices, packet filters and processes that a Wrenn could have left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
@@ -24,32 +26,29 @@ fn entries(dir: &str) -> BTreeSet<String> {
 }
 
 /// Processes whose command line names `state_dir`.
-fn processes(state_dir: &Path) -> BTreeSet<String> {
+fn processes_of(state_dir: &Path) -> BTreeSet<String> {
     let needle = state_dir.to_string_lossy().into_owned();
-    entries("/proc")
-        .into_iter()
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        .filter_map(|pid| {
-            let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-            let text = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            text.contains(&needle).then(|| format!("{pid} {text}"))
-        })
-        .collect()
+    let all = processes().into_iter().map(|process| (process.pid, process.args.join(" ")));
+    let ours = all.filter(|(_, text)| text.contains(&needle));
+    ours.map(|(pid, text)| format!("{} {text}", pid.as_raw_nonzero())).collect()
 }
 
 impl Resources {
-    /// Takes stock; processes are those that have to do with `state_dir`.
+    /// Takes stock; mounts, loop devices and processes are those that have to do with `state_dir`.
     pub fn now(state_dir: &Path) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let needle = state_dir.to_string_lossy();
+        let ours = |text: &str| text.contains(&*needle);
+        let backing = |name: &String| {
+            fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file"))
+                .unwrap_or_default()
+        };
         Self {
             links: entries("/sys/class/net"),
-            mounts: mounts.lines().map(str::to_owned).collect(),
-            loops: entries("/sys/block")
-                .into_iter()
-                .filter(|name| Path::new("/sys/block").join(name).join("loop/backing_file").exists())
-                .collect(),
+            mounts: mounts.lines().filter(|line| ours(line)).map(str::to_owned).collect(),
+            loops: entries("/sys/block").into_iter().filter(|name| ours(&backing(name))).collect(),
             tables: lines("nft", &["list", "tables"]),
-            processes: processes(state_dir),
+            processes: processes_of(state_dir),
         }
     }
 

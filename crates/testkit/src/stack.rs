@@ -3,15 +3,25 @@
 use std::{
     env, fs,
     net::TcpListener,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
-use crate::{Api, Resources};
+use crate::{Api, Process, Resources, processes};
+
+/// How a Wrenn for tests differs from one as users start it.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// More variables of its environment.
+    pub env: Vec<(String, String)>,
+    /// Files that each of its processes may have open.
+    pub open_files: Option<u64>,
+}
 
 /// A running Wrenn; dropping it does not stop it, [`Stack::stop`] does.
 #[derive(Debug)]
@@ -20,6 +30,8 @@ pub struct Stack {
     pub state_dir: PathBuf,
     /// A client with the team's key.
     pub api: Api,
+    /// Where fault points are armed.
+    pub faults: PathBuf,
     before: Resources,
     up: Child,
     home: tempfile::TempDir,
@@ -59,21 +71,37 @@ pub async fn wait_until<T>(
 impl Stack {
     /// Starts a Wrenn with a fresh state directory and waits until it serves.
     pub async fn start() -> Result<Self> {
+        Self::start_with(Setup::default()).await
+    }
+
+    /// The same, set up in a particular way.
+    pub async fn start_with(setup: Setup) -> Result<Self> {
         // Short: unix sockets live below it.
         let home = tempfile::Builder::new().prefix("wt").tempdir_in("/tmp")?;
-        fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let state_dir = home.path().join("s");
-        let env = vec![
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
+        let (state_dir, faults) = (home.path().join("s"), home.path().join("faults"));
+        fs::create_dir(&faults)?;
+        // The unprivileged server removes what it fired.
+        fs::set_permissions(&faults, fs::Permissions::from_mode(0o777))?;
+        let mut env = vec![
             ("HOME".to_owned(), home.path().display().to_string()),
             ("WRENN_STATE_DIR".to_owned(), state_dir.display().to_string()),
             ("WRENN_SERVER_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
+            ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
         ];
+        env.extend(setup.env);
         let before = Resources::now(&state_dir);
-        let up = spawn_up(&env, home.path(), &[])?;
-        let mut stack = Self { api: Api::new("", ""), state_dir, before, up, home, env };
-        stack.wait_ready().await?;
-        Ok(stack)
+        let up = spawn_up(&env, home.path(), setup.open_files)?;
+        let mut stack = Self { api: Api::new("", ""), state_dir, faults, before, up, home, env };
+        match stack.wait_ready().await {
+            Ok(()) => Ok(stack),
+            Err(error) => {
+                let logs = stack.logs();
+                let _ = stack.stop().await;
+                Err(error.context(logs))
+            }
+        }
     }
 
     /// The address of the API.
@@ -106,13 +134,13 @@ impl Stack {
         })
         .await
         .and_then(|result| result);
-        match ready {
-            Ok(api) => {
-                self.api = api;
-                Ok(())
-            }
-            Err(error) => Err(error.context(self.logs())),
-        }
+        self.api = ready?;
+        Ok(())
+    }
+
+    /// What `wrenn up` itself said.
+    pub fn up_log(&self) -> Vec<u8> {
+        fs::read(self.home.path().join("up.log")).unwrap_or_default()
     }
 
     /// The ends of all logs, for messages.
@@ -125,29 +153,98 @@ impl Stack {
         text
     }
 
-    /// The process id of the control plane (`server`) or the host agent (`agent`).
-    pub fn child(&self, subcommand: &str) -> Result<Pid> {
-        let parent = self.up.id().to_string();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-            let Some(after) = stat.rsplit(')').next() else { continue };
-            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let is_child = after.split_whitespace().nth(1) == Some(parent.as_str());
-            if is_child && cmdline.split(|&byte| byte == 0).nth(1) == Some(subcommand.as_bytes()) {
-                let pid: i32 = entry.file_name().to_string_lossy().parse()?;
-                return Pid::from_raw(pid).context("pid 0");
-            }
-        }
-        bail!("no `wrenn {subcommand}` under `wrenn up`")
+    /// What `wrenn up` runs: the control plane (`server`), the host agent (`agent`), `postgres` or
+    /// `redis-server`.
+    pub fn process(&self, name: &str) -> Result<Process> {
+        let parent = self.up.id() as i32;
+        let is_it = |process: &Process| {
+            process.parent == parent
+                && (process.program() == name || process.args.get(1).is_some_and(|arg| arg == name))
+        };
+        processes().into_iter().find(is_it).with_context(|| format!("no {name} under `wrenn up`"))
     }
 
-    /// Kills the control plane or the agent without warning and waits until another one took its place.
-    pub async fn kill_and_wait(&self, subcommand: &str) -> Result<()> {
-        let old = self.child(subcommand)?;
+    /// The process id of one of those.
+    pub fn child(&self, name: &str) -> Result<Pid> {
+        Ok(self.process(name)?.pid)
+    }
+
+    fn vmm_processes(&self) -> Vec<Process> {
+        let ours = format!("{}/", self.state_dir.join("agent/sandboxes").display());
+        let is_ours = |process: &Process| {
+            process.program().starts_with("qemu") && process.args.iter().any(|arg| arg.contains(&ours))
+        };
+        processes().into_iter().filter(is_ours).collect()
+    }
+
+    /// The VMMs' command lines.
+    pub fn vmms(&self) -> Vec<String> {
+        self.vmm_processes().into_iter().map(|process| process.args.join(" ")).collect()
+    }
+
+    /// The VMM of sandbox `id`.
+    pub fn vmm(&self, id: &str) -> Result<Pid> {
+        let names = |process: &Process| process.args.iter().any(|arg| arg.contains(id));
+        let found = self.vmm_processes().into_iter().find(names);
+        Ok(found.with_context(|| format!("{id} has no VMM"))?.pid)
+    }
+
+    /// What the agent's files, processes and control groups have of sandbox `id`, a line each.
+    pub fn remains(&self, id: &str) -> Vec<String> {
+        let agent = self.state_dir.join("agent");
+        let mut found: Vec<String> = self.vmms().into_iter().filter(|line| line.contains(id)).collect();
+        for dir in ["sandboxes", "volumes/volumes"] {
+            let Ok(entries) = fs::read_dir(agent.join(dir)) else { continue };
+            let paths = entries.flatten().map(|entry| entry.path().display().to_string());
+            found.extend(paths.filter(|path| path.contains(id)));
+        }
+        let groups = ["", "memory", "pids"].map(|controller| Path::new("/sys/fs/cgroup").join(controller));
+        let groups = groups.map(|root| root.join("wrenn").join(id));
+        found.extend(groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()));
+        found
+    }
+
+    /// Runs SQL in the private database; the answer has a line per row, fields between `|`.
+    pub fn sql(&self, statement: &str) -> Result<String> {
+        let sockets = self.state_dir.join("run/sockets");
+        let mut command = Command::new("psql");
+        command
+            .args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "wrenn", "-d", "wrenn", "-h"])
+            .arg(sockets);
+        let output = command.args(["-c", statement]).stdin(Stdio::null()).current_dir("/").output()?;
+        anyhow::ensure!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Arms a fault point, such as `agent.create.slot`: the next process that comes there is killed.
+    pub fn arm(&self, point: &str) -> Result<()> {
+        let file = fs::File::create(self.faults.join(point))?;
+        file.set_permissions(fs::Permissions::from_mode(0o666))?;
+        Ok(())
+    }
+
+    /// Takes that back.
+    pub fn disarm(&self, point: &str) {
+        let _ = fs::remove_file(self.faults.join(point));
+    }
+
+    /// Whether a fault point was armed and not reached.
+    pub fn armed(&self, point: &str) -> bool {
+        self.faults.join(point).exists()
+    }
+
+    /// Kills a part without warning and waits until another one took its place.
+    pub async fn kill_and_wait(&self, name: &str) -> Result<()> {
+        let old = self.child(name)?;
         kill_process(old, Signal::KILL)?;
-        let restarted = async || self.child(subcommand).ok().filter(|&pid| pid != old);
-        wait_until(&format!("a new {subcommand}"), Duration::from_secs(30), restarted).await?;
+        self.restarted(name, old).await?;
         self.wait_healthy().await
+    }
+
+    /// Waits until another process took the place of `old`.
+    pub async fn restarted(&self, name: &str, old: Pid) -> Result<()> {
+        let new = async || self.child(name).ok().filter(|&pid| pid != old);
+        wait_until(&format!("a new {name}"), Duration::from_secs(30), new).await.map(drop)
     }
 
     /// Waits until the API answers.
@@ -176,11 +273,19 @@ impl Stack {
     }
 }
 
-fn spawn_up(env: &[(String, String)], dir: &Path, extra: &[(&str, &str)]) -> Result<Child> {
+fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Result<Child> {
     let log = fs::File::create(dir.join("up.log"))?;
     let mut command = Command::new(program()?);
-    command.arg("up").envs(env.iter().cloned()).envs(extra.iter().copied()).current_dir(dir);
+    command.arg("up").envs(env.iter().cloned()).current_dir(dir);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    if let Some(limit) = open_files {
+        let set = move || {
+            let maximum = getrlimit(Resource::Nofile).maximum;
+            Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum })?)
+        };
+        // SAFETY: between fork and exec, only two system calls are made; nothing is allocated or locked.
+        unsafe { command.pre_exec(set) };
+    }
     command.spawn().context("cannot start wrenn up")
 }
 

@@ -1,48 +1,85 @@
-//! End to end: one Wrenn, real guests, everything through the public API and the command line. At the end
+//! End to end: a Wrenn, real guests, everything through the public API and the command line. At the end
 //! it is stopped, and nothing may be left in the kernel.
 
 mod cases;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::Runtime;
 use wrenn_testkit::Stack;
+
+/// The Wrenn that cases share; gone once it was stopped.
+type Shared = Arc<Mutex<Option<Arc<Stack>>>>;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let shared = Shared::default();
+    let with_shared = |cases: cases::Cases<cases::Case>| -> Vec<Trial> {
+        cases.into_iter().map(|(name, case)| trial(name, case, &runtime, &shared)).collect()
+    };
+    let (beside, alone) = (with_shared(cases::beside()), with_shared(cases::alone()));
+    if !arguments.list && beside.iter().chain(&alone).any(|trial| !arguments.is_filtered_out(trial)) {
+        let started = runtime.block_on(Stack::start());
+        *lock(&shared) =
+            Some(Arc::new(started.unwrap_or_else(|error| panic!("wrenn did not start: {error:#}"))));
+    }
+
     // Guests are emulated where KVM does not work: more at once only makes each slower.
     arguments.test_threads.get_or_insert(2);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let listing = arguments.list;
-    let stack = if listing { None } else { Some(start(&runtime)) };
-
-    let trials = cases::all().into_iter().map(|(name, case)| {
-        let (stack, handle) = (stack.clone(), runtime.handle().clone());
-        Trial::test(name, move || {
-            let stack = stack.ok_or_else(|| Failed::from("not started"))?;
-            handle.block_on(case(stack.clone())).map_err(|error| Failed::from(format!("{error:?}")))
-        })
+    let mut ok = run(&arguments, beside, &shared);
+    // These disturb others, so they run alone, after them.
+    arguments.test_threads = Some(1);
+    ok &= run(&arguments, alone, &shared);
+    ok &= stop(&runtime, &shared);
+    // And these need a Wrenn that is set up in a particular way.
+    let own = cases::own().into_iter().map(|(name, case)| {
+        let runtime = runtime.clone();
+        Trial::test(name, move || failed(runtime.block_on(case())))
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.collect());
-    let Some(stack) = stack else { return conclusion.exit_code() };
-    if conclusion.has_failed() {
-        eprintln!("{}", stack.logs());
-    }
-    let stack = Arc::try_unwrap(stack).expect("every case has ended");
-    // Restarts disturb others, so they run alone, after them.
-    let alone = runtime.block_on(cases::alone(stack, &arguments));
-    match alone {
-        Ok(()) => conclusion.exit_code(),
-        Err(error) => {
-            eprintln!("{error:?}");
-            ExitCode::FAILURE
-        }
-    }
+    ok &= run(&arguments, own.collect(), &shared);
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn start(runtime: &tokio::runtime::Runtime) -> Arc<Stack> {
-    match runtime.block_on(Stack::start()) {
-        Ok(stack) => Arc::new(stack),
-        Err(error) => panic!("wrenn did not start: {error:?}"),
+fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Arc<Stack>>> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(result: Result<()>) -> Result<(), Failed> {
+    result.map_err(|error| Failed::from(format!("{error:#}")))
+}
+
+fn trial(name: &'static str, case: cases::Case, runtime: &Arc<Runtime>, shared: &Shared) -> Trial {
+    let (runtime, shared) = (runtime.clone(), shared.clone());
+    Trial::test(name, move || {
+        let stack = lock(&shared).clone().ok_or("not started")?;
+        failed(runtime.block_on(case(stack)))
+    })
+}
+
+/// Stops the shared Wrenn; fails when it leaves anything.
+fn stop(runtime: &Runtime, shared: &Shared) -> bool {
+    let Some(stack) = lock(shared).take() else { return true };
+    let stopped =
+        runtime.block_on(async { Arc::into_inner(stack).context("a case still holds it")?.stop().await });
+    match stopped {
+        Ok(()) => println!("Wrenn was stopped and left nothing behind"),
+        Err(ref error) => eprintln!("Wrenn was not stopped cleanly: {error:#}"),
     }
+    stopped.is_ok()
+}
+
+fn run(arguments: &Arguments, trials: Vec<Trial>, shared: &Shared) -> bool {
+    let conclusion = libtest_mimic::run(arguments, trials);
+    if conclusion.has_failed()
+        && let Some(stack) = lock(shared).as_ref()
+    {
+        eprintln!("{}", stack.logs());
+    }
+    !conclusion.has_failed()
 }

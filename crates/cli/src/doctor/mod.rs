@@ -93,7 +93,10 @@ impl Report {
                 lines.push(format!("{:25}→ {}", "", check.remedy));
             }
         }
-        lines.push(format!("\ndriver: {} with {} ({})", self.driver.name, self.driver.accelerator, self.driver.reason));
+        lines.push(format!(
+            "\ndriver: {} with {} ({})",
+            self.driver.name, self.driver.accelerator, self.driver.reason
+        ));
         let verdict = if self.ok { "Wrenn can run here." } else { "Wrenn cannot run here yet: see FAIL." };
         lines.push(verdict.to_owned());
         lines.join("\n")

@@ -135,22 +135,29 @@ pub(crate) async fn create(
     {
         return repeat(app, team, key, &digest, first).await;
     }
-    let claimed = claim(app, team, &wanted, key.as_deref().map(|key| (key, &digest))).await?;
-    let Some((row, address)) = claimed else {
-        // Another request with this key was faster.
-        let key = key.unwrap_or_default();
-        let first = idempotency::first(&app.db, team, &key).await?;
-        let gone =
-            || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
-        return repeat(app, team, &key, &digest, first.ok_or_else(gone)?).await;
-    };
-    app.outbox.notify_one();
-    fault::point("create.inserted");
-    let task = tokio::spawn(finish(app.clone(), row, address, wanted.envs, key));
-    task.await.map_err(|error| {
+    // A client that leaves must not leave a sandbox behind that is written down and not made.
+    let task = tokio::spawn({
+        let (app, key) = (app.clone(), key.clone());
+        async move {
+            let claimed = claim(&app, team, &wanted, key.as_deref().map(|key| (key, &digest))).await?;
+            let Some((row, address)) = claimed else { return Ok(None) };
+            app.outbox.notify_one();
+            fault::point("create.inserted");
+            Ok::<_, ApiError>(Some(finish(app, row, address, wanted.envs, key).await))
+        }
+    });
+    let made = task.await.map_err(|error| {
         tracing::error!(%error, "a create died");
         ApiError::new(ErrorCode::InternalError, "the create was interrupted; look at the list of sandboxes")
-    })
+    })?;
+    if let Some(outcome) = made? {
+        return Ok(outcome);
+    }
+    // Another request with this key was faster.
+    let key = key.unwrap_or_default();
+    let first = idempotency::first(&app.db, team, &key).await?;
+    let gone = || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
+    repeat(app, team, &key, &digest, first.ok_or_else(gone)?).await
 }
 
 /// Chooses a host and writes the sandbox down, with its key; `None` when the key is taken.

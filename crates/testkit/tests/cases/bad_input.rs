@@ -110,3 +110,66 @@ pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     stack.api.remove(&id).await?;
     Ok(())
 }
+
+/// A create with a body as it is.
+async fn create_raw(stack: &Stack, kind: &str, body: Vec<u8>) -> Result<wrenn_testkit::Reply> {
+    let request = stack.api.request(Method::POST, "/v1/sandboxes").header("content-type", kind);
+    stack.api.send(request.body(body)).await
+}
+
+/// Bodies that are too large, of another kind, or no JSON.
+pub(crate) async fn bodies_that_are_not_taken(stack: Arc<Stack>) -> Result<()> {
+    let json = "application/json";
+    let large = format!(r#"{{"envs":{{"A":"{}"}}}}"#, "x".repeat(2 << 20));
+    create_raw(&stack, json, large.into_bytes()).await?.expect_error(413, "too_large")?;
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
+        let reply = create_raw(&stack, kind, b"{}".to_vec()).await?;
+        reply.expect_error(415, "unsupported_media_type").map_err(|error| error.context(kind.to_owned()))?;
+    }
+    let deep = [b"{\"envs\":".as_slice(), &b"[".repeat(100_000)].concat();
+    let closed = [b"[".repeat(5000), b"]".repeat(5000)].concat();
+    let no_text = b"{\"template\":\"\xff\xfe\"}".to_vec();
+    let half_a_pair = br#"{"template":"\ud800"}"#.to_vec();
+    let twice = br#"{"vcpus":1,"vcpus":2}"#.to_vec();
+    for body in [deep, closed, no_text, half_a_pair, twice, b"{".to_vec(), b"{} {}".to_vec(), vec![0; 64]] {
+        let begin = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        let reply = create_raw(&stack, json, body).await?;
+        reply.expect_error(400, "invalid_request").map_err(|error| error.context(begin))?;
+    }
+    // A charset is no other kind.
+    create_raw(&stack, "application/json; charset=utf-8", b"{\"vcpus\":0}".to_vec())
+        .await?
+        .expect_error(400, "invalid_request")?;
+    Ok(())
+}
+
+/// Environments up to the bound arrive, those beyond are refused.
+pub(crate) async fn environments_at_their_bounds(stack: Arc<Stack>) -> Result<()> {
+    let refused = [
+        json!({"A": "x".repeat(1 << 20)}),
+        json!({"A": "x".repeat(128 << 10)}),
+        json!({"": "x"}),
+        json!({"A=B": "x"}),
+        json!({"A": "\u{0}"}),
+        json!({"A": 1}),
+        (0..1025).map(|i| (format!("V{i}"), json!("x"))).collect::<serde_json::Map<_, _>>().into(),
+    ];
+    for envs in &refused {
+        let begin: String = envs.to_string().chars().take(60).collect();
+        let reply = stack.api.post("/v1/sandboxes", &json!({ "envs": envs })).await?;
+        reply.expect_error(400, "invalid_request").map_err(|error| error.context(begin))?;
+    }
+    let mut most: serde_json::Map<_, _> =
+        (0..1023).map(|i| (format!("V{i}"), json!(i.to_string()))).collect();
+    most.insert("LONG".to_owned(), json!("x".repeat((128 << 10) - 6)));
+    let id = stack.api.create(&json!({"envs": most, "memory_mb": 256})).await?;
+    let ran = stack.api.exec(&id, &["sh", "-c", "printf %s \"$LONG\" | wc -c; echo $V0 $V1022"]).await?;
+    anyhow::ensure!(ran["stdout"] == "131066\n0 1022\n", "{ran}");
+    let exec = format!("/v1/sandboxes/{id}/exec");
+    for envs in refused {
+        let reply = stack.api.post(&exec, &json!({"cmd": "true", "envs": envs})).await?;
+        reply.expect_error(400, "invalid_request")?;
+    }
+    stack.api.remove(&id).await?;
+    Ok(())
+}

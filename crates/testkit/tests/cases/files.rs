@@ -35,3 +35,31 @@ pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
     stack.api.remove(&id).await?;
     Ok(())
 }
+
+/// A disk that is full refuses with a code of its own, keeps what it has, and is of use again.
+pub(crate) async fn a_full_disk_of_a_guest(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"disk_size_mb": 512, "memory_mb": 256})).await?;
+    stack.api.write(&id, "kept", b"as it was".to_vec()).await?.expect(204)?;
+    let piece = vec![0x5a; 64 << 20];
+    let mut refusal = None;
+    for number in 0..8 {
+        let reply = stack.api.write(&id, &format!("piece{number}"), piece.clone()).await?;
+        if reply.status != 204 {
+            refusal = Some((number, reply));
+            break;
+        }
+    }
+    let (number, reply) = refusal.ok_or_else(|| anyhow::anyhow!("512 MiB fit on a disk of 512 MiB"))?;
+    reply.expect_error(507, "insufficient_storage")?;
+    let half = stack.api.exec(&id, &["test", "-e", &format!("piece{number}")]).await?;
+    anyhow::ensure!(half["exit_code"] == 1, "half a file was left: {half}");
+    // Replacing a file needs room for the new one: the old one must survive.
+    stack.api.write(&id, "kept", piece).await?.expect_error(507, "insufficient_storage")?;
+    let kept = stack.api.read(&id, "kept").await?.expect(200)?;
+    anyhow::ensure!(kept.bytes == b"as it was", "{} bytes", kept.bytes.len());
+    let freed = stack.api.exec(&id, &["sh", "-c", "rm piece*"]).await?;
+    anyhow::ensure!(freed["exit_code"] == 0, "{freed}");
+    stack.api.write(&id, "after", vec![1; 8 << 20]).await?.expect(204)?;
+    stack.api.remove(&id).await?;
+    Ok(())
+}

@@ -27,8 +27,14 @@ pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
 
     stack.api.remove(&id).await?;
     stack.api.remove(&id).await?;
-    let gone = stack.api.get(&path).await?.expect(200)?.json();
-    anyhow::ensure!(gone["status"] == "stopped", "{gone}");
+    stack.api.get(&path).await?.expect_error(404, "not_found")?;
+    let record = stack.api.get(&format!("/v1/capsules/{id}")).await?.expect(200)?.json();
+    anyhow::ensure!(record["status"] == "stopped", "{record}");
+    let gone = stack.api.get("/v1/sandboxes?status=stopped&limit=100").await?.expect(200)?.json();
+    anyhow::ensure!(
+        gone.as_array().into_iter().flatten().any(|sandbox| sandbox["id"] == id.as_str()),
+        "{gone}"
+    );
     let exec = stack.api.post(&format!("{path}/exec"), &json!({"cmd": "true"})).await?;
     exec.expect_error(409, "invalid_state")?;
     Ok(())

@@ -3,17 +3,32 @@
 mod bad_input;
 mod commands;
 mod crashes;
+mod events;
+mod faults;
 mod files;
+mod fleet;
+mod hosts;
+mod idempotency;
 mod lifecycle;
+mod outages;
+mod secrets;
+mod streams;
+mod support;
+mod tenants;
 
 use std::{pin::Pin, sync::Arc};
 
 use anyhow::Result;
-use libtest_mimic::Arguments;
 use wrenn_testkit::Stack;
 
+/// What a case gives.
+type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
 /// One case: it gets the shared Wrenn and cleans up what it made.
-pub(crate) type Case = fn(Arc<Stack>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
+pub(crate) type Case = fn(Arc<Stack>) -> Outcome;
+/// One that starts a Wrenn of its own, and stops it.
+pub(crate) type OwnCase = fn() -> Outcome;
+/// Cases by name.
+pub(crate) type Cases<T> = Vec<(&'static str, T)>;
 
 macro_rules! cases {
     ($($module:ident :: $name:ident),* $(,)?) => {
@@ -24,13 +39,24 @@ macro_rules! cases {
     };
 }
 
+macro_rules! own_cases {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        vec![$((
+            concat!(stringify!($module), "::", stringify!($name)),
+            (|| Box::pin($module::$name())) as OwnCase,
+        ),)*]
+    };
+}
+
 /// Cases that may run side by side.
-pub(crate) fn all() -> Vec<(&'static str, Case)> {
+pub(crate) fn beside() -> Cases<Case> {
     cases![
         bad_input::every_endpoint_wants_a_key,
         bad_input::a_create_that_cannot_be,
         bad_input::ids_of_nobody,
         bad_input::paths_that_cannot_be,
+        bad_input::bodies_that_are_not_taken,
+        bad_input::environments_at_their_bounds,
         commands::output_and_exit_status,
         commands::output_that_is_not_text,
         commands::a_timeout_kills_the_process_group,
@@ -38,27 +64,42 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         commands::the_command_line_passes_the_exit_status_on,
         files::large_files_come_back_as_they_went_in,
         files::a_file_that_is_not_there,
+        files::a_full_disk_of_a_guest,
+        idempotency::lost_answers_make_one_sandbox,
+        idempotency::leaving_interrupts_no_create,
         lifecycle::create_use_delete,
         lifecycle::a_repeated_create_makes_one_sandbox,
         lifecycle::the_disk_has_the_size_asked_for,
         lifecycle::a_guest_that_powers_off_is_an_error_that_can_be_deleted,
+        events::a_life_is_told_in_order_and_resumed_anywhere,
+        events::a_place_that_is_none_is_refused,
+        streams::output_comes_in_order,
+        streams::bytes_that_are_no_text_are_exact,
+        streams::a_closed_stream_ends_its_command,
+        streams::errors_are_frames_or_answers,
+        tenants::another_teams_sandbox_does_not_exist,
+        tenants::lists_come_in_pages,
     ]
 }
 
-/// Cases that restart parts of Wrenn, and its end.
-pub(crate) async fn alone(stack: Stack, arguments: &Arguments) -> Result<()> {
-    if arguments.filter.is_none() {
-        for (name, result) in [
-            ("crashes::the_agent", crashes::the_agent(&stack).await),
-            ("crashes::the_control_plane", crashes::the_control_plane(&stack).await),
-        ] {
-            println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-            if let Err(error) = result {
-                let logs = stack.logs();
-                stack.stop().await?;
-                return Err(error.context(logs));
-            }
-        }
-    }
-    stack.stop().await
+/// Cases that restart parts of Wrenn.
+pub(crate) fn alone() -> Cases<Case> {
+    cases![
+        crashes::the_agent,
+        crashes::the_control_plane,
+        fleet::many_survive_the_agent,
+        fleet::a_failed_one_takes_nothing_from_others,
+        fleet::one_that_died_unseen_takes_nothing_from_others,
+        outages::postgres,
+        outages::redis,
+        outages::the_host,
+        outages::a_delete_without_the_host,
+        faults::at_every_step,
+        secrets::none_in_logs_or_command_lines,
+    ]
+}
+
+/// Cases that need a Wrenn of their own.
+pub(crate) fn own() -> Cases<OwnCase> {
+    own_cases![hosts::a_full_disk, hosts::guests_that_never_boot, hosts::few_open_files]
 }

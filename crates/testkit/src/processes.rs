@@ -1,0 +1,83 @@
+//! Processes as `/proc` shows them.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// One process.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// The id of its parent.
+    pub parent: i32,
+    /// Its command line.
+    pub args: Vec<String>,
+}
+
+impl Process {
+    /// The last part of the program's path.
+    pub fn program(&self) -> &str {
+        let first = self.args.first().map_or("", String::as_str);
+        let path = first.split([' ', ':']).next().unwrap_or_default();
+        path.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// How many files it has open.
+    pub fn open_files(&self) -> Result<usize> {
+        let dir = format!("/proc/{}/fd", self.pid.as_raw_nonzero());
+        Ok(fs::read_dir(&dir).with_context(|| format!("{self:?} is gone"))?.count())
+    }
+}
+
+fn read(pid: &str) -> Option<Process> {
+    let dir = Path::new("/proc").join(pid);
+    let stat = fs::read_to_string(dir.join("stat")).ok()?;
+    // The name is in parentheses and may have any character; state and parent follow.
+    let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+    let cmdline = fs::read(dir.join("cmdline")).ok()?;
+    let args =
+        String::from_utf8_lossy(&cmdline).trim_end_matches('\0').split('\0').map(str::to_owned).collect();
+    Some(Process { pid: Pid::from_raw(pid.parse().ok()?)?, parent, args })
+}
+
+/// A process that is held still, with its children; it goes on when this is dropped.
+#[derive(Debug)]
+pub struct Frozen {
+    pids: Vec<Pid>,
+}
+
+impl Frozen {
+    /// Stops a process first, then its children, so that it starts no more of them.
+    pub fn new(pid: Pid) -> Result<Self> {
+        let mut frozen = Self { pids: vec![pid] };
+        kill_process(pid, Signal::STOP).with_context(|| format!("cannot stop {pid:?}"))?;
+        let children = processes().into_iter().filter(|process| process.parent == pid.as_raw_nonzero().get());
+        for child in children {
+            // One that ends by itself needs no stopping.
+            if kill_process(child.pid, Signal::STOP).is_ok() {
+                frozen.pids.push(child.pid);
+            }
+        }
+        Ok(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for &pid in &self.pids {
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
+}
+
+/// Every process.
+pub fn processes() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter_map(|name| read(&name))
+        .collect()
+}

@@ -1,0 +1,121 @@
+//! Commands whose output comes while they run.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use reqwest::Method;
+use serde_json::json;
+use wrenn_api::{ExecRequest, SandboxId};
+use wrenn_client::{Client, Error, ExecEvent, ExecStream};
+use wrenn_testkit::{Stack, wait_until};
+
+async fn start(stack: &Stack, id: &str, command: &[&str]) -> Result<ExecStream> {
+    let (cmd, args) = command.split_first().context("no command")?;
+    let args = args.iter().map(|&arg| arg.to_owned()).collect();
+    let request = ExecRequest { cmd: (*cmd).to_owned(), args, ..ExecRequest::default() };
+    let id: SandboxId = id.parse()?;
+    Ok(Client::new(&stack.url(), Some(stack.api.key()))?.exec_stream(id, &request).await?)
+}
+
+/// The events after the first, which must tell of the start.
+async fn rest(stream: &mut ExecStream) -> Result<Vec<ExecEvent>> {
+    let first = stream.next().await?;
+    anyhow::ensure!(matches!(first, Some(ExecEvent::Start { pid }) if pid > 1), "first came {first:?}");
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await? {
+        events.push(event);
+    }
+    Ok(events)
+}
+
+/// Start, output in the order in which it was written, exit.
+pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let script =
+        "echo one; sleep 0.5; echo two >&2; sleep 0.5; printf 'dr\\303'; sleep 0.5; printf '\\244i'; exit 7";
+    let events = rest(&mut start(&stack, &id, &["sh", "-c", script]).await?).await?;
+    let Some((ExecEvent::Exit { exit_code: 7 }, output)) = events.split_last() else {
+        anyhow::bail!("it did not end with exit 7: {events:?}")
+    };
+    let [ExecEvent::Stdout(one), ExecEvent::Stderr(two), three @ ..] = output else {
+        anyhow::bail!("not in order: {events:?}")
+    };
+    let three: Vec<u8> = three.iter().flat_map(|event| stdout(event).to_vec()).collect();
+    let text = [one.as_ref(), two.as_ref(), &three].concat();
+    anyhow::ensure!(text == "one\ntwo\ndräi".as_bytes(), "{events:?}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+fn stdout(event: &ExecEvent) -> &[u8] {
+    match event {
+        ExecEvent::Stdout(bytes) => bytes,
+        _ => &[],
+    }
+}
+
+/// Bytes without any order.
+fn noise(size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+/// 1 MiB that is no text comes back byte for byte.
+pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let content = noise(1 << 20);
+    stack.api.write(&id, "noise", content.clone()).await?.expect(204)?;
+    let events = rest(&mut start(&stack, &id, &["cat", "noise"]).await?).await?;
+    anyhow::ensure!(events.last() == Some(&ExecEvent::Exit { exit_code: 0 }), "{:?}", events.last());
+    let got: Vec<u8> = events.iter().flat_map(|event| stdout(event).to_vec()).collect();
+    let same = got.iter().zip(&content).take_while(|(a, b)| a == b).count();
+    anyhow::ensure!(got == content, "{} bytes, the first {same} are right", got.len());
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// A client that goes away takes its command along, children included.
+pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let mut stream = start(&stack, &id, &["sh", "-c", "sleep 1000 & sleep 1000; echo over"]).await?;
+    stream.next().await?;
+    let pgrep = async || stack.api.exec(&id, &["pgrep", "-c", "sleep"]).await.ok();
+    let both = async || pgrep().await.filter(|ran| ran["stdout"] == "2\n").map(drop);
+    wait_until("two processes", Duration::from_secs(15), both).await?;
+    drop(stream);
+    let mut last = None;
+    let none = async || {
+        last = pgrep().await;
+        last.as_ref().filter(|ran| ran["stdout"] == "0\n").map(drop)
+    };
+    let ended = wait_until("the end of the processes", Duration::from_secs(15), none).await;
+    ended.with_context(|| format!("pgrep says {last:?}"))?;
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// What cannot be started is told as an error with its code.
+pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    for (command, wanted) in [("no-such-command", "not_found"), ("", "invalid_request")] {
+        let mut stream = start(&stack, &id, &[command]).await?;
+        let first = stream.next().await;
+        let is_it =
+            matches!(&first, Err(Error::Api { code, message, .. }) if code == wanted && message.len() > 10);
+        anyhow::ensure!(is_it, "{command:?}: {first:?}");
+    }
+    let path = format!("/v1/sandboxes/{id}/exec/stream");
+    stack.api.get(&path).await?.expect_error(400, "invalid_request")?;
+    let other =
+        stack.api.request(Method::GET, &path).header("Connection", "Upgrade").header("Upgrade", "h2c");
+    stack.api.send(other).await?.expect_error(400, "invalid_request")?;
+    stack.api.remove(&id).await?;
+    stack.api.get(&path).await?.expect_error(409, "invalid_state")?;
+    Ok(())
+}

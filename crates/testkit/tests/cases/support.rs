@@ -1,0 +1,82 @@
+//! What several subjects need.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use wrenn_testkit::{Stack, wait_until};
+
+/// The record of a sandbox, whatever its status.
+pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
+    let reply = stack.api.get(&format!("/v1/capsules/{id}")).await.ok()?;
+    (reply.status == 200).then(|| reply.json())
+}
+
+/// Waits until a sandbox has one of these statuses, and gives its record.
+pub(crate) async fn wait_status(stack: &Stack, id: &str, statuses: &[&str], limit: u64) -> Result<Value> {
+    let mut last = Value::Null;
+    let settled = async || {
+        last = record(stack, id).await?;
+        statuses.contains(&last["status"].as_str()?).then(|| last.clone())
+    };
+    let what = format!("sandbox {id} in one of {statuses:?}");
+    let found = wait_until(&what, Duration::from_secs(limit), settled).await;
+    found.with_context(|| format!("it is last seen as {last}"))
+}
+
+/// Waits until code can run in a sandbox.
+pub(crate) async fn wait_exec(stack: &Stack, id: &str, limit: u64) -> Result<()> {
+    let path = format!("/v1/sandboxes/{id}/exec");
+    let mut last = String::new();
+    let answers = async || {
+        let reply = stack.api.post(&path, &json!({"cmd": "true"})).await.ok()?;
+        last = String::from_utf8_lossy(&reply.bytes).into_owned();
+        (reply.status == 200).then_some(())
+    };
+    let ran = wait_until(&format!("a command in {id}"), Duration::from_secs(limit), answers).await;
+    ran.with_context(|| format!("the last answer was {last}"))
+}
+
+/// The ids in the list.
+pub(crate) async fn listed(stack: &Stack) -> Result<Vec<String>> {
+    let list = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
+    let all = list.as_array().context("no list")?;
+    Ok(all.iter().filter_map(|sandbox| sandbox["id"].as_str()).map(str::to_owned).collect())
+}
+
+/// Deletes a sandbox, waits until it is stopped, and fails if the agent still has anything of it.
+pub(crate) async fn delete_wholly(stack: &Stack, id: &str) -> Result<()> {
+    stack.api.remove(id).await?;
+    wait_status(stack, id, &["stopped"], 40).await?;
+    nothing_remains(stack, id).await
+}
+
+/// Waits until the agent has nothing of a sandbox any more.
+pub(crate) async fn nothing_remains(stack: &Stack, id: &str) -> Result<()> {
+    let mut left = Vec::new();
+    let gone = async || {
+        left = stack.remains(id);
+        left.is_empty().then_some(())
+    };
+    let clean = wait_until(&format!("nothing of {id}"), Duration::from_secs(20), gone).await;
+    clean.with_context(|| format!("the agent still has {left:#?}"))
+}
+
+/// Starts a counter in the sandbox and gives its process id.
+pub(crate) async fn start_counter(stack: &Stack, id: &str) -> Result<String> {
+    let script =
+        "setsid sh -c 'while :; do date +%s%N > /tmp/beat; sleep 0.2; done' > /dev/null 2>&1 & echo $!";
+    let ran = stack.api.exec(id, &["sh", "-c", script]).await?;
+    Ok(ran["stdout"].as_str().unwrap_or_default().trim().to_owned())
+}
+
+/// The counter is the same process, and still counts.
+pub(crate) async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<()> {
+    let alive = stack.api.exec(id, &["kill", "-0", pid]).await?;
+    anyhow::ensure!(alive["exit_code"] == 0, "process {pid} is gone: {alive}");
+    let beat = async || Some(stack.api.exec(id, &["cat", "/tmp/beat"]).await.ok()?["stdout"].clone());
+    let first = beat().await;
+    let later = async || beat().await.filter(|now| Some(now) != first.as_ref());
+    wait_until("the counter counts", Duration::from_secs(20), later).await?;
+    Ok(())
+}
