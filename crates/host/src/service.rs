@@ -88,6 +88,9 @@ fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Command, Conne
     if texts.chain(given.envs.iter().flat_map(|(key, value)| [key, value])).any(|text| text.contains('\0')) {
         return Err(invalid("a NUL character cannot be part of a command"));
     }
+    if given.envs.keys().any(|name| name.is_empty() || name.contains('=')) {
+        return Err(invalid("an environment variable needs a name without '='"));
+    }
     Ok(Command {
         cmd: given.cmd,
         args: given.args,

@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use crate::processes;
 
-/// Links, mounts, loop devices, packet filters and processes that a Wrenn could have left.
+/// Links, mounts, loop devices, packet filters, control groups and processes that a Wrenn could have left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
     links: BTreeSet<String>,
     mounts: BTreeSet<String>,
     loops: BTreeSet<String>,
     tables: BTreeSet<String>,
+    control_groups: BTreeSet<String>,
     processes: BTreeSet<String>,
 }
 
@@ -23,6 +24,20 @@ fn lines(program: &str, args: &[&str]) -> BTreeSet<String> {
 fn entries(dir: &str) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Control groups of microVMs without a process: one with a process may be another Wrenn's.
+fn empty_control_groups() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for parent in ["/sys/fs/cgroup/wrenn", "/sys/fs/cgroup/memory/wrenn", "/sys/fs/cgroup/pids/wrenn"] {
+        for group in entries(parent) {
+            let path = format!("{parent}/{group}");
+            if fs::read_to_string(format!("{path}/cgroup.procs")).is_ok_and(|tasks| tasks.is_empty()) {
+                found.insert(path);
+            }
+        }
+    }
+    found
 }
 
 /// Processes whose command line names `state_dir`.
@@ -48,6 +63,7 @@ impl Resources {
             mounts: mounts.lines().filter(|line| ours(line)).map(str::to_owned).collect(),
             loops: entries("/sys/block").into_iter().filter(|name| ours(&backing(name))).collect(),
             tables: lines("nft", &["list", "tables"]),
+            control_groups: empty_control_groups(),
             processes: processes_of(state_dir),
         }
     }
@@ -59,6 +75,7 @@ impl Resources {
             ("mount", &self.mounts, &before.mounts),
             ("loop device", &self.loops, &before.loops),
             ("nftables table", &self.tables, &before.tables),
+            ("control group", &self.control_groups, &before.control_groups),
             ("process", &self.processes, &before.processes),
         ];
         let new = |(kind, now, before): (&str, &BTreeSet<String>, &BTreeSet<String>)| {

@@ -203,8 +203,7 @@ fn start_error(error: &StartError) -> ConnectError {
     let text = error.to_string();
     match error {
         StartError::Spawn(SpawnError::CommandNotFound(_)) => ConnectError::not_found(text),
-        StartError::Spawn(SpawnError::Cwd(_)) => ConnectError::not_found(text),
-        StartError::Spawn(SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
+        StartError::Spawn(SpawnError::Cwd(_) | SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
         StartError::Spawn(SpawnError::Denied { .. }) => ConnectError::permission_denied(text),
         StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany => {
             ConnectError::resource_exhausted(text)

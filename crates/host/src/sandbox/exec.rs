@@ -82,9 +82,9 @@ pub(crate) struct Finished {
 fn refused(error: &ConnectError) -> AgentError {
     let text = error.message.clone().unwrap_or_default();
     let code = match error.code {
-        // envd calls an unknown user unauthenticated.
-        Wire::NotFound | Wire::Unauthenticated => ErrorCode::NotFound,
-        Wire::InvalidArgument => ErrorCode::InvalidRequest,
+        // In envd's wire contract an unknown user is unauthenticated and an absent directory invalid. All else
+        // that could be invalid was checked before.
+        Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => ErrorCode::NotFound,
         Wire::PermissionDenied => ErrorCode::Forbidden,
         Wire::ResourceExhausted => ErrorCode::TooManyRequests,
         Wire::DeadlineExceeded => ErrorCode::Timeout,

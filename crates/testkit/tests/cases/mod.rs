@@ -10,6 +10,7 @@ mod fleet;
 mod hosts;
 mod idempotency;
 mod lifecycle;
+mod migrations;
 mod outages;
 mod secrets;
 mod streams;
@@ -77,6 +78,7 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::bytes_that_are_no_text_are_exact,
         streams::a_closed_stream_ends_its_command,
         streams::errors_are_frames_or_answers,
+        migrations::several_at_once,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
     ]
