@@ -407,7 +407,7 @@ fn files_come_back_as_written_and_a_broken_upload_leaves_the_old_one() {
     let mut stream = TcpStream::connect(&envd.address).unwrap();
     let head = format!("POST {url} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(&[1; 100_000]).unwrap();
+    stream.write_all(&vec![1; 100_000]).unwrap();
     let entries = || std::fs::read_dir(file.parent().unwrap()).unwrap().count();
     eventually("the upload has begun", || entries() == 2);
     drop(stream);

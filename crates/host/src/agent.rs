@@ -149,7 +149,7 @@ impl Agent {
         };
         let mut published = handle.published.clone();
         let settled = published.wait_for(|published| published.state != State::Starting).await;
-        let state = settled.map(|published| published.state.clone()).unwrap_or(State::Gone(None));
+        let state = settled.map_or(State::Gone(None), |published| published.state.clone());
         match state {
             State::Running => Ok(handle),
             State::Failed(error) | State::Gone(Some(error)) => Err(error),

@@ -82,7 +82,7 @@ pub(crate) fn remove(id: &str) -> io::Result<()> {
         for left in (0..TRIES).rev() {
             match fs::remove_dir(&group) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {
-                    std::thread::sleep(EMPTY)
+                    std::thread::sleep(EMPTY);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 result => {

@@ -273,11 +273,11 @@ impl Host for Service {
         ))
     }
 
-    async fn write_file<'a>(
-        &'a self,
+    async fn write_file(
+        &self,
         _ctx: RequestContext,
         mut requests: InboundStream<WriteFileRequest>,
-    ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<'a>> {
+    ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<>> {
         let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
         let Some(write_file_request::Part::Open(open)) = first else {
             return Err(invalid("the first message must carry `open`"));

@@ -179,10 +179,10 @@ async fn converse(
         match event {
             Some(Event::Start(start)) => frames.push(ToClient::Start { pid: start.pid }),
             Some(Event::Stdout(bytes)) => {
-                frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into())))
+                frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into())));
             }
             Some(Event::Stderr(bytes)) => {
-                frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())))
+                frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())));
             }
             Some(Event::End(end)) => {
                 frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));

@@ -72,11 +72,14 @@ async fn power_off(stack: &Stack, id: &str) -> Result<()> {
 /// again, must not take that network from the next owner.
 pub(crate) async fn a_failed_one_takes_nothing_from_others(stack: Arc<Stack>) -> Result<()> {
     let failed = create_many(&stack, 2).await?;
+    let t = Instant::now();
     for id in &failed {
         power_off(&stack, id).await?;
     }
+    println!("DBG off {:?}", t.elapsed());
     // More than are kept ready, so that what was given back is handed out again.
     let others = create_many(&stack, 6).await?;
+    println!("DBG six {:?}", t.elapsed());
     let all_answer = async || {
         stream::iter(&others)
             .map(|id| wait_exec(&stack, id, 10))
@@ -90,7 +93,10 @@ pub(crate) async fn a_failed_one_takes_nothing_from_others(stack: Arc<Stack>) ->
     all_answer().await.context("after a restart of the agent with a failed sandbox")?;
     delete_wholly(&stack, &failed[1]).await?;
     all_answer().await.context("after a failed sandbox of a former agent was deleted")?;
-    delete_many(&stack, &others).await
+    println!("DBG checked {:?}", t.elapsed());
+    delete_many(&stack, &others).await?;
+    println!("DBG deleted {:?}", t.elapsed());
+    Ok(())
 }
 
 /// The VMM dies while its agent is away; the sandbox is a failure that is explained, and takes nothing from

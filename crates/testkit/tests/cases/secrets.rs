@@ -15,8 +15,8 @@ fn access_token(stack: &Stack, id: &str) -> Result<String> {
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
     anyhow::ensure!(mode == 0o600, "{} can be read by others: {mode:o}", path.display());
     let text = fs::read_to_string(&path)?;
-    let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let token = entries.filter_map(|entry| entry["access_token"].as_str().map(str::to_owned)).next();
+    let mut entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let token = entries.find_map(|entry| entry["access_token"].as_str().map(str::to_owned));
     token.with_context(|| format!("no access_token in {text}"))
 }
 
