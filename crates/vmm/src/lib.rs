@@ -8,12 +8,17 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub mod firecracker;
+mod launch;
+mod limits;
+mod logs;
 pub mod probe;
 pub mod process;
 pub mod qemu;
+mod running;
 
 /// What a microVM is made of.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BootSpec {
     /// Names the microVM in process lists; letters and digits.
     pub id: String,
@@ -21,22 +26,39 @@ pub struct BootSpec {
     pub run_dir: PathBuf,
     /// The Linux kernel.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
-    pub initrd: PathBuf,
+    /// The initial RAM disk, if the kernel needs one.
+    pub initrd: Option<PathBuf>,
     /// Appended to the driver's own kernel command line.
     pub cmdline: String,
-    /// The root disk, raw, read and written as `/dev/vda`.
+    /// The root disk, a raw image file or a block device, read and written as `/dev/vda`.
     pub disk: Option<PathBuf>,
+    /// How much of the root disk's throughput it may use.
+    pub disk_rate: Rate,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
     /// The tap device to attach, with the network namespace that it is in.
     pub tap: Option<Tap>,
+    /// How much of the network's throughput it may use, in each direction.
+    pub network_rate: Rate,
+    /// Whether the memory that the guest changes is tracked, as diff snapshots need.
+    pub track_changes: bool,
     /// User and group that the VMM runs as; its files belong to it already.
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
+    /// Directories of the control groups that the VMM runs in from its first instruction.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// What a device may do in a second; `None` is without limit. A burst of one second's worth is possible.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes a second.
+    pub bytes: Option<u64>,
+    /// Requests or packets a second.
+    pub operations: Option<u64>,
 }
 
 /// A tap device in a network namespace.
@@ -70,6 +92,61 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// The most memory of one microVM in MiB.
     pub max_memory_mb: u32,
+    /// What a guest kernel has to be.
+    pub kernel: KernelImage,
+    /// Whether [`MicroVm::snapshot`] and [`Vmm::restore`] exist.
+    pub snapshots: bool,
+    /// Whether the driver itself keeps [`BootSpec::network_rate`].
+    pub network_rate: bool,
+}
+
+/// The forms of a Linux kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelImage {
+    /// `bzImage`, as distributions install it.
+    Compressed,
+    /// An ELF file with a PVH entry point (`vmlinux`).
+    Elf,
+}
+
+/// How much of the memory a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotKind {
+    /// All of it; pages that were never touched are holes.
+    Full,
+    /// What changed since the last snapshot, or since the restore; everything else is a hole.
+    Diff,
+}
+
+/// The files of a snapshot to be written. They are on the file system of the run directory, and replace what
+/// is there.
+#[derive(Debug, Clone)]
+pub struct SnapshotFiles {
+    /// Registers and devices, in the VMM's own format.
+    pub state: PathBuf,
+    /// Memory, page for page at its guest-physical offset.
+    pub memory: PathBuf,
+}
+
+/// Where the memory of a restored microVM comes from.
+#[derive(Debug, Clone)]
+pub enum MemorySource {
+    /// A file that is mapped privately.
+    File(PathBuf),
+    /// The unix socket of a page server, which gets the userfaultfd and answers its faults.
+    PageServer(PathBuf),
+}
+
+/// A snapshot to be restored. Its files can be read by the VMM's user, if only through this path.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// See [`SnapshotFiles::state`].
+    pub state: PathBuf,
+    /// Its memory.
+    pub memory: MemorySource,
+    /// Whether the guest runs at once; else it stays paused until [`MicroVm::resume`].
+    pub run: bool,
 }
 
 /// What a VMM process consumes.
@@ -102,6 +179,26 @@ pub enum VmmError {
         value: u64,
         /// What is possible.
         limit: String,
+    },
+    /// The VMM program is older than what this driver speaks.
+    #[error("{program} has version {found}, and {needed} or newer is needed: {remedy}")]
+    TooOld {
+        /// The program.
+        program: String,
+        /// Its version.
+        found: String,
+        /// What is needed.
+        needed: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A file is not what the VMM can use.
+    #[error("{what} cannot be used: {reason}")]
+    Unfit {
+        /// The thing.
+        what: &'static str,
+        /// What it is, and what it should be.
+        reason: String,
     },
     /// The VMM program or a file it needs is absent.
     #[error("{what} is missing: {remedy}")]
@@ -154,6 +251,8 @@ pub trait Vmm: Send + Sync {
     fn capabilities(&self) -> &Capabilities;
     /// Starts a microVM. Its process is a session of its own and survives the caller.
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError>;
+    /// Starts a microVM from a snapshot: same devices, same number of CPUs and amount of memory, any id.
+    async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError>;
     /// Takes up a microVM that is still running: `None` when it is gone.
     /// Without a recorded process id it is looked for by its run directory.
     async fn adopt(
@@ -172,6 +271,8 @@ pub trait MicroVm: Send + Sync {
     async fn pause(&self) -> Result<(), VmmError>;
     /// Lets the virtual CPUs run again.
     async fn resume(&self) -> Result<(), VmmError>;
+    /// Writes a snapshot of the paused microVM, which stays paused.
+    async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError>;
     /// Ends the VMM and returns when its process is gone. Repeating it is fine.
     async fn kill(&self) -> Result<(), VmmError>;
     /// Waits for the end of the VMM process. May be called any number of times.

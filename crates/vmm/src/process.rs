@@ -12,6 +12,7 @@ use std::{
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
+use sha2::{Digest, Sha256};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::ProcessId;
@@ -44,19 +45,28 @@ pub fn is_alive(id: &ProcessId) -> bool {
     identify(id.pid).as_ref() == Some(id)
 }
 
-/// Whether one of the process's arguments begins with `path` or names a file below it.
-fn mentions(pid: i32, path: &Path) -> bool {
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let needle = format!("{}/", path.display());
-    cmdline.split(|&byte| byte == 0).any(|arg| String::from_utf8_lossy(arg).contains(&needle))
+/// A short name for a run directory, for processes whose arguments do not tell where it is.
+pub(crate) fn tag(run_dir: &Path) -> String {
+    let hash = Sha256::digest(run_dir.as_os_str().as_encoded_bytes());
+    hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether the process was started with files below `run_dir` as arguments.
+/// Whether one of the process's arguments names a file below `run_dir`, or ends with its tag.
+fn mentions(pid: i32, run_dir: &Path) -> bool {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let (path, tag) = (format!("{}/", run_dir.display()), tag(run_dir));
+    cmdline
+        .split(|&byte| byte == 0)
+        .map(String::from_utf8_lossy)
+        .any(|arg| arg.contains(&path) || arg.ends_with(&tag))
+}
+
+/// Whether the process was started for `run_dir`.
 pub fn belongs_to(id: &ProcessId, run_dir: &Path) -> bool {
     is_alive(id) && mentions(id.pid, run_dir)
 }
 
-/// Looks for a process that was started with files below `run_dir` as arguments.
+/// Looks for a process that was started for `run_dir`.
 pub fn find(run_dir: &Path) -> Option<ProcessId> {
     let own = std::process::id() as i32;
     let pids =

@@ -2,18 +2,23 @@
 
 use std::{
     ffi::{CString, OsString},
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     os::{
         fd::{AsRawFd, RawFd},
-        unix::{ffi::OsStrExt, fs::OpenOptionsExt, process::CommandExt},
+        unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use super::Accel;
-use crate::{BootSpec, Tap, VmmError};
+use crate::{
+    BootSpec, Tap, VmmError,
+    launch::{self, Identity, check},
+    logs,
+    running::{failed, vmm_log},
+};
 
 /// Where QEMU finds the tap device.
 const TAP_FD: RawFd = 3;
@@ -23,16 +28,6 @@ const SOCKET_PATH_MAX: usize = 107;
 /// QEMU's control socket.
 pub(super) fn qmp_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("qmp.sock")
-}
-
-/// What the guest wrote to its console.
-pub(super) fn console_log(run_dir: &Path) -> PathBuf {
-    run_dir.join("console.log")
-}
-
-/// What QEMU itself had to say.
-pub(super) fn vmm_log(run_dir: &Path) -> PathBuf {
-    run_dir.join("vmm.log")
 }
 
 /// The arguments, in QEMU's own terms.
@@ -59,7 +54,9 @@ fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
     add("-m", format!("{}M", spec.memory_mb));
     add("-smp", spec.vcpus.to_string());
     add("-kernel", spec.kernel.display().to_string());
-    add("-initrd", spec.initrd.display().to_string());
+    if let Some(initrd) = &spec.initrd {
+        add("-initrd", initrd.display().to_string());
+    }
     add("-append", format!("console=ttyS0 quiet panic=1 reboot=t {}", spec.cmdline));
     add("-chardev", format!("file,id=console,path={run}/console.log,append=on"));
     add("-serial", "chardev:console".into());
@@ -67,7 +64,12 @@ fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
     add("-device", "virtio-rng-pci".into());
     if let Some(disk) = &spec.disk {
         let options = "format=raw,if=none,discard=unmap,detect-zeroes=unmap";
-        add("-drive", format!("id=root,file={},{options}", disk.display()));
+        let limit = |name: &str, value: Option<u64>| {
+            value.map_or(String::new(), |n| format!(",throttling.{name}={n}"))
+        };
+        let limits =
+            limit("bps-total", spec.disk_rate.bytes) + &limit("iops-total", spec.disk_rate.operations);
+        add("-drive", format!("id=root,file={},{options}{limits}", disk.display()));
         add("-device", "virtio-blk-pci,drive=root".into());
     }
     if let Some(tap) = &spec.tap {
@@ -75,10 +77,6 @@ fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
         add("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", tap.mac));
     }
     arguments
-}
-
-fn log_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// What the child needs to attach the tap device; made before the fork, where memory may be allocated.
@@ -109,10 +107,6 @@ fn tap_setup(tap: &Tap) -> io::Result<TapSetup> {
     Ok(TapSetup { netns: File::open(&tap.netns)?, request })
 }
 
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 impl TapSetup {
     /// Enters the namespace and opens the tap device at [`TAP_FD`].
     ///
@@ -135,47 +129,39 @@ impl TapSetup {
 
 /// The command that becomes the VMM: a session of its own, in the tap's namespace, as its user.
 pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Command, VmmError> {
-    let failed = |action: &str| {
-        let action = action.to_owned();
-        move |source| VmmError::Io { action, source }
-    };
     if qmp_socket(&spec.run_dir).as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the state directory's path is too long");
-        return Err(failed("place the control socket")(source));
+        return Err(failed("place the control socket", source));
     }
-    let log = log_file(&vmm_log(&spec.run_dir)).map_err(failed("open the VMM's log"))?;
-    let own = |path: &Path| std::os::unix::fs::chown(path, Some(spec.uid), Some(spec.gid));
-    own(&spec.run_dir).map_err(failed("give the run directory to the VMM's user"))?;
-    let mut tap = spec.tap.as_ref().map(tap_setup).transpose().map_err(failed("open the network slot"))?;
-    let (uid, gid) = (spec.uid, spec.gid);
+    let log = logs::open(&vmm_log(&spec.run_dir)).map_err(|e| failed("open the VMM's log", e))?;
+    let own = std::os::unix::fs::chown(&spec.run_dir, Some(spec.uid), Some(spec.gid));
+    own.map_err(|e| failed("give the run directory to the VMM's user", e))?;
+    let tap = spec.tap.as_ref().map(tap_setup).transpose();
+    let mut tap = tap.map_err(|e| failed("open the network slot", e))?;
 
     let mut command = Command::new(program);
     command.args(arguments(accel, spec)).current_dir(&spec.run_dir).env_clear();
-    command.stdin(Stdio::null()).stderr(log.try_clone().map_err(failed("open the VMM's log"))?).stdout(log);
+    let errors = log.try_clone().map_err(|e| failed("open the VMM's log", e))?;
+    command.stdin(Stdio::null()).stderr(errors).stdout(log);
+    let identity = Identity { uid: spec.uid, gid: spec.gid, group: None };
+    let mut join = launch::join_groups(&spec.cgroups).map_err(|e| failed("enter the control group", e))?;
+    let attach = move || {
+        join()?;
+        match &mut tap {
+            // SAFETY: called between fork and exec.
+            Some(tap) => unsafe { tap.attach() },
+            None => Ok(()),
+        }
+    };
     // SAFETY: only system calls; what they need was made above.
-    unsafe {
-        command.pre_exec(move || {
-            check(libc::setsid())?;
-            if let Some(tap) = &mut tap {
-                tap.attach()?;
-            }
-            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-            check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
-            if uid != 0 {
-                check(libc::setgroups(0, std::ptr::null()))?;
-                check(libc::setgid(gid))?;
-                check(libc::setuid(uid))?;
-            }
-            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-            Ok(())
-        });
-    }
+    unsafe { launch::detach(&mut command, Some(identity), attach) };
     Ok(command)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Rate;
 
     #[test]
     fn every_vm_is_sandboxed_and_named() {
@@ -183,14 +169,18 @@ mod tests {
             id: "sb1".into(),
             run_dir: "/r".into(),
             kernel: "/k".into(),
-            initrd: "/i".into(),
+            initrd: Some("/i".into()),
             cmdline: "a=b".into(),
             disk: Some("/d".into()),
+            disk_rate: Rate { bytes: Some(1 << 20), operations: None },
             vcpus: 2,
             memory_mb: 256,
             tap: Some(Tap { netns: "/n".into(), name: "tap0".into(), mac: "02:00:00:00:00:01".into() }),
+            network_rate: Rate::default(),
+            track_changes: false,
             uid: 1,
             gid: 1,
+            cgroups: Vec::new(),
         };
         let text: Vec<_> =
             arguments(Accel::Tcg, &spec).into_iter().map(|a| a.into_string().unwrap()).collect();
@@ -200,6 +190,7 @@ mod tests {
         assert_eq!(after("-m"), "256M");
         assert!(after("-append").ends_with(" a=b"));
         assert!(after("-drive").contains("file=/d,format=raw"));
+        assert!(after("-drive").ends_with(",throttling.bps-total=1048576"));
     }
 
     #[test]

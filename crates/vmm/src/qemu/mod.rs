@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BootSpec, Capabilities, MicroVm, ProcessId, Vmm, VmmError};
+use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
 
 /// How QEMU runs guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,41 +49,20 @@ impl Qemu {
         let capabilities = Capabilities {
             accelerated: accel == Accel::Kvm,
             security_boundary: accel == Accel::Kvm,
-            max_vcpus: max_vcpus(),
-            max_memory_mb: max_memory_mb(),
+            max_vcpus: limits::max_vcpus(64),
+            max_memory_mb: limits::max_memory_mb(),
+            kernel: KernelImage::Compressed,
+            snapshots: false,
+            network_rate: false,
         };
         Ok(Self { program: program.to_owned(), version, accel, capabilities })
     }
-
-    fn check(&self, spec: &BootSpec) -> Result<(), VmmError> {
-        let limits = &self.capabilities;
-        for (field, value, max) in
-            [("vcpus", spec.vcpus, limits.max_vcpus), ("memory_mb", spec.memory_mb, limits.max_memory_mb)]
-        {
-            let min = if field == "vcpus" { 1 } else { 64 };
-            if !(min..=max).contains(&value) {
-                let limit = format!("this host takes {min} to {max}");
-                return Err(VmmError::Limit { field, value: u64::from(value), limit });
-            }
-        }
-        for (what, path) in [("the guest kernel", &spec.kernel), ("the initial RAM disk", &spec.initrd)] {
-            if !path.exists() {
-                let remedy = "build the guest's files (make assets)".to_owned();
-                return Err(VmmError::Missing { what: what.to_owned(), remedy });
-            }
-        }
-        Ok(())
-    }
 }
 
-fn max_vcpus() -> u32 {
-    std::thread::available_parallelism().map_or(1, |count| count.get() as u32).clamp(1, 64) * 2
-}
-
-fn max_memory_mb() -> u32 {
-    let info = rustix::system::sysinfo();
-    let bytes = info.totalram as u64 * u64::from(info.mem_unit);
-    (bytes >> 20).min(1 << 20) as u32
+/// Snapshots of QEMU guests are not made.
+fn no_snapshots() -> VmmError {
+    let reason = "this driver makes no snapshots; use Firecracker".to_owned();
+    VmmError::Refused { action: "make or restore a snapshot", reason }
 }
 
 #[async_trait]
@@ -101,9 +80,14 @@ impl Vmm for Qemu {
     }
 
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
-        self.check(spec)?;
+        limits::check(&self.capabilities, spec)?;
+        limits::check_files(spec)?;
         let command = command::build(&self.program, self.accel, spec)?;
         Ok(Box::new(vm::start(command, spec).await?))
+    }
+
+    async fn restore(&self, _snapshot: &Snapshot, _spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        Err(no_snapshots())
     }
 
     async fn adopt(
@@ -111,7 +95,7 @@ impl Vmm for Qemu {
         spec: &BootSpec,
         process: Option<&ProcessId>,
     ) -> Result<Option<Box<dyn MicroVm>>, VmmError> {
-        let vm = vm::adopt(&spec.run_dir, process)?;
+        let vm = vm::adopt(spec, process)?;
         Ok(vm.map(|vm| Box::new(vm) as Box<dyn MicroVm>))
     }
 }

@@ -1,0 +1,234 @@
+//! The directory that Firecracker lives in, and its process.
+//!
+//! In a jail: a thread makes a mount namespace, mounts a small file system on the driver's directory, and binds
+//! into it what the microVM needs; the jailer, started by that thread, changes its root to it. Once the thread
+//! and the process are gone, so is all of it, whatever the end was. Nothing can run full or be mounted without
+//! devices, because the file system is made for the purpose.
+//!
+//! Without a jailer the same names are symbolic links in a directory below the run directory.
+//!
+//! A process namespace is not made: it would hide nothing from Firecracker that its root and its system call
+//! filters leave visible, and its process could not be found again by its arguments.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
+};
+
+use super::{Isolation, config};
+use crate::{
+    BootSpec,
+    launch::{self, Identity, check},
+    logs, process,
+    running::{console_log, own_log, spawn, vmm_log},
+};
+
+/// Firecracker's program, which the jailer copies, and some device nodes.
+const JAIL_OPTIONS: &std::ffi::CStr = c"size=16m,mode=755";
+/// Where Firecracker listens, in its directory.
+pub(super) const SOCKET: &str = "api.sock";
+
+/// Something that has a name in the jail.
+pub(super) struct Bind {
+    pub(super) name: &'static str,
+    pub(super) source: PathBuf,
+    pub(super) writable: bool,
+}
+
+impl Bind {
+    pub(super) fn read_only(name: &'static str, source: &Path) -> Self {
+        Self { name, source: source.to_owned(), writable: false }
+    }
+
+    pub(super) fn writable(name: &'static str, source: &Path) -> Self {
+        Self { name, source: source.to_owned(), writable: true }
+    }
+}
+
+/// A Firecracker to be started.
+pub(super) struct Launch {
+    pub(super) program: PathBuf,
+    pub(super) isolation: Isolation,
+    pub(super) spec: BootSpec,
+    pub(super) binds: Vec<Bind>,
+    /// The configuration to boot from, if it is to boot.
+    pub(super) config: Option<Vec<u8>>,
+}
+
+/// The jailer's name for a microVM: the sandbox's, cut, and a tag by which the process is found.
+fn jail_id(spec: &BootSpec) -> String {
+    let name: String =
+        spec.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    format!("{name}-{}", process::tag(&spec.run_dir))
+}
+
+fn explain(what: &str) -> impl FnOnce(io::Error) -> io::Error {
+    let what = what.to_owned();
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+impl Launch {
+    /// Starts the process and gives its pid. Blocks for some milliseconds.
+    pub(super) fn start(self) -> io::Result<u32> {
+        let log = logs::open(&own_log(&self.spec.run_dir)).map_err(explain("make a log"))?;
+        let (uid, gid) = (Some(self.spec.uid), Some(self.spec.gid));
+        std::os::unix::fs::chown(&self.spec.run_dir, uid, gid)?;
+        std::os::unix::fs::fchown(&log, uid, gid)?;
+        match self.isolation.clone() {
+            Isolation::Jailer { program, dir } => {
+                // The thread leaves its namespace with its end.
+                let thread = std::thread::Builder::new().name("jail".to_owned());
+                let jailed = thread.spawn(move || self.jailed(&program, &dir))?.join();
+                jailed.unwrap_or_else(|_| Err(io::Error::other("the thread that makes the jail died")))
+            }
+            Isolation::Unjailed => self.unjailed(),
+        }
+    }
+
+    /// Firecracker's arguments.
+    fn arguments(&self) -> Vec<String> {
+        let run = |name: &str| format!("{}/{name}", config::RUN);
+        let mut arguments = vec!["--api-sock".to_owned(), run(SOCKET)];
+        arguments.extend(["--log-path".to_owned(), run("log"), "--level".to_owned(), "Warn".to_owned()]);
+        if self.config.is_some() {
+            arguments.extend(["--config-file".to_owned(), config::CONFIG.to_owned()]);
+        }
+        arguments
+    }
+
+    fn streams(&self, command: &mut Command) -> io::Result<()> {
+        let (console, errors) =
+            (logs::open(&console_log(&self.spec.run_dir))?, logs::open(&vmm_log(&self.spec.run_dir))?);
+        command.env_clear().stdin(Stdio::null()).stdout(console).stderr(errors);
+        Ok(())
+    }
+
+    fn jailed(&self, jailer: &Path, dir: &Path) -> io::Result<u32> {
+        let program = fs::canonicalize(&self.program).map_err(explain("find Firecracker"))?;
+        let name =
+            program.file_name().ok_or_else(|| io::Error::other("Firecracker's program has no name"))?;
+        let id = jail_id(&self.spec);
+        // SAFETY: affects this thread alone, which ends with this function.
+        check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) })
+            .map_err(explain("make a mount namespace"))?;
+        // Opened in this namespace, and before the jail is mounted, which may be above some of them.
+        let sources =
+            self.binds.iter().map(|bind| open_path(&bind.source)).collect::<io::Result<Vec<_>>>()?;
+        // The host's mounts and unmounts reach the copy, and nothing of it reaches the host.
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        mount("wrenn-jail", dir, "tmpfs", MountFlags::NOSUID, JAIL_OPTIONS)
+            .map_err(|error| explain("mount the jail")(error.into()))?;
+        let root = dir.join(name).join(&id).join("root");
+        DirBuilder::new().recursive(true).mode(0o755).create(&root)?;
+        for (bind, source) in self.binds.iter().zip(&sources) {
+            self.bind(&root, bind, source).map_err(explain(&format!("put {:?} into the jail", bind.name)))?;
+        }
+        self.write_config(&root)?;
+
+        let mut command = Command::new(jailer);
+        command.args(["--id", &id, "--exec-file"]).arg(&program).arg("--chroot-base-dir").arg(dir);
+        command.args(["--uid", &self.spec.uid.to_string(), "--gid", &self.spec.gid.to_string()]);
+        if let Some(tap) = &self.spec.tap {
+            command.arg("--netns").arg(&tap.netns);
+        }
+        command.arg("--").args(self.arguments());
+        self.streams(&mut command)?;
+        let mut join = launch::join_groups(&self.spec.cgroups)?;
+        // SAFETY: only system calls; what they need was made above.
+        unsafe { launch::detach(&mut command, None, move || join()) };
+        spawn(command)
+    }
+
+    fn bind(&self, root: &Path, bind: &Bind, source: &File) -> io::Result<()> {
+        let (target, meta) = (root.join(bind.name), source.metadata()?);
+        if meta.file_type().is_block_device() {
+            mknodat(CWD, &target, FileType::BlockDevice, Mode::from_raw_mode(0o600), meta.rdev())?;
+            return std::os::unix::fs::chown(&target, Some(self.spec.uid), Some(self.spec.gid));
+        }
+        if meta.is_dir() {
+            fs::create_dir(&target)?
+        } else {
+            File::create(&target).map(drop)?
+        }
+        mount_bind(format!("/proc/self/fd/{}", source.as_raw_fd()), &target)?;
+        if !bind.writable {
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+            mount_remount(&target, flags, c"")?;
+        }
+        Ok(())
+    }
+
+    fn write_config(&self, root: &Path) -> io::Result<()> {
+        let Some(config) = &self.config else { return Ok(()) };
+        let path = root.join(config::CONFIG);
+        fs::write(&path, config).map_err(explain("write Firecracker's configuration"))?;
+        std::os::unix::fs::chown(&path, Some(self.spec.uid), Some(self.spec.gid))
+    }
+
+    fn unjailed(&self) -> io::Result<u32> {
+        let root = self.spec.run_dir.join("root");
+        match fs::remove_dir_all(&root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o755).create(&root)?;
+        for bind in &self.binds {
+            symlink(fs::canonicalize(&bind.source)?, root.join(bind.name))?;
+        }
+        self.write_config(&root)?;
+
+        let mut command = Command::new(&self.program);
+        command.arg("--id").arg(jail_id(&self.spec)).args(self.arguments()).current_dir(&root);
+        self.streams(&mut command)?;
+        let netns = self.spec.tap.as_ref().map(|tap| File::open(&tap.netns)).transpose()?;
+        let kvm = fs::metadata("/dev/kvm").ok().map(|meta| meta.gid());
+        let identity = Identity { uid: self.spec.uid, gid: self.spec.gid, group: kvm };
+        let mut join = launch::join_groups(&self.spec.cgroups)?;
+        let enter = move || {
+            join()?;
+            match &netns {
+                // SAFETY: the descriptor is open.
+                Some(netns) => check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop),
+                None => Ok(()),
+            }
+        };
+        // SAFETY: only system calls; what they need was made above.
+        unsafe { launch::detach(&mut command, Some(identity), enter) };
+        spawn(command)
+    }
+}
+
+/// A handle of a file of any kind, to bind it by.
+fn open_path(path: &Path) -> io::Result<File> {
+    let opened = File::options().read(true).custom_flags(libc::O_PATH).open(path);
+    opened.map_err(explain(&String::from_utf8_lossy(path.file_name().unwrap_or_default().as_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jail_is_named_as_the_jailer_allows_and_found_by_its_run_directory() {
+        let id = |id: &str, dir: &str| {
+            jail_id(&BootSpec { id: id.into(), run_dir: dir.into(), ..BootSpec::default() })
+        };
+        let long = id(&"sb_0".repeat(40), "/var/lib/wrenn/agent/sandboxes/x/run");
+        assert!(long.len() <= 64 && long.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{long}");
+        assert_ne!(id("a", "/one"), id("a", "/two"));
+    }
+}

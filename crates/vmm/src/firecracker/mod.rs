@@ -1,0 +1,121 @@
+//! Firecracker: the production driver. Each microVM is a process in a jail of its own, made by Firecracker's
+//! jailer, in which every file has the same name whatever the sandbox: a snapshot restores under any id.
+
+mod api;
+mod arch;
+mod config;
+mod jail;
+mod version;
+mod vm;
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+
+use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
+
+/// The program's usual name.
+pub const PROGRAM: &str = "firecracker";
+/// Its jailer's usual name.
+pub const JAILER: &str = "jailer";
+
+/// How Firecracker is kept from the host.
+#[derive(Debug, Clone)]
+pub enum Isolation {
+    /// By the jailer: own user, root directory, namespaces, no device but those it needs.
+    Jailer {
+        /// The jailer's program, of the same release.
+        program: PathBuf,
+        /// An empty directory of the agent alone. Jails are mounted on it in namespaces of their own, so that
+        /// nothing is ever seen or left in it.
+        dir: PathBuf,
+    },
+    /// By its user id and its system call filters alone. Not fit for hostile code.
+    Unjailed,
+}
+
+/// The Firecracker driver.
+#[derive(Debug)]
+pub struct Firecracker {
+    program: PathBuf,
+    version: String,
+    isolation: Isolation,
+    capabilities: Capabilities,
+}
+
+impl Firecracker {
+    /// Finds the programs and checks their versions. Blocks for some milliseconds.
+    pub fn new(program: &Path, isolation: Isolation) -> Result<Self, VmmError> {
+        let version = version::of_firecracker(program)?;
+        if let Isolation::Jailer { program: jailer, .. } = &isolation {
+            version::check_jailer(jailer, &version)?;
+        }
+        let capabilities = Capabilities {
+            accelerated: true,
+            security_boundary: matches!(isolation, Isolation::Jailer { .. }),
+            max_vcpus: limits::max_vcpus(32),
+            max_memory_mb: limits::max_memory_mb(),
+            kernel: KernelImage::Elf,
+            snapshots: true,
+            network_rate: true,
+        };
+        Ok(Self { program: program.to_owned(), version, isolation, capabilities })
+    }
+}
+
+/// Whether this process may use KVM.
+fn check_kvm() -> Result<(), VmmError> {
+    let Err(error) = File::options().read(true).write(true).open("/dev/kvm") else { return Ok(()) };
+    if error.kind() == io::ErrorKind::NotFound {
+        let remedy = "load the kernel's KVM module (modprobe kvm-intel or kvm-amd); on a cloud machine enable nested \
+                      virtualisation";
+        return Err(VmmError::Missing { what: "/dev/kvm".to_owned(), remedy: remedy.to_owned() });
+    }
+    let reason = format!("{error}; run the agent as root, or add its user to the group that owns the device");
+    Err(VmmError::Unfit { what: "/dev/kvm", reason })
+}
+
+fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError> {
+    limits::check(can, spec)?;
+    check_kvm()
+}
+
+#[async_trait]
+impl Vmm for Firecracker {
+    fn name(&self) -> &'static str {
+        "firecracker"
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        check(&self.capabilities, spec)?;
+        limits::check_files(spec)?;
+        arch::check_kernel(&spec.kernel)?;
+        Ok(Box::new(vm::boot(&self.program, &self.isolation, spec).await?))
+    }
+
+    async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        check(&self.capabilities, spec)?;
+        Ok(Box::new(vm::restore(&self.program, &self.isolation, snapshot, spec).await?))
+    }
+
+    async fn adopt(
+        &self,
+        spec: &BootSpec,
+        process: Option<&ProcessId>,
+    ) -> Result<Option<Box<dyn MicroVm>>, VmmError> {
+        let vm = vm::adopt(spec, process)?;
+        Ok(vm.map(|vm| Box::new(vm) as Box<dyn MicroVm>))
+    }
+}

@@ -1,0 +1,269 @@
+//! One Firecracker microVM.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use hyper::Method;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Isolation,
+    api::{CALL_LIMIT, call},
+    config::{self, DRIVE_ID, INTERFACE_ID, rate_limiter},
+    jail::{Bind, Launch, SOCKET},
+};
+use crate::{
+    BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
+    running::{Running, failed},
+};
+
+/// How long Firecracker may take until it answers; emulated machines take seconds.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How often it is asked meanwhile.
+const START_POLL: Duration = Duration::from_millis(1);
+/// The least throughput that a disk may have when a snapshot is written, in MiB a second.
+const WRITE_RATE: u64 = 50;
+/// Where Firecracker writes a snapshot in its run directory before it gets its name.
+const NEW_STATE: &str = "state.new";
+const NEW_MEMORY: &str = "memory.new";
+
+/// A Firecracker process and its files.
+pub(super) struct FirecrackerVm {
+    running: Running,
+    memory_mb: u32,
+}
+
+fn binds(spec: &BootSpec) -> Vec<Bind> {
+    let mut binds = vec![Bind::writable(config::RUN, &spec.run_dir)];
+    binds.extend(spec.disk.as_ref().map(|disk| Bind::writable(config::DISK, disk)));
+    binds
+}
+
+async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
+    let (run_dir, memory_mb) = (launch.spec.run_dir.clone(), launch.spec.memory_mb);
+    let socket = run_dir.join(SOCKET);
+    let running = Running::start(&run_dir, move || {
+        // A former Firecracker of this directory leaves its socket, which the next one would not replace.
+        match fs::remove_file(socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        launch.start()
+    })
+    .await?;
+    Ok(FirecrackerVm { running, memory_mb })
+}
+
+/// Boots a microVM and waits until its guest runs.
+pub(super) async fn boot(
+    program: &Path,
+    isolation: &Isolation,
+    spec: &BootSpec,
+) -> Result<FirecrackerVm, VmmError> {
+    let mut binds = binds(spec);
+    binds.push(Bind::read_only(config::KERNEL, &spec.kernel));
+    binds.extend(spec.initrd.as_ref().map(|initrd| Bind::read_only(config::INITRD, initrd)));
+    let config = Some(config::file(spec).to_string().into_bytes());
+    let launch = Launch {
+        program: program.to_owned(),
+        isolation: isolation.clone(),
+        spec: spec.clone(),
+        binds,
+        config,
+    };
+    let vm = start(launch).await?;
+    let outcome = vm.wait_for("Running").await;
+    vm.or_killed(outcome).await
+}
+
+/// Starts a microVM from a snapshot.
+pub(super) async fn restore(
+    program: &Path,
+    isolation: &Isolation,
+    snapshot: &Snapshot,
+    spec: &BootSpec,
+) -> Result<FirecrackerVm, VmmError> {
+    let mut binds = binds(spec);
+    binds.push(Bind::read_only(config::STATE, &snapshot.state));
+    binds.push(match &snapshot.memory {
+        MemorySource::File(file) => Bind::read_only(config::MEMORY, file),
+        MemorySource::PageServer(socket) => Bind::writable(config::PAGES, socket),
+    });
+    let missing = binds.iter().find(|bind| !bind.source.exists());
+    if let Some(Bind { name, .. }) = missing {
+        let remedy = "the snapshot is incomplete; take another one".to_owned();
+        return Err(VmmError::Missing { what: format!("the snapshot's {name}"), remedy });
+    }
+    let (isolation, program) = (isolation.clone(), program.to_owned());
+    let vm = start(Launch { program, isolation, spec: spec.clone(), binds, config: None }).await?;
+    let outcome = vm.load(snapshot, spec).await;
+    vm.or_killed(outcome).await
+}
+
+/// Takes up a Firecracker that runs already.
+pub(super) fn adopt(
+    spec: &BootSpec,
+    recorded: Option<&ProcessId>,
+) -> Result<Option<FirecrackerVm>, VmmError> {
+    let running = Running::adopt(&spec.run_dir, recorded)?;
+    Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
+}
+
+impl FirecrackerVm {
+    /// What has not started is not left behind.
+    async fn or_killed(self, outcome: Result<(), VmmError>) -> Result<Self, VmmError> {
+        match outcome {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.running.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Value,
+        action: &'static str,
+    ) -> Result<Value, VmmError> {
+        call(self.running.run_dir(), (method, path), &body, action, CALL_LIMIT).await
+    }
+
+    /// Waits until Firecracker answers and says that its microVM is in `state`.
+    async fn wait_for(&self, state: &str) -> Result<(), VmmError> {
+        let begin = Instant::now();
+        loop {
+            self.running.check_alive().await?;
+            let answer = self.call(Method::GET, "/", Value::Null, "start").await;
+            if answer.is_ok_and(|info| info["state"] == state) {
+                return Ok(());
+            }
+            if begin.elapsed() > START_LIMIT {
+                return Err(VmmError::Deadline { action: "start", limit: START_LIMIT });
+            }
+            sleep(START_POLL).await;
+        }
+    }
+
+    async fn load(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<(), VmmError> {
+        self.wait_for("Not started").await?;
+        let (kind, path) = match &snapshot.memory {
+            MemorySource::File(_) => ("File", config::MEMORY),
+            MemorySource::PageServer(_) => ("Uffd", config::PAGES),
+        };
+        let body = json!({
+            "snapshot_path": config::STATE,
+            "mem_backend": { "backend_type": kind, "backend_path": path },
+            "enable_diff_snapshots": spec.track_changes,
+            "resume_vm": false,
+        });
+        self.call(Method::PUT, "/snapshot/load", body, "load the snapshot").await?;
+        self.set_rates(spec).await?;
+        if snapshot.run { self.resume().await } else { Ok(()) }
+    }
+
+    /// The snapshot carries the limits of the microVM that it was taken of.
+    async fn set_rates(&self, spec: &BootSpec) -> Result<(), VmmError> {
+        let action = "set the devices' rates";
+        if spec.disk.is_some() {
+            let body = json!({ "drive_id": DRIVE_ID, "rate_limiter": rate_limiter(spec.disk_rate) });
+            self.call(Method::PATCH, &format!("/drives/{DRIVE_ID}"), body, action).await?;
+        }
+        if spec.tap.is_some() {
+            let limiter = rate_limiter(spec.network_rate);
+            let body =
+                json!({ "iface_id": INTERFACE_ID, "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
+            self.call(Method::PATCH, &format!("/network-interfaces/{INTERFACE_ID}"), body, action).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_state(&self, state: &str, action: &'static str) -> Result<(), VmmError> {
+        self.call(Method::PATCH, "/vm", json!({ "state": state }), action).await.map(drop)
+    }
+
+    /// How long a snapshot may take, by what there is to write.
+    fn snapshot_limit(&self) -> Duration {
+        CALL_LIMIT + Duration::from_secs(20 + u64::from(self.memory_mb) / WRITE_RATE)
+    }
+}
+
+/// Moves what Firecracker wrote to where it was asked for. What it wrote is input: only an ordinary file is
+/// taken, and it is synced before it gets its name.
+fn take(from: &Path, to: &Path) -> io::Result<()> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("the VMM wrote something else than a file"));
+    }
+    file.sync_all()?;
+    fs::rename(from, to)
+}
+
+#[async_trait]
+impl MicroVm for FirecrackerVm {
+    fn process(&self) -> ProcessId {
+        self.running.id().clone()
+    }
+
+    async fn pause(&self) -> Result<(), VmmError> {
+        self.set_state("Paused", "pause").await
+    }
+
+    async fn resume(&self) -> Result<(), VmmError> {
+        self.set_state("Resumed", "resume").await
+    }
+
+    async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError> {
+        let run_dir = self.running.run_dir().to_owned();
+        let parts = [(NEW_STATE, &files.state), (NEW_MEMORY, &files.memory)]
+            .map(|(name, to)| (run_dir.join(name), to.clone()));
+        let body = json!({
+            "snapshot_type": match kind {
+                SnapshotKind::Full => "Full",
+                SnapshotKind::Diff => "Diff",
+            },
+            "snapshot_path": format!("{}/{NEW_STATE}", config::RUN),
+            "mem_file_path": format!("{}/{NEW_MEMORY}", config::RUN),
+        });
+        let action = "write the snapshot";
+        let target = (Method::PUT, "/snapshot/create");
+        let written = call(&run_dir, target, &body, action, self.snapshot_limit()).await;
+        let taken = tokio::task::spawn_blocking(move || {
+            let moved = |_| {
+                parts.iter().try_for_each(|(from, to)| take(from, to)).map_err(|error| failed(action, error))
+            };
+            let outcome = written.and_then(moved);
+            if outcome.is_err() {
+                // Half of a snapshot is none.
+                parts.iter().for_each(|(from, _)| drop(fs::remove_file(from)));
+            }
+            outcome
+        });
+        taken.await.unwrap_or_else(|error| Err(failed(action, error.into())))
+    }
+
+    async fn kill(&self) -> Result<(), VmmError> {
+        self.running.kill().await
+    }
+
+    async fn exited(&self) -> Exit {
+        self.running.exited().await
+    }
+
+    fn stats(&self) -> Result<Stats, VmmError> {
+        self.running.stats()
+    }
+
+    async fn console(&self, max: usize) -> Vec<u8> {
+        self.running.console(max).await
+    }
+}

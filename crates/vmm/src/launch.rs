@@ -1,0 +1,88 @@
+//! What a VMM's process gives up before it becomes the VMM.
+
+use std::{
+    ffi::CString,
+    io,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
+    path::PathBuf,
+    process::Command,
+};
+
+/// The outcome of a system call.
+pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The user that a VMM runs as.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// A further group, for a device that it opens.
+    pub(crate) group: Option<u32>,
+}
+
+impl Identity {
+    /// Becomes this user, for good.
+    ///
+    /// # Safety
+    /// For the child between fork and exec: system calls only, nothing is allocated.
+    unsafe fn assume(self) -> io::Result<()> {
+        let groups = self.group.as_slice();
+        // SAFETY: the list of groups outlives the call; the others take numbers.
+        unsafe {
+            if libc::geteuid() == 0 && self.uid != 0 {
+                check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+                check(libc::setgid(self.gid))?;
+                check(libc::setuid(self.uid))?;
+            }
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a child does to enter control groups, before it becomes another program.
+pub(crate) fn join_groups(
+    groups: &[PathBuf],
+) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
+    let file = |group: &PathBuf| CString::new(group.join("cgroup.procs").as_os_str().as_bytes());
+    let files = groups.iter().map(file).collect::<Result<Vec<_>, _>>()?;
+    Ok(move || {
+        for file in &files {
+            // SAFETY: system calls on a path and a buffer that outlive them; nothing is allocated.
+            unsafe {
+                let group = check(libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+                // Zero is whoever writes it.
+                let written = libc::write(group, c"0".as_ptr().cast(), 1);
+                libc::close(group);
+                if written != 1 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Makes the command a session of its own without core dumps, which then takes `before` while it is still
+/// privileged, and becomes `identity`.
+///
+/// # Safety
+/// `before` runs between fork and exec: it may make system calls and must not allocate.
+pub(crate) unsafe fn detach(
+    command: &mut Command,
+    identity: Option<Identity>,
+    mut before: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    // SAFETY: system calls only; what they need was made before.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::setsid())?;
+            before()?;
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            check(libc::setrlimit(libc::RLIMIT_CORE, &raw const none))?;
+            identity.map_or(Ok(()), |identity| identity.assume())
+        });
+    }
+}

@@ -1,0 +1,49 @@
+//! What a microVM can be made of on this machine.
+
+use crate::{BootSpec, Capabilities, VmmError};
+
+/// The least memory of a microVM in MiB.
+const MIN_MEMORY_MB: u32 = 64;
+
+/// Twice the processors of the machine, and no more than the VMM takes.
+pub(crate) fn max_vcpus(vmm: u32) -> u32 {
+    std::thread::available_parallelism().map_or(2, |count| count.get() as u32 * 2).min(vmm)
+}
+
+/// The memory of the machine.
+pub(crate) fn max_memory_mb() -> u32 {
+    let info = rustix::system::sysinfo();
+    let bytes = info.totalram as u64 * u64::from(info.mem_unit);
+    (bytes >> 20).min(1 << 20) as u32
+}
+
+/// Whether the driver can make what was asked for.
+pub(crate) fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError> {
+    let ranges = [
+        ("vcpus", spec.vcpus, 1, can.max_vcpus),
+        ("memory_mb", spec.memory_mb, MIN_MEMORY_MB, can.max_memory_mb),
+    ];
+    for (field, value, min, max) in ranges {
+        if !(min..=max).contains(&value) {
+            let limit = format!("this host takes {min} to {max}");
+            return Err(VmmError::Limit { field, value: u64::from(value), limit });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the files are there that a boot needs.
+pub(crate) fn check_files(spec: &BootSpec) -> Result<(), VmmError> {
+    let guest = "build the guest's files (make assets)";
+    let parts = [
+        ("the guest kernel", Some(&spec.kernel), guest),
+        ("the initial RAM disk", spec.initrd.as_ref(), guest),
+        ("the root disk", spec.disk.as_ref(), "delete the sandbox and create another"),
+    ];
+    for (what, path, remedy) in parts {
+        if path.is_some_and(|path| !path.exists()) {
+            return Err(VmmError::Missing { what: what.to_owned(), remedy: remedy.to_owned() });
+        }
+    }
+    Ok(())
+}

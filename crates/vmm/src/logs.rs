@@ -1,0 +1,85 @@
+//! Log files that a VMM appends to as long as it lives: their end is read, their beginning is given up when
+//! they grow too long.
+//!
+//! They are in a directory that belongs to the VMM's user: whatever else is found in their place is not followed.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// Space is given back in units of this many bytes.
+const BLOCK: u64 = 4096;
+
+/// Opens a log for appending.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Opens a log that a VMM has had in its hands.
+fn reopen(path: &Path, write: bool) -> io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(!write).write(write).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("the log is no file")) }
+}
+
+/// The last `max` bytes of a file; nothing when it cannot be read.
+pub(crate) fn tail(path: &Path, max: u64) -> Vec<u8> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = reopen(path, false)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(max)))?;
+        let mut content = Vec::new();
+        file.take(max).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    read().unwrap_or_default()
+}
+
+/// Gives the older half of a log back that occupies more than `max` bytes. The file keeps its length, so
+/// that a writer that does not append loses nothing either.
+pub(crate) fn cap(path: &Path, max: u64) -> io::Result<()> {
+    let file = reopen(path, true)?;
+    let meta = file.metadata()?;
+    let given_up = meta.len().saturating_sub(max / 2) / BLOCK * BLOCK;
+    if meta.blocks() * 512 <= max || given_up == 0 {
+        return Ok(());
+    }
+    Ok(fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, given_up)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_followed_out_of_the_run_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, link) = (dir.path().join("secret"), dir.path().join("console.log"));
+        fs::write(&secret, "secret").unwrap();
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        assert!(tail(&link, 100).is_empty());
+        assert!(cap(&link, 0).is_err());
+    }
+
+    #[test]
+    fn a_long_log_keeps_its_end_and_gives_its_beginning_back() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let block = BLOCK as usize;
+        fs::write(file.path(), [vec![b'a'; 20 * block], vec![b'b'; 200]].concat()).unwrap();
+        let before = fs::metadata(file.path()).unwrap();
+        cap(file.path(), 8 * BLOCK).unwrap();
+        let after = fs::metadata(file.path()).unwrap();
+        assert_eq!(after.len(), before.len());
+        assert!(after.blocks() * 512 <= 8 * BLOCK, "{} blocks", after.blocks());
+        assert_eq!(tail(file.path(), 203), [vec![b'a'; 3], vec![b'b'; 200]].concat());
+        cap(file.path(), 8 * BLOCK).unwrap();
+        assert_eq!(fs::metadata(file.path()).unwrap().blocks(), after.blocks());
+    }
+}

@@ -1,0 +1,70 @@
+//! What goes wrong with Firecracker, its programs and its jail.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+use tempfile::TempDir;
+use wrenn_vmm::{
+    BootSpec, VmmError,
+    firecracker::{Firecracker, Isolation},
+};
+
+use crate::rig::{Rig, share};
+
+pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let vm = rig.boot(&dir).await;
+    std::fs::remove_file(dir.path().join("run/api.sock")).unwrap();
+    let error = vm.pause().await.unwrap_err().to_string();
+    assert!(error.contains("control socket"), "{error}");
+    vm.kill().await.unwrap();
+}
+
+fn program(dir: &TempDir, name: &str, says: &str) -> std::path::PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, format!("#!/bin/sh\necho {says}\n")).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+pub(crate) async fn old_and_unequal_programs_are_refused(rig: &Rig) {
+    let (dir, programs) = (TempDir::new().unwrap(), rig.firecracker().unwrap());
+    let absent = Firecracker::new(Path::new("/no/firecracker"), Isolation::Unjailed).unwrap_err();
+    assert!(matches!(absent, VmmError::Missing { .. }) && absent.to_string().contains("install"), "{absent}");
+    let old = program(&dir, "old-firecracker", "Firecracker v1.4.1");
+    let error = Firecracker::new(&old, Isolation::Unjailed).unwrap_err();
+    assert!(matches!(error, VmmError::TooOld { .. }) && error.to_string().contains("1.12.0"), "{error}");
+    let jailer = program(&dir, "other-jailer", "Jailer v1.13.0");
+    let isolation = Isolation::Jailer { program: jailer, dir: rig.jail_dir() };
+    let error = Firecracker::new(&programs.firecracker, isolation).unwrap_err();
+    assert!(matches!(error, VmmError::Unfit { what: "the jailer", .. }), "{error}");
+}
+
+pub(crate) async fn a_compressed_kernel_is_named(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let spec = BootSpec { kernel: share("vmlinuz"), ..rig.spec(&dir) };
+    let Err(error) = rig.driver.boot(&spec).await else { panic!("it must not start") };
+    assert!(error.to_string().contains("compressed") && error.to_string().contains("vmlinux"), "{error}");
+}
+
+/// Jails are made on a directory that cannot hold them: full, and closed to device nodes.
+pub(crate) async fn jails_need_nothing_of_their_directory(rig: &Rig) {
+    let (dir, full, programs) =
+        (TempDir::new().unwrap(), TempDir::new().unwrap(), rig.firecracker().unwrap());
+    let mount = |arguments: &[&str]| {
+        let status = Command::new("mount").args(arguments).arg(full.path()).status().unwrap();
+        assert!(status.success(), "mount {arguments:?}");
+    };
+    mount(&["-t", "tmpfs", "-o", "size=4k,nodev,noexec", "full"]);
+    std::fs::create_dir(full.path().join("jail")).unwrap();
+    let _ = std::fs::write(full.path().join("filler"), [1; 8192]);
+    let isolation = Isolation::Jailer { program: programs.jailer.clone(), dir: full.path().join("jail") };
+    let driver = Firecracker::new(&programs.firecracker, isolation).unwrap();
+    let booted = wrenn_vmm::Vmm::boot(&driver, &rig.spec(&dir)).await;
+    let killed = match &booted {
+        Ok(vm) => vm.kill().await,
+        Err(_) => Ok(()),
+    };
+    assert!(Command::new("umount").arg(full.path()).status().unwrap().success(), "nothing holds it");
+    booted.map(drop).unwrap();
+    killed.unwrap();
+}

@@ -1,0 +1,121 @@
+//! The life of one microVM, from its boot to its end.
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use wrenn_vmm::{BootSpec, ProcessId, VmmError};
+
+use crate::rig::{Rig, console_grows};
+
+pub(crate) async fn a_guest_prints_pauses_and_goes_on(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let vm = rig.boot(&dir).await;
+    vm.pause().await.unwrap();
+    let length = vm.console(1 << 20).await.len();
+    if rig.is_test_guest() {
+        let before = vm.stats().unwrap().cpu_time;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(vm.console(1 << 20).await.len(), length, "a paused guest prints nothing");
+        assert!(vm.stats().unwrap().cpu_time - before < Duration::from_millis(150), "nor does it run");
+    }
+    vm.resume().await.unwrap();
+    assert!(console_grows(&*vm, length).await, "it goes on");
+    assert!(vm.stats().unwrap().rss_bytes > 0);
+    if rig.is_test_guest() {
+        let console = vm.console(1 << 20).await;
+        assert_eq!(console[0], wrenn_testguest::STARTED);
+        assert!(!console.contains(&wrenn_testguest::BROKEN), "its memory is what it was");
+    }
+    vm.kill().await.unwrap();
+}
+
+pub(crate) async fn a_vmm_has_its_own_user_and_few_system_calls(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let vm = rig.boot(&dir).await;
+    let pid = vm.process().pid;
+    let spec = rig.spec(&dir);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ids = format!("{0}\t{0}\t{0}\t{0}", spec.uid);
+    assert!(status.contains(&format!("Uid:\t{ids}")) && status.contains(&format!("Gid:\t{ids}")), "{status}");
+    // Firecracker filters the calls of each of its threads when it is done with its start.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let filtered = |status: &str| status.contains("Seccomp:\t2");
+    assert!(
+        threads
+            .map(|task| std::fs::read_to_string(task.path().join("status")).unwrap())
+            .any(|s| filtered(&s))
+    );
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "no core dumps of guests: {core}");
+    if rig.driver.capabilities().security_boundary && rig.firecracker().is_some() {
+        let root = std::fs::read_dir(format!("/proc/{pid}/root")).unwrap().flatten();
+        let mut names: Vec<_> = root.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        let initrd = spec.initrd.is_some();
+        names.retain(|name| !(initrd && name == "initrd"));
+        assert_eq!(
+            names,
+            ["config.json", "dev", "firecracker", "firecracker.pid", "kernel", "run"],
+            "all that it sees"
+        );
+        assert!(
+            std::fs::read_dir(rig.jail_dir()).unwrap().next().is_none(),
+            "nothing of it is in the host's view"
+        );
+    }
+    vm.kill().await.unwrap();
+}
+
+pub(crate) async fn a_running_microvm_is_adopted(rig: &Rig) {
+    let (driver, dir, elsewhere) = (&rig.driver, TempDir::new().unwrap(), TempDir::new().unwrap());
+    let vm = rig.boot(&dir).await;
+    let wrong = ProcessId { start_time: 1, ..vm.process() };
+    let by_dir =
+        driver.adopt(&rig.spec(&dir), Some(&wrong)).await.unwrap().expect("found by its run directory");
+    assert_eq!(by_dir.process(), vm.process());
+    assert!(driver.adopt(&rig.spec(&elsewhere), Some(&vm.process())).await.unwrap().is_none());
+    by_dir.pause().await.unwrap();
+    by_dir.resume().await.unwrap();
+    by_dir.kill().await.unwrap();
+    vm.exited().await;
+    vm.kill().await.unwrap();
+    assert!(driver.adopt(&rig.spec(&dir), Some(&vm.process())).await.unwrap().is_none());
+}
+
+pub(crate) async fn an_end_from_outside_is_noticed(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let vm = rig.boot(&dir).await;
+    let pid = rustix::process::Pid::from_raw(vm.process().pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let exit = tokio::time::timeout(Duration::from_secs(10), vm.exited()).await.expect("noticed");
+    assert_eq!(exit.status, Some(137));
+    assert!(vm.pause().await.is_err());
+    vm.kill().await.unwrap();
+}
+
+pub(crate) async fn what_cannot_be_is_refused(rig: &Rig) {
+    let dir = TempDir::new().unwrap();
+    let spec = rig.spec(&dir);
+    for broken in [BootSpec { vcpus: 0, ..spec.clone() }, BootSpec { memory_mb: u32::MAX, ..spec.clone() }] {
+        assert!(matches!(rig.driver.boot(&broken).await, Err(VmmError::Limit { .. })));
+    }
+    let missing = [
+        BootSpec { kernel: "/no/kernel".into(), ..spec.clone() },
+        BootSpec { initrd: Some("/no/initrd".into()), ..spec.clone() },
+        BootSpec { disk: Some("/no/disk".into()), ..spec.clone() },
+    ];
+    for broken in missing {
+        let Err(error) = rig.driver.boot(&broken).await else { panic!("it must not start") };
+        assert!(matches!(error, VmmError::Missing { .. }), "{error:?}");
+        assert!(!error.to_string().contains("/no/"), "no path of the host: {error}");
+    }
+    // A disk that the VMM cannot open ends it, and its last words are told.
+    std::fs::create_dir(dir.path().join("disk")).unwrap();
+    let no_file = BootSpec { disk: Some(dir.path().join("disk")), ..spec };
+    let Err(VmmError::Ended { log }) = rig.driver.boot(&no_file).await.map(drop) else {
+        panic!("it must not start")
+    };
+    assert!(log.contains("disk"), "{log}");
+}

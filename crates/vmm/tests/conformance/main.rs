@@ -1,0 +1,84 @@
+//! What every driver must do, tried on each that runs on this machine, with the real guest kernel where one runs
+//! and with the test guest where none does; and what is particular to Firecracker.
+#![allow(clippy::unwrap_used)]
+
+mod faults;
+mod life;
+mod pages;
+mod rig;
+mod snapshots;
+
+use std::{path::Path, sync::Arc};
+
+use libtest_mimic::{Arguments, Trial};
+use wrenn_vmm::{probe, qemu::Accel};
+
+/// A test of the suite by name. It gets a driver with what it needs to start guests.
+macro_rules! case {
+    ($trials:ident, $rig:expr, $($module:ident::$case:ident),* $(,)?) => {
+        $({
+            let rig = $rig.clone();
+            let name = format!("{}::{}::{}", rig.name, stringify!($module), stringify!($case));
+            $trials.push(Trial::test(name, move || {
+                block_on($module::$case(&rig));
+                Ok(())
+            }));
+        })*
+    };
+}
+
+fn block_on(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(work);
+}
+
+async fn the_probe_says_what_kvm_can_do() {
+    let found = probe::probe_kvm(&rig::qemu_program(), &rig::share("vmlinuz"), probe::PROBE_LIMIT).await;
+    println!("{found:?}");
+    assert!(found.took_ms < 10_000);
+    assert_eq!(found.usable, found.choose().0 == Accel::Kvm);
+    assert!(found.present || !found.usable);
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for rig in rig::all().into_iter().map(Arc::new) {
+        case!(
+            trials,
+            rig,
+            life::a_guest_prints_pauses_and_goes_on,
+            life::a_vmm_has_its_own_user_and_few_system_calls,
+            life::a_running_microvm_is_adopted,
+            life::an_end_from_outside_is_noticed,
+            life::what_cannot_be_is_refused,
+        );
+        if rig.driver.capabilities().snapshots && rig.is_test_guest() {
+            case!(
+                trials,
+                rig,
+                snapshots::diffs_hold_the_changed_pages_and_no_other,
+                snapshots::a_guest_goes_on_from_files_under_another_id,
+                snapshots::a_guest_goes_on_from_a_page_server,
+                snapshots::what_is_no_snapshot_is_refused,
+            );
+        }
+        if rig.firecracker().is_some() {
+            case!(
+                trials,
+                rig,
+                faults::a_dead_control_socket_is_said,
+                faults::old_and_unequal_programs_are_refused,
+                faults::a_compressed_kernel_is_named,
+                faults::jails_need_nothing_of_their_directory,
+            );
+        }
+    }
+    if Path::new(&rig::qemu_program()).exists() {
+        trials.push(Trial::test("the_probe_says_what_kvm_can_do", || {
+            block_on(the_probe_says_what_kvm_can_do());
+            Ok(())
+        }));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

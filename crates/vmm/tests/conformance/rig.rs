@@ -1,0 +1,187 @@
+//! The drivers that run on this machine, each with a guest that runs on them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use wrenn_vmm::{
+    BootSpec, KernelImage, MicroVm, Vmm,
+    firecracker::{self, Firecracker, Isolation},
+    probe,
+    qemu::{Accel, PROGRAM, Qemu},
+};
+
+/// Not a user of anything else.
+pub(crate) const UID: u32 = 64_999;
+
+pub(crate) fn share(file: &str) -> PathBuf {
+    let share = std::env::var_os("WRENN_SHARE_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../share/wrenn")),
+        PathBuf::from,
+    );
+    let path = share.join(file);
+    assert!(path.exists(), "{} is missing: run `make assets`", path.display());
+    path
+}
+
+pub(crate) fn qemu_program() -> PathBuf {
+    PathBuf::from(format!("/usr/bin/{PROGRAM}"))
+}
+
+/// Firecracker's programs: installed, or fetched for tests.
+pub(crate) struct Programs {
+    pub(crate) firecracker: PathBuf,
+    pub(crate) jailer: PathBuf,
+}
+
+fn programs() -> Programs {
+    let fetched = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/firecracker"));
+    let dir = if fetched.exists() { fetched } else { Path::new("/usr/local/bin") };
+    Programs { firecracker: dir.join(firecracker::PROGRAM), jailer: dir.join(firecracker::JAILER) }
+}
+
+enum Guest {
+    Linux,
+    Test,
+}
+
+/// A driver to be tried, and what it needs.
+pub(crate) struct Rig {
+    pub(crate) name: &'static str,
+    pub(crate) driver: Box<dyn Vmm>,
+    guest: Guest,
+    /// Test guest, jails.
+    files: TempDir,
+    uid: u32,
+    programs: Option<Programs>,
+}
+
+fn qemu(accel: Accel) -> Box<dyn Vmm> {
+    Box::new(Qemu::new(&qemu_program(), accel).unwrap())
+}
+
+fn jail(files: &TempDir) -> PathBuf {
+    let jail = files.path().join("jail");
+    std::fs::create_dir_all(&jail).unwrap();
+    jail
+}
+
+fn with_qemu(name: &'static str, accel: Accel) -> Rig {
+    let files = TempDir::new().unwrap();
+    Rig { name, driver: qemu(accel), guest: Guest::Linux, files, uid: UID, programs: None }
+}
+
+fn with_firecracker(jailed: bool, linux: bool) -> Rig {
+    let (files, programs) = (TempDir::new().unwrap(), programs());
+    let isolation = match jailed {
+        true => Isolation::Jailer { program: programs.jailer.clone(), dir: jail(&files) },
+        false => Isolation::Unjailed,
+    };
+    let name = match (jailed, linux) {
+        (true, true) => "firecracker_jailed_linux",
+        (true, false) => "firecracker_jailed",
+        (false, true) => "firecracker_unjailed_linux",
+        (false, false) => "firecracker_unjailed",
+    };
+    let driver = Box::new(Firecracker::new(&programs.firecracker, isolation).unwrap());
+    let guest = if linux { Guest::Linux } else { Guest::Test };
+    wrenn_testguest::build(files.path()).unwrap();
+    // Without a jailer nobody gives the KVM device to another user.
+    let uid = if jailed { UID } else { 0 };
+    Rig { name, driver, guest, files, uid, programs: Some(programs) }
+}
+
+fn linux_runs_on_kvm() -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (qemu, kernel) = (qemu_program(), share("vmlinuz"));
+    runtime.block_on(probe::probe_kvm(&qemu, &kernel, probe::PROBE_LIMIT)).usable
+}
+
+/// Every driver that runs here.
+pub(crate) fn all() -> Vec<Rig> {
+    let in_lab = std::env::var_os("WRENN_LAB").is_some();
+    let kvm = Path::new("/dev/kvm").exists();
+    let mut rigs = Vec::new();
+    if !in_lab {
+        rigs.push(with_qemu("qemu_tcg", Accel::Tcg));
+    }
+    let linux = kvm && (in_lab || linux_runs_on_kvm());
+    if linux && !in_lab {
+        rigs.push(with_qemu("qemu_kvm", Accel::Kvm));
+    }
+    if kvm {
+        rigs.extend([with_firecracker(true, false), with_firecracker(false, false)]);
+    }
+    if linux {
+        rigs.push(with_firecracker(true, true));
+    }
+    rigs
+}
+
+impl Rig {
+    pub(crate) fn is_test_guest(&self) -> bool {
+        matches!(self.guest, Guest::Test)
+    }
+
+    pub(crate) fn firecracker(&self) -> Option<&Programs> {
+        self.programs.as_ref()
+    }
+
+    pub(crate) fn jail_dir(&self) -> PathBuf {
+        jail(&self.files)
+    }
+
+    /// A microVM with its files in `dir`.
+    pub(crate) fn spec(&self, dir: &TempDir) -> BootSpec {
+        let (kernel, initrd) = match (&self.guest, self.driver.capabilities().kernel) {
+            (Guest::Test, _) => (self.files.path().join("guest.elf"), None),
+            (Guest::Linux, KernelImage::Elf) => (share("vmlinux"), Some(share("initrd.img"))),
+            (Guest::Linux, KernelImage::Compressed) => (share("vmlinuz"), Some(share("initrd.img"))),
+        };
+        let memory_mb = if self.is_test_guest() { 128 } else { 256 };
+        let run_dir = dir.path().join("run");
+        std::fs::create_dir_all(&run_dir).unwrap();
+        // What is in it is reached through the jail alone.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(&run_dir, private).unwrap();
+        std::os::unix::fs::chown(&run_dir, Some(self.uid), Some(self.uid)).unwrap();
+        open_path_for_others(dir.path());
+        BootSpec {
+            id: "conformance_1".into(),
+            run_dir,
+            kernel,
+            initrd,
+            cmdline: "loglevel=7".into(),
+            vcpus: 1,
+            memory_mb,
+            track_changes: true,
+            uid: self.uid,
+            gid: self.uid,
+            ..BootSpec::default()
+        }
+    }
+
+    pub(crate) async fn boot(&self, dir: &TempDir) -> Box<dyn MicroVm> {
+        let vm = self.driver.boot(&self.spec(dir)).await.unwrap();
+        // The test guest prints once more when its pattern is complete.
+        assert!(console_grows(&*vm, self.is_test_guest().into()).await, "the guest prints");
+        vm
+    }
+}
+
+/// Lets the VMM's user pass through a directory.
+fn open_path_for_others(dir: &Path) {
+    std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Waits until there is more on the console than `length` bytes.
+pub(crate) async fn console_grows(vm: &dyn MicroVm, length: usize) -> bool {
+    let grown = async {
+        while vm.console(1 << 20).await.len() <= length {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), grown).await.is_ok()
+}
