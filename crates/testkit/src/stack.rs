@@ -99,7 +99,7 @@ impl Stack {
             Err(error) => {
                 let logs = stack.logs();
                 let _ = stack.stop().await;
-                Err(error.context(logs))
+                bail!("{error:#}\n{logs}")
             }
         }
     }

@@ -166,7 +166,7 @@ pub(crate) fn boot_spec(
         id: id.to_owned(),
         run_dir: directory(&shared.dir, id).join("run"),
         kernel: shared.assets.kernel.clone(),
-        initrd: shared.assets.initrd.clone(),
+        initrd: Some(shared.assets.initrd.clone()),
         cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={RESOLVERS}"),
         disk,
         vcpus: spec.vcpus,
@@ -174,6 +174,7 @@ pub(crate) fn boot_spec(
         tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
         uid,
         gid: uid,
+        ..BootSpec::default()
     }
 }
 
@@ -242,7 +243,9 @@ impl Actor {
     fn set(&self, state: State) {
         self.publish.send_modify(|published| {
             published.state = state;
-            published.guest = None;
+            if let Some(guest) = published.guest.take() {
+                guest.end();
+            }
         });
     }
 

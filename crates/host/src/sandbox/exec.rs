@@ -124,7 +124,10 @@ pub(crate) async fn start(
     };
     let late =
         || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
-    let started = tokio::time::timeout(START, starting).await.map_err(|_| late())?;
+    let started = tokio::select! {
+        started = tokio::time::timeout(START, starting) => started.map_err(|_| late())?,
+        error = guest.ended() => return Err(error),
+    };
     let (mut stream, pid) = started.map_err(|error| refused(&error))?;
 
     let (sender, events) = mpsc::channel(PENDING);
@@ -142,6 +145,10 @@ pub(crate) async fn start(
             let message = tokio::select! {
                 message = stream.message() => message,
                 () = sender.closed() => return,
+                error = guest.ended() => {
+                    let _ = sender.send(Event::Lost(error)).await;
+                    return;
+                }
                 () = overdue => {
                     if timed_out {
                         // Killed, and still no end: give up; what came so far is with the caller.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
@@ -14,6 +14,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::process::ProcessClient;
 
@@ -44,6 +45,7 @@ pub(crate) struct Guest {
     token: String,
     http: Client<HttpConnector, Body>,
     pub(super) processes: ProcessClient<SharedHttp2Connection>,
+    gone: CancellationToken,
 }
 
 fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
@@ -54,6 +56,10 @@ fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
 
 fn overdue() -> AgentError {
     AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
+}
+
+fn ended() -> AgentError {
+    AgentError::new(ErrorCode::InvalidState, "the sandbox ended while this was in work")
 }
 
 fn empty() -> Body {
@@ -85,7 +91,26 @@ impl Guest {
         let connection = Http2Connection::lazy_plaintext(uri.clone()).shared(CALLS);
         let config = ClientConfig::new(uri).proto();
         let processes = ProcessClient::new(connection, config);
-        Ok(Self { authority, token: token.to_owned(), http, processes })
+        Ok(Self { authority, token: token.to_owned(), http, processes, gone: CancellationToken::new() })
+    }
+
+    /// Breaks off what is in work: nothing will come any more, and the network does not tell.
+    pub(super) fn end(&self) {
+        self.gone.cancel();
+    }
+
+    /// Waits until the guest has ended.
+    pub(super) async fn ended(&self) -> AgentError {
+        self.gone.cancelled().await;
+        ended()
+    }
+
+    /// An answer of the guest, as long as there is a guest.
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+        tokio::select! {
+            response = self.http.request(request) => response.map_err(|error| unreachable(&error)),
+            error = self.ended() => Err(error),
+        }
     }
 
     /// Options of a Connect call: the token, and the user unless it is the default one.
@@ -153,9 +178,8 @@ impl Guest {
         user: &str,
     ) -> Result<(u64, impl Stream<Item = Result<Bytes, AgentError>> + Send + use<>), AgentError> {
         let request = self.request(Method::GET, &Self::file_query(path, user), empty())?;
-        let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
-        let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
-        let response = checked(response).await?;
+        let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
+        let response = checked(answered.map_err(|_| overdue())??).await?;
         let length = response.headers().get(header::CONTENT_LENGTH);
         let size = length.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or_default();
         let content = BodyStream::new(response.into_body()).filter_map(|frame| async {
@@ -164,7 +188,10 @@ impl Guest {
                 Err(error) => Some(Err(unreachable(&error))),
             }
         });
-        Ok((size, content))
+        let (gone, broken) = (self.gone.clone(), self.gone.clone());
+        let content = content.take_until(gone.cancelled_owned());
+        let last = stream::once(async move { broken.is_cancelled().then(|| Err(ended())) });
+        Ok((size, content.chain(last.filter_map(async |error| error))))
     }
 
     /// Writes a file: it takes its place when `content` ended well, else the old one stays.
@@ -179,8 +206,7 @@ impl Guest {
         let mut request = self.request(Method::POST, &query, body)?;
         let kind = header::HeaderValue::from_static("application/octet-stream");
         request.headers_mut().insert(header::CONTENT_TYPE, kind);
-        let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
-        checked(response).await.map(drop)
+        checked(self.answer(request).await?).await.map(drop)
     }
 }
 

@@ -13,7 +13,7 @@ use wrenn_testkit::{Setup, Stack, wait_until};
 
 use super::{
     fleet::{create_many, delete_many},
-    support::{delete_wholly, listed, nothing_remains, wait_exec},
+    support::{delete_wholly, end, listed, nothing_remains, wait_exec},
 };
 
 /// A Wrenn that does not try KVM first; the shared one did.
@@ -21,13 +21,6 @@ async fn start(env: &[(&str, &str)], open_files: Option<u64>) -> Result<Stack> {
     let mut variables = vec![("WRENN_AGENT_DRIVER".to_owned(), "tcg".to_owned())];
     variables.extend(env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
     Stack::start_with(Setup { env: variables, open_files }).await
-}
-
-/// Ends a Wrenn after its case; what went wrong first is told first.
-async fn end(stack: Stack, result: Result<()>) -> Result<()> {
-    let result = result.map_err(|error| error.context(stack.logs()));
-    let stopped = stack.stop().await;
-    result.and(stopped)
 }
 
 /// Fills the store of disks to the last block.

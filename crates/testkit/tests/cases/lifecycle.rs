@@ -1,11 +1,13 @@
 //! The life of a sandbox.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
-use wrenn_testkit::{Stack, wait_until};
+use wrenn_testkit::Stack;
+
+use super::support::power_off;
 
 /// From nothing to nothing.
 pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
@@ -71,15 +73,7 @@ pub(crate) async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result
 /// A guest that ends on its own is noticed, explained, and can be deleted.
 pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
-    let path = format!("/v1/sandboxes/{id}");
-    let script = "echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger; sleep 5";
-    let body = json!({"cmd": "sudo", "args": ["sh", "-c", script]});
-    let _ = stack.api.post(&format!("{path}/exec"), &body).await?;
-    let failed = async || {
-        let got = stack.api.get(&path).await.ok()?.json();
-        (got["status"] == "error").then_some(got)
-    };
-    let got = wait_until("status error", Duration::from_secs(30), failed).await?;
+    let got = power_off(&stack, &id).await?;
     let message = got["error"]["message"].as_str().unwrap_or_default();
     anyhow::ensure!(message.len() > 10 && !message.contains("/tmp/"), "{got}");
     stack.api.remove(&id).await?;

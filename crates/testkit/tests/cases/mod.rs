@@ -13,6 +13,7 @@ mod lifecycle;
 mod migrations;
 mod outages;
 mod secrets;
+mod slots;
 mod streams;
 mod support;
 mod tenants;
@@ -77,6 +78,7 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::output_comes_in_order,
         streams::bytes_that_are_no_text_are_exact,
         streams::a_closed_stream_ends_its_command,
+        streams::a_deleted_sandbox_ends_its_commands,
         streams::errors_are_frames_or_answers,
         migrations::several_at_once,
         tenants::another_teams_sandbox_does_not_exist,
@@ -90,12 +92,9 @@ pub(crate) fn alone() -> Cases<Case> {
         crashes::the_agent,
         crashes::the_control_plane,
         fleet::many_survive_the_agent,
-        fleet::a_failed_one_takes_nothing_from_others,
-        fleet::one_that_died_unseen_takes_nothing_from_others,
         outages::postgres,
         outages::redis,
         outages::the_host,
-        outages::a_delete_without_the_host,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
     ]
@@ -103,5 +102,10 @@ pub(crate) fn alone() -> Cases<Case> {
 
 /// Cases that need a Wrenn of their own.
 pub(crate) fn own() -> Cases<OwnCase> {
-    own_cases![hosts::a_full_disk, hosts::guests_that_never_boot, hosts::few_open_files]
+    own_cases![
+        hosts::a_full_disk,
+        hosts::guests_that_never_boot,
+        hosts::few_open_files,
+        slots::a_failed_one_takes_nothing_from_its_heir,
+    ]
 }

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use wrenn_testkit::{Events, Frozen, Reply, Stack, wait_until};
 
-use super::support::{delete_wholly, record, wait_exec, wait_status};
+use super::support::{delete_wholly, nothing_remains, record, wait_exec, wait_status};
 
 /// A GET that must be answered within 10 s.
 async fn get_soon(stack: &Stack, path: &str) -> Result<Reply> {
@@ -82,35 +82,41 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// The host falls silent: its sandboxes are missing, and there again when it is.
-pub(crate) async fn the_host(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
-    let frozen = Frozen::new(stack.child("agent")?)?;
+/// What can be asked of a sandbox whose host has fallen silent.
+async fn host_is_away(stack: &Stack, id: &str) -> Result<()> {
     let silent = async || (stack.api.get("/health").await.ok()?.json()["hosts_online"] == 0).then_some(());
     wait_until("no host online", Duration::from_secs(20), silent).await?;
-    wait_status(&stack, &id, &["missing"], 10).await?;
+    wait_status(stack, id, &["missing"], 10).await?;
     let create = stack.api.post("/v1/sandboxes", &json!({})).await?;
     create.expect_error(503, "no_hosts_available")?;
     let exec = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &json!({"cmd": "true"})).await?;
     exec.expect_error(503, "host_unavailable")?;
+    Ok(())
+}
+
+/// A delete is accepted without the host.
+async fn delete_without_host(stack: &Stack, id: &str) -> Result<()> {
+    let delete = stack.api.request(Method::DELETE, &format!("/v1/sandboxes/{id}"));
+    stack.api.send(delete.timeout(Duration::from_secs(70))).await?.expect(204)?;
+    let now = record(stack, id).await.context("no record")?;
+    anyhow::ensure!(now["status"] == "stopping", "{now}");
+    Ok(())
+}
+
+/// The host falls silent: its sandboxes are missing, and there again when it is; what was deleted meanwhile
+/// goes then.
+pub(crate) async fn the_host(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let unwanted = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let frozen = Frozen::new(stack.child("agent")?)?;
+    let (away, deleted) = tokio::join!(host_is_away(&stack, &id), delete_without_host(&stack, &unwanted));
+    away.and(deleted)?;
     drop(frozen);
     wait_status(&stack, &id, &["running"], 20).await?;
     wait_exec(&stack, &id, 10).await?;
     let health = stack.api.get("/health").await?.expect(200)?.json();
     anyhow::ensure!(health["hosts_online"] == 1, "{health}");
+    wait_status(&stack, &unwanted, &["stopped"], 40).await?;
+    nothing_remains(&stack, &unwanted).await?;
     delete_wholly(&stack, &id).await
-}
-
-/// A delete while the host is silent is done when it is back.
-pub(crate) async fn a_delete_without_the_host(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
-    let frozen = Frozen::new(stack.child("agent")?)?;
-    let delete = stack.api.request(Method::DELETE, &format!("/v1/sandboxes/{id}"));
-    let reply = stack.api.send(delete.timeout(Duration::from_secs(70))).await?.expect(204)?;
-    anyhow::ensure!(reply.bytes.is_empty(), "{reply:?}");
-    let now = record(&stack, &id).await.context("no record")?;
-    anyhow::ensure!(now["status"] == "stopping", "{now}");
-    drop(frozen);
-    wait_status(&stack, &id, &["stopped"], 40).await?;
-    super::support::nothing_remains(&stack, &id).await
 }

@@ -1,6 +1,9 @@
 //! Commands whose output comes while they run.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use reqwest::Method;
@@ -117,5 +120,33 @@ pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()
     stack.api.send(other).await?.expect_error(400, "invalid_request")?;
     stack.api.remove(&id).await?;
     stack.api.get(&path).await?.expect_error(409, "invalid_state")?;
+    Ok(())
+}
+
+/// A sandbox that goes takes its commands along, and whoever waits for them is told at once.
+pub(crate) async fn a_deleted_sandbox_ends_its_commands(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let mut stream = start(&stack, &id, &["sleep", "1000"]).await?;
+    stream.next().await?;
+    let path = format!("/v1/sandboxes/{id}/exec");
+    let body = json!({"cmd": "sleep", "args": ["1001"], "timeout_sec": 60});
+    let waiting = stack.api.post(&path, &body);
+    let deleting = async {
+        let both = async || {
+            let ran = stack.api.exec(&id, &["pgrep", "-c", "sleep"]).await.ok()?;
+            (ran["stdout"] == "2\n").then_some(())
+        };
+        wait_until("two commands", Duration::from_secs(15), both).await?;
+        stack.api.remove(&id).await?;
+        anyhow::Ok(Instant::now())
+    };
+    let (reply, deleted) = tokio::join!(async { (waiting.await, Instant::now()) }, deleting);
+    let (reply, deleted) = ((reply.0?, reply.1), deleted?);
+    reply.0.expect_error(409, "invalid_state")?;
+    let late = reply.1.saturating_duration_since(deleted);
+    anyhow::ensure!(late < Duration::from_secs(5), "the answer came {late:?} after the delete");
+    let last = tokio::time::timeout(Duration::from_secs(5), stream.next()).await;
+    let last = last.context("the stream goes on after the delete")?;
+    anyhow::ensure!(matches!(last, Err(Error::Api { status: 409, .. })), "{last:?}");
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, wait_until};
 
@@ -79,4 +80,23 @@ pub(crate) async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<(
     let later = async || beat().await.filter(|now| Some(now) != first.as_ref());
     wait_until("the counter counts", Duration::from_secs(20), later).await?;
     Ok(())
+}
+
+/// Ends a guest from inside, and gives the sandbox's record.
+pub(crate) async fn power_off(stack: &Stack, id: &str) -> Result<Value> {
+    let script = "echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger; sleep 60";
+    let body = json!({"cmd": "sudo", "args": ["sh", "-c", script], "timeout_sec": 60});
+    let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
+    // The one who waits for the command is told when the guest has ended, not when the time is over.
+    let reply =
+        stack.api.send(exec.timeout(Duration::from_secs(15))).await.context("the guest ended meanwhile")?;
+    reply.expect_error(409, "invalid_state")?;
+    wait_status(stack, id, &["error"], 10).await
+}
+
+/// Ends a Wrenn after its case; what went wrong first is told first.
+pub(crate) async fn end(stack: Stack, result: Result<()>) -> Result<()> {
+    let result = result.map_err(|error| anyhow::anyhow!("{error:#}\n{}", stack.logs()));
+    let stopped = stack.stop().await;
+    result.and(stopped)
 }
