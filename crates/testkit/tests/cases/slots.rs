@@ -1,0 +1,84 @@
+//! Networks that pass from a sandbox that failed to the next one.
+
+use anyhow::{Context, Result};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use wrenn_testkit::{Frozen, Setup, Stack};
+
+use super::support::{delete_wholly, end, power_off, wait_exec, wait_status};
+
+/// The number of a sandbox's network.
+fn slot(stack: &Stack, id: &str) -> Result<Value> {
+    let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
+    let text = std::fs::read_to_string(path)?;
+    let mut entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let slot = entries.find(|entry| entry["step"] == "slot").with_context(|| format!("no slot in {text}"))?;
+    Ok(slot["index"].clone())
+}
+
+/// A sandbox that gets the network that `failed` had.
+async fn heir(stack: &Stack, failed: &str) -> Result<String> {
+    let id = stack.api.create(&json!({"memory_mb": 128})).await?;
+    let (had, has) = (slot(stack, failed)?, slot(stack, &id)?);
+    anyhow::ensure!(had == has, "the new sandbox has network {has}, the failed one had {had}");
+    Ok(id)
+}
+
+/// Kills a VMM while its agent cannot see it, and the agent too; the next one tells of the failure.
+async fn die_unseen(stack: &Stack, id: &str) -> Result<()> {
+    let (vmm, agent) = (stack.vmm(id)?, stack.child("agent")?);
+    let frozen = Frozen::new(agent)?;
+    kill_process(vmm, Signal::KILL)?;
+    kill_process(agent, Signal::KILL)?;
+    drop(frozen);
+    let failed = wait_status(stack, id, &["error"], 30).await?;
+    let message = failed["error"]["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(message.contains("delete"), "it does not say what to do: {failed}");
+    Ok(())
+}
+
+async fn all_answer(stack: &Stack, ids: &[String], when: &'static str) -> Result<()> {
+    for id in ids {
+        wait_exec(stack, id, 10).await.context(when)?;
+    }
+    Ok(())
+}
+
+async fn pass_on(stack: &Stack) -> Result<()> {
+    let body = json!({"memory_mb": 128});
+    let (first, second) = (stack.api.create(&body).await?, stack.api.create(&body).await?);
+    power_off(stack, &first).await?;
+    let mut heirs = vec![heir(stack, &first).await?];
+    delete_wholly(stack, &first).await?;
+    all_answer(stack, &heirs, "after the failed one was deleted").await?;
+
+    power_off(stack, &second).await?;
+    heirs.push(heir(stack, &second).await?);
+    stack.kill_and_wait("agent").await?;
+    all_answer(stack, &heirs, "after a restart of the agent with a failed one").await?;
+    delete_wholly(stack, &second).await?;
+    all_answer(stack, &heirs, "after the failed one of a former agent was deleted").await?;
+
+    let third = stack.api.create(&body).await?;
+    die_unseen(stack, &third).await?;
+    heirs.push(heir(stack, &third).await?);
+    stack.kill_and_wait("agent").await?;
+    all_answer(stack, &heirs, "after a second restart since one died unseen").await?;
+    delete_wholly(stack, &third).await?;
+    all_answer(stack, &heirs, "after the one that died unseen was deleted").await?;
+    for id in &heirs {
+        delete_wholly(stack, id).await?;
+    }
+    Ok(())
+}
+
+/// Sandboxes that failed, seen by their agent or not, give their networks back at once; deleting their records
+/// later, or starting the agent again, must not take those networks from their next owners.
+pub(crate) async fn a_failed_one_takes_nothing_from_its_heir() -> Result<()> {
+    // None ready: what was given back is handed out next.
+    let env = [("WRENN_AGENT_DRIVER", "tcg"), ("WRENN_AGENT_WARM_SLOTS", "0")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let stack = Stack::start_with(Setup { env, open_files: None }).await?;
+    let result = pass_on(&stack).await;
+    end(stack, result).await
+}
