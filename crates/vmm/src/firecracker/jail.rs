@@ -147,9 +147,9 @@ impl Launch {
         }
         command.arg("--").args(self.arguments());
         self.streams(&mut command)?;
-        let mut join = launch::join_groups(&self.spec.cgroups)?;
+        let join = launch::join_groups(&self.spec.cgroups)?;
         // SAFETY: only system calls; what they need was made above.
-        unsafe { launch::detach(&mut command, None, move || join()) };
+        unsafe { launch::detach(&mut command, None, join) };
         spawn(command)
     }
 
@@ -160,9 +160,9 @@ impl Launch {
             return std::os::unix::fs::chown(&target, Some(self.spec.uid), Some(self.spec.gid));
         }
         if meta.is_dir() {
-            fs::create_dir(&target)?
+            fs::create_dir(&target)?;
         } else {
-            File::create(&target).map(drop)?
+            File::create(&target)?;
         }
         mount_bind(format!("/proc/self/fd/{}", source.as_raw_fd()), &target)?;
         if !bind.writable {

@@ -75,9 +75,10 @@ fn with_qemu(name: &'static str, accel: Accel) -> Rig {
 
 fn with_firecracker(jailed: bool, linux: bool) -> Rig {
     let (files, programs) = (TempDir::new().unwrap(), programs());
-    let isolation = match jailed {
-        true => Isolation::Jailer { program: programs.jailer.clone(), dir: jail(&files) },
-        false => Isolation::Unjailed,
+    let isolation = if jailed {
+        Isolation::Jailer { program: programs.jailer.clone(), dir: jail(&files) }
+    } else {
+        Isolation::Unjailed
     };
     let name = match (jailed, linux) {
         (true, true) => "firecracker_jailed_linux",
