@@ -25,7 +25,7 @@ use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use wrenn_disk::{Backend, Store, Volumes, loopfs};
+use wrenn_disk::{Backend, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
@@ -36,21 +36,26 @@ use crate::{agent::Agent, sandbox::actor::Shared, service::Service};
 /// The largest message of the service: a piece of a file, or the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 
-async fn open_volumes(config: &Config) -> anyhow::Result<Store> {
+async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);
     let file = layout::store_file(&config.state_dir);
     let size = config.store_size_mb << 20;
-    // A file system that shares extents needs no other one inside it.
-    let native = !file.exists() && Store::open(&dir, Backend::Reflink).await.is_ok();
-    if !native {
-        let (mount_file, mount_dir) = (file, dir.clone());
-        let mounted =
-            tokio::task::spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
-        if let Err(error) = mounted {
-            tracing::warn!(%error, "disks are copied instead of cloned");
+    let with = |backend| wrenn_disk::open(StoreConfig::new(&dir, backend, instance));
+    // Where the directory itself will do, it needs no other file system inside it.
+    if !file.exists() {
+        for backend in [Backend::Dm, Backend::Reflink] {
+            match with(backend).await {
+                Ok(store) => return Ok(store),
+                Err(error) => tracing::debug!(%error, "another kind of volumes is tried"),
+            }
         }
     }
-    Store::open(&dir, Backend::Auto).await.context("the volume store cannot be opened")
+    let mount_dir = dir.clone();
+    let mounted = tokio::task::spawn_blocking(move || loopfs::mount_store(&file, &mount_dir, size)).await?;
+    if let Err(error) = mounted {
+        tracing::warn!(%error, "disks are copied instead of cloned");
+    }
+    with(Backend::Auto).await.context("the volume store cannot be opened")
 }
 
 async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
@@ -62,7 +67,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     }
     let instance = layout::keep_instance(&state, config.host_id)?;
-    let volumes = Arc::new(open_volumes(&config).await?);
+    let volumes = open_volumes(&config, &instance).await?;
     let kernel = config.share_dir.join(assets::KERNEL);
     // Both take seconds at the very first start.
     let (assets, chosen) = futures::try_join!(
@@ -90,6 +95,8 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
             Egress::Internet => wrenn_network::Egress::Nat,
             Egress::None => wrenn_network::Egress::None,
         },
+        resolvers: wrenn_network::resolvers::of_host(),
+        permitted: Vec::new(),
         in_use,
     })
     .await

@@ -2,20 +2,28 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsRawFd, RawFd},
+    os::fd::AsRawFd,
     path::Path,
-    process::{Command, Stdio},
 };
 
-use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use futures::TryStreamExt;
+use rtnetlink::{
+    Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::neighbour::{NeighbourMessage, NeighbourState},
+};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::{
     NetworkError,
-    plan::{GUEST_ADDRESS, Plan, SlotSpec, TAP_ADDRESS, TAP_PREFIX},
-    rules::{self, Egress},
+    conntrack::{self, Flows},
+    model::Family,
+    netfilter::Socket,
+    nft::Batch,
+    plan::{GUEST_ADDRESS, GUEST_MAC, Plan, SlotSpec, TAP_ADDRESS, TAP_MAC, TAP_PREFIX},
+    policy::Policy,
+    rules::{self, Common, Egress, UPLINK},
 };
 
 fn io_failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -36,7 +44,7 @@ where
 {
     let (done, result) = tokio::sync::oneshot::channel();
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let outcome =
             runtime.map_err(io_failed("start a thread for the slot")).and_then(|rt| rt.block_on(work()));
         // Nobody waits any more: there is nobody to tell.
@@ -49,6 +57,24 @@ where
     result.await.map_err(|_| io_failed("build the slot")(io::Error::other("its thread died")))?
 }
 
+fn netfilter() -> Result<Socket, NetworkError> {
+    Socket::open().map_err(io_failed("open a socket to the kernel's packet filter"))
+}
+
+/// Moves the calling thread, which must be one of [`on_own_thread`], into a namespace.
+fn enter(namespace: &File) -> Result<(), NetworkError> {
+    // SAFETY: affects this thread alone.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
+        return Err(io_failed("enter a network namespace")(io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+fn enter_slot(slot: &SlotSpec) -> Result<(), NetworkError> {
+    let pin = File::open(&slot.netns);
+    enter(&pin.map_err(io_failed(format!("open the namespace of slot {}", slot.index)))?)
+}
+
 fn connect() -> Result<Handle, NetworkError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(io_failed("open a netlink socket"))?;
     tokio::spawn(connection);
@@ -57,7 +83,6 @@ fn connect() -> Result<Handle, NetworkError> {
 
 /// The number of a link; `None` when there is none of this name.
 async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
-    use futures::TryStreamExt;
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
         Ok(link) => Ok(link.map(|link| link.header.index)),
@@ -95,18 +120,39 @@ async fn add_route(
 
 /// The guest's hardware address is known: nobody has to ask for it, which would cost a second where the
 /// first question came before the guest was up, and nobody else can claim it.
-async fn pin_neighbour(handle: &Handle, tap: u32, slot: &SlotSpec) -> Result<(), NetworkError> {
-    let invalid = || io_failed("pin the guest's hardware address")(io::ErrorKind::InvalidInput.into());
-    let bytes: Result<Vec<u8>, _> =
-        slot.guest_mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
-    let mac = bytes.map_err(|_| invalid())?;
-    let pinned = handle.neighbours().add(tap, IpAddr::V4(GUEST_ADDRESS)).link_layer_address(&mac);
+async fn pin_neighbour(handle: &Handle, tap: u32) -> Result<(), NetworkError> {
+    let pinned = handle.neighbours().add(tap, IpAddr::V4(GUEST_ADDRESS)).link_layer_address(&GUEST_MAC);
     pinned.replace().execute().await.map_err(netlink_failed("pin the guest's hardware address"))
+}
+
+/// Forgets what was learnt about neighbours; what was pinned stays.
+async fn forget_neighbours(handle: &Handle) -> Result<(), NetworkError> {
+    let learnt = |neighbour: &NeighbourMessage| {
+        !matches!(neighbour.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+    };
+    let all: Result<Vec<_>, _> = handle.neighbours().get().execute().try_collect().await;
+    let all = all.map_err(netlink_failed("list a slot's neighbours"))?;
+    for neighbour in all.into_iter().filter(learnt) {
+        match handle.neighbours().del(neighbour).execute().await {
+            // Forgotten by itself meanwhile.
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOENT => {}
+            forgotten => forgotten.map_err(netlink_failed("forget a neighbour"))?,
+        }
+    }
+    Ok(())
 }
 
 /// Writes a sysctl of the calling thread's namespace.
 fn sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
     fs::write(Path::new("/proc/sys/net").join(name), value).map_err(io_failed(format!("set net.{name}")))
+}
+
+/// A kernel without IPv6 has nothing to turn off.
+fn without_ipv6(link: &str) -> Result<(), NetworkError> {
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        return Ok(());
+    }
+    sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")
 }
 
 /// `struct ifreq` as TUNSETIFF takes it (linux/if.h).
@@ -132,80 +178,100 @@ fn make_tap(name: &str) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Applies rules in the calling thread's namespace, all or nothing.
-fn nft(rules: &str) -> Result<(), NetworkError> {
-    let fail = || io_failed("apply packet filter rules with nft (Debian: apt-get install nftables)");
-    let mut command = Command::new("nft");
-    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(fail())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(rules.as_bytes()).map_err(fail())?;
-    }
-    let output = child.wait_with_output().map_err(fail())?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(fail()(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())))
-}
-
-/// What is done inside the new namespace.
-async fn build_inside(slot: &SlotSpec, parent: RawFd) -> Result<(), NetworkError> {
+/// What is done inside the new namespace, by a thread that is in it.
+async fn build_inside(
+    slot: &SlotSpec,
+    (policy, common): (&Policy, &Common),
+    parent: &File,
+) -> Result<(), NetworkError> {
     let handle = connect()?;
-    let pair = LinkVeth::new("eth0", &slot.veth_host).build();
+    without_ipv6("all")?;
+    without_ipv6("default")?;
+    sysctl("ipv4/ip_forward", "1")?;
+    let pair = LinkVeth::new(UPLINK, &slot.veth_host).build();
     let made = handle.link().add(pair).execute().await;
     made.map_err(netlink_failed(format!("make veth pair {}", slot.veth_host)))?;
     let outer = existing_link(&handle, &slot.veth_host).await?;
-    let moved =
-        handle.link().set(LinkUnspec::new_with_index(outer).setns_by_fd(parent).build()).execute().await;
+    let outer = LinkUnspec::new_with_index(outer).setns_by_fd(parent.as_raw_fd()).build();
+    let moved = handle.link().set(outer).execute().await;
     moved.map_err(netlink_failed(format!("move {} to the host", slot.veth_host)))?;
     make_tap(&slot.tap).map_err(io_failed("make the tap device"))?;
+    // Closed before it leads anywhere.
+    Batch::of(|batch| {
+        batch.replace(&rules::guard(slot));
+        batch.replace(&rules::slot(slot, policy, common));
+    })
+    .apply(&netfilter()?)?;
 
-    sysctl("ipv6/conf/all/disable_ipv6", "1")?;
-    sysctl("ipv6/conf/default/disable_ipv6", "1")?;
-    sysctl("ipv4/ip_forward", "1")?;
-    let (eth0, tap) = (existing_link(&handle, "eth0").await?, existing_link(&handle, &slot.tap).await?);
-    add_address(&handle, eth0, slot.veth_slot_address, 31).await?;
+    let (uplink, tap) = (existing_link(&handle, UPLINK).await?, existing_link(&handle, &slot.tap).await?);
+    let named = LinkUnspec::new_with_index(tap).address(TAP_MAC.to_vec()).build();
+    let named = handle.link().set(named).execute().await;
+    named.map_err(netlink_failed("set the tap's hardware address"))?;
+    add_address(&handle, uplink, slot.veth_slot_address, 31).await?;
     add_address(&handle, tap, TAP_ADDRESS, TAP_PREFIX).await?;
-    for link in [existing_link(&handle, "lo").await?, eth0, tap] {
+    for link in [existing_link(&handle, "lo").await?, uplink, tap] {
         set_up(&handle, link).await?;
     }
-    pin_neighbour(&handle, tap, slot).await?;
-    // Closed before it leads anywhere.
-    nft(&rules::slot(slot))?;
-    add_route(&handle, eth0, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await
+    pin_neighbour(&handle, tap).await?;
+    add_route(&handle, uplink, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await
 }
 
 /// Builds a slot. What is there when it fails, [`remove`] takes away.
-pub(crate) async fn build(slot: &SlotSpec) -> Result<(), NetworkError> {
-    let inner = slot.clone();
+pub(crate) async fn build(slot: SlotSpec, policy: Policy, common: Common) -> Result<(), NetworkError> {
     on_own_thread(async move || {
+        let handle = connect()?;
         let parent =
             File::open("/proc/thread-self/ns/net").map_err(io_failed("open the host's namespace"))?;
-        File::create(&inner.netns).map_err(io_failed("make the pin of the namespace"))?;
+        File::create(&slot.netns).map_err(io_failed("make the pin of the namespace"))?;
         // SAFETY: affects this thread alone, which ends with this closure.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
             return Err(io_failed("make a network namespace")(io::Error::last_os_error()));
         }
-        let pinned = mount_bind("/proc/thread-self/ns/net", &inner.netns);
+        let pinned = mount_bind("/proc/thread-self/ns/net", &slot.netns);
         pinned.map_err(|error| io_failed("pin the network namespace")(error.into()))?;
-        build_inside(&inner, parent.as_raw_fd()).await
+        build_inside(&slot, (&policy, &common), &parent).await?;
+        enter(&parent)?;
+        let outer = existing_link(&handle, &slot.veth_host).await?;
+        without_ipv6(&slot.veth_host)?;
+        add_address(&handle, outer, slot.veth_host_address, 31).await?;
+        set_up(&handle, outer).await?;
+        add_route(&handle, outer, (slot.host_address, 32), slot.veth_slot_address).await
     })
-    .await?;
-    let handle = connect()?;
-    let outer = existing_link(&handle, &slot.veth_host).await?;
-    sysctl(&format!("ipv6/conf/{}/disable_ipv6", slot.veth_host), "1")?;
-    add_address(&handle, outer, slot.veth_host_address, 31).await?;
-    set_up(&handle, outer).await?;
-    add_route(&handle, outer, (slot.host_address, 32), slot.veth_slot_address).await
+    .await
 }
 
-/// Removes whatever there is of a slot; nothing is fine.
-pub(crate) async fn remove(slot: &SlotSpec) -> Result<(), NetworkError> {
-    let handle = connect()?;
-    if let Some(link) = link_index(&handle, &slot.veth_host).await? {
-        let removed = handle.link().del(link).execute().await;
-        removed.map_err(netlink_failed(format!("remove link {}", slot.veth_host)))?;
+/// Puts a policy in the place of a slot's former one, in one step.
+pub(crate) async fn set_policy(slot: SlotSpec, policy: Policy, common: Common) -> Result<(), NetworkError> {
+    on_own_thread(async move || {
+        enter_slot(&slot)?;
+        Batch::of(|batch| batch.replace(&rules::slot(&slot, &policy, &common))).apply(&netfilter()?)
+    })
+    .await
+}
+
+/// Forgets what the host remembers of the flows from and to a slot.
+fn forget_on_host(slot: &SlotSpec) -> Result<(), NetworkError> {
+    let socket = netfilter()?;
+    for flows in [Flows::From(slot.veth_slot_address), Flows::To(slot.host_address)] {
+        conntrack::forget(&socket, flows)?;
     }
+    Ok(())
+}
+
+/// Forgets flows and neighbours of a slot, inside and on the host.
+pub(crate) async fn refresh(slot: SlotSpec) -> Result<(), NetworkError> {
+    on_own_thread(async move || {
+        forget_on_host(&slot)?;
+        enter_slot(&slot)?;
+        conntrack::forget_all(&netfilter()?)?;
+        let handle = connect()?;
+        forget_neighbours(&handle).await?;
+        pin_neighbour(&handle, existing_link(&handle, &slot.tap).await?).await
+    })
+    .await
+}
+
+fn remove_pin(slot: &SlotSpec) -> Result<(), NetworkError> {
     match unmount(&slot.netns, UnmountFlags::DETACH) {
         // Not mounted, or not there.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
@@ -219,11 +285,29 @@ pub(crate) async fn remove(slot: &SlotSpec) -> Result<(), NetworkError> {
     }
 }
 
-/// Applies the host's rules.
-pub(crate) async fn open_host(plan: &Plan, egress: Egress) -> Result<(), NetworkError> {
-    let text = rules::host(plan, egress);
+/// Removes whatever there is of a slot; nothing is fine. What it takes with it is the whole namespace: no
+/// slot is ever used twice.
+pub(crate) async fn remove(slot: SlotSpec) -> Result<(), NetworkError> {
     on_own_thread(async move || {
-        nft(&text)?;
+        let handle = connect()?;
+        if let Some(link) = link_index(&handle, &slot.veth_host).await? {
+            match handle.link().del(link).execute().await {
+                // Its other end went meanwhile.
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {}
+                removed => removed.map_err(netlink_failed(format!("remove link {}", slot.veth_host)))?,
+            }
+        }
+        remove_pin(&slot)?;
+        forget_on_host(&slot)
+    })
+    .await
+}
+
+/// Applies the host's rules.
+pub(crate) async fn open_host(plan: &Plan, egress: Egress, common: &Common) -> Result<(), NetworkError> {
+    let table = rules::host(plan, egress, common);
+    on_own_thread(async move || {
+        Batch::of(|batch| batch.replace(&table)).apply(&netfilter()?)?;
         if egress == Egress::Nat { sysctl("ipv4/ip_forward", "1") } else { Ok(()) }
     })
     .await
@@ -232,6 +316,6 @@ pub(crate) async fn open_host(plan: &Plan, egress: Egress) -> Result<(), Network
 /// Removes the host's rules; none is fine.
 pub(crate) async fn close_host(plan: &Plan) -> Result<(), NetworkError> {
     let table = rules::host_table(plan);
-    // Declared first, so that the removal of a missing table is no error.
-    on_own_thread(async move || nft(&format!("table ip {table}\ndelete table ip {table}\n"))).await
+    on_own_thread(async move || Batch::of(|batch| batch.remove(Family::Ip, &table)).apply(&netfilter()?))
+        .await
 }

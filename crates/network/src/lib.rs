@@ -5,15 +5,27 @@
 //! anything exists, and torn down idempotently.
 
 mod build;
+mod cidr;
+mod conntrack;
+mod model;
+mod netfilter;
+mod nft;
 mod plan;
+mod policy;
 mod pool;
+mod reclaim;
+pub mod resolvers;
 mod rules;
 
+pub use cidr::{Cidr, CidrError};
 pub use plan::{GUEST_ADDRESS, MAX_SLOTS, Plan, SlotSpec, TAP_ADDRESS};
+pub use policy::{MAX_BYTES, MAX_LIST, MAX_PACKETS, MIN_BYTES, Policy, Rate};
 pub use pool::{PoolConfig, PoolStats, SlotPool, cleanup};
+pub use reclaim::leftovers;
+pub use resolvers::GUEST_RESOLVERS;
 pub use rules::Egress;
 
-/// Why a slot could not be made or removed.
+/// Why a slot could not be made, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The instance tag is not one to four lower-case letters or digits.
@@ -22,10 +34,44 @@ pub enum NetworkError {
     /// There is no slot of this number.
     #[error("slot {0} does not exist: slots are numbered 1 to 32767")]
     Index(u16),
+    /// Nobody has the slot.
+    #[error("slot {0} is not in use: only a sandbox's own slot can be changed")]
+    NotInUse(u16),
     /// Every slot is in use.
     #[error("all {0} network slots are in use: remove sandboxes or raise the limit")]
     Exhausted(u16),
-    /// The kernel or nft refused.
+    /// The pool was shut down.
+    #[error("the network slots are shut down: the agent is ending")]
+    Closed,
+    /// A policy names too many networks.
+    #[error("the {list} list has {length} networks, the limit is {MAX_LIST}: join neighbouring networks")]
+    ListTooLong {
+        /// `allow` or `deny`.
+        list: &'static str,
+        /// How many there are.
+        length: usize,
+    },
+    /// A rate is outside what the kernel's limiter can do.
+    #[error("the {direction} rate in {unit} per second must be {min} to {max}, or absent for no limit")]
+    Rate {
+        /// `upload` or `download`.
+        direction: &'static str,
+        /// `bytes` or `packets`.
+        unit: &'static str,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// The kernel's packet filter refused, and changed nothing.
+    #[error("the kernel refused {what}: {source}; it needs nf_tables with netdev, nat, conntrack and limit")]
+    Rules {
+        /// Which part of the packet filter.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The kernel refused.
     #[error("cannot {action}: {source}")]
     Io {
         /// What was being done.

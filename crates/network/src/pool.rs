@@ -6,16 +6,23 @@ use std::{
     collections::{BTreeSet, VecDeque},
     fs::{self, File},
     io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{
     NetworkError, build,
+    cidr::Cidr,
     plan::{MAX_SLOTS, Plan, SlotSpec},
-    rules::Egress,
+    policy::Policy,
+    reclaim,
+    rules::{Common, Egress},
 };
 
 /// How a pool is to be.
@@ -31,6 +38,13 @@ pub struct PoolConfig {
     pub max: u16,
     /// What sandboxes may reach outside.
     pub egress: Egress,
+    /// Where guests' questions for names go: the first two, as
+    /// [`resolvers::of_host`](crate::resolvers::of_host) finds them. Their port 53 is open to guests wherever
+    /// they are, nothing else of them. None: guests cannot look up names.
+    pub resolvers: Vec<Ipv4Addr>,
+    /// Private networks that a policy's `allow` may open; usually none. Other guests, loopback, link-local
+    /// with the metadata service, multicast and reserved networks stay closed.
+    pub permitted: Vec<Cidr>,
     /// Slots that running microVMs hold; they stay as they are.
     pub in_use: Vec<u16>,
 }
@@ -55,13 +69,20 @@ struct State {
 /// The slots of one agent.
 #[derive(Debug)]
 pub struct SlotPool {
+    inner: Arc<Inner>,
+    refiller: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What outlives a call that nobody waits for any more.
+#[derive(Debug)]
+struct Inner {
     plan: Plan,
     journal: PathBuf,
+    common: Common,
     warm: usize,
     max: u16,
     state: Mutex<State>,
     wanted: Notify,
-    refiller: Mutex<Option<JoinHandle<()>>>,
 }
 
 fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
@@ -69,27 +90,18 @@ fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Io { action, source }
 }
 
-fn dirs(state_dir: &Path) -> (PathBuf, PathBuf) {
-    (state_dir.join("slots"), state_dir.join("netns"))
-}
-
-fn journaled(journal: &Path) -> Vec<u16> {
-    let Ok(entries) = fs::read_dir(journal) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
 /// Removes every slot of an agent that has ended, and the host's rules for them.
 pub async fn cleanup(state_dir: &Path, instance: &str) -> Result<(), NetworkError> {
-    let (journal, netns) = dirs(state_dir);
+    let (journal, netns) = reclaim::dirs(state_dir);
     let plan = Plan::new(instance, &netns)?;
-    for index in journaled(&journal) {
+    for index in reclaim::slots(&plan, state_dir)? {
         undo(&plan, &journal, index).await?;
     }
     build::close_host(&plan).await
 }
 
 async fn undo(plan: &Plan, journal: &Path, index: u16) -> Result<(), NetworkError> {
-    build::remove(&plan.slot(index)?).await?;
+    build::remove(plan.slot(index)?).await?;
     match fs::remove_file(journal.join(index.to_string())) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(failed("remove a slot from the journal")(error))
@@ -98,28 +110,15 @@ async fn undo(plan: &Plan, journal: &Path, index: u16) -> Result<(), NetworkErro
     }
 }
 
-impl SlotPool {
-    /// Undoes what a former agent left, except the slots in use, and begins to build.
-    pub async fn start(config: PoolConfig) -> Result<Arc<Self>, NetworkError> {
-        let (journal, netns) = dirs(&config.state_dir);
-        let plan = Plan::new(&config.instance, &netns)?;
-        for dir in [&journal, &netns] {
-            fs::create_dir_all(dir).map_err(failed("make the directory of slots"))?;
-        }
-        let in_use: BTreeSet<u16> = config.in_use.into_iter().collect();
-        for index in journaled(&journal).into_iter().filter(|index| !in_use.contains(index)) {
-            undo(&plan, &journal, index).await?;
-        }
-        build::open_host(&plan, config.egress).await?;
-        let state = Mutex::new(State { taken: in_use, ..State::default() });
-        let max = config.max.min(MAX_SLOTS);
-        let (wanted, refiller) = (Notify::new(), Mutex::new(None));
-        let pool = Arc::new(Self { plan, journal, warm: config.warm, max, state, wanted, refiller });
-        let task = tokio::spawn(refill(Arc::downgrade(&pool)));
-        *pool.refiller.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
-        Ok(pool)
-    }
+/// Runs `work` to its end also where the caller stops waiting: half a slot is nobody's.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, NetworkError>> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let ended = tokio::spawn(work).await;
+    ended.unwrap_or_else(|error| Err(failed("work on a slot")(io::Error::other(error))))
+}
 
+impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -127,8 +126,11 @@ impl SlotPool {
     /// Takes the lowest free number.
     fn take(&self) -> Result<u16, NetworkError> {
         let mut state = self.state();
+        if state.closed {
+            return Err(NetworkError::Closed);
+        }
         let free = (1..=self.max).find(|index| !state.taken.contains(index));
-        let index = free.filter(|_| !state.closed).ok_or(NetworkError::Exhausted(self.max))?;
+        let index = free.ok_or(NetworkError::Exhausted(self.max))?;
         state.taken.insert(index);
         Ok(index)
     }
@@ -139,52 +141,127 @@ impl SlotPool {
             let slot = self.plan.slot(index)?;
             File::create(self.journal.join(index.to_string()))
                 .map_err(failed("write a slot to the journal"))?;
-            build::build(&slot).await?;
+            build::build(slot.clone(), Policy::default(), self.common.clone()).await?;
             Ok(slot)
         };
         match built.await {
             Ok(slot) => Ok(slot),
             Err(error) => {
-                self.release(index).await?;
+                // Where it cannot be undone, its number stays taken until the next start tries again.
+                if let Err(error) = self.release(index).await {
+                    tracing::warn!(%error, index, "a slot that could not be built could not be undone");
+                }
                 Err(error)
             }
         }
     }
 
-    /// A slot, ready if there is one, else built now.
-    pub async fn acquire(&self) -> Result<SlotSpec, NetworkError> {
-        let ready = self.state().warm.pop_front();
-        self.wanted.notify_one();
-        match ready {
-            Some(slot) => Ok(slot),
-            None => self.build().await,
-        }
-    }
-
-    /// Removes a slot that was handed out; repeating it is fine.
-    pub async fn release(&self, index: u16) -> Result<(), NetworkError> {
+    async fn release(&self, index: u16) -> Result<(), NetworkError> {
         undo(&self.plan, &self.journal, index).await?;
         self.state().taken.remove(&index);
         self.wanted.notify_one();
         Ok(())
     }
 
+    /// Keeps a slot for the next one who asks, unless there will be none.
+    async fn keep(&self, slot: SlotSpec) -> Result<(), NetworkError> {
+        {
+            let mut state = self.state();
+            if !state.closed {
+                state.warm.push_back(slot);
+                return Ok(());
+            }
+        }
+        self.release(slot.index).await
+    }
+
+    /// A slot that somebody holds.
+    fn held(&self, index: u16) -> Result<SlotSpec, NetworkError> {
+        let slot = self.plan.slot(index)?;
+        let state = self.state();
+        let held = state.taken.contains(&index) && state.warm.iter().all(|warm| warm.index != index);
+        if held { Ok(slot) } else { Err(NetworkError::NotInUse(index)) }
+    }
+}
+
+impl SlotPool {
+    /// Undoes what a former agent left, except the slots in use, and begins to build.
+    pub async fn start(config: PoolConfig) -> Result<Arc<Self>, NetworkError> {
+        let (journal, netns) = reclaim::dirs(&config.state_dir);
+        let plan = Plan::new(&config.instance, &netns)?;
+        for dir in [&journal, &netns] {
+            fs::create_dir_all(dir).map_err(failed("make the directory of slots"))?;
+        }
+        let in_use: BTreeSet<u16> = config.in_use.into_iter().collect();
+        for index in reclaim::slots(&plan, &config.state_dir)?.difference(&in_use) {
+            undo(&plan, &journal, *index).await?;
+        }
+        let common = Common { resolvers: config.resolvers, permitted: config.permitted };
+        build::open_host(&plan, config.egress, &common).await?;
+        let state = Mutex::new(State { taken: in_use, ..State::default() });
+        let (warm, max, wanted) = (config.warm, config.max.min(MAX_SLOTS), Notify::new());
+        let inner = Arc::new(Inner { plan, journal, common, warm, max, state, wanted });
+        let task = tokio::spawn(refill(Arc::downgrade(&inner)));
+        Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)) }))
+    }
+
+    /// A slot, ready if there is one, else built now. No sandbox had it before, and its policy is the
+    /// default one.
+    pub async fn acquire(&self) -> Result<SlotSpec, NetworkError> {
+        let ready = self.inner.state().warm.pop_front();
+        self.inner.wanted.notify_one();
+        if let Some(slot) = ready {
+            return Ok(slot);
+        }
+        let (done, built) = oneshot::channel();
+        let inner = self.inner.clone();
+        tokio::spawn(async move {
+            // Nobody waits any more: the next one gets it.
+            if let Err(Ok(slot)) = done.send(inner.build().await)
+                && let Err(error) = inner.keep(slot).await
+            {
+                tracing::warn!(%error, "a slot that nobody waits for could not be undone");
+            }
+        });
+        built.await.map_err(|error| failed("build a slot")(io::Error::other(error)))?
+    }
+
+    /// Removes a slot that was handed out, with all that the kernel remembers of it; repeating it is fine.
+    pub async fn release(&self, index: u16) -> Result<(), NetworkError> {
+        let inner = self.inner.clone();
+        to_its_end(async move { inner.release(index).await }).await
+    }
+
+    /// Puts a policy in the place of the former one, in one step: flows that it forbids stop with the next
+    /// packet, others notice nothing.
+    pub async fn set_policy(&self, index: u16, policy: &Policy) -> Result<(), NetworkError> {
+        policy.validate()?;
+        let slot = self.inner.held(index)?;
+        build::set_policy(slot, policy.clone(), self.inner.common.clone()).await
+    }
+
+    /// Forgets the flows and neighbours of a slot that a snapshot was restored into: those that the guest
+    /// remembers are another time's.
+    pub async fn refresh(&self, index: u16) -> Result<(), NetworkError> {
+        build::refresh(self.inner.held(index)?).await
+    }
+
     /// How many slots there are.
     pub fn stats(&self) -> PoolStats {
-        let state = self.state();
+        let state = self.inner.state();
         PoolStats { warm: state.warm.len(), in_use: state.taken.len() - state.warm.len() }
     }
 
     /// Stops building and removes the ready slots; those handed out stay.
     pub async fn shutdown(&self) -> Result<(), NetworkError> {
-        self.state().closed = true;
-        self.wanted.notify_one();
+        self.inner.state().closed = true;
+        self.inner.wanted.notify_one();
         let refiller = self.refiller.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = refiller {
             // A slot that is being built is finished first, so that it can be removed.
             let _ = task.await;
         }
-        let warm = std::mem::take(&mut self.state().warm);
+        let warm = std::mem::take(&mut self.inner.state().warm);
         for slot in warm {
             self.release(slot.index).await?;
         }
@@ -193,7 +270,7 @@ impl SlotPool {
 }
 
 /// Keeps the ready slots at their number as long as the pool is used.
-async fn refill(pool: std::sync::Weak<SlotPool>) {
+async fn refill(pool: Weak<Inner>) {
     /// After a failure: what the kernel refused it will refuse at once again.
     const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
     while let Some(strong) = pool.upgrade() {
@@ -210,12 +287,14 @@ async fn refill(pool: std::sync::Weak<SlotPool>) {
             let _ = tokio::time::timeout(wait, strong.wanted.notified()).await;
             continue;
         }
-        match strong.build().await {
-            Ok(slot) => strong.state().warm.push_back(slot),
-            Err(error) => {
-                tracing::warn!(%error, "no slot could be built ahead");
-                tokio::time::sleep(PAUSE).await;
-            }
+        let built = match strong.build().await {
+            Ok(slot) => strong.keep(slot).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = built {
+            tracing::warn!(%error, "no slot could be built ahead");
+            // Cut short by a shutdown.
+            let _ = tokio::time::timeout(PAUSE, strong.wanted.notified()).await;
         }
     }
 }

@@ -1,6 +1,14 @@
-//! The packet filters, as text for one `nft -f -` each. Pure: the same input gives the same rules.
+//! What is let through, and where. Pure: the same input gives the same tables.
 
-use crate::plan::{GUEST_ADDRESS, Plan, SlotSpec};
+use std::net::Ipv4Addr;
+
+use crate::{
+    cidr::{Cidr, Range, difference, union},
+    model::{Action, Chain, Family, Hook, Key, Kind, Limit, Rule, Set, Table, Test, Verdict},
+    plan::{GUEST_ADDRESS, GUEST_MAC, HOST_NETWORK, Plan, SlotSpec, TAP_ADDRESS, VETH_NETWORK},
+    policy::{Policy, Rate},
+    resolvers,
+};
 
 /// What sandboxes may reach outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,106 +19,294 @@ pub enum Egress {
     None,
 }
 
-/// Networks that no guest may reach: private, shared, link-local (metadata), loopback, multicast, reserved.
-const PRIVATE: &str = "{ 0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-                       192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3 }";
+/// What holds for every slot of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Common {
+    /// Where guests' questions for names go.
+    pub(crate) resolvers: Vec<Ipv4Addr>,
+    /// Private networks that a policy may open.
+    pub(crate) permitted: Vec<Cidr>,
+}
 
-/// The rules in a slot's namespace: addresses translated, sources pinned, private networks closed.
-pub(crate) fn slot(slot: &SlotSpec) -> String {
-    let SlotSpec { tap, host_address, veth_slot_address, .. } = slot;
-    format!(
-        "table ip slot {{
-    chain prerouting {{
-        type nat hook prerouting priority dstnat
-        iifname \"eth0\" ip daddr {host_address} dnat to {GUEST_ADDRESS}
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority srcnat
-        oifname \"eth0\" ip saddr {GUEST_ADDRESS} snat to {veth_slot_address}
-    }}
-    chain spoofing {{
-        type filter hook prerouting priority raw
-        iifname \"{tap}\" ip saddr != {GUEST_ADDRESS} drop
-    }}
-    chain forward {{
-        type filter hook forward priority filter; policy drop
-        ct state established,related accept
-        iifname \"eth0\" oifname \"{tap}\" ct status dnat accept
-        iifname \"{tap}\" ip daddr {PRIVATE} drop
-        iifname \"{tap}\" oifname \"eth0\" accept
-    }}
-    chain input {{
-        type filter hook input priority filter; policy drop
-        ct state established,related accept
-        iifname \"lo\" accept
-    }}
-}}
-"
-    )
+const fn network(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Cidr {
+    Cidr::containing(Ipv4Addr::new(a, b, c, d), prefix)
+}
+
+/// Networks that are not the internet: private, shared, link-local (metadata), loopback, multicast, reserved.
+const PRIVATE: [Cidr; 10] = [
+    network(0, 0, 0, 0, 8),
+    network(10, 0, 0, 0, 8),
+    network(100, 64, 0, 0, 10),
+    network(127, 0, 0, 0, 8),
+    network(169, 254, 0, 0, 16),
+    network(172, 16, 0, 0, 12),
+    network(192, 0, 0, 0, 24),
+    network(192, 168, 0, 0, 16),
+    network(198, 18, 0, 0, 15),
+    network(224, 0, 0, 0, 3),
+];
+/// Private networks that nothing opens: other guests, loopback, link-local with the metadata service,
+/// multicast and reserved.
+const ALWAYS_CLOSED: [Cidr; 6] = [
+    network(0, 0, 0, 0, 8),
+    HOST_NETWORK,
+    VETH_NETWORK,
+    network(127, 0, 0, 0, 8),
+    network(169, 254, 0, 0, 16),
+    network(224, 0, 0, 0, 3),
+];
+
+/// The link in a slot that leads to the host.
+pub(crate) const UPLINK: &str = "eth0";
+
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+/// Ethernet, IPv4, and the lengths of their addresses.
+const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
+/// IPv4 without options: none is needed, and source routes are one.
+const IP_HEAD: [u8; 1] = [0x45];
+const TCP: [u8; 1] = [6];
+const UDP: [u8; 1] = [17];
+const PORT_DNS: [u8; 2] = 53_u16.to_be_bytes();
+
+const INVALID_OR_UNTRACKED: u32 = 1 | 64;
+const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+/// The flow's destination was translated.
+const TRANSLATED: u32 = 1 << 5;
+const ORIGINAL: [u8; 1] = [0];
+const REPLY: [u8; 1] = [1];
+
+const PRIORITY_DNAT: i32 = -100;
+const PRIORITY_SNAT: i32 = 100;
+const PRIORITY_FILTER: i32 = 0;
+/// Before the filters that others have on the host.
+const PRIORITY_EARLY: i32 = -10;
+
+/// Added to one second's worth: the largest packet that the kernel makes of many.
+const BURST_BYTES: u32 = 64 * 1024;
+const BURST_PACKETS: u32 = 64;
+
+const CLOSED: &str = "closed";
+const ALLOW: &str = "allow";
+const DENY: &str = "deny";
+const UNOPENED: &str = "unopened";
+const RESOLVERS: &str = "resolvers";
+
+fn rule(why: &'static str, tests: Vec<Test>, action: Action) -> Rule {
+    Rule { why, tests, over: None, action }
+}
+
+fn accept(why: &'static str, tests: Vec<Test>) -> Rule {
+    rule(why, tests, Action::Verdict(Verdict::Accept))
+}
+
+fn drop(why: &'static str, tests: Vec<Test>) -> Rule {
+    rule(why, tests, Action::Verdict(Verdict::Drop))
+}
+
+fn chain(name: &'static str, hook: Hook, priority: i32, policy: Verdict, rules: Vec<Rule>) -> Chain {
+    Chain { name, kind: Kind::Filter, hook, priority, policy, rules }
+}
+
+fn nat(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { name, kind: Kind::Nat, hook, priority, policy: Verdict::Accept, rules }
+}
+
+/// Sets that have anything in them; rules look up no others.
+fn sets(all: Vec<(&'static str, Vec<Range>)>) -> Vec<Set> {
+    let full = all.into_iter().filter(|(_, ranges)| !ranges.is_empty());
+    full.map(|(name, ranges)| Set { name, ranges }).collect()
+}
+
+/// The private networks that stay closed whatever a policy says.
+fn closed(common: &Common) -> Vec<Range> {
+    let openable = difference(&union(common.permitted.iter().copied()), &union(ALWAYS_CLOSED));
+    difference(&union(PRIVATE), &openable)
+}
+
+/// What a slot's tap takes in: the guest's own frames, and of those only IPv4 and ARP about itself. It is
+/// the first thing that sees a frame.
+pub(crate) fn guard(slot: &SlotSpec) -> Table {
+    let rules = vec![
+        drop("another hardware address", vec![Key::EtherSource.not(GUEST_MAC)]),
+        accept(
+            "the guest asks for its gateway or answers it",
+            vec![
+                Key::EtherType.is(ETHERTYPE_ARP),
+                Key::ArpHead.is(ARP_HEAD),
+                Key::ArpSenderMac.is(GUEST_MAC),
+                Key::ArpSenderAddress.address(GUEST_ADDRESS),
+                Key::ArpTargetAddress.address(TAP_ADDRESS),
+            ],
+        ),
+        accept(
+            "the guest's own address",
+            vec![
+                Key::EtherType.is(ETHERTYPE_IPV4),
+                Key::IpHead.is(IP_HEAD),
+                Key::IpSource.address(GUEST_ADDRESS),
+            ],
+        ),
+    ];
+    let hook = Hook::Ingress(slot.tap.clone());
+    let chains = vec![chain("ingress", hook, PRIORITY_FILTER, Verdict::Drop, rules)];
+    Table { family: Family::Netdev, name: "guard".into(), sets: Vec::new(), chains }
+}
+
+/// The rules in a slot's namespace: addresses translated, and what the sandbox's policy opens.
+pub(crate) fn slot(slot: &SlotSpec, policy: &Policy, common: &Common) -> Table {
+    let (uplink, tap) = (Key::InLink.link(UPLINK), Key::InLink.link(&slot.tap));
+    let to_agent = vec![uplink.clone(), Key::IpDestination.address(slot.host_address)];
+    let mut incoming =
+        vec![rule("the host reaches the guest", to_agent, Action::DestinationNat(GUEST_ADDRESS))];
+    for (asked, resolver) in resolvers::targets(&common.resolvers) {
+        for protocol in [UDP, TCP] {
+            let tests = vec![
+                tap.clone(),
+                Key::IpDestination.address(asked),
+                Key::Protocol.is(protocol),
+                Key::DestinationPort.is(PORT_DNS),
+            ];
+            incoming.push(rule("names", tests, Action::DestinationNat(resolver)));
+        }
+    }
+    let leaving = vec![Key::OutLink.link(UPLINK), Key::IpSource.address(GUEST_ADDRESS)];
+    let outgoing = vec![rule("the slot's address", leaving, Action::SourceNat(slot.veth_slot_address))];
+    let chains = vec![
+        nat("prerouting", Hook::Prerouting, PRIORITY_DNAT, incoming),
+        nat("postrouting", Hook::Postrouting, PRIORITY_SNAT, outgoing),
+        chain("forward", Hook::Forward, PRIORITY_FILTER, Verdict::Drop, forward(slot, policy, common)),
+        // The slot itself offers nothing.
+        chain("input", Hook::Input, PRIORITY_FILTER, Verdict::Drop, Vec::new()),
+    ];
+    let sets = sets(vec![
+        (CLOSED, closed(common)),
+        (ALLOW, union(policy.allow.iter().copied())),
+        (UNOPENED, unopened(common)),
+        (DENY, union(policy.deny.iter().copied())),
+    ]);
+    Table { family: Family::Ip, name: "slot".into(), sets, chains }
+}
+
+/// Where networks are permitted to policies: all private ones. What a policy allows of them is let through
+/// before this is asked, and what nobody permitted was refused before.
+fn unopened(common: &Common) -> Vec<Range> {
+    if common.permitted.is_empty() { Vec::new() } else { union(PRIVATE) }
+}
+
+fn over(why: &'static str, from: &Test, rate: Rate) -> Vec<Rule> {
+    let bytes = rate.bytes.map(|per_second| Limit::Bytes { per_second, burst: BURST_BYTES });
+    let packets = rate.packets.map(|per_second| {
+        let burst = u32::try_from(per_second).unwrap_or(u32::MAX).clamp(1, BURST_PACKETS);
+        Limit::Packets { per_second, burst }
+    });
+    let limits = bytes.into_iter().chain(packets);
+    let action = Action::Verdict(Verdict::Drop);
+    limits.map(|limit| Rule { why, tests: vec![from.clone()], over: Some(limit), action }).collect()
+}
+
+/// The policy decides on every packet of a flow, not only on the first, so that a changed one cuts what it
+/// forbids; and by the address that the guest asked for, so that one list serves both directions.
+fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
+    let (from_host, from_guest) = (Key::InLink.link(UPLINK), Key::InLink.link(&slot.tap));
+    let asked = |set| vec![Key::FlowDestination.in_set(set)];
+    let translated = Key::FlowStatus.any_bit(TRANSLATED);
+    let mut rules = vec![
+        drop("belongs to no flow", vec![Key::FlowState.any_bit(INVALID_OR_UNTRACKED)]),
+        accept(
+            "the host speaks to the guest",
+            vec![from_host.clone(), Key::FlowDirection.is(ORIGINAL), translated.clone()],
+        ),
+        accept(
+            "the guest answers the host",
+            vec![from_guest.clone(), Key::FlowDirection.is(REPLY), translated.clone()],
+        ),
+        drop("from outside, unasked", vec![from_host.clone(), Key::FlowDirection.is(ORIGINAL)]),
+        drop("an answer to nobody", vec![from_guest.clone(), Key::FlowDirection.is(REPLY)]),
+    ];
+    rules.extend(over("more than the upload rate", &from_guest, policy.upload));
+    rules.extend(over("more than the download rate", &from_host, policy.download));
+    if policy.dns && !common.resolvers.is_empty() {
+        for resolver in resolvers::GUEST_RESOLVERS {
+            rules.push(accept("names", vec![Key::FlowDestination.address(resolver), translated.clone()]));
+        }
+    }
+    rules.push(drop("never open", asked(CLOSED)));
+    // What a flow's error messages are addressed to is the guest's choice.
+    rules.push(drop("never open", vec![from_guest, Key::IpDestination.in_set(CLOSED)]));
+    if !policy.allow.is_empty() {
+        rules.push(accept("allowed", asked(ALLOW)));
+    }
+    if !unopened(common).is_empty() {
+        rules.push(drop("private, and not asked for", asked(UNOPENED)));
+    }
+    if !policy.deny.is_empty() {
+        rules.push(drop("denied", asked(DENY)));
+    }
+    if policy.internet {
+        rules.push(accept("the internet", Vec::new()));
+    }
+    rules
 }
 
 /// The host's rules for all slots of an agent: no guest reaches the host, another guest or a private
-/// network, nobody outside reaches a guest.
-pub(crate) fn host(plan: &Plan, egress: Egress) -> String {
-    let (table, links) = (host_table(plan), plan.link_prefix());
-    let leaving = match egress {
-        Egress::Nat => "accept",
-        Egress::None => "drop",
+/// network, nobody outside reaches a guest. They hold also where a slot's own rules fail.
+pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
+    let prefix = plan.link_prefix();
+    let (from, to) = (Key::InLink.begins(&prefix), Key::OutLink.begins(&prefix));
+    let answers = |link: &Test| {
+        vec![link.clone(), Key::FlowState.any_bit(ESTABLISHED_OR_RELATED), Key::FlowDirection.is(REPLY)]
     };
-    format!(
-        "table ip {table}
-delete table ip {table}
-table ip {table} {{
-    chain input {{
-        type filter hook input priority filter - 10
-        iifname \"{links}*\" ct state established,related accept
-        iifname \"{links}*\" drop
-    }}
-    chain forward {{
-        type filter hook forward priority filter - 10
-        oifname \"{links}*\" ct state established,related accept
-        oifname \"{links}*\" drop
-        iifname \"{links}*\" ip daddr {PRIVATE} drop
-        iifname \"{links}*\" {leaving}
-    }}
-    chain postrouting {{
-        type nat hook postrouting priority srcnat
-        iifname \"{links}*\" oifname != \"{links}*\" masquerade
-    }}
-}}
-"
-    )
+    let foreign = || drop("not a slot's address", vec![from.clone(), Key::IpSource.outside(VETH_NETWORK)]);
+    let names = || -> Vec<Rule> {
+        let open = egress == Egress::Nat && !common.resolvers.is_empty();
+        let rule = |protocol: [u8; 1]| {
+            let tests = vec![
+                from.clone(),
+                Key::IpDestination.in_set(RESOLVERS),
+                Key::Protocol.is(protocol),
+                Key::DestinationPort.is(PORT_DNS),
+            ];
+            accept("names", tests)
+        };
+        if open { vec![rule(UDP), rule(TCP)] } else { Vec::new() }
+    };
+    let leaving = match egress {
+        Egress::Nat => accept("the internet", vec![from.clone()]),
+        Egress::None => drop("nothing leaves", vec![from.clone()]),
+    };
+    // A resolver may be a service of the host itself.
+    let mut input = vec![foreign(), accept("guests answer the host", answers(&from))];
+    input.extend(names());
+    input.push(drop("no service of the host", vec![from.clone()]));
+
+    let mut forward = vec![
+        drop("between guests", vec![from.clone(), to.clone()]),
+        accept("answers to guests", answers(&to)),
+        drop("from outside, unasked", vec![to]),
+        foreign(),
+    ];
+    forward.extend(names());
+    forward.push(drop("never open", vec![from.clone(), Key::IpDestination.in_set(CLOSED)]));
+    forward.push(leaving);
+
+    let masked = vec![Key::IpSource.within(VETH_NETWORK), Key::OutLink.begins_not(&prefix)];
+    let chains = vec![
+        chain("input", Hook::Input, PRIORITY_EARLY, Verdict::Accept, input),
+        chain("forward", Hook::Forward, PRIORITY_EARLY, Verdict::Accept, forward),
+        nat(
+            "postrouting",
+            Hook::Postrouting,
+            PRIORITY_SNAT,
+            vec![rule("the host's address", masked, Action::Masquerade)],
+        ),
+    ];
+    let resolvers = union(common.resolvers.iter().copied().map(Cidr::from));
+    let sets = sets(vec![(CLOSED, closed(common)), (RESOLVERS, resolvers)]);
+    Table { family: Family::Ip, name: host_table(plan), sets, chains }
 }
 
 /// The name of the table of [`host`].
 pub(crate) fn host_table(plan: &Plan) -> String {
     format!("wrenn_{}", plan.instance())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn plan() -> Plan {
-        Plan::new("t1", Path::new("/n")).unwrap()
-    }
-
-    #[test]
-    fn sources_are_pinned_and_private_networks_closed_before_anything_leaves() {
-        let text = slot(&plan().slot(3).unwrap());
-        assert!(text.contains("ip daddr 10.11.0.3 dnat to 169.254.0.21"));
-        assert!(text.contains("snat to 10.12.0.7"));
-        assert!(text.contains("iifname \"tap0\" ip saddr != 169.254.0.21 drop"));
-        let (private, accept) = (text.find("192.168.0.0/16"), text.find("oifname \"eth0\" accept"));
-        assert!(private.unwrap() < accept.unwrap());
-    }
-
-    #[test]
-    fn without_egress_nothing_is_forwarded() {
-        let (nat, none) = (host(&plan(), Egress::Nat), host(&plan(), Egress::None));
-        assert!(nat.contains("iifname \"wrt1-*\" accept"));
-        assert!(none.contains("iifname \"wrt1-*\" drop") && !none.contains("\" accept"));
-    }
 }

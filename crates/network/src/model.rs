@@ -1,0 +1,253 @@
+//! Packet filters as values: tables, sets, chains and rules. [`rules`](crate::rules) makes them,
+//! [`nft`](crate::nft) puts them into the kernel, and as text they read like `nft`.
+
+use std::{fmt, net::Ipv4Addr};
+
+use crate::cidr::{Cidr, Range};
+
+/// Whose packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    Ip,
+    /// Frames as one device takes them in.
+    Netdev,
+}
+
+/// What belongs together: replaced or removed at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) family: Family,
+    pub(crate) name: String,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) chains: Vec<Chain>,
+}
+
+/// A set of addresses that rules look up by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    /// Ascending, no two touch.
+    pub(crate) ranges: Vec<Range>,
+}
+
+/// Where on a packet's way a chain is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// As the device takes a frame in, before the kernel looks at it.
+    Ingress(String),
+    Prerouting,
+    Input,
+    Forward,
+    Postrouting,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Filter,
+    Nat,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: &'static str,
+    pub(crate) kind: Kind,
+    pub(crate) hook: Hook,
+    pub(crate) priority: i32,
+    /// What becomes of packets that no rule decides on.
+    pub(crate) policy: Verdict,
+    pub(crate) rules: Vec<Rule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Accept,
+    Drop,
+}
+
+/// What is done to a packet that passes every test, and is over the limit where there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// The comment that the rule carries in the kernel, and its name in errors.
+    pub(crate) why: &'static str,
+    pub(crate) tests: Vec<Test>,
+    pub(crate) over: Option<Limit>,
+    pub(crate) action: Action,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    Verdict(Verdict),
+    DestinationNat(Ipv4Addr),
+    SourceNat(Ipv4Addr),
+    Masquerade,
+}
+
+/// A rate; what is within it goes to the next rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    Bytes { per_second: u64, burst: u32 },
+    Packets { per_second: u64, burst: u32 },
+}
+
+/// A part of a packet or of what the kernel knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    InLink,
+    OutLink,
+    EtherSource,
+    /// As it was on the wire: a VLAN tag is one.
+    EtherType,
+    /// Hardware type, protocol type and the lengths of both addresses.
+    ArpHead,
+    ArpSenderMac,
+    ArpSenderAddress,
+    ArpTargetAddress,
+    /// Version and header length in one byte.
+    IpHead,
+    IpSource,
+    IpDestination,
+    /// TCP, UDP, …
+    Protocol,
+    DestinationPort,
+    FlowState,
+    FlowDirection,
+    FlowStatus,
+    /// Where the first packet of the flow was addressed to, before any translation.
+    FlowDestination,
+}
+
+/// What a part must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Want {
+    Is(Vec<u8>),
+    Not(Vec<u8>),
+    /// The leading bytes, of a name.
+    Begins(String),
+    BeginsNot(String),
+    AnyBit(u32),
+    Within(Cidr),
+    Outside(Cidr),
+    /// In the set of this name.
+    In(&'static str),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Test {
+    pub(crate) key: Key,
+    pub(crate) want: Want,
+}
+
+impl Key {
+    pub(crate) fn is(self, bytes: impl Into<Vec<u8>>) -> Test {
+        Test { key: self, want: Want::Is(bytes.into()) }
+    }
+
+    pub(crate) fn not(self, bytes: impl Into<Vec<u8>>) -> Test {
+        Test { key: self, want: Want::Not(bytes.into()) }
+    }
+
+    pub(crate) fn address(self, address: Ipv4Addr) -> Test {
+        self.is(address.octets())
+    }
+
+    /// The link of this name.
+    pub(crate) fn link(self, name: &str) -> Test {
+        // The kernel compares all sixteen bytes of a name.
+        let mut bytes = name.as_bytes().to_vec();
+        bytes.resize(libc::IFNAMSIZ, 0);
+        self.is(bytes)
+    }
+
+    pub(crate) fn begins(self, prefix: &str) -> Test {
+        Test { key: self, want: Want::Begins(prefix.to_owned()) }
+    }
+
+    pub(crate) fn begins_not(self, prefix: &str) -> Test {
+        Test { key: self, want: Want::BeginsNot(prefix.to_owned()) }
+    }
+
+    pub(crate) fn any_bit(self, bits: u32) -> Test {
+        Test { key: self, want: Want::AnyBit(bits) }
+    }
+
+    pub(crate) fn outside(self, network: Cidr) -> Test {
+        Test { key: self, want: Want::Outside(network) }
+    }
+
+    pub(crate) fn within(self, network: Cidr) -> Test {
+        Test { key: self, want: Want::Within(network) }
+    }
+
+    pub(crate) fn in_set(self, name: &'static str) -> Test {
+        Test { key: self, want: Want::In(name) }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::InLink => "iifname",
+            Self::OutLink => "oifname",
+            Self::EtherSource => "ether saddr",
+            Self::EtherType => "ether type",
+            Self::ArpHead => "arp head",
+            Self::ArpSenderMac => "arp saddr ether",
+            Self::ArpSenderAddress => "arp saddr ip",
+            Self::ArpTargetAddress => "arp daddr ip",
+            Self::IpHead => "ip head",
+            Self::IpSource => "ip saddr",
+            Self::IpDestination => "ip daddr",
+            Self::Protocol => "l4proto",
+            Self::DestinationPort => "th dport",
+            Self::FlowState => "ct state",
+            Self::FlowDirection => "ct direction",
+            Self::FlowStatus => "ct status",
+            Self::FlowDestination => "ct original ip daddr",
+        }
+    }
+
+    fn show(self, bytes: &[u8]) -> String {
+        let link = || String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
+        match (self, bytes) {
+            (Self::InLink | Self::OutLink, _) => link(),
+            (_, [a, b, c, d]) => Ipv4Addr::new(*a, *b, *c, *d).to_string(),
+            (Self::EtherType, [high, low]) => format!("0x{high:02x}{low:02x}"),
+            (Self::DestinationPort, [high, low]) => u16::from_be_bytes([*high, *low]).to_string(),
+            (Self::FlowDirection, [0]) => "original".into(),
+            (Self::FlowDirection, _) => "reply".into(),
+            _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"),
+        }
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key.text();
+        match &self.want {
+            Want::Is(bytes) => write!(f, "{key} {}", self.key.show(bytes)),
+            Want::Not(bytes) => write!(f, "{key} != {}", self.key.show(bytes)),
+            Want::Begins(prefix) => write!(f, "{key} {prefix}*"),
+            Want::BeginsNot(prefix) => write!(f, "{key} != {prefix}*"),
+            Want::AnyBit(bits) => write!(f, "{key} & {bits:#x}"),
+            Want::Within(network) => write!(f, "{key} {network}"),
+            Want::Outside(network) => write!(f, "{key} != {network}"),
+            Want::In(set) => write!(f, "{key} @{set}"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tests.iter().try_for_each(|test| write!(f, "{test} "))?;
+        match self.over {
+            Some(Limit::Bytes { per_second, .. }) => write!(f, "over {per_second} bytes/second ")?,
+            Some(Limit::Packets { per_second, .. }) => write!(f, "over {per_second}/second ")?,
+            None => {}
+        }
+        match self.action {
+            Action::Verdict(Verdict::Accept) => write!(f, "accept"),
+            Action::Verdict(Verdict::Drop) => write!(f, "drop"),
+            Action::DestinationNat(to) => write!(f, "dnat to {to}"),
+            Action::SourceNat(to) => write!(f, "snat to {to}"),
+            Action::Masquerade => write!(f, "masquerade"),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What an agent has in the kernel, told from what others have there by its name and its directory.
+
+use std::{
+    collections::BTreeSet,
+    ffi::CStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{NetworkError, model::Family, netfilter::Socket, nft, plan::Plan, rules};
+
+/// The journal and the pins of the namespaces.
+pub(crate) fn dirs(state_dir: &Path) -> (PathBuf, PathBuf) {
+    (state_dir.join("slots"), state_dir.join("netns"))
+}
+
+/// The links of the calling thread's namespace.
+fn links() -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    // SAFETY: the list ends with an index of zero, its names are strings until it is freed, and it is freed
+    // once.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        let mut entry = list;
+        while (*entry).if_index != 0 {
+            names.push(CStr::from_ptr((*entry).if_name).to_string_lossy().into_owned());
+            entry = entry.add(1);
+        }
+        libc::if_freenameindex(list);
+    }
+    Ok(names)
+}
+
+/// The slots whose numbers are the names of files in `dir`.
+fn files(plan: &Plan, dir: &Path) -> Vec<u16> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let slot = |name: &str| {
+        let index = name.parse().ok()?;
+        (plan.slot(index).is_ok() && index.to_string() == name).then_some(index)
+    };
+    entries.flatten().filter_map(|entry| slot(entry.file_name().to_str()?)).collect()
+}
+
+fn slot_links(plan: &Plan) -> Result<Vec<(u16, String)>, NetworkError> {
+    let failed = |source| NetworkError::Io { action: "list the network links".into(), source };
+    let named = |name: String| Some((plan.slot_of_link(&name)?, name));
+    Ok(links().map_err(failed)?.into_iter().filter_map(named).collect())
+}
+
+/// The slots of which there is anything: an entry in the journal, a pin or a link.
+pub(crate) fn slots(plan: &Plan, state_dir: &Path) -> Result<BTreeSet<u16>, NetworkError> {
+    let (journal, pins) = dirs(state_dir);
+    let mut found: BTreeSet<u16> = files(plan, &journal).into_iter().chain(files(plan, &pins)).collect();
+    found.extend(slot_links(plan)?.into_iter().map(|(index, _)| index));
+    Ok(found)
+}
+
+/// What an agent has in the kernel, a line each; nothing once it ended well. Blocking.
+pub fn leftovers(state_dir: &Path, instance: &str) -> Result<Vec<String>, NetworkError> {
+    let (_, pins) = dirs(state_dir);
+    let plan = Plan::new(instance, &pins)?;
+    let links = slot_links(&plan)?.into_iter().map(|(_, name)| format!("link {name}"));
+    let mut found: Vec<String> = links.collect();
+    let pinned = files(&plan, &pins).into_iter().map(|index| pins.join(index.to_string()));
+    found.extend(pinned.map(|pin| format!("network namespace {}", pin.display())));
+    let failed = |source| NetworkError::Io { action: "ask the kernel's packet filter".into(), source };
+    let table = rules::host_table(&plan);
+    if nft::has_table(&Socket::open().map_err(failed)?, Family::Ip, &table)? {
+        found.push(format!("nftables table ip {table}"));
+    }
+    Ok(found)
+}

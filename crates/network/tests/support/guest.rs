@@ -1,0 +1,96 @@
+//! What stands in for a microVM: it holds the slot's tap device and puts frames on its wire.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use wrenn_network::{GUEST_ADDRESS, SlotSpec};
+
+use super::{PATIENCE, frames, space::Space};
+
+/// `struct virtio_net_hdr`, all zero: nothing is left to do for whoever takes the frame.
+const HEADER: usize = 10;
+
+pub struct Guest {
+    tap: File,
+}
+
+impl Guest {
+    pub fn new(slot: &SlotSpec) -> Self {
+        let tap = Space::at(&slot.netns).run(|| open_tap("tap0"));
+        Self { tap }
+    }
+
+    /// Puts a frame on the wire.
+    pub fn raw(&self, frame: &[u8]) {
+        let written = (&self.tap).write(&[&[0; HEADER][..], frame].concat()).unwrap();
+        assert_eq!(written, HEADER + frame.len());
+    }
+
+    /// A packet as an honest guest sends it.
+    pub fn packet(&self, to: Ipv4Addr, protocol: u8, body: &[u8]) {
+        let packet = frames::ipv4(GUEST_ADDRESS, to, protocol, body);
+        self.raw(&frames::ether(frames::TAP_MAC, frames::GUEST_MAC, frames::IPV4, &packet));
+    }
+
+    pub fn udp(&self, from: u16, to: (Ipv4Addr, u16), payload: &str) {
+        self.packet(to.0, frames::UDP, &frames::udp(from, to.1, payload.as_bytes()));
+    }
+
+    fn readable(&self, wait: Duration) -> bool {
+        let mut poll = libc::pollfd { fd: self.tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, as is said.
+        unsafe { libc::poll(&raw mut poll, 1, wait.as_millis() as i32) > 0 }
+    }
+
+    fn read(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 70_000];
+        let length = (&self.tap).read(&mut buffer).unwrap();
+        buffer[HEADER..length].to_vec()
+    }
+
+    /// What arrived by now.
+    pub fn drain(&self) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while self.readable(Duration::ZERO) {
+            all.push(self.read());
+        }
+        all
+    }
+
+    /// Waits for a packet with this payload; the frame, and those that came before it.
+    pub fn expect(&self, payload: &str) -> (Vec<u8>, Vec<Vec<u8>>) {
+        let (begin, mut others) = (Instant::now(), Vec::new());
+        while begin.elapsed() < PATIENCE {
+            if self.readable(PATIENCE) {
+                let frame = self.read();
+                if frames::holds(&frame, payload) {
+                    return (frame, others);
+                }
+                others.push(frame);
+            }
+        }
+        panic!("{payload:?} did not come, but {} others", others.len());
+    }
+}
+
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+fn open_tap(name: &str) -> File {
+    let tap = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, rest: [0; 22] };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: the descriptor is open, the request has the kernel's layout and outlives the call.
+    assert_eq!(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }, 0);
+    tap
+}
