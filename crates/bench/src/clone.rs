@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use wrenn_disk::{Backend, Store, Volumes, loopfs};
+use wrenn_disk::{Backend, StoreConfig, Volumes, loopfs};
 
 use crate::row::Row;
 
@@ -28,7 +28,7 @@ fn write_image(path: &Path, mib: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-async fn clone(store: &Store, image: &str, id: &str) -> Result<Duration> {
+async fn clone(store: &dyn Volumes, image: &str, id: &str) -> Result<Duration> {
     let begin = Instant::now();
     store.clone_image(image, id, LARGE + 1, 0).await?;
     let took = begin.elapsed();
@@ -36,8 +36,8 @@ async fn clone(store: &Store, image: &str, id: &str) -> Result<Duration> {
     Ok(took)
 }
 
-async fn rounds(dir: &Path, store_dir: &Path) -> Result<Row> {
-    let store = Store::open(store_dir, Backend::Reflink).await?;
+async fn rounds(dir: &Path, store_dir: &Path, backend: Backend, what: &'static str) -> Result<Row> {
+    let store = wrenn_disk::open(StoreConfig::new(store_dir, backend, "bench")).await?;
     for (name, mib) in [("small", SMALL), ("large", LARGE)] {
         let source = dir.join(name);
         write_image(&source, mib)?;
@@ -46,19 +46,34 @@ async fn rounds(dir: &Path, store_dir: &Path) -> Result<Row> {
     }
     let (mut large, mut small) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        small.push(clone(&store, "small", &format!("s{round}")).await?);
-        large.push(clone(&store, "large", &format!("l{round}")).await?);
+        small.push(clone(&*store, "small", &format!("s{round}")).await?);
+        large.push(clone(&*store, "large", &format!("l{round}")).await?);
     }
-    Ok(Row::ratio("clone a 5 GiB image ÷ a 300 MiB one (reflink)", &large, &small, 1.2))
+    Ok(Row::ratio(what, &large, &small, 1.2))
 }
 
-/// Measures on an XFS of its own.
+/// Measures shared extents on an XFS of its own.
 pub(crate) async fn large_against_small() -> Result<Row> {
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
     let (file, mount) = (dir.path().join("store.xfs"), dir.path().join("store"));
     loopfs::mount_store(&file, &mount, 20 << 30)
         .context("the bench needs root, mkfs.xfs and a loop device")?;
-    let row = rounds(dir.path(), &mount).await;
+    let what = "clone a 5 GiB image ÷ a 300 MiB one (reflink)";
+    let row = rounds(dir.path(), &mount, Backend::Reflink, what).await;
     loopfs::unmount_store(&mount)?;
     row
+}
+
+/// Measures snapshots of device-mapper; `None` where this machine has none.
+pub(crate) async fn snapshots() -> Result<Option<Row>> {
+    // Large enough for the images, and in the lab not memory.
+    let place = if std::env::var_os("WRENN_LAB").is_some() { "/var/lib/wrenn" } else { "/var/tmp" };
+    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in(place)?;
+    let store = dir.path().join("store");
+    if let Err(error) = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, "bench")).await {
+        eprintln!("bench: no row for dm-snapshot here: {error}");
+        return Ok(None);
+    }
+    let what = "clone a 5 GiB image ÷ a 300 MiB one (dm-snapshot)";
+    rounds(dir.path(), &store, Backend::Dm, what).await.map(Some)
 }

@@ -9,7 +9,7 @@ mod row;
 
 use std::{env, fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use wrenn_testkit::Stack;
 
 use row::Row;
@@ -22,6 +22,7 @@ fn share() -> Result<PathBuf> {
 async fn measure() -> Result<Vec<Row>> {
     eprintln!("bench: cloning images");
     let mut rows = vec![clone::large_against_small().await?];
+    rows.extend(clone::snapshots().await?);
     eprintln!("bench: starting Wrenn");
     let stack = Stack::start().await?;
     let measured = async {
@@ -40,7 +41,12 @@ async fn measure() -> Result<Vec<Row>> {
 async fn main() -> Result<()> {
     // Two providers in one program would make rustls ask which.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let rows = measure().await?;
+    // In the lab, where device-mapper is, only its row: `wrenn-bench snapshots`.
+    let rows = match env::args().nth(1).as_deref() {
+        None => measure().await?,
+        Some("snapshots") => Vec::from_iter(clone::snapshots().await?),
+        Some(other) => bail!("there is no part {other:?}: give none, or `snapshots`"),
+    };
     println!("{}", row::table(&rows));
     let path =
         env::var_os("WRENN_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);

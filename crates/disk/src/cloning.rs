@@ -46,6 +46,39 @@ pub(crate) fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes that are zero together to become a hole: the block of the file systems on both sides.
+const BLOCK: usize = 4096;
+
+/// Copies `length` bytes of a block device, which does not tell its holes, to `target`: blocks of zeros
+/// become holes.
+pub(crate) fn copy_without_zeros(source: &File, target: &File, length: u64) -> io::Result<()> {
+    ftruncate(target, length)?;
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < length {
+        let piece = &mut buffer[..CHUNK.min((length - at) as usize)];
+        source.read_exact_at(piece, at)?;
+        let mut from = None;
+        for begin in (0..piece.len()).step_by(BLOCK) {
+            let block = &piece[begin..piece.len().min(begin + BLOCK)];
+            let zero = block.iter().all(|&byte| byte == 0);
+            match (zero, from) {
+                (false, None) => from = Some(begin),
+                (true, Some(start)) => {
+                    target.write_all_at(&piece[start..begin], at + start as u64)?;
+                    from = None;
+                }
+                _ => {}
+            }
+        }
+        if let Some(start) = from {
+            target.write_all_at(&piece[start..], at + start as u64)?;
+        }
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
 /// Whether files in `dir` can share extents, by trying.
 pub(crate) fn can_reflink(dir: &Path) -> io::Result<bool> {
     let source = tempfile_in(dir, ".reflink-probe-source")?;
@@ -90,5 +123,21 @@ mod tests {
         assert!(bytes.iter().all(|&byte| byte == 7));
         target.read_exact_at(&mut bytes[..5], 0).unwrap();
         assert_eq!(&bytes[..5], b"begin");
+    }
+
+    #[test]
+    fn zeros_of_a_device_become_holes() {
+        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let mut bytes = vec![0; (5 << 20) + 700];
+        bytes[4096] = 1;
+        bytes[(2 << 20) - 1..(2 << 20) + 9000].fill(2);
+        *bytes.last_mut().unwrap() = 3;
+        source.write_all_at(&bytes, 0).unwrap();
+        copy_without_zeros(&source, &target, bytes.len() as u64).unwrap();
+        let mut copied = vec![9; bytes.len()];
+        target.read_exact_at(&mut copied, 0).unwrap();
+        assert!(copied == bytes, "the copy differs");
+        assert!(target.metadata().unwrap().blocks() * 512 < 64 << 10, "the copy is not sparse");
+        assert_eq!(target.metadata().unwrap().len(), bytes.len() as u64);
     }
 }

@@ -19,20 +19,17 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         let run_dir = actor::directory(&sandboxes, &record.id).join("run");
         actor::end_vmm(&run_dir, None).await?;
     }
+    let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir) {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;
         network.context("the sandboxes' networks cannot be removed")?;
-    }
-    let volumes = layout::volumes(state_dir);
-    for record in &records {
         // The disks are on the store, which is mounted where there is anything to remove.
-        let disk = volumes.join("volumes").join(format!("{}.img", record.id));
-        match fs::remove_file(&disk) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("a sandbox's disk cannot be removed");
-            }
-            _ => actor::remove_record(&sandboxes, &record.id).await?,
-        }
+        let disks = wrenn_disk::cleanup(&volumes, &instance, &ids).await;
+        disks.context("the sandboxes' disks cannot be removed")?;
+    }
+    for id in &ids {
+        actor::remove_record(&sandboxes, id).await?;
     }
     loopfs::unmount_store(&volumes).context("the volume store cannot be unmounted")
 }

@@ -56,7 +56,7 @@ impl From<DiskError> for AgentError {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())
             }
             DiskError::Full => full(),
-            DiskError::Io { .. } => Self::fault("making the sandbox's disk", &error),
+            _ => Self::fault("making the sandbox's disk", &error),
         }
     }
 }
@@ -74,6 +74,10 @@ impl From<VmmError> for AgentError {
     fn from(error: VmmError) -> Self {
         match &error {
             VmmError::Limit { .. } => Self::new(ErrorCode::ExceedsCapacity, error.to_string()),
+            // They name no path.
+            VmmError::Missing { .. } | VmmError::Unfit { .. } => {
+                Self::new(ErrorCode::AgentError, error.to_string())
+            }
             _ => Self::fault("starting the microVM", &error),
         }
     }

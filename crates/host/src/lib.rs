@@ -9,7 +9,7 @@ mod assets;
 mod cgroup;
 mod cleanup;
 mod config;
-mod driver;
+pub mod driver;
 mod error;
 mod fault;
 mod layout;
@@ -68,12 +68,23 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     }
     let instance = layout::keep_instance(&state, config.host_id)?;
     let volumes = open_volumes(&config, &instance).await?;
-    let kernel = config.share_dir.join(assets::KERNEL);
+    let wish = driver::Wish {
+        driver: config.driver,
+        unjailed: config.unjailed,
+        share_dir: config.share_dir.clone(),
+        dir: state.clone(),
+        uid: config.vmm_uid_base,
+        keep: true,
+    };
     // Both take seconds at the very first start.
-    let (assets, chosen) = futures::try_join!(
-        assets::Assets::load(&config.share_dir, &state, &*volumes),
-        driver::choose(config.driver, &state, &kernel),
-    )?;
+    let (templates, chosen) =
+        futures::try_join!(assets::take_templates(&config.share_dir, &*volumes), wish.choose())?;
+    let can = chosen.vmm.capabilities();
+    if !can.security_boundary {
+        tracing::warn!(vmm = chosen.vmm.name(), "guests are not kept from this host as hostile code must be");
+    }
+    let (kernel, initrd) = assets::take_boot_files(&config.share_dir, &state, can.kernel)?;
+    let assets = assets::Assets { kernel, initrd, templates };
     tracing::info!(
         vmm = chosen.vmm.name(),
         reason = chosen.reason,

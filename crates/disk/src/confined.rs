@@ -1,0 +1,314 @@
+//! Runs the ext4 tools on what a guest wrote, so that a bug in them harms nobody.
+//!
+//! A tool sees one file and the read-only system directories, in namespaces of its own without a network,
+//! as a user that owns nothing else, with limits of memory, processor time, wall time and output.
+
+use std::{
+    ffi::{CString, OsStr},
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::{ffi::OsStrExt, fs::fchown, process::CommandExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    ptr, thread,
+    time::{Duration, Instant},
+};
+
+/// The user that tools run as. No account has it, and it owns one file at a time.
+const USER: u32 = 64_987;
+/// Where the tool finds its file.
+pub(crate) const FILE: &str = "/image";
+/// Address space. Sound file systems of terabytes need less.
+const MEMORY: u64 = 2 << 30;
+/// Of what a tool says, the end is kept.
+const SAID_MAX: usize = 2048;
+/// How often it is looked whether a tool ended.
+const TICK: Duration = Duration::from_millis(5);
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
+/// What a dynamically linked program needs; absent ones are left out.
+const SYSTEM: [&str; 5] = ["/usr", "/lib", "/lib64", "/bin", "/sbin"];
+
+/// How a tool ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its exit code, or that it got none.
+    pub(crate) end: End,
+    /// The end of what it printed, in one line.
+    pub(crate) said: String,
+}
+
+/// Exit, signal or time limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Code(i32),
+    Signal(i32),
+    TooLong,
+}
+
+/// One step of the making of the tool's root directory.
+enum Step {
+    Directory(CString),
+    Empty(CString),
+    Link {
+        target: CString,
+        path: CString,
+    },
+    /// A directory's content, only to be read.
+    Bind {
+        source: CString,
+        path: CString,
+    },
+}
+
+fn text(path: impl AsRef<OsStr>) -> io::Result<CString> {
+    Ok(CString::new(path.as_ref().as_bytes())?)
+}
+
+/// What the root directory in `jail` consists of.
+fn steps(jail: &Path) -> io::Result<Vec<Step>> {
+    let inside = |path: &str| text(jail.join(path.trim_start_matches('/')));
+    let mut steps = Vec::new();
+    for source in SYSTEM {
+        match fs::symlink_metadata(source) {
+            Ok(meta) if meta.is_symlink() => {
+                steps.push(Step::Link { target: text(fs::read_link(source)?)?, path: inside(source)? });
+            }
+            Ok(_) => {
+                steps.push(Step::Directory(inside(source)?));
+                steps.push(Step::Bind { source: text(source)?, path: inside(source)? });
+            }
+            Err(_) => {}
+        }
+    }
+    // The tools look whether their file is mounted, and give up where they cannot.
+    for dir in ["/proc", "/etc"] {
+        steps.push(Step::Directory(inside(dir)?));
+    }
+    for empty in ["/proc/mounts", "/etc/mtab", FILE] {
+        steps.push(Step::Empty(inside(empty)?));
+    }
+    Ok(steps)
+}
+
+fn done(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Mounts in the child: only system calls, nothing that allocates.
+fn mount(source: &CString, path: &CString, kind: Option<&CString>, flags: libc::c_ulong) -> io::Result<()> {
+    let kind = kind.map_or(ptr::null(), |kind| kind.as_ptr());
+    // SAFETY: all strings end with zero and outlive the call.
+    done(unsafe { libc::mount(source.as_ptr(), path.as_ptr(), kind, flags, ptr::null()) })
+}
+
+impl Step {
+    fn take(&self) -> io::Result<()> {
+        match self {
+            // SAFETY: the string ends with zero and outlives the call; so in the next arms.
+            Self::Directory(path) => done(unsafe { libc::mkdir(path.as_ptr(), 0o755) }),
+            Self::Link { target, path } => done(unsafe { libc::symlink(target.as_ptr(), path.as_ptr()) }),
+            Self::Empty(path) => {
+                let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC;
+                done(unsafe { libc::open(path.as_ptr(), flags, 0o644) })
+            }
+            Self::Bind { source, path } => {
+                mount(source, path, None, libc::MS_BIND)?;
+                let only = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+                mount(source, path, None, libc::MS_BIND | libc::MS_REMOUNT | only)
+            }
+        }
+    }
+}
+
+/// The file at `path` as a mount that has no place yet: the jail covers the path.
+fn detached(path: &CString) -> io::Result<libc::c_int> {
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: the string ends with zero and outlives the call.
+    let mount = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    done(mount as libc::c_int)?;
+    Ok(mount as libc::c_int)
+}
+
+/// Gives such a mount its place.
+fn placed(mount: libc::c_int, path: &CString) -> io::Result<()> {
+    let (here, nothing) = (libc::AT_FDCWD, c"".as_ptr());
+    // SAFETY: both strings end with zero and outlive the call.
+    let result = unsafe {
+        libc::syscall(libc::SYS_move_mount, mount, nothing, here, path.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    done(result as libc::c_int)
+}
+
+/// What the child needs, made before the fork: after it, nothing may be allocated.
+struct Prison {
+    jail: CString,
+    /// The file outside, and where it is to be inside.
+    file: CString,
+    place: CString,
+    root: CString,
+    here: CString,
+    tmpfs: CString,
+    steps: Vec<Step>,
+    /// Length of the file: nothing that is written may be longer.
+    length: u64,
+    seconds: u64,
+}
+
+impl Prison {
+    fn enter(&self) -> io::Result<()> {
+        let own = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        // SAFETY: changes only this process, which has one thread.
+        done(unsafe { libc::unshare(own) })?;
+        mount(&self.root, &self.root, None, libc::MS_REC | libc::MS_PRIVATE)?;
+        let file = detached(&self.file)?;
+        mount(&self.tmpfs, &self.jail, Some(&self.tmpfs), libc::MS_NOSUID | libc::MS_NODEV)?;
+        for step in &self.steps {
+            step.take()?;
+        }
+        placed(file, &self.place)?;
+        mount(&self.tmpfs, &self.jail, None, libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID)?;
+        // SAFETY: all strings end with zero. The old root goes below the new one and is then taken away.
+        unsafe {
+            done(libc::chdir(self.jail.as_ptr()))?;
+            let here = self.here.as_ptr();
+            done(libc::syscall(libc::SYS_pivot_root, here, here) as libc::c_int)?;
+            done(libc::umount2(here, libc::MNT_DETACH))?;
+            done(libc::chdir(self.root.as_ptr()))?;
+        }
+        self.limit()?;
+        // SAFETY: plain system calls; the user comes last, because it takes the right to the others.
+        unsafe {
+            done(libc::setgroups(0, ptr::null()))?;
+            done(libc::setresgid(USER, USER, USER))?;
+            done(libc::setresuid(USER, USER, USER))?;
+            let (one, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
+            done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero))?;
+            done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong))
+        }
+    }
+
+    fn limit(&self) -> io::Result<()> {
+        let limits = [
+            (libc::RLIMIT_AS, MEMORY),
+            (libc::RLIMIT_CPU, self.seconds),
+            (libc::RLIMIT_FSIZE, self.length),
+            (libc::RLIMIT_NOFILE, 64),
+            (libc::RLIMIT_CORE, 0),
+        ];
+        for (which, value) in limits {
+            let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+            // SAFETY: the limit outlives the call.
+            done(unsafe { libc::setrlimit(which, &raw const limit) })?;
+        }
+        Ok(())
+    }
+}
+
+/// The tool's program, or what to do to get it.
+fn program(name: &str) -> io::Result<PathBuf> {
+    let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+    places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists()).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("{name} is not installed: install e2fsprogs"))
+    })
+}
+
+/// The end of what comes, in one line of printable characters.
+fn last_words(mut from: impl Read) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..read]);
+        kept.drain(..kept.len().saturating_sub(SAID_MAX));
+    }
+    let text = String::from_utf8_lossy(&kept);
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<End> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            let signal = || End::Signal(status.signal().unwrap_or_default());
+            return Ok(status.code().map_or_else(signal, End::Code));
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(End::TooLong);
+        }
+        thread::sleep(TICK);
+    }
+}
+
+/// Runs `name ARGUMENTS /image`, where `/image` is the file at `path`, until `deadline`. Needs root.
+pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant) -> io::Result<Ended> {
+    let file = File::options().read(true).write(true).open(path)?;
+    fchown(&file, Some(USER), Some(USER))?;
+    let jail = path.parent().unwrap_or(Path::new("/"));
+    let prison = Prison {
+        jail: text(jail)?,
+        file: text(path)?,
+        place: text(jail.join(FILE.trim_start_matches('/')))?,
+        root: text("/")?,
+        here: text(".")?,
+        tmpfs: text("tmpfs")?,
+        steps: steps(jail)?,
+        length: file.metadata()?.len(),
+        seconds: deadline.saturating_duration_since(Instant::now()).as_secs() + 1,
+    };
+    let (output, input) = io::pipe()?;
+    let mut command = Command::new(program(name)?);
+    command.args(arguments).arg(FILE).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
+    // SAFETY: the closure makes system calls on what was allocated before, and nothing else.
+    unsafe { command.pre_exec(move || prison.enter()) };
+    let mut child = command.spawn()?;
+    // It holds the pipe's other end, which the listener must see closed when the tool ends.
+    drop(command);
+    let listener = thread::Builder::new().name("ext4-tool".into()).spawn(move || last_words(output));
+    let end = wait(&mut child, deadline)?;
+    let said = listener?.join().unwrap_or_default();
+    fchown(&file, Some(0), Some(0))?;
+    Ok(Ended { end, said })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_tool_sees_its_file_and_no_other_and_ends_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "content\n").unwrap();
+        fs::write(dir.path().join("secret"), "other").unwrap();
+        let script = "id -u; cat /image; echo; echo *; echo /proc/* /etc/*; ip -o link 2>&1 | wc -l;\
+                      echo x > /proc/mounts; echo changed > /image; ulimit -v; exit 7; :";
+        let ended = run("sh", &["-c", script], &path, soon()).unwrap();
+        assert_eq!(ended.end, End::Code(7), "{}", ended.said);
+        let words: Vec<&str> = ended.said.split(' ').collect();
+        assert_eq!(words[..2], ["64987", "content"], "{}", ended.said);
+        assert!(!ended.said.contains("secret"), "{}", ended.said);
+        assert!(
+            ended.said.contains("/proc/mounts /etc/mtab 1 "),
+            "other processes or devices: {}",
+            ended.said
+        );
+        assert!(ended.said.contains("Read-only"), "{}", ended.said);
+        assert!(ended.said.ends_with("2097152"), "{}", ended.said);
+        assert_eq!(fs::read(&path).unwrap(), b"changed\n");
+        assert_eq!(fs::read(dir.path().join("secret")).unwrap(), b"other");
+        // Longer than it was is refused, by a signal that ends the tool.
+        let ended =
+            run("sh", &["-c", "echo far more than there was before > /image; :"], &path, soon()).unwrap();
+        assert!(ended.end != End::Code(0), "{ended:?}");
+        let begin = Instant::now();
+        let ended = run("sh", &["-c", "sleep 600; :"], &path, begin + Duration::from_millis(50)).unwrap();
+        assert_eq!(ended.end, End::TooLong);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "mounts or files were left");
+    }
+}

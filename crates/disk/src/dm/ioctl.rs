@@ -1,0 +1,292 @@
+//! The control device of device-mapper: requests and answers as bytes (linux/dm-ioctl.h), one system call.
+//!
+//! A message is `struct dm_ioctl` (312 bytes, all integers in the machine's order), then what the command
+//! takes or gives. Everything that the kernel answers is read with bounds checked.
+
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use super::table::{Target, TargetStatus};
+
+const CONTROL: &str = "/dev/mapper/control";
+/// The oldest interface that has all that is used here; every kernel since 2.6 speaks it.
+const VERSION: [u32; 3] = [4, 0, 0];
+const HEADER: usize = 312;
+const DATA_SIZE: usize = 12;
+const DATA_START: usize = 16;
+const TARGET_COUNT: usize = 20;
+const OPEN_COUNT: usize = 24;
+const FLAGS: usize = 28;
+const EVENT: usize = 32;
+const DEVICE: usize = 40;
+const NAME: usize = 48;
+const NAME_LENGTH: usize = 128;
+const UUID: usize = 176;
+const UUID_LENGTH: usize = 129;
+const SPEC: usize = 40;
+const SPEC_KIND: usize = 24;
+
+const READ_ONLY: u32 = 1;
+const ACTIVE_PRESENT: u32 = 1 << 5;
+const BUFFER_FULL: u32 = 1 << 8;
+const NO_FLUSH: u32 = 1 << 11;
+/// Flags for udev, in the upper half of the event number, where a host runs it: no rule is to look at the
+/// content, because a guest wrote it, and none is to make nodes, because we do.
+const UDEV: u32 = (0x1 | 0x2 | 0x4 | 0x8 | 0x40) << 16;
+
+/// Answers start with this much room and may get as much as the second.
+const ROOM: usize = 16 << 10;
+const ROOM_MAX: usize = 8 << 20;
+
+/// The commands that are used.
+#[derive(Debug, Clone, Copy)]
+enum Command {
+    Version = 0,
+    List = 2,
+    Create = 3,
+    Remove = 4,
+    Suspend = 6,
+    Status = 7,
+    Load = 9,
+    Deps = 11,
+    TableStatus = 12,
+}
+
+/// A block device's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Numbers {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+impl Numbers {
+    /// As the kernel packs them (`huge_encode_dev`).
+    fn unpack(device: u64) -> Self {
+        let major = (device >> 8) & 0xfff;
+        let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
+        Self { major: major as u32, minor: minor as u32 }
+    }
+}
+
+impl std::fmt::Display for Numbers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// What is known of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Info {
+    pub(crate) numbers: Numbers,
+    /// How often it is open, by programs, mounts and other devices.
+    pub(crate) open_count: u32,
+    /// Whether it has a table that works; without one its making was interrupted.
+    pub(crate) active: bool,
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "device-mapper's answer makes no sense")
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(malformed)?;
+    Ok(u32::from_ne_bytes(*field))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> io::Result<u64> {
+    let field = bytes.get(at..).and_then(|rest| rest.first_chunk()).ok_or_else(malformed)?;
+    Ok(u64::from_ne_bytes(*field))
+}
+
+/// The text that starts at `at` and ends with a zero before the bytes do.
+fn text_at(bytes: &[u8], at: usize) -> io::Result<String> {
+    let rest = bytes.get(at..).ok_or_else(malformed)?;
+    let end = rest.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
+    Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
+}
+
+/// A request: the header, and `data` behind it, with room for an answer.
+fn request(name: &str, uuid: &str, flags: u32, data: &[u8], room: usize) -> io::Result<Vec<u8>> {
+    if name.len() >= NAME_LENGTH || uuid.len() >= UUID_LENGTH {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device's name is too long"));
+    }
+    let size = HEADER + room.max(data.len());
+    let mut bytes = vec![0; size];
+    for (index, part) in VERSION.iter().enumerate() {
+        bytes[index * 4..][..4].copy_from_slice(&part.to_ne_bytes());
+    }
+    bytes[DATA_SIZE..][..4].copy_from_slice(&(size as u32).to_ne_bytes());
+    bytes[DATA_START..][..4].copy_from_slice(&(HEADER as u32).to_ne_bytes());
+    bytes[FLAGS..][..4].copy_from_slice(&flags.to_ne_bytes());
+    bytes[EVENT..][..4].copy_from_slice(&UDEV.to_ne_bytes());
+    bytes[NAME..][..name.len()].copy_from_slice(name.as_bytes());
+    bytes[UUID..][..uuid.len()].copy_from_slice(uuid.as_bytes());
+    bytes[HEADER..][..data.len()].copy_from_slice(data);
+    Ok(bytes)
+}
+
+/// What follows the header in an answer, as far as the kernel filled it.
+fn answer(bytes: &[u8]) -> io::Result<&[u8]> {
+    let (start, size) = (u32_at(bytes, DATA_START)? as usize, u32_at(bytes, DATA_SIZE)? as usize);
+    bytes.get(start..size.min(bytes.len())).ok_or_else(malformed)
+}
+
+fn info(bytes: &[u8]) -> io::Result<Info> {
+    Ok(Info {
+        numbers: Numbers::unpack(u64_at(bytes, DEVICE)?),
+        open_count: u32_at(bytes, OPEN_COUNT)?,
+        active: u32_at(bytes, FLAGS)? & ACTIVE_PRESENT != 0,
+    })
+}
+
+/// A table as `struct dm_target_spec`s, each followed by its parameters.
+fn encode_table(targets: &[Target]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for target in targets {
+        let (kind, parameters) = (target.kind(), target.parameters());
+        // The next one is aligned, and found by this one's offset to it.
+        let size = (SPEC + parameters.len() + 1).next_multiple_of(8);
+        let begin = bytes.len();
+        bytes.resize(begin + size, 0);
+        let spec = &mut bytes[begin..];
+        spec[..8].copy_from_slice(&target.start.to_ne_bytes());
+        spec[8..16].copy_from_slice(&target.length.to_ne_bytes());
+        spec[20..24].copy_from_slice(&(size as u32).to_ne_bytes());
+        spec[SPEC_KIND..][..kind.len()].copy_from_slice(kind.as_bytes());
+        spec[SPEC..][..parameters.len()].copy_from_slice(parameters.as_bytes());
+    }
+    bytes
+}
+
+/// The answer of a table's status. Offsets count from the first target here, not from each.
+fn decode_status(data: &[u8], count: u32) -> io::Result<Vec<TargetStatus>> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    for _ in 0..count {
+        let kind_end = at + SPEC;
+        let kind = data.get(at + SPEC_KIND..kind_end).ok_or_else(malformed)?;
+        let kind: Vec<u8> = kind.iter().copied().take_while(|&byte| byte != 0).collect();
+        found.push(TargetStatus {
+            kind: String::from_utf8_lossy(&kind).into_owned(),
+            text: text_at(data, at + SPEC)?,
+        });
+        let next = u32_at(data, at + 20)? as usize;
+        if next <= at && found.len() < count as usize {
+            return Err(malformed());
+        }
+        at = next;
+    }
+    Ok(found)
+}
+
+/// The answer of a listing: `struct dm_name_list`s, each with its offset to the next.
+fn decode_list(data: &[u8]) -> io::Result<Vec<(String, Numbers)>> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    loop {
+        let device = u64_at(data, at)?;
+        // An empty list is one entry without a device.
+        if device == 0 {
+            return Ok(found);
+        }
+        found.push((text_at(data, at + 12)?, Numbers::unpack(device)));
+        match u32_at(data, at + 8)? as usize {
+            0 => return Ok(found),
+            next => at += next,
+        }
+    }
+}
+
+/// The answer of a table's dependencies: how many, then their numbers.
+fn decode_deps(data: &[u8]) -> io::Result<Vec<Numbers>> {
+    let count = u32_at(data, 0)? as usize;
+    let numbers = |index| u64_at(data, 8 + index * 8).map(Numbers::unpack);
+    // Each takes eight bytes, so a count beyond the data fails before memory is taken for it.
+    (0..count).map(numbers).collect()
+}
+
+/// Whether the error says that there is no such device.
+pub(crate) fn is_missing(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENXIO)
+}
+
+/// The control device, open.
+#[derive(Debug)]
+pub(crate) struct Control(File);
+
+impl Control {
+    pub(crate) fn open() -> io::Result<Self> {
+        let control = Self(File::options().read(true).write(true).open(CONTROL)?);
+        control.call(Command::Version, "", "", 0, &[])?;
+        Ok(control)
+    }
+
+    fn send(&self, command: Command, message: &mut [u8]) -> io::Result<()> {
+        // `_IOWR(0xfd, command, struct dm_ioctl)`
+        let number = (3 << 30) | ((HEADER as u32) << 16) | (0xfd << 8) | command as u32;
+        // SAFETY: the message starts with a header that names its own length, which is what the kernel
+        // reads and writes at most.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), number as _, message.as_mut_ptr()) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Sends a command, with more and more room for its answer.
+    fn call(&self, command: Command, name: &str, uuid: &str, flags: u32, data: &[u8]) -> io::Result<Vec<u8>> {
+        let mut room = ROOM;
+        loop {
+            let mut message = request(name, uuid, flags, data, room)?;
+            self.send(command, &mut message)?;
+            if u32_at(&message, FLAGS)? & BUFFER_FULL == 0 {
+                return Ok(message);
+            }
+            room *= 4;
+            if room > ROOM_MAX {
+                return Err(malformed());
+            }
+        }
+    }
+
+    /// Makes a device without a table.
+    pub(crate) fn create(&self, name: &str, uuid: &str) -> io::Result<Numbers> {
+        Ok(info(&self.call(Command::Create, name, uuid, 0, &[])?)?.numbers)
+    }
+
+    /// Gives a device the table that it works by after [`Self::resume`].
+    pub(crate) fn load(&self, name: &str, targets: &[Target], read_only: bool) -> io::Result<()> {
+        let data = encode_table(targets);
+        let mut message = request(name, "", if read_only { READ_ONLY } else { 0 }, &data, 0)?;
+        message[TARGET_COUNT..][..4].copy_from_slice(&(targets.len() as u32).to_ne_bytes());
+        self.send(Command::Load, &mut message)
+    }
+
+    pub(crate) fn resume(&self, name: &str) -> io::Result<()> {
+        self.call(Command::Suspend, name, "", 0, &[]).map(drop)
+    }
+
+    /// Removes a device that nobody has open.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        self.call(Command::Remove, name, "", 0, &[]).map(drop)
+    }
+
+    /// What is known of a device; `None` where there is none of this name.
+    pub(crate) fn info(&self, name: &str) -> io::Result<Option<Info>> {
+        match self.call(Command::Status, name, "", 0, &[]) {
+            Ok(message) => info(&message).map(Some),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The status of each target of a device's table.
+    pub(crate) fn status(&self, name: &str) -> io::Result<Vec<TargetStatus>> {
+        let message = self.call(Command::TableStatus, name, "", NO_FLUSH, &[])?;
+        decode_status(answer(&message)?, u32_at(&message, TARGET_COUNT)?)
+    }
+
+    /// The devices that a device's table refers to.
+    pub(crate) fn deps(&self, name: &str) -> io::Result<Vec<Numbers>> {
+        decode_deps(answer(&self.call(Command::Deps, name, "", 0, &[])?)?)
+    }
+
+    /// All devices of this machine.
+    pub(crate) fn list(&self) -> io::Result<Vec<(String, Numbers)>> {
+        decode_list(answer(&self.call(Command::List, "", "", 0, &[])?)?)
+    }
+}

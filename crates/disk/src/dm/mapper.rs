@@ -1,0 +1,186 @@
+//! The devices of one volume, made and removed as a whole.
+//!
+//! ```text
+//! wrINSTANCE-ID       snapshot   what the VMM opens
+//! ├── loop            volumes/ID.cow, what was changed
+//! └── wrINSTANCE-ID+base         read-only: the image, then zeros up to the disk's size
+//!     └── loop        images/NAME/HASH.img, read-only, one for all volumes of the image
+//! ```
+//! The loop devices are freed by the kernel when the last table that names them goes. So nothing counts
+//! users, and an agent that is killed anywhere leaves at most devices with names of its own.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ioctl::{Control, Info, Numbers, is_missing},
+    table::{self, SnapshotStatus, Target},
+};
+use crate::{
+    DiskError, failed,
+    loopdev::{self, Loop, Use},
+};
+
+/// Not in the alphabet of ids, so no id can look like another's base.
+const BASE: &str = "+base";
+const SECTOR: u64 = 512;
+/// How long a device that is to go may be in use: a VMM that was killed takes a moment to close it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_millis(10);
+
+/// Makes and removes devices of one instance.
+#[derive(Debug)]
+pub(crate) struct Mapper {
+    control: Control,
+    prefix: String,
+    /// Where the loop devices of images were found last. Only a hint: each is asked before it is used.
+    /// Held while one is looked for, so that two clones do not make two.
+    images: Mutex<HashMap<(u64, u64), PathBuf>>,
+}
+
+/// Whether requests to a device are under way.
+fn in_flight(numbers: Numbers) -> bool {
+    let text = fs::read_to_string(format!("/sys/dev/block/{numbers}/inflight")).unwrap_or_default();
+    text.split_whitespace().any(|count| count != "0")
+}
+
+impl Mapper {
+    pub(crate) fn new(instance: &str) -> io::Result<Self> {
+        let control = Control::open()?;
+        Ok(Self { control, prefix: format!("wr{instance}-"), images: Mutex::default() })
+    }
+
+    fn snapshot_name(&self, id: &str) -> String {
+        format!("{}{id}", self.prefix)
+    }
+
+    fn base_name(&self, id: &str) -> String {
+        format!("{}{id}{BASE}", self.prefix)
+    }
+
+    /// The loop device of an image, the present one or a new one.
+    fn image_loop(&self, image: &File) -> io::Result<Loop> {
+        let meta = image.metadata()?;
+        let key = (meta.dev(), meta.ino());
+        let mut known = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let hinted = known.get(&key).cloned();
+        let present = hinted.map_or(Ok(None), |path| loopdev::held(path, image))?;
+        let found = match present {
+            Some(found) => found,
+            None => match loopdev::find(image)? {
+                Some(found) => found,
+                None => loopdev::attach(image, Use::Shared)?,
+            },
+        };
+        known.insert(key, found.path.clone());
+        Ok(found)
+    }
+
+    fn make(&self, name: &str, table: &[Target], read_only: bool) -> io::Result<Numbers> {
+        let numbers = self.control.create(name, &format!("wrenn-{name}"))?;
+        self.control.load(name, table, read_only)?;
+        self.control.resume(name)?;
+        Ok(numbers)
+    }
+
+    fn make_both(&self, id: &str, image: &File, cow: &File, size: u64) -> io::Result<Numbers> {
+        let numbers = |device: &Loop| device.numbers().map(|(major, minor)| Numbers { major, minor });
+        // Both are held open until the tables hold them.
+        let (image_loop, cow_loop) = (self.image_loop(image)?, loopdev::attach(cow, Use::Private)?);
+        let (sectors, size) = (image.metadata()?.len() / SECTOR, size / SECTOR);
+        let base = table::base(numbers(&image_loop)?, sectors, size);
+        let base = self.make(&self.base_name(id), &base, true)?;
+        let snapshot = table::snapshot(base, numbers(&cow_loop)?, size);
+        self.make(&self.snapshot_name(id), &snapshot, false)
+    }
+
+    /// Maps volume `id`: `image`, and what `cow` says differs from it, `size` bytes in all. Remains of a
+    /// mapping of that id that was interrupted are removed before.
+    pub(crate) fn map(&self, id: &str, image: &File, cow: &File, size: u64) -> Result<Numbers, DiskError> {
+        self.unmap(id, PATIENCE)?;
+        self.make_both(id, image, cow, size).map_err(|error| {
+            // What cannot be removed now is found by the next reclaim.
+            if let Err(left) = self.unmap(id, PATIENCE) {
+                tracing::warn!(%left, volume = id, "a volume that failed is not all gone");
+            }
+            failed(format!("map volume {id:?}"))(error)
+        })
+    }
+
+    /// The device of volume `id` if it is mapped and works.
+    pub(crate) fn mapped(&self, id: &str) -> Result<Option<Info>, DiskError> {
+        let info =
+            self.control.info(&self.snapshot_name(id)).map_err(failed("ask for the volume's device"))?;
+        Ok(info.filter(|info| info.active))
+    }
+
+    /// How the snapshot of volume `id` is; `None` where it is not mapped.
+    pub(crate) fn status(&self, id: &str) -> Result<Option<SnapshotStatus>, DiskError> {
+        match self.control.status(&self.snapshot_name(id)) {
+            Ok(targets) => Ok(targets.first().and_then(table::TargetStatus::snapshot)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(failed("ask for the snapshot's status")(error)),
+        }
+    }
+
+    /// Whether the mapped volume `id` keeps its changes in the file `cow`, and not in one that was deleted.
+    pub(crate) fn uses(&self, id: &str, cow: &File) -> Result<bool, DiskError> {
+        let fail = || failed("look up the volume's devices");
+        let deps = self.control.deps(&self.snapshot_name(id)).map_err(fail())?;
+        for numbers in deps {
+            let sys = format!("/sys/dev/block/{numbers}");
+            let Ok(real) = fs::canonicalize(&sys) else { continue };
+            let Some(name) = real.file_name().filter(|_| real.join("loop").exists()) else { continue };
+            if loopdev::backs(&PathBuf::from("/dev").join(name), cow).map_err(fail())? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Removes one device, and waits for those that use it to close it.
+    fn remove(&self, name: &str, deadline: Instant) -> Result<(), DiskError> {
+        let fail = || failed(format!("remove device {name}"));
+        loop {
+            let Some(info) = self.control.info(name).map_err(fail())? else { return Ok(()) };
+            if info.open_count == 0 && !in_flight(info.numbers) {
+                match self.control.remove(name) {
+                    Ok(()) => return Ok(()),
+                    Err(error) if is_missing(&error) => return Ok(()),
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    Err(error) => return Err(fail()(error)),
+                }
+            }
+            // No deferred removal: the device would go at a moment that nobody knows, after its file.
+            if Instant::now() >= deadline {
+                return Err(DiskError::Busy { device: name.to_owned(), open_count: info.open_count });
+            }
+            thread::sleep(TICK);
+        }
+    }
+
+    /// Removes the devices of volume `id`; missing ones are fine. A busy one stays, and with it all below.
+    pub(crate) fn unmap(&self, id: &str, patience: Duration) -> Result<(), DiskError> {
+        let deadline = Instant::now() + patience;
+        self.remove(&self.snapshot_name(id), deadline)?;
+        self.remove(&self.base_name(id), deadline)
+    }
+
+    /// Ids of all volumes that have a device, whole or not.
+    pub(crate) fn ids(&self) -> Result<BTreeSet<String>, DiskError> {
+        let devices = self.control.list().map_err(failed("list the devices"))?;
+        let id = |(name, _): (String, Numbers)| {
+            let id = name.strip_prefix(&self.prefix)?;
+            Some(id.strip_suffix(BASE).unwrap_or(id).to_owned())
+        };
+        Ok(devices.into_iter().filter_map(id).collect())
+    }
+}

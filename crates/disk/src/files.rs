@@ -1,0 +1,194 @@
+//! Volumes that are files, with extents shared with their image or copied from it.
+//!
+//! `volumes/ID.img` are the clones. They appear under their names only when they are complete, and need
+//! their image no more.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{MetadataExt, chown, fchown},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    BlockDevice, DiskError, Health, Image, Pressure, Reclaimed, StoreConfig, Volumes,
+    beside::Beside,
+    blocking, checked, ext4, failed,
+    images::{Images, names, remove_file},
+    open::{check_room, pressure},
+};
+
+/// Images and volumes in one directory.
+#[derive(Debug, Clone)]
+pub struct FileStore {
+    dir: Arc<Path>,
+    images: Images,
+    reflink: bool,
+    reserve: Option<u64>,
+}
+
+impl FileStore {
+    pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Self {
+        let images = Images::new(&config.dir.join("images"), reflink);
+        Self { dir: config.dir.as_path().into(), images, reflink, reserve: config.reserve }
+    }
+
+    fn volume(&self, id: &str) -> Result<PathBuf, DiskError> {
+        Ok(self.dir.join("volumes").join(format!("{}.img", checked(id)?)))
+    }
+
+    fn present(&self, id: &str) -> Result<(PathBuf, fs::Metadata), DiskError> {
+        let path = self.volume(id)?;
+        match fs::metadata(&path) {
+            Ok(meta) => Ok((path, meta)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DiskError::UnknownVolume(id.to_owned()))
+            }
+            Err(error) => Err(failed("look at the volume")(error)),
+        }
+    }
+
+    fn clone_now(&self, image: &str, id: &str, size_mb: u64, owner: u32) -> Result<BlockDevice, DiskError> {
+        let fail = || failed("clone the image");
+        let target = self.volume(id)?;
+        let source = self.images.open(image)?;
+        let size = size_mb << 20;
+        if size < source.size {
+            return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb: source.size.div_ceil(1 << 20) });
+        }
+        check_room(&self.dir, self.reserve)?;
+        let beside = Beside::new(&target, 0o600).map_err(fail())?;
+        self.images.fill(&source.file, &beside.file).map_err(fail())?;
+        beside.file.set_len(size).map_err(fail())?;
+        fchown(&beside.file, Some(owner), Some(owner)).map_err(fail())?;
+        // Not synced: a volume whose host lost power belongs to a microVM that is gone.
+        beside.rename().map_err(fail())?;
+        Ok(BlockDevice { path: target, size, numbers: None })
+    }
+
+    fn attach_now(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
+        let (path, meta) = self.present(id)?;
+        chown(&path, Some(owner), Some(owner)).map_err(failed("hand over the volume"))?;
+        Ok(BlockDevice { path, size: meta.len(), numbers: None })
+    }
+
+    fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
+        let (path, _) = self.present(id)?;
+        check_room(&self.dir, self.reserve)?;
+        let made = self.images.begin(name, id)?;
+        let source = File::open(path).map_err(failed("read the volume"))?;
+        self.images.fill(&source, &made.file).map_err(failed("copy the volume"))?;
+        ext4::shrink(&made, &format!("volume {id:?}"))?;
+        self.images.adopt(name, made, "flattened")
+    }
+
+    fn reclaim_now(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
+        let volumes = self.dir.join("volumes");
+        let mut found = Reclaimed { images: self.images.sweep(|_, _| false)?, ..Reclaimed::default() };
+        for partial in names(&volumes, Beside::SUFFIX)? {
+            remove_file(&volumes.join(format!("{partial}{}", Beside::SUFFIX)))?;
+            found.images += 1;
+        }
+        for id in names(&volumes, ".img")? {
+            if !keep.contains(&id) {
+                remove_file(&volumes.join(format!("{id}.img")))?;
+                found.volumes.push(id);
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[async_trait]
+impl Volumes for FileStore {
+    fn backend(&self) -> &'static str {
+        if self.reflink { "reflink" } else { "copy" }
+    }
+
+    fn shares_images(&self) -> bool {
+        false
+    }
+
+    async fn prepare(&self, name: &str, source: &Path) -> Result<(), DiskError> {
+        let (images, name, source) = (self.images.clone(), name.to_owned(), source.to_owned());
+        blocking(move || images.prepare(&name, &source)).await
+    }
+
+    async fn images(&self) -> Result<Vec<String>, DiskError> {
+        let images = self.images.clone();
+        blocking(move || images.list()).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), DiskError> {
+        let (images, name) = (self.images.clone(), name.to_owned());
+        blocking(move || images.remove(&name)).await
+    }
+
+    async fn clone_image(
+        &self,
+        image: &str,
+        id: &str,
+        size_mb: u64,
+        owner: u32,
+    ) -> Result<BlockDevice, DiskError> {
+        let (store, image, id) = (self.clone(), image.to_owned(), id.to_owned());
+        blocking(move || store.clone_now(&image, &id, size_mb, owner)).await
+    }
+
+    async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
+        let (store, id) = (self.clone(), id.to_owned());
+        blocking(move || store.attach_now(&id, owner)).await
+    }
+
+    async fn detach(&self, id: &str) -> Result<(), DiskError> {
+        // A file takes nothing of the kernel.
+        checked(id).map(drop)
+    }
+
+    async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError> {
+        let (store, id, name) = (self.clone(), id.to_owned(), name.to_owned());
+        blocking(move || store.flatten_now(&id, &name)).await
+    }
+
+    async fn usage(&self, id: &str) -> Result<u64, DiskError> {
+        let (store, id) = (self.clone(), id.to_owned());
+        blocking(move || Ok(store.present(&id)?.1.blocks() * 512)).await
+    }
+
+    async fn health(&self, id: &str) -> Result<Health, DiskError> {
+        let (store, id) = (self.clone(), id.to_owned());
+        blocking(move || {
+            match store.present(&id) {
+                // Without its file nothing tells that there ever was a volume.
+                Err(DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
+                other => other?,
+            };
+            let now = pressure(&store.dir, store.reserve)?;
+            Ok(if now.is_low() { Health::Low { free: now.free, reserve: now.reserve } } else { Health::Ok })
+        })
+        .await
+    }
+
+    async fn pressure(&self) -> Result<Pressure, DiskError> {
+        let store = self.clone();
+        blocking(move || pressure(&store.dir, store.reserve)).await
+    }
+
+    async fn list(&self) -> Result<Vec<String>, DiskError> {
+        let dir = self.dir.join("volumes");
+        blocking(move || names(&dir, ".img")).await
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), DiskError> {
+        let path = self.volume(id)?;
+        blocking(move || remove_file(&path)).await
+    }
+
+    async fn reclaim(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
+        let (store, keep) = (self.clone(), keep.to_vec());
+        blocking(move || store.reclaim_now(&keep)).await
+    }
+}

@@ -1,0 +1,221 @@
+//! The images of a store: immutable files under a name and the hash of their content.
+//!
+//! `images/NAME/HASH.img` is the content, `HASH.seal` tells whether somebody changed it since, and
+//! `current` says which hash the name stands for, and from which file it came.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    DiskError, Image,
+    beside::{self, Beside},
+    checked,
+    cloning::{reflink, sparse_copy},
+    failed,
+};
+
+/// Images end where a block of a device-mapper table can end.
+const GRAIN: u64 = 4096;
+
+/// Images in one directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Images {
+    dir: Arc<Path>,
+    reflink: bool,
+}
+
+/// An image, open, and proven to be what was taken in.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) hash: String,
+    pub(crate) size: u64,
+}
+
+fn hash(mut file: &File) -> io::Result<String> {
+    io::Seek::rewind(&mut file)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What tells whether a file is the one that was seen, without reading it.
+fn fingerprint(meta: &fs::Metadata) -> String {
+    format!("{} {} {}.{}", meta.len(), meta.ino(), meta.mtime(), meta.mtime_nsec())
+}
+
+/// The names in `dir` that end with `suffix`, without it.
+pub(crate) fn names(dir: &Path, suffix: &str) -> Result<Vec<String>, DiskError> {
+    let entries = fs::read_dir(dir).map_err(failed("list the volume store"))?;
+    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(suffix).map(str::to_owned);
+    let mut names: Vec<_> = entries.flatten().filter_map(name).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Removes a file; a missing one is fine.
+pub(crate) fn remove_file(path: &Path) -> Result<(), DiskError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed(format!("remove {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Images {
+    /// The images below `dir`, whose files share extents or not.
+    pub(crate) fn new(dir: &Path, reflink: bool) -> Self {
+        Self { dir: dir.into(), reflink }
+    }
+
+    fn home(&self, name: &str) -> Result<PathBuf, DiskError> {
+        Ok(self.dir.join(checked(name)?))
+    }
+
+    /// Puts the content of a file into another one, sharing extents where that works.
+    pub(crate) fn fill(&self, source: &File, target: &File) -> io::Result<()> {
+        if self.reflink && reflink(source, target).is_ok() {
+            return Ok(());
+        }
+        sparse_copy(source, target)
+    }
+
+    /// The hash that `name` stands for at the moment.
+    fn current(&self, name: &str) -> Result<String, DiskError> {
+        let text =
+            fs::read_to_string(self.home(name)?.join("current")).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => DiskError::UnknownImage(name.to_owned()),
+                _ => failed("read the image")(error),
+            })?;
+        Ok(checked(text.lines().next().unwrap_or_default())?.to_owned())
+    }
+
+    /// The image that `name` stands for at the moment.
+    pub(crate) fn open(&self, name: &str) -> Result<Opened, DiskError> {
+        self.open_hash(name, &self.current(name)?)
+    }
+
+    /// The content `hash` that `name` stands for or stood for.
+    pub(crate) fn open_hash(&self, name: &str, hash: &str) -> Result<Opened, DiskError> {
+        let path = self.home(name)?.join(format!("{}.img", checked(hash)?));
+        let file = File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => DiskError::UnknownImage(name.to_owned()),
+            _ => failed(format!("open image {name:?}"))(error),
+        })?;
+        let meta = file.metadata().map_err(failed("measure the image"))?;
+        let seal = fs::read_to_string(path.with_extension("seal")).unwrap_or_default();
+        if seal != fingerprint(&meta) {
+            return Err(DiskError::ImageChanged(name.to_owned()));
+        }
+        Ok(Opened { file, hash: hash.to_owned(), size: meta.len() })
+    }
+
+    /// Takes in `source` under `name`.
+    pub(crate) fn prepare(&self, name: &str, source: &Path) -> Result<(), DiskError> {
+        let home = self.home(name)?;
+        let action = format!("take in image {name:?} from {}", source.display());
+        let fail = || failed(action.clone());
+        let from = File::open(source).map_err(fail())?;
+        let seen = fingerprint(&from.metadata().map_err(fail())?);
+        let known = fs::read_to_string(home.join("current")).unwrap_or_default();
+        if known.lines().nth(1) == Some(&seen) && self.open(name).is_ok() {
+            return Ok(());
+        }
+        // The copy is what is hashed: `source` may change while it is read.
+        let copy = self.begin(name, "file")?;
+        self.fill(&from, &copy.file).map_err(fail())?;
+        self.adopt(name, copy, &seen).map(drop)
+    }
+
+    /// Gives a finished image its name, unwritable, and its seal.
+    fn seal(image: Beside) -> io::Result<u64> {
+        let length = image.file.metadata()?.len().next_multiple_of(GRAIN);
+        image.file.set_len(length)?;
+        image.file.set_permissions(fs::Permissions::from_mode(0o400))?;
+        let seal = image.target().with_extension("seal");
+        let seen = fingerprint(&image.file.metadata()?);
+        image.keep()?;
+        beside::write(&seal, seen.as_bytes())?;
+        Ok(length)
+    }
+
+    /// A file to make the content of image `name` in, for the one that makes it from `id`.
+    pub(crate) fn begin(&self, name: &str, id: &str) -> Result<Beside, DiskError> {
+        let home = self.home(name)?;
+        let made =
+            fs::create_dir_all(&home).and_then(|()| Beside::new(&home.join(format!("from-{id}")), 0o600));
+        made.map_err(failed(format!("begin image {name:?}")))
+    }
+
+    /// Makes a finished file the content that `name` stands for; `origin` says where it came from.
+    pub(crate) fn adopt(&self, name: &str, made: Beside, origin: &str) -> Result<Image, DiskError> {
+        let home = self.home(name)?;
+        let fail = || failed(format!("keep image {name:?}"));
+        let hash = hash(&made.file).map_err(fail())?;
+        let size = match self.open_hash(name, &hash) {
+            Ok(present) => present.size,
+            Err(_) => Self::seal(made.aimed_at(&home.join(format!("{hash}.img")))).map_err(fail())?,
+        };
+        beside::write(&home.join("current"), format!("{hash}\n{origin}\n").as_bytes()).map_err(fail())?;
+        Ok(Image { name: name.to_owned(), hash, size })
+    }
+
+    /// Names of all images.
+    pub(crate) fn list(&self) -> Result<Vec<String>, DiskError> {
+        let mut names = names(&self.dir, "")?;
+        names.retain(|name| self.current(name).is_ok());
+        Ok(names)
+    }
+
+    /// Removes image `name` with all its contents; a missing one is fine.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), DiskError> {
+        let home = self.home(name)?;
+        // First what makes it an image: an interrupted removal leaves nothing that could be cloned.
+        remove_file(&home.join("current"))?;
+        match fs::remove_dir_all(home) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove the image")(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes contents that no name stands for and that `used` (name, hash) denies, and what nobody
+    /// finished. Returns how many.
+    pub(crate) fn sweep(&self, used: impl Fn(&str, &str) -> bool) -> Result<usize, DiskError> {
+        let mut removed = 0;
+        for name in names(&self.dir, "")? {
+            let Ok(home) = self.home(&name) else { continue };
+            let current = self.current(&name).unwrap_or_default();
+            for partial in names(&home, Beside::SUFFIX)? {
+                remove_file(&home.join(format!("{partial}{}", Beside::SUFFIX)))?;
+                removed += 1;
+            }
+            for hash in names(&home, ".img")? {
+                if hash != current && !used(&name, &hash) {
+                    remove_file(&home.join(format!("{hash}.img")))?;
+                    remove_file(&home.join(format!("{hash}.seal")))?;
+                    removed += 1;
+                }
+            }
+            if current.is_empty() {
+                // Fails while a content is in use, as it should.
+                let _ = fs::remove_dir(&home);
+            }
+        }
+        Ok(removed)
+    }
+}

@@ -1,0 +1,91 @@
+//! Which kind of store a host gets.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{DiskError, DmStore, FileStore, Pressure, Volumes, blocking, cloning::can_reflink, failed};
+
+/// At most so much is kept free where the configuration says nothing, and at most a twentieth.
+const RESERVE_MAX: u64 = 2 << 30;
+
+/// How volumes are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that works here: device-mapper, else shared extents, else copies.
+    Auto,
+    /// Snapshots of device-mapper over read-only loop devices.
+    Dm,
+    /// Shared extents (XFS, Btrfs).
+    Reflink,
+    /// Sparse copies.
+    Copy,
+}
+
+/// What a store needs to know.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Where it keeps images and volumes.
+    pub dir: PathBuf,
+    /// How volumes are made.
+    pub backend: Backend,
+    /// Tells this agent's devices from another's: one to sixteen letters and digits.
+    pub instance: String,
+    /// Bytes that should stay free; `None`: a twentieth of the file system, at most 2 GiB.
+    pub reserve: Option<u64>,
+}
+
+impl StoreConfig {
+    /// A store with the usual reserve.
+    pub fn new(dir: impl Into<PathBuf>, backend: Backend, instance: impl Into<String>) -> Self {
+        Self { dir: dir.into(), backend, instance: instance.into(), reserve: None }
+    }
+
+    pub(crate) fn check_instance(instance: &str) -> Result<(), DiskError> {
+        let valid = (1..=16).contains(&instance.len()) && instance.bytes().all(|b| b.is_ascii_alphanumeric());
+        if valid { Ok(()) } else { Err(DiskError::InvalidName(instance.to_owned())) }
+    }
+}
+
+/// Opens the store, making it where it is missing.
+pub async fn open(config: StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
+    blocking(move || open_now(&config)).await
+}
+
+fn open_now(config: &StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
+    StoreConfig::check_instance(&config.instance)?;
+    for part in ["images", "volumes"] {
+        fs::create_dir_all(config.dir.join(part)).map_err(failed("make the volume store"))?;
+    }
+    let possible = can_reflink(&config.dir).map_err(failed("try the volume store"))?;
+    match config.backend {
+        Backend::Copy => Ok(Arc::new(FileStore::new(config, false))),
+        Backend::Reflink if possible => Ok(Arc::new(FileStore::new(config, true))),
+        Backend::Reflink => Err(DiskError::Unsupported {
+            backend: "reflink",
+            reason: "the store's file system shares no extents: use XFS or Btrfs, or another backend".into(),
+        }),
+        Backend::Dm => Ok(Arc::new(DmStore::new(config, possible)?)),
+        Backend::Auto => match DmStore::new(config, possible) {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(error) => {
+                tracing::debug!(%error, "device-mapper is not used");
+                Ok(Arc::new(FileStore::new(config, possible)))
+            }
+        },
+    }
+}
+
+/// The room in the file system of `dir`.
+pub(crate) fn pressure(dir: &Path, reserve: Option<u64>) -> Result<Pressure, DiskError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| failed("measure the volume store")(e.into()))?;
+    let (total, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
+    Ok(Pressure { total, free, reserve: reserve.unwrap_or((total / 20).min(RESERVE_MAX)) })
+}
+
+/// Refuses where less room is left than should be.
+pub(crate) fn check_room(dir: &Path, reserve: Option<u64>) -> Result<(), DiskError> {
+    if pressure(dir, reserve)?.is_low() { Err(DiskError::Full) } else { Ok(()) }
+}

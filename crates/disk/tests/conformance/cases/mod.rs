@@ -1,0 +1,88 @@
+//! The cases, by what they are about.
+
+mod basics;
+mod dm;
+mod flatten;
+mod life;
+mod room;
+
+use std::{
+    fs::File,
+    future::Future,
+    io::{Seek as _, SeekFrom},
+    os::unix::fs::FileExt,
+    path::Path,
+    pin::Pin,
+};
+
+use crate::fixture::{Kind, Shared};
+
+type Run = fn(Shared) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// One case.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    /// Whether its store is on a file system that it fills.
+    pub(crate) small: bool,
+    pub(crate) run: Run,
+}
+
+macro_rules! cases {
+    ($small:literal: $($module:ident::$name:ident),* $(,)?) => {
+        [$((stringify!($name), Case { small: $small, run: |shared| Box::pin($module::$name(shared)) })),*]
+    };
+}
+
+/// The cases of a kind of store.
+pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
+    let mut all = Vec::from(cases![false:
+        basics::clones_are_equal_and_independent,
+        basics::refusals_leave_nothing,
+        basics::images_do_not_change,
+        basics::images_go_when_nothing_needs_them,
+        life::a_volume_comes_back_with_what_was_written,
+        life::reclaim_takes_what_nobody_claims,
+        life::a_deleted_file_is_noticed,
+        life::many_come_and_go_at_once,
+        flatten::a_flattened_volume_is_an_image_with_the_same_files,
+        flatten::corrupt_file_systems_are_refused_or_repaired,
+    ]);
+    all.extend(cases![true: room::little_room_is_noticed_before_it_is_gone]);
+    if kind == Kind::Dm {
+        all.extend(cases![false:
+            dm::a_busy_device_stays_whole,
+            dm::foreign_devices_are_not_touched,
+            dm::interrupted_mappings_are_made_again,
+            dm::images_have_one_loop_device_while_they_are_used,
+            dm::a_table_has_a_tail_of_zeros,
+        ]);
+    }
+    all
+}
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// An image of 16 MiB with `fill` in its fifth.
+fn image(path: &Path, fill: u8) {
+    let file = File::create(path).unwrap();
+    file.set_len(16 * MIB).unwrap();
+    file.write_all_at(&vec![fill; MIB as usize], 4 * MIB).unwrap();
+}
+
+fn byte_at(path: &Path, offset: u64) -> u8 {
+    let mut byte = [0];
+    File::open(path).unwrap().read_exact_at(&mut byte, offset).unwrap();
+    byte[0]
+}
+
+/// Writes, and waits until it is where it belongs.
+fn write_at(path: &Path, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    file.write_all_at(bytes, offset)?;
+    file.sync_all()
+}
+
+/// The length of a file or block device.
+fn length(path: &Path) -> u64 {
+    File::open(path).unwrap().seek(SeekFrom::End(0)).unwrap()
+}

@@ -1,0 +1,70 @@
+//! A store that fills up.
+
+use std::{fs, os::unix::fs::FileExt};
+
+use anyhow::ensure;
+use wrenn_disk::{DiskError, Health};
+
+use super::{MIB, byte_at, image};
+use crate::fixture::{Kind, Shared};
+
+pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> anyhow::Result<()> {
+    let store = &shared.store;
+    let source = shared.scratch.join("source.img");
+    image(&source, 7);
+    store.prepare("minimal", &source).await?;
+
+    // More than there is room for: nothing of it stays.
+    let big = shared.scratch.join("big.img");
+    fs::write(&big, vec![1; 400 * MIB as usize])?;
+    let free = store.space().await?.1;
+    ensure!(matches!(store.prepare("big", &big).await, Err(DiskError::Full)));
+    fs::remove_file(&big)?;
+    ensure!(matches!(store.clone_image("big", "sb6", 400, 0).await, Err(DiskError::UnknownImage(_))));
+    ensure!(store.space().await?.1 + MIB >= free, "the failed image left something");
+    assert_eq!(store.images().await?, ["minimal"]);
+
+    // A guest that writes all of a disk that is larger than the store.
+    let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
+    let other = store.clone_image("minimal", "sb2", 1024, 0).await?;
+    let device = fs::File::options().write(true).open(&volume.path)?;
+    let (mut noticed, mut failed) = (None, None);
+    for step in 0..1024 {
+        match store.health("sb1").await? {
+            Health::Low { free, reserve } if noticed.is_none() => {
+                ensure!(free < reserve && store.pressure().await?.is_low());
+                noticed = Some(step);
+                // What runs goes on; nothing is added.
+                let refused = store.clone_image("minimal", "sb3", 64, 0).await;
+                ensure!(matches!(refused, Err(DiskError::Full)), "{refused:?}");
+            }
+            Health::Low { .. } | Health::Ok => {}
+            other => ensure!(false, "{other:?} at {step} MiB, noticed at {noticed:?}"),
+        }
+        let written = device.write_all_at(&vec![3; MIB as usize], step * MIB);
+        if written.and_then(|()| device.sync_data()).is_err() {
+            failed = Some(step);
+            break;
+        }
+    }
+    drop(device);
+    let (Some(noticed), Some(failed)) = (noticed, failed) else {
+        anyhow::bail!("noticed at {noticed:?} MiB, failed at {failed:?} MiB");
+    };
+    ensure!(noticed + 4 < failed, "noticed at {noticed} MiB, which is too late: it failed at {failed} MiB");
+    if shared.kind == Kind::Dm {
+        assert_eq!(store.health("sb1").await?, Health::Invalid);
+        let refused = [store.attach("sb1", 0).await.err(), store.flatten("sb1", "x").await.err()];
+        ensure!(refused.iter().all(|e| matches!(e, Some(DiskError::Invalidated(_)))), "{refused:?}");
+        store.detach("sb1").await?;
+        assert_eq!(store.health("sb1").await?, Health::Invalid);
+        let refused = store.attach("sb1", 0).await;
+        ensure!(matches!(refused, Err(DiskError::Invalidated(_))), "{refused:?}");
+    }
+    // The other one only had nothing to write.
+    assert_eq!(byte_at(&other.path, 4 * MIB), 7);
+    store.remove("sb1").await?;
+    assert_eq!(store.health("sb2").await?, Health::Ok);
+    ensure!(super::write_at(&other.path, &[1], 0).is_ok());
+    Ok(store.remove("sb2").await?)
+}
