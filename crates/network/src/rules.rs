@@ -276,7 +276,8 @@ pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
         Egress::None => drop("nothing leaves", vec![from.clone()]),
     };
     // A resolver may be a service of the host itself.
-    let mut input = vec![foreign(), accept("guests answer the host", answers(&from))];
+    // Answers come first: they come from where the host asked, which is the slot's other address.
+    let mut input = vec![accept("guests answer the host", answers(&from)), foreign()];
     input.extend(names());
     input.push(drop("no service of the host", vec![from.clone()]));
 
@@ -309,4 +310,194 @@ pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
 /// The name of the table of [`host`].
 pub(crate) fn host_table(plan: &Plan) -> String {
     format!("wrenn_{}", plan.instance())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan::new("t1", Path::new("/n")).unwrap()
+    }
+
+    fn common(permitted: &[&str]) -> Common {
+        let permitted = permitted.iter().map(|text| text.parse().unwrap()).collect();
+        Common { resolvers: vec![[192, 168, 1, 1].into()], permitted }
+    }
+
+    fn texts(table: &Table, chain: &str) -> Vec<String> {
+        let chain = table.chains.iter().find(|found| found.name == chain).unwrap();
+        chain.rules.iter().map(ToString::to_string).collect()
+    }
+
+    fn set(table: &Table, name: &str) -> Vec<String> {
+        let found = table.sets.iter().find(|set| set.name == name);
+        found.map(|set| set.ranges.iter().map(ToString::to_string).collect()).unwrap_or_default()
+    }
+
+    /// What every policy begins with.
+    const BEGIN: [&str; 5] = [
+        "ct state & 0x41 drop",
+        "iifname eth0 ct direction original ct status & 0x20 accept",
+        "iifname tap0 ct direction reply ct status & 0x20 accept",
+        "iifname eth0 ct direction original drop",
+        "iifname tap0 ct direction reply drop",
+    ];
+    const DNS: [&str; 2] = [
+        "ct original ip daddr 169.254.0.53 ct status & 0x20 accept",
+        "ct original ip daddr 169.254.0.54 ct status & 0x20 accept",
+    ];
+    const NEVER: [&str; 2] = ["ct original ip daddr @closed drop", "iifname tap0 ip daddr @closed drop"];
+
+    #[test]
+    fn policies_become_rules_in_their_order() {
+        let network = |text: &str| vec![text.parse().unwrap()];
+        let (allow, deny) = (network("203.0.113.0/24"), network("0.0.0.0/0"));
+        let default = Policy::default();
+        let slow = Rate { bytes: Some(5000), packets: Some(70) };
+        let allowed = "ct original ip daddr @allow accept";
+        let denied = "ct original ip daddr @deny drop";
+        let unasked = "ct original ip daddr @unopened drop";
+        let table: Vec<(Policy, &[&str], Vec<&[&str]>)> = vec![
+            (default.clone(), &[], vec![&DNS, &NEVER, &["accept"]]),
+            (Policy::closed(), &[], vec![&NEVER]),
+            (Policy { dns: false, ..default.clone() }, &[], vec![&NEVER, &["accept"]]),
+            (Policy { deny: deny.clone(), ..default.clone() }, &[], vec![&DNS, &NEVER, &[denied, "accept"]]),
+            (
+                Policy { allow: allow.clone(), deny, ..default.clone() },
+                &[],
+                vec![&DNS, &NEVER, &[allowed, denied, "accept"]],
+            ),
+            (Policy { allow: allow.clone(), ..Policy::closed() }, &[], vec![&NEVER, &[allowed]]),
+            (default.clone(), &["10.0.0.0/8"], vec![&DNS, &NEVER, &[unasked, "accept"]]),
+            (
+                Policy { allow, ..default.clone() },
+                &["10.0.0.0/8"],
+                vec![&DNS, &NEVER, &[allowed, unasked, "accept"]],
+            ),
+            (
+                Policy { upload: slow, ..default.clone() },
+                &[],
+                vec![
+                    &["iifname tap0 over 5000 bytes/second drop", "iifname tap0 over 70/second drop"],
+                    &DNS,
+                    &NEVER,
+                    &["accept"],
+                ],
+            ),
+            (
+                Policy { download: slow, ..default },
+                &[],
+                vec![
+                    &["iifname eth0 over 5000 bytes/second drop", "iifname eth0 over 70/second drop"],
+                    &DNS,
+                    &NEVER,
+                    &["accept"],
+                ],
+            ),
+        ];
+        for (policy, permitted, rest) in table {
+            let rules = slot(&plan().slot(3).unwrap(), &policy, &common(permitted));
+            assert_eq!(texts(&rules, "forward"), [&BEGIN[..], &rest.concat()].concat(), "{policy:?}");
+            for chain in &rules.chains {
+                assert_eq!(chain.policy == Verdict::Drop, matches!(chain.hook, Hook::Forward | Hook::Input));
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_are_translated() {
+        let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&[]));
+        let incoming = texts(&rules, "prerouting");
+        assert_eq!(incoming[0], "iifname eth0 ip daddr 10.11.0.3 dnat to 169.254.0.21");
+        let dns = "iifname tap0 ip daddr 169.254.0.54 l4proto 06 th dport 53 dnat to 192.168.1.1";
+        assert_eq!((incoming.len(), incoming[4].as_str()), (5, dns));
+        assert_eq!(texts(&rules, "postrouting"), ["oifname eth0 ip saddr 169.254.0.21 snat to 10.12.0.7"]);
+        let none = Common { resolvers: Vec::new(), permitted: Vec::new() };
+        let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &none);
+        assert_eq!((texts(&rules, "prerouting").len(), texts(&rules, "forward").len()), (1, 8));
+    }
+
+    #[test]
+    fn a_tap_takes_in_the_guests_own_frames() {
+        let rules = guard(&plan().slot(3).unwrap());
+        assert_eq!(
+            texts(&rules, "ingress"),
+            [
+                "ether saddr != 02:fc:00:00:00:05 drop",
+                "ether type 0x0806 arp head 00:01:08:00:06:04 arp saddr ether 02:fc:00:00:00:05 \
+                 arp saddr ip 169.254.0.21 arp daddr ip 169.254.0.22 accept",
+                "ether type 0x0800 ip head 45 ip saddr 169.254.0.21 accept",
+            ]
+        );
+        assert_eq!(rules.chains[0].policy, Verdict::Drop);
+        assert_eq!(rules.chains[0].hook, Hook::Ingress("tap0".into()));
+    }
+
+    #[test]
+    fn the_host_forwards_to_the_internet_only() {
+        let rules = host(&plan(), Egress::Nat, &common(&[]));
+        assert_eq!(
+            texts(&rules, "forward"),
+            [
+                "iifname wrt1-* oifname wrt1-* drop",
+                "oifname wrt1-* ct state & 0x6 ct direction reply accept",
+                "oifname wrt1-* drop",
+                "iifname wrt1-* ip saddr != 10.12.0.0/16 drop",
+                "iifname wrt1-* ip daddr @resolvers l4proto 11 th dport 53 accept",
+                "iifname wrt1-* ip daddr @resolvers l4proto 06 th dport 53 accept",
+                "iifname wrt1-* ip daddr @closed drop",
+                "iifname wrt1-* accept",
+            ]
+        );
+        assert_eq!(texts(&rules, "input").last().unwrap(), "iifname wrt1-* drop");
+        assert_eq!(texts(&rules, "postrouting"), ["ip saddr 10.12.0.0/16 oifname != wrt1-* masquerade"]);
+        assert_eq!(set(&rules, RESOLVERS), ["192.168.1.1-192.168.1.1"]);
+    }
+
+    #[test]
+    fn without_egress_nothing_is_forwarded() {
+        let rules = host(&plan(), Egress::None, &common(&[]));
+        let forward = texts(&rules, "forward");
+        assert_eq!(forward.last().unwrap(), "iifname wrt1-* drop");
+        assert!(forward.iter().all(|rule| !rule.starts_with("iifname") || rule.ends_with("drop")));
+        assert!(!texts(&rules, "input").iter().any(|rule| rule.contains("53")));
+    }
+
+    #[test]
+    fn permission_opens_what_may_be_opened_and_no_more() {
+        let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["0.0.0.0/0"]));
+        assert_eq!(
+            set(&rules, CLOSED),
+            [
+                "0.0.0.0-0.255.255.255",
+                "10.11.0.0-10.12.255.255",
+                "127.0.0.0-127.255.255.255",
+                "169.254.0.0-169.254.255.255",
+                "224.0.0.0-255.255.255.255",
+            ]
+        );
+        let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["192.168.7.0/24"]));
+        let closed = set(&rules, CLOSED);
+        assert!(closed.contains(&"192.168.0.0-192.168.6.255".into()), "{closed:?}");
+        assert!(closed.contains(&"192.168.8.0-192.168.255.255".into()), "{closed:?}");
+        assert_eq!(set(&rules, UNOPENED).len(), PRIVATE.len());
+    }
+
+    #[test]
+    fn names_and_comments_fit_the_kernel() {
+        let slot_table = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["10.0.0.0/8"]));
+        for table in [slot_table, guard(&plan().slot(3).unwrap()), host(&plan(), Egress::Nat, &common(&[]))] {
+            let rules = table.chains.iter().flat_map(|chain| &chain.rules);
+            // The kernel takes 255 bytes, the terminating zero and the comment's own head among them.
+            assert!(rules.clone().all(|rule| rule.why.len() < 128));
+            let looked_up = rules.flat_map(|rule| &rule.tests).filter_map(|test| match test.want {
+                crate::model::Want::In(name) => Some(name),
+                _ => None,
+            });
+            looked_up.for_each(|name| assert!(table.sets.iter().any(|set| set.name == name), "{name}"));
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use wrenn_network::{GUEST_ADDRESS, SlotSpec};
 
-use super::{PATIENCE, frames, space::Space};
+use super::{PATIENCE, frames, inside, space::Space};
 
 /// `struct virtio_net_hdr`, all zero: nothing is left to do for whoever takes the frame.
 const HEADER: usize = 10;
@@ -22,6 +22,11 @@ pub struct Guest {
 impl Guest {
     pub fn new(slot: &SlotSpec) -> Self {
         let tap = Space::at(&slot.netns).run(|| open_tap("tap0"));
+        // The kernel sends nothing until it has noticed that somebody holds the other end.
+        let begin = Instant::now();
+        while !inside(slot, &["ip", "link", "show", "tap0"]).contains("state UP") {
+            assert!(begin.elapsed() < PATIENCE, "the tap does not come up");
+        }
         Self { tap }
     }
 
@@ -60,6 +65,20 @@ impl Guest {
             all.push(self.read());
         }
         all
+    }
+
+    /// Waits for a frame that passes a test, past others.
+    pub fn drain_until(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            if self.readable(PATIENCE) {
+                let frame = self.read();
+                if wanted(&frame) {
+                    return frame;
+                }
+            }
+        }
+        panic!("no such frame came");
     }
 
     /// Waits for a packet with this payload; the frame, and those that came before it.

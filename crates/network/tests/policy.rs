@@ -1,0 +1,580 @@
+//! What hostile guests reach: the internet, and nothing else. Needs root. The internet, the metadata service
+//! and neighbours are stand-ins in a namespace that no uplink leads out of; what arrives there is read from
+//! the wire. Real guests are tested in the lab; here a program in the microVM's place writes any frame.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener},
+    sync::Arc,
+};
+
+use support::{
+    config,
+    frames::{self, ARP, BROADCAST, GUEST_MAC, ICMP, IPV4, IPV6, TAP_MAC, TCP, UDP},
+    guest::Guest,
+    isolated,
+    space::{
+        FAR_PRIVATE, HOST, HOST_PRIVATE, INTERNET, INTERNET_TOO, METADATA, NEIGHBOUR, PRIVATE_RESOLVER, Peer,
+        RESOLVER, Space, World,
+    },
+};
+use tempfile::TempDir;
+use wrenn_network::{
+    Egress, GUEST_ADDRESS, GUEST_RESOLVERS, NetworkError, Policy, PoolConfig, Rate, SlotPool, SlotSpec,
+    TAP_ADDRESS, cleanup,
+};
+
+/// In every hostile frame, so that it is known wherever it shows up.
+const HOSTILE: &str = "hostile";
+const ECHO: u16 = 7;
+
+struct Net {
+    dir: TempDir,
+    pool: Arc<SlotPool>,
+    world: World,
+}
+
+impl Net {
+    async fn new(change: impl FnOnce(&mut PoolConfig)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let world = World::new();
+        let mut config = PoolConfig { warm: 0, egress: Egress::Nat, ..config(dir.path()) };
+        change(&mut config);
+        let pool = SlotPool::start(config).await.unwrap();
+        Self { dir, pool, world }
+    }
+
+    async fn guest(&self) -> (SlotSpec, Guest) {
+        let slot = self.pool.acquire().await.unwrap();
+        let guest = Guest::new(&slot);
+        (slot, guest)
+    }
+
+    async fn end(self, slots: &[SlotSpec]) {
+        for slot in slots {
+            self.pool.release(slot.index).await.unwrap();
+        }
+        self.pool.shutdown().await.unwrap();
+        cleanup(self.dir.path(), "test").await.unwrap();
+    }
+}
+
+/// There and back; who the peer saw. All that was sent before went its way by then.
+fn exchange(guest: &Guest, port: u16, peer: &Peer, at: Ipv4Addr, payload: &str) -> SocketAddr {
+    guest.udp(port, (at, ECHO), payload);
+    let seen = peer.expect(payload);
+    let answer = format!("re {payload}");
+    peer.send(seen, &answer);
+    let (frame, _) = guest.expect(&answer);
+    assert_eq!(frames::addresses(&frame), Some((at, GUEST_ADDRESS)));
+    seen
+}
+
+fn honest(packet: &[u8]) -> Vec<u8> {
+    frames::ether(TAP_MAC, GUEST_MAC, IPV4, packet)
+}
+
+fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
+    frames::ipv4(from, to, UDP, &frames::udp(1000, port, HOSTILE.as_bytes()))
+}
+
+/// Packets in the guest's own name to where it must not get.
+fn forbidden_destinations(own: &SlotSpec, other: &SlotSpec) -> Vec<Vec<u8>> {
+    let addresses = [
+        HOST,
+        HOST_PRIVATE,
+        own.host_address,
+        own.veth_host_address,
+        own.veth_slot_address,
+        other.host_address,
+        other.veth_host_address,
+        other.veth_slot_address,
+        NEIGHBOUR,
+        PRIVATE_RESOLVER,
+        METADATA,
+        TAP_ADDRESS,
+        GUEST_ADDRESS,
+        GUEST_RESOLVERS[0],
+        GUEST_RESOLVERS[1],
+        [127, 0, 0, 1].into(),
+        [192, 0, 0, 8].into(),
+        [224, 0, 0, 1].into(),
+        [240, 0, 0, 1].into(),
+        [255, 255, 255, 255].into(),
+        [0, 0, 0, 0].into(),
+        [169, 254, 0, 23].into(),
+        [192, 168, 77, 255].into(),
+    ];
+    let mut all = Vec::new();
+    for to in addresses.into_iter().chain(FAR_PRIVATE) {
+        for port in [ECHO, 22, 49983] {
+            all.push(honest(&datagram(GUEST_ADDRESS, to, port)));
+        }
+        if !GUEST_RESOLVERS.contains(&to) {
+            all.push(honest(&datagram(GUEST_ADDRESS, to, 53)));
+        }
+        for port in [22_u16, 80, 8080, 49983] {
+            let segment = frames::syn((GUEST_ADDRESS, to), 1000 + port, port);
+            all.push(honest(&frames::ipv4(GUEST_ADDRESS, to, TCP, &segment)));
+        }
+        let ping = frames::icmp(8, 0, [0, 1, 0, 1], HOSTILE.as_bytes());
+        all.push(honest(&frames::ipv4(GUEST_ADDRESS, to, ICMP, &ping)));
+        // Broadcast and multicast on the wire, whatever the packet inside says.
+        for mac in [BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
+            all.push(frames::ether(mac, GUEST_MAC, IPV4, &datagram(GUEST_ADDRESS, to, ECHO)));
+        }
+    }
+    all
+}
+
+/// Frames to the internet, which is open, in a name or a shape that is not the guest's.
+fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
+    let own = datagram(GUEST_ADDRESS, INTERNET, ECHO);
+    let mut all = vec![
+        frames::ether(TAP_MAC, [2, 0xfc, 0, 0, 0, 6], IPV4, &own),
+        frames::ether(TAP_MAC, TAP_MAC, IPV4, &own),
+        frames::ether(BROADCAST, GUEST_MAC, 0x0027, HOSTILE.as_bytes()),
+    ];
+    let sources = [other.host_address, other.veth_slot_address, other.veth_host_address];
+    for from in sources.into_iter().chain([
+        TAP_ADDRESS,
+        HOST,
+        INTERNET_TOO,
+        NEIGHBOUR,
+        [0, 0, 0, 0].into(),
+        [127, 0, 0, 1].into(),
+        [169, 254, 0, 20].into(),
+    ]) {
+        all.push(honest(&datagram(from, INTERNET, ECHO)));
+        all.push(honest(&datagram(from, PRIVATE_RESOLVER, 53)));
+    }
+    for (tag, vlan) in [(0x8100, 0), (0x8100, 5), (0x88a8, 7)] {
+        all.push(frames::tagged(&honest(&own), tag, vlan));
+        all.push(frames::tagged(&frames::tagged(&honest(&own), 0x8100, 5), tag, vlan));
+    }
+    // A loose source route over the gateway to a neighbour, and one over the internet.
+    for (first, then) in [(TAP_ADDRESS, NEIGHBOUR), (INTERNET, NEIGHBOUR), (TAP_ADDRESS, INTERNET)] {
+        let route = [&[131, 7, 4][..], &then.octets(), &[0]].concat();
+        let body = frames::udp(1000, ECHO, HOSTILE.as_bytes());
+        all.push(honest(&frames::ipv4_with(&route, GUEST_ADDRESS, first, UDP, &body)));
+    }
+    for kind in [IPV6, 0x88cc, 0x8863, 0x8864, 0x888e, 0x8847, 0x86dd, 0x9000] {
+        all.push(frames::ether(BROADCAST, GUEST_MAC, kind, HOSTILE.as_bytes()));
+        all.push(frames::ether(TAP_MAC, GUEST_MAC, kind, &frames::ipv6(1, 2, HOSTILE.as_bytes())));
+        all.push(frames::ether([0x33, 0x33, 0, 0, 0, 1], GUEST_MAC, kind, &frames::ipv6(1, 2, b"hostile")));
+    }
+    all
+}
+
+/// Who is where, by the guest's word, and questions that are none of its business.
+fn arp_lies(own: &SlotSpec) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let claims = [TAP_ADDRESS, HOST, INTERNET, own.veth_host_address, own.veth_slot_address, NEIGHBOUR];
+    for claimed in claims {
+        for operation in [1, 2] {
+            let claim = frames::arp(operation, (GUEST_MAC, claimed), (BROADCAST, TAP_ADDRESS));
+            all.push(frames::ether(BROADCAST, GUEST_MAC, ARP, &claim));
+            let announced = frames::arp(operation, (GUEST_MAC, claimed), (BROADCAST, claimed));
+            all.push(frames::ether(BROADCAST, GUEST_MAC, ARP, &announced));
+        }
+        let question = frames::arp(1, (GUEST_MAC, GUEST_ADDRESS), ([0; 6], claimed));
+        if claimed != TAP_ADDRESS {
+            all.push(frames::ether(BROADCAST, GUEST_MAC, ARP, &question));
+        }
+    }
+    let elsewhere = frames::arp(2, ([2, 0, 0, 0, 0, 9], GUEST_ADDRESS), (TAP_MAC, TAP_ADDRESS));
+    all.push(frames::ether(TAP_MAC, GUEST_MAC, ARP, &elsewhere));
+    all
+}
+
+/// An error message about the guest's own flow to the internet, addressed to somebody else.
+fn misdirected_errors(port: u16) -> Vec<Vec<u8>> {
+    let answer = frames::ipv4(INTERNET, GUEST_ADDRESS, UDP, &frames::udp(ECHO, port, HOSTILE.as_bytes()));
+    let message = frames::icmp(3, 3, [0; 4], &answer);
+    let to = [NEIGHBOUR, HOST_PRIVATE, METADATA];
+    to.map(|to| honest(&frames::ipv4(GUEST_ADDRESS, to, ICMP, &message))).to_vec()
+}
+
+/// A service of the host that must never hear anything.
+struct HostServices {
+    datagrams: Vec<Peer>,
+    connections: Vec<TcpListener>,
+}
+
+impl HostServices {
+    fn new() -> Self {
+        let any = Ipv4Addr::UNSPECIFIED;
+        let datagrams = [ECHO, 22, 53, 49983].map(|port| Peer::here(any, port)).into_iter().collect();
+        let listen = |port| {
+            let listener = TcpListener::bind(SocketAddrV4::new(any, port)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            listener
+        };
+        Self { datagrams, connections: [22, 80, 8080, 49983].map(listen).into_iter().collect() }
+    }
+
+    fn heard_nothing(&self) {
+        self.datagrams.iter().for_each(|socket| assert_eq!(socket.drain(), Vec::<String>::new()));
+        self.connections.iter().for_each(|listener| assert!(listener.accept().is_err()));
+    }
+}
+
+/// All that came out of the host: ARP of its own, and packets of the host's address to the internet.
+fn only_the_internet(frames: &[Vec<u8>]) {
+    for frame in frames {
+        assert!(!frames::holds(frame, HOSTILE), "{frame:02x?}");
+        match frames::kind(frame) {
+            ARP => {}
+            IPV4 => assert_eq!(frames::addresses(frame), Some((HOST, INTERNET)), "{frame:02x?}"),
+            other => panic!("a frame of type {other:#x}: {frame:02x?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hostile_guests_reach_the_internet_and_nothing_else() {
+    if !isolated("two_hostile_guests_reach_the_internet_and_nothing_else") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let services = HostServices::new();
+    let internet = net.world.peer(INTERNET, ECHO);
+    let silent: Vec<Peer> = FAR_PRIVATE
+        .into_iter()
+        .chain([INTERNET_TOO, NEIGHBOUR, METADATA, PRIVATE_RESOLVER])
+        .map(|address| net.world.peer(address, ECHO))
+        .collect();
+    let (one, two) = (net.guest().await, net.guest().await);
+    for (round, (attacker, victim)) in [(&one, &two), (&two, &one)].into_iter().enumerate() {
+        let port = 2000 + round as u16;
+        exchange(&attacker.1, port, &internet, INTERNET, &format!("before {round}"));
+        net.world.arrived();
+        let mut hostile = forbidden_destinations(&attacker.0, &victim.0);
+        hostile.extend(forgeries(&victim.0));
+        hostile.extend(arp_lies(&attacker.0));
+        hostile.extend(misdirected_errors(port));
+        assert!(hostile.len() > 350, "{}", hostile.len());
+        for part in hostile.chunks(50) {
+            part.iter().for_each(|frame| attacker.1.raw(frame));
+        }
+        // The same paths are still open to who behaves, and closed behind what was sent before.
+        exchange(&attacker.1, port, &internet, INTERNET, &format!("after {round}"));
+        exchange(&victim.1, port, &internet, INTERNET, &format!("other {round}"));
+        only_the_internet(&net.world.arrived());
+        services.heard_nothing();
+        silent.iter().for_each(|peer| assert_eq!(peer.drain(), Vec::<String>::new()));
+        for frame in victim.1.drain() {
+            assert!(!frames::holds(&frame, HOSTILE), "{frame:02x?}");
+        }
+        // Nobody in the slot believed anything.
+        let neighbours = support::inside(&attacker.0, &["ip", "neigh", "show", "dev", "tap0"]);
+        assert_eq!(neighbours.trim(), "169.254.0.21 lladdr 02:fc:00:00:00:05 PERMANENT");
+    }
+    net.end(&[one.0, two.0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in() {
+    if !isolated("the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let (slot, guest) = net.guest().await;
+    // As a guest does that was restored: it asks for the gateway that it knows.
+    let question = frames::arp(1, (GUEST_MAC, GUEST_ADDRESS), ([0; 6], TAP_ADDRESS));
+    guest.raw(&frames::ether(BROADCAST, GUEST_MAC, ARP, &question));
+    let answered = guest.drain_until(|frame| frames::kind(frame) == ARP && frame[20..22] == [0, 2]);
+    assert_eq!(answered[22..28], TAP_MAC);
+
+    // The agent's way: it asks, the guest answers.
+    let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
+    agent.send((slot.host_address, 49983), "are you ready");
+    let (asked, _) = guest.expect("are you ready");
+    let (from, to) = frames::addresses(&asked).unwrap();
+    assert_eq!(to, GUEST_ADDRESS);
+    let port = u16::from_be_bytes([asked[34], asked[35]]);
+    guest.packet(from, UDP, &frames::udp(49983, port, b"ready"));
+    assert_eq!(agent.expect("ready"), SocketAddr::from((slot.host_address, 49983)));
+    // To another port of the same peer it may not speak.
+    let other = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
+    guest.packet(from, UDP, &frames::udp(49983, port.wrapping_add(1), HOSTILE.as_bytes()));
+
+    let internet = net.world.peer(INTERNET, ECHO);
+    for inside in [slot.host_address, slot.veth_slot_address] {
+        internet.send((inside, 49983), HOSTILE);
+    }
+    let seen = exchange(&guest, 3000, &internet, INTERNET, "fence");
+    assert_eq!(seen.ip(), HOST);
+    // A stranger uses the port that the host gave to the guest's flow.
+    net.world.peer(INTERNET_TOO, ECHO).send(seen, HOSTILE);
+    exchange(&guest, 3000, &internet, INTERNET, "fence again");
+    guest.drain().iter().for_each(|frame| assert!(!frames::holds(frame, HOSTILE), "{frame:02x?}"));
+    assert!(other.drain().is_empty());
+    net.end(&[slot]).await;
+}
+
+fn dns(guest: &Guest, port: u16, asked: Ipv4Addr, resolver: &Peer, question: &str) {
+    guest.udp(port, (asked, 53), question);
+    let seen = resolver.expect(question);
+    let answer = format!("re {question}");
+    resolver.send(seen, &answer);
+    assert_eq!(frames::addresses(&guest.expect(&answer).0), Some((asked, GUEST_ADDRESS)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn constant_resolvers_lead_to_the_hosts_own_on_port_53_only() {
+    if !isolated("constant_resolvers_lead_to_the_hosts_own_on_port_53_only") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let (private, public) = (net.world.peer(PRIVATE_RESOLVER, 53), net.world.peer(RESOLVER, 53));
+    let internet = net.world.peer(INTERNET, ECHO);
+    let (slot, guest) = net.guest().await;
+    dns(&guest, 4000, GUEST_RESOLVERS[0], &private, "first");
+    dns(&guest, 4001, GUEST_RESOLVERS[1], &public, "second");
+    net.world.arrived();
+    let connect = frames::syn((GUEST_ADDRESS, GUEST_RESOLVERS[0]), 4002, 53);
+    guest.packet(GUEST_RESOLVERS[0], TCP, &connect);
+    for port in [80_u16, 853, 5353] {
+        guest.udp(4003, (GUEST_RESOLVERS[0], port), HOSTILE);
+        guest.packet(GUEST_RESOLVERS[0], TCP, &frames::syn((GUEST_ADDRESS, GUEST_RESOLVERS[0]), 4004, port));
+    }
+    // Not by its own address either: what it is called is the host's affair.
+    guest.udp(4005, (PRIVATE_RESOLVER, 53), HOSTILE);
+    exchange(&guest, 4006, &internet, INTERNET, "fence");
+    let frames = net.world.arrived();
+    assert!(frames.iter().all(|frame| !frames::holds(frame, HOSTILE)));
+    let to_resolver =
+        frames.iter().filter(|f| frames::addresses(f).is_some_and(|(_, to)| to == PRIVATE_RESOLVER));
+    let ports: Vec<_> = to_resolver.map(|f| (f[23], u16::from_be_bytes([f[36], f[37]]))).collect();
+    assert_eq!(ports, [(TCP, 53)]);
+
+    // Closed with the rest where the policy says so.
+    net.pool.set_policy(slot.index, &Policy { dns: false, ..Policy::default() }).await.unwrap();
+    guest.udp(4000, (GUEST_RESOLVERS[0], 53), HOSTILE);
+    guest.udp(4001, (GUEST_RESOLVERS[1], 53), HOSTILE);
+    exchange(&guest, 4006, &internet, INTERNET, "fence again");
+    assert!(private.drain().is_empty() && public.drain().is_empty());
+    net.end(&[slot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_resolver_that_is_the_host_answers_for_both() {
+    if !isolated("a_lone_resolver_that_is_the_host_answers_for_both") {
+        return;
+    }
+    let net = Net::new(|config| config.resolvers = vec![HOST_PRIVATE]).await;
+    let (resolver, service) = (Peer::here(HOST_PRIVATE, 53), Peer::here(HOST_PRIVATE, ECHO));
+    let internet = net.world.peer(INTERNET, ECHO);
+    let (slot, guest) = net.guest().await;
+    dns(&guest, 4000, GUEST_RESOLVERS[0], &resolver, "first");
+    dns(&guest, 4001, GUEST_RESOLVERS[1], &resolver, "second");
+    guest.udp(4002, (HOST_PRIVATE, 53), HOSTILE);
+    guest.udp(4002, (HOST_PRIVATE, ECHO), HOSTILE);
+    guest.udp(4002, (GUEST_RESOLVERS[0], ECHO), HOSTILE);
+    exchange(&guest, 4003, &internet, INTERNET, "fence");
+    assert!(resolver.drain().is_empty() && service.drain().is_empty());
+    net.end(&[slot]).await;
+}
+
+/// Sends on a flow in both directions; what of it arrives at the guest and at the peer, once the other flow
+/// has shown that all of it had its time.
+fn flows(guest: &Guest, flow: (u16, &Peer, Ipv4Addr, SocketAddr), fence: (&Peer, Ipv4Addr)) -> (bool, bool) {
+    let (port, peer, at, seen) = flow;
+    guest.udp(port, (at, ECHO), "to the peer");
+    peer.send(seen, "to the guest");
+    fence.0.drain();
+    guest.udp(9, (fence.1, ECHO), "fence");
+    let back = fence.0.expect("fence");
+    fence.0.send(back, "fence back");
+    let (_, before) = guest.expect("fence back");
+    let to_guest = before.iter().any(|frame| frames::holds(frame, "to the guest"));
+    (peer.drain().iter().any(|text| text == "to the peer"), to_guest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_policy_cuts_flows_that_it_forbids_and_no_others() {
+    if !isolated("a_changed_policy_cuts_flows_that_it_forbids_and_no_others") {
+        return;
+    }
+    let permitted = vec!["192.168.77.0/24".parse().unwrap(), "169.254.0.0/16".parse().unwrap()];
+    let net = Net::new(|config| config.permitted = permitted).await;
+    let (internet, too) = (net.world.peer(INTERNET, ECHO), net.world.peer(INTERNET_TOO, ECHO));
+    let (slot, guest) = net.guest().await;
+    let seen = exchange(&guest, 5000, &internet, INTERNET, "begin");
+    let fence = (&too, INTERNET_TOO);
+    let flow = |seen| (5000, &internet, INTERNET, seen);
+    assert_eq!(flows(&guest, flow(seen), fence), (true, true));
+
+    let network = |text: &str| vec![text.parse().unwrap()];
+    let set = async |policy: &Policy| net.pool.set_policy(slot.index, policy).await.unwrap();
+    set(&Policy { deny: network("203.0.113.9"), ..Policy::default() }).await;
+    assert_eq!(flows(&guest, flow(seen), fence), (false, false));
+    // What is open again goes on where it was.
+    set(&Policy::default()).await;
+    assert_eq!(flows(&guest, flow(seen), fence), (true, true));
+    // Allowed wins over denied.
+    let (allow, deny) = (network("203.0.113.10/32"), network("0.0.0.0/0"));
+    set(&Policy { allow: allow.clone(), deny, ..Policy::default() }).await;
+    assert_eq!(flows(&guest, flow(seen), fence), (false, false));
+    // Nothing but what is allowed.
+    set(&Policy { allow, ..Policy::closed() }).await;
+    assert_eq!(flows(&guest, flow(seen), fence), (false, false));
+
+    // A private network needs both the host's permission and the sandbox's wish.
+    let neighbour = net.world.peer(NEIGHBOUR, ECHO);
+    let metadata = net.world.peer(METADATA, ECHO);
+    let far = net.world.peer(FAR_PRIVATE[0], ECHO);
+    set(&Policy::default()).await;
+    guest.udp(6000, (NEIGHBOUR, ECHO), HOSTILE);
+    exchange(&guest, 6001, &too, INTERNET_TOO, "fence 1");
+    assert!(neighbour.drain().is_empty());
+    set(&Policy { allow: network("0.0.0.0/0"), ..Policy::default() }).await;
+    guest.udp(6000, (METADATA, ECHO), HOSTILE);
+    guest.udp(6000, (FAR_PRIVATE[0], ECHO), HOSTILE);
+    let seen = exchange(&guest, 6002, &neighbour, NEIGHBOUR, "permitted");
+    assert_eq!(seen.ip(), HOST_PRIVATE);
+    exchange(&guest, 6001, &too, INTERNET_TOO, "fence 2");
+    assert!(metadata.drain().is_empty() && far.drain().is_empty());
+    net.end(&[slot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_policy_changes_nothing_and_only_held_slots_have_one() {
+    if !isolated("a_refused_policy_changes_nothing_and_only_held_slots_have_one") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let internet = net.world.peer(INTERNET, ECHO);
+    let (slot, guest) = net.guest().await;
+    let rules = support::inside(&slot, &["nft", "list", "ruleset"]);
+    let long = vec!["203.0.113.9".parse().unwrap(); wrenn_network::MAX_LIST + 1];
+    let refused = net.pool.set_policy(slot.index, &Policy { deny: long, ..Policy::default() }).await;
+    assert!(matches!(refused, Err(NetworkError::ListTooLong { list: "deny", .. })), "{refused:?}");
+    assert_eq!(support::inside(&slot, &["nft", "list", "ruleset"]), rules);
+    exchange(&guest, 7000, &internet, INTERNET, "still");
+
+    // As long as a list may be, and as scattered.
+    let scattered = |tens: u32| -> Vec<_> {
+        let bits = (0..wrenn_network::MAX_LIST as u32).map(|place| (tens << 24) + 2 * place);
+        bits.map(|bits| Ipv4Addr::from_bits(bits).into()).collect()
+    };
+    let full = Policy { allow: scattered(20), deny: scattered(30), ..Policy::default() };
+    net.pool.set_policy(slot.index, &full).await.unwrap();
+    exchange(&guest, 7000, &internet, INTERNET, "through full lists");
+
+    let other = net.pool.set_policy(slot.index + 1, &Policy::default()).await;
+    assert!(matches!(other, Err(NetworkError::NotInUse(_))), "{other:?}");
+    assert!(matches!(net.pool.refresh(0).await, Err(NetworkError::Index(0))));
+    net.end(&[slot]).await;
+}
+
+const BURST: usize = 2000;
+const KILOBYTE: usize = 1000;
+
+/// How many of a burst in one direction arrive.
+fn passes(net: &Net, guest: &Guest, peer: &Peer, upload: bool) -> usize {
+    let payload = "x".repeat(KILOBYTE);
+    let mut arrived = 0;
+    net.world.arrived();
+    guest.drain();
+    let count = |frames: Vec<Vec<u8>>| frames.iter().filter(|frame| frames::holds(frame, "xxxxxxxx")).count();
+    guest.udp(8001, (INTERNET, ECHO), "hello");
+    let back = peer.expect("hello");
+    for _ in 0..BURST {
+        if upload {
+            guest.udp(8000, (INTERNET, ECHO), &payload);
+            arrived += count(net.world.arrived());
+        } else {
+            peer.send(back, &payload);
+            arrived += count(guest.drain());
+        }
+    }
+    peer.drain();
+    arrived + count(net.world.arrived()) + count(guest.drain())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rates_hold_in_each_direction_and_not_for_the_agent() {
+    if !isolated("rates_hold_in_each_direction_and_not_for_the_agent") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let internet = net.world.peer(INTERNET, ECHO);
+    let (slot, guest) = net.guest().await;
+    let bytes = Rate { bytes: Some(20_000), packets: None };
+    let packets = Rate { bytes: None, packets: Some(20) };
+    for (upload, rate) in [(true, bytes), (true, packets), (false, bytes), (false, packets)] {
+        net.pool.set_policy(slot.index, &Policy::default()).await.unwrap();
+        let open = passes(&net, &guest, &internet, upload);
+        assert!(open > BURST * 9 / 10, "{open} of {BURST} without a limit");
+        let none = Rate::default();
+        let (up, down) = if upload { (rate, none) } else { (none, rate) };
+        let limited = Policy { upload: up, download: down, ..Policy::default() };
+        net.pool.set_policy(slot.index, &limited).await.unwrap();
+        let passed = passes(&net, &guest, &internet, upload);
+        println!("{rate:?} {} : {open} open, {passed} limited", if upload { "up" } else { "down" });
+        // Some pass, and far from all: how many depends on how long the burst took.
+        assert!((1..BURST / 2).contains(&passed), "{passed} of {BURST} with {rate:?}");
+    }
+    // The guest has used up its rate; the agent still reaches it.
+    let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
+    for round in 0..50 {
+        let question = format!("question {round}");
+        agent.send((slot.host_address, 49983), &question);
+        guest.expect(&question);
+    }
+    net.end(&[slot]).await;
+}
+
+fn flows_of(slot: &SlotSpec) -> usize {
+    let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+    let own = [format!("src={} ", slot.veth_slot_address), format!("dst={} ", slot.host_address)];
+    table.lines().filter(|line| own.iter().any(|address| line.contains(address))).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
+    if !isolated("flows_are_forgotten_after_a_restore_and_with_the_slot") {
+        return;
+    }
+    let net = Net::new(|_| {}).await;
+    let internet = net.world.peer(INTERNET, ECHO);
+    let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
+    let (one, two) = (net.guest().await, net.guest().await);
+    let talk = |(slot, guest): &(SlotSpec, Guest)| {
+        exchange(guest, 9000, &internet, INTERNET, "talk");
+        agent.send((slot.host_address, 49983), "agent");
+        guest.expect("agent");
+    };
+    talk(&one);
+    talk(&two);
+    assert_eq!((flows_of(&one.0), flows_of(&two.0)), (2, 2));
+    let inside = |slot: &SlotSpec| {
+        Space::at(&slot.netns).run(|| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+            table.lines().count()
+        })
+    };
+    assert_eq!(inside(&one.0), 2);
+
+    net.pool.refresh(one.0.index).await.unwrap();
+    assert_eq!((flows_of(&one.0), flows_of(&two.0)), (0, 2));
+    assert_eq!((inside(&one.0), inside(&two.0)), (0, 2));
+    let neighbours = support::inside(&one.0, &["ip", "neigh", "show", "dev", "tap0"]);
+    assert_eq!(neighbours.trim(), "169.254.0.21 lladdr 02:fc:00:00:00:05 PERMANENT");
+    talk(&one);
+
+    let ((one, one_guest), (two, two_guest)) = (one, two);
+    drop((one_guest, two_guest));
+    net.pool.release(one.index).await.unwrap();
+    assert_eq!((flows_of(&one), flows_of(&two)), (0, 2));
+    // The same number again is another namespace: nothing in it is the former sandbox's.
+    let again = net.guest().await;
+    assert_eq!(again.0.index, one.index);
+    assert_eq!(inside(&again.0), 0);
+    talk(&again);
+    net.end(&[again.0, two]).await;
+}
