@@ -3,12 +3,14 @@
 
 mod api;
 mod events;
+pub mod lab;
 mod processes;
 mod resources;
 mod stack;
 
 pub use api::{Api, Reply};
 pub use events::{Event, Events};
+pub use lab::{Lab, LabConfig};
 pub use processes::{Frozen, Process, processes};
 pub use resources::Resources;
 pub use stack::{Setup, Stack, wait_until};

@@ -1,0 +1,201 @@
+//! The channel for commands: ssh over the labs' network, all of it through one connection, with keys that are
+//! made per lab.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use super::{
+    files,
+    kept::{self, Kept},
+};
+
+/// How long one try to connect may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// How long logging in may take, in an emulated machine on a busy one.
+const LOGIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// The keys of one lab, and where its connection's socket is.
+#[derive(Debug)]
+pub(super) struct Keys {
+    // Short: the socket's path is limited.
+    dir: TempDir,
+    name: String,
+}
+
+impl Keys {
+    pub(super) fn make(name: &str) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("wlab").tempdir_in("/tmp").context("no room for keys")?;
+        let keys = Self { dir, name: name.to_owned() };
+        for file in [keys.host(), keys.client()] {
+            let output = Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f"])
+                .arg(&file)
+                .output()
+                .context("cannot run ssh-keygen: install openssh-client")?;
+            ensure!(
+                output.status.success(),
+                "ssh-keygen: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        let public = keys.host().with_extension("pub");
+        let host = fs::read_to_string(&public).context("ssh-keygen made no public key")?;
+        fs::write(keys.path("known_hosts"), format!("{name} {host}")).context("cannot write known_hosts")?;
+        Ok(keys)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn client(&self) -> PathBuf {
+        self.path("key")
+    }
+
+    /// The lab's own key.
+    pub(super) fn host(&self) -> PathBuf {
+        self.path("host")
+    }
+
+    /// Who may log in.
+    pub(super) fn authorized(&self) -> PathBuf {
+        self.client().with_extension("pub")
+    }
+
+    fn options(&self) -> Vec<String> {
+        let mut options: Vec<String> = vec!["-F".into(), "none".into()];
+        let mut set =
+            |name: &str, value: String| options.extend(["-o".to_owned(), format!("{name}={value}")]);
+        set("IdentityFile", self.client().display().to_string());
+        set("IdentitiesOnly", "yes".into());
+        set("UserKnownHostsFile", self.path("known_hosts").display().to_string());
+        set("HostKeyAlias", self.name.clone());
+        set("StrictHostKeyChecking", "yes".into());
+        set("BatchMode", "yes".into());
+        set("LogLevel", "ERROR".into());
+        set("ControlPath", self.socket().display().to_string());
+        set("ConnectTimeout", LOGIN_LIMIT.as_secs().to_string());
+        // An emulated machine under load is slow to answer, and its end is noticed without this.
+        set("ServerAliveInterval", "30".into());
+        set("ServerAliveCountMax", "4".into());
+        options
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("control")
+    }
+}
+
+/// The process that holds the connection. The lab's machine ends it when it ends itself, so that no command
+/// waits for a machine that is gone.
+pub(super) type Master = Arc<Mutex<Option<Kept>>>;
+
+/// Ends it and waits for it.
+pub(super) fn end(master: &Master) {
+    drop(master.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// The channel to one lab.
+#[derive(Debug)]
+pub(super) struct Channel {
+    keys: Keys,
+    address: Ipv4Addr,
+    limit: Duration,
+    master: Master,
+}
+
+impl Channel {
+    pub(super) fn new(keys: Keys, address: Ipv4Addr, limit: Duration) -> Self {
+        Self { keys, address, limit, master: Master::default() }
+    }
+
+    pub(super) fn master(&self) -> Master {
+        self.master.clone()
+    }
+
+    /// Tries once to connect; `false` means not yet.
+    pub(super) fn open(&mut self, log: &Path) -> Result<bool> {
+        let address = SocketAddr::from((self.address, 22));
+        if TcpStream::connect_timeout(&address, CONNECT_LIMIT).is_err() {
+            return Ok(false);
+        }
+        let mut command = kept::command("ssh");
+        command.args(["-M", "-N"]).args(self.keys.options()).arg(self.target());
+        // A process group of its own: a key pressed for a command in the lab is not for the connection.
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(files::create(log)?);
+        let master = Kept::start(command, self.limit, || ())?;
+        let start = Instant::now();
+        while !self.keys.socket().exists() {
+            if master.ended().is_some() || start.elapsed() > LOGIN_LIMIT {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        *self.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(master);
+        Ok(true)
+    }
+
+    fn target(&self) -> String {
+        format!("root@{}", self.address)
+    }
+
+    pub(super) fn command<S: AsRef<str>>(&self, args: &[S], terminal: bool) -> Command {
+        let mut command = Command::new("ssh");
+        command.args(self.keys.options());
+        command.arg(if terminal { "-t" } else { "-T" }).arg(self.target());
+        if !args.is_empty() {
+            command.arg("--").arg(quoted(args));
+        }
+        command
+    }
+
+    pub(super) fn put(&self, local: &Path, remote: &str) -> Command {
+        let mut command = self.scp();
+        command.arg(local).arg(format!("{}:{remote}", self.target()));
+        command
+    }
+
+    pub(super) fn get(&self, remote: &str, local: &Path) -> Command {
+        let mut command = self.scp();
+        command.arg(format!("{}:{remote}", self.target())).arg(local);
+        command
+    }
+
+    fn scp(&self) -> Command {
+        let mut command = Command::new("scp");
+        command.args(self.keys.options()).args(["-q", "-p", "-r", "--"]).stdin(Stdio::null());
+        command
+    }
+
+    pub(super) fn close(self) {
+        end(&self.master);
+    }
+}
+
+/// One command line for the lab's shell that gives exactly these words.
+pub(super) fn quoted<S: AsRef<str>>(args: &[S]) -> String {
+    let words = args.iter().map(|word| format!("'{}'", word.as_ref().replace('\'', r"'\''")));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_through_a_shell_as_they_are() {
+        let words = ["printf", "%s|", "it's", "$HOME", "a  b", "", "*", "\\n"];
+        let output = Command::new("sh").arg("-c").arg(quoted(&words)).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "it's|$HOME|a  b||*|\\n|");
+    }
+}
