@@ -54,6 +54,16 @@ fn server_config(config: &Config) -> Result<wrenn_control::Config> {
     })
 }
 
+/// The driver that is configured.
+pub(crate) fn driver(config: &Config) -> wrenn_host::Driver {
+    match config.get("agent.driver") {
+        Some("firecracker") => wrenn_host::Driver::Firecracker,
+        Some("kvm") => wrenn_host::Driver::Kvm,
+        Some("tcg") => wrenn_host::Driver::Tcg,
+        _ => wrenn_host::Driver::Auto,
+    }
+}
+
 fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
     let layout = Layout::new(config.state_dir());
     let tls = pki::side(&layout.pki(), "agent");
@@ -64,11 +74,8 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
         share_dir: config.share_dir()?,
         listen: config.address("agent.listen")?,
         tls: wrenn_host::TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key },
-        driver: match config.get("agent.driver") {
-            Some("kvm") => wrenn_host::Driver::Kvm,
-            Some("tcg") => wrenn_host::Driver::Tcg,
-            _ => wrenn_host::Driver::Auto,
-        },
+        driver: driver(config),
+        unjailed: config.or("agent.unjailed", false),
         egress: match config.get("agent.egress") {
             Some("none") => wrenn_host::Egress::None,
             _ => wrenn_host::Egress::Internet,

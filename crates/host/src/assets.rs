@@ -11,9 +11,16 @@ use std::{
 use anyhow::Context;
 use serde::Deserialize;
 use wrenn_disk::Volumes;
+use wrenn_vmm::KernelImage;
 
-/// The guest kernel's file.
-pub(crate) const KERNEL: &str = "vmlinuz";
+/// The guest kernel's file, in the form that a driver takes.
+pub(crate) fn kernel_file(image: KernelImage) -> &'static str {
+    match image {
+        KernelImage::Compressed => "vmlinuz",
+        KernelImage::Elf => "vmlinux",
+    }
+}
+
 const INITRD: &str = "initrd.img";
 
 /// What a template's `manifest.json` says of it.
@@ -60,20 +67,29 @@ fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
     Ok(found)
 }
 
-impl Assets {
-    /// Takes in what `share` has.
-    pub(crate) async fn load(share: &Path, state: &Path, volumes: &dyn Volumes) -> anyhow::Result<Self> {
-        let boot = state.join("boot");
-        fs::create_dir_all(&boot)?;
-        let (kernel, initrd) = (copy(share, &boot, KERNEL)?, copy(share, &boot, INITRD)?);
-        let mut templates = BTreeMap::new();
-        for (template, image) in manifests(&share.join("images"))? {
-            volumes
-                .prepare(&template.name, &image)
-                .await
-                .with_context(|| format!("template {:?} cannot be taken in", template.name))?;
-            templates.insert(template.name.clone(), template);
-        }
-        Ok(Self { kernel, initrd, templates })
+/// Takes the templates of `share` into the volume store.
+pub(crate) async fn take_templates(
+    share: &Path,
+    volumes: &dyn Volumes,
+) -> anyhow::Result<BTreeMap<String, Template>> {
+    let mut templates = BTreeMap::new();
+    for (template, image) in manifests(&share.join("images"))? {
+        volumes
+            .prepare(&template.name, &image)
+            .await
+            .with_context(|| format!("template {:?} cannot be taken in", template.name))?;
+        templates.insert(template.name.clone(), template);
     }
+    Ok(templates)
+}
+
+/// Takes the kernel in this form and the initial RAM disk into the state directory.
+pub(crate) fn take_boot_files(
+    share: &Path,
+    state: &Path,
+    image: KernelImage,
+) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let boot = state.join("boot");
+    fs::create_dir_all(&boot)?;
+    Ok((copy(share, &boot, kernel_file(image))?, copy(share, &boot, INITRD)?))
 }

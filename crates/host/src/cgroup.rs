@@ -11,9 +11,7 @@ use std::{
 
 /// All of ours are below a group of this name.
 const NAME: &str = "wrenn";
-/// What QEMU needs beyond the guest's memory: its translated code above all.
-const OVERHEAD_MB: u64 = 1536;
-/// Threads of QEMU beyond one per virtual CPU.
+/// Threads of a VMM beyond one per virtual CPU.
 const TASKS: u32 = 256;
 /// A group empties shortly after its last process.
 const EMPTY: Duration = Duration::from_millis(20);
@@ -27,7 +25,7 @@ struct Hierarchy {
 }
 
 fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
-    let memory = ((memory_mb + OVERHEAD_MB) << 20).to_string();
+    let memory = (memory_mb << 20).to_string();
     let tasks = (TASKS + vcpus).to_string();
     let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
@@ -52,7 +50,8 @@ fn pass_down(dir: &Path) -> io::Result<()> {
     if file.exists() { fs::write(file, "+memory +pids") } else { Ok(()) }
 }
 
-fn confine_below(root: &Path, id: &str, pid: i32, memory_mb: u64, vcpus: u32) -> io::Result<()> {
+fn prepare_below(root: &Path, id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
     for Hierarchy { dir, file, limit } in hierarchies(root, memory_mb, vcpus) {
         pass_down(root)?;
         fs::create_dir_all(&dir)?;
@@ -60,9 +59,10 @@ fn confine_below(root: &Path, id: &str, pid: i32, memory_mb: u64, vcpus: u32) ->
         let group = dir.join(id);
         fs::create_dir_all(&group)?;
         fs::write(group.join(file), limit)?;
-        fs::write(group.join("cgroup.procs"), pid.to_string())?;
+        made.push(group);
     }
-    Ok(())
+    made.dedup();
+    Ok(made)
 }
 
 fn groups(root: &Path, id: &str) -> [PathBuf; 3] {
@@ -71,9 +71,10 @@ fn groups(root: &Path, id: &str) -> [PathBuf; 3] {
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Puts a VMM into a group of its own. The group's name is the sandbox's id, so the journal knows it.
-pub(crate) fn confine(id: &str, pid: i32, memory_mb: u64, vcpus: u32) -> io::Result<()> {
-    confine_below(Path::new(ROOT), id, pid, memory_mb, vcpus)
+/// Makes the groups of a VMM that may use `memory_mb` MiB, for the VMM to enter them. Their name is the
+/// sandbox's id, so the journal knows them.
+pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
+    prepare_below(Path::new(ROOT), id, memory_mb, vcpus)
 }
 
 /// Removes the group of a VMM that has ended; none is fine.
@@ -118,10 +119,13 @@ mod tests {
         fs::write(root.path().join("memory/cgroup.procs"), "").expect("written");
         let first = hierarchies(root.path(), 512, 1);
         assert_eq!(first.len(), 1);
-        assert_eq!(first[0].limit, (2048_u64 << 20).to_string());
+        assert_eq!(first[0].limit, (512_u64 << 20).to_string());
         assert!(first[0].dir.ends_with("memory/wrenn"));
         fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").expect("written");
         let files: Vec<_> = hierarchies(root.path(), 512, 1).iter().map(|one| one.file).collect();
         assert_eq!(files, ["memory.max", "pids.max"]);
+        let made = prepare_below(root.path(), "id", 512, 1).expect("made");
+        assert_eq!(made, [root.path().join("wrenn/id")], "both controllers in one group");
+        assert_eq!(fs::read_to_string(made[0].join("pids.max")).expect("written"), "257");
     }
 }

@@ -9,9 +9,12 @@ use wrenn_api::HostId;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// Boot a probe and choose: QEMU with KVM where a guest really runs on it, else QEMU with emulation.
+    /// Boot a probe and choose: Firecracker where it is installed and a guest really runs on it, else QEMU with
+    /// KVM, else QEMU with emulation.
     #[default]
     Auto,
+    /// Firecracker, without a probe.
+    Firecracker,
     /// QEMU with KVM, without a probe.
     Kvm,
     /// QEMU with emulation.
@@ -85,6 +88,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// Which VMM driver.
     pub driver: Driver,
+    /// Whether Firecracker may run without its jailer, where it cannot be used.
+    pub unjailed: bool,
     /// What guests may reach.
     pub egress: Egress,
     /// Network slots built ahead.

@@ -1,22 +1,48 @@
 //! Which VMM runs the guests, and why. The probe's result is kept: it stands for this boot of this machine
-//! with this QEMU and this kernel.
+//! with this VMM and this kernel.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use wrenn_vmm::{
-    Vmm,
-    probe::{PROBE_LIMIT, Probe, probe_kvm},
-    qemu::{Accel, PROGRAM, Qemu},
+    Vmm, VmmError,
+    firecracker::{self, Firecracker, Isolation},
+    probe::{PROBE_LIMIT, Probe, probe},
+    qemu::{self, Accel, Qemu},
 };
 
-use crate::{config::Driver, machine};
+use crate::{assets::kernel_file, config::Driver, machine};
+
+/// What is asked for, and with what it is tried.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The driver.
+    pub driver: Driver,
+    /// Whether Firecracker may run without its jailer.
+    pub unjailed: bool,
+    /// Where the guest kernels are.
+    pub share_dir: PathBuf,
+    /// A directory for the probe's files and the jails.
+    pub dir: PathBuf,
+    /// The user that the probe's VMM runs as.
+    pub uid: u32,
+    /// Whether an earlier finding in `dir` will do, and a new one is written down.
+    pub keep: bool,
+}
 
 /// A driver and the reason for it.
-pub(crate) struct Chosen {
-    pub(crate) vmm: Arc<dyn Vmm>,
-    pub(crate) reason: String,
+pub struct Chosen {
+    /// The driver.
+    pub vmm: Arc<dyn Vmm>,
+    /// Why this one.
+    pub reason: String,
+    /// What KVM is good for, where that was tried.
+    pub probe: Option<Probe>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -29,41 +55,112 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-fn identity(kernel: &Path, qemu_version: &str) -> String {
-    let length = fs::metadata(kernel).map_or(0, |meta| meta.len());
-    format!("{} {qemu_version} {length}", boot_id())
+/// An empty directory.
+fn fresh(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir_all(dir)
 }
 
-async fn probe(state_dir: &Path, qemu: &Path, kernel: &Path, valid_for: String) -> Probe {
-    let file = state_dir.join("probe.json");
-    let kept = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
-    if let Some(kept) = kept.filter(|kept| kept.valid_for == valid_for) {
-        return kept.probe;
-    }
-    let probe = probe_kvm(qemu, kernel, PROBE_LIMIT).await;
-    let kept = Kept { valid_for, probe: probe.clone() };
-    let text = serde_json::to_vec(&kept).unwrap_or_default();
-    // Without the file the next start probes again, that is all.
-    if let Err(error) = fs::write(state_dir.join("probe.json.new"), text)
-        .and_then(|()| fs::rename(state_dir.join("probe.json.new"), &file))
-    {
-        tracing::warn!(%error, "the result of the KVM probe could not be kept");
-    }
-    probe
-}
-
-/// Chooses as configured.
-pub(crate) async fn choose(driver: Driver, state_dir: &Path, kernel: &Path) -> anyhow::Result<Chosen> {
-    let program = machine::program(PROGRAM);
-    let (accel, reason) = match driver {
-        Driver::Kvm => (Accel::Kvm, "the configuration says so".to_owned()),
-        Driver::Tcg => (Accel::Tcg, "the configuration says so".to_owned()),
-        Driver::Auto => {
-            let version = Qemu::new(&program, Accel::Tcg).context("QEMU cannot be used")?;
-            let valid_for = identity(kernel, version.version());
-            probe(state_dir, &program, kernel, valid_for).await.choose()
+/// Firecracker as it can be had here, or why not.
+pub fn firecracker(unjailed: bool, jail_dir: &Path) -> Result<Firecracker, VmmError> {
+    let (program, jailer) = (machine::program(firecracker::PROGRAM), machine::program(firecracker::JAILER));
+    let root = rustix::process::geteuid().is_root();
+    let isolation = match (root && jailer.exists(), unjailed) {
+        (true, _) => Isolation::Jailer { program: jailer, dir: jail_dir.to_owned() },
+        (false, true) => Isolation::Unjailed,
+        (false, false) => {
+            // Without Firecracker there is nothing to be jailed.
+            Firecracker::new(&program, Isolation::Unjailed)?;
+            let reason = if root { "the jailer is not installed" } else { "the agent is not root" };
+            let reason =
+                format!("{reason}; change that, or set agent.unjailed to run guests without this protection");
+            return Err(VmmError::Unfit { what: "Firecracker's jailer", reason });
         }
     };
-    let vmm = Qemu::new(&program, accel).context("QEMU cannot be used")?;
-    Ok(Chosen { vmm: Arc::new(vmm), reason })
+    Firecracker::new(&program, isolation)
+}
+
+impl Wish {
+    /// Chooses as wished.
+    pub async fn choose(&self) -> anyhow::Result<Chosen> {
+        let configured = |vmm| Chosen { vmm, reason: "the configuration says so".to_owned(), probe: None };
+        match self.driver {
+            Driver::Firecracker => {
+                let vmm = self.firecracker().context("Firecracker cannot be used")?;
+                Ok(configured(Arc::new(vmm)))
+            }
+            Driver::Kvm => Ok(configured(Arc::new(qemu(Accel::Kvm)?))),
+            Driver::Tcg => Ok(configured(Arc::new(qemu(Accel::Tcg)?))),
+            Driver::Auto => self.best().await,
+        }
+    }
+
+    fn firecracker(&self) -> anyhow::Result<Firecracker> {
+        let jails = self.dir.join("jail");
+        fs::create_dir_all(&jails).context("the directory for jails cannot be made")?;
+        Ok(firecracker(self.unjailed, &jails)?)
+    }
+
+    /// The first that runs a guest.
+    async fn best(&self) -> anyhow::Result<Chosen> {
+        let without = match self.firecracker() {
+            Ok(vmm) => {
+                let probe = self.probe(&vmm).await;
+                if probe.usable {
+                    let reason = "a guest kernel ran with hardware virtualisation".to_owned();
+                    return Ok(Chosen { vmm: Arc::new(vmm), reason, probe: Some(probe) });
+                }
+                probe.reason
+            }
+            Err(error) => format!("{error:#}"),
+        };
+        tracing::info!(reason = without, "Firecracker is not used");
+        let with_kvm = qemu(Accel::Kvm)?;
+        let probe = self.probe(&with_kvm).await;
+        if probe.usable {
+            let reason =
+                format!("a guest kernel ran with hardware virtualisation; not Firecracker: {without}");
+            return Ok(Chosen { vmm: Arc::new(with_kvm), reason, probe: Some(probe) });
+        }
+        let reason = format!("emulation, because {}", probe.reason);
+        Ok(Chosen { vmm: Arc::new(qemu(Accel::Tcg)?), reason, probe: Some(probe) })
+    }
+
+    async fn probe(&self, vmm: &dyn Vmm) -> Probe {
+        let kernel = self.share_dir.join(kernel_file(vmm.capabilities().kernel));
+        let Ok(meta) = fs::metadata(&kernel) else {
+            return Probe::untried("there is no guest kernel to try it with (make assets)");
+        };
+        let valid_for = format!("{} {} {} {}", boot_id(), vmm.name(), vmm.version(), meta.len());
+        let file = self.dir.join(format!("probe-{}.json", vmm.name()));
+        let kept = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
+        if let Some(kept) = kept.filter(|kept| self.keep && kept.valid_for == valid_for) {
+            return kept.probe;
+        }
+        let run_dir = self.dir.join("probe");
+        if let Err(error) = fresh(&run_dir) {
+            return Probe::untried(format!("the probe's directory cannot be made: {error}"));
+        }
+        let probe = probe(vmm, &kernel, &run_dir, self.uid, PROBE_LIMIT).await;
+        let _ = fs::remove_dir_all(&run_dir);
+        if self.keep {
+            keep(&file, &Kept { valid_for, probe: probe.clone() });
+        }
+        probe
+    }
+}
+
+/// Without the file the next start probes again, that is all.
+fn keep(file: &Path, kept: &Kept) {
+    let (beside, text) = (file.with_extension("new"), serde_json::to_vec(kept).unwrap_or_default());
+    if let Err(error) = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)) {
+        tracing::warn!(%error, "the result of the KVM probe could not be kept");
+    }
+}
+
+fn qemu(accel: Accel) -> anyhow::Result<Qemu> {
+    Qemu::new(&machine::program(qemu::PROGRAM), accel).context("QEMU cannot be used")
 }

@@ -2,11 +2,17 @@
 
 use std::{
     ffi::CString,
-    io,
-    os::unix::{ffi::OsStrExt, process::CommandExt},
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
     path::PathBuf,
     process::Command,
 };
+
+/// The group that may use KVM, where it is a group of its own.
+pub(crate) fn kvm_group() -> Option<u32> {
+    let group = fs::metadata("/dev/kvm").ok()?.gid();
+    (group != 0).then_some(group)
+}
 
 /// The outcome of a system call.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {

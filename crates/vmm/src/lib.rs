@@ -92,6 +92,8 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// The most memory of one microVM in MiB.
     pub max_memory_mb: u32,
+    /// Memory that the VMM may need beyond its guest's, in MiB.
+    pub overhead_mb: u64,
     /// What a guest kernel has to be.
     pub kernel: KernelImage,
     /// Whether [`MicroVm::snapshot`] and [`Vmm::restore`] exist.

@@ -1,29 +1,28 @@
-//! Whether KVM really runs a guest here, found out by booting one.
+//! Whether a driver really runs a guest here, found out by booting one.
 //!
-//! `/dev/kvm` may exist, open and create VMs and still never run a stock kernel, as some paravirtual
-//! hosts do. So the guest kernel is started with KVM, and only its own first line counts.
+//! `/dev/kvm` may exist, open and create VMs and still never run a stock kernel, as on some paravirtual
+//! hosts. So the guest kernel is started, and only its own first line counts.
 
 use std::{
-    path::{Path, PathBuf},
-    process::Stdio,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    process::Command,
-    time::timeout,
-};
+use tokio::time::{sleep, timeout};
 
-use crate::qemu::Accel;
+use crate::{BootSpec, MicroVm, Vmm, VmmError};
 
 /// How long a kernel may take to its first line; with working KVM it is some ten milliseconds.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
-/// The kernel's own first line; the boot loader's lines before it prove nothing.
+/// The kernel's own first line; a boot loader's lines before it prove nothing.
 const FIRST_LINE: &[u8] = b"Linux version";
 /// More output than this without the line is not a kernel.
 const OUTPUT_MAX: usize = 1 << 20;
+const POLL: Duration = Duration::from_millis(5);
+/// Makes the kernel print it, and at once.
+const CMDLINE: &str = "loglevel=7 earlyprintk=ttyS0,115200";
+const MEMORY_MB: u32 = 128;
 
 /// What the probe found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,89 +38,91 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// How guests are to be run, and why.
-    pub fn choose(&self) -> (Accel, String) {
-        if self.usable {
-            return (Accel::Kvm, "a guest kernel ran with hardware virtualisation".to_owned());
-        }
-        (Accel::Tcg, format!("emulation, because {}", self.reason))
+    /// The finding where nothing was tried.
+    pub fn untried(reason: impl Into<String>) -> Self {
+        Self { present: Path::new("/dev/kvm").exists(), usable: false, reason: reason.into(), took_ms: 0 }
     }
 }
 
-/// Boots `kernel` with KVM and waits for its first line, no longer than `limit`.
-pub async fn probe_kvm(qemu: &Path, kernel: &Path, limit: Duration) -> Probe {
+/// Boots `kernel` with `vmm`, which needs KVM, and waits for its first line, no longer than `limit`. `run_dir`
+/// exists, is empty, and may be removed afterwards; the VMM runs as `uid`.
+pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit: Duration) -> Probe {
+    let untried = Probe::untried("there is no /dev/kvm");
+    if !untried.present {
+        return untried;
+    }
     let begin = Instant::now();
-    let device = PathBuf::from("/dev/kvm");
-    let present = device.exists();
-    let result =
-        if present { boot(qemu, kernel, limit).await } else { Err("there is no /dev/kvm".to_owned()) };
+    let spec = BootSpec {
+        id: "probe".to_owned(),
+        run_dir: run_dir.to_owned(),
+        kernel: kernel.to_owned(),
+        cmdline: CMDLINE.to_owned(),
+        vcpus: 1,
+        memory_mb: MEMORY_MB,
+        uid,
+        gid: uid,
+        ..BootSpec::default()
+    };
+    let result = try_boot(vmm, &spec, limit).await;
     let usable = result.is_ok();
     let reason = result.err().unwrap_or_else(|| "a guest kernel ran".to_owned());
-    Probe { present, usable, reason, took_ms: begin.elapsed().as_millis() as u64 }
+    Probe { present: true, usable, reason, took_ms: begin.elapsed().as_millis() as u64 }
 }
 
-async fn boot(qemu: &Path, kernel: &Path, limit: Duration) -> Result<(), String> {
-    let mut command = Command::new(qemu);
-    command.args([
-        "-M",
-        "q35",
-        "-accel",
-        "kvm",
-        "-m",
-        "128M",
-        "-nodefaults",
-        "-no-user-config",
-        "-no-reboot",
-    ]);
-    command.args(["-display", "none", "-serial", "stdio", "-kernel"]).arg(kernel);
-    command.args(["-append", "console=ttyS0 earlyprintk=ttyS0,115200 panic=-1"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| format!("QEMU did not start: {error}"))?;
-    let stdout = child.stdout.take().ok_or("QEMU has no output")?;
-    let seen = timeout(limit, first_line(stdout)).await;
-    let _ = child.start_kill();
-    let mut errors = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = timeout(Duration::from_secs(1), stderr.take(4096).read_to_string(&mut errors)).await;
-    }
-    let _ = child.wait().await;
-    match seen {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(format!("QEMU ended before the guest kernel ran: {}", errors.trim())),
-        Err(_) => Err(format!(
-            "/dev/kvm opens, but a guest kernel did not start on it within {} s; on a cloud machine enable \
-             nested virtualisation",
-            limit.as_secs()
-        )),
-    }
-}
-
-async fn first_line(mut output: impl AsyncRead + Unpin) -> bool {
-    let mut text = Vec::new();
-    while text.len() < OUTPUT_MAX {
-        match output.read_buf(&mut text).await {
-            Ok(0) | Err(_) => return false,
-            Ok(_) if text.windows(FIRST_LINE.len()).any(|window| window == FIRST_LINE) => return true,
-            Ok(_) => {}
+async fn try_boot(vmm: &dyn Vmm, spec: &BootSpec, limit: Duration) -> Result<(), String> {
+    let late = format!(
+        "/dev/kvm opens, but a guest kernel did not start on it within {} s; on a cloud machine enable nested \
+         virtualisation",
+        limit.as_secs()
+    );
+    let begin = Instant::now();
+    let vm = match timeout(limit, vmm.boot(spec)).await {
+        Ok(booted) => booted.map_err(|error| format!("{} did not start: {}", vmm.name(), short(&error)))?,
+        Err(_) => {
+            end_unfinished(vmm, spec).await;
+            return Err(late);
         }
+    };
+    let seen = timeout(limit.saturating_sub(begin.elapsed()), first_line(&*vm)).await;
+    let killed = vm.kill().await;
+    match seen {
+        Ok(true) => killed.map_err(|error| error.to_string()),
+        Ok(false) => {
+            Err(format!("{} ended before the guest kernel ran: {}", vmm.name(), vm.exited().await.log.trim()))
+        }
+        Err(_) => Err(late),
     }
-    false
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// An error on one line.
+fn short(error: &VmmError) -> String {
+    error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
 
-    #[tokio::test]
-    async fn only_the_kernel_s_own_line_counts() {
-        assert!(first_line(&b"SeaBIOS\nBooting\n[    0.0] Linux version 6.1"[..]).await);
-        assert!(!first_line(&b"SeaBIOS\nBooting from ROM..."[..]).await);
+/// Ends a VMM whose start took too long. What does not end is found by the next who looks for the directory.
+async fn end_unfinished(vmm: &dyn Vmm, spec: &BootSpec) {
+    if let Ok(Some(vm)) = vmm.adopt(spec, None).await
+        && let Err(error) = vm.kill().await
+    {
+        tracing::warn!(%error, "the VMM of a probe does not end");
     }
+}
 
-    #[tokio::test]
-    async fn a_missing_program_is_no_kvm() {
-        let probe = probe_kvm(Path::new("/no/such/qemu"), Path::new("/no/kernel"), PROBE_LIMIT).await;
-        assert!(!probe.usable && !probe.reason.is_empty());
-        assert_eq!(probe.choose().0, Accel::Tcg);
+/// Waits for the kernel's line; false when the VMM ends or prints too much without it.
+async fn first_line(vm: &dyn MicroVm) -> bool {
+    let ended = vm.exited();
+    tokio::pin!(ended);
+    loop {
+        let text = vm.console(OUTPUT_MAX).await;
+        if text.windows(FIRST_LINE.len()).any(|window| window == FIRST_LINE) {
+            return true;
+        }
+        tokio::select! {
+            _ = &mut ended => return false,
+            () = sleep(POLL) => {}
+        }
+        if text.len() >= OUTPUT_MAX {
+            return false;
+        }
     }
 }

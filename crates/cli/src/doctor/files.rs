@@ -74,7 +74,9 @@ pub(super) fn share(config: &Config) -> Result<Vec<Check>> {
     let share = config.share_dir()?;
     let remedy = "build them (make assets), or set WRENN_SHARE_DIR";
     let mut checks = Vec::new();
-    for (name, file) in [("guest kernel", "vmlinuz"), ("initial RAM disk", "initrd.img")] {
+    let files =
+        [("guest kernel", "vmlinuz"), ("guest kernel, ELF", "vmlinux"), ("initial RAM disk", "initrd.img")];
+    for (name, file) in files {
         let path = share.join(file);
         checks.push(match fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Check::ok(name, path.display().to_string()),

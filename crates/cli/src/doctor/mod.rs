@@ -1,7 +1,7 @@
 //! `wrenn doctor`: whether Wrenn can run here, and what to do where not.
 
+mod driver;
 mod files;
-mod kvm;
 mod machine;
 mod network;
 
@@ -66,8 +66,8 @@ struct Report {
 /// Runs `wrenn doctor`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     let mut checks = vec![machine::kernel(), machine::root(), machine::cpu()];
-    let (kvm, driver, check) = kvm::probe(config).await;
-    checks.push(check);
+    let (kvm, driver, found) = driver::examine(config).await?;
+    checks.extend(found);
     checks.extend(machine::programs().await);
     checks.extend([machine::service_user(), files::state_dir(config), files::reflinks(config)]);
     checks.extend(network::kernel().await);

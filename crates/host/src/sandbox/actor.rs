@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_disk::Volumes;
 use wrenn_network::{GUEST_ADDRESS, Plan, SlotPool, SlotSpec, TAP_ADDRESS};
-use wrenn_vmm::{BootSpec, MicroVm, Tap, Vmm, process};
+use wrenn_vmm::{BootSpec, Exit, MicroVm, Tap, Vmm, VmmError, process};
 
 use super::{
     guest::Guest,
@@ -27,6 +27,8 @@ use crate::{assets::Assets, cgroup, error::AgentError, fault};
 const RESOLVERS: &str = "1.1.1.1,8.8.8.8";
 /// How much of the guest's console goes into the message when it ends by itself.
 const LAST_WORDS: usize = 400;
+/// How many lines of it, and of the VMM's log.
+const LAST_LINES: usize = 3;
 
 /// What all sandboxes of an agent share.
 pub(crate) struct Shared {
@@ -183,6 +185,14 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
     made.map_err(|error| AgentError::fault("making the sandbox's directory", &error))
 }
 
+/// The last lines of a log in one, without the paths of the agent's own directories.
+fn last_lines(log: &str, sandboxes: &Path) -> String {
+    let own = sandboxes.parent().unwrap_or(sandboxes).display().to_string();
+    let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(LAST_LINES)..].join(" | ");
+    last.replace(&own, "")
+}
+
 impl Actor {
     async fn run(
         mut self,
@@ -214,14 +224,18 @@ impl Actor {
         loop {
             let ended = async {
                 match &self.vm {
-                    Some(vm) => (vm.exited().await, vm.console(LAST_WORDS).await),
+                    Some(vm) => {
+                        let exit = vm.exited().await;
+                        let words = self.last_words(&**vm, &exit).await;
+                        (exit, words)
+                    }
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                (exit, console) = ended => {
+                (exit, words) = ended => {
                     tracing::warn!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended by itself");
-                    self.ended(&console).await;
+                    self.ended(&words).await;
                 }
                 request = destroys.recv() => {
                     // Without a sender the agent stops; the microVM goes on.
@@ -317,18 +331,16 @@ impl Actor {
         step("disk");
 
         self.still_wanted()?;
-        let boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, Some(disk.path));
+        let mut boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, Some(disk.path));
         make_dir(&boot.run_dir, 0o700)?;
         chown(&boot.run_dir, Some(boot.uid), Some(boot.gid))
             .map_err(|error| AgentError::fault("making the sandbox's directory", &error))?;
         self.record(Entry::VmmIntent).await?;
         fault::point("create.vmm_intent");
-        let vm = self.shared.vmm.boot(&boot).await?;
+        boot.cgroups = self.control_groups();
+        let vm = self.shared.vmm.boot(&boot).await.map_err(|error| self.boot_failed(error))?;
         let process = vm.process();
         self.vm = Some(vm);
-        if let Err(error) = cgroup::confine(&self.id, process.pid, self.spec.memory_mb, self.spec.vcpus) {
-            tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
-        }
         fault::point("create.vmm_started");
         self.record(Entry::Vmm { process }).await?;
         fault::point("create.vmm");
@@ -346,6 +358,26 @@ impl Actor {
         Ok(())
     }
 
+    fn control_groups(&self) -> Vec<PathBuf> {
+        let memory_mb = self.spec.memory_mb + self.shared.vmm.capabilities().overhead_mb;
+        cgroup::prepare(&self.id, memory_mb, self.spec.vcpus).unwrap_or_else(|error| {
+            tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
+            Vec::new()
+        })
+    }
+
+    fn boot_failed(&self, error: VmmError) -> AgentError {
+        match error {
+            VmmError::Ended { log } => {
+                tracing::error!(id = self.id, log, "a VMM ended while it started");
+                let words = last_lines(&log, &self.shared.dir);
+                let message = format!("the microVM did not start; its VMM's last lines: {words:?}");
+                AgentError::new(ErrorCode::AgentError, message)
+            }
+            other => other.into(),
+        }
+    }
+
     async fn wait_ready(&self, guest: &Guest, begin: Instant) -> Result<(), AgentError> {
         let Some(vm) = &self.vm else { return Ok(()) };
         let left = self.shared.boot_limit.saturating_sub(begin.elapsed());
@@ -354,7 +386,7 @@ impl Actor {
             () = self.give_up.cancelled() => self.still_wanted(),
             exit = vm.exited() => {
                 tracing::error!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
-                let message = "the microVM ended while it booted; the agent's log has its last lines";
+                let message = format!("the microVM ended while it booted; {}", self.last_words(&**vm, &exit).await);
                 Err(AgentError::new(ErrorCode::AgentError, message))
             }
             () = tokio::time::sleep(left) => {
@@ -369,14 +401,18 @@ impl Actor {
         }
     }
 
+    /// What a microVM and its VMM said last, for the sandbox's owner.
+    async fn last_words(&self, vm: &dyn MicroVm, exit: &Exit) -> String {
+        let console = String::from_utf8_lossy(&vm.console(LAST_WORDS).await).into_owned();
+        let [console, log] = [&console, &exit.log].map(|text| last_lines(text, &self.shared.dir));
+        let status = exit.status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
+        format!("its console's last lines: {console:?}; its VMM's, which ended with status {status}: {log:?}")
+    }
+
     /// The microVM ended without being asked to.
-    async fn ended(&mut self, console: &[u8]) {
+    async fn ended(&mut self, words: &str) {
         self.vm = None;
-        let text = String::from_utf8_lossy(console);
-        let words: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let last = words.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
-        let message =
-            format!("the microVM ended by itself; its console's last lines: {last:?}. Delete the sandbox");
+        let message = format!("the microVM ended by itself; {words}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
         if let Err(cause) = self.record(entry).await {
@@ -472,4 +508,17 @@ pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>
         cgroup::remove(&id)
     });
     removed.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_tell_no_paths() {
+        let log = "one\n\n two \nqemu: /var/lib/wrenn/agent/volumes/x.img: gone\nfour\n";
+        let words = last_lines(log, Path::new("/var/lib/wrenn/agent/sandboxes"));
+        assert_eq!(words, "two | qemu: /volumes/x.img: gone | four");
+        assert_eq!(last_lines("", Path::new("/")), "");
+    }
 }

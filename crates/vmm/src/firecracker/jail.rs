@@ -103,7 +103,7 @@ impl Launch {
     fn arguments(&self) -> Vec<String> {
         let run = |name: &str| format!("{}/{name}", config::RUN);
         let mut arguments = vec!["--api-sock".to_owned(), run(SOCKET)];
-        arguments.extend(["--log-path".to_owned(), run("log"), "--level".to_owned(), "Warn".to_owned()]);
+        arguments.extend(["--log-path".to_owned(), run("log"), "--level".to_owned(), "Info".to_owned()]);
         if self.config.is_some() {
             arguments.extend(["--config-file".to_owned(), config::CONFIG.to_owned()]);
         }
@@ -195,8 +195,7 @@ impl Launch {
         command.arg("--id").arg(jail_id(&self.spec)).args(self.arguments()).current_dir(&root);
         self.streams(&mut command)?;
         let netns = self.spec.tap.as_ref().map(|tap| File::open(&tap.netns)).transpose()?;
-        let kvm = fs::metadata("/dev/kvm").ok().map(|meta| meta.gid());
-        let identity = Identity { uid: self.spec.uid, gid: self.spec.gid, group: kvm };
+        let identity = Identity { uid: self.spec.uid, gid: self.spec.gid, group: launch::kvm_group() };
         let mut join = launch::join_groups(&self.spec.cgroups)?;
         let enter = move || {
             join()?;

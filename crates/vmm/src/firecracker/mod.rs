@@ -59,6 +59,7 @@ impl Firecracker {
             security_boundary: matches!(isolation, Isolation::Jailer { .. }),
             max_vcpus: limits::max_vcpus(32),
             max_memory_mb: limits::max_memory_mb(),
+            overhead_mb: 128,
             kernel: KernelImage::Elf,
             snapshots: true,
             network_rate: true,

@@ -143,7 +143,8 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
     command.args(arguments(accel, spec)).current_dir(&spec.run_dir).env_clear();
     let errors = log.try_clone().map_err(|e| failed("open the VMM's log", e))?;
     command.stdin(Stdio::null()).stderr(errors).stdout(log);
-    let identity = Identity { uid: spec.uid, gid: spec.gid, group: None };
+    let group = (accel == Accel::Kvm).then(launch::kvm_group).flatten();
+    let identity = Identity { uid: spec.uid, gid: spec.gid, group };
     let mut join = launch::join_groups(&spec.cgroups).map_err(|e| failed("enter the control group", e))?;
     let attach = move || {
         join()?;

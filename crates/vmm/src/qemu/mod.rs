@@ -51,6 +51,8 @@ impl Qemu {
             security_boundary: accel == Accel::Kvm,
             max_vcpus: limits::max_vcpus(64),
             max_memory_mb: limits::max_memory_mb(),
+            // Its translated code above all.
+            overhead_mb: 1536,
             kernel: KernelImage::Compressed,
             snapshots: false,
             network_rate: false,

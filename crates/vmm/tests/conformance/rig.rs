@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use wrenn_vmm::{
     BootSpec, KernelImage, MicroVm, Vmm,
     firecracker::{self, Firecracker, Isolation},
-    probe,
+    probe::{PROBE_LIMIT, Probe, probe},
     qemu::{Accel, PROGRAM, Qemu},
 };
 
@@ -94,10 +94,16 @@ fn with_firecracker(jailed: bool, linux: bool) -> Rig {
     Rig { name, driver, guest, files, uid, programs: Some(programs) }
 }
 
+/// Tries QEMU with KVM.
+pub(crate) async fn probe_kvm() -> Probe {
+    let dir = TempDir::new().unwrap();
+    open_path_for_others(dir.path());
+    probe(&*qemu(Accel::Kvm), &share("vmlinuz"), dir.path(), UID, PROBE_LIMIT).await
+}
+
 fn linux_runs_on_kvm() -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (qemu, kernel) = (qemu_program(), share("vmlinuz"));
-    runtime.block_on(probe::probe_kvm(&qemu, &kernel, probe::PROBE_LIMIT)).usable
+    runtime.block_on(probe_kvm()).usable
 }
 
 /// Every driver that runs here.

@@ -1,0 +1,93 @@
+//! Whether KVM works, found out by a guest on it, and the driver that follows.
+
+use std::path::Path;
+
+use anyhow::Result;
+use wrenn_host::driver::{Chosen, Wish, firecracker};
+use wrenn_vmm::{Vmm, VmmError, probe::Probe};
+
+use super::{Check, Driver};
+use crate::{config::Config, serve};
+
+/// A directory that goes with this value.
+struct Scratch(std::path::PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the agent would choose, found out as the agent does, without leaving anything behind.
+pub(super) async fn examine(config: &Config) -> Result<(Probe, Driver, Vec<Check>)> {
+    let scratch = Scratch(std::env::temp_dir().join(format!("wrenn-doctor-{}", std::process::id())));
+    let root = rustix::process::geteuid().is_root();
+    let wish = Wish {
+        driver: serve::driver(config),
+        unjailed: config.or("agent.unjailed", false),
+        share_dir: config.share_dir()?,
+        dir: scratch.0.clone(),
+        uid: if root {
+            config.or("agent.vmm_uid_base", 210_000)
+        } else {
+            rustix::process::geteuid().as_raw()
+        },
+        keep: false,
+    };
+    let mut checks = vec![firecracker_check(&wish)];
+    Ok(match wish.choose().await {
+        Ok(Chosen { vmm, reason, probe }) => {
+            let can = vmm.capabilities();
+            let accelerator = if can.accelerated { "kvm" } else { "tcg" };
+            let probe =
+                probe.unwrap_or_else(|| Probe::untried("the driver is configured, so nothing was tried"));
+            checks.push(kvm_check(&probe, can.accelerated));
+            checks.push(isolation_check(&*vmm));
+            (probe, Driver { name: vmm.name(), accelerator, reason }, checks)
+        }
+        Err(error) => {
+            let remedy = "install what is missing, or set agent.driver to auto";
+            checks.push(Check::fail("driver", format!("{error:#}"), remedy));
+            let driver = Driver { name: "none", accelerator: "none", reason: format!("{error:#}") };
+            (Probe::untried("no driver can be used"), driver, checks)
+        }
+    })
+}
+
+fn firecracker_check(wish: &Wish) -> Check {
+    match firecracker(wish.unjailed, Path::new("/nonexistent")) {
+        Ok(vmm) => {
+            let jailed =
+                if vmm.capabilities().security_boundary { "with its jailer" } else { "without its jailer" };
+            Check::ok("firecracker", format!("{} {jailed}", vmm.version()))
+        }
+        Err(error @ VmmError::Missing { .. }) => Check::warn("firecracker", "not found", error.to_string()),
+        Err(error) => Check::warn("firecracker", "cannot be used", error.to_string()),
+    }
+}
+
+fn kvm_check(probe: &Probe, needed: bool) -> Check {
+    let present = if probe.present { "present" } else { "absent" };
+    let usable = if probe.usable { "usable" } else { "not known to be usable" };
+    let detail = format!("/dev/kvm is {present} and {usable}: {} ({} ms)", probe.reason, probe.took_ms);
+    match (probe.present, probe.usable, needed) {
+        (_, true, _) => Check::ok("kvm", detail),
+        (false, false, true) => {
+            Check::fail("kvm", detail, "set agent.driver to auto or tcg, or use a machine with working KVM")
+        }
+        _ => {
+            Check::warn("kvm", detail, "guests that are emulated are slow; a machine with KVM is what to use")
+        }
+    }
+}
+
+fn isolation_check(vmm: &dyn Vmm) -> Check {
+    if vmm.capabilities().security_boundary {
+        return Check::ok("isolation", format!("{} keeps guests from this host", vmm.name()));
+    }
+    Check::warn(
+        "isolation",
+        format!("{} as it runs here is no security boundary", vmm.name()),
+        "for hostile code use Firecracker with its jailer on a machine with KVM",
+    )
+}
