@@ -71,15 +71,20 @@ pub(crate) fn configure(line: &str) -> Result<(), NetworkError> {
     if let Some(gateway) = plan.gateway {
         add_default_route(fd, gateway).map_err(|e| NetworkError::Step("add the default route", e))?;
     }
-    let servers: String = plan.dns.iter().map(|d| format!("nameserver {d}\n")).collect();
-    if !servers.is_empty() {
+    if let Some(resolvers) = resolver_file(&plan.dns) {
         // A link to a resolver that does not run here is as good as missing.
         if fs::metadata("/etc/resolv.conf").is_err() {
             let _ = fs::remove_file("/etc/resolv.conf");
         }
-        write_if_empty("/etc/resolv.conf", &servers);
+        write_if_empty("/etc/resolv.conf", &resolvers);
     }
     Ok(())
+}
+
+/// What programs read to find resolvers; a dead first one costs them a second, not five.
+fn resolver_file(resolvers: &[Ipv4Addr]) -> Option<String> {
+    let servers: String = resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
+    (!servers.is_empty()).then(|| servers + "options timeout:1 attempts:3\n")
 }
 
 fn request(name: &str) -> libc::ifreq {
@@ -147,6 +152,9 @@ mod tests {
         assert_eq!(plan.address, Some((Ipv4Addr::new(169, 254, 0, 21), 30)));
         assert_eq!(plan.gateway, Some(Ipv4Addr::new(169, 254, 0, 22)));
         assert_eq!(plan.dns.len(), 2);
+        let file = resolver_file(&plan.dns).unwrap();
+        assert_eq!(file, "nameserver 1.1.1.1\nnameserver 8.8.8.8\noptions timeout:1 attempts:3\n");
+        assert_eq!(resolver_file(&[]), None);
         assert_eq!(parse("wrenn.ip=1.2.3.4 wrenn.gw=x"), Plan::default());
         assert_eq!(parse("wrenn.ip=1.2.3.4/33"), Plan::default());
     }

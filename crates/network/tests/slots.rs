@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use support::{config, inside, isolated, run, stock, until};
-use wrenn_network::{PoolConfig, SlotPool, cleanup};
+use wrenn_network::{Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
 
 #[tokio::test]
 async fn a_slot_has_its_addresses_rules_and_tap() {
@@ -22,7 +22,44 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     assert!(inside(&slot, &["ip", "route"]).contains("default via"), "no default route");
     assert!(inside(&slot, &["ip", "-d", "link", "show", "tap0"]).contains("tun type tap"));
     let rules = inside(&slot, &["nft", "list", "ruleset"]);
-    println!("{rules}");
+    // What we mean is what the kernel understands.
+    for line in [
+        "type filter hook ingress device \"tap0\" priority filter; policy drop;",
+        "iifname \"eth0\" ip daddr 10.11.0.1 dnat to 169.254.0.21 comment \"the host reaches the guest\"",
+        "iifname \"tap0\" ip daddr 169.254.0.53 udp dport 53 dnat to 192.168.77.53 comment \"names\"",
+        "iifname \"tap0\" ip daddr 169.254.0.54 tcp dport 53 dnat to 203.0.113.53 comment \"names\"",
+        "oifname \"eth0\" ip saddr 169.254.0.21 snat to 10.12.0.3 comment \"the slot's address\"",
+        "ct state invalid,untracked drop",
+        "iifname \"eth0\" ct direction original ct status dnat accept",
+        "iifname \"tap0\" ct direction reply ct status dnat accept",
+        "ct original ip daddr @closed drop comment \"never open\"",
+    ] {
+        assert!(rules.contains(line), "{line} is not in\n{rules}");
+    }
+    let host = run("nft", &["list", "table", "ip", "wrenn_test"]);
+    for line in [
+        "iifname \"wrtest-*\" oifname \"wrtest-*\" drop",
+        "oifname \"wrtest-*\" ct state established,related ct direction reply accept",
+        "iifname \"wrtest-*\" ip saddr != 10.12.0.0/16 drop",
+        "ip saddr 10.12.0.0/16 oifname != \"wrtest-*\" masquerade",
+    ] {
+        assert!(host.contains(line), "{line} is not in\n{host}");
+    }
+    // Policies too, with lists and rates.
+    let rate = Rate { bytes: Some(250_000), packets: Some(400) };
+    let (allow, deny) = ("203.0.113.0/24".parse().unwrap(), "0.0.0.0/0".parse().unwrap());
+    let policy = Policy { allow: vec![allow], deny: vec![deny], upload: rate, ..Policy::default() };
+    pool.set_policy(slot.index, &policy).await.unwrap();
+    let rules = inside(&slot, &["nft", "list", "table", "ip", "slot"]);
+    for line in [
+        "limit rate over 250000 bytes/second burst 65536 bytes drop",
+        "limit rate over 400/second burst 64 packets drop",
+        "elements = { 203.0.113.0/24 }",
+        "elements = { 0.0.0.0/0 }",
+    ] {
+        assert!(rules.contains(line), "{line} is not in\n{rules}");
+    }
+    assert_eq!(rules.matches("hook forward").count(), 1, "{rules}");
     let route = run("ip", &["route", "get", &slot.host_address.to_string()]);
     assert!(route.contains(&slot.veth_host), "{route}");
 
@@ -89,6 +126,45 @@ async fn leftovers_are_undone_and_others_are_not_touched() {
     drop(pool);
     cleanup(dir.path(), "test").await.unwrap();
     cleanup(dir.path(), "test").await.unwrap();
+    assert_eq!(stock(dir.path()), before);
+}
+
+#[tokio::test]
+async fn what_no_journal_names_is_found_by_its_name() {
+    if !isolated("what_no_journal_names_is_found_by_its_name") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // Of others, however alike their names.
+    for foreign in ["wrtest-x", "wrtest-007", "wrtest-40000", "wrtes-3", "wrtes2-3"] {
+        run("ip", &["link", "add", foreign, "type", "dummy"]);
+    }
+    run("nft", &["add", "table", "ip", "wrenn_tes"]);
+    fs::create_dir_all(dir.path().join("netns")).unwrap();
+    fs::write(dir.path().join("netns/foreign"), "").unwrap();
+    let before = stock(dir.path());
+    assert!(leftovers(dir.path(), "test").unwrap().is_empty());
+
+    let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
+    let (kept, lost) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    pool.shutdown().await.unwrap();
+    // A link whose journal and pin are gone, and a pin whose journal is.
+    fs::remove_dir_all(dir.path().join("slots")).unwrap();
+    run("ip", &["link", "add", "wrtest-9", "type", "dummy"]);
+    let found = leftovers(dir.path(), "test").unwrap();
+    for part in ["link wrtest-1", "link wrtest-2", "link wrtest-9", "netns/1", "netns/2", "wrenn_test"] {
+        assert!(found.iter().any(|line| line.ends_with(part)), "{part} is not in {found:?}");
+    }
+    assert_eq!(found.len(), 6, "{found:?}");
+
+    let again = PoolConfig { warm: 0, in_use: vec![kept.index], ..config(dir.path()) };
+    let pool = SlotPool::start(again).await.unwrap();
+    assert!(inside(&kept, &["ip", "link", "show", "tap0"]).contains("tap0"));
+    let found = leftovers(dir.path(), "test").unwrap();
+    assert!(!lost.netns.exists() && found.len() == 3, "{found:?}");
+    pool.shutdown().await.unwrap();
+    cleanup(dir.path(), "test").await.unwrap();
+    assert!(leftovers(dir.path(), "test").unwrap().is_empty());
     assert_eq!(stock(dir.path()), before);
 }
 
