@@ -1,7 +1,7 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd build quickstart test bench leak-check openapi fmt lint sqlx clean
+.PHONY: help setup assets envd build quickstart test lab bench leak-check openapi fmt lint sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -41,6 +41,12 @@ test: assets ## Unit, integration and end-to-end tests with real guests
 	@$(CARGO) test --workspace --features wrenn-cli/fault-points --no-run
 	@scripts/isolated env $(DEV) $(CARGO) test --offline --workspace --features wrenn-cli/fault-points
 	@scripts/isolated env $(DEV) scripts/api-check
+
+lab: assets ## Tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
+	@lab/build
+	@$(CARGO) build --package xtask
+	@$(CARGO) build --package wrenn-cli --features fault-points
+	@scripts/isolated $(CARGO) xtask lab test
 
 bench: build ## Measure against the same work by hand; prints a table, writes target/bench.json
 	@$(CARGO) build -p wrenn-bench --release

@@ -1,0 +1,139 @@
+//! `cargo xtask lab`: a virtual host with KVM, device-mapper and Firecracker. `docs/lab.md` tells more.
+
+mod interrupt;
+mod programs;
+mod test;
+
+use std::{
+    path::Path,
+    process::{Command, ExitCode, ExitStatus},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Subcommand};
+use wrenn_testkit::{Lab, LabConfig, lab::Subnet};
+
+/// What to do with a lab.
+#[derive(Subcommand)]
+pub(crate) enum Task {
+    /// Build its image, unless it is up to date
+    Build,
+    /// Boot a lab, run a command in it, and exit as that does
+    Run {
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Boot a lab and open a shell in it
+    Shell {
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
+    /// Run the tests that need what a lab has
+    Test {
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// Only test programs whose name contains this
+        filter: Option<String>,
+    },
+}
+
+/// What the lab is made of.
+#[derive(Args)]
+pub(crate) struct MachineArgs {
+    /// Its name; one lab of a name runs at a time
+    #[arg(long, default_value = "lab")]
+    name: String,
+    /// Its memory in MiB
+    #[arg(long, default_value_t = 4096)]
+    memory: u32,
+    /// Its processors
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// When it is ended, whatever goes on in it
+    #[arg(long, default_value_t = 30)]
+    minutes: u64,
+    /// Its network; labs of one network reach each other [default: 10.200.77.0/24]
+    #[arg(long, env = "WRENN_LAB_SUBNET")]
+    subnet: Option<Subnet>,
+    /// A file or directory that it finds at its start, as HERE=THERE
+    #[arg(long = "file", value_name = "HERE=THERE", value_parser = file)]
+    files: Vec<(String, String)>,
+}
+
+fn file(text: &str) -> Result<(String, String)> {
+    let (here, there) = text.split_once('=').context("give it as HERE=THERE")?;
+    Ok((here.to_owned(), there.to_owned()))
+}
+
+impl MachineArgs {
+    fn config(self) -> LabConfig {
+        let mut config = LabConfig::new(&self.name).with_product();
+        config.memory_mb = self.memory;
+        config.cpus = self.cpus;
+        config.time_limit = Duration::from_secs(self.minutes.saturating_mul(60));
+        config.subnet = self.subnet.unwrap_or_default();
+        self.files.into_iter().fold(config, |config, (here, there)| config.with_file(here, there))
+    }
+}
+
+pub(crate) fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Build => build().map(|()| ExitCode::SUCCESS),
+        Task::Run { machine, command } => {
+            let lab = start(&machine.config())?;
+            let status = lab.run_live(&command);
+            finish(lab, status)
+        }
+        Task::Shell { machine } => {
+            let lab = start(&machine.config())?;
+            eprintln!("lab: {} is {}; it ends with this shell", lab.name(), lab.address());
+            let status = lab.shell::<&str>(&[]);
+            finish(lab, status)
+        }
+        Task::Test { machine, filter } => test::run(machine.config(), filter.as_deref()),
+    }
+}
+
+fn build() -> Result<()> {
+    let script = repository().join("lab/build");
+    let status =
+        Command::new(&script).status().with_context(|| format!("cannot run {}", script.display()))?;
+    ensure!(status.success(), "{} failed: {status}", script.display());
+    Ok(())
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"))
+}
+
+/// Starts a lab of the current image. From now on a Ctrl-C ends what runs in it, and the lab is stopped in order.
+fn start(config: &LabConfig) -> Result<Lab> {
+    build()?;
+    interrupt::outlive()?;
+    let lab = Lab::start(config)?;
+    eprintln!("lab: started in {:.1} s", lab.started_in().as_secs_f64());
+    Ok(lab)
+}
+
+/// Stops the lab, and exits as the command did.
+fn finish(lab: Lab, status: Result<ExitStatus>) -> Result<ExitCode> {
+    let status = status?;
+    if !status.success() {
+        collect_logs(&lab);
+    }
+    lab.stop();
+    // Ended by a signal: there is no code, and the shell's convention does not matter here.
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(130);
+    Ok(ExitCode::from(code))
+}
+
+fn collect_logs(lab: &Lab) {
+    match lab.logs() {
+        Ok(dir) => eprintln!("lab: logs are in {}", dir.display()),
+        Err(error) => eprintln!("lab: {error:#}; its console is in {}", lab.dir().display()),
+    }
+}

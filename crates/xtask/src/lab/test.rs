@@ -1,0 +1,60 @@
+//! `cargo xtask lab test`: one lab, and in it one test program after another.
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::{Result, ensure};
+use wrenn_testkit::{Lab, LabConfig};
+
+use super::{collect_logs, programs, start};
+
+/// Where test programs are in a lab.
+const DIR: &str = "/usr/local/lib/wrenn-tests";
+
+pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCode> {
+    let targets: Vec<_> = programs::TARGETS
+        .iter()
+        .filter(|target| filter.is_none_or(|filter| target.name().contains(filter)))
+        .collect();
+    ensure!(
+        !targets.is_empty(),
+        "no test program of the lab has {:?} in its name",
+        filter.unwrap_or_default()
+    );
+    for target in &targets {
+        config = config.with_file(target.build()?, format!("{DIR}/{}", target.name()));
+    }
+    let begin = Instant::now();
+    let lab = start(&config)?;
+    let mut failed = Vec::new();
+    for target in &targets {
+        let name = target.name();
+        match run_one(&lab, &name) {
+            Ok(true) => {}
+            Ok(false) => failed.push(name),
+            Err(error) => {
+                // The lab has ended: nothing more runs in it.
+                eprintln!("lab: {name}: {error:#}");
+                failed.push(name);
+                break;
+            }
+        }
+    }
+    if !failed.is_empty() {
+        collect_logs(&lab);
+    }
+    lab.stop();
+    eprintln!("lab: {:.0} s in all", begin.elapsed().as_secs_f64());
+    if failed.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("lab: failed: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn run_one(lab: &Lab, name: &str) -> Result<bool> {
+    let begin = Instant::now();
+    eprintln!("lab: {name}");
+    let status = lab.run_live(&[format!("{DIR}/{name}")])?;
+    eprintln!("lab: {name}: {status}, {:.1} s", begin.elapsed().as_secs_f64());
+    Ok(status.success())
+}
