@@ -194,6 +194,11 @@ impl Agent {
     /// The way into a running sandbox.
     pub(crate) fn guest(&self, id: &str) -> Result<Guest, AgentError> {
         let now = self.get(id)?.now();
+        if now.held {
+            let message =
+                format!("sandbox {id} is held: the host's disk is full; it goes on when there is room");
+            return Err(AgentError::new(ErrorCode::InsufficientStorage, message));
+        }
         now.guest.ok_or_else(|| not_running(id, &now.state))
     }
 

@@ -15,6 +15,7 @@ mod fault;
 mod layout;
 mod machine;
 mod recover;
+mod room;
 mod sandbox;
 mod service;
 mod tls;
@@ -25,7 +26,7 @@ use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use wrenn_disk::{Backend, StoreConfig, Volumes, loopfs};
+use wrenn_disk::{Backend, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
@@ -76,6 +77,15 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         uid: config.vmm_uid_base,
         keep: true,
     };
+    let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
+    recover::end_strays(&sandboxes_dir, &records).await;
+    let alive = records.iter().filter(|record| record.adoptable());
+    let (slots_in_use, disks): (Vec<_>, Vec<_>) =
+        alive.filter_map(|record| Some((record.slot()?, record.id.clone()))).unzip();
+    let reclaimed = volumes.reclaim(&disks).await.context("the leftovers of disks cannot be removed")?;
+    if reclaimed != Reclaimed::default() {
+        tracing::info!(?reclaimed, "disks that nobody owns");
+    }
     // Both take seconds at the very first start.
     let (templates, chosen) =
         futures::try_join!(assets::take_templates(&config.share_dir, &*volumes), wish.choose())?;
@@ -92,10 +102,6 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         "driver chosen"
     );
 
-    let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
-    recover::end_strays(&sandboxes_dir, &records).await;
-    let in_use =
-        records.iter().filter(|record| record.adoptable()).filter_map(recover::Record::slot).collect();
     let network = layout::network(&state);
     let slots = SlotPool::start(PoolConfig {
         state_dir: network.clone(),
@@ -108,10 +114,11 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         },
         resolvers: wrenn_network::resolvers::of_host(),
         permitted: Vec::new(),
-        in_use,
+        in_use: slots_in_use,
     })
     .await
     .context("the network slots cannot be made")?;
+    let held = room::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
         volumes,
@@ -121,6 +128,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         dir: sandboxes_dir,
         uid_base: config.vmm_uid_base,
         boot_limit: config.limits.boot,
+        held,
     });
     let mut sandboxes = HashMap::new();
     for record in records {

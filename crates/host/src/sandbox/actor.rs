@@ -9,11 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
-use wrenn_disk::Volumes;
-use wrenn_network::{GUEST_ADDRESS, Plan, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_disk::{DiskError, Health, Volumes};
+use wrenn_network::{GUEST_ADDRESS, GUEST_RESOLVERS, Plan, SlotPool, SlotSpec, TAP_ADDRESS};
 use wrenn_vmm::{BootSpec, Exit, MicroVm, Tap, Vmm, VmmError, process};
 
 use super::{
@@ -23,12 +26,12 @@ use super::{
 };
 use crate::{assets::Assets, cgroup, error::AgentError, fault};
 
-/// Where guests look names up; their policy lets them reach no private resolver.
-const RESOLVERS: &str = "1.1.1.1,8.8.8.8";
 /// How much of the guest's console goes into the message when it ends by itself.
 const LAST_WORDS: usize = 400;
 /// How many lines of it, and of the VMM's log.
 const LAST_LINES: usize = 3;
+/// How often a sandbox's disk is looked at.
+const DISK_LOOK: Duration = Duration::from_secs(5);
 
 /// What all sandboxes of an agent share.
 pub(crate) struct Shared {
@@ -48,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) uid_base: u32,
     /// From the start of a create until envd answers.
     pub(crate) boot_limit: Duration,
+    /// Whether there is so little room for disks that sandboxes are held.
+    pub(crate) held: watch::Receiver<bool>,
 }
 
 /// Where a sandbox is in its life on this host.
@@ -74,6 +79,8 @@ pub(crate) struct Published {
     pub(crate) guest: Option<Guest>,
     /// What each step of its creation took.
     pub(crate) timings: Vec<(&'static str, Duration)>,
+    /// Whether it is held, because its disk could soon not be written.
+    pub(crate) held: bool,
 }
 
 /// How the rest of the agent speaks to a sandbox.
@@ -138,7 +145,7 @@ pub(crate) fn spawn(
     start: Start,
 ) -> Handle {
     let spec = Arc::new(spec);
-    let first = Published { state: State::Starting, guest: None, timings: Vec::new() };
+    let first = Published { state: State::Starting, guest: None, timings: Vec::new(), held: false };
     let (publish, published) = watch::channel(first);
     let (destroys, requests) = mpsc::channel(8);
     let give_up = CancellationToken::new();
@@ -164,12 +171,13 @@ pub(crate) fn boot_spec(
     disk: Option<PathBuf>,
 ) -> BootSpec {
     let uid = shared.uid_base + u32::from(slot.index);
+    let [first, second] = GUEST_RESOLVERS;
     BootSpec {
         id: id.to_owned(),
         run_dir: directory(&shared.dir, id).join("run"),
         kernel: shared.assets.kernel.clone(),
         initrd: Some(shared.assets.initrd.clone()),
-        cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={RESOLVERS}"),
+        cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={first},{second}"),
         disk,
         vcpus: spec.vcpus,
         memory_mb: spec.memory_mb as u32,
@@ -221,6 +229,11 @@ impl Actor {
             },
             Start::Failed(error) => self.set(State::Failed(error)),
         }
+        let mut held = self.shared.held.clone();
+        // Also what was adopted is held, or goes on.
+        held.mark_changed();
+        let mut looks = tokio::time::interval(DISK_LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let ended = async {
                 match &self.vm {
@@ -235,8 +248,13 @@ impl Actor {
             tokio::select! {
                 (exit, words) = ended => {
                     tracing::warn!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended by itself");
-                    self.ended(&words).await;
+                    self.ended(&format!("the microVM ended by itself; {words}")).await;
                 }
+                Ok(()) = held.changed(), if self.vm.is_some() => {
+                    let hold = *held.borrow_and_update();
+                    self.hold(hold).await;
+                }
+                _ = looks.tick(), if self.vm.is_some() => self.check_disk().await,
                 request = destroys.recv() => {
                     // Without a sender the agent stops; the microVM goes on.
                     let Some(reply) = request else { return };
@@ -254,6 +272,31 @@ impl Actor {
         }
     }
 
+    /// Holds the guest while there is no room for what it writes, or lets it go on.
+    async fn hold(&mut self, hold: bool) {
+        let Some(vm) = &self.vm else { return };
+        let changed = if hold { vm.pause().await } else { vm.resume().await };
+        match changed {
+            Ok(()) => self.publish.send_modify(|published| published.held = hold),
+            Err(error) => tracing::error!(id = self.id, hold, %error, "a microVM could not be held or go on"),
+        }
+    }
+
+    /// A guest whose disk is lost is ended, before it works on with what it cannot keep.
+    async fn check_disk(&mut self) {
+        let cause = match self.shared.volumes.health(&self.id).await {
+            Ok(Health::Ok | Health::Low { .. }) => return,
+            Ok(Health::Invalid) => "it lost changes when the host's store was full",
+            Ok(Health::CowMissing) | Err(DiskError::UnknownVolume(_)) => "its file was removed from the host",
+            Err(error) => {
+                tracing::warn!(id = self.id, %error, "a disk could not be looked at");
+                return;
+            }
+        };
+        tracing::error!(id = self.id, cause, "a sandbox lost its disk");
+        self.ended(&format!("the sandbox's disk is lost: {cause}")).await;
+    }
+
     fn set(&self, state: State) {
         self.publish.send_modify(|published| {
             published.state = state;
@@ -264,7 +307,12 @@ impl Actor {
     }
 
     fn running(&self, guest: Guest, timings: Vec<(&'static str, Duration)>) {
-        self.publish.send_replace(Published { state: State::Running, guest: Some(guest), timings });
+        self.publish.send_replace(Published {
+            state: State::Running,
+            guest: Some(guest),
+            timings,
+            held: false,
+        });
     }
 
     /// Writes an entry; the file system may block, so not on the runtime's threads.
@@ -409,10 +457,10 @@ impl Actor {
         format!("its console's last lines: {console:?}; its VMM's, which ended with status {status}: {log:?}")
     }
 
-    /// The microVM ended without being asked to.
-    async fn ended(&mut self, words: &str) {
+    /// It cannot go on.
+    async fn ended(&mut self, why: &str) {
         self.vm = None;
-        let message = format!("the microVM ended by itself; {words}. Delete the sandbox");
+        let message = format!("{why}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
         if let Err(cause) = self.record(entry).await {

@@ -57,8 +57,15 @@ async fn disk_full(stack: &Stack) -> Result<()> {
         nothing_remains(stack, &failed).await?;
         sandboxes.push(failed);
     }
-    wait_exec(stack, &before, 5).await.context("the one that ran before")?;
+    // The one that ran before is held: it could not keep what it writes. Nothing of it is lost.
+    let held = async || {
+        let reply =
+            stack.api.post(&format!("/v1/sandboxes/{before}/exec"), &json!({"cmd": "true"})).await.ok()?;
+        reply.expect_error(507, "insufficient_storage").ok().map(drop)
+    };
+    wait_until("the sandbox to be held", Duration::from_secs(10), held).await?;
     fs::remove_file(filler)?;
+    wait_exec(stack, &before, 10).await.context("the one that was held")?;
     // A full disk is no fault of the host: it was not left out.
     let after = stack.api.create(&json!({"memory_mb": 256})).await?;
     sandboxes.push(after);

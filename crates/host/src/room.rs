@@ -1,0 +1,55 @@
+//! Watches the room of the volume store. While there is too little, sandboxes are held: a guest that cannot write
+//! would lose data, a paused one does not.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use wrenn_disk::{Pressure, Volumes};
+
+/// How often it is looked at. A fast disk writes about a gibibyte meanwhile, less than what is kept in reserve.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// Sandboxes are held below a half of the reserve, where creates have long been refused, and go on above it.
+fn hold(held: bool, now: Pressure) -> bool {
+    now.free < if held { now.reserve } else { now.reserve / 2 }
+}
+
+/// Starts to watch; the receiver says whether sandboxes are to be held. It ends with the last receiver.
+pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
+    let first = volumes.pressure().await.is_ok_and(|now| hold(false, now));
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !sender.is_closed() {
+            ticks.tick().await;
+            let Ok(now) = volumes.pressure().await else { continue };
+            let held = *sender.borrow();
+            let wanted = hold(held, now);
+            if wanted != held {
+                tracing::warn!(
+                    held = wanted,
+                    free = now.free,
+                    reserve = now.reserve,
+                    "the volume store's room changed"
+                );
+                sender.send_replace(wanted);
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_goes_on_when_there_is_clearly_room() {
+        let with = |free| Pressure { total: 1000, free, reserve: 100 };
+        assert!(!hold(false, with(60)));
+        assert!(hold(false, with(49)));
+        assert!(hold(true, with(60)), "no flapping");
+        assert!(!hold(true, with(100)));
+    }
+}
