@@ -108,10 +108,8 @@ impl Step {
             // SAFETY: the string ends with zero and outlives the call; so in the next arms.
             Self::Directory(path) => done(unsafe { libc::mkdir(path.as_ptr(), 0o755) }),
             Self::Link { target, path } => done(unsafe { libc::symlink(target.as_ptr(), path.as_ptr()) }),
-            Self::Empty(path) => {
-                let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC;
-                done(unsafe { libc::open(path.as_ptr(), flags, 0o644) })
-            }
+            // Without a descriptor: one open for writing would keep the jail writable.
+            Self::Empty(path) => done(unsafe { libc::mknod(path.as_ptr(), libc::S_IFREG | 0o644, 0) }),
             Self::Bind { source, path } => {
                 mount(source, path, None, libc::MS_BIND)?;
                 let only = libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
@@ -232,7 +230,9 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<End> {
             return Ok(status.code().map_or_else(signal, End::Code));
         }
         if Instant::now() >= deadline {
-            child.kill()?;
+            // With all that it started: what holds the pipe open would be waited for.
+            // SAFETY: the group is the child's own, and the child was not waited for yet.
+            done(unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) })?;
             child.wait()?;
             return Ok(End::TooLong);
         }
@@ -258,7 +258,7 @@ pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant
     };
     let (output, input) = io::pipe()?;
     let mut command = Command::new(program(name)?);
-    command.args(arguments).arg(FILE).env_clear().current_dir("/");
+    command.args(arguments).arg(FILE).env_clear().current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
     // SAFETY: the closure makes system calls on what was allocated before, and nothing else.
     unsafe { command.pre_exec(move || prison.enter()) };

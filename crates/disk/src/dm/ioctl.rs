@@ -180,18 +180,19 @@ fn decode_status(data: &[u8], count: u32) -> io::Result<Vec<TargetStatus>> {
 /// The answer of a listing: `struct dm_name_list`s, each with its offset to the next.
 fn decode_list(data: &[u8]) -> io::Result<Vec<(String, Numbers)>> {
     let (mut found, mut at) = (Vec::new(), 0);
-    loop {
+    // Without any device the kernel gives nothing, or one entry without a device.
+    while !data.is_empty() {
         let device = u64_at(data, at)?;
-        // An empty list is one entry without a device.
         if device == 0 {
-            return Ok(found);
+            break;
         }
         found.push((text_at(data, at + 12)?, Numbers::unpack(device)));
         match u32_at(data, at + 8)? as usize {
-            0 => return Ok(found),
+            0 => break,
             next => at += next,
         }
     }
+    Ok(found)
 }
 
 /// The answer of a table's dependencies: how many, then their numbers.
@@ -288,5 +289,82 @@ impl Control {
     /// All devices of this machine.
     pub(crate) fn list(&self) -> io::Result<Vec<(String, Numbers)>> {
         decode_list(answer(&self.call(Command::List, "", "", 0, &[])?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::table::Kind, *};
+
+    /// Answers of Linux 6.1 on x86-64, without their headers.
+    const LIST: &str = "00fd000000000000200000007265632d6261736500000000000000000000000001fd000000000000\
+                        000000007265632d736e6170000000000000000000000000";
+    const SNAPSHOT: &str = "000000000000000000100000000000000000000038000000736e617073686f740000000000000000\
+                            31362f3230343820313600";
+    const BASE: &str = "0000000000000000000800000000000000000000300000006c696e6561720000000000000000000000\
+                        000000000000000008000000000000000800000000000000000000600000007a65726f000000000000\
+                        00000000000000";
+    const DEPS: &str = "0200000000000000010700000000000000fd000000000000";
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[at * 2..][..2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn recorded_answers_are_read() {
+        let numbers = |major, minor| Numbers { major, minor };
+        let list = vec![("rec-base".to_owned(), numbers(253, 0)), ("rec-snap".to_owned(), numbers(253, 1))];
+        assert_eq!(decode_list(&bytes(LIST)).unwrap(), list);
+        assert_eq!(decode_list(&[]).unwrap(), []);
+        assert_eq!(decode_list(&[0; 16]).unwrap(), []);
+        let status = |kind: &str, text: &str| TargetStatus { kind: kind.into(), text: text.into() };
+        assert_eq!(decode_status(&bytes(SNAPSHOT), 1).unwrap(), [status("snapshot", "16/2048 16")]);
+        assert_eq!(decode_status(&bytes(BASE), 2).unwrap(), [status("linear", ""), status("zero", "")]);
+        assert_eq!(decode_deps(&bytes(DEPS)).unwrap(), [numbers(7, 1), numbers(253, 0)]);
+    }
+
+    #[test]
+    fn answers_that_are_cut_off_or_wrong_fail_and_do_nothing_else() {
+        for hex in [LIST, SNAPSHOT, BASE, DEPS] {
+            let whole = bytes(hex);
+            for end in 0..whole.len() {
+                let _ = (decode_list(&whole[..end]), decode_deps(&whole[..end]));
+                let _ = decode_status(&whole[..end], 2);
+            }
+            for at in 0..whole.len() {
+                let mut wrong = whole.clone();
+                wrong[at] = 0xff;
+                let _ = (decode_list(&wrong), decode_deps(&wrong), decode_status(&wrong, 2));
+            }
+        }
+        assert!(decode_status(&bytes(SNAPSHOT), 2).is_err());
+        assert!(decode_deps(&[0xff; 16]).is_err());
+        // Offsets that lead nowhere, or round in a circle.
+        let mut circle = bytes(BASE);
+        circle[20..24].copy_from_slice(&0_u32.to_ne_bytes());
+        assert!(decode_status(&circle, 2).is_err());
+    }
+
+    #[test]
+    fn a_request_is_laid_out_as_the_kernel_reads_it() {
+        let linear = Kind::Linear { device: Numbers { major: 7, minor: 3 }, offset: 0 };
+        let targets = [
+            Target { start: 0, length: 2048, kind: linear },
+            Target { start: 2048, length: 8, kind: Kind::Zero },
+        ];
+        let table = encode_table(&targets);
+        assert_eq!((u64_at(&table, 8).unwrap(), u32_at(&table, 20).unwrap()), (2048, 48));
+        assert_eq!((&table[24..30], &table[40..45]), (&b"linear"[..], &b"7:3 0"[..]));
+        assert_eq!((u64_at(&table, 48).unwrap(), &table[72..76], table.len()), (2048, &b"zero"[..], 96));
+        let message = request("name", "uuid", READ_ONLY, &table, 0).unwrap();
+        assert_eq!(
+            (message.len(), u32_at(&message, 12).unwrap(), u32_at(&message, 16).unwrap()),
+            (408, 408, 312)
+        );
+        assert_eq!((&message[48..53], &message[176..181]), (&b"name\0"[..], &b"uuid\0"[..]));
+        assert!(request(&"n".repeat(128), "", 0, &[], 0).is_err());
+        for (packed, major, minor) in [(0xfd01, 253, 1), (0x703, 7, 3), (0x0010_fd2c, 253, 300)] {
+            assert_eq!(Numbers::unpack(packed), Numbers { major, minor });
+        }
     }
 }
