@@ -2,16 +2,15 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use tempfile::TempDir;
 use wrenn_vmm::{
     BootSpec, VmmError,
     firecracker::{Firecracker, Isolation},
 };
 
-use crate::rig::{Rig, share};
+use crate::rig::{Dir, Rig, share};
 
 pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     std::fs::remove_file(dir.path().join("run/api.sock")).unwrap();
     let error = vm.pause().await.unwrap_err().to_string();
@@ -19,7 +18,7 @@ pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
     vm.kill().await.unwrap();
 }
 
-fn program(dir: &TempDir, name: &str, says: &str) -> std::path::PathBuf {
+fn program(dir: &Dir, name: &str, says: &str) -> std::path::PathBuf {
     let path = dir.path().join(name);
     std::fs::write(&path, format!("#!/bin/sh\necho {says}\n")).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
@@ -27,7 +26,7 @@ fn program(dir: &TempDir, name: &str, says: &str) -> std::path::PathBuf {
 }
 
 pub(crate) async fn old_and_unequal_programs_are_refused(rig: &Rig) {
-    let (dir, programs) = (TempDir::new().unwrap(), rig.firecracker().unwrap());
+    let (dir, programs) = (Dir::new(), rig.firecracker().unwrap());
     let absent = Firecracker::new(Path::new("/no/firecracker"), Isolation::Unjailed).unwrap_err();
     assert!(matches!(absent, VmmError::Missing { .. }) && absent.to_string().contains("install"), "{absent}");
     let old = program(&dir, "old-firecracker", "Firecracker v1.4.1");
@@ -40,7 +39,7 @@ pub(crate) async fn old_and_unequal_programs_are_refused(rig: &Rig) {
 }
 
 pub(crate) async fn a_compressed_kernel_is_named(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let spec = BootSpec { kernel: share("vmlinuz"), ..rig.spec(&dir) };
     let Err(error) = rig.driver.boot(&spec).await else { panic!("it must not start") };
     assert!(error.to_string().contains("compressed") && error.to_string().contains("vmlinux"), "{error}");
@@ -48,8 +47,7 @@ pub(crate) async fn a_compressed_kernel_is_named(rig: &Rig) {
 
 /// Jails are made on a directory that cannot hold them: full, and closed to device nodes.
 pub(crate) async fn jails_need_nothing_of_their_directory(rig: &Rig) {
-    let (dir, full, programs) =
-        (TempDir::new().unwrap(), TempDir::new().unwrap(), rig.firecracker().unwrap());
+    let (dir, full, programs) = (Dir::new(), Dir::new(), rig.firecracker().unwrap());
     let mount = |arguments: &[&str]| {
         let status = Command::new("mount").args(arguments).arg(full.path()).status().unwrap();
         assert!(status.success(), "mount {arguments:?}");

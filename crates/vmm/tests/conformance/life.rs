@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use tempfile::TempDir;
 use wrenn_vmm::{BootSpec, ProcessId, VmmError};
 
-use crate::rig::{Rig, console_grows};
+use crate::rig::{Dir, Rig, console_grows};
 
 pub(crate) async fn a_guest_prints_pauses_and_goes_on(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     vm.pause().await.unwrap();
     let length = vm.console(1 << 20).await.len();
@@ -31,7 +30,7 @@ pub(crate) async fn a_guest_prints_pauses_and_goes_on(rig: &Rig) {
 }
 
 pub(crate) async fn a_vmm_has_its_own_user_and_few_system_calls(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     let pid = vm.process().pid;
     let spec = rig.spec(&dir);
@@ -70,7 +69,7 @@ pub(crate) async fn a_vmm_has_its_own_user_and_few_system_calls(rig: &Rig) {
 }
 
 pub(crate) async fn a_running_microvm_is_adopted(rig: &Rig) {
-    let (driver, dir, elsewhere) = (&rig.driver, TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (driver, dir, elsewhere) = (&rig.driver, Dir::new(), Dir::new());
     let vm = rig.boot(&dir).await;
     let wrong = ProcessId { start_time: 1, ..vm.process() };
     let by_dir =
@@ -86,7 +85,7 @@ pub(crate) async fn a_running_microvm_is_adopted(rig: &Rig) {
 }
 
 pub(crate) async fn an_end_from_outside_is_noticed(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     let pid = rustix::process::Pid::from_raw(vm.process().pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -97,7 +96,7 @@ pub(crate) async fn an_end_from_outside_is_noticed(rig: &Rig) {
 }
 
 pub(crate) async fn what_cannot_be_is_refused(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let spec = rig.spec(&dir);
     for broken in [BootSpec { vcpus: 0, ..spec.clone() }, BootSpec { memory_mb: u32::MAX, ..spec.clone() }] {
         assert!(matches!(rig.driver.boot(&broken).await, Err(VmmError::Limit { .. })));

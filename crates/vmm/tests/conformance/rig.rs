@@ -5,11 +5,13 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use wrenn_vmm::{
     BootSpec, KernelImage, MicroVm, Vmm,
     firecracker::{self, Firecracker, Isolation},
     probe::{PROBE_LIMIT, Probe, probe},
+    process,
     qemu::{Accel, PROGRAM, Qemu},
 };
 
@@ -40,6 +42,28 @@ fn programs() -> Programs {
     let fetched = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/firecracker"));
     let dir = if fetched.exists() { fetched } else { Path::new("/usr/local/bin") };
     Programs { firecracker: dir.join(firecracker::PROGRAM), jailer: dir.join(firecracker::JAILER) }
+}
+
+/// The directory of one microVM, which ends with it even where a test fails.
+pub(crate) struct Dir(TempDir);
+
+impl Dir {
+    pub(crate) fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let found = process::find(&self.path().join("run")).and_then(|id| Pid::from_raw(id.pid));
+        if let Some(pid) = found {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
 }
 
 enum Guest {
@@ -141,7 +165,7 @@ impl Rig {
     }
 
     /// A microVM with its files in `dir`.
-    pub(crate) fn spec(&self, dir: &TempDir) -> BootSpec {
+    pub(crate) fn spec(&self, dir: &Dir) -> BootSpec {
         let (kernel, initrd) = match (&self.guest, self.driver.capabilities().kernel) {
             (Guest::Test, _) => (self.files.path().join("guest.elf"), None),
             (Guest::Linux, KernelImage::Elf) => (share("vmlinux"), Some(share("initrd.img"))),
@@ -170,7 +194,7 @@ impl Rig {
         }
     }
 
-    pub(crate) async fn boot(&self, dir: &TempDir) -> Box<dyn MicroVm> {
+    pub(crate) async fn boot(&self, dir: &Dir) -> Box<dyn MicroVm> {
         let vm = self.driver.boot(&self.spec(dir)).await.unwrap();
         // The test guest prints once more when its pattern is complete.
         assert!(console_grows(&*vm, self.is_test_guest().into()).await, "the guest prints");

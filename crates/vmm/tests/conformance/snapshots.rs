@@ -7,17 +7,16 @@ use std::{
 };
 
 use rustix::fs::{SeekFrom, seek};
-use tempfile::TempDir;
 use wrenn_testguest as guest;
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, VmmError};
 
 use crate::{
     pages::PageServer,
-    rig::{Rig, console_grows},
+    rig::{Dir, Rig, console_grows},
 };
 
 /// Takes a snapshot of a guest that is running, and leaves it paused.
-async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &TempDir, name: &str) -> SnapshotFiles {
+async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
     vm.pause().await.unwrap();
     let file = |part: &str| dir.path().join(format!("{name}.{part}"));
     let files = SnapshotFiles { state: file("state"), memory: file("memory") };
@@ -67,7 +66,7 @@ fn differing(one: &Path, other: &Path) -> Vec<u64> {
 }
 
 pub(crate) async fn diffs_hold_the_changed_pages_and_no_other(rig: &Rig) {
-    let dir = TempDir::new().unwrap();
+    let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     let full = take(&*vm, SnapshotKind::Full, &dir, "full").await;
     for word in 0..guest::PATTERN_WORDS {
@@ -103,11 +102,11 @@ pub(crate) async fn diffs_hold_the_changed_pages_and_no_other(rig: &Rig) {
     assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
-fn heir(rig: &Rig, dir: &TempDir) -> BootSpec {
+fn heir(rig: &Rig, dir: &Dir) -> BootSpec {
     BootSpec { id: "another-id".into(), ..rig.spec(dir) }
 }
 
-async fn goes_on(vm: &dyn MicroVm, base: &SnapshotFiles, dir: &TempDir) {
+async fn goes_on(vm: &dyn MicroVm, base: &SnapshotFiles, dir: &Dir) {
     let equal = dir.path().join("equal.memory");
     let files = SnapshotFiles { state: dir.path().join("equal.state"), memory: equal.clone() };
     vm.snapshot(SnapshotKind::Full, &files).await.unwrap();
@@ -122,7 +121,7 @@ async fn goes_on(vm: &dyn MicroVm, base: &SnapshotFiles, dir: &TempDir) {
 }
 
 pub(crate) async fn a_guest_goes_on_from_files_under_another_id(rig: &Rig) {
-    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (dir, other) = (Dir::new(), Dir::new());
     let vm = rig.boot(&dir).await;
     let files = take(&*vm, SnapshotKind::Full, &dir, "base").await;
     vm.kill().await.unwrap();
@@ -133,7 +132,7 @@ pub(crate) async fn a_guest_goes_on_from_files_under_another_id(rig: &Rig) {
 }
 
 pub(crate) async fn a_guest_goes_on_from_a_page_server(rig: &Rig) {
-    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (dir, other) = (Dir::new(), Dir::new());
     let vm = rig.boot(&dir).await;
     let files = take(&*vm, SnapshotKind::Full, &dir, "base").await;
     vm.kill().await.unwrap();
@@ -155,7 +154,7 @@ pub(crate) async fn a_guest_goes_on_from_a_page_server(rig: &Rig) {
 }
 
 pub(crate) async fn what_is_no_snapshot_is_refused(rig: &Rig) {
-    let (dir, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (dir, other) = (Dir::new(), Dir::new());
     let vm = rig.boot(&dir).await;
     let running = SnapshotFiles { state: dir.path().join("s"), memory: dir.path().join("m") };
     let refused = vm.snapshot(SnapshotKind::Full, &running).await.unwrap_err();
