@@ -11,7 +11,10 @@ use std::{
 use futures::TryStreamExt;
 use rtnetlink::{
     Handle, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::neighbour::{NeighbourMessage, NeighbourState},
+    packet_route::{
+        link::{InfoData, InfoVeth, LinkAttribute, LinkInfo},
+        neighbour::{NeighbourMessage, NeighbourState},
+    },
 };
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
@@ -178,6 +181,22 @@ fn make_tap(name: &str) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes the veth pair, its outer end at once in the host's namespace: moving it there would wait until every
+/// processor has seen it gone.
+async fn make_pair(handle: &Handle, outer: &str, host: &File) -> Result<(), NetworkError> {
+    let mut pair = LinkVeth::new(UPLINK, outer).build();
+    for attribute in &mut pair.attributes {
+        let LinkAttribute::LinkInfo(parts) = attribute else { continue };
+        for part in parts {
+            if let LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))) = part {
+                peer.attributes.push(LinkAttribute::NetNsFd(host.as_raw_fd()));
+            }
+        }
+    }
+    let made = handle.link().add(pair).execute().await;
+    made.map_err(netlink_failed(format!("make veth pair {outer}")))
+}
+
 /// What is done inside the new namespace, by a thread that is in it.
 async fn build_inside(
     slot: &SlotSpec,
@@ -188,18 +207,12 @@ async fn build_inside(
     without_ipv6("all")?;
     without_ipv6("default")?;
     sysctl("ipv4/ip_forward", "1")?;
-    let pair = LinkVeth::new(UPLINK, &slot.veth_host).build();
-    let made = handle.link().add(pair).execute().await;
-    made.map_err(netlink_failed(format!("make veth pair {}", slot.veth_host)))?;
-    let outer = existing_link(&handle, &slot.veth_host).await?;
-    let outer = LinkUnspec::new_with_index(outer).setns_by_fd(parent.as_raw_fd()).build();
-    let moved = handle.link().set(outer).execute().await;
-    moved.map_err(netlink_failed(format!("move {} to the host", slot.veth_host)))?;
+    make_pair(&handle, &slot.veth_host, parent).await?;
     make_tap(&slot.tap).map_err(io_failed("make the tap device"))?;
     // Closed before it leads anywhere.
     Batch::of(|batch| {
-        batch.replace(&rules::guard(slot));
-        batch.replace(&rules::slot(slot, policy, common));
+        batch.add(&rules::guard(slot));
+        batch.add(&rules::slot(slot, policy, common));
     })
     .apply(&netfilter()?)?;
 

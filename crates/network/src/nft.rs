@@ -88,6 +88,12 @@ impl Batch {
     /// Puts a table in the place of the one of its name, if there is one.
     pub(crate) fn replace(&mut self, table: &Table) {
         self.remove(table.family, &table.name);
+        self.add(table);
+    }
+
+    /// Adds a table where there is none of its name. Cheaper than to replace nothing: the kernel makes the
+    /// caller wait for the end of what was removed.
+    pub(crate) fn add(&mut self, table: &Table) {
         self.push(format!("table {}", table.name), kernel::NEW_TABLE, table.family, |message| {
             message.text(1, &table.name);
         });

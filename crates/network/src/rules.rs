@@ -349,6 +349,9 @@ mod tests {
         "ct original ip daddr 169.254.0.53 ct status & 0x20 accept",
         "ct original ip daddr 169.254.0.54 ct status & 0x20 accept",
     ];
+    const ALLOWED: &str = "ct original ip daddr @allow accept";
+    const DENIED: &str = "ct original ip daddr @deny drop";
+    const UNASKED: &str = "ct original ip daddr @unopened drop";
     const NEVER: [&str; 2] = ["ct original ip daddr @closed drop", "iifname tap0 ip daddr @closed drop"];
 
     #[test]
@@ -357,25 +360,22 @@ mod tests {
         let (allow, deny) = (network("203.0.113.0/24"), network("0.0.0.0/0"));
         let default = Policy::default();
         let slow = Rate { bytes: Some(5000), packets: Some(70) };
-        let allowed = "ct original ip daddr @allow accept";
-        let denied = "ct original ip daddr @deny drop";
-        let unasked = "ct original ip daddr @unopened drop";
         let table: Vec<(Policy, &[&str], Vec<&[&str]>)> = vec![
             (default.clone(), &[], vec![&DNS, &NEVER, &["accept"]]),
             (Policy::closed(), &[], vec![&NEVER]),
             (Policy { dns: false, ..default.clone() }, &[], vec![&NEVER, &["accept"]]),
-            (Policy { deny: deny.clone(), ..default.clone() }, &[], vec![&DNS, &NEVER, &[denied, "accept"]]),
+            (Policy { deny: deny.clone(), ..default.clone() }, &[], vec![&DNS, &NEVER, &[DENIED, "accept"]]),
             (
                 Policy { allow: allow.clone(), deny, ..default.clone() },
                 &[],
-                vec![&DNS, &NEVER, &[allowed, denied, "accept"]],
+                vec![&DNS, &NEVER, &[ALLOWED, DENIED, "accept"]],
             ),
-            (Policy { allow: allow.clone(), ..Policy::closed() }, &[], vec![&NEVER, &[allowed]]),
-            (default.clone(), &["10.0.0.0/8"], vec![&DNS, &NEVER, &[unasked, "accept"]]),
+            (Policy { allow: allow.clone(), ..Policy::closed() }, &[], vec![&NEVER, &[ALLOWED]]),
+            (default.clone(), &["10.0.0.0/8"], vec![&DNS, &NEVER, &[UNASKED, "accept"]]),
             (
                 Policy { allow, ..default.clone() },
                 &["10.0.0.0/8"],
-                vec![&DNS, &NEVER, &[allowed, unasked, "accept"]],
+                vec![&DNS, &NEVER, &[ALLOWED, UNASKED, "accept"]],
             ),
             (
                 Policy { upload: slow, ..default.clone() },

@@ -23,12 +23,13 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     assert!(inside(&slot, &["ip", "-d", "link", "show", "tap0"]).contains("tun type tap"));
     let rules = inside(&slot, &["nft", "list", "ruleset"]);
     // What we mean is what the kernel understands.
+    let (reached, left) = (slot.host_address, slot.veth_slot_address);
     for line in [
         "type filter hook ingress device \"tap0\" priority filter; policy drop;",
-        "iifname \"eth0\" ip daddr 10.11.0.1 dnat to 169.254.0.21 comment \"the host reaches the guest\"",
+        &format!("iifname \"eth0\" ip daddr {reached} dnat to 169.254.0.21 comment \"the host reaches"),
         "iifname \"tap0\" ip daddr 169.254.0.53 udp dport 53 dnat to 192.168.77.53 comment \"names\"",
         "iifname \"tap0\" ip daddr 169.254.0.54 tcp dport 53 dnat to 203.0.113.53 comment \"names\"",
-        "oifname \"eth0\" ip saddr 169.254.0.21 snat to 10.12.0.3 comment \"the slot's address\"",
+        &format!("oifname \"eth0\" ip saddr 169.254.0.21 snat to {left} comment \"the slot's address\""),
         "ct state invalid,untracked drop",
         "iifname \"eth0\" ct direction original ct status dnat accept",
         "iifname \"tap0\" ct direction reply ct status dnat accept",
@@ -52,7 +53,7 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     pool.set_policy(slot.index, &policy).await.unwrap();
     let rules = inside(&slot, &["nft", "list", "table", "ip", "slot"]);
     for line in [
-        "limit rate over 250000 bytes/second burst 65536 bytes drop",
+        "limit rate over 250000 bytes/second burst 64 kbytes drop",
         "limit rate over 400/second burst 64 packets drop",
         "elements = { 203.0.113.0/24 }",
         "elements = { 0.0.0.0/0 }",
@@ -137,7 +138,7 @@ async fn what_no_journal_names_is_found_by_its_name() {
     let dir = tempfile::tempdir().unwrap();
     // Of others, however alike their names.
     for foreign in ["wrtest-x", "wrtest-007", "wrtest-40000", "wrtes-3", "wrtes2-3"] {
-        run("ip", &["link", "add", foreign, "type", "dummy"]);
+        run("ip", &["link", "add", foreign, "type", "bridge"]);
     }
     run("nft", &["add", "table", "ip", "wrenn_tes"]);
     fs::create_dir_all(dir.path().join("netns")).unwrap();
@@ -150,7 +151,7 @@ async fn what_no_journal_names_is_found_by_its_name() {
     pool.shutdown().await.unwrap();
     // A link whose journal and pin are gone, and a pin whose journal is.
     fs::remove_dir_all(dir.path().join("slots")).unwrap();
-    run("ip", &["link", "add", "wrtest-9", "type", "dummy"]);
+    run("ip", &["link", "add", "wrtest-9", "type", "bridge"]);
     let found = leftovers(dir.path(), "test").unwrap();
     for part in ["link wrtest-1", "link wrtest-2", "link wrtest-9", "netns/1", "netns/2", "wrenn_test"] {
         assert!(found.iter().any(|line| line.ends_with(part)), "{part} is not in {found:?}");
