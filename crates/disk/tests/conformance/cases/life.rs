@@ -139,7 +139,7 @@ pub(super) async fn many_come_and_go_at_once(shared: Shared) -> anyhow::Result<(
     for worker in 0..8 {
         let store = shared.store.clone();
         workers.spawn(async move {
-            for index in 0..total / 8 + 1 {
+            for index in 0..=total / 8 {
                 let id = format!("w{worker}-{index}");
                 round(store.clone(), id.clone()).await?;
                 store.remove(&id).await?;
