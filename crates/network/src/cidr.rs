@@ -55,7 +55,7 @@ impl Cidr {
     }
 
     /// The prefix as a mask.
-    pub(crate) const fn mask(&self) -> u32 {
+    pub(crate) const fn mask(self) -> u32 {
         mask(self.prefix)
     }
 }

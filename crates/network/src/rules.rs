@@ -337,6 +337,9 @@ mod tests {
         found.map(|set| set.ranges.iter().map(ToString::to_string).collect()).unwrap_or_default()
     }
 
+    /// A policy, the networks that the host permits, and the rules behind [`BEGIN`].
+    type Case = (Policy, &'static [&'static str], Vec<&'static [&'static str]>);
+
     /// What every policy begins with.
     const BEGIN: [&str; 5] = [
         "ct state & 0x41 drop",
@@ -360,7 +363,7 @@ mod tests {
         let (allow, deny) = (network("203.0.113.0/24"), network("0.0.0.0/0"));
         let default = Policy::default();
         let slow = Rate { bytes: Some(5000), packets: Some(70) };
-        let table: Vec<(Policy, &[&str], Vec<&[&str]>)> = vec![
+        let table: Vec<Case> = vec![
             (default.clone(), &[], vec![&DNS, &NEVER, &["accept"]]),
             (Policy::closed(), &[], vec![&NEVER]),
             (Policy { dns: false, ..default.clone() }, &[], vec![&NEVER, &["accept"]]),

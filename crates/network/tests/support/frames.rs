@@ -92,9 +92,12 @@ pub fn kind(frame: &[u8]) -> u16 {
 
 /// Source and destination of an IPv4 frame.
 pub fn addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr)> {
-    let bytes: [u8; 8] = frame.get(26..34)?.try_into().ok()?;
-    let [a, b, c, d, e, f, g, h] = bytes;
-    (kind(frame) == IPV4).then(|| (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h)))
+    let address = |at: usize| {
+        let bytes: [u8; 4] = frame.get(at..at + 4)?.try_into().ok()?;
+        Some(Ipv4Addr::from(bytes))
+    };
+    let both = (address(26)?, address(30)?);
+    (kind(frame) == IPV4).then_some(both)
 }
 
 pub fn holds(frame: &[u8], text: &str) -> bool {

@@ -138,7 +138,7 @@ impl World {
             if got < 0 {
                 return frames;
             }
-            if kind != libc::PACKET_OUTGOING as u8 {
+            if kind != libc::PACKET_OUTGOING {
                 frames.push(buffer[..got as usize].to_vec());
             }
         }
