@@ -4,7 +4,6 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -131,8 +130,7 @@ impl Channel {
         }
         let mut command = kept::command("ssh");
         command.args(["-M", "-N"]).args(self.keys.options()).arg(self.target());
-        // A process group of its own: a key pressed for a command in the lab is not for the connection.
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(files::create(log)?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(files::create(log)?);
         let master = Kept::start(command, self.limit, || ())?;
         let start = Instant::now();
         while !self.keys.socket().exists() {

@@ -24,10 +24,11 @@ pub(super) struct Kept {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A command for [`Kept::start`].
+/// A command for [`Kept::start`]. It has a session of its own: a key pressed for what runs in the foreground is not
+/// for it, and it may read from a terminal that a command hands to it.
 pub(super) fn command(program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]);
+    command.args(["--pdeathsig", "KILL", "--", "setsid", program]);
     command
 }
 

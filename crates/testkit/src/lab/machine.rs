@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -147,6 +146,6 @@ fn command(parts: &Parts<'_>) -> Result<Command> {
     command.args(["-device", &format!("virtio-net-pci,netdev=net,mac={}", place.mac())]);
     command.args(["-device", "virtio-rng-pci"]);
     let log = files::create(&dir.join(QEMU_LOG))?;
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     Ok(command)
 }

@@ -85,14 +85,17 @@ pub(crate) fn run(task: Task) -> Result<ExitCode> {
         Task::Build => build().map(|()| ExitCode::SUCCESS),
         Task::Run { machine, command } => {
             let lab = start(&machine.config())?;
-            let status = lab.run_live(&command);
-            finish(lab, status)
+            let status = lab.run_live(&command)?;
+            if !status.success() {
+                collect_logs(&lab);
+            }
+            Ok(finish(lab, status))
         }
         Task::Shell { machine } => {
             let lab = start(&machine.config())?;
             eprintln!("lab: {} is {}; it ends with this shell", lab.name(), lab.address());
-            let status = lab.shell::<&str>(&[]);
-            finish(lab, status)
+            let status = lab.shell::<&str>(&[])?;
+            Ok(finish(lab, status))
         }
         Task::Test { machine, filter } => test::run(machine.config(), filter.as_deref()),
     }
@@ -120,15 +123,11 @@ fn start(config: &LabConfig) -> Result<Lab> {
 }
 
 /// Stops the lab, and exits as the command did.
-fn finish(lab: Lab, status: Result<ExitStatus>) -> Result<ExitCode> {
-    let status = status?;
-    if !status.success() {
-        collect_logs(&lab);
-    }
+fn finish(lab: Lab, status: ExitStatus) -> ExitCode {
     lab.stop();
     // Ended by a signal: there is no code, and the shell's convention does not matter here.
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(130);
-    Ok(ExitCode::from(code))
+    ExitCode::from(code)
 }
 
 fn collect_logs(lab: &Lab) {
