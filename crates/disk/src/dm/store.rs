@@ -225,12 +225,16 @@ impl Inner {
 
     fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
         let record = self.record(id)?;
-        check_room(&self.dir, self.reserve)?;
         let mapped = self.mapper.mapped(id)?.is_some();
         let (path, owner) = (self.node_path(id), 0);
+        // That the volume is lost says more than that the store is full.
         if mapped {
             self.check_mapped(id)?;
         } else {
+            self.cow(id)?;
+        }
+        check_room(&self.dir, self.reserve)?;
+        if !mapped {
             self.attach_now(id, owner)?;
         }
         let made = self.images.begin(name, id)?;
