@@ -2,21 +2,21 @@
 //! made per lab.
 
 use std::{
-    fs,
+    fs::{self, DirBuilder},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use tempfile::TempDir;
-
 use super::{
     files,
     kept::{self, Kept},
 };
+use anyhow::{Context as _, Result, ensure};
 
 /// How long one try to connect may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -26,14 +26,27 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 /// The keys of one lab, and where its connection's socket is.
 #[derive(Debug)]
 pub(super) struct Keys {
-    // Short: the socket's path is limited.
-    dir: TempDir,
+    dir: PathBuf,
     name: String,
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.dir));
+    }
 }
 
 impl Keys {
     pub(super) fn make(name: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("wlab").tempdir_in("/tmp").context("no room for keys")?;
+        // Short, because a socket's path is limited; the same for a name, so that what a killed run left is found.
+        let mut hasher = DefaultHasher::new();
+        (files::base(), name).hash(&mut hasher);
+        let dir = PathBuf::from(format!("/tmp/wrenn-lab-{:016x}", hasher.finish()));
+        drop(fs::remove_dir_all(&dir));
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot create {} for the lab's keys", dir.display()))?;
         let keys = Self { dir, name: name.to_owned() };
         for file in [keys.host(), keys.client()] {
             let output = Command::new("ssh-keygen")
@@ -54,7 +67,7 @@ impl Keys {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     fn client(&self) -> PathBuf {
