@@ -2,11 +2,8 @@
 //!
 //! It says over the serial port that it runs and that its memory is what it was; see `guest.S`.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    process::Command,
-};
+/// The guest, an ELF file with a PVH entry point.
+pub const ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 
 /// What it prints first.
 pub const STARTED: u8 = b'S';
@@ -32,28 +29,4 @@ pub const RING_PAGES: u64 = 8;
 pub fn changes(address: u64) -> bool {
     let page = address / PAGE * PAGE;
     page == COUNTER || (RING..RING + RING_PAGES * PAGE).contains(&page)
-}
-
-fn run(command: &mut Command) -> io::Result<()> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
-}
-
-/// Assembles the guest in `dir` and gives the ELF file. Needs binutils.
-pub fn build(dir: &Path) -> io::Result<PathBuf> {
-    let file = |name: &str| dir.join(name);
-    fs::write(file("guest.S"), include_str!("guest.S"))?;
-    fs::write(file("guest.ld"), include_str!("guest.ld"))?;
-    run(Command::new("as").arg("--64").arg(file("guest.S")).arg("-o").arg(file("guest.o")))?;
-    let link = ["-m", "elf_x86_64", "-z", "noexecstack", "--build-id=none", "-T"];
-    run(Command::new("ld")
-        .args(link)
-        .arg(file("guest.ld"))
-        .arg(file("guest.o"))
-        .arg("-o")
-        .arg(file("guest.elf")))?;
-    Ok(file("guest.elf"))
 }

@@ -1,4 +1,4 @@
-//! Firecracker's API: HTTP over a unix socket, one connection a call.
+//! Firecracker's API: HTTP over a unix socket.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
 use super::jail::SOCKET;
 use crate::{VmmError, running::failed};
@@ -29,50 +29,69 @@ async fn connect(run_dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await
 }
 
-async fn send(run_dir: &Path, method: Method, path: &str, body: &Value) -> io::Result<(bool, Bytes)> {
-    let stream = connect(run_dir).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-    let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
-    let request = request.map_err(io::Error::other)?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(io::Error::other)?;
+/// A connection to one Firecracker.
+pub(super) struct Api {
+    sender: http1::SendRequest<Full<Bytes>>,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+fn unreachable(action: &str) -> impl FnOnce(io::Error) -> VmmError {
+    move |error| failed(format!("{action}: the VMM's control socket does not answer"), error)
+}
+
+impl Api {
+    /// Connects to the Firecracker of this run directory.
+    pub(super) async fn connect(run_dir: &Path, action: &'static str) -> Result<Self, VmmError> {
+        let handshake = async {
+            let stream = connect(run_dir).await?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
+        };
+        let (sender, connection) = timeout(CALL_LIMIT, handshake)
+            .await
+            .map_err(|_| VmmError::Deadline { action, limit: CALL_LIMIT })?
+            .map_err(unreachable(action))?;
+        // Its errors reach whoever waits for an answer.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { sender, connection })
+    }
+
+    async fn send(&mut self, method: Method, path: &str, body: &Value) -> io::Result<(bool, Bytes)> {
+        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
+        let request = request.map_err(io::Error::other)?;
+        // The answer before may not have been taken from the connection to its end.
+        self.sender.ready().await.map_err(io::Error::other)?;
+        let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
         let good = response.status().is_success();
         let body =
             Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(io::Error::other)?;
         Ok((good, body.to_bytes()))
-    };
-    // The connection ends with the exchange, and with this future: nothing is left behind.
-    tokio::pin!(exchange);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        done = &mut exchange => done,
-        ended = &mut connection => match ended {
-            // The answer may have come with the end.
-            Ok(()) => exchange.await,
-            Err(error) => Err(io::Error::other(error)),
-        },
     }
-}
 
-/// Makes one call. `action` says what for, `limit` how long it may take.
-pub(super) async fn call(
-    run_dir: &Path,
-    (method, path): (Method, &str),
-    body: &Value,
-    action: &'static str,
-    limit: Duration,
-) -> Result<Value, VmmError> {
-    let answer = timeout(limit, send(run_dir, method, path, body)).await;
-    let (good, body) = answer
-        .map_err(|_| VmmError::Deadline { action, limit })?
-        .map_err(|error| failed(format!("{action}: the VMM's control socket does not answer"), error))?;
-    let value: Value =
-        if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap_or_default() };
-    if good {
-        return Ok(value);
+    /// Makes one call. `action` says what for, `limit` how long it may take.
+    pub(super) async fn call(
+        &mut self,
+        (method, path): (Method, &str),
+        body: &Value,
+        action: &'static str,
+        limit: Duration,
+    ) -> Result<Value, VmmError> {
+        let answer = timeout(limit, self.send(method, path, body)).await;
+        let (good, body) =
+            answer.map_err(|_| VmmError::Deadline { action, limit })?.map_err(unreachable(action))?;
+        // An answer without a body is good news.
+        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if good {
+            return Ok(value);
+        }
+        let reason = value["fault_message"].as_str().unwrap_or("no reason given").to_owned();
+        Err(VmmError::Refused { action, reason })
     }
-    let reason = value["fault_message"].as_str().unwrap_or("no reason given").to_owned();
-    Err(VmmError::Refused { action, reason })
 }

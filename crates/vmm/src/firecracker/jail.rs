@@ -65,8 +65,6 @@ pub(super) struct Launch {
     pub(super) isolation: Isolation,
     pub(super) spec: BootSpec,
     pub(super) binds: Vec<Bind>,
-    /// The configuration to boot from, if it is to boot.
-    pub(super) config: Option<Vec<u8>>,
 }
 
 /// The jailer's name for a microVM: the sandbox's, cut, and a tag by which the process is found.
@@ -79,6 +77,13 @@ fn jail_id(spec: &BootSpec) -> String {
 fn explain(what: &str) -> impl FnOnce(io::Error) -> io::Error {
     let what = what.to_owned();
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+/// Firecracker's arguments.
+fn arguments() -> [String; 6] {
+    let run = |name: &str| format!("{}/{name}", config::RUN);
+    let flag = str::to_owned;
+    [flag("--api-sock"), run(SOCKET), flag("--log-path"), run("log"), flag("--level"), flag("Info")]
 }
 
 impl Launch {
@@ -97,17 +102,6 @@ impl Launch {
             }
             Isolation::Unjailed => self.unjailed(),
         }
-    }
-
-    /// Firecracker's arguments.
-    fn arguments(&self) -> Vec<String> {
-        let run = |name: &str| format!("{}/{name}", config::RUN);
-        let mut arguments = vec!["--api-sock".to_owned(), run(SOCKET)];
-        arguments.extend(["--log-path".to_owned(), run("log"), "--level".to_owned(), "Info".to_owned()]);
-        if self.config.is_some() {
-            arguments.extend(["--config-file".to_owned(), config::CONFIG.to_owned()]);
-        }
-        arguments
     }
 
     fn streams(&self, command: &mut Command) -> io::Result<()> {
@@ -137,7 +131,6 @@ impl Launch {
         for (bind, source) in self.binds.iter().zip(&sources) {
             self.bind(&root, bind, source).map_err(explain(&format!("put {:?} into the jail", bind.name)))?;
         }
-        self.write_config(&root)?;
 
         let mut command = Command::new(jailer);
         command.args(["--id", &id, "--exec-file"]).arg(&program).arg("--chroot-base-dir").arg(dir);
@@ -145,7 +138,7 @@ impl Launch {
         if let Some(tap) = &self.spec.tap {
             command.arg("--netns").arg(&tap.netns);
         }
-        command.arg("--").args(self.arguments());
+        command.arg("--").args(arguments());
         self.streams(&mut command)?;
         let join = launch::join_groups(&self.spec.cgroups)?;
         // SAFETY: only system calls; what they need was made above.
@@ -172,13 +165,6 @@ impl Launch {
         Ok(())
     }
 
-    fn write_config(&self, root: &Path) -> io::Result<()> {
-        let Some(config) = &self.config else { return Ok(()) };
-        let path = root.join(config::CONFIG);
-        fs::write(&path, config).map_err(explain("write Firecracker's configuration"))?;
-        std::os::unix::fs::chown(&path, Some(self.spec.uid), Some(self.spec.gid))
-    }
-
     fn unjailed(&self) -> io::Result<u32> {
         let root = self.spec.run_dir.join("root");
         match fs::remove_dir_all(&root) {
@@ -189,10 +175,9 @@ impl Launch {
         for bind in &self.binds {
             symlink(fs::canonicalize(&bind.source)?, root.join(bind.name))?;
         }
-        self.write_config(&root)?;
 
         let mut command = Command::new(&self.program);
-        command.arg("--id").arg(jail_id(&self.spec)).args(self.arguments()).current_dir(&root);
+        command.arg("--id").arg(jail_id(&self.spec)).args(arguments()).current_dir(&root);
         self.streams(&mut command)?;
         let netns = self.spec.tap.as_ref().map(|tap| File::open(&tap.netns)).transpose()?;
         let identity = Identity { uid: self.spec.uid, gid: self.spec.gid, group: launch::kvm_group() };

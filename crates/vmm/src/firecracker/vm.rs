@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Isolation,
-    api::{CALL_LIMIT, call},
+    api::{Api, CALL_LIMIT},
     config::{self, DRIVE_ID, INTERFACE_ID, rate_limiter},
     jail::{Bind, Launch, SOCKET},
 };
@@ -70,16 +70,10 @@ pub(super) async fn boot(
     let mut binds = binds(spec);
     binds.push(Bind::read_only(config::KERNEL, &spec.kernel));
     binds.extend(spec.initrd.as_ref().map(|initrd| Bind::read_only(config::INITRD, initrd)));
-    let config = Some(config::file(spec).to_string().into_bytes());
-    let launch = Launch {
-        program: program.to_owned(),
-        isolation: isolation.clone(),
-        spec: spec.clone(),
-        binds,
-        config,
-    };
+    let launch =
+        Launch { program: program.to_owned(), isolation: isolation.clone(), spec: spec.clone(), binds };
     let vm = start(launch).await?;
-    let outcome = vm.wait_for("Running").await;
+    let outcome = vm.make(spec).await;
     vm.or_killed(outcome).await
 }
 
@@ -102,7 +96,7 @@ pub(super) async fn restore(
         return Err(VmmError::Missing { what: format!("the snapshot's {name}"), remedy });
     }
     let (isolation, program) = (isolation.clone(), program.to_owned());
-    let vm = start(Launch { program, isolation, spec: spec.clone(), binds, config: None }).await?;
+    let vm = start(Launch { program, isolation, spec: spec.clone(), binds }).await?;
     let outcome = vm.load(snapshot, spec).await;
     vm.or_killed(outcome).await
 }
@@ -128,24 +122,19 @@ impl FirecrackerVm {
         }
     }
 
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Value,
-        action: &'static str,
-    ) -> Result<Value, VmmError> {
-        call(self.running.run_dir(), (method, path), &body, action, CALL_LIMIT).await
+    async fn api(&self, action: &'static str) -> Result<Api, VmmError> {
+        Api::connect(self.running.run_dir(), action).await
     }
 
-    /// Waits until Firecracker answers and says that its microVM is in `state`.
-    async fn wait_for(&self, state: &str) -> Result<(), VmmError> {
+    /// Waits until Firecracker answers, which has nothing to run yet.
+    async fn ready(&self) -> Result<Api, VmmError> {
         let begin = Instant::now();
         loop {
             self.running.check_alive().await?;
-            let answer = self.call(Method::GET, "/", Value::Null, "start").await;
-            if answer.is_ok_and(|info| info["state"] == state) {
-                return Ok(());
+            if let Ok(mut api) = self.api("start").await
+                && api.call((Method::GET, "/"), &Value::Null, "start", CALL_LIMIT).await.is_ok()
+            {
+                return Ok(api);
             }
             if begin.elapsed() > START_LIMIT {
                 return Err(VmmError::Deadline { action: "start", limit: START_LIMIT });
@@ -154,8 +143,16 @@ impl FirecrackerVm {
         }
     }
 
+    async fn make(&self, spec: &BootSpec) -> Result<(), VmmError> {
+        let mut api = self.ready().await?;
+        for (path, body, action) in config::calls(spec) {
+            api.call((Method::PUT, &path), &body, action, CALL_LIMIT).await?;
+        }
+        Ok(())
+    }
+
     async fn load(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<(), VmmError> {
-        self.wait_for("Not started").await?;
+        let mut api = self.ready().await?;
         let (kind, path) = match &snapshot.memory {
             MemorySource::File(_) => ("File", config::MEMORY),
             MemorySource::PageServer(_) => ("Uffd", config::PAGES),
@@ -166,35 +163,36 @@ impl FirecrackerVm {
             "enable_diff_snapshots": spec.track_changes,
             "resume_vm": false,
         });
-        self.call(Method::PUT, "/snapshot/load", body, "load the snapshot").await?;
-        self.set_rates(spec).await?;
-        if snapshot.run { self.resume().await } else { Ok(()) }
-    }
-
-    /// The snapshot carries the limits of the microVM that it was taken of.
-    async fn set_rates(&self, spec: &BootSpec) -> Result<(), VmmError> {
-        let action = "set the devices' rates";
-        if spec.disk.is_some() {
-            let body = json!({ "drive_id": DRIVE_ID, "rate_limiter": rate_limiter(spec.disk_rate) });
-            self.call(Method::PATCH, &format!("/drives/{DRIVE_ID}"), body, action).await?;
-        }
-        if spec.tap.is_some() {
-            let limiter = rate_limiter(spec.network_rate);
-            let body =
-                json!({ "iface_id": INTERFACE_ID, "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
-            self.call(Method::PATCH, &format!("/network-interfaces/{INTERFACE_ID}"), body, action).await?;
-        }
-        Ok(())
-    }
-
-    async fn set_state(&self, state: &str, action: &'static str) -> Result<(), VmmError> {
-        self.call(Method::PATCH, "/vm", json!({ "state": state }), action).await.map(drop)
+        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", CALL_LIMIT).await?;
+        set_rates(&mut api, spec).await?;
+        if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
     }
 
     /// How long a snapshot may take, by what there is to write.
     fn snapshot_limit(&self) -> Duration {
         CALL_LIMIT + Duration::from_secs(20 + u64::from(self.memory_mb) / WRITE_RATE)
     }
+}
+
+/// The snapshot carries the limits of the microVM that it was taken of.
+async fn set_rates(api: &mut Api, spec: &BootSpec) -> Result<(), VmmError> {
+    let action = "set the devices' rates";
+    if spec.disk.is_some() {
+        let body = json!({ "drive_id": DRIVE_ID, "rate_limiter": rate_limiter(spec.disk_rate) });
+        api.call((Method::PATCH, &format!("/drives/{DRIVE_ID}")), &body, action, CALL_LIMIT).await?;
+    }
+    if spec.tap.is_some() {
+        let limiter = rate_limiter(spec.network_rate);
+        let body =
+            json!({ "iface_id": INTERFACE_ID, "rx_rate_limiter": limiter, "tx_rate_limiter": limiter });
+        let path = format!("/network-interfaces/{INTERFACE_ID}");
+        api.call((Method::PATCH, &path), &body, action, CALL_LIMIT).await?;
+    }
+    Ok(())
+}
+
+async fn set_state(api: &mut Api, state: &str, action: &'static str) -> Result<(), VmmError> {
+    api.call((Method::PATCH, "/vm"), &json!({ "state": state }), action, CALL_LIMIT).await.map(drop)
 }
 
 /// Moves what Firecracker wrote to where it was asked for. What it wrote is input: only an ordinary file is
@@ -215,11 +213,11 @@ impl MicroVm for FirecrackerVm {
     }
 
     async fn pause(&self) -> Result<(), VmmError> {
-        self.set_state("Paused", "pause").await
+        set_state(&mut self.api("pause").await?, "Paused", "pause").await
     }
 
     async fn resume(&self) -> Result<(), VmmError> {
-        self.set_state("Resumed", "resume").await
+        set_state(&mut self.api("resume").await?, "Resumed", "resume").await
     }
 
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError> {
@@ -236,7 +234,8 @@ impl MicroVm for FirecrackerVm {
         });
         let action = "write the snapshot";
         let target = (Method::PUT, "/snapshot/create");
-        let written = call(&run_dir, target, &body, action, self.snapshot_limit()).await;
+        let mut api = self.api(action).await?;
+        let written = api.call(target, &body, action, self.snapshot_limit()).await;
         let taken = tokio::task::spawn_blocking(move || {
             let moved = |_| {
                 parts.iter().try_for_each(|(from, to)| take(from, to)).map_err(|error| failed(action, error))

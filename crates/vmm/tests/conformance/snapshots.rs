@@ -12,7 +12,7 @@ use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, Snapsh
 
 use crate::{
     pages::PageServer,
-    rig::{Dir, Rig, console_grows},
+    rig::{Dir, Rig, console_grows, in_lab},
 };
 
 /// Takes a snapshot of a guest that is running, and leaves it paused.
@@ -146,10 +146,22 @@ pub(crate) async fn a_guest_goes_on_from_a_page_server(rig: &Rig) {
     assert!((1..64).contains(&faults), "it loads what it touches: {faults} pages");
     run_on(&*clone).await;
     clone.pause().await.unwrap();
-    let now = take(&*clone, SnapshotKind::Full, &other, "now").await;
-    let differing = differing(&files.memory, &now.memory);
-    assert!(differing.iter().all(|&address| guest::changes(address)), "{differing:x?}");
-    assert!(counter(&now.memory) > counter(&files.memory));
+    let diff = take(&*clone, SnapshotKind::Diff, &other, "diff").await;
+    let changed = pages(&diff.memory);
+    assert!(counter(&diff.memory) > counter(&files.memory));
+    // Firecracker's own page with the generation id is below the first mebibyte.
+    let strays = changed.iter().filter(|&&address| address >= 1 << 20 && !guest::changes(address));
+    for &address in strays {
+        // Some processors' KVM maps a page for writing at its first read, and counts it as written.
+        assert!(in_lab(), "page {address:x} did not change");
+        assert_eq!(page(&diff.memory, address), page(&files.memory, address), "page {address:x}");
+    }
+    // Reads every page through the server: where all is emulated, that takes minutes.
+    if !in_lab() {
+        let now = take(&*clone, SnapshotKind::Full, &other, "now").await;
+        let differing = differing(&files.memory, &now.memory);
+        assert!(differing.iter().all(|address| changed.contains(address)), "{differing:x?} of {changed:x?}");
+    }
     clone.kill().await.unwrap();
 }
 
