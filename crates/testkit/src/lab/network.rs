@@ -28,9 +28,9 @@ const TAP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Subnet([u8; 3]);
 
 impl Default for Subnet {
-    /// `WRENN_LAB_SUBNET`, or 10.200.77.0/24.
+    /// `LAB_SUBNET`, or 10.200.77.0/24.
     fn default() -> Self {
-        let asked = env::var("WRENN_LAB_SUBNET").ok().and_then(|subnet| subnet.parse().ok());
+        let asked = env::var("LAB_SUBNET").ok().and_then(|subnet| subnet.parse().ok());
         asked.unwrap_or(Self([10, 200, 77]))
     }
 }

@@ -132,7 +132,7 @@ fn linux_runs_on_kvm() -> bool {
 
 /// Whether this is a virtual host made for tests.
 pub(crate) fn in_lab() -> bool {
-    std::env::var_os("WRENN_LAB").is_some()
+    std::env::var_os("IN_LAB").is_some()
 }
 
 /// Every driver that runs here.

@@ -57,7 +57,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, default_value_t = 30)]
     minutes: u64,
     /// Its network; labs of one network reach each other [default: 10.200.77.0/24]
-    #[arg(long, env = "WRENN_LAB_SUBNET")]
+    #[arg(long, env = "LAB_SUBNET")]
     subnet: Option<Subnet>,
     /// A file or directory that it finds at its start, as HERE=THERE
     #[arg(long = "file", value_name = "HERE=THERE", value_parser = file)]

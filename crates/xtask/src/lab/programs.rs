@@ -19,7 +19,7 @@ pub(super) struct Target {
     pub(super) test: &'static str,
 }
 
-/// What runs in the lab. These targets see `WRENN_LAB=1` there, and then take what only a lab has.
+/// What runs in the lab. These targets see `IN_LAB=1` there, and then take what only a lab has.
 pub(super) const TARGETS: &[Target] = &[
     Target { package: "wrenn-disk", test: "conformance" },
     Target { package: "wrenn-vmm", test: "conformance" },
