@@ -67,7 +67,7 @@ pub(crate) async fn large_against_small() -> Result<Row> {
 /// Measures snapshots of device-mapper; `None` where this machine has none.
 pub(crate) async fn snapshots() -> Result<Option<Row>> {
     // Large enough for the images, and in the lab not memory.
-    let place = if std::env::var_os("WRENN_LAB").is_some() { "/var/lib/wrenn" } else { "/var/tmp" };
+    let place = if std::env::var_os("IN_LAB").is_some() { "/var/lib/wrenn" } else { "/var/tmp" };
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in(place)?;
     let store = dir.path().join("store");
     if let Err(error) = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, "bench")).await {

@@ -48,7 +48,7 @@ const LARGE: u64 = 8 << 30;
 
 /// In the lab the temporary directory is memory.
 fn scratch() -> TempDir {
-    let dir = if env::var_os("WRENN_LAB").is_some() { "/var/lib/wrenn".into() } else { env::temp_dir() };
+    let dir = if env::var_os("IN_LAB").is_some() { "/var/lib/wrenn".into() } else { env::temp_dir() };
     tempfile::Builder::new().prefix("disk-").tempdir_in(dir).unwrap()
 }
 

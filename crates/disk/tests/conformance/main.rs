@@ -17,7 +17,7 @@ fn kinds() -> Vec<Kind> {
     let mut kinds = vec![Kind::Copy, Kind::Reflink];
     match fixture::dm_works() {
         Ok(()) => kinds.push(Kind::Dm),
-        Err(reason) if env::var_os("WRENN_LAB").is_some() => {
+        Err(reason) if env::var_os("IN_LAB").is_some() => {
             panic!("the lab must have device-mapper: {reason}")
         }
         Err(reason) => eprintln!("dm-snapshot: NOT RUN HERE: {reason}; `cargo xtask lab run` runs it"),
