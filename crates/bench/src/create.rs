@@ -25,7 +25,7 @@ async fn over_the_api(stack: &Stack) -> Result<Duration> {
 }
 
 /// A copy of the template's image, as large as a sandbox's disk, for the VMM started by hand.
-fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
+pub(crate) fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
     let target = dir.join("disk.img");
     let image = share.join("images/minimal/rootfs.ext4");
     let copied = Command::new("cp").args(["--sparse=always"]).arg(&image).arg(&target).status()?;

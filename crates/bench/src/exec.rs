@@ -111,8 +111,9 @@ pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     let ratio = Row::ratio("exec /bin/true over the API ÷ directly against envd", &ours, &floor, 2.0);
     let cost = Row {
         what: "processor time of one exec, control plane and agent (ms)",
-        ours_ms: median(&times),
-        floor_ms: None,
+        unit: "ms",
+        ours: median(&times),
+        floor: None,
         figure: cost,
         goal: 3.0,
         runs: ROUNDS,

@@ -1,11 +1,16 @@
 //! `make bench`: ours against the floor, the same work by hand, side by side in one run. Prints a table and
 //! writes JSON. Ratios count: they hold on any machine.
 
+mod bare;
 mod by_hand;
 mod clone;
 mod create;
 mod exec;
+mod first_byte;
+mod idle;
+mod lab;
 mod row;
+mod slots;
 
 use std::{env, fs, path::PathBuf};
 
@@ -19,33 +24,73 @@ fn share() -> Result<PathBuf> {
     env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set: run `make bench`")
 }
 
-async fn measure() -> Result<Vec<Row>> {
-    eprintln!("bench: cloning images");
-    let mut rows = vec![clone::large_against_small().await?];
-    rows.extend(clone::snapshots().await?);
+/// What needs a running Wrenn.
+async fn with_wrenn() -> Result<Vec<Row>> {
     eprintln!("bench: starting Wrenn");
     let stack = Stack::start().await?;
     let measured = async {
         eprintln!("bench: creating sandboxes");
         let create = create::first_exec(&stack, &share()?).await?;
         eprintln!("bench: running commands");
-        Ok::<_, anyhow::Error>([vec![create], exec::against_envd(&stack).await?].concat())
+        let exec = exec::against_envd(&stack).await?;
+        eprintln!("bench: leaving sandboxes idle");
+        let idle = idle::agent_memory(&stack).await?;
+        Ok::<_, anyhow::Error>([vec![create], exec, vec![idle]].concat())
     }
     .await;
     stack.stop().await?;
-    rows.extend(measured?);
-    Ok(rows)
+    measured
+}
+
+async fn slots() -> Result<Vec<Row>> {
+    eprintln!("bench: building network slots");
+    tokio::task::spawn_blocking(slots::warm_and_built).await?
+}
+
+async fn first_byte() -> Result<Vec<Row>> {
+    eprintln!("bench: starting Firecracker");
+    Ok(Vec::from_iter(first_byte::driver_against_client().await?))
+}
+
+async fn clones() -> Result<Vec<Row>> {
+    eprintln!("bench: cloning images");
+    Ok(vec![clone::large_against_small().await?])
+}
+
+async fn snapshots() -> Result<Vec<Row>> {
+    eprintln!("bench: cloning images by device-mapper");
+    Ok(Vec::from_iter(clone::snapshots().await?))
+}
+
+async fn lab() -> Result<Vec<Row>> {
+    eprintln!("bench: booting Linux with Firecracker");
+    let boot = lab::until_envd(&share()?).await?;
+    Ok([vec![boot], snapshots().await?].concat())
+}
+
+/// All that is measured on the machine itself.
+async fn all() -> Result<Vec<Row>> {
+    Ok([clones().await?, slots().await?, first_byte().await?, with_wrenn().await?].concat())
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     // Two providers in one program would make rustls ask which.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    // In the lab, where device-mapper is, only its row: `wrenn-bench snapshots`.
     let rows = match env::args().nth(1).as_deref() {
-        None => measure().await?,
-        Some("snapshots") => Vec::from_iter(clone::snapshots().await?),
-        Some(other) => bail!("there is no part {other:?}: give none, or `snapshots`"),
+        None => all().await?,
+        Some("clones") => clones().await?,
+        Some("slots") => slots().await?,
+        Some("first-byte") => first_byte().await?,
+        Some("wrenn") => with_wrenn().await?,
+        // In the lab, where KVM runs Linux and device-mapper is.
+        Some("snapshots") => snapshots().await?,
+        Some("lab") => lab().await?,
+        Some(other) => {
+            bail!(
+                "there is no part {other:?}: give none for all, or clones, slots, first-byte, wrenn; in the lab lab or snapshots"
+            )
+        }
     };
     println!("{}", row::table(&rows));
     let path =

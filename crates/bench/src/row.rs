@@ -10,10 +10,12 @@ use serde::Serialize;
 pub(crate) struct Row {
     /// What was measured.
     pub(crate) what: &'static str,
-    /// Ours, in milliseconds; the median.
-    pub(crate) ours_ms: f64,
-    /// The floor, in milliseconds; the median. Absent for a figure that stands for itself.
-    pub(crate) floor_ms: Option<f64>,
+    /// What `ours` and `floor` are in.
+    pub(crate) unit: &'static str,
+    /// Ours; the median.
+    pub(crate) ours: f64,
+    /// The floor; the median. Absent for a figure that stands for itself.
+    pub(crate) floor: Option<f64>,
     /// Ours divided by the floor, or ours.
     pub(crate) figure: f64,
     /// The largest figure that SPECIFICATION.md allows.
@@ -25,8 +27,14 @@ pub(crate) struct Row {
 impl Row {
     /// Ours against the floor.
     pub(crate) fn ratio(what: &'static str, ours: &[Duration], floor: &[Duration], goal: f64) -> Self {
-        let (ours_ms, floor_ms) = (median(ours), median(floor));
-        Self { what, ours_ms, floor_ms: Some(floor_ms), figure: ours_ms / floor_ms, goal, runs: ours.len() }
+        let (runs, ours, floor) = (ours.len(), median(ours), median(floor));
+        Self { what, unit: "ms", ours, floor: Some(floor), figure: ours / floor, goal, runs }
+    }
+
+    /// A time that stands for itself, in milliseconds.
+    pub(crate) fn time(what: &'static str, ours: &[Duration], goal: f64) -> Self {
+        let (runs, ours) = (ours.len(), median(ours));
+        Self { what, unit: "ms", ours, floor: None, figure: ours, goal, runs }
     }
 }
 
@@ -40,12 +48,13 @@ pub(crate) fn median(times: &[Duration]) -> f64 {
 /// The table as text.
 pub(crate) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.set_header(["measured", "ours (ms)", "floor (ms)", "figure", "goal", "", "runs"]);
+    table.set_header(["measured", "ours", "floor", "", "figure", "goal", "", "runs"]);
     for row in rows {
         table.add_row([
             row.what.to_owned(),
-            format!("{:.3}", row.ours_ms),
-            row.floor_ms.map(|floor| format!("{floor:.3}")).unwrap_or_default(),
+            format!("{:.3}", row.ours),
+            row.floor.map(|floor| format!("{floor:.3}")).unwrap_or_default(),
+            row.unit.to_owned(),
             format!("{:.2}", row.figure),
             format!("≤ {:.2}", row.goal),
             if row.figure <= row.goal { "ok" } else { "MISSED" }.to_owned(),

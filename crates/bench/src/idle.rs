@@ -1,0 +1,55 @@
+//! The agent's own memory for each sandbox that does nothing.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context, Result};
+use rustix::process::Pid;
+use serde_json::json;
+use wrenn_testkit::Stack;
+
+use crate::row::Row;
+
+/// There before the first look, so that whatever exists once is there too.
+const FIRST: usize = 2;
+/// Made between the two looks.
+const MORE: usize = 16;
+/// After the last creation, for whatever it left to be done.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What a process holds, in KiB.
+fn resident(pid: Pid) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in status")?;
+    let number = line.split_whitespace().next().and_then(|text| text.parse().ok());
+    number.with_context(|| format!("VmRSS is {line:?}"))
+}
+
+async fn create(stack: &Stack, count: usize) -> Result<Vec<String>> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(stack.api.create(&json!({ "memory_mb": 128 })).await?);
+    }
+    tokio::time::sleep(SETTLE).await;
+    Ok(ids)
+}
+
+async fn remove(stack: &Stack, ids: &[String]) -> Result<()> {
+    for id in ids {
+        stack.api.remove(id).await?;
+    }
+    Ok(())
+}
+
+/// Measures between few and many sandboxes.
+pub(crate) async fn agent_memory(stack: &Stack) -> Result<Row> {
+    let agent = stack.child("agent")?;
+    remove(stack, &create(stack, FIRST).await?).await?;
+    let first = create(stack, FIRST).await?;
+    let before = resident(agent)?;
+    let more = create(stack, MORE).await?;
+    let after = resident(agent)?;
+    remove(stack, &[first, more].concat()).await?;
+    let each = (after - before) / MORE as f64;
+    let what = "agent's resident memory for an idle sandbox (KiB)";
+    Ok(Row { what, unit: "KiB", ours: each, floor: None, figure: each, goal: 300.0, runs: MORE })
+}

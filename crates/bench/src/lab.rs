@@ -1,0 +1,161 @@
+//! In the lab: Firecracker with Linux until envd answers, by the driver and by a bare client. Both get a slot, a
+//! copy of the image and the guest's parts beforehand.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use wrenn_network::{Egress, GUEST_ADDRESS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS, cleanup};
+use wrenn_vmm::{
+    BootSpec, Tap, Vmm as _,
+    firecracker::{Firecracker, Isolation},
+};
+
+use crate::{
+    bare::{Bare, Programs},
+    create,
+    row::Row,
+};
+
+const ROUNDS: usize = 7;
+const INSTANCE: &str = "bnch";
+/// Not a user of anything else.
+const UID: u32 = 64_998;
+/// Longer than any boot.
+const LIMIT: Duration = Duration::from_secs(180);
+/// A packet to a guest that has no network yet is lost, and would be sent again only after a second.
+const CONNECT: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Waits for envd as the agent does.
+async fn ready(client: &reqwest::Client, slot: &SlotSpec) -> Result<()> {
+    let (url, begin) = (format!("http://{}:49983/health", slot.host_address), Instant::now());
+    while !client.get(&url).send().await.is_ok_and(|response| response.status().is_success()) {
+        ensure!(begin.elapsed() < LIMIT, "envd does not answer");
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+struct Bench {
+    dir: PathBuf,
+    share: PathBuf,
+    programs: Programs,
+    driver: Firecracker,
+    client: reqwest::Client,
+}
+
+impl Bench {
+    fn new(dir: &Path, share: &Path) -> Result<Self> {
+        let (programs, jails) = (Programs::find()?, dir.join("jails"));
+        fs::create_dir(&jails)?;
+        // Beside the disks, so that a jail made by hand can have links to them.
+        for name in ["vmlinux", "initrd.img"] {
+            fs::copy(share.join(name), dir.join(name))?;
+        }
+        let isolation = Isolation::Jailer { program: programs.jailer.clone(), dir: jails };
+        let driver = Firecracker::new(&programs.firecracker, isolation)?;
+        let client = reqwest::Client::builder().connect_timeout(CONNECT).timeout(Duration::from_secs(5));
+        // A new guest knows nothing of connections to the one before.
+        let client = client.pool_max_idle_per_host(0).build()?;
+        Ok(Self { dir: dir.to_owned(), share: share.to_owned(), programs, driver, client })
+    }
+
+    fn spec(&self, slot: &SlotSpec) -> Result<BootSpec> {
+        let (disk, run_dir) = (create::disk(&self.share, &self.dir)?, self.dir.join("run"));
+        fs::create_dir_all(&run_dir)?;
+        for path in [&disk, &run_dir] {
+            chown(path, Some(UID), Some(UID))?;
+        }
+        Ok(BootSpec {
+            id: "bench".into(),
+            run_dir,
+            kernel: self.dir.join("vmlinux"),
+            initrd: Some(self.dir.join("initrd.img")),
+            cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS}"),
+            disk: Some(disk),
+            vcpus: 1,
+            memory_mb: 512,
+            tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
+            uid: UID,
+            gid: UID,
+            ..BootSpec::default()
+        })
+    }
+
+    async fn ours(&self, slot: &SlotSpec) -> Result<Duration> {
+        let spec = self.spec(slot)?;
+        let begin = Instant::now();
+        let vm = self.driver.boot(&spec).await?;
+        let answered = ready(&self.client, slot).await;
+        let took = begin.elapsed();
+        vm.kill().await?;
+        fs::remove_dir_all(&spec.run_dir)?;
+        answered.map(|()| took)
+    }
+
+    async fn by_hand(&self, slot: &SlotSpec) -> Result<Duration> {
+        let spec = self.spec(slot)?;
+        let (programs, dir) = (self.programs.clone(), self.dir.clone());
+        let begin = Instant::now();
+        let boot = move || Bare::boot(&programs, &dir.join("hand"), &spec, &dir.join("console"));
+        let bare = tokio::task::spawn_blocking(boot).await??;
+        let answered = ready(&self.client, slot).await;
+        let took = begin.elapsed();
+        tokio::task::spawn_blocking(|| drop(bare)).await?;
+        answered.map(|()| took)
+    }
+
+    async fn rounds(&self, pool: &SlotPool) -> Result<Row> {
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        // The first round fills caches.
+        for round in 0..=ROUNDS {
+            let slot = pool.acquire().await?;
+            let one = self.by_hand(&slot).await;
+            pool.release(slot.index).await?;
+            let slot = pool.acquire().await?;
+            let other = self.ours(&slot).await;
+            pool.release(slot.index).await?;
+            let (one, other) = (one?, other?);
+            eprintln!("bench: round {round}: ours {other:.2?}, by hand {one:.2?}");
+            if round > 0 {
+                floor.push(one);
+                ours.push(other);
+            }
+        }
+        Ok(Row::ratio("Firecracker with Linux until envd answers ÷ by a bare client", &ours, &floor, 1.05))
+    }
+}
+
+async fn pool(dir: &Path) -> Result<Arc<SlotPool>> {
+    let config = PoolConfig {
+        state_dir: dir.to_owned(),
+        instance: INSTANCE.into(),
+        warm: 0,
+        max: 4,
+        egress: Egress::None,
+        resolvers: Vec::new(),
+        permitted: Vec::new(),
+        in_use: Vec::new(),
+    };
+    Ok(SlotPool::start(config).await?)
+}
+
+/// Measures in turns.
+pub(crate) async fn until_envd(share: &Path) -> Result<Row> {
+    ensure!(std::env::var_os("IN_LAB").is_some(), "this row is measured in the lab: see `make bench`");
+    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/var/lib/wrenn")?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let bench = Bench::new(dir.path(), share)?;
+    let slots = dir.path().join("slots");
+    let pool = pool(&slots).await?;
+    let row = bench.rounds(&pool).await;
+    pool.shutdown().await?;
+    cleanup(&slots, INSTANCE).await?;
+    row
+}
