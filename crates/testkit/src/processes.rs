@@ -24,6 +24,12 @@ impl Process {
         path.rsplit('/').next().unwrap_or_default()
     }
 
+    /// Whether it is the Firecracker of a sandbox: the name of its jail begins with a sandbox's id.
+    pub fn is_jailed_sandbox(&self) -> bool {
+        let id = self.args.iter().skip_while(|arg| *arg != "--id").nth(1);
+        self.program() == "firecracker" && id.is_some_and(|id| id.starts_with("sb") && id.len() > 27)
+    }
+
     /// How many files it has open.
     pub fn open_files(&self) -> Result<usize> {
         let dir = format!("/proc/{}/fd", self.pid.as_raw_nonzero());

@@ -2,14 +2,16 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use crate::processes;
+use crate::{Process, processes};
 
-/// Links, mounts, loop devices, packet filters, control groups and processes that a Wrenn could have left.
+/// Links, mounts, loop and device-mapper devices, packet filters, control groups and processes that a Wrenn could have left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
     links: BTreeSet<String>,
     mounts: BTreeSet<String>,
     loops: BTreeSet<String>,
+    device_maps: BTreeSet<String>,
+    jails: BTreeSet<String>,
     tables: BTreeSet<String>,
     control_groups: BTreeSet<String>,
     processes: BTreeSet<String>,
@@ -24,6 +26,18 @@ fn lines(program: &str, args: &[&str]) -> BTreeSet<String> {
 fn entries(dir: &str) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Devices of device-mapper by name.
+pub(crate) fn device_maps() -> BTreeSet<String> {
+    let name = |device: String| fs::read_to_string(format!("/sys/block/{device}/dm/name")).ok();
+    entries("/sys/block").into_iter().filter_map(name).map(|name| name.trim().to_owned()).collect()
+}
+
+/// Firecrackers of sandboxes: their command lines name no state directory.
+fn jails() -> BTreeSet<String> {
+    let jailed = processes().into_iter().filter(Process::is_jailed_sandbox);
+    jailed.map(|process| process.args.join(" ")).collect()
 }
 
 /// Control groups of microVMs without a process: one with a process may be another Wrenn's.
@@ -62,6 +76,8 @@ impl Resources {
             links: entries("/sys/class/net"),
             mounts: mounts.lines().filter(|line| ours(line)).map(str::to_owned).collect(),
             loops: entries("/sys/block").into_iter().filter(|name| ours(&backing(name))).collect(),
+            device_maps: device_maps(),
+            jails: jails(),
             tables: lines("nft", &["list", "tables"]),
             control_groups: empty_control_groups(),
             processes: processes_of(state_dir),
@@ -74,6 +90,8 @@ impl Resources {
             ("link", &self.links, &before.links),
             ("mount", &self.mounts, &before.mounts),
             ("loop device", &self.loops, &before.loops),
+            ("device map", &self.device_maps, &before.device_maps),
+            ("jailed process", &self.jails, &before.jails),
             ("nftables table", &self.tables, &before.tables),
             ("control group", &self.control_groups, &before.control_groups),
             ("process", &self.processes, &before.processes),

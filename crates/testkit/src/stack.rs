@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
-use crate::{Api, Process, Resources, processes};
+use crate::{Api, Process, Resources, processes, resources};
 
 /// How a Wrenn for tests differs from one as users start it.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +50,11 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Whether this is a virtual host made for tests, with Firecracker, KVM and device-mapper.
+pub fn in_lab() -> bool {
+    env::var_os("IN_LAB").is_some()
+}
+
 /// Waits until `done` gives a value; fails with `what` after `limit`.
 pub async fn wait_until<T>(
     what: &str,
@@ -77,7 +82,7 @@ impl Stack {
     /// The same, set up in a particular way.
     pub async fn start_with(setup: Setup) -> Result<Self> {
         // Short: unix sockets live below it.
-        let home = tempfile::Builder::new().prefix("wt").tempdir_in("/tmp")?;
+        let home = tempfile::Builder::new().prefix("wt").tempdir()?;
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
         let (state_dir, faults) = (home.path().join("s"), home.path().join("faults"));
         fs::create_dir(&faults)?;
@@ -90,6 +95,9 @@ impl Stack {
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
         ];
+        if in_lab() {
+            env.push(("WRENN_AGENT_DRIVER".to_owned(), "firecracker".to_owned()));
+        }
         env.extend(setup.env);
         let before = Resources::now(&state_dir);
         let up = spawn_up(&env, home.path(), setup.open_files)?;
@@ -171,8 +179,10 @@ impl Stack {
 
     fn vmm_processes(&self) -> Vec<Process> {
         let ours = format!("{}/", self.state_dir.join("agent/sandboxes").display());
-        let is_ours = |process: &Process| {
-            process.program().starts_with("qemu") && process.args.iter().any(|arg| arg.contains(&ours))
+        // In a jail there is no such path; the sandbox's id is in the jail's name.
+        let is_ours = |process: &Process| match process.program() {
+            "firecracker" => process.is_jailed_sandbox(),
+            program => program.starts_with("qemu") && process.args.iter().any(|arg| arg.contains(&ours)),
         };
         processes().into_iter().filter(is_ours).collect()
     }
@@ -193,11 +203,12 @@ impl Stack {
     pub fn remains(&self, id: &str) -> Vec<String> {
         let agent = self.state_dir.join("agent");
         let mut found: Vec<String> = self.vmms().into_iter().filter(|line| line.contains(id)).collect();
-        for dir in ["sandboxes", "volumes/volumes"] {
+        for dir in ["sandboxes", "volumes/volumes", "volumes/nodes"] {
             let Ok(entries) = fs::read_dir(agent.join(dir)) else { continue };
             let paths = entries.flatten().map(|entry| entry.path().display().to_string());
             found.extend(paths.filter(|path| path.contains(id)));
         }
+        found.extend(resources::device_maps().into_iter().filter(|name| name.contains(id)));
         let groups = ["", "memory", "pids"].map(|controller| Path::new("/sys/fs/cgroup").join(controller));
         let groups = groups.map(|root| root.join("wrenn").join(id));
         found.extend(groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()));

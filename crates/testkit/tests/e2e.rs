@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, in_lab};
 
 /// The Wrenn that cases share; gone once it was stopped.
 type Shared = Arc<Mutex<Option<Arc<Stack>>>>;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let with_shared = |cases: cases::Cases<cases::Case>| -> Vec<Trial> {
         cases.into_iter().map(|(name, case)| trial(name, case, &runtime, &shared)).collect()
     };
-    let (beside, alone) = (with_shared(cases::beside()), with_shared(cases::alone()));
+    let (beside, alone) = (with_shared(here(cases::beside())), with_shared(here(cases::alone())));
     if !arguments.list && beside.iter().chain(&alone).any(|trial| !arguments.is_filtered_out(trial)) {
         let started = runtime.block_on(Stack::start());
         *lock(&shared) =
@@ -38,12 +38,18 @@ fn main() -> ExitCode {
     ok &= run(&arguments, alone, &shared);
     ok &= stop(&runtime, &shared);
     // And these need a Wrenn that is set up in a particular way.
-    let own = cases::own().into_iter().map(|(name, case)| {
+    let own = here(cases::own()).into_iter().map(|(name, case)| {
         let runtime = runtime.clone();
         Trial::test(name, move || failed(runtime.block_on(case())))
     });
     ok &= run(&arguments, own.collect(), &shared);
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// In a lab everything is emulated, so it runs what depends on the VMM, the disks and the network, no more.
+fn here<T>(mut cases: cases::Cases<T>) -> cases::Cases<T> {
+    cases.retain(|(name, _)| !in_lab() || cases::LAB.iter().any(|chosen| name.starts_with(chosen)));
+    cases
 }
 
 fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Arc<Stack>>> {

@@ -5,12 +5,15 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, in_lab};
 
 use super::support::{delete_wholly, listed, start_counter, still_counts, wait_exec};
 
 /// Emulated guests take their time.
-const MANY: usize = 20;
+fn many() -> usize {
+    if in_lab() { 6 } else { 20 }
+}
+
 /// Creates and deletes side by side.
 const WAYS: usize = 2;
 
@@ -37,7 +40,8 @@ fn check_processes(stack: &Stack, ids: &[String]) -> Result<()> {
 
 /// The agent dies and comes back: it adopts every one of them, and nothing in them noticed.
 pub(crate) async fn many_survive_the_agent(stack: Arc<Stack>) -> Result<()> {
-    let ids = create_many(&stack, MANY).await?;
+    let many = many();
+    let ids = create_many(&stack, many).await?;
     let mut counters = Vec::new();
     for id in &ids[..3] {
         counters.push((id, start_counter(&stack, id).await?));
@@ -46,12 +50,12 @@ pub(crate) async fn many_survive_the_agent(stack: Arc<Stack>) -> Result<()> {
     let begin = Instant::now();
     stream::iter(&ids).map(|id| wait_exec(&stack, id, 10)).buffer_unordered(4).try_collect::<()>().await?;
     println!(
-        "  {MANY} sandboxes answer {:.1} s after the agent was started again",
+        "  {many} sandboxes answer {:.1} s after the agent was started again",
         begin.elapsed().as_secs_f32()
     );
     let running = stack.api.get("/v1/sandboxes?status=running&limit=100").await?.expect(200)?.json();
     let count = running.as_array().map_or(0, Vec::len);
-    anyhow::ensure!(count == MANY && listed(&stack).await?.len() == MANY, "{count} of {MANY} run: {running}");
+    anyhow::ensure!(count == many && listed(&stack).await?.len() == many, "{count} of {many} run: {running}");
     for (id, pid) in counters {
         still_counts(&stack, id, &pid).await.with_context(|| format!("in {id}"))?;
     }

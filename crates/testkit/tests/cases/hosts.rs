@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use wrenn_testkit::{Setup, Stack, wait_until};
+use wrenn_testkit::{Setup, Stack, in_lab, wait_until};
 
 use super::{
     fleet::{create_many, delete_many},
@@ -17,8 +17,13 @@ use super::{
 };
 
 /// A Wrenn that does not try KVM first; the shared one did.
+pub(crate) fn quick_driver() -> Vec<(String, String)> {
+    let driver = if in_lab() { "firecracker" } else { "tcg" };
+    vec![("WRENN_AGENT_DRIVER".to_owned(), driver.to_owned())]
+}
+
 async fn start(env: &[(&str, &str)], open_files: Option<u64>) -> Result<Stack> {
-    let mut variables = vec![("WRENN_AGENT_DRIVER".to_owned(), "tcg".to_owned())];
+    let mut variables = quick_driver();
     variables.extend(env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
     Stack::start_with(Setup { env: variables, open_files }).await
 }
@@ -87,7 +92,7 @@ fn broken_share(dir: &Path) -> Result<PathBuf> {
     let good: PathBuf = std::env::var_os("WRENN_SHARE_DIR").context("WRENN_SHARE_DIR is not set")?.into();
     let bad = dir.join("share");
     fs::create_dir(&bad)?;
-    for name in ["vmlinuz", "images"] {
+    for name in ["vmlinuz", "vmlinux", "images"] {
         std::os::unix::fs::symlink(good.join(name), bad.join(name))?;
     }
     fs::write(bad.join("initrd.img"), vec![0x5a; 4096])?;

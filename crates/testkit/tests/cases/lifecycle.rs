@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use reqwest::Method;
+use rustix::process::{Signal, kill_process};
 use serde_json::json;
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, in_lab};
 
-use super::support::power_off;
+use super::support::{delete_wholly, power_off, wait_status};
 
 /// From nothing to nothing.
 pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
@@ -78,4 +79,29 @@ pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stac
     anyhow::ensure!(message.len() > 10 && !message.contains("/tmp/"), "{got}");
     stack.api.remove(&id).await?;
     Ok(())
+}
+
+/// A VMM that somebody kills is noticed, its last lines are told, and the sandbox can be deleted.
+pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 128})).await?;
+    kill_process(stack.vmm(&id)?, Signal::KILL)?;
+    let got = wait_status(&stack, &id, &["error"], 5).await?;
+    let message = got["error"]["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(message.contains("status 137") && message.contains("Delete"), "{got}");
+    anyhow::ensure!(!in_lab() || message.contains("Firecracker") || message.contains("API"), "no log: {got}");
+    anyhow::ensure!(!message.contains(&stack.state_dir.display().to_string()), "a path of the host: {got}");
+    delete_wholly(&stack, &id).await
+}
+
+/// The file with a sandbox's changes is removed from the host: it is ended before it works on in vain.
+pub(crate) async fn a_disk_deleted_underneath_is_told(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 128})).await?;
+    let volumes = stack.state_dir.join("agent/volumes/volumes");
+    let file = ["cow", "img"].map(|kind| volumes.join(format!("{id}.{kind}")));
+    let file = file.iter().find(|file| file.exists()).context("the sandbox has no disk")?;
+    std::fs::remove_file(file)?;
+    let got = wait_status(&stack, &id, &["error"], 15).await?;
+    let message = got["error"]["message"].as_str().unwrap_or_default();
+    anyhow::ensure!(message.contains("disk is lost") && message.contains("Delete"), "{got}");
+    delete_wholly(&stack, &id).await
 }

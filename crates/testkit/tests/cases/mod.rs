@@ -50,6 +50,18 @@ macro_rules! own_cases {
     };
 }
 
+/// What runs in a lab: names, or how they begin.
+pub(crate) const LAB: &[&str] = &[
+    "commands::output_and_exit_status",
+    "crashes::the_agent",
+    "fleet::",
+    "hosts::a_full_disk",
+    "hosts::guests_that_never_boot",
+    "lifecycle::",
+    "network::",
+    "slots::",
+];
+
 /// Cases that may run side by side.
 pub(crate) fn beside() -> Cases<Case> {
     cases![
@@ -73,6 +85,8 @@ pub(crate) fn beside() -> Cases<Case> {
         lifecycle::a_repeated_create_makes_one_sandbox,
         lifecycle::the_disk_has_the_size_asked_for,
         lifecycle::a_guest_that_powers_off_is_an_error_that_can_be_deleted,
+        lifecycle::a_vmm_that_is_killed_is_told,
+        lifecycle::a_disk_deleted_underneath_is_told,
         events::a_life_is_told_in_order_and_resumed_anywhere,
         events::a_place_that_is_none_is_refused,
         streams::output_comes_in_order,

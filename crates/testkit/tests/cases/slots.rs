@@ -5,7 +5,10 @@ use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use wrenn_testkit::{Frozen, Setup, Stack};
 
-use super::support::{delete_wholly, end, power_off, wait_exec, wait_status};
+use super::{
+    hosts::quick_driver,
+    support::{delete_wholly, end, power_off, wait_exec, wait_status},
+};
 
 /// The number of a sandbox's network.
 fn slot(stack: &Stack, id: &str) -> Result<Value> {
@@ -76,8 +79,8 @@ async fn pass_on(stack: &Stack) -> Result<()> {
 /// later, or starting the agent again, must not take those networks from their next owners.
 pub(crate) async fn a_failed_one_takes_nothing_from_its_heir() -> Result<()> {
     // None ready: what was given back is handed out next.
-    let env = [("WRENN_AGENT_DRIVER", "tcg"), ("WRENN_AGENT_WARM_SLOTS", "0")];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut env = quick_driver();
+    env.push(("WRENN_AGENT_WARM_SLOTS".to_owned(), "0".to_owned()));
     let stack = Stack::start_with(Setup { env, open_files: None }).await?;
     let result = pass_on(&stack).await;
     end(stack, result).await

@@ -84,7 +84,8 @@ pub(crate) async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<(
 
 /// Ends a guest from inside, and gives the sandbox's record.
 pub(crate) async fn power_off(stack: &Stack, id: &str) -> Result<Value> {
-    let script = "echo 1 > /proc/sys/kernel/sysrq; echo o > /proc/sysrq-trigger; sleep 60";
+    // A reset: not every VMM has a power button.
+    let script = "echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; sleep 60";
     let body = json!({"cmd": "sudo", "args": ["sh", "-c", script], "timeout_sec": 60});
     let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
     // The one who waits for the command is told when the guest has ended, not when the time is over.
