@@ -5,6 +5,7 @@ use std::{
     io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::Path,
+    pin::pin,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
+use tokio::{net::UnixStream, time::timeout};
 
 use super::jail::SOCKET;
 use crate::{VmmError, running::failed};
@@ -29,16 +30,24 @@ async fn connect(run_dir: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await
 }
 
-/// A connection to one Firecracker.
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+/// A connection to one Firecracker. It is driven by whoever waits for an answer: a task of its own would have to
+/// be woken for every piece, and a busy machine makes each wait for its turn.
 pub(super) struct Api {
-    sender: http1::SendRequest<Full<Bytes>>,
-    connection: JoinHandle<()>,
+    sender: Sender,
+    /// Gone once it is closed.
+    connection: Option<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>,
 }
 
-impl Drop for Api {
-    fn drop(&mut self) {
-        self.connection.abort();
-    }
+/// One request and the whole answer, as far as someone drives the connection.
+async fn exchange(sender: &mut Sender, request: Request<Full<Bytes>>) -> io::Result<(bool, Bytes)> {
+    // The answer before may not have been taken from the connection to its end.
+    sender.ready().await.map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let good = response.status().is_success();
+    let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(io::Error::other)?;
+    Ok((good, body.to_bytes()))
 }
 
 fn unreachable(action: &str) -> impl FnOnce(io::Error) -> VmmError {
@@ -56,23 +65,24 @@ impl Api {
             .await
             .map_err(|_| VmmError::Deadline { action, limit: CALL_LIMIT })?
             .map_err(unreachable(action))?;
-        // Its errors reach whoever waits for an answer.
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        Ok(Self { sender, connection })
+        Ok(Self { sender, connection: Some(connection) })
     }
 
     async fn send(&mut self, method: Method, path: &str, body: &Value) -> io::Result<(bool, Bytes)> {
         let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
         let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
         let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
-        let request = request.map_err(io::Error::other)?;
-        // The answer before may not have been taken from the connection to its end.
-        self.sender.ready().await.map_err(io::Error::other)?;
-        let response = self.sender.send_request(request).await.map_err(io::Error::other)?;
-        let good = response.status().is_success();
-        let body =
-            Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(io::Error::other)?;
-        Ok((good, body.to_bytes()))
+        let mut answer = pin!(exchange(&mut self.sender, request.map_err(io::Error::other)?));
+        if let Some(connection) = &mut self.connection {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                // Its errors reach whoever waits for an answer.
+                _ = connection => {}
+            }
+        }
+        self.connection = None;
+        answer.await
     }
 
     /// Makes one call. `action` says what for, `limit` how long it may take.
