@@ -11,6 +11,7 @@ mod hosts;
 mod idempotency;
 mod lifecycle;
 mod migrations;
+mod network;
 mod outages;
 mod secrets;
 mod slots;
@@ -120,6 +121,8 @@ pub(crate) fn own() -> Cases<OwnCase> {
         hosts::a_full_disk,
         hosts::guests_that_never_boot,
         hosts::few_open_files,
+        network::hostile_guests_reach_the_internet_and_nothing_else,
+        network::guests_with_one_address_talk_at_once,
         slots::a_failed_one_takes_nothing_from_its_heir,
     ]
 }

@@ -1,0 +1,132 @@
+//! Network namespaces as threads that are in them: nothing of them is left when the thread ends.
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+};
+
+use anyhow::{Context, Result};
+use rustix::thread::{Pid, UnshareFlags, gettid, unshare_unsafe};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread in a namespace of its own.
+#[derive(Debug)]
+pub(super) struct Space {
+    thread: Pid,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// Moves the calling thread, which must not go back to a pool, into a new namespace.
+fn leave() -> Result<()> {
+    // SAFETY: files are not unshared; the namespace is this thread's alone.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot make a network namespace")?;
+    ip("link set lo up")
+}
+
+/// Runs a case, and everything that it starts, in a namespace without an uplink.
+pub(super) async fn apart<F>(case: F) -> Result<()>
+where
+    F: AsyncFnOnce() -> Result<()> + Send + 'static,
+{
+    let (tell, told) = oneshot::channel();
+    thread::Builder::new().name("apart".into()).spawn(move || {
+        let run = || {
+            leave()?;
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(case())
+        };
+        let _ = tell.send(run());
+    })?;
+    told.await.context("the case's thread died")?
+}
+
+impl Space {
+    /// A new one.
+    pub(super) fn new() -> Result<Self> {
+        let (jobs, work) = mpsc::channel::<Job>();
+        let (tell, told) = mpsc::channel();
+        thread::Builder::new().name("space".into()).spawn(move || {
+            let left = leave().map(|()| gettid());
+            let _ = tell.send(left);
+            work.into_iter().for_each(|job| job());
+        })?;
+        Ok(Self { thread: told.recv().context("the namespace's thread died")??, jobs })
+    }
+
+    /// How `ip link set … netns` names it.
+    pub(super) fn name(&self) -> String {
+        self.thread.as_raw_nonzero().to_string()
+    }
+
+    /// Does something inside.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (tell, told) = mpsc::channel();
+        let job = Box::new(move || {
+            let _ = tell.send(work());
+        });
+        self.jobs.send(job).ok().context("the namespace is gone")?;
+        told.recv().context("the namespace's thread died")?
+    }
+}
+
+fn program(name: &str, args: &[&str], input: &str) -> Result<String> {
+    let mut child = Command::new(name)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {name}"))?;
+    child.stdin.take().context("no input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{name} {args:?}: {said}{input}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs `ip` in the calling thread's namespace.
+pub(super) fn ip(args: &str) -> Result<()> {
+    program("ip", &args.split(' ').collect::<Vec<_>>(), "").map(drop)
+}
+
+/// Adds rules to the packet filter of the calling thread's namespace.
+pub(super) fn add_rules(rules: &str) -> Result<()> {
+    program("nft", &["-f", "-"], rules).map(drop)
+}
+
+/// How much the counters of the calling thread's namespace counted, by name.
+pub(super) fn counted() -> Result<Vec<(String, u64)>> {
+    let listed: Value = serde_json::from_str(&program("nft", &["-j", "list", "counters"], "")?)?;
+    let objects = listed["nftables"].as_array().context("no list of counters")?;
+    let counters = objects.iter().filter_map(|object| {
+        let counter = &object["counter"];
+        Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+    });
+    Ok(counters.collect())
+}
+
+/// Pairs of source and destination in a set, each as `FROM > TO`, in order.
+pub(super) fn pairs(family: &str, table: &str, set: &str) -> Result<Vec<String>> {
+    let listed: Value =
+        serde_json::from_str(&program("nft", &["-j", "list", "set", family, table, set], "")?)?;
+    let objects = listed["nftables"].as_array().context("no set")?;
+    let elements = objects.iter().filter_map(|object| object["set"]["elem"].as_array()).flatten();
+    let mut pairs = elements
+        .map(|element| {
+            let pair = element["concat"].as_array().or_else(|| element["elem"]["val"]["concat"].as_array());
+            let [from, to] = pair.map(Vec::as_slice).context("not a pair")? else {
+                anyhow::bail!("not a pair: {element}")
+            };
+            Ok(format!("{} > {}", from.as_str().unwrap_or_default(), to.as_str().unwrap_or_default()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    pairs.sort();
+    Ok(pairs)
+}

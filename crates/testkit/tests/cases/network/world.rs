@@ -1,0 +1,294 @@
+//! What stands in for the world around a host: the internet behind its default route, a metadata service and a
+//! neighbour, each in a namespace of its own. All that comes there is counted, and answered.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::space::{Space, add_rules, counted, ip, pairs};
+
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(super) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub(super) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
+/// Where everybody sends back what comes.
+pub(super) const ECHO: u16 = 7;
+/// Where the internet's answer is kept back until [`World::roll_call`] is complete.
+pub(super) const ROLL_CALL: u16 = 9;
+/// Ports that hosts and metadata services have something at.
+pub(super) const SERVICES: [u16; 4] = [ECHO, 22, 80, 8080];
+
+/// What was heard where, a line each.
+type Heard = Arc<Mutex<Vec<String>>>;
+
+/// The world, and the calling thread's namespace as its host. Dropped, it is gone.
+#[derive(Debug)]
+pub(super) struct World {
+    internet: Space,
+    silent: [(&'static str, Space); 2],
+    roll_call: tokio::net::TcpListener,
+    heard: Heard,
+    heard_on_host: Heard,
+}
+
+/// Those that the agent takes from the machine's configuration: what a guest's packets can reach, or its own
+/// choice where there is none.
+fn resolvers() -> Vec<Ipv4Addr> {
+    let usable = |text: String| -> Vec<Ipv4Addr> {
+        let named = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
+        named.filter(|address: &Ipv4Addr| !address.is_loopback()).take(2).collect()
+    };
+    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"].map(fs::read_to_string);
+    let mut found = texts.into_iter().flatten().map(usable).filter(|found| !found.is_empty());
+    found.next().unwrap_or_else(|| vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)])
+}
+
+/// A link from the calling thread's namespace to `in0` in another one, up on that end only. Without IPv6 there
+/// is no chatter on it.
+fn link(name: &str, address: Ipv4Addr, host: Ipv4Addr, space: &Space, ipv6: bool) -> Result<()> {
+    ip(&format!("link add {name} type veth peer name in0 netns {}", space.name()))?;
+    let quiet = move |link: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
+    if !ipv6 {
+        quiet(name)?;
+    }
+    ip(&format!("addr add {host}/24 dev {name}"))?;
+    space.run(move || {
+        if !ipv6 {
+            quiet("in0")?;
+        }
+        ip(&format!("addr add {address}/24 dev in0"))?;
+        ip("link set in0 up")
+    })
+}
+
+fn note(heard: &Heard, line: String) {
+    heard.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+}
+
+async fn echo_stream(mut stream: TcpStream) {
+    let mut buffer = [0; 2048];
+    while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+        if stream.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn serve_connections(listener: TcpListener, heard: Heard) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(async move {
+        while let Ok((stream, peer)) = listener.accept().await {
+            let local = stream.local_addr().map_or_else(|error| error.to_string(), |at| at.to_string());
+            note(&heard, format!("a connection from {} to {local}", peer.ip()));
+            tokio::spawn(echo_stream(stream));
+        }
+    });
+    Ok(())
+}
+
+fn serve_datagrams(socket: UdpSocket, heard: Heard) -> Result<()> {
+    socket.set_nonblocking(true)?;
+    let socket = tokio::net::UdpSocket::from_std(socket)?;
+    let local = socket.local_addr()?;
+    tokio::spawn(async move {
+        let mut buffer = [0; 2048];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            note(&heard, format!("{text:?} from {} to {local}", peer.ip()));
+            let _ = socket.send_to(&buffer[..length], peer).await;
+        }
+    });
+    Ok(())
+}
+
+type Sockets = (Vec<TcpListener>, Vec<UdpSocket>);
+
+/// Sockets in the calling thread's namespace.
+fn bind(address: Ipv4Addr, ports: &[u16]) -> Result<Sockets> {
+    let streams = ports.iter().map(|&port| TcpListener::bind((address, port)));
+    let datagrams = ports.iter().map(|&port| UdpSocket::bind((address, port)));
+    Ok((streams.collect::<Result<_, _>>()?, datagrams.collect::<Result<_, _>>()?))
+}
+
+fn serve((streams, datagrams): Sockets, heard: &Heard) -> Result<()> {
+    streams.into_iter().try_for_each(|listener| serve_connections(listener, heard.clone()))?;
+    datagrams.into_iter().try_for_each(|socket| serve_datagrams(socket, heard.clone()))
+}
+
+/// At a stand-in that nobody may reach, every frame counts.
+const COUNT_ALL: &str = r#"
+table netdev world {
+    set strays { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; }
+    counter other { }
+    chain arriving {
+        type filter hook ingress device "in0" priority 0;
+        ether type ip update @strays { ip saddr . ip daddr }
+        counter name other
+    }
+}
+"#;
+
+/// On the internet, all but what the host itself sends there, and its own chatter about addresses.
+fn count_internet(names: &str) -> String {
+    format!(
+        r#"
+table netdev world {{
+    set strays {{ type ipv4_addr . ipv4_addr; flags dynamic; size 1024; }}
+    counter honest {{ }}
+    counter other {{ }}
+    chain arriving {{
+        type filter hook ingress device "in0" priority 0;
+        ether type arp accept
+        ip6 saddr {{ ::, fe80::/10 }} accept
+        ip saddr {HOST} ip daddr {{ {INTERNET}, {names} }} counter name honest accept
+        ether type ip update @strays {{ ip saddr . ip daddr }}
+        counter name other
+    }}
+}}
+"#
+    )
+}
+
+/// On the host, what comes out of the networks of sandboxes, before any rule of the product there.
+fn count_host(names: &str) -> String {
+    format!(
+        r#"
+table inet seen {{
+    set strays {{ type ipv4_addr . ipv4_addr; flags dynamic; size 1024; }}
+    set guests {{ type ipv4_addr . ipv4_addr; flags dynamic; size 1024; }}
+    counter other {{ }}
+    chain leaving {{
+        type filter hook prerouting priority raw;
+        iifname != "wr*" accept
+        ip saddr 10.12.0.0/16 ip daddr {{ {HOST}, {INTERNET}, {names} }} update @guests {{ ip saddr . ip daddr }} accept
+        ip saddr 10.11.0.0/16 ip daddr 10.12.0.0/16 tcp sport 49983 accept
+        meta nfproto ipv4 update @strays {{ ip saddr . ip daddr }}
+        counter name other
+    }}
+}}
+"#
+    )
+}
+
+impl World {
+    /// Makes it; in a namespace that has nothing.
+    pub(super) fn new() -> Result<Self> {
+        let (heard, heard_on_host) = (Heard::default(), Heard::default());
+        let resolvers = resolvers();
+        let names = resolvers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let host_rules = count_host(&names);
+        let internet = Space::new()?;
+        link("up0", INTERNET, HOST, &internet, true)?;
+        let sockets = internet.run(move || {
+            resolvers.iter().try_for_each(|resolver| ip(&format!("addr add {resolver}/32 dev in0")))?;
+            // Whatever a policy lets through wrongly is answered.
+            for network in ["10.0.0.0/8", "172.16.0.0/12", "100.64.0.0/10", "198.18.0.0/15"] {
+                ip(&format!("route add local {network} dev lo"))?;
+            }
+            add_rules(&count_internet(&names))?;
+            let (streams, mut datagrams) = bind(INTERNET, &[ECHO])?;
+            for resolver in resolvers {
+                datagrams.push(UdpSocket::bind((resolver, 53))?);
+            }
+            let anywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))?;
+            Ok((streams.into_iter().chain([anywhere]).collect(), datagrams))
+        })?;
+        serve(sockets, &heard)?;
+        let roll_call = internet.run(|| Ok(TcpListener::bind((INTERNET, ROLL_CALL))?))?;
+        roll_call.set_nonblocking(true)?;
+        let roll_call = tokio::net::TcpListener::from_std(roll_call)?;
+
+        let silent = [("metadata", Space::new()?), ("neighbour", Space::new()?)];
+        let places =
+            [(METADATA, Ipv4Addr::new(169, 254, 169, 1)), (NEIGHBOUR, Ipv4Addr::new(192, 168, 77, 1))];
+        for ((name, space), (address, host)) in silent.iter().zip(places) {
+            link(name, address, host, space, false)?;
+            let sockets = space.run(move || {
+                add_rules(COUNT_ALL)?;
+                bind(address, &SERVICES)
+            })?;
+            serve(sockets, &heard)?;
+        }
+        for name in ["up0", "metadata", "neighbour"] {
+            ip(&format!("link set {name} up"))?;
+        }
+        ip(&format!("route add default via {INTERNET}"))?;
+        add_rules(&host_rules)?;
+        serve(bind(Ipv4Addr::UNSPECIFIED, &SERVICES)?, &heard_on_host)?;
+        Ok(Self { internet, silent, roll_call, heard, heard_on_host })
+    }
+
+    /// Fails if anything is known of a guest but what it sent in the host's name to the internet.
+    pub(super) fn only_honest(&self) -> Result<()> {
+        let counts = self.internet.run(|| Ok((counted()?, pairs("netdev", "world", "strays")?)))?;
+        println!("  internet: {counts:?}");
+        let honest = counts.0.iter().any(|(name, packets)| name == "honest" && *packets > 0);
+        anyhow::ensure!(honest, "nothing came to the internet: {counts:?}");
+        let quiet = |(counters, strays): &(Vec<(String, u64)>, Vec<String>)| {
+            strays.is_empty() && counters.iter().all(|(name, packets)| name != "other" || *packets == 0)
+        };
+        anyhow::ensure!(quiet(&counts), "on the internet: {counts:?}");
+        for (name, space) in &self.silent {
+            let counts = space.run(|| Ok((counted()?, pairs("netdev", "world", "strays")?)))?;
+            anyhow::ensure!(quiet(&counts), "at {name}: {counts:?}");
+        }
+        let counts = (counted()?, pairs("inet", "seen", "strays")?);
+        anyhow::ensure!(quiet(&counts), "out of a sandbox's network: {counts:?}");
+        let heard = lines(&self.heard_on_host);
+        anyhow::ensure!(heard.is_empty(), "a service of the host heard {heard:?}");
+        let heard = lines(&self.heard);
+        let honest = format!(" from {HOST} to ");
+        let hostile = heard.iter().find(|line| line.contains("hostile") || !line.contains(&honest));
+        anyhow::ensure!(hostile.is_none(), "heard outside: {heard:?}");
+        Ok(())
+    }
+
+    /// Who spoke to whom outside, by what the host saw of the networks of sandboxes.
+    pub(super) fn guests_seen() -> Result<Vec<String>> {
+        pairs("inet", "seen", "guests")
+    }
+
+    /// Waits until `count` guests have connected and said who they are; they wait for [`Called::dismiss`].
+    pub(super) async fn roll_call(&self, count: usize) -> Result<Vec<Called>> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let (mut stream, peer) = self.roll_call.accept().await?;
+            let mut buffer = [0; 64];
+            let length = stream.read(&mut buffer).await?;
+            let name = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            all.push(Called { name, peer, stream });
+        }
+        Ok(all)
+    }
+}
+
+fn lines(heard: &Heard) -> Vec<String> {
+    heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// A guest that waits for an answer of the internet's.
+#[derive(Debug)]
+pub(super) struct Called {
+    /// What it calls itself.
+    pub(super) name: String,
+    /// Where it comes from, by what the internet sees.
+    pub(super) peer: SocketAddr,
+    stream: TcpStream,
+}
+
+impl Called {
+    /// Answers it with its name.
+    pub(super) async fn dismiss(mut self) -> Result<()> {
+        let answer = format!("goodbye {}", self.name);
+        self.stream.write_all(answer.as_bytes()).await.context("the guest's connection is gone")
+    }
+}
