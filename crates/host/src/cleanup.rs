@@ -58,19 +58,18 @@ fn loops(state_dir: &Path) -> Vec<String> {
     backed.collect()
 }
 
-fn links(instance: &str) -> Vec<String> {
-    let prefix = format!("wr{instance}-");
-    let Ok(entries) = fs::read_dir("/sys/class/net") else { return Vec::new() };
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with(&prefix)).map(|name| format!("link {name}")).collect()
+fn network(state_dir: &Path, instance: &str) -> Vec<String> {
+    let found = wrenn_network::leftovers(&layout::network(state_dir), instance);
+    found.unwrap_or_else(|error| vec![format!("the network cannot be looked at: {error}")])
 }
 
-fn tables(instance: &str) -> Vec<String> {
-    let output = std::process::Command::new("nft").args(["list", "tables"]).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    let suffix = format!("_{instance}");
-    let ours = text.lines().filter(|line| line.contains("wrenn") && line.ends_with(&suffix));
-    ours.map(|line| format!("nftables {line}")).collect()
+/// Devices of device-mapper.
+fn disks(instance: &str) -> Vec<String> {
+    let prefix = format!("wr{instance}-");
+    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path().join("dm/name")).ok());
+    let ours = names.filter(|name| name.starts_with(&prefix));
+    ours.map(|name| format!("device {}", name.trim())).collect()
 }
 
 fn control_groups(state_dir: &Path) -> Vec<String> {
@@ -89,8 +88,8 @@ pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
     found.extend(loops(state_dir));
     found.extend(control_groups(state_dir));
     if let Some(instance) = layout::instance(state_dir) {
-        found.extend(links(&instance));
-        found.extend(tables(&instance));
+        found.extend(network(state_dir, &instance));
+        found.extend(disks(&instance));
     }
     found
 }

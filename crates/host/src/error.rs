@@ -31,6 +31,11 @@ impl AgentError {
     }
 }
 
+/// A failed operation on the agent's own files.
+pub(crate) fn of_files(what: &str, error: &std::io::Error) -> AgentError {
+    if error.kind() == std::io::ErrorKind::StorageFull { full() } else { AgentError::fault(what, error) }
+}
+
 impl From<JournalError> for AgentError {
     fn from(error: JournalError) -> Self {
         match &error {
@@ -56,6 +61,14 @@ impl From<DiskError> for AgentError {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())
             }
             DiskError::Full => full(),
+            DiskError::Busy { .. } => {
+                let message = "the sandbox's disk is still in use on its host: try again in a moment";
+                Self::new(ErrorCode::Conflict, message)
+            }
+            // They name no path.
+            DiskError::Invalidated(_) | DiskError::CowMissing(_) | DiskError::ImageChanged(_) => {
+                Self::new(ErrorCode::AgentError, error.to_string())
+            }
             _ => Self::fault("making the sandbox's disk", &error),
         }
     }

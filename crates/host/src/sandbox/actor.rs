@@ -24,7 +24,12 @@ use super::{
     journal::{Entry, Journal, Undo, forget, undo},
     spec::Spec,
 };
-use crate::{assets::Assets, cgroup, error::AgentError, fault};
+use crate::{
+    assets::Assets,
+    cgroup,
+    error::{AgentError, of_files},
+    fault,
+};
 
 /// How much of the guest's console goes into the message when it ends by itself.
 const LAST_WORDS: usize = 400;
@@ -190,7 +195,7 @@ pub(crate) fn boot_spec(
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
     let made = fs::DirBuilder::new().mode(mode).recursive(true).create(path);
-    made.map_err(|error| AgentError::fault("making the sandbox's directory", &error))
+    made.map_err(|error| of_files("making the sandbox's directory", &error))
 }
 
 /// The last lines of a log in one, without the paths of the agent's own directories.
@@ -382,7 +387,7 @@ impl Actor {
         let mut boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, Some(disk.path));
         make_dir(&boot.run_dir, 0o700)?;
         chown(&boot.run_dir, Some(boot.uid), Some(boot.gid))
-            .map_err(|error| AgentError::fault("making the sandbox's directory", &error))?;
+            .map_err(|error| of_files("making the sandbox's directory", &error))?;
         self.record(Entry::VmmIntent).await?;
         fault::point("create.vmm_intent");
         boot.cgroups = self.control_groups();
