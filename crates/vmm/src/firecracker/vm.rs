@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    thread,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
+    process,
     running::{Running, failed},
 };
 
@@ -28,6 +30,10 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How often it is asked meanwhile.
 const START_POLL: Duration = Duration::from_millis(1);
+/// How long a thread looks for its socket, which is there within milliseconds unless the machine is busy, and how
+/// often: the runtime's timers are too coarse for what takes so little.
+const LOOK_LIMIT: Duration = Duration::from_millis(50);
+const LOOK_POLL: Duration = Duration::from_micros(100);
 /// The least throughput that a disk may have when a snapshot is written, in MiB a second.
 const WRITE_RATE: u64 = 50;
 /// Where Firecracker writes a snapshot in its run directory before it gets its name.
@@ -110,6 +116,14 @@ pub(super) fn adopt(
     Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
 }
 
+/// Looks for the socket of a Firecracker that was just started; blocks for a short while.
+fn look_for(socket: &Path, id: &ProcessId) {
+    let begin = Instant::now();
+    while !socket.exists() && begin.elapsed() < LOOK_LIMIT && process::is_alive(id) {
+        thread::sleep(LOOK_POLL);
+    }
+}
+
 impl FirecrackerVm {
     /// What has not started is not left behind.
     async fn or_killed(self, outcome: Result<(), VmmError>) -> Result<Self, VmmError> {
@@ -129,6 +143,9 @@ impl FirecrackerVm {
     /// Waits until Firecracker answers, which has nothing to run yet.
     async fn ready(&self) -> Result<Api, VmmError> {
         let begin = Instant::now();
+        let (socket, id) = (self.running.run_dir().join(SOCKET), self.running.id().clone());
+        // What it finds is asked below in any case.
+        let _ = tokio::task::spawn_blocking(move || look_for(&socket, &id)).await;
         loop {
             self.running.check_alive().await?;
             if let Ok(mut api) = self.api("start").await

@@ -4,6 +4,7 @@
 
 mod faults;
 mod life;
+mod linux;
 mod pages;
 mod rig;
 mod snapshots;
@@ -60,6 +61,9 @@ fn main() {
                 snapshots::a_guest_goes_on_from_a_page_server,
                 snapshots::what_is_no_snapshot_is_refused,
             );
+        }
+        if rig.firecracker().is_some() && !rig.is_test_guest() && rig::in_lab() {
+            case!(trials, rig, linux::one_snapshot_runs_several_times_at_once);
         }
         if rig.firecracker().is_some() {
             case!(

@@ -1,0 +1,228 @@
+//! A whole guest, as sandboxes are: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
+//! and restored several times at once under other ids, in other slots, on disks of their own.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tempfile::TempDir;
+use wrenn_disk::{Backend, StoreConfig, Volumes};
+use wrenn_network::{Egress, GUEST_ADDRESS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Tap};
+
+use crate::rig::{Dir, Rig, share};
+
+const CLONES: usize = 3;
+const ENVD_PORT: u16 = 49983;
+const DISK_MB: u64 = 2048;
+/// Emulated machines boot in ten seconds, and in thirty when they are busy.
+const READY: Duration = Duration::from_secs(90);
+/// Stands for the internet.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+const INSTANCE: &str = "vc";
+
+fn sh(script: &str) {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A namespace with a server that tells each who connects from where.
+struct Outside(std::process::Child);
+
+impl Outside {
+    fn new() -> Self {
+        sh("ip netns add outside
+            ip link add outside0 type veth peer name eth0 netns outside
+            ip address add 203.0.113.1/24 dev outside0
+            ip link set outside0 up
+            ip -n outside address add 203.0.113.9/24 dev eth0
+            ip -n outside link set eth0 up");
+        let serve =
+            ["netns", "exec", "outside", "socat", "TCP-LISTEN:7777,fork,reuseaddr", "SYSTEM:echo hello"];
+        Self(Command::new("ip").args(serve).spawn().unwrap())
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        sh("ip netns delete outside");
+    }
+}
+
+/// One HTTP exchange with envd; `None` where nobody answers yet.
+fn http(address: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
+    let target = (std::net::IpAddr::V4(address), ENVD_PORT).into();
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_millis(500)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    stream.write_all(request).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    (!answer.is_empty()).then_some(answer)
+}
+
+fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
+    let begin = Instant::now();
+    let request = b"GET /health HTTP/1.1\r\nhost: envd\r\nconnection: close\r\n\r\n";
+    loop {
+        if http(address, request).is_some_and(|answer| answer.starts_with(b"HTTP/1.1 204")) {
+            return begin.elapsed();
+        }
+        assert!(wrenn_vmm::process::is_alive(&vm.process()), "the microVM ended");
+        assert!(begin.elapsed() < READY, "the guest at {address} does not get ready");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a shell script in the guest and gives what it printed, as envd's stream of frames has it.
+fn run(address: Ipv4Addr, script: &str) -> String {
+    let body = serde_json::json!({ "process": { "cmd": "/bin/sh", "args": ["-c", script] } }).to_string();
+    let length = u32::try_from(body.len()).unwrap();
+    let mut request = format!(
+        "POST /process.Process/Start HTTP/1.1\r\nhost: envd\r\nconnection: close\r\n\
+         content-type: application/connect+json\r\nconnect-protocol-version: 1\r\ncontent-length: {}\r\n\r\n",
+        length + 5
+    )
+    .into_bytes();
+    request.push(0);
+    request.extend(length.to_be_bytes());
+    request.extend(body.as_bytes());
+    String::from_utf8_lossy(&http(address, &request).expect("an answer")).into_owned()
+}
+
+struct Place {
+    volumes: Arc<dyn Volumes>,
+    store: PathBuf,
+    slots: Arc<SlotPool>,
+    dir: TempDir,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let dir = TempDir::new_in("/var/lib/wrenn").unwrap();
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let store = dir.path().join("volumes");
+        fs::create_dir(&store).unwrap();
+        let volumes = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, INSTANCE)).await.unwrap();
+        let config = PoolConfig {
+            state_dir: dir.path().join("network"),
+            instance: INSTANCE.into(),
+            warm: 1,
+            max: 32,
+            egress: Egress::Nat,
+            resolvers: Vec::new(),
+            permitted: Vec::new(),
+            in_use: Vec::new(),
+        };
+        Self { volumes, store, slots: SlotPool::start(config).await.unwrap(), dir }
+    }
+
+    /// A microVM that boots from, or goes on with, this disk in this slot.
+    fn spec(rig: &Rig, dir: &Dir, id: &str, disk: &Path, slot: &SlotSpec) -> BootSpec {
+        BootSpec {
+            id: id.to_owned(),
+            cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS}"),
+            disk: Some(disk.to_owned()),
+            tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
+            ..rig.spec(dir)
+        }
+    }
+
+    /// The disk of a paused guest once more, under another id.
+    async fn fork_disk(&self, from: &str, to: &str, owner: u32) -> PathBuf {
+        let file = |id: &str, end: &str| self.store.join("volumes").join(format!("{id}.{end}"));
+        for end in ["cow", "json"] {
+            sh(&format!("cp --sparse=always {} {}", file(from, end).display(), file(to, end).display()));
+        }
+        self.volumes.attach(to, owner).await.unwrap().path
+    }
+}
+
+pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
+    let place = Place::new().await;
+    let outside = Outside::new();
+    place.volumes.prepare("minimal", &share("images/minimal/rootfs.ext4")).await.unwrap();
+    let dir = Dir::new();
+    let slot = place.slots.acquire().await.unwrap();
+    let uid = rig.spec(&dir).uid;
+    let disk = place.volumes.clone_image("minimal", "first", DISK_MB, uid).await.unwrap();
+    assert!(disk.numbers.is_some(), "a block device");
+    let spec = Place::spec(rig, &dir, "first", &disk.path, &slot);
+    let vm = rig.driver.boot(&spec).await.unwrap();
+    let ready = wait_ready(slot.host_address, &*vm);
+    println!("envd answers {ready:?} after the boot call");
+    run(slot.host_address, "echo written before > /root/marker; sync");
+    assert!(run(slot.host_address, "df -BM --output=size / | tail -n 1 | tr -d ' M'").contains("exited"));
+
+    vm.pause().await.unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let files = SnapshotFiles { state: file("state"), memory: file("memory") };
+    vm.snapshot(SnapshotKind::Full, &files).await.unwrap();
+    for path in [&files.state, &files.memory] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    vm.kill().await.unwrap();
+    place.slots.release(slot.index).await.unwrap();
+    place.volumes.detach("first").await.unwrap();
+
+    let mut clones = Vec::new();
+    for number in 0..CLONES {
+        let (dir, id, slot) = (Dir::new(), format!("clone{number}"), place.slots.acquire().await.unwrap());
+        let disk = place.fork_disk("first", &id, uid).await;
+        let spec = Place::spec(rig, &dir, &id, &disk, &slot);
+        let memory = MemorySource::File(files.memory.clone());
+        let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
+        let vm = rig.driver.restore(&snapshot, &spec).await.unwrap();
+        place.slots.refresh(slot.index).await.unwrap();
+        clones.push((dir, id, slot, vm));
+    }
+    let addresses: Vec<_> = clones.iter().map(|(_, _, slot, _)| slot.host_address).collect();
+    for (_, _, slot, vm) in &clones {
+        wait_ready(slot.host_address, &**vm);
+    }
+    // All at once: each is reached, reads what was written before, writes its own, and reaches the outside.
+    let talk = addresses.iter().enumerate().map(|(number, &address)| {
+        std::thread::spawn(move || {
+            let script = format!(
+                "cat /root/marker; echo {number} > /root/own; sync; cat /root/own; python3 -c '
+import socket
+print(socket.create_connection((\"{OUTSIDE}\", 7777), 20).recv(64).decode())'"
+            );
+            run(address, &script)
+        })
+    });
+    let talks: Vec<_> = talk.collect();
+    for (number, talk) in talks.into_iter().enumerate() {
+        let said = decoded(&talk.join().unwrap());
+        let expected = format!("written before\n{number}\nhello\n");
+        assert!(said.starts_with(&expected), "clone {number} said {said:?}");
+    }
+    for (_, id, slot, vm) in &clones {
+        vm.kill().await.unwrap();
+        place.slots.release(slot.index).await.unwrap();
+        place.volumes.remove(id).await.unwrap();
+    }
+    place.volumes.remove("first").await.unwrap();
+    place.slots.shutdown().await.unwrap();
+    wrenn_network::cleanup(&place.dir.path().join("network"), INSTANCE).await.unwrap();
+    drop(outside);
+    let left = wrenn_network::leftovers(&place.dir.path().join("network"), INSTANCE).unwrap();
+    assert_eq!(left, [] as [String; 0]);
+    let maps = Command::new("dmsetup").arg("ls").output().unwrap();
+    assert!(!String::from_utf8_lossy(&maps.stdout).contains(&format!("wr{INSTANCE}-")), "{maps:?}");
+}
+
+/// The standard output in a stream of envd's events.
+fn decoded(stream: &str) -> String {
+    let chunks = stream.split("\"stdout\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    let bytes = chunks.flat_map(|chunk| STANDARD.decode(chunk).unwrap()).collect();
+    String::from_utf8(bytes).unwrap()
+}
