@@ -52,16 +52,27 @@ fn binds(spec: &BootSpec) -> Vec<Bind> {
     binds
 }
 
+/// Looks for the socket of a Firecracker that was just started; blocks for a short while.
+fn look_for(socket: &Path, pid: u32) {
+    let begin = Instant::now();
+    while !socket.exists() && begin.elapsed() < LOOK_LIMIT && process::identify(pid as i32).is_some() {
+        thread::sleep(LOOK_POLL);
+    }
+}
+
 async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
     let (run_dir, memory_mb) = (launch.spec.run_dir.clone(), launch.spec.memory_mb);
     let socket = run_dir.join(SOCKET);
     let running = Running::start(&run_dir, move || {
         // A former Firecracker of this directory leaves its socket, which the next one would not replace.
-        match fs::remove_file(socket) {
+        match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        launch.start()
+        let pid = launch.start()?;
+        // Here, where a thread waits anyway: whether it was found is asked later.
+        look_for(&socket, pid);
+        Ok(pid)
     })
     .await?;
     Ok(FirecrackerVm { running, memory_mb })
@@ -116,14 +127,6 @@ pub(super) fn adopt(
     Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
 }
 
-/// Looks for the socket of a Firecracker that was just started; blocks for a short while.
-fn look_for(socket: &Path, id: &ProcessId) {
-    let begin = Instant::now();
-    while !socket.exists() && begin.elapsed() < LOOK_LIMIT && process::is_alive(id) {
-        thread::sleep(LOOK_POLL);
-    }
-}
-
 impl FirecrackerVm {
     /// What has not started is not left behind.
     async fn or_killed(self, outcome: Result<(), VmmError>) -> Result<Self, VmmError> {
@@ -143,9 +146,6 @@ impl FirecrackerVm {
     /// Waits until Firecracker answers, which has nothing to run yet.
     async fn ready(&self) -> Result<Api, VmmError> {
         let begin = Instant::now();
-        let (socket, id) = (self.running.run_dir().join(SOCKET), self.running.id().clone());
-        // What it finds is asked below in any case.
-        let _ = tokio::task::spawn_blocking(move || look_for(&socket, &id)).await;
         loop {
             self.running.check_alive().await?;
             if let Ok(mut api) = self.api("start").await
