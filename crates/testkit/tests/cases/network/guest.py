@@ -113,11 +113,11 @@ def ether(kind, payload, source=GUEST_MAC, to=GATEWAY_MAC):
     return to + source + struct.pack("!H", kind) + payload
 
 
-def ipv4(source, to, protocol, payload, options=b""):
+def ipv4(source, to, protocol, payload, options=b"", fragment=0, hops=64):
     words = 5 + len(options) // 4
     length = words * 4 + len(payload)
     ends = socket.inet_aton(source) + socket.inet_aton(to)
-    head = struct.pack("!BBHHHBBH", 0x40 | words, 0, length, 7, 0, 64, protocol, 0) + ends + options
+    head = struct.pack("!BBHHHBBH", 0x40 | words, 0, length, 7, fragment, hops, protocol, 0) + ends + options
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 
@@ -153,6 +153,11 @@ def frames(forbidden, internet, forged):
         for protocol, payload in [(17, udp(b"hostile")), (6, syn(GUEST, to, 80)), (1, ping())]:
             for mac in (GATEWAY_MAC, BROADCAST_MAC, bytes.fromhex("01005e000001")):
                 yield ether(IPV4, ipv4(GUEST, to, protocol, payload), to=mac)
+        # In two pieces, and to be told by whom it is passed on.
+        whole = udp(b"hostile pieces")
+        for fragment, piece in [(0x2000, whole[:16]), (2, whole[16:])]:
+            yield ether(IPV4, ipv4(GUEST, to, 17, piece, fragment=fragment))
+        yield ether(IPV4, ipv4(GUEST, to, 17, udp(b"hostile hops"), hops=2))
     # In the names of others.
     for source in forged:
         for to in forbidden + [internet]:

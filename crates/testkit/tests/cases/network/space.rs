@@ -96,6 +96,13 @@ pub(super) fn ip(args: &str) -> Result<()> {
     program("ip", &args.split(' ').collect::<Vec<_>>(), "").map(drop)
 }
 
+/// The links of the calling thread's namespace. `/sys/class/net` has those of where it was mounted.
+pub(super) fn links() -> Result<Vec<String>> {
+    let listed: Value = serde_json::from_str(&program("ip", &["-j", "link", "show"], "")?)?;
+    let all = listed.as_array().context("no list of links")?;
+    Ok(all.iter().filter_map(|link| Some(link["ifname"].as_str()?.to_owned())).collect())
+}
+
 /// Adds rules to the packet filter of the calling thread's namespace.
 pub(super) fn add_rules(rules: &str) -> Result<()> {
     program("nft", &["-f", "-"], rules).map(drop)
