@@ -1,7 +1,7 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd build quickstart test lab bench leak-check openapi fmt lint sqlx clean
+.PHONY: help setup assets envd build quickstart test lab bench bench-lab leak-check openapi fmt lint sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -48,10 +48,21 @@ lab: assets ## Tests that need KVM and device-mapper, in a virtual host that has
 	@$(CARGO) build --package wrenn-cli --features fault-points
 	@scripts/isolated $(CARGO) xtask lab test
 
-bench: build ## Measure against the same work by hand; prints a table, writes target/bench.json
+bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json
+	@lab/get-firecracker
 	@$(CARGO) build -p wrenn-bench --release
 	@scripts/isolated env WRENN_BIN=$(CURDIR)/bin/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
 	  target/release/wrenn-bench
+	@$(MAKE) --no-print-directory bench-lab
+
+# What needs KVM for Linux guests and device-mapper.
+bench-lab: assets
+	@lab/build
+	@$(CARGO) build --package xtask
+	@$(CARGO) build -p wrenn-bench --release
+	@scripts/isolated $(CARGO) xtask lab run --name bench --minutes 20 \
+	  --file target/release/wrenn-bench=/usr/local/bin/wrenn-bench -- \
+	  env WRENN_BENCH_JSON=- wrenn-bench lab > target/bench-lab.json
 
 leak-check: ## Show what a stopped Wrenn left behind (nothing)
 	@bin/wrenn leak-check

@@ -12,7 +12,11 @@ mod lab;
 mod row;
 mod slots;
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use wrenn_testkit::Stack;
@@ -93,11 +97,20 @@ async fn main() -> Result<()> {
             )
         }
     };
-    println!("{}", row::table(&rows));
+    write(&rows)
+}
+
+/// The table for people; the figures as JSON into a file, or to the output where that file is `-`.
+fn write(rows: &[Row]) -> Result<()> {
+    let (table, json) = (row::table(rows), serde_json::to_vec_pretty(rows)?);
     let path =
         env::var_os("WRENN_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
-    fs::write(&path, serde_json::to_vec_pretty(&rows)?)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    if path == Path::new("-") {
+        eprintln!("{table}");
+        return Ok(io::stdout().write_all(&json)?);
+    }
+    println!("{table}");
+    fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
     println!("figures: {}", path.display());
     Ok(())
 }
