@@ -62,7 +62,7 @@ bench-lab: assets
 	@$(CARGO) build -p wrenn-bench --release
 	@scripts/isolated $(CARGO) xtask lab run --name bench --minutes 20 \
 	  --file target/release/wrenn-bench=/usr/local/bin/wrenn-bench -- \
-	  env WRENN_BENCH_JSON=- wrenn-bench lab > target/bench-lab.json
+	  env BENCH_JSON=- wrenn-bench lab > target/bench-lab.json
 
 leak-check: ## Show what a stopped Wrenn left behind (nothing)
 	@bin/wrenn leak-check

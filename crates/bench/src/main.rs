@@ -103,8 +103,7 @@ async fn main() -> Result<()> {
 /// The table for people; the figures as JSON into a file, or to the output where that file is `-`.
 fn write(rows: &[Row]) -> Result<()> {
     let (table, json) = (row::table(rows), serde_json::to_vec_pretty(rows)?);
-    let path =
-        env::var_os("WRENN_BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
+    let path = env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);
     if path == Path::new("-") {
         eprintln!("{table}");
         return Ok(io::stdout().write_all(&json)?);
