@@ -121,8 +121,7 @@ pub(crate) fn own() -> Cases<OwnCase> {
         hosts::a_full_disk,
         hosts::guests_that_never_boot,
         hosts::few_open_files,
-        network::hostile_guests_reach_the_internet_and_nothing_else,
-        network::guests_with_one_address_talk_at_once,
+        network::guests_reach_the_internet_and_nothing_else,
         slots::a_failed_one_takes_nothing_from_its_heir,
     ]
 }

@@ -16,7 +16,7 @@ GUEST_MAC, GATEWAY_MAC = bytes.fromhex("02fc00000005"), bytes.fromhex("02fc00000
 BROADCAST_MAC = b"\xff" * 6
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 ECHO, DNS = 7, 53
-PATIENCE = 20
+PATIENCE = 60
 LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name.startswith("e"))
 
 
@@ -253,7 +253,7 @@ def watch(ports):
 def report(internet, port, name):
     """Connects from a port that every guest uses, says its name, and waits for the answer."""
     peer = socket.socket()
-    peer.settimeout(PATIENCE * 3)
+    peer.settimeout(PATIENCE)
     peer.bind((GUEST, 5555))
     peer.connect((internet, int(port)))
     peer.sendall(name.encode())
