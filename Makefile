@@ -37,9 +37,11 @@ quickstart: build ## Build all, start Wrenn, run the demo
 # that no packet leaves the machine whatever a test or a guest does.
 test: assets ## Unit, integration and end-to-end tests with real guests
 	@scripts/api-check install
+	@lab/build
 	@$(CARGO) build --workspace --features wrenn-cli/fault-points
 	@$(CARGO) test --workspace --features wrenn-cli/fault-points --no-run
 	@scripts/isolated env $(DEV) $(CARGO) test --offline --workspace --features wrenn-cli/fault-points
+	@scripts/isolated $(CARGO) xtask lab test
 	@scripts/isolated env $(DEV) scripts/api-check
 
 lab: assets ## Tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)

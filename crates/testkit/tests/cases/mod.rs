@@ -53,14 +53,13 @@ macro_rules! own_cases {
 
 /// What runs in a lab: names, or how they begin.
 pub(crate) const LAB: &[&str] = &[
-    "commands::output_and_exit_status",
-    "crashes::the_agent",
     "fleet::",
     "hosts::a_full_disk",
     "hosts::guests_that_never_boot",
-    "lifecycle::",
+    "lifecycle::create_use_delete",
+    "lifecycle::a_vmm_that_is_killed_is_told",
+    "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
-    "slots::",
 ];
 
 /// Cases that may run side by side.

@@ -17,12 +17,20 @@ pub(super) struct Target {
     pub(super) package: &'static str,
     /// The target.
     pub(super) test: &'static str,
+    /// More variables of its environment.
+    pub(super) env: &'static [&'static str],
 }
 
 /// What runs in the lab. These targets see `IN_LAB=1` there, and then take what only a lab has.
 pub(super) const TARGETS: &[Target] = &[
-    Target { package: "wrenn-disk", test: "conformance" },
-    Target { package: "wrenn-vmm", test: "conformance" },
+    Target { package: "wrenn-vmm", test: "conformance", env: &[] },
+    Target { package: "wrenn-disk", test: "conformance", env: &[] },
+    // Its state directories are on a disk: the lab's temporary directory is memory.
+    Target {
+        package: "wrenn-testkit",
+        test: "e2e",
+        env: &["WRENN_BIN=/usr/local/bin/wrenn", "TMPDIR=/var/lib/wrenn"],
+    },
 ];
 
 impl Target {

@@ -28,7 +28,7 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     let mut failed = Vec::new();
     for target in &targets {
         let name = target.name();
-        match run_one(&lab, &name) {
+        match run_one(&lab, &name, target.env) {
             Ok(true) => {}
             Ok(false) => failed.push(name),
             Err(error) => {
@@ -51,10 +51,12 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     Ok(ExitCode::FAILURE)
 }
 
-fn run_one(lab: &Lab, name: &str) -> Result<bool> {
+fn run_one(lab: &Lab, name: &str, env: &[&str]) -> Result<bool> {
     let begin = Instant::now();
     eprintln!("lab: {name}");
-    let status = lab.run_live(&[format!("{DIR}/{name}")])?;
+    let program = format!("{DIR}/{name}");
+    let command: Vec<_> = ["env"].iter().chain(env).copied().chain([program.as_str()]).collect();
+    let status = lab.run_live(&command)?;
     eprintln!("lab: {name}: {status}, {:.1} s", begin.elapsed().as_secs_f64());
     Ok(status.success())
 }

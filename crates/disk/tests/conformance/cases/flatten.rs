@@ -149,7 +149,9 @@ pub(super) async fn corrupt_file_systems_are_refused_or_repaired(shared: Shared)
     let bytes = fs::read(&sound)?;
     let volume = store.clone_image("root", "sb1", 9, 0).await?;
     let (mut repaired, mut refused) = (0, 0);
-    for seed in 1..=50 {
+    // Where the machine is emulated, fewer: the tools that read them are the same.
+    let seeds = if std::env::var_os("IN_LAB").is_some() { 12 } else { 50 };
+    for seed in 1..=seeds {
         let device = File::options().write(true).open(&volume.path)?;
         device.write_all_at(&corrupt(&bytes, seed), 0)?;
         drop(device);
