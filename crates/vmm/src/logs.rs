@@ -15,9 +15,17 @@ use rustix::fs::{FallocateFlags, fallocate};
 /// Space is given back in units of this many bytes.
 const BLOCK: u64 = 4096;
 
-/// Opens a log for appending.
+/// Opens a log for appending. A former VMM of this directory may have put anything in its place, and this is given
+/// to its user.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.nlink() == 1 {
+        Ok(file)
+    } else {
+        Err(io::Error::other("the log is no file of its own"))
+    }
 }
 
 /// Opens a log that a VMM has had in its hands.
@@ -66,6 +74,10 @@ mod tests {
         std::os::unix::fs::symlink(&secret, &link).unwrap();
         assert!(tail(&link, 100).is_empty());
         assert!(cap(&link, 0).is_err());
+        assert!(open(&link).is_err());
+        let second = dir.path().join("vmm.log");
+        fs::hard_link(&secret, &second).unwrap();
+        assert!(open(&second).is_err());
     }
 
     #[test]
