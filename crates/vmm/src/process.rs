@@ -4,7 +4,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::process::ExitStatusExt,
+        unix::{fs::MetadataExt, process::ExitStatusExt},
     },
     path::Path,
 };
@@ -61,9 +61,25 @@ fn mentions(pid: i32, run_dir: &Path) -> bool {
         .any(|arg| arg.contains(&path) || arg.ends_with(&tag))
 }
 
-/// Whether the process was started for `run_dir`.
+/// Whether the process runs as the user that owns `run_dir`. No guest can change either.
+fn has_owner(pid: i32, run_dir: &Path) -> bool {
+    let Ok(owner) = fs::metadata(run_dir).map(|meta| meta.uid()) else { return false };
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()) == Some(owner)
+}
+
+/// Whether the process is jailed with `run_dir` in its place. A guest that took its VMM over can write other
+/// arguments over its own, and cannot move this.
+fn holds(pid: i32, run_dir: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    has_owner(pid, run_dir)
+        && place(run_dir).is_some_and(|own| place(Path::new(&format!("/proc/{pid}/root/run"))) == Some(own))
+}
+
+/// Whether the process was started for `run_dir`. Its arguments alone do not deny it: they are in its hands.
 pub fn belongs_to(id: &ProcessId, run_dir: &Path) -> bool {
-    is_alive(id) && mentions(id.pid, run_dir)
+    is_alive(id) && (has_owner(id.pid, run_dir) || mentions(id.pid, run_dir))
 }
 
 /// Looks for a process that was started for `run_dir`.
@@ -71,7 +87,9 @@ pub fn find(run_dir: &Path) -> Option<ProcessId> {
     let own = std::process::id() as i32;
     let pids =
         fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.into_iter().filter(|&pid| pid != own && mentions(pid, run_dir)).find_map(identify)
+    pids.into_iter()
+        .filter(|&pid| pid != own && (mentions(pid, run_dir) || holds(pid, run_dir)))
+        .find_map(identify)
 }
 
 impl Watched {
@@ -116,6 +134,13 @@ impl Watched {
     }
 }
 
+/// Takes note of the end of a child that has ended; anything else is left alone.
+pub(crate) fn reap(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
 /// The exit status as shells count it: 128 + N when signal N ended the process.
 pub fn exit_code(status: std::process::ExitStatus) -> Option<i32> {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal))
@@ -156,6 +181,20 @@ mod tests {
         assert!(!is_alive(&id));
         watched.kill().unwrap();
         assert!(child.wait().is_err(), "already reaped");
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_changed_its_arguments_is_still_the_one_that_was_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let id = identify(child.id() as i32).unwrap();
+        assert!(!mentions(id.pid, dir.path()));
+        assert!(belongs_to(&id, dir.path()));
+        assert_eq!(find(dir.path()), None, "somebody's process is taken for a VMM");
+        let other = ProcessId { start_time: id.start_time + 1, ..id };
+        assert!(!belongs_to(&other, dir.path()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

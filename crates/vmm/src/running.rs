@@ -86,7 +86,11 @@ impl Running {
         // The child is reaped through its pidfd.
         let watched = process::identify(pid as i32).map(Watched::open).transpose();
         let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
-        let watched = watched.ok_or_else(|| VmmError::Ended { log: last_words(run_dir) })?;
+        let watched = watched.ok_or_else(|| {
+            // It is our child and nobody else knows of it: until it is reaped, its pid is its own.
+            process::reap(pid as i32);
+            VmmError::Ended { log: last_words(run_dir) }
+        })?;
         Ok(Self::new(watched, run_dir))
     }
 
