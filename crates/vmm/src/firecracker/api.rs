@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
     path::Path,
     pin::pin,
     time::Duration,
@@ -24,10 +27,15 @@ pub(super) const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 64 << 10;
 
-/// Connects through a handle of the directory: its path may be longer than a socket's may.
+/// Connects through a handle of the socket: its path may be longer than a socket's may. The directory is in the
+/// hands of the VMM, so a link in the socket's place is not followed: it may lead to another VMM's.
 async fn connect(run_dir: &Path) -> io::Result<UnixStream> {
-    let dir = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(run_dir)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd())).await
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let socket = File::options().read(true).custom_flags(flags).open(run_dir.join(SOCKET))?;
+    if !socket.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("it is no socket"));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 
 type Sender = http1::SendRequest<Full<Bytes>>;
@@ -103,5 +111,19 @@ impl Api {
         }
         let reason = value["fault_message"].as_str().unwrap_or("no reason given").to_owned();
         Err(VmmError::Refused { action, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_link_to_another_socket_is_not_followed() {
+        let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let _listener = tokio::net::UnixListener::bind(other.path().join(SOCKET)).unwrap();
+        connect(other.path()).await.unwrap();
+        std::os::unix::fs::symlink(other.path().join(SOCKET), own.path().join(SOCKET)).unwrap();
+        assert!(connect(own.path()).await.is_err());
     }
 }
