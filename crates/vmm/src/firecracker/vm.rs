@@ -3,8 +3,8 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -212,15 +212,47 @@ async fn set_state(api: &mut Api, state: &str, action: &'static str) -> Result<(
     api.call((Method::PATCH, "/vm"), &json!({ "state": state }), action, CALL_LIMIT).await.map(drop)
 }
 
-/// Moves what Firecracker wrote to where it was asked for. What it wrote is input: only an ordinary file is
-/// taken, and it is synced before it gets its name.
-fn take(from: &Path, to: &Path) -> io::Result<()> {
+/// Makes sure that Firecracker wrote an ordinary file, and that it is on the disk.
+fn inspect(from: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("the VMM wrote something else than a file"));
     }
     file.sync_all()?;
-    fs::rename(from, to)
+    Ok(file)
+}
+
+/// Moves the inspected file to where it was asked for. Meanwhile another may have got its name, such as a link
+/// that leads out of the jail.
+fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let (taken, seen) = (fs::symlink_metadata(to)?, file.metadata()?);
+    if (taken.dev(), taken.ino()) != (seen.dev(), seen.ino()) {
+        fs::remove_file(to)?;
+        return Err(io::Error::other("the VMM replaced the file that it wrote"));
+    }
+    Ok(())
+}
+
+/// Moves both files of a snapshot, or none that is not there whole.
+fn take_all(parts: &[(PathBuf, PathBuf); 2]) -> io::Result<()> {
+    let files = [inspect(&parts[0].0)?, inspect(&parts[1].0)?];
+    files.iter().zip(parts).try_for_each(|(file, (from, to))| take(file, from, to))
+}
+
+/// Prepares the place of a snapshot. What changed since the last one is known only if that one was taken: a state
+/// that still lies here tells that it was not, and Firecracker may have begun to count anew.
+fn make_room(kind: SnapshotKind, state: &Path, memory: &Path) -> io::Result<()> {
+    if kind == SnapshotKind::Diff && state.symlink_metadata().is_ok() {
+        let reason =
+            "the last snapshot was not finished, so what changed since is not known: take a full one";
+        return Err(io::Error::other(reason));
+    }
+    // Firecracker would merge a diff into the remains of another.
+    match fs::remove_file(memory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[async_trait]
@@ -250,17 +282,18 @@ impl MicroVm for FirecrackerVm {
             "mem_file_path": format!("{}/{NEW_MEMORY}", config::RUN),
         });
         let action = "write the snapshot";
+        let (state, memory) = (parts[0].0.clone(), parts[1].0.clone());
+        let made = tokio::task::spawn_blocking(move || make_room(kind, &state, &memory)).await;
+        made.unwrap_or_else(|error| Err(error.into())).map_err(|error| failed(action, error))?;
         let target = (Method::PUT, "/snapshot/create");
         let mut api = self.api(action).await?;
         let written = api.call(target, &body, action, self.snapshot_limit()).await;
         let taken = tokio::task::spawn_blocking(move || {
-            let moved = |_| {
-                parts.iter().try_for_each(|(from, to)| take(from, to)).map_err(|error| failed(action, error))
-            };
+            let moved = |_| take_all(&parts).map_err(|error| failed(action, error));
             let outcome = written.and_then(moved);
             if outcome.is_err() {
-                // Half of a snapshot is none.
-                parts.iter().for_each(|(from, _)| drop(fs::remove_file(from)));
+                // Half of a snapshot is none. The state, if there is one, stays as the sign of it.
+                drop(fs::remove_file(&parts[1].0));
             }
             outcome
         });
@@ -281,5 +314,39 @@ impl MicroVm for FirecrackerVm {
 
     async fn console(&self, max: usize) -> Vec<u8> {
         self.running.console(max).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_not_taken_for_a_snapshot_whenever_it_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let [secret, from, to] = ["secret", "from", "to"].map(|name| dir.path().join(name));
+        fs::write(&secret, "secret").unwrap();
+        fs::write(&from, "memory").unwrap();
+        let file = inspect(&from).unwrap();
+        fs::remove_file(&from).unwrap();
+        std::os::unix::fs::symlink(&secret, &from).unwrap();
+        assert!(take(&file, &from, &to).is_err());
+        assert!(to.symlink_metadata().is_err());
+        std::os::unix::fs::symlink(&secret, &from).unwrap();
+        assert!(inspect(&from).is_err());
+    }
+
+    #[test]
+    fn no_diff_follows_a_snapshot_that_was_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let [state, memory] = [NEW_STATE, NEW_MEMORY].map(|name| dir.path().join(name));
+        make_room(SnapshotKind::Diff, &state, &memory).unwrap();
+        fs::write(&memory, "remains").unwrap();
+        make_room(SnapshotKind::Diff, &state, &memory).unwrap();
+        assert!(!memory.exists());
+        fs::write(&state, "unfinished").unwrap();
+        assert!(make_room(SnapshotKind::Diff, &state, &memory).is_err());
+        make_room(SnapshotKind::Full, &state, &memory).unwrap();
+        assert!(state.exists(), "until the full one is taken");
     }
 }
