@@ -51,7 +51,6 @@ pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit
     if !untried.present {
         return untried;
     }
-    let begin = Instant::now();
     let spec = BootSpec {
         id: "probe".to_owned(),
         run_dir: run_dir.to_owned(),
@@ -63,6 +62,9 @@ pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit
         gid: uid,
         ..BootSpec::default()
     };
+    // One that was killed meanwhile left its VMM, which may spin for ever.
+    end_unfinished(vmm, &spec).await;
+    let begin = Instant::now();
     let result = try_boot(vmm, &spec, limit).await;
     let usable = result.is_ok();
     let reason = result.err().unwrap_or_else(|| "a guest kernel ran".to_owned());
