@@ -52,6 +52,8 @@ const KEYS: &[Key] = &[
     key("agent.driver", Kind::OneOf(&["auto", "firecracker", "kvm", "tcg"]), "auto"),
     key("agent.unjailed", Kind::OneOf(&["true", "false"]), "false"),
     key("agent.egress", Kind::OneOf(&["internet", "none"]), "internet"),
+    key("agent.network_rate", Kind::Number(1 << 16, 10_000_000_000), ""),
+    key("agent.disk_rate", Kind::Number(1 << 16, 100_000_000_000), ""),
     key("agent.warm_slots", Kind::Number(0, 1024), "4"),
     key("agent.store_size_mb", Kind::Number(1024, 1 << 30), "65536"),
     key("agent.vmm_uid_base", Kind::Number(1000, 4_000_000_000), "210000"),

@@ -80,6 +80,10 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
             Some("none") => wrenn_host::Egress::None,
             _ => wrenn_host::Egress::Internet,
         },
+        rates: wrenn_host::Rates {
+            network: rate(config, "agent.network_rate"),
+            disk: rate(config, "agent.disk_rate"),
+        },
         warm_slots: config.or("agent.warm_slots", 4),
         store_size_mb: config.or("agent.store_size_mb", 65_536),
         vmm_uid_base: config.or("agent.vmm_uid_base", 210_000),
@@ -92,6 +96,10 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
             boot: seconds(config, "agent.boot_timeout_sec", defaults.boot),
         },
     })
+}
+
+fn rate(config: &Config, name: &str) -> Option<u64> {
+    config.get(name).and_then(|value| value.parse().ok())
 }
 
 fn seconds(config: &Config, name: &str, default: Duration) -> Duration {

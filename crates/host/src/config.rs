@@ -32,6 +32,15 @@ pub enum Egress {
     None,
 }
 
+/// What a sandbox's devices may move, in bytes a second; `None` is without limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rates {
+    /// Its network interface, in each direction.
+    pub network: Option<u64>,
+    /// Its disk, reads and writes together.
+    pub disk: Option<u64>,
+}
+
 /// PEM files of one side of the mutual TLS between control plane and agent.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
@@ -92,6 +101,8 @@ pub struct Config {
     pub unjailed: bool,
     /// What guests may reach.
     pub egress: Egress,
+    /// What each sandbox's devices may move in a second.
+    pub rates: Rates,
     /// Network slots built ahead.
     pub warm_slots: u16,
     /// Size of the loop-mounted volume store in MiB (sparse), where the file system has no reflinks.

@@ -30,7 +30,7 @@ use wrenn_disk::{Backend, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
-pub use config::{Config, Driver, Egress, Limits, TlsFiles};
+pub use config::{Config, Driver, Egress, Limits, Rates, TlsFiles};
 
 use crate::{agent::Agent, sandbox::actor::Shared, service::Service};
 
@@ -128,6 +128,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         dir: sandboxes_dir,
         uid_base: config.vmm_uid_base,
         boot_limit: config.limits.boot,
+        rates: config.rates,
         held,
     });
     let mut sandboxes = HashMap::new();

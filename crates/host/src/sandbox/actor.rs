@@ -16,8 +16,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_disk::{DiskError, Health, Volumes};
-use wrenn_network::{GUEST_ADDRESS, GUEST_RESOLVERS, Plan, SlotPool, SlotSpec, TAP_ADDRESS};
-use wrenn_vmm::{BootSpec, Exit, MicroVm, Tap, Vmm, VmmError, process};
+use wrenn_network::{GUEST_ADDRESS, GUEST_RESOLVERS, Plan, Policy, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_vmm::{BootSpec, Exit, MicroVm, Rate, Tap, Vmm, VmmError, process};
 
 use super::{
     guest::Guest,
@@ -27,6 +27,7 @@ use super::{
 use crate::{
     assets::Assets,
     cgroup,
+    config::Rates,
     error::{AgentError, of_files},
     fault,
 };
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) uid_base: u32,
     /// From the start of a create until envd answers.
     pub(crate) boot_limit: Duration,
+    /// What its devices may move.
+    pub(crate) rates: Rates,
     /// Whether there is so little room for disks that sandboxes are held.
     pub(crate) held: watch::Receiver<bool>,
 }
@@ -184,6 +187,8 @@ pub(crate) fn boot_spec(
         initrd: Some(shared.assets.initrd.clone()),
         cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={first},{second}"),
         disk,
+        disk_rate: Rate { bytes: shared.rates.disk, operations: None },
+        network_rate: Rate { bytes: shared.rates.network, operations: None },
         vcpus: spec.vcpus,
         memory_mb: spec.memory_mb as u32,
         tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
@@ -373,6 +378,7 @@ impl Actor {
             return Err(error);
         }
         fault::point("create.slot");
+        self.limit_network(slot.index).await?;
         step("network");
 
         self.still_wanted()?;
@@ -409,6 +415,17 @@ impl Actor {
         step("init");
         self.running(guest, timings);
         Ok(())
+    }
+
+    /// Where the VMM does not keep the rate of the network, the packet filter does.
+    async fn limit_network(&self, slot: u16) -> Result<(), AgentError> {
+        let Some(bytes) = self.shared.rates.network else { return Ok(()) };
+        if self.shared.vmm.capabilities().network_rate {
+            return Ok(());
+        }
+        let rate = wrenn_network::Rate { bytes: Some(bytes), packets: None };
+        let policy = Policy { upload: rate, download: rate, ..Policy::default() };
+        Ok(self.shared.slots.set_policy(slot, &policy).await?)
     }
 
     fn control_groups(&self) -> Vec<PathBuf> {
