@@ -1,6 +1,10 @@
 //! What goes wrong with Firecracker, its programs and its jail.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    os::unix::fs::{FileExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use wrenn_vmm::{
     BootSpec, VmmError,
@@ -65,4 +69,26 @@ pub(crate) async fn jails_need_nothing_of_their_directory(rig: &Rig) {
     assert!(Command::new("umount").arg(full.path()).status().unwrap().success(), "nothing holds it");
     booted.map(drop).unwrap();
     killed.unwrap();
+}
+
+/// As a guest does that took its VMM over: where its arguments are, and that it may write them, is known to it.
+pub(crate) async fn arguments_that_are_written_over_hide_no_vmm(rig: &Rig) {
+    if !rig.driver.capabilities().security_boundary {
+        return;
+    }
+    let dir = Dir::new();
+    let vm = rig.boot(&dir).await;
+    let proc = PathBuf::from(format!("/proc/{}", vm.process().pid));
+    let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let [begin, end]: [u64; 2] = [45, 46].map(|at| fields[at].parse().unwrap());
+    let memory = std::fs::File::options().write(true).open(proc.join("mem")).unwrap();
+    memory.write_all_at(&vec![b'x'; (end - begin - 1) as usize], begin).unwrap();
+    assert!(std::fs::read(proc.join("cmdline")).unwrap().starts_with(b"xxxx"));
+
+    for recorded in [None, Some(vm.process())] {
+        let found = rig.driver.adopt(&rig.spec(&dir), recorded.as_ref()).await.unwrap();
+        assert_eq!(found.expect("it still runs").process(), vm.process());
+    }
+    vm.kill().await.unwrap();
 }

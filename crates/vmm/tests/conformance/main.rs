@@ -77,6 +77,7 @@ fn main() {
                 faults::old_and_unequal_programs_are_refused,
                 faults::a_compressed_kernel_is_named,
                 faults::jails_need_nothing_of_their_directory,
+                faults::arguments_that_are_written_over_hide_no_vmm,
             );
         }
     }
