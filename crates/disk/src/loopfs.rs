@@ -23,6 +23,11 @@ fn is_mounted(dir: &Path) -> bool {
     dir.parent().is_some_and(|parent| dir.exists() && device(dir) != device(parent))
 }
 
+/// Whether there are volumes in the directory of a store.
+fn holds_volumes(dir: &Path) -> bool {
+    fs::read_dir(dir.join("volumes")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 fn make_file(path: &Path, size: u64) -> io::Result<()> {
     if path.exists() {
         return Ok(());
@@ -44,6 +49,13 @@ pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> 
     if is_mounted(dir) {
         return Ok(());
     }
+    // Volumes that were made without it would be hidden, and taken for lost.
+    if holds_volumes(dir) {
+        return Err(DiskError::Unsupported {
+            backend: "xfs",
+            reason: format!("{} has volumes already", dir.display()),
+        });
+    }
     make_file(file, size).map_err(failed("make an XFS for volumes"))?;
     // The device must stay open until it is mounted, or it frees itself.
     let backing = File::options().read(true).write(true).open(file);
@@ -60,4 +72,19 @@ pub fn unmount_store(dir: &Path) -> Result<(), DiskError> {
         return Ok(());
     }
     unmount(dir, UnmountFlags::empty()).map_err(|e| failed("unmount the volumes' XFS")(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_mounted_over_volumes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, file) = (dir.path().join("store"), dir.path().join("store.xfs"));
+        fs::create_dir_all(store.join("volumes")).unwrap();
+        fs::write(store.join("volumes/one.cow"), "").unwrap();
+        assert!(mount_store(&file, &store, 1 << 30).is_err());
+        assert!(!file.exists() && !is_mounted(&store));
+    }
 }

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use crate::{DiskError, DmStore, FileStore, Pressure, Volumes, blocking, cloning::can_reflink, failed};
+use crate::{
+    DiskError, DmStore, FileStore, Pressure, Volumes, blocking, cloning::can_reflink, failed, images::names,
+};
 
 /// At most so much is kept free where the configuration says nothing, and at most a twentieth.
 const RESERVE_MAX: u64 = 2 << 30;
@@ -59,7 +61,19 @@ fn open_now(config: &StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
     for part in ["images", "volumes"] {
         fs::create_dir_all(config.dir.join(part)).map_err(failed("make the volume store"))?;
     }
-    let possible = can_reflink(&config.dir).map_err(failed("try the volume store"))?;
+    // A full store shares as it did: nothing can be tried in it, and nothing is cloned either.
+    let possible = match can_reflink(&config.dir).map_err(failed("try the volume store")) {
+        Err(DiskError::Full) => false,
+        tried => tried?,
+    };
+    // Its volumes are in use, or will be: another kind of store would not know them, and take them for lost.
+    let volumes = config.dir.join("volumes");
+    if !names(&volumes, ".json")?.is_empty() {
+        return Ok(Arc::new(DmStore::new(config, possible)?));
+    }
+    if !names(&volumes, ".img")?.is_empty() {
+        return Ok(Arc::new(FileStore::new(config, possible && config.backend != Backend::Copy)));
+    }
     match config.backend {
         Backend::Copy => Ok(Arc::new(FileStore::new(config, false))),
         Backend::Reflink if possible => Ok(Arc::new(FileStore::new(config, true))),
@@ -88,4 +102,27 @@ pub(crate) fn pressure(dir: &Path, reserve: Option<u64>) -> Result<Pressure, Dis
 /// Refuses where less room is left than should be.
 pub(crate) fn check_room(dir: &Path, reserve: Option<u64>) -> Result<(), DiskError> {
     if pressure(dir, reserve)?.is_low() { Err(DiskError::Full) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_with_volumes_becomes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("volumes")).unwrap();
+        fs::write(dir.path().join("volumes/one.json"), "{}").unwrap();
+        for backend in [Backend::Auto, Backend::Copy] {
+            match open(StoreConfig::new(dir.path(), backend, "unit")).await {
+                Ok(store) => assert_eq!(store.backend(), "dm-snapshot"),
+                Err(error) => assert!(matches!(error, DiskError::Unsupported { .. }), "{error}"),
+            }
+        }
+        fs::rename(dir.path().join("volumes/one.json"), dir.path().join("volumes/one.img")).unwrap();
+        for backend in [Backend::Auto, Backend::Dm] {
+            let store = open(StoreConfig::new(dir.path(), backend, "unit")).await.unwrap();
+            assert_eq!(store.list().await.unwrap(), ["one"]);
+        }
+    }
 }

@@ -234,10 +234,10 @@ impl Inner {
             self.cow(id)?;
         }
         check_room(&self.dir, self.reserve)?;
+        let made = self.images.begin(name, id)?;
         if !mapped {
             self.attach_now(id, owner)?;
         }
-        let made = self.images.begin(name, id)?;
         let copied = File::open(path)
             .and_then(|source| copy_without_zeros(&source, &made.file, record.size))
             .map_err(failed(format!("read volume {id:?}")));
@@ -308,6 +308,12 @@ impl Inner {
         Ok(found)
     }
 
+    fn any_mapped(&self) -> Result<bool, DiskError> {
+        let ids = self.mapper.ids()?;
+        let mut states = ids.iter().filter(|id| *id != PROBE).map(|id| self.mapper.mapped(id));
+        states.try_fold(false, |any, state| Ok(any || state?.is_some()))
+    }
+
     /// Makes a real tiny volume, reads it, and removes it.
     fn probe(&self) -> Result<(), DiskError> {
         let fail = || failed("try device-mapper");
@@ -352,10 +358,13 @@ impl DmStore {
             reserve: config.reserve,
             records: Mutex::default(),
         };
-        inner.probe().map_err(|error| match error {
-            DiskError::Io { .. } => unsupported(format!("{error}; load dm-snapshot, dm-zero and loop")),
-            other => other,
-        })?;
+        // One that is mapped proves it, also where the store is too full to try.
+        if !inner.any_mapped()? {
+            inner.probe().map_err(|error| match error {
+                DiskError::Io { .. } => unsupported(format!("{error}; load dm-snapshot, dm-zero and loop")),
+                other => other,
+            })?;
+        }
         Ok(Self { inner: Arc::new(inner) })
     }
 
