@@ -63,6 +63,8 @@ struct State {
     warm: VecDeque<SlotSpec>,
     /// Every number that is taken: ready, handed out, being built or being removed.
     taken: BTreeSet<u16>,
+    /// Those of them that are being removed.
+    leaving: BTreeSet<u16>,
     closed: bool,
 }
 
@@ -157,10 +159,24 @@ impl Inner {
     }
 
     async fn release(&self, index: u16) -> Result<(), NetworkError> {
-        undo(&self.plan, &self.journal, index).await?;
-        self.state().taken.remove(&index);
+        {
+            let mut state = self.state();
+            // Who releases it again must not take it from its next owner.
+            let ready = state.warm.iter().any(|slot| slot.index == index);
+            if ready || !state.taken.contains(&index) || !state.leaving.insert(index) {
+                return Ok(());
+            }
+        }
+        let undone = undo(&self.plan, &self.journal, index).await;
+        {
+            let mut state = self.state();
+            state.leaving.remove(&index);
+            if undone.is_ok() {
+                state.taken.remove(&index);
+            }
+        }
         self.wanted.notify_one();
-        Ok(())
+        undone
     }
 
     /// Keeps a slot for the next one who asks, unless there will be none.
