@@ -68,7 +68,7 @@ impl Agent {
     ) -> Arc<Self> {
         let agent = Arc::new(Self { config, shared, driver_reason, sandboxes: Mutex::default() });
         for (id, handle) in sandboxes {
-            agent.keep(id, handle);
+            agent.keep(&mut agent.sandboxes(), id, handle);
         }
         agent
     }
@@ -78,9 +78,9 @@ impl Agent {
     }
 
     /// Keeps a sandbox until nothing is left of it.
-    fn keep(self: &Arc<Self>, id: String, handle: Handle) {
+    fn keep(self: &Arc<Self>, sandboxes: &mut HashMap<String, Handle>, id: String, handle: Handle) {
         let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
-        self.sandboxes().insert(id.clone(), handle);
+        sandboxes.insert(id.clone(), handle);
         tokio::spawn(async move {
             // An error says that the task of the sandbox is gone, and the sandbox with it.
             let _ = published.wait_for(|published| matches!(published.state, State::Gone(_))).await;
@@ -142,11 +142,7 @@ impl Agent {
 
     /// Creates a sandbox, or finds the one of this id, and waits until it runs or has failed.
     pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
-        let present = self.sandboxes().get(&wanted.id).cloned();
-        let handle = match present {
-            Some(handle) => handle,
-            None => self.begin(wanted)?,
-        };
+        let handle = self.find_or_begin(wanted)?;
         let mut published = handle.published.clone();
         let settled = published.wait_for(|published| published.state != State::Starting).await;
         let state = settled.map_or(State::Gone(None), |published| published.state.clone());
@@ -159,16 +155,22 @@ impl Agent {
         }
     }
 
-    fn begin(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
+    /// In one step: a repeated request that comes at the same time must not make a second sandbox of this id,
+    /// and no number of requests more sandboxes than there may be.
+    fn find_or_begin(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
+        let mut sandboxes = self.sandboxes();
+        if let Some(present) = sandboxes.get(&wanted.id) {
+            return Ok(present.clone());
+        }
         let spec = self.spec(&wanted)?;
-        let count = self.sandboxes().len();
+        let count = sandboxes.len();
         if count >= self.config.limits.sandboxes as usize {
             let message = format!("this host has {count} sandboxes, as many as it may: delete some");
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
         let start = Start::Create(wanted.envs);
         let handle = actor::spawn(self.shared.clone(), wanted.id.clone(), spec, None, start);
-        self.keep(wanted.id, handle.clone());
+        self.keep(&mut sandboxes, wanted.id, handle.clone());
         Ok(handle)
     }
 
