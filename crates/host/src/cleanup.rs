@@ -15,10 +15,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
-    for record in &records {
-        let run_dir = actor::directory(&sandboxes, &record.id).join("run");
-        actor::end_vmm(&run_dir, None).await?;
-    }
+    recover::end_all(&sandboxes).await?;
     let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir) {

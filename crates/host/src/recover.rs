@@ -49,7 +49,8 @@ impl Record {
     }
 
     fn process(&self) -> Option<&ProcessId> {
-        self.entries.iter().find_map(|entry| match entry {
+        // The last: a guest that did not come up was booted once more.
+        self.entries.iter().rev().find_map(|entry| match entry {
             Entry::Vmm { process } => Some(process),
             _ => None,
         })
@@ -164,8 +165,34 @@ async fn undo_all(shared: &Shared, record: &mut Record) -> bool {
     true
 }
 
-/// Ends the VMMs of sandboxes that will not be adopted, before their slots go.
+/// The sandboxes that have a directory and no journal that can be read.
+fn unreadable(sandboxes: &Path, records: &[Record]) -> Vec<String> {
+    let mut ids = directories(sandboxes);
+    ids.retain(|id| !records.iter().any(|record| record.id == *id));
+    ids
+}
+
+fn directories(sandboxes: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(sandboxes) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Ends the VMM of every sandbox, whatever its journal says.
+pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
+    for id in directories(sandboxes) {
+        actor::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
+    }
+    Ok(())
+}
+
+/// Ends the VMMs of sandboxes that will not be adopted, before their slots, and with them their user ids, go to
+/// others. Also of those of which nothing is known but their directory.
 pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
+    for id in unreadable(sandboxes, records) {
+        if let Err(error) = actor::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await {
+            tracing::error!(id, %error, "a microVM could not be ended");
+        }
+    }
     for record in records.iter().filter(|record| !record.adoptable()) {
         for step in undo(&record.entries) {
             let Undo::Vmm(known) = step else { continue };
