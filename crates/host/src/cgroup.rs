@@ -16,6 +16,8 @@ const TASKS: u32 = 256;
 /// A group empties shortly after its last process.
 const EMPTY: Duration = Duration::from_millis(20);
 const TRIES: usize = 50;
+/// So often groups are made that others may remove on the way.
+const RACES: usize = 4;
 
 /// The directory in which groups of a controller are made, with its file names.
 struct Hierarchy {
@@ -74,7 +76,10 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// Makes the groups of a VMM that may use `memory_mb` MiB, for the VMM to enter them. Their name is the
 /// sandbox's id, so the journal knows them.
 pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
-    prepare_below(Path::new(ROOT), id, memory_mb, vcpus)
+    let make = || prepare_below(Path::new(ROOT), id, memory_mb, vcpus);
+    // The last group of another sandbox takes the parent with it, perhaps just now; and a VMM without bounds is
+    // nothing to be had by luck.
+    (1..RACES).find_map(|_| make().ok()).map_or_else(make, Ok)
 }
 
 /// Removes the group of a VMM that has ended; none is fine.

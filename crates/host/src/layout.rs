@@ -42,6 +42,8 @@ pub(crate) fn keep_instance(state_dir: &Path, host: HostId) -> io::Result<String
     let tag = id[id.len() - 4..].to_owned();
     let beside = state_dir.join("instance.new");
     fs::write(&beside, &tag)?;
+    // Half of a tag would be another one, after which nothing in the kernel is known for ours.
+    fs::File::open(&beside)?.sync_all()?;
     fs::rename(beside, state_dir.join("instance"))?;
     Ok(tag)
 }
