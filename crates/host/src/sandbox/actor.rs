@@ -397,16 +397,17 @@ impl Actor {
         self.record(Entry::VmmIntent).await?;
         fault::point("create.vmm_intent");
         boot.cgroups = self.control_groups();
-        let vm = self.shared.vmm.boot(&boot).await.map_err(|error| self.boot_failed(error))?;
-        let process = vm.process();
-        self.vm = Some(vm);
-        fault::point("create.vmm_started");
-        self.record(Entry::Vmm { process }).await?;
-        fault::point("create.vmm");
-        step("vmm");
-
         let guest = Guest::new(slot.host_address, &self.spec.access_token)?;
-        self.wait_ready(&guest, begin).await?;
+        let limit = self.shared.boot_limit;
+        if let Err(error) = self.boot(&boot, &guest, begin + limit / 3 * 2).await {
+            self.still_wanted()?;
+            // Whatever it was, a guest that never ran has nothing to lose by another try.
+            tracing::warn!(id = self.id, %error, "a guest did not come up; it is booted once more");
+            self.vm = None;
+            end_vmm(&boot.run_dir, None).await?;
+            boot.cgroups = self.control_groups();
+            self.boot(&boot, &guest, begin + limit).await?;
+        }
         step("boot");
         guest.init(&self.spec, envs).await?;
         fault::point("create.init");
@@ -448,9 +449,20 @@ impl Actor {
         }
     }
 
-    async fn wait_ready(&self, guest: &Guest, begin: Instant) -> Result<(), AgentError> {
+    /// Starts the microVM and waits until its envd answers.
+    async fn boot(&mut self, spec: &BootSpec, guest: &Guest, until: Instant) -> Result<(), AgentError> {
+        let vm = self.shared.vmm.boot(spec).await.map_err(|error| self.boot_failed(error))?;
+        let process = vm.process();
+        self.vm = Some(vm);
+        fault::point("create.vmm_started");
+        self.record(Entry::Vmm { process }).await?;
+        fault::point("create.vmm");
+        self.wait_ready(guest, until).await
+    }
+
+    async fn wait_ready(&self, guest: &Guest, until: Instant) -> Result<(), AgentError> {
         let Some(vm) = &self.vm else { return Ok(()) };
-        let left = self.shared.boot_limit.saturating_sub(begin.elapsed());
+        let left = until.saturating_duration_since(Instant::now());
         tokio::select! {
             () = guest.ready() => Ok(()),
             () = self.give_up.cancelled() => self.still_wanted(),
