@@ -28,6 +28,12 @@ fn entries(dir: &str) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// Network links of this namespace. `/sys` shows those of the namespace that it was mounted in.
+fn links() -> BTreeSet<String> {
+    let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
+}
+
 /// Devices of device-mapper by name.
 pub(crate) fn device_maps() -> BTreeSet<String> {
     let name = |device: String| fs::read_to_string(format!("/sys/block/{device}/dm/name")).ok();
@@ -73,7 +79,7 @@ impl Resources {
                 .unwrap_or_default()
         };
         Self {
-            links: entries("/sys/class/net"),
+            links: links(),
             mounts: mounts.lines().filter(|line| ours(line)).map(str::to_owned).collect(),
             loops: entries("/sys/block").into_iter().filter(|name| ours(&backing(name))).collect(),
             device_maps: device_maps(),
