@@ -2,7 +2,7 @@
 //!
 //! It says over the serial port that it runs and that its memory is what it was; see `guest.S`.
 
-/// The guest, an ELF file with a PVH entry point.
+/// The guest, an ELF file with a PVH entry point; empty where the processor is no x86-64.
 pub const ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 
 /// What it prints first.
