@@ -138,6 +138,15 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     Ok(Agent::new(config, shared, chosen.reason, sandboxes))
 }
 
+/// Keeps a second agent, which may listen elsewhere, from the same state directory.
+fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
+    fs::create_dir_all(state_dir).with_context(|| format!("{} cannot be made", state_dir.display()))?;
+    let file = fs::File::create(state_dir.join("lock")).context("the agent's lock cannot be made")?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another agent uses {}: end it first", state_dir.display()))?;
+    Ok(file)
+}
+
 /// Runs the agent until `shutdown` is cancelled. Its microVMs go on; the next start adopts them.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls::server(&config.tls)?;
@@ -146,6 +155,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
+    let _lock = lock(&config.state_dir)?;
     let agent = tokio::select! {
         agent = start(config) => agent?,
         // What was begun is journaled: the next start undoes it.

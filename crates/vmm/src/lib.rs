@@ -273,6 +273,9 @@ pub trait MicroVm: Send + Sync {
     async fn pause(&self) -> Result<(), VmmError>;
     /// Lets the virtual CPUs run again.
     async fn resume(&self) -> Result<(), VmmError>;
+    /// Takes the processor from the whole VMM, or gives it back. Nothing in it can keep that from happening, and it
+    /// answers no other call meanwhile but [`MicroVm::kill`].
+    fn freeze(&self, frozen: bool) -> Result<(), VmmError>;
     /// Writes a snapshot of the paused microVM, which stays paused.
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError>;
     /// Ends the VMM and returns when its process is gone. Repeating it is fine.

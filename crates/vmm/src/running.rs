@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use tokio::time::sleep;
 
 use crate::{
@@ -123,6 +124,11 @@ impl Running {
         self.watched.kill().map_err(|error| failed("kill the VMM", error))?;
         let gone = tokio::time::timeout(KILL_LIMIT, self.watched.exited()).await;
         gone.map(drop).map_err(|_| VmmError::Deadline { action: "end", limit: KILL_LIMIT })
+    }
+
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), VmmError> {
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        self.watched.signal(signal).map_err(|error| failed("stop the VMM or let it go on", error))
     }
 
     pub(crate) async fn exited(&self) -> Exit {

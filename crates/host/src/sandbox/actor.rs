@@ -262,7 +262,7 @@ impl Actor {
                 }
                 Ok(()) = held.changed(), if self.vm.is_some() => {
                     let hold = *held.borrow_and_update();
-                    self.hold(hold).await;
+                    self.hold(hold);
                 }
                 _ = looks.tick(), if self.vm.is_some() => self.check_disk().await,
                 request = destroys.recv() => {
@@ -282,11 +282,11 @@ impl Actor {
         }
     }
 
-    /// Holds the guest while there is no room for what it writes, or lets it go on.
-    async fn hold(&mut self, hold: bool) {
+    /// Holds the guest while there is no room for what it writes, or lets it go on. The kernel does it, so that no
+    /// VMM can refuse at its neighbours' cost.
+    fn hold(&self, hold: bool) {
         let Some(vm) = &self.vm else { return };
-        let changed = if hold { vm.pause().await } else { vm.resume().await };
-        match changed {
+        match vm.freeze(hold) {
             Ok(()) => self.publish.send_modify(|published| published.held = hold),
             Err(error) => tracing::error!(id = self.id, hold, %error, "a microVM could not be held or go on"),
         }
@@ -327,19 +327,18 @@ impl Actor {
 
     /// Writes an entry; the file system may block, so not on the runtime's threads.
     async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
+        // Remembered even when the write fails: what it names is there, and must be taken back.
+        self.entries.push(entry.clone());
         let Some(mut journal) = self.journal.take() else {
             return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
         };
-        let written = entry.clone();
         let result = tokio::task::spawn_blocking(move || {
-            let result = journal.append(&written);
+            let result = journal.append(&entry);
             (journal, result)
         });
         let (journal, result) =
             result.await.map_err(|error| AgentError::fault("writing the sandbox's journal", &error))?;
         self.journal = Some(journal);
-        // Remembered even when the write failed: it may have reached the disk.
-        self.entries.push(entry);
         Ok(result?)
     }
 
@@ -373,10 +372,7 @@ impl Actor {
         step("journal");
 
         let slot = self.shared.slots.acquire().await?;
-        if let Err(error) = self.record(Entry::Slot { index: slot.index }).await {
-            self.shared.slots.release(slot.index).await?;
-            return Err(error);
-        }
+        self.record(Entry::Slot { index: slot.index }).await?;
         fault::point("create.slot");
         self.limit_network(slot.index).await?;
         step("network");
@@ -568,18 +564,20 @@ pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<
     }
 }
 
-/// Ends the VMM that has its files in `run_dir`.
+/// Ends the VMM that has its files in `run_dir`, and whatever it has started.
 pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>) -> Result<(), AgentError> {
     /// A killed process is gone when the kernel has freed its memory.
     const LIMIT: Duration = Duration::from_secs(15);
+    /// VMMs start no processes; more than a few are not theirs.
+    const PROCESSES: usize = 16;
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
-    let known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
-    let (id, run_dir) = (known, run_dir.to_owned());
-    let searched = run_dir.clone();
-    let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
-    let found = found.await.map_err(|error| fault(&error))?;
-    let watched = found.map(process::Watched::open).transpose().map_err(|error| fault(&error))?.flatten();
-    if let Some(watched) = watched {
+    let mut known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
+    let run_dir = run_dir.to_owned();
+    for _ in 0..PROCESSES {
+        let (id, searched) = (known.take(), run_dir.clone());
+        let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
+        let Some(found) = found.await.map_err(|error| fault(&error))? else { break };
+        let Some(watched) = process::Watched::open(found).map_err(|error| fault(&error))? else { continue };
         watched.kill().map_err(|error| fault(&error))?;
         let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
         gone.map_err(|_| fault(&"it does not end after SIGKILL"))?;

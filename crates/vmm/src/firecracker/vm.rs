@@ -269,6 +269,10 @@ impl MicroVm for FirecrackerVm {
         set_state(&mut self.api("resume").await?, "Resumed", "resume").await
     }
 
+    fn freeze(&self, frozen: bool) -> Result<(), VmmError> {
+        self.running.freeze(frozen)
+    }
+
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError> {
         let run_dir = self.running.run_dir().to_owned();
         let parts = [(NEW_STATE, &files.state), (NEW_MEMORY, &files.memory)]

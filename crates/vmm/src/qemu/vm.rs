@@ -67,6 +67,10 @@ impl MicroVm for QemuVm {
         self.control("cont", "resume").await
     }
 
+    fn freeze(&self, frozen: bool) -> Result<(), VmmError> {
+        self.running.freeze(frozen)
+    }
+
     async fn snapshot(&self, _kind: SnapshotKind, _files: &SnapshotFiles) -> Result<(), VmmError> {
         Err(super::no_snapshots())
     }

@@ -20,6 +20,14 @@ pub(crate) async fn a_guest_prints_pauses_and_goes_on(rig: &Rig) {
     }
     vm.resume().await.unwrap();
     assert!(console_grows(&*vm, length).await, "it goes on");
+    if rig.is_test_guest() {
+        vm.freeze(true).unwrap();
+        let length = vm.console(1 << 20).await.len();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(vm.console(1 << 20).await.len() <= length + 1, "a frozen VMM does nothing");
+        vm.freeze(false).unwrap();
+        assert!(console_grows(&*vm, length + 1).await, "and goes on");
+    }
     assert!(vm.stats().unwrap().rss_bytes > 0);
     if rig.is_test_guest() {
         let console = vm.console(1 << 20).await;
