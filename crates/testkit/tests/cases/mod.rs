@@ -56,7 +56,6 @@ pub(crate) const LAB: &[&str] = &[
     "fleet::",
     "hosts::a_full_disk",
     "hosts::guests_that_never_boot",
-    "lifecycle::create_use_delete",
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
