@@ -13,6 +13,8 @@ use std::{
 const NAME: &str = "wrenn";
 /// Threads of a VMM beyond one per virtual CPU.
 const TASKS: u32 = 256;
+/// Processor time is counted out over this many microseconds.
+const CPU_PERIOD_US: u32 = 100_000;
 /// A group empties shortly after its last process.
 const EMPTY: Duration = Duration::from_millis(20);
 const TRIES: usize = 50;
@@ -33,10 +35,14 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
     let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
     if has("memory") && has("pids") {
         let dir = root.join(NAME);
-        return vec![
+        // A VMM works for its guest's processors and, at times, beside them.
+        let cpu = format!("{} {CPU_PERIOD_US}", (vcpus + 1) * CPU_PERIOD_US);
+        let mut all = vec![
             Hierarchy { dir: dir.clone(), file: "memory.max", limit: memory },
-            Hierarchy { dir, file: "pids.max", limit: tasks },
+            Hierarchy { dir: dir.clone(), file: "pids.max", limit: tasks },
         ];
+        all.extend(has("cpu").then_some(Hierarchy { dir, file: "cpu.max", limit: cpu }));
+        return all;
     }
     let first = [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", tasks)];
     first
@@ -49,7 +55,12 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
 /// In version 2 a controller is passed down explicitly.
 fn pass_down(dir: &Path) -> io::Result<()> {
     let file = dir.join("cgroup.subtree_control");
-    if file.exists() { fs::write(file, "+memory +pids") } else { Ok(()) }
+    if !file.exists() {
+        return Ok(());
+    }
+    // Where there is none to pass down, the processor stays unbounded.
+    let _ = fs::write(&file, "+cpu");
+    fs::write(file, "+memory +pids")
 }
 
 fn prepare_below(root: &Path, id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
@@ -128,7 +139,7 @@ mod tests {
         assert!(first[0].dir.ends_with("memory/wrenn"));
         fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").expect("written");
         let files: Vec<_> = hierarchies(root.path(), 512, 1).iter().map(|one| one.file).collect();
-        assert_eq!(files, ["memory.max", "pids.max"]);
+        assert_eq!(files, ["memory.max", "pids.max", "cpu.max"]);
         let made = prepare_below(root.path(), "id", 512, 1).expect("made");
         assert_eq!(made, [root.path().join("wrenn/id")], "both controllers in one group");
         assert_eq!(fs::read_to_string(made[0].join("pids.max")).expect("written"), "257");
