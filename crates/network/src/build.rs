@@ -213,6 +213,7 @@ async fn build_inside(
     Batch::of(|batch| {
         batch.add(&rules::guard(slot));
         batch.add(&rules::slot(slot, policy, common));
+        batch.add(&rules::flows(slot));
     })
     .apply(&netfilter()?)?;
 

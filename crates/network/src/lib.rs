@@ -23,7 +23,7 @@ pub use policy::{MAX_BYTES, MAX_LIST, MAX_PACKETS, MIN_BYTES, Policy, Rate};
 pub use pool::{PoolConfig, PoolStats, SlotPool, cleanup};
 pub use reclaim::leftovers;
 pub use resolvers::GUEST_RESOLVERS;
-pub use rules::Egress;
+pub use rules::{Egress, MAX_FLOWS, MAX_NEW_FLOWS};
 
 /// Why a slot could not be made, changed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,10 @@ pub enum NetworkError {
         max: u64,
     },
     /// The kernel's packet filter refused, and changed nothing.
-    #[error("the kernel refused {what}: {source}; it needs nf_tables with netdev, nat, conntrack and limit")]
+    #[error(
+        "the kernel refused {what}: {source}; it needs nf_tables with netdev, nat, ct, \
+             limit and connlimit"
+    )]
     Rules {
         /// Which part of the packet filter.
         what: String,

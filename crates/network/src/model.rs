@@ -82,11 +82,20 @@ pub(crate) enum Action {
     Masquerade,
 }
 
-/// A rate; what is within it goes to the next rule.
+/// What may be had of something; what is within it goes to the next rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
-    Bytes { per_second: u64, burst: u32 },
-    Packets { per_second: u64, burst: u32 },
+    Bytes {
+        per_second: u64,
+        burst: u32,
+    },
+    Packets {
+        per_second: u64,
+        burst: u32,
+    },
+    /// Flows at a time. The packet that it is asked for must be the first of its flow: the kernel may count
+    /// a later one as one more flow.
+    Flows(u32),
 }
 
 /// A part of a packet or of what the kernel knows of it.
@@ -125,6 +134,7 @@ pub(crate) enum Want {
     Begins(String),
     BeginsNot(String),
     AnyBit(u32),
+    NoBit(u32),
     Within(Cidr),
     Outside(Cidr),
     /// In the set of this name.
@@ -168,6 +178,10 @@ impl Key {
 
     pub(crate) fn any_bit(self, bits: u32) -> Test {
         Test { key: self, want: Want::AnyBit(bits) }
+    }
+
+    pub(crate) fn no_bit(self, bits: u32) -> Test {
+        Test { key: self, want: Want::NoBit(bits) }
     }
 
     pub(crate) fn outside(self, network: Cidr) -> Test {
@@ -227,6 +241,7 @@ impl fmt::Display for Test {
             Want::Begins(prefix) => write!(f, "{key} {prefix}*"),
             Want::BeginsNot(prefix) => write!(f, "{key} != {prefix}*"),
             Want::AnyBit(bits) => write!(f, "{key} & {bits:#x}"),
+            Want::NoBit(bits) => write!(f, "{key} & {bits:#x} == 0"),
             Want::Within(network) => write!(f, "{key} {network}"),
             Want::Outside(network) => write!(f, "{key} != {network}"),
             Want::In(set) => write!(f, "{key} @{set}"),
@@ -240,6 +255,7 @@ impl fmt::Display for Rule {
         match self.over {
             Some(Limit::Bytes { per_second, .. }) => write!(f, "over {per_second} bytes/second ")?,
             Some(Limit::Packets { per_second, .. }) => write!(f, "over {per_second}/second ")?,
+            Some(Limit::Flows(flows)) => write!(f, "over {flows} flows ")?,
             None => {}
         }
         match self.action {

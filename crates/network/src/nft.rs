@@ -31,6 +31,8 @@ mod kernel {
     pub(super) const INTERVAL_END: u32 = 1;
     /// For a limit: what is over it matches.
     pub(super) const LIMIT_OVER: u32 = 1;
+    /// The same for a count of flows.
+    pub(super) const COUNT_OVER: u32 = 1;
 }
 
 /// Changes that happen together.
@@ -278,6 +280,12 @@ fn encode_limit(list: &mut Messages, limit: Limit) {
     let (per_second, burst, kind) = match limit {
         Limit::Packets { per_second, burst } => (per_second, burst, 0),
         Limit::Bytes { per_second, burst } => (per_second, burst, 1),
+        Limit::Flows(flows) => {
+            return expression(list, "connlimit", |data| {
+                data.number(1, flows);
+                data.number(2, kernel::COUNT_OVER);
+            });
+        }
     };
     expression(list, "limit", |data| {
         data.raw(1, &per_second.to_be_bytes());
@@ -368,10 +376,10 @@ fn encode_test(list: &mut Messages, test: &Test, table: &Table) {
         Want::Not(bytes) => encode_compare(list, false, bytes),
         Want::Begins(prefix) => encode_compare(list, true, prefix.as_bytes()),
         Want::BeginsNot(prefix) => encode_compare(list, false, prefix.as_bytes()),
-        Want::AnyBit(bits) => {
+        Want::AnyBit(bits) | Want::NoBit(bits) => {
             // The kernel keeps these in its own byte order.
             encode_mask(list, bits.to_ne_bytes());
-            encode_compare(list, false, &[0; 4]);
+            encode_compare(list, matches!(test.want, Want::NoBit(_)), &[0; 4]);
         }
         Want::Within(network) | Want::Outside(network) => {
             encode_mask(list, network.mask().to_be_bytes());

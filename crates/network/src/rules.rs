@@ -19,6 +19,15 @@ pub enum Egress {
     None,
 }
 
+/// How many flows one guest may have at a time. The host remembers all guests' flows in one table, and what
+/// finds it full is dropped, be it another tenant's or the agent's.
+pub const MAX_FLOWS: u32 = 4096;
+
+/// How many flows one guest may open in a second, after [`MAX_FLOWS`] at once. Closed TCP flows are in the
+/// host's table for two minutes more, and the kernel counts them no longer; and it sorts out the attempts
+/// that the count refused only so fast.
+pub const MAX_NEW_FLOWS: u64 = 256;
+
 /// What holds for every slot of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Common {
@@ -73,12 +82,16 @@ const INVALID_OR_UNTRACKED: u32 = 1 | 64;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 /// The flow's destination was translated.
 const TRANSLATED: u32 = 1 << 5;
+/// The flow is remembered: its first packet has gone its way.
+const CONFIRMED: u32 = 1 << 3;
 const ORIGINAL: [u8; 1] = [0];
 const REPLY: [u8; 1] = [1];
 
 const PRIORITY_DNAT: i32 = -100;
 const PRIORITY_SNAT: i32 = 100;
 const PRIORITY_FILTER: i32 = 0;
+/// Behind the policy: what it refuses is not counted.
+const PRIORITY_LATE: i32 = 10;
 /// Before the filters that others have on the host.
 const PRIORITY_EARLY: i32 = -10;
 
@@ -247,6 +260,21 @@ fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
         rules.push(accept("the internet", Vec::new()));
     }
     rules
+}
+
+/// How many flows the guest may have. A table of its own, so that a changed policy does not begin to count
+/// anew. Only a flow's first packet is asked: flows that are there go on.
+pub(crate) fn flows(slot: &SlotSpec) -> Table {
+    let over = |why, limit| {
+        let first = vec![Key::InLink.link(&slot.tap), Key::FlowStatus.no_bit(CONFIRMED)];
+        Rule { why, tests: first, over: Some(limit), action: Action::Verdict(Verdict::Drop) }
+    };
+    let rules = vec![
+        over("too many new flows", Limit::Packets { per_second: MAX_NEW_FLOWS, burst: MAX_FLOWS }),
+        over("too many flows", Limit::Flows(MAX_FLOWS)),
+    ];
+    let chains = vec![chain("forward", Hook::Forward, PRIORITY_LATE, Verdict::Accept, rules)];
+    Table { family: Family::Ip, name: "flows".into(), sets: Vec::new(), chains }
 }
 
 /// The host's rules for all slots of an agent: no guest reaches the host, another guest or a private
@@ -440,6 +468,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guests_flows_are_bounded_behind_its_policy() {
+        let rules = flows(&plan().slot(3).unwrap());
+        assert_eq!(
+            texts(&rules, "forward"),
+            [
+                "iifname tap0 ct status & 0x8 == 0 over 256/second drop",
+                "iifname tap0 ct status & 0x8 == 0 over 4096 flows drop",
+            ]
+        );
+        let policy = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&[]));
+        let forward = policy.chains.iter().find(|chain| chain.hook == Hook::Forward).unwrap();
+        assert!(rules.chains[0].priority > forward.priority);
+        assert_ne!(rules.name, policy.name);
+    }
+
+    #[test]
     fn the_host_forwards_to_the_internet_only() {
         let rules = host(&plan(), Egress::Nat, &common(&[]));
         assert_eq!(
@@ -492,7 +536,8 @@ mod tests {
     #[test]
     fn names_and_comments_fit_the_kernel() {
         let slot_table = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["10.0.0.0/8"]));
-        for table in [slot_table, guard(&plan().slot(3).unwrap()), host(&plan(), Egress::Nat, &common(&[]))] {
+        let spec = plan().slot(3).unwrap();
+        for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), Egress::Nat, &common(&[]))] {
             let rules = table.chains.iter().flat_map(|chain| &chain.rules);
             // The kernel takes 255 bytes, the terminating zero and the comment's own head among them.
             assert!(rules.clone().all(|rule| rule.why.len() < 128));

@@ -8,6 +8,7 @@ mod support;
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use support::{
@@ -22,8 +23,8 @@ use support::{
 };
 use tempfile::TempDir;
 use wrenn_network::{
-    Egress, GUEST_ADDRESS, GUEST_RESOLVERS, NetworkError, Policy, PoolConfig, Rate, SlotPool, SlotSpec,
-    TAP_ADDRESS, cleanup,
+    Egress, GUEST_ADDRESS, GUEST_RESOLVERS, MAX_FLOWS, NetworkError, Policy, PoolConfig, Rate, SlotPool,
+    SlotSpec, TAP_ADDRESS, cleanup,
 };
 
 /// In every hostile frame, so that it is known wherever it shows up.
@@ -535,6 +536,13 @@ fn flows_of(slot: &SlotSpec) -> usize {
     table.lines().filter(|line| own.iter().any(|address| line.contains(address))).count()
 }
 
+fn flows_inside(slot: &SlotSpec) -> usize {
+    Space::at(&slot.netns).run(|| {
+        let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
+        table.lines().count()
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     if !isolated("flows_are_forgotten_after_a_restore_and_with_the_slot") {
@@ -552,17 +560,11 @@ async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     talk(&one);
     talk(&two);
     assert_eq!((flows_of(&one.0), flows_of(&two.0)), (2, 2));
-    let inside = |slot: &SlotSpec| {
-        Space::at(&slot.netns).run(|| {
-            let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap();
-            table.lines().count()
-        })
-    };
-    assert_eq!(inside(&one.0), 2);
+    assert_eq!(flows_inside(&one.0), 2);
 
     net.pool.refresh(one.0.index).await.unwrap();
     assert_eq!((flows_of(&one.0), flows_of(&two.0)), (0, 2));
-    assert_eq!((inside(&one.0), inside(&two.0)), (0, 2));
+    assert_eq!((flows_inside(&one.0), flows_inside(&two.0)), (0, 2));
     let neighbours = support::inside(&one.0, &["ip", "neigh", "show", "dev", "tap0"]);
     assert_eq!(neighbours.trim(), "169.254.0.21 lladdr 02:fc:00:00:00:05 PERMANENT");
     talk(&one);
@@ -574,7 +576,66 @@ async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     // The same number again is another namespace: nothing in it is the former sandbox's.
     let again = net.guest().await;
     assert_eq!(again.0.index, one.index);
-    assert_eq!(inside(&again.0), 0);
+    assert_eq!(flows_inside(&again.0), 0);
     talk(&again);
     net.end(&[again.0, two]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else() {
+    if !isolated("a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else") {
+        return;
+    }
+    let bound = MAX_FLOWS as usize;
+    let net = Net::new(|_| {}).await;
+    let internet = net.world.peer(INTERNET, ECHO);
+    let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
+    let ((slot, guest), (other_slot, other)) = (net.guest().await, net.guest().await);
+    // None ends by itself meanwhile, however slow the machine is.
+    Space::at(&slot.netns)
+        .run(|| std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "600").unwrap());
+    exchange(&guest, 1, &internet, INTERNET, "before the flood");
+    // What the policy refuses is not counted.
+    for port in 2..100 {
+        guest.udp(port, (NEIGHBOUR, ECHO), HOSTILE);
+    }
+    let mut ports = (1000..=u16::MAX).cycle();
+    let mut flood = |count: usize| {
+        for port in ports.by_ref().take(count) {
+            guest.udp(port, (INTERNET_TOO, ECHO), HOSTILE);
+        }
+    };
+    flood(bound - 200);
+    let opened = flows_inside(&slot);
+    assert_eq!(opened, bound - 199, "fewer than the bound are all opened");
+    // Past the bound, as often as the bound on new flows in a second allows.
+    let begin = Instant::now();
+    while flows_inside(&slot) < bound || begin.elapsed() < Duration::from_secs(3) {
+        flood(50);
+        assert!(begin.elapsed() < support::PATIENCE, "{} flows", flows_inside(&slot));
+        assert!(flows_inside(&slot) <= bound && flows_of(&slot) <= bound);
+    }
+    assert_eq!(flows_inside(&slot), bound);
+
+    // A changed policy does not begin to count anew.
+    net.pool.set_policy(slot.index, &Policy { dns: false, ..Policy::default() }).await.unwrap();
+    flood(200);
+    assert_eq!(flows_inside(&slot), bound);
+
+    exchange(&guest, 1, &internet, INTERNET, "an open flow goes on");
+    exchange(&other, 1, &internet, INTERNET, "another guest");
+    agent.send((other_slot.host_address, 49983), "the agent, elsewhere");
+    other.expect("the agent, elsewhere");
+    agent.send((slot.host_address, 49983), "the agent");
+    guest.expect("the agent");
+
+    // As soon as flows have ended there is room for new ones.
+    net.pool.refresh(slot.index).await.unwrap();
+    let begin = Instant::now();
+    while flows_inside(&slot) == 0 {
+        assert!(begin.elapsed() < support::PATIENCE, "no new flow");
+        flood(1);
+    }
+    drop((guest, other));
+    net.end(&[slot, other_slot]).await;
 }

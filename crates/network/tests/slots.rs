@@ -34,6 +34,8 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
         "iifname \"eth0\" ct direction original ct status dnat accept",
         "iifname \"tap0\" ct direction reply ct status dnat accept",
         "ct original ip daddr @closed drop comment \"never open\"",
+        "iifname \"tap0\" ct status ! confirmed limit rate over 256/second burst 4096 packets drop",
+        "iifname \"tap0\" ct status ! confirmed ct count over 4096 drop comment \"too many flows\"",
     ] {
         assert!(rules.contains(line), "{line} is not in\n{rules}");
     }
