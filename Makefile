@@ -62,9 +62,9 @@ bench-lab: assets
 	@lab/build
 	@$(CARGO) build --package xtask
 	@$(CARGO) build -p wrenn-bench --release
-	@scripts/isolated $(CARGO) xtask lab run --name bench --minutes 20 \
+	@set -o pipefail; scripts/isolated $(CARGO) xtask lab run --name bench --minutes 20 \
 	  --file target/release/wrenn-bench=/usr/local/bin/wrenn-bench -- \
-	  env BENCH_JSON=- wrenn-bench lab > target/bench-lab.json
+	  env BENCH_JSON=- wrenn-bench lab | sed '/^lab: /d' > target/bench-lab.json
 
 leak-check: ## Show what a stopped Wrenn left behind (nothing)
 	@bin/wrenn leak-check
