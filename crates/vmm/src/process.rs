@@ -51,45 +51,62 @@ pub(crate) fn tag(run_dir: &Path) -> String {
     hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether one of the process's arguments names a file below `run_dir`, or ends with its tag.
-fn mentions(pid: i32, run_dir: &Path) -> bool {
-    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let (path, tag) = (format!("{}/", run_dir.display()), tag(run_dir));
-    cmdline
-        .split(|&byte| byte == 0)
-        .map(String::from_utf8_lossy)
-        .any(|arg| arg.contains(&path) || arg.ends_with(&tag))
+/// By what the process of a run directory is known.
+struct Marks {
+    /// Begins the names of files below the directory.
+    path: String,
+    tag: String,
+    /// The user that owns the directory, its device and its inode.
+    place: Option<(u32, u64, u64)>,
 }
 
-/// Whether the process runs as the user that owns `run_dir`; others' roots are not looked into.
-fn has_owner(pid: i32, run_dir: &Path) -> bool {
-    let Ok(owner) = fs::metadata(run_dir).map(|meta| meta.uid()) else { return false };
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()) == Some(owner)
+impl Marks {
+    fn of(run_dir: &Path) -> Self {
+        let place = fs::metadata(run_dir).map(|meta| (meta.uid(), meta.dev(), meta.ino())).ok();
+        Self { path: format!("{}/", run_dir.display()), tag: tag(run_dir), place }
+    }
+
+    fn are_on(&self, pid: i32) -> bool {
+        self.mentioned_by(pid) || self.held_by(pid)
+    }
+
+    /// Whether one of the process's arguments names a file below the directory, or ends with its tag.
+    fn mentioned_by(&self, pid: i32) -> bool {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        cmdline
+            .split(|&byte| byte == 0)
+            .map(String::from_utf8_lossy)
+            .any(|arg| arg.contains(&self.path) || arg.ends_with(&self.tag))
+    }
+
+    /// Whether the process is jailed with the directory in its place. A guest that took its VMM over can write
+    /// other arguments over its own, and cannot move this. The roots of other users' processes are not looked into.
+    fn held_by(&self, pid: i32) -> bool {
+        let Some((owner, device, inode)) = self.place else { return false };
+        user(pid) == Some(owner)
+            && fs::metadata(format!("/proc/{pid}/root/run"))
+                .is_ok_and(|meta| (meta.dev(), meta.ino()) == (device, inode))
+    }
 }
 
-/// Whether the process is jailed with `run_dir` in its place. A guest that took its VMM over can write other
-/// arguments over its own, and cannot move this.
-fn holds(pid: i32, run_dir: &Path) -> bool {
-    let place = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-    has_owner(pid, run_dir)
-        && place(run_dir).is_some_and(|own| place(Path::new(&format!("/proc/{pid}/root/run"))) == Some(own))
+/// The user that the process runs as.
+fn user(pid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether the process was started for `run_dir`.
 pub fn belongs_to(id: &ProcessId, run_dir: &Path) -> bool {
-    is_alive(id) && (mentions(id.pid, run_dir) || holds(id.pid, run_dir))
+    is_alive(id) && Marks::of(run_dir).are_on(id.pid)
 }
 
 /// Looks for a process that was started for `run_dir`.
 pub fn find(run_dir: &Path) -> Option<ProcessId> {
-    let own = std::process::id() as i32;
+    let (own, marks) = (std::process::id() as i32, Marks::of(run_dir));
     let pids =
         fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.into_iter()
-        .filter(|&pid| pid != own && (mentions(pid, run_dir) || holds(pid, run_dir)))
-        .find_map(identify)
+    pids.into_iter().filter(|&pid| pid != own && marks.are_on(pid)).find_map(identify)
 }
 
 impl Watched {
