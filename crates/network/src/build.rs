@@ -23,7 +23,7 @@ use crate::{
     conntrack::{self, Flows},
     model::Family,
     netfilter::Socket,
-    nft::Batch,
+    nft::{self, Batch},
     plan::{GUEST_ADDRESS, GUEST_MAC, Plan, SlotSpec, TAP_ADDRESS, TAP_MAC, TAP_PREFIX},
     policy::Policy,
     rules::{self, Common, Egress, UPLINK},
@@ -121,11 +121,16 @@ async fn add_route(
     added.map_err(netlink_failed(format!("add a route to {to}")))
 }
 
-/// The guest's hardware address is known: nobody has to ask for it, which would cost a second where the
-/// first question came before the guest was up, and nobody else can claim it.
-async fn pin_neighbour(handle: &Handle, tap: u32) -> Result<(), NetworkError> {
-    let pinned = handle.neighbours().add(tap, IpAddr::V4(GUEST_ADDRESS)).link_layer_address(&GUEST_MAC);
-    pinned.replace().execute().await.map_err(netlink_failed("pin the guest's hardware address"))
+/// A hardware address that is known needs no question, and nobody else can claim it. To a guest, a question that
+/// came before it was up would be asked again only a second later; and of those that were learnt, the kernel keeps
+/// only so many for all namespaces together.
+async fn pin_neighbour(
+    handle: &Handle,
+    link: u32,
+    (address, mac): (Ipv4Addr, [u8; 6]),
+) -> Result<(), NetworkError> {
+    let pinned = handle.neighbours().add(link, IpAddr::V4(address)).link_layer_address(&mac);
+    pinned.replace().execute().await.map_err(netlink_failed(format!("pin the hardware address of {address}")))
 }
 
 /// Forgets what was learnt about neighbours; what was pinned stays.
@@ -183,13 +188,17 @@ fn make_tap(name: &str) -> io::Result<()> {
 
 /// Makes the veth pair, its outer end at once in the host's namespace: moving it there would wait until every
 /// processor has seen it gone.
-async fn make_pair(handle: &Handle, outer: &str, host: &File) -> Result<(), NetworkError> {
+async fn make_pair(handle: &Handle, slot: &SlotSpec, host: &File) -> Result<(), NetworkError> {
+    let [outer_mac, inner_mac] = slot.veth_macs();
+    let outer = &slot.veth_host;
     let mut pair = LinkVeth::new(UPLINK, outer).build();
+    pair.attributes.push(LinkAttribute::Address(inner_mac.to_vec()));
     for attribute in &mut pair.attributes {
         let LinkAttribute::LinkInfo(parts) = attribute else { continue };
         for part in parts {
             if let LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))) = part {
                 peer.attributes.push(LinkAttribute::NetNsFd(host.as_raw_fd()));
+                peer.attributes.push(LinkAttribute::Address(outer_mac.to_vec()));
             }
         }
     }
@@ -207,7 +216,7 @@ async fn build_inside(
     without_ipv6("all")?;
     without_ipv6("default")?;
     sysctl("ipv4/ip_forward", "1")?;
-    make_pair(&handle, &slot.veth_host, parent).await?;
+    make_pair(&handle, slot, parent).await?;
     make_tap(&slot.tap).map_err(io_failed("make the tap device"))?;
     // Closed before it leads anywhere.
     Batch::of(|batch| {
@@ -226,7 +235,8 @@ async fn build_inside(
     for link in [existing_link(&handle, "lo").await?, uplink, tap] {
         set_up(&handle, link).await?;
     }
-    pin_neighbour(&handle, tap).await?;
+    pin_neighbour(&handle, tap, (GUEST_ADDRESS, GUEST_MAC)).await?;
+    pin_neighbour(&handle, uplink, (slot.veth_host_address, slot.veth_macs()[0])).await?;
     add_route(&handle, uplink, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await
 }
 
@@ -249,6 +259,7 @@ pub(crate) async fn build(slot: SlotSpec, policy: Policy, common: Common) -> Res
         without_ipv6(&slot.veth_host)?;
         add_address(&handle, outer, slot.veth_host_address, 31).await?;
         set_up(&handle, outer).await?;
+        pin_neighbour(&handle, outer, (slot.veth_slot_address, slot.veth_macs()[1])).await?;
         add_route(&handle, outer, (slot.host_address, 32), slot.veth_slot_address).await
     })
     .await
@@ -280,7 +291,8 @@ pub(crate) async fn refresh(slot: SlotSpec) -> Result<(), NetworkError> {
         conntrack::forget_all(&netfilter()?)?;
         let handle = connect()?;
         forget_neighbours(&handle).await?;
-        pin_neighbour(&handle, existing_link(&handle, &slot.tap).await?).await
+        let tap = existing_link(&handle, &slot.tap).await?;
+        pin_neighbour(&handle, tap, (GUEST_ADDRESS, GUEST_MAC)).await
     })
     .await
 }
@@ -323,6 +335,20 @@ pub(crate) async fn open_host(plan: &Plan, egress: Egress, common: &Common) -> R
     on_own_thread(async move || {
         Batch::of(|batch| batch.replace(&table)).apply(&netfilter()?)?;
         if egress == Egress::Nat { sysctl("ipv4/ip_forward", "1") } else { Ok(()) }
+    })
+    .await
+}
+
+/// Applies the host's rules again where somebody took them away, as who loads other rules for the whole host may.
+pub(crate) async fn keep_host(plan: &Plan, egress: Egress, common: &Common) -> Result<(), NetworkError> {
+    let (name, table) = (rules::host_table(plan), rules::host(plan, egress, common));
+    on_own_thread(async move || {
+        let socket = netfilter()?;
+        if nft::has_table(&socket, Family::Ip, &name)? {
+            return Ok(());
+        }
+        tracing::warn!(table = name, "the host's packet filter for guests was gone; it is applied again");
+        Batch::of(|batch| batch.replace(&table)).apply(&socket)
     })
     .await
 }

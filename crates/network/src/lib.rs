@@ -40,6 +40,11 @@ pub enum NetworkError {
     /// Every slot is in use.
     #[error("all {0} network slots are in use: remove sandboxes or raise the limit")]
     Exhausted(u16),
+    /// Another agent has this namespace.
+    #[error(
+        "another agent has this machine's sandbox networks: end it, or run this one in a network namespace of its own"
+    )]
+    Taken,
     /// The pool was shut down.
     #[error("the network slots are shut down: the agent is ending")]
     Closed,

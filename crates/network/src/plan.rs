@@ -111,6 +111,14 @@ impl Plan {
     }
 }
 
+impl SlotSpec {
+    /// The hardware addresses of the veth pair: the host's end, the slot's end.
+    pub(crate) fn veth_macs(&self) -> [[u8; 6]; 2] {
+        let [high, low] = self.index.to_be_bytes();
+        [1, 2].map(|end| [0x02, 0xfc, end, 0x00, high, low])
+    }
+}
+
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }

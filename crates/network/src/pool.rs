@@ -7,6 +7,10 @@ use std::{
     fs::{self, File},
     io,
     net::Ipv4Addr,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
@@ -73,6 +77,7 @@ struct State {
 pub struct SlotPool {
     inner: Arc<Inner>,
     refiller: Mutex<Option<JoinHandle<()>>>,
+    alone: Mutex<Option<UnixListener>>,
 }
 
 /// What outlives a call that nobody waits for any more.
@@ -80,6 +85,7 @@ pub struct SlotPool {
 struct Inner {
     plan: Plan,
     journal: PathBuf,
+    egress: Egress,
     common: Common,
     warm: usize,
     max: u16,
@@ -90,6 +96,16 @@ struct Inner {
 fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
     let action = action.to_owned();
     move |source| NetworkError::Io { action, source }
+}
+
+/// Keeps other agents out of this network namespace: their slots would have the same addresses. A name of this kind
+/// is known in the namespace alone, and goes with its process.
+fn alone() -> Result<UnixListener, NetworkError> {
+    let name = SocketAddr::from_abstract_name("wrenn-slots").map_err(failed("name the network namespace"))?;
+    UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => NetworkError::Taken,
+        _ => failed("take the network namespace")(error),
+    })
 }
 
 /// Removes every slot of an agent that has ended, and the host's rules for them.
@@ -208,6 +224,7 @@ impl SlotPool {
         for dir in [&journal, &netns] {
             fs::create_dir_all(dir).map_err(failed("make the directory of slots"))?;
         }
+        let alone = alone()?;
         let in_use: BTreeSet<u16> = config.in_use.into_iter().collect();
         for index in reclaim::slots(&plan, &config.state_dir)?.difference(&in_use) {
             undo(&plan, &journal, *index).await?;
@@ -216,9 +233,10 @@ impl SlotPool {
         build::open_host(&plan, config.egress, &common).await?;
         let state = Mutex::new(State { taken: in_use, ..State::default() });
         let (warm, max, wanted) = (config.warm, config.max.min(MAX_SLOTS), Notify::new());
-        let inner = Arc::new(Inner { plan, journal, common, warm, max, state, wanted });
+        let egress = config.egress;
+        let inner = Arc::new(Inner { plan, journal, egress, common, warm, max, state, wanted });
         let task = tokio::spawn(refill(Arc::downgrade(&inner)));
-        Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)) }))
+        Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)), alone: Mutex::new(Some(alone)) }))
     }
 
     /// A slot, ready if there is one, else built now. No sandbox had it before, and its policy is the
@@ -281,6 +299,7 @@ impl SlotPool {
         for slot in warm {
             self.release(slot.index).await?;
         }
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(())
     }
 }
@@ -300,7 +319,10 @@ async fn refill(pool: Weak<Inner>) {
         if !lacking {
             // The pool may be dropped while we wait, so nothing of it is held for ever.
             let wait = std::time::Duration::from_secs(5);
-            let _ = tokio::time::timeout(wait, strong.wanted.notified()).await;
+            let idle = tokio::time::timeout(wait, strong.wanted.notified()).await.is_err();
+            if idle && let Err(error) = build::keep_host(&strong.plan, strong.egress, &strong.common).await {
+                tracing::error!(%error, "the host's packet filter for guests could not be looked after");
+            }
             continue;
         }
         let built = match strong.build().await {
@@ -309,8 +331,8 @@ async fn refill(pool: Weak<Inner>) {
         };
         if let Err(error) = built {
             tracing::warn!(%error, "no slot could be built ahead");
-            // Cut short by a shutdown.
-            let _ = tokio::time::timeout(PAUSE, strong.wanted.notified()).await;
+            // Not until somebody wants one: undoing what failed has just said so.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }

@@ -41,12 +41,14 @@ const fn network(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Cidr {
     Cidr::containing(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
-/// Networks that are not the internet: private, shared, link-local (metadata), loopback, multicast, reserved.
-const PRIVATE: [Cidr; 10] = [
+/// Networks that are not the internet: private, shared, link-local (metadata), loopback, multicast, reserved; and the
+/// address at which Azure's hosts serve their guests, metadata among it, although it looks like any other.
+const PRIVATE: [Cidr; 11] = [
     network(0, 0, 0, 0, 8),
     network(10, 0, 0, 0, 8),
     network(100, 64, 0, 0, 10),
     network(127, 0, 0, 0, 8),
+    network(168, 63, 129, 16, 32),
     network(169, 254, 0, 0, 16),
     network(172, 16, 0, 0, 12),
     network(192, 0, 0, 0, 24),
@@ -54,13 +56,13 @@ const PRIVATE: [Cidr; 10] = [
     network(198, 18, 0, 0, 15),
     network(224, 0, 0, 0, 3),
 ];
-/// Private networks that nothing opens: other guests, loopback, link-local with the metadata service,
-/// multicast and reserved.
-const ALWAYS_CLOSED: [Cidr; 6] = [
+/// Of these, what nothing opens: other guests, loopback, metadata services, multicast and reserved.
+const ALWAYS_CLOSED: [Cidr; 7] = [
     network(0, 0, 0, 0, 8),
     HOST_NETWORK,
     VETH_NETWORK,
     network(127, 0, 0, 0, 8),
+    network(168, 63, 129, 16, 32),
     network(169, 254, 0, 0, 16),
     network(224, 0, 0, 0, 3),
 ];
@@ -522,6 +524,7 @@ mod tests {
                 "0.0.0.0-0.255.255.255",
                 "10.11.0.0-10.12.255.255",
                 "127.0.0.0-127.255.255.255",
+                "168.63.129.16-168.63.129.16",
                 "169.254.0.0-169.254.255.255",
                 "224.0.0.0-255.255.255.255",
             ]

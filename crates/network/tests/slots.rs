@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use support::{config, inside, isolated, run, stock, until};
-use wrenn_network::{Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
+use wrenn_network::{MAX_SLOTS, Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
 
 #[tokio::test]
 async fn a_slot_has_its_addresses_rules_and_tap() {
@@ -185,4 +185,75 @@ async fn the_limit_is_said_so() {
     let slot = pool.acquire().await.unwrap();
     pool.release(slot.index).await.unwrap();
     cleanup(dir.path(), "test").await.unwrap();
+}
+
+/// Numbers at the borders of bytes, and the last one; whoever is at the other end is known without a question.
+#[tokio::test]
+async fn slots_of_every_number_work() {
+    if !isolated("slots_of_every_number_work") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let before = stock(dir.path());
+    let borders = [127, 128, 255, 256, MAX_SLOTS];
+    let in_use = (1..=MAX_SLOTS).filter(|index| !borders.contains(index)).collect();
+    let config = PoolConfig { warm: 0, max: MAX_SLOTS, in_use, ..config(dir.path()) };
+    let pool = SlotPool::start(config).await.unwrap();
+    for index in borders {
+        let slot = pool.acquire().await.unwrap();
+        assert_eq!(slot.index, index);
+        let route = run("ip", &["route", "get", &slot.host_address.to_string()]);
+        let via = format!("via {} dev {}", slot.veth_slot_address, slot.veth_host);
+        assert!(route.contains(&via), "{route}");
+        let host = run("ip", &["neigh", "show", "dev", &slot.veth_host]);
+        let within = inside(&slot, &["ip", "neigh", "show", "dev", "eth0"]);
+        for (end, neighbours) in [(slot.veth_slot_address, host), (slot.veth_host_address, within)] {
+            let known = neighbours.lines().find(|line| line.starts_with(&format!("{end} ")));
+            assert!(known.is_some_and(|line| line.contains("PERMANENT")), "{end}: {neighbours}");
+        }
+    }
+    assert!(pool.acquire().await.is_err());
+    for index in borders {
+        pool.release(index).await.unwrap();
+    }
+    pool.shutdown().await.unwrap();
+    cleanup(dir.path(), "test").await.unwrap();
+    assert_eq!(stock(dir.path()), before);
+}
+
+/// Somebody loads other rules for the whole host, as a restart of the host's own firewall does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_rules_come_back() {
+    if !isolated("the_hosts_rules_come_back") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
+    let rules = run("nft", &["list", "ruleset"]);
+    assert!(rules.contains("wrenn_test"), "{rules}");
+    run("nft", &["flush", "ruleset"]);
+    until("the rules are there again", || run("nft", &["list", "ruleset"]) == rules).await;
+    pool.shutdown().await.unwrap();
+    cleanup(dir.path(), "test").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_namespace_has_one_agent() {
+    if !isolated("a_namespace_has_one_agent") {
+        return;
+    }
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
+    let slot = pool.acquire().await.unwrap();
+    let before = stock(dir.path());
+    let second = PoolConfig { instance: "two".into(), ..config(other.path()) };
+    let refused = SlotPool::start(second.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("another agent"), "{refused}");
+    assert_eq!(stock(dir.path()), before);
+    pool.release(slot.index).await.unwrap();
+    pool.shutdown().await.unwrap();
+    let pool = SlotPool::start(second).await.unwrap();
+    pool.shutdown().await.unwrap();
+    cleanup(dir.path(), "test").await.unwrap();
+    cleanup(other.path(), "two").await.unwrap();
 }
