@@ -79,7 +79,11 @@ async fn try_boot(vmm: &dyn Vmm, spec: &BootSpec, limit: Duration) -> Result<(),
     );
     let begin = Instant::now();
     let vm = match timeout(limit, vmm.boot(spec)).await {
-        Ok(booted) => booted.map_err(|error| format!("{} did not start: {}", vmm.name(), short(&error)))?,
+        Ok(Ok(booted)) => booted,
+        Ok(Err(error)) => {
+            end_unfinished(vmm, spec).await;
+            return Err(format!("{} did not start: {}", vmm.name(), short(&error)));
+        }
         Err(_) => {
             end_unfinished(vmm, spec).await;
             return Err(late);

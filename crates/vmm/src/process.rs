@@ -6,7 +6,8 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::{fs::MetadataExt, process::ExitStatusExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rustix::process::{
@@ -22,22 +23,45 @@ use crate::ProcessId;
 pub struct Watched {
     id: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
+    /// How it ended, where that is known.
+    status: OnceLock<Option<i32>>,
 }
 
-/// Fields of `/proc/PID/stat` after the command name, which may hold anything.
-fn stat_fields(pid: i32) -> Option<Vec<String>> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// Fields of the `stat` file in a directory of `/proc` after the command name, which may hold anything.
+fn stat_fields(dir: &Path) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(dir.join("stat")).ok()?;
     let (_, rest) = stat.rsplit_once(')')?;
     Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
-/// The identity of a running process; `None` when there is none of this pid, or only a zombie.
+fn has_ended(fields: &[String]) -> bool {
+    matches!(fields.first().map(String::as_str), Some("Z" | "X"))
+}
+
+fn dir(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}"))
+}
+
+/// The identity of a running process; `None` when there is none of this pid, or only a zombie. One whose first
+/// thread has ended still runs as long as it has another.
 pub fn identify(pid: i32) -> Option<ProcessId> {
-    let fields = stat_fields(pid)?;
-    if matches!(fields.first().map(String::as_str), Some("Z" | "X")) {
+    let fields = stat_fields(&dir(pid))?;
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    if has_ended(&fields) && threads <= 1 {
         return None;
     }
     Some(ProcessId { pid, start_time: fields.get(19)?.parse().ok()? })
+}
+
+/// Where the kernel shows what a process has: at its first thread, or where that has ended, at another one.
+fn shown(pid: i32) -> PathBuf {
+    let first = dir(pid);
+    if !stat_fields(&first).is_some_and(|fields| has_ended(&fields)) {
+        return first;
+    }
+    let tasks = fs::read_dir(first.join("task")).into_iter().flatten().flatten().map(|task| task.path());
+    let mut alive = tasks.filter(|task| stat_fields(task).is_some_and(|fields| !has_ended(&fields)));
+    alive.next().unwrap_or(first)
 }
 
 /// Whether the process still runs, and is not another one that got its pid.
@@ -53,8 +77,9 @@ pub(crate) fn tag(run_dir: &Path) -> String {
 
 /// By what the process of a run directory is known.
 struct Marks {
-    /// Begins the names of files below the directory.
-    path: String,
+    /// QEMU's control socket in the directory, as its argument begins.
+    socket: String,
+    /// How the name of Firecracker's jail ends.
     tag: String,
     /// The user that owns the directory, its device and its inode.
     place: Option<(u32, u64, u64)>,
@@ -63,28 +88,33 @@ struct Marks {
 impl Marks {
     fn of(run_dir: &Path) -> Self {
         let place = fs::metadata(run_dir).map(|meta| (meta.uid(), meta.dev(), meta.ino())).ok();
-        Self { path: format!("{}/", run_dir.display()), tag: tag(run_dir), place }
+        Self { socket: format!("unix:{}/", run_dir.display()), tag: tag(run_dir), place }
     }
 
     fn are_on(&self, pid: i32) -> bool {
-        self.mentioned_by(pid) || self.held_by(pid)
+        let (user, shown) = (user(pid), shown(pid));
+        // A VMM that is being started has not yet become its user.
+        let possible = self.place.is_none_or(|(owner, ..)| user == Some(owner) || user == Some(0));
+        possible && (self.mentioned_by(&shown) || self.held_by(user, &shown))
     }
 
-    /// Whether one of the process's arguments names a file below the directory, or ends with its tag.
-    fn mentioned_by(&self, pid: i32) -> bool {
-        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        cmdline
-            .split(|&byte| byte == 0)
-            .map(String::from_utf8_lossy)
-            .any(|arg| arg.contains(&self.path) || arg.ends_with(&self.tag))
+    /// Whether the process's arguments are a VMM's, and name the directory's socket or jail.
+    fn mentioned_by(&self, shown: &Path) -> bool {
+        let cmdline = fs::read(shown.join("cmdline")).unwrap_or_default();
+        let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        arguments.windows(2).any(|pair| match &*pair[0] {
+            "--id" => pair[1].ends_with(&self.tag),
+            "-qmp" => pair[1].starts_with(&self.socket),
+            _ => false,
+        })
     }
 
     /// Whether the process is jailed with the directory in its place. A guest that took its VMM over can write
     /// other arguments over its own, and cannot move this. The roots of other users' processes are not looked into.
-    fn held_by(&self, pid: i32) -> bool {
+    fn held_by(&self, user: Option<u32>, shown: &Path) -> bool {
         let Some((owner, device, inode)) = self.place else { return false };
-        user(pid) == Some(owner)
-            && fs::metadata(format!("/proc/{pid}/root/run"))
+        user == Some(owner)
+            && fs::metadata(shown.join("root/run"))
                 .is_ok_and(|meta| (meta.dev(), meta.ino()) == (device, inode))
     }
 }
@@ -106,7 +136,9 @@ pub fn find(run_dir: &Path) -> Option<ProcessId> {
     let (own, marks) = (std::process::id() as i32, Marks::of(run_dir));
     let pids =
         fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.into_iter().filter(|&pid| pid != own && marks.are_on(pid)).find_map(identify)
+    // The marks are looked at between two looks at which process it is: a pid may be another's meanwhile.
+    let ours = |pid| identify(pid).filter(|id| pid != own && marks.are_on(pid) && is_alive(id));
+    pids.into_iter().find_map(ours)
 }
 
 impl Watched {
@@ -124,7 +156,7 @@ impl Watched {
         }
         // SAFETY: an OwnedFd gives the same descriptor as long as it lives.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
-        Ok(Some(Self { id, pidfd }))
+        Ok(Some(Self { id, pidfd, status: OnceLock::new() }))
     }
 
     /// Which process it is.
@@ -132,14 +164,17 @@ impl Watched {
         &self.id
     }
 
-    /// Waits for its end. The status is known for children only, and only to the first who asks.
+    /// Waits for its end. The status is known for children only.
     pub async fn exited(&self) -> Option<i32> {
         // An error here means that the runtime is shutting down: nobody waits any more.
         let _ = self.pidfd.readable().await;
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let status = waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options).ok().flatten()?;
-        let signal = status.terminating_signal().map(|signal| 128 + signal);
-        status.exit_status().or(signal)
+        // The kernel tells it once.
+        *self.status.get_or_init(|| {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let status = waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options).ok().flatten()?;
+            let signal = status.terminating_signal().map(|signal| 128 + signal);
+            status.exit_status().or(signal)
+        })
     }
 
     /// Sends SIGKILL; a process that is gone already is fine.
@@ -174,7 +209,7 @@ pub fn usage(id: &ProcessId) -> io::Result<(u64, u64)> {
     if !is_alive(id) {
         return Err(gone());
     }
-    let fields = stat_fields(id.pid).ok_or_else(gone)?;
+    let fields = stat_fields(&dir(id.pid)).ok_or_else(gone)?;
     let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     Ok((number(11) + number(12), number(21)))
 }
@@ -188,8 +223,8 @@ mod tests {
     #[tokio::test]
     async fn a_child_is_identified_watched_and_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut child =
-            Command::new("sh").args(["-c", "sleep 100; :"]).arg(dir.path().join("x")).spawn().unwrap();
+        let jail = format!("name-{}", tag(dir.path()));
+        let mut child = Command::new("sh").args(["-c", "sleep 100; :", "--id", &jail]).spawn().unwrap();
         let id = identify(child.id() as i32).unwrap();
         // The arguments are there once the child has executed its program.
         while !belongs_to(&id, dir.path()) {
@@ -202,6 +237,48 @@ mod tests {
         assert_eq!(watched.exited().await, Some(137));
         assert!(!is_alive(&id));
         watched.kill().unwrap();
+        assert!(child.wait().is_err(), "already reaped");
+    }
+
+    /// Programs that a person runs on a sandbox's files are not its VMM.
+    #[test]
+    fn who_only_reads_its_files_is_not_the_vmm() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        fs::write(&log, "").unwrap();
+        let mut reader = Command::new("tail").arg("-f").arg(&log).spawn().unwrap();
+        let read = || fs::read(format!("/proc/{}/cmdline", reader.id())).unwrap();
+        while !String::from_utf8_lossy(&read()).contains("console.log") {
+            std::thread::yield_now();
+        }
+        assert_eq!(find(dir.path()), None);
+        reader.kill().unwrap();
+        reader.wait().unwrap();
+    }
+
+    /// As a VMM does that was taken over: its first thread ends, and it lives on in another one.
+    #[tokio::test]
+    async fn one_that_lives_on_in_another_thread_is_found_and_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!(
+            "import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(100,)).start()
+ctypes.CDLL(None).syscall({}, 0)",
+            libc::SYS_exit
+        );
+        let jail = format!("name-{}", tag(dir.path()));
+        let mut child = Command::new("python3").args(["-c", &script, "--id", &jail]).spawn().unwrap();
+        let proc = super::dir(child.id() as i32);
+        while !stat_fields(&proc).is_some_and(|fields| has_ended(&fields)) {
+            tokio::task::yield_now().await;
+        }
+        let id = find(dir.path()).unwrap();
+        assert_eq!(id.pid, child.id() as i32);
+        let watched = Watched::open(id.clone()).unwrap().unwrap();
+        watched.kill().unwrap();
+        assert_eq!(watched.exited().await, Some(137));
+        assert_eq!(watched.exited().await, Some(137), "also to who asks later");
+        assert!(!is_alive(&id));
         assert!(child.wait().is_err(), "already reaped");
     }
 

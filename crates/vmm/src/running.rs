@@ -1,9 +1,11 @@
 //! A VMM's process with its run directory, whatever VMM it is.
 
 use std::{
-    io,
+    fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +22,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How much of each log is kept. Between two checks a guest can exceed it by what it writes in [`CHECK`].
 const LOG_MAX: u64 = 1 << 20;
 const CHECK: Duration = Duration::from_secs(1);
+/// Longer than a kernel's last line.
+const LAST_LINE: u64 = 256;
 /// How much of a log goes into an error.
 const LOG_TAIL: u64 = 4096;
 
@@ -48,9 +52,50 @@ pub(crate) fn last_words(run_dir: &Path) -> String {
     String::from_utf8_lossy(&logs.concat()).into_owned()
 }
 
+/// Whether the last line of this log, without its time, is `line`.
+fn ends_with(log: &Path, line: &str) -> bool {
+    let tail = logs::tail(log, LAST_LINE);
+    tail.trim_ascii_end().ends_with(line.as_bytes())
+}
+
+/// What a VMM's process is ended for by whoever watches it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Care {
+    /// The last line of the guest's console after which there is nothing left to run, where the VMM stays.
+    pub(crate) farewell: Option<&'static str>,
+    /// The guest's memory in MiB, which a snapshot in the run directory may have, and little more.
+    pub(crate) memory_mb: u32,
+}
+
+/// Beyond the guest's memory, for logs and a snapshot's state.
+const RUN_DIR_EXTRA: u64 = 64 << 20;
+/// Files in a run directory; a VMM makes a handful.
+const RUN_DIR_FILES: usize = 64;
+
+/// Whether there is more in the run directory than a VMM puts there.
+fn overfull(run_dir: &Path, memory_mb: u32) -> bool {
+    let Ok(entries) = fs::read_dir(run_dir) else { return false };
+    let (mut files, mut bytes) = (0, 0);
+    for entry in entries.flatten().take(RUN_DIR_FILES + 1) {
+        files += 1;
+        bytes += fs::symlink_metadata(entry.path()).map_or(0, |meta| meta.blocks() * 512);
+    }
+    files > RUN_DIR_FILES || bytes > (u64::from(memory_mb) << 20) + RUN_DIR_EXTRA
+}
+
+impl Care {
+    /// Why the VMM of this directory is to end, if it is.
+    fn verdict(self, run_dir: &Path) -> Option<&'static str> {
+        if self.farewell.is_some_and(|line| ends_with(&console_log(run_dir), line)) {
+            return Some("its guest has shut down");
+        }
+        overfull(run_dir, self.memory_mb).then_some("it fills its directory with what no VMM writes")
+    }
+}
+
 /// A VMM process that is watched, and its files.
 pub(crate) struct Running {
-    watched: Watched,
+    watched: Arc<Watched>,
     run_dir: PathBuf,
     cap: tokio::task::JoinHandle<()>,
 }
@@ -62,15 +107,24 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn new(watched: Watched, run_dir: &Path) -> Self {
+    fn new(watched: Watched, run_dir: &Path, care: Care) -> Self {
+        let watched = Arc::new(watched);
         let files = [console_log(run_dir), vmm_log(run_dir), own_log(run_dir)];
+        let (looked_after, dir) = (watched.clone(), run_dir.to_owned());
         let cap = tokio::spawn(async move {
             loop {
                 sleep(CHECK).await;
-                let files = files.clone();
-                // A log that cannot be cut is cut at the next turn.
-                let cut = move || files.iter().for_each(|file| drop(logs::cap(file, LOG_MAX)));
-                let _ = tokio::task::spawn_blocking(cut).await;
+                let (files, dir) = (files.clone(), dir.clone());
+                let look = move || {
+                    // A log that cannot be cut is cut at the next turn.
+                    files.iter().for_each(|file| drop(logs::cap(file, LOG_MAX)));
+                    care.verdict(&dir)
+                };
+                if let Ok(Some(reason)) = tokio::task::spawn_blocking(look).await {
+                    tracing::warn!(process = looked_after.id().pid, reason, "a VMM is ended");
+                    // One that does not end now is killed at the next turn.
+                    let _ = looked_after.kill();
+                }
             }
         });
         Self { watched, run_dir: run_dir.to_owned(), cap }
@@ -79,6 +133,7 @@ impl Running {
     /// Starts the process by `spawn`, on a thread that may block.
     pub(crate) async fn start(
         run_dir: &Path,
+        care: Care,
         spawn: impl FnOnce() -> io::Result<u32> + Send + 'static,
     ) -> Result<Self, VmmError> {
         let spawned = tokio::task::spawn_blocking(spawn).await;
@@ -92,15 +147,19 @@ impl Running {
             process::reap(pid as i32);
             VmmError::Ended { log: last_words(run_dir) }
         })?;
-        Ok(Self::new(watched, run_dir))
+        Ok(Self::new(watched, run_dir, care))
     }
 
     /// Takes up a process that runs already.
-    pub(crate) fn adopt(run_dir: &Path, recorded: Option<&ProcessId>) -> Result<Option<Self>, VmmError> {
+    pub(crate) fn adopt(
+        run_dir: &Path,
+        care: Care,
+        recorded: Option<&ProcessId>,
+    ) -> Result<Option<Self>, VmmError> {
         let recorded = recorded.filter(|id| process::belongs_to(id, run_dir)).cloned();
         let Some(id) = recorded.or_else(|| process::find(run_dir)) else { return Ok(None) };
         let watched = Watched::open(id).map_err(|error| failed("watch the VMM", error))?;
-        Ok(watched.map(|watched| Self::new(watched, run_dir)))
+        Ok(watched.map(|watched| Self::new(watched, run_dir, care)))
     }
 
     pub(crate) fn id(&self) -> &ProcessId {
@@ -157,4 +216,37 @@ impl Running {
 /// Starts a prepared command. Its `Child` is forgotten: the pidfd stands for it.
 pub(crate) fn spawn(mut command: Command) -> io::Result<u32> {
     command.spawn().map(|child| child.id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_that_fills_its_directory_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let care = Care { farewell: None, memory_mb: 0 };
+        let file = fs::File::create(dir.path().join("memory.new")).unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(care.verdict(dir.path()), None, "holes take no room");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RUN_DIR_EXTRA + 4096).unwrap();
+        assert!(care.verdict(dir.path()).is_some());
+        assert_eq!(Care { memory_mb: 1, ..care }.verdict(dir.path()), None);
+        drop(file);
+        fs::remove_file(dir.path().join("memory.new")).unwrap();
+        (0..=RUN_DIR_FILES).for_each(|n| drop(fs::File::create(dir.path().join(n.to_string())).unwrap()));
+        assert!(care.verdict(dir.path()).is_some());
+    }
+
+    #[test]
+    fn a_farewell_is_the_last_line_and_no_other() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let said = |text: &str| {
+            std::fs::write(log.path(), text).unwrap();
+            ends_with(log.path(), "reboot: System halted")
+        };
+        assert!(said("Welcome\r\n[   12.345678] reboot: System halted\r\n"));
+        assert!(!said("[   12.345678] reboot: System halted\r\nlogin: "));
+        assert!(!said(""));
+    }
 }

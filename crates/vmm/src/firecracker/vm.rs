@@ -23,7 +23,7 @@ use super::{
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
     process,
-    running::{Running, failed},
+    running::{Care, Running, failed},
 };
 
 /// How long Firecracker may take until it answers; emulated machines take seconds.
@@ -36,6 +36,8 @@ const LOOK_LIMIT: Duration = Duration::from_millis(50);
 const LOOK_POLL: Duration = Duration::from_micros(100);
 /// The least throughput that a disk may have when a snapshot is written, in MiB a second.
 const WRITE_RATE: u64 = 50;
+/// Firecracker has no power button: a guest that powers off stops its processors, and its kernel says so last.
+const FAREWELL: &str = "reboot: System halted";
 /// Where Firecracker writes a snapshot in its run directory before it gets its name.
 const NEW_STATE: &str = "state.new";
 const NEW_MEMORY: &str = "memory.new";
@@ -44,6 +46,10 @@ const NEW_MEMORY: &str = "memory.new";
 pub(super) struct FirecrackerVm {
     running: Running,
     memory_mb: u32,
+}
+
+fn care(memory_mb: u32) -> Care {
+    Care { farewell: Some(FAREWELL), memory_mb }
 }
 
 fn binds(spec: &BootSpec) -> Vec<Bind> {
@@ -63,7 +69,7 @@ fn look_for(socket: &Path, pid: u32) {
 async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
     let (run_dir, memory_mb) = (launch.spec.run_dir.clone(), launch.spec.memory_mb);
     let socket = run_dir.join(SOCKET);
-    let running = Running::start(&run_dir, move || {
+    let running = Running::start(&run_dir, care(memory_mb), move || {
         // A former Firecracker of this directory leaves its socket, which the next one would not replace.
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -123,7 +129,7 @@ pub(super) fn adopt(
     spec: &BootSpec,
     recorded: Option<&ProcessId>,
 ) -> Result<Option<FirecrackerVm>, VmmError> {
-    let running = Running::adopt(&spec.run_dir, recorded)?;
+    let running = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded)?;
     Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
 }
 
@@ -234,10 +240,17 @@ fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves both files of a snapshot, or none that is not there whole.
+/// Moves the files of a snapshot, state and memory, for good, or none that is not there whole.
 fn take_all(parts: &[(PathBuf, PathBuf); 2]) -> io::Result<()> {
     let files = [inspect(&parts[0].0)?, inspect(&parts[1].0)?];
-    files.iter().zip(parts).try_for_each(|(file, (from, to))| take(file, from, to))
+    // The state last: as long as it lies here it is the sign that the snapshot was not taken.
+    let mut taking = files.iter().zip(parts).rev();
+    let taken = taking.try_for_each(|(file, (from, to))| take(file, from, to));
+    let synced = taken.and_then(|()| {
+        let dirs = parts.iter().filter_map(|(_, to)| to.parent());
+        dirs.map(File::open).try_for_each(|dir| dir?.sync_all())
+    });
+    synced.inspect_err(|_| drop(fs::remove_file(&parts[1].1)))
 }
 
 /// Prepares the place of a snapshot. What changed since the last one is known only if that one was taken: a state

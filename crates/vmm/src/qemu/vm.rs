@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{command::qmp_socket, qmp::Qmp};
 use crate::{
     BootSpec, Exit, MicroVm, ProcessId, SnapshotFiles, SnapshotKind, Stats, VmmError,
-    running::{Running, spawn},
+    running::{Care, Running, spawn},
 };
 
 /// How long QEMU may take until its control socket answers.
@@ -21,19 +21,32 @@ pub(super) struct QemuVm {
     running: Running,
 }
 
+/// A guest that shuts down ends its QEMU.
+fn care(spec: &BootSpec) -> Care {
+    Care { farewell: None, memory_mb: spec.memory_mb }
+}
+
 /// Starts QEMU and waits until the guest runs.
 pub(super) async fn start(command: Command, spec: &BootSpec) -> Result<QemuVm, VmmError> {
-    let running = Running::start(&spec.run_dir, move || spawn(command)).await?;
+    let running = Running::start(&spec.run_dir, care(spec), move || spawn(command)).await?;
+    if let Err(error) = runs(&running).await {
+        running.kill().await?;
+        return Err(error);
+    }
+    Ok(QemuVm { running })
+}
+
+/// Waits until the guest runs.
+async fn runs(running: &Running) -> Result<(), VmmError> {
     let begin = Instant::now();
     loop {
         running.check_alive().await?;
-        if let Ok(mut qmp) = Qmp::connect(&qmp_socket(&spec.run_dir)).await
+        if let Ok(mut qmp) = Qmp::connect(&qmp_socket(running.run_dir())).await
             && qmp.execute("query-status", "start").await?["status"] == "running"
         {
-            return Ok(QemuVm { running });
+            return Ok(());
         }
         if begin.elapsed() > START_LIMIT {
-            running.kill().await?;
             return Err(VmmError::Deadline { action: "start", limit: START_LIMIT });
         }
         sleep(START_POLL).await;
@@ -42,7 +55,7 @@ pub(super) async fn start(command: Command, spec: &BootSpec) -> Result<QemuVm, V
 
 /// Takes up a QEMU that runs already.
 pub(super) fn adopt(spec: &BootSpec, recorded: Option<&ProcessId>) -> Result<Option<QemuVm>, VmmError> {
-    let running = Running::adopt(&spec.run_dir, recorded)?;
+    let running = Running::adopt(&spec.run_dir, care(spec), recorded)?;
     Ok(running.map(|running| QemuVm { running }))
 }
 

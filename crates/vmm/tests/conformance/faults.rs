@@ -6,6 +6,11 @@ use std::{
     process::Command,
 };
 
+use rustix::{
+    fs::{CWD, FileType, Mode, makedev, mknodat},
+    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 use wrenn_vmm::{
     BootSpec, VmmError,
     firecracker::{Firecracker, Isolation},
@@ -47,6 +52,33 @@ pub(crate) async fn a_compressed_kernel_is_named(rig: &Rig) {
     let spec = BootSpec { kernel: share("vmlinuz"), ..rig.spec(&dir) };
     let Err(error) = rig.driver.boot(&spec).await else { panic!("it must not start") };
     assert!(error.to_string().contains("compressed") && error.to_string().contains("vmlinux"), "{error}");
+}
+
+/// Puts a KVM device that nobody may open in the place of the real one, for the calling thread, which is to end.
+fn forbid_kvm(dir: &Path) {
+    // SAFETY: nothing of what the thread shares with others is taken from them.
+    unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+    mount("closed", dir, "tmpfs", MountFlags::NODEV, c"size=64k").unwrap();
+    let device = dir.join("kvm");
+    mknodat(CWD, &device, FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(10, 232)).unwrap();
+    mount_bind(&device, "/dev/kvm").unwrap();
+}
+
+pub(crate) async fn a_kvm_that_may_not_be_used_is_said(rig: &Rig) {
+    let (dir, closed) = (Dir::new(), Dir::new());
+    let spec = rig.spec(&dir);
+    let tried = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            forbid_kvm(closed.path());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(rig.driver.boot(&spec)).map(drop)
+        });
+        thread.join().unwrap()
+    });
+    let error = tried.unwrap_err();
+    assert!(matches!(error, VmmError::Unfit { what: "/dev/kvm", .. }), "{error}");
+    assert!(error.to_string().contains("root"), "{error}");
 }
 
 /// Jails are made on a directory that cannot hold them: full, and closed to device nodes.

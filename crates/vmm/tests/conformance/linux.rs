@@ -19,7 +19,7 @@ use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, Snapsh
 
 use crate::rig::{Dir, Rig, share};
 
-const CLONES: usize = 3;
+const CLONES: usize = 8;
 const ENVD_PORT: u16 = 49983;
 const DISK_MB: u64 = 2048;
 /// Emulated machines boot in ten seconds, and in thirty when they are busy.
@@ -84,6 +84,11 @@ fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
 
 /// Runs a shell script in the guest and gives what it printed, as envd's stream of frames has it.
 fn run(address: Ipv4Addr, script: &str) -> String {
+    ask(address, script).expect("an answer")
+}
+
+/// The same, of a guest that may be gone before it answers.
+fn ask(address: Ipv4Addr, script: &str) -> Option<String> {
     let body = serde_json::json!({ "process": { "cmd": "/bin/sh", "args": ["-c", script] } }).to_string();
     let length = u32::try_from(body.len()).unwrap();
     let mut request = format!(
@@ -95,7 +100,7 @@ fn run(address: Ipv4Addr, script: &str) -> String {
     request.push(0);
     request.extend(length.to_be_bytes());
     request.extend(body.as_bytes());
-    String::from_utf8_lossy(&http(address, &request).expect("an answer")).into_owned()
+    Some(String::from_utf8_lossy(&http(address, &request)?).into_owned())
 }
 
 struct Place {
@@ -205,6 +210,13 @@ print(socket.create_connection((\"{OUTSIDE}\", 7777), 20).recv(64).decode())'"
         let expected = format!("written before\n{number}\nhello\n");
         assert!(said.starts_with(&expected), "clone {number} said {said:?}");
     }
+    // One of them is shut down from inside; the VMM has no power button.
+    let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
+    let halted = addresses[0];
+    let asked = std::thread::spawn(move || ask(halted, off));
+    let ended = tokio::time::timeout(Duration::from_secs(60), clones[0].3.exited()).await;
+    ended.expect("a guest that powers off ends its VMM");
+    drop(asked.join());
     for (_, id, slot, vm) in &clones {
         vm.kill().await.unwrap();
         place.slots.release(slot.index).await.unwrap();

@@ -76,6 +76,7 @@ fn main() {
                 faults::a_dead_control_socket_is_said,
                 faults::old_and_unequal_programs_are_refused,
                 faults::a_compressed_kernel_is_named,
+                faults::a_kvm_that_may_not_be_used_is_said,
                 faults::jails_need_nothing_of_their_directory,
                 faults::arguments_that_are_written_over_hide_no_vmm,
             );
