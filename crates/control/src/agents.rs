@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use wrenn_rpc::host::v1::HostClient;
 
-use crate::{config::AgentTls, error::ApiError};
+use crate::config::AgentTls;
 
 /// A client of one agent.
-pub(crate) type AgentClient = HostClient<SharedHttp2Connection>;
+pub type AgentClient = HostClient<SharedHttp2Connection>;
 
 /// The name in every agent's certificate: the private CA vouches for it, addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
@@ -46,8 +46,11 @@ pub(crate) mod deadline {
 }
 
 /// Every agent by its address.
-pub(crate) struct Agents {
+pub struct Agents {
     tls: TlsConnector,
+    /// What every agent is called, whatever its address.
+    name: ServerName<'static>,
+    uri: Uri,
     clients: Mutex<HashMap<String, AgentClient>>,
 }
 
@@ -58,8 +61,8 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 }
 
 impl Agents {
-    /// Clients that show this certificate.
-    pub(crate) fn new(files: &AgentTls) -> anyhow::Result<Self> {
+    /// Clients that show this certificate. Fails where a file is not what it should be.
+    pub fn new(files: &AgentTls) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
             roots.add(certificate).context("the CA's certificate is not usable")?;
@@ -71,18 +74,21 @@ impl Agents {
             .with_client_auth_cert(certificates(&files.cert)?, key)
             .context("the control plane's certificate does not fit its key")?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), clients: Mutex::default() })
+        Ok(Self {
+            tls: TlsConnector::from(Arc::new(config)),
+            name: ServerName::try_from(AGENT_NAME)?,
+            uri: Uri::builder().scheme("https").authority(AGENT_NAME).path_and_query("/").build()?,
+            clients: Mutex::default(),
+        })
     }
 
     /// The client of the agent at this address; it connects when it is used, and again when it must.
-    pub(crate) fn at(&self, address: &str) -> Result<AgentClient, ApiError> {
+    pub fn at(&self, address: &str) -> AgentClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(address) {
-            return Ok(client.clone());
+            return client.clone();
         }
-        let uri: Uri = format!("https://{AGENT_NAME}").parse().map_err(internal)?;
-        let name = ServerName::try_from(AGENT_NAME).map_err(internal)?;
-        let (tls, target) = (self.tls.clone(), address.to_owned());
+        let (tls, name, target) = (self.tls.clone(), self.name.clone(), address.to_owned());
         let connector = tower::service_fn(move |_: Uri| {
             let (tls, target, name) = (tls.clone(), target.clone(), name.clone());
             async move {
@@ -100,17 +106,13 @@ impl Agents {
             .keep_alive_timeout(Duration::from_secs(10))
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(4 << 20)
-            .lazy_with_connector(connector, uri.clone())
+            .lazy_with_connector(connector, self.uri.clone())
             .shared(CALLS);
-        let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
+        let config = ClientConfig::new(self.uri.clone()).proto().with_default_max_message_size(MESSAGE_MAX);
         let client = HostClient::new(connection, config);
         clients.insert(address.to_owned(), client.clone());
-        Ok(client)
+        client
     }
-}
-
-fn internal(error: impl std::fmt::Display) -> ApiError {
-    ApiError::new(wrenn_api::ErrorCode::InternalError, error.to_string())
 }
 
 /// Options with a deadline.

@@ -3,7 +3,7 @@
 //! Servers are stateless: any number of them may run side by side. PostgreSQL holds the truth, Redis the
 //! events, the agents what runs.
 
-mod agents;
+pub mod agents;
 mod auth;
 mod config;
 mod db;

@@ -15,8 +15,12 @@ pub(crate) fn reflink(source: &File, target: &File) -> io::Result<()> {
     Ok(ioctl_ficlone(target, source)?)
 }
 
-/// Copies the data of `source` to `target` and leaves its holes holes.
-pub(crate) fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
+/// Copies the data of `source` to `target` and leaves its holes holes. `go_on` is asked before every piece.
+pub(crate) fn sparse_copy(
+    source: &File,
+    target: &File,
+    go_on: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
     let length = source.metadata()?.len();
     ftruncate(target, length)?;
     let mut buffer = vec![0; CHUNK];
@@ -31,6 +35,7 @@ pub(crate) fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
         let end = seek(source, SeekFrom::Hole(start))?;
         at = start;
         while at < end {
+            go_on()?;
             let wanted = CHUNK.min((end - at) as usize);
             let read = source.read_at(&mut buffer[..wanted], at)?;
             if read == 0 {
@@ -50,12 +55,18 @@ pub(crate) fn sparse_copy(source: &File, target: &File) -> io::Result<()> {
 const BLOCK: usize = 4096;
 
 /// Copies `length` bytes of a block device, which does not tell its holes, to `target`: blocks of zeros
-/// become holes.
-pub(crate) fn copy_without_zeros(source: &File, target: &File, length: u64) -> io::Result<()> {
+/// become holes. `go_on` is asked before every piece.
+pub(crate) fn copy_without_zeros(
+    source: &File,
+    target: &File,
+    length: u64,
+    go_on: impl Fn() -> io::Result<()>,
+) -> io::Result<()> {
     ftruncate(target, length)?;
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
     while at < length {
+        go_on()?;
         let piece = &mut buffer[..CHUNK.min((length - at) as usize)];
         source.read_exact_at(piece, at)?;
         let mut from = None;
@@ -115,7 +126,7 @@ mod tests {
         source.set_len(64 << 20).unwrap();
         source.write_all_at(b"begin", 0).unwrap();
         source.write_all_at(&vec![7; 3 << 20], 20 << 20).unwrap();
-        sparse_copy(&source, &target).unwrap();
+        sparse_copy(&source, &target, || Ok(())).unwrap();
         assert_eq!(target.metadata().unwrap().len(), 64 << 20);
         assert!(target.metadata().unwrap().blocks() * 512 < 8 << 20, "the copy is not sparse");
         let mut bytes = vec![0; 3 << 20];
@@ -133,7 +144,7 @@ mod tests {
         bytes[(2 << 20) - 1..(2 << 20) + 9000].fill(2);
         *bytes.last_mut().unwrap() = 3;
         source.write_all_at(&bytes, 0).unwrap();
-        copy_without_zeros(&source, &target, bytes.len() as u64).unwrap();
+        copy_without_zeros(&source, &target, bytes.len() as u64, || Ok(())).unwrap();
         let mut copied = vec![9; bytes.len()];
         target.read_exact_at(&mut copied, 0).unwrap();
         assert!(copied == bytes, "the copy differs");

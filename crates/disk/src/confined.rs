@@ -1,7 +1,8 @@
 //! Runs the ext4 tools on what a guest wrote, so that a bug in them harms nobody.
 //!
 //! A tool sees one file and the read-only system directories, in namespaces of its own without a network,
-//! as a user that owns nothing else, with limits of memory, processor time, wall time and output.
+//! as a user that owns nothing else, with limits of memory, processes, processor time, wall time and output.
+//! Tools that run at the same time are different users, so that none can signal or trace another.
 
 use std::{
     ffi::{CString, OsStr},
@@ -10,12 +11,18 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::fchown, process::CommandExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    ptr, thread,
+    ptr,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-/// The user that tools run as. No account has it, and it owns one file at a time.
-const USER: u32 = 64_987;
+/// The first of the users that tools run as. No account has one, and each owns one file at a time.
+const FIRST_USER: u32 = 2_147_000_000;
+/// How many such users there are; far fewer tools run at the same time.
+const USERS: u32 = 4096;
+/// Processes of one tool. The tools themselves start none.
+const PROCESSES: u64 = 16;
 /// Where the tool finds its file.
 pub(crate) const FILE: &str = "/image";
 /// Address space. Sound file systems of terabytes need less.
@@ -138,6 +145,13 @@ fn placed(mount: libc::c_int, path: &CString) -> io::Result<()> {
     done(result as libc::c_int)
 }
 
+/// The user of the next tool. Where it begins is by chance of the process id: other agents run tools too.
+fn next_user() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id());
+    FIRST_USER + number % USERS
+}
+
 /// What the child needs, made before the fork: after it, nothing may be allocated.
 struct Prison {
     jail: CString,
@@ -148,6 +162,7 @@ struct Prison {
     here: CString,
     tmpfs: CString,
     steps: Vec<Step>,
+    user: u32,
     /// Length of the file: nothing that is written may be longer.
     length: u64,
     seconds: u64,
@@ -178,8 +193,8 @@ impl Prison {
         // SAFETY: plain system calls; the user comes last, because it takes the right to the others.
         unsafe {
             done(libc::setgroups(0, ptr::null()))?;
-            done(libc::setresgid(USER, USER, USER))?;
-            done(libc::setresuid(USER, USER, USER))?;
+            done(libc::setresgid(self.user, self.user, self.user))?;
+            done(libc::setresuid(self.user, self.user, self.user))?;
             let (one, zero): (libc::c_ulong, libc::c_ulong) = (1, 0);
             done(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, zero, zero, zero))?;
             done(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong))
@@ -189,6 +204,7 @@ impl Prison {
     fn limit(&self) -> io::Result<()> {
         let limits = [
             (libc::RLIMIT_AS, MEMORY),
+            (libc::RLIMIT_NPROC, PROCESSES),
             (libc::RLIMIT_CPU, self.seconds),
             (libc::RLIMIT_FSIZE, self.length),
             (libc::RLIMIT_NOFILE, 64),
@@ -242,8 +258,18 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<End> {
 
 /// Runs `name ARGUMENTS /image`, where `/image` is the file at `path`, until `deadline`. Needs root.
 pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant) -> io::Result<Ended> {
+    // A thread of its own: what it makes the namespace of its children stays so, and the tool dies with it.
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name("ext4-tool".into());
+        let tool = thread.spawn_scoped(scope, || run_here(name, arguments, path, deadline))?;
+        tool.join().unwrap_or_else(|_| Err(io::Error::other("the thread of a tool died")))
+    })
+}
+
+fn run_here(name: &str, arguments: &[&str], path: &Path, deadline: Instant) -> io::Result<Ended> {
     let file = File::options().read(true).write(true).open(path)?;
-    fchown(&file, Some(USER), Some(USER))?;
+    let user = next_user();
+    fchown(&file, Some(user), Some(user))?;
     let jail = path.parent().unwrap_or(Path::new("/"));
     let prison = Prison {
         jail: text(jail)?,
@@ -253,6 +279,7 @@ pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant
         here: text(".")?,
         tmpfs: text("tmpfs")?,
         steps: steps(jail)?,
+        user,
         length: file.metadata()?.len(),
         seconds: deadline.saturating_duration_since(Instant::now()).as_secs() + 1,
     };
@@ -262,12 +289,16 @@ pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
     // SAFETY: the closure makes system calls on what was allocated before, and nothing else.
     unsafe { command.pre_exec(move || prison.enter()) };
+    let listener = thread::Builder::new().name("ext4-said".into()).spawn(move || last_words(output))?;
+    // The tool is the first process of a namespace: it can name no process of another one, and whatever it has
+    // started ends with it, before its end is told.
+    // SAFETY: affects the children of this thread alone, which starts no more of them.
+    done(unsafe { libc::unshare(libc::CLONE_NEWPID) })?;
     let mut child = command.spawn()?;
     // It holds the pipe's other end, which the listener must see closed when the tool ends.
     drop(command);
-    let listener = thread::Builder::new().name("ext4-tool".into()).spawn(move || last_words(output));
     let end = wait(&mut child, deadline)?;
-    let said = listener?.join().unwrap_or_default();
+    let said = listener.join().unwrap_or_default();
     fchown(&file, Some(0), Some(0))?;
     Ok(Ended { end, said })
 }
@@ -291,7 +322,8 @@ mod tests {
         let ended = run("sh", &["-c", script], &path, soon()).unwrap();
         assert_eq!(ended.end, End::Code(7), "{}", ended.said);
         let words: Vec<&str> = ended.said.split(' ').collect();
-        assert_eq!(words[..2], ["64987", "content"], "{}", ended.said);
+        let user: u32 = words[0].parse().unwrap();
+        assert!((FIRST_USER..FIRST_USER + USERS).contains(&user) && words[1] == "content", "{}", ended.said);
         assert!(!ended.said.contains("secret"), "{}", ended.said);
         assert!(
             ended.said.contains("/proc/mounts /etc/mtab 1 "),
@@ -302,13 +334,63 @@ mod tests {
         assert!(ended.said.ends_with("2097152"), "{}", ended.said);
         assert_eq!(fs::read(&path).unwrap(), b"changed\n");
         assert_eq!(fs::read(dir.path().join("secret")).unwrap(), b"other");
-        // Longer than it was is refused, by a signal that ends the tool.
+        // Another one is another user.
+        let ended = run("sh", &["-c", "id -u; :"], &path, soon()).unwrap();
+        assert_ne!(ended.said.parse(), Ok(user));
+        // Longer than it was is refused; the tool is the first of its processes, so the signal does not end it.
         let ended =
-            run("sh", &["-c", "echo far more than there was before > /image; :"], &path, soon()).unwrap();
+            run("sh", &["-c", "echo far more than there was before > /image"], &path, soon()).unwrap();
         assert!(ended.end != End::Code(0), "{ended:?}");
         let begin = Instant::now();
         let ended = run("sh", &["-c", "sleep 600; :"], &path, begin + Duration::from_millis(50)).unwrap();
         assert_eq!(ended.end, End::TooLong);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "mounts or files were left");
+    }
+
+    /// Processes with this user.
+    fn processes_of(user: u32) -> usize {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let owner = |entry: fs::DirEntry| Some(std::os::unix::fs::MetadataExt::uid(&entry.metadata().ok()?));
+        entries.filter_map(owner).filter(|owner| *owner == user).count()
+    }
+
+    #[test]
+    fn what_a_tool_starts_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "content\n").unwrap();
+        // With the pipe kept, and without it.
+        for child in ["setsid sleep 600", "setsid sleep 600 > /proc/mounts 2>&1"] {
+            let begin = Instant::now();
+            let ended = run("sh", &["-c", &format!("id -u; {child} & exit 0; :")], &path, soon()).unwrap();
+            assert_eq!(ended.end, End::Code(0), "{}", ended.said);
+            assert!(begin.elapsed() < Duration::from_secs(30), "it waited for what the tool had started");
+            let user = ended.said.split(' ').next().unwrap().parse().unwrap();
+            assert_eq!(processes_of(user), 0, "something of the tool still runs");
+        }
+    }
+
+    #[test]
+    fn a_tool_cannot_harm_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| dir.path().join(name).join("file"));
+        for path in [&one, &other] {
+            fs::create_dir(path.parent().unwrap()).unwrap();
+            fs::write(path, "content\n").unwrap();
+        }
+        let patient = thread::spawn(move || {
+            let script =
+                "echo here > /image; while read line < /image && [ $line = here ]; do sleep 0.1; done; :";
+            run("sh", &["-c", script], &one, soon()).map(|ended| (ended, one))
+        });
+        let here = dir.path().join("one/file");
+        while fs::read(&here).unwrap() != b"here\n" {
+            assert!(!patient.is_finished(), "{:?}", patient.join().unwrap().unwrap().0);
+            thread::yield_now();
+        }
+        run("sh", &["-c", "kill -9 -1; :"], &other, soon()).unwrap();
+        assert!(!patient.is_finished(), "the other tool ended");
+        fs::write(&here, "over\n").unwrap();
+        assert_eq!(patient.join().unwrap().unwrap().0.end, End::Code(0));
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     beside::Beside,
     blocking, checked, ext4, failed,
     images::{Images, names, remove_file},
-    open::{check_room, pressure},
+    room::Room,
 };
 
 /// Images and volumes in one directory.
@@ -27,13 +27,14 @@ pub struct FileStore {
     dir: Arc<Path>,
     images: Images,
     reflink: bool,
-    reserve: Option<u64>,
+    room: Room,
 }
 
 impl FileStore {
     pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Self {
-        let images = Images::new(&config.dir.join("images"), reflink);
-        Self { dir: config.dir.as_path().into(), images, reflink, reserve: config.reserve }
+        let room = config.room(false);
+        let images = Images::new(room.clone(), reflink);
+        Self { dir: config.dir.as_path().into(), images, reflink, room }
     }
 
     fn volume(&self, id: &str) -> Result<PathBuf, DiskError> {
@@ -59,7 +60,7 @@ impl FileStore {
         if size < source.size {
             return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb: source.size.div_ceil(1 << 20) });
         }
-        check_room(&self.dir, self.reserve)?;
+        self.room.check()?;
         let beside = Beside::new(&target, 0o600).map_err(fail())?;
         self.images.fill(&source.file, &beside.file).map_err(fail())?;
         beside.file.set_len(size).map_err(fail())?;
@@ -75,9 +76,20 @@ impl FileStore {
         Ok(BlockDevice { path, size: meta.len(), numbers: None })
     }
 
+    /// A file takes nothing of the kernel; but from here on it may be needed after a loss of power.
+    fn detach_now(&self, id: &str) -> Result<(), DiskError> {
+        let fail = || failed(format!("keep volume {id:?}"));
+        let path = match self.present(id) {
+            Err(DiskError::UnknownVolume(_)) => return Ok(()),
+            other => other?.0,
+        };
+        File::open(path).and_then(|file| file.sync_all()).map_err(fail())?;
+        File::open(self.dir.join("volumes")).and_then(|dir| dir.sync_all()).map_err(fail())
+    }
+
     fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
         let (path, _) = self.present(id)?;
-        check_room(&self.dir, self.reserve)?;
+        self.room.check()?;
         let made = self.images.begin(name, id)?;
         let source = File::open(path).map_err(failed("read the volume"))?;
         self.images.fill(&source, &made.file).map_err(failed("copy the volume"))?;
@@ -144,8 +156,8 @@ impl Volumes for FileStore {
     }
 
     async fn detach(&self, id: &str) -> Result<(), DiskError> {
-        // A file takes nothing of the kernel.
-        checked(id).map(drop)
+        let (store, id) = (self.clone(), id.to_owned());
+        blocking(move || store.detach_now(&id)).await
     }
 
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError> {
@@ -166,15 +178,19 @@ impl Volumes for FileStore {
                 Err(DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
                 other => other?,
             };
-            let now = pressure(&store.dir, store.reserve)?;
-            Ok(if now.is_low() { Health::Low { free: now.free, reserve: now.reserve } } else { Health::Ok })
+            let now = store.room.pressure()?;
+            Ok(if now.is_low() {
+                Health::Low { free: now.available(), reserve: now.reserve }
+            } else {
+                Health::Ok
+            })
         })
         .await
     }
 
     async fn pressure(&self) -> Result<Pressure, DiskError> {
         let store = self.clone();
-        blocking(move || pressure(&store.dir, store.reserve)).await
+        blocking(move || store.room.pressure()).await
     }
 
     async fn list(&self) -> Result<Vec<String>, DiskError> {

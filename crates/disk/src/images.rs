@@ -19,6 +19,7 @@ use crate::{
     checked,
     cloning::{reflink, sparse_copy},
     failed,
+    room::Room,
 };
 
 /// Images end where a block of a device-mapper table can end.
@@ -29,6 +30,7 @@ const GRAIN: u64 = 4096;
 pub(crate) struct Images {
     dir: Arc<Path>,
     reflink: bool,
+    room: Room,
 }
 
 /// An image, open, and proven to be what was taken in.
@@ -78,9 +80,9 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), DiskError> {
 }
 
 impl Images {
-    /// The images below `dir`, whose files share extents or not.
-    pub(crate) fn new(dir: &Path, reflink: bool) -> Self {
-        Self { dir: dir.into(), reflink }
+    /// The images of the store with this room, whose files share extents or not.
+    pub(crate) fn new(room: Room, reflink: bool) -> Self {
+        Self { dir: room.dir.join("images").into(), reflink, room }
     }
 
     fn home(&self, name: &str) -> Result<PathBuf, DiskError> {
@@ -92,7 +94,7 @@ impl Images {
         if self.reflink && reflink(source, target).is_ok() {
             return Ok(());
         }
-        sparse_copy(source, target)
+        sparse_copy(source, target, || self.room.check_piece())
     }
 
     /// The hash that `name` stands for at the moment.

@@ -19,10 +19,11 @@ mod images;
 mod loopdev;
 pub mod loopfs;
 mod open;
+mod room;
 
 pub use dm::store::{DmStore, cleanup};
 pub use files::FileStore;
-pub use open::{Backend, StoreConfig, open};
+pub use open::{Backend, StoreConfig, is_of_device_mapper, open};
 
 /// Why a volume could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -170,14 +171,21 @@ pub struct Pressure {
     pub total: u64,
     /// Bytes that are free.
     pub free: u64,
+    /// Bytes that guests wrote and that may still take room.
+    pub unwritten: u64,
     /// Bytes that should stay free: below, nothing is cloned, and what runs should be paused.
     pub reserve: u64,
 }
 
 impl Pressure {
-    /// Whether less is free than should be.
+    /// Bytes that are free and will be.
+    pub fn available(&self) -> u64 {
+        self.free.saturating_sub(self.unwritten)
+    }
+
+    /// Whether less is available than should be.
     pub fn is_low(&self) -> bool {
-        self.free < self.reserve
+        self.available() < self.reserve
     }
 }
 

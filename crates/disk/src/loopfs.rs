@@ -63,7 +63,8 @@ pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> 
         .and_then(|backing| loopdev::attach(&backing, Use::Cached))
         .map_err(failed("attach the volumes' XFS to a loop device"))?;
     let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
-    mount(&device.path, dir, "xfs", flags, None).map_err(|e| failed("mount the volumes' XFS")(e.into()))
+    // What is removed is given back to the file system that the file is in.
+    mount(&device.path, dir, "xfs", flags, c"discard").map_err(|e| failed("mount the volumes' XFS")(e.into()))
 }
 
 /// Unmounts what [`mount_store`] mounted; does nothing when it is not mounted.

@@ -7,11 +7,9 @@ use std::{
 };
 
 use crate::{
-    DiskError, DmStore, FileStore, Pressure, Volumes, blocking, cloning::can_reflink, failed, images::names,
+    DiskError, DmStore, FileStore, Volumes, blocking, cloning::can_reflink, dm::store::NODES, failed,
+    images::names, room::Room,
 };
-
-/// At most so much is kept free where the configuration says nothing, and at most a twentieth.
-const RESERVE_MAX: u64 = 2 << 30;
 
 /// How volumes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,20 +33,32 @@ pub struct StoreConfig {
     pub backend: Backend,
     /// Tells this agent's devices from another's: one to sixteen letters and digits.
     pub instance: String,
-    /// Bytes that should stay free; `None`: a twentieth of the file system, at most 2 GiB.
+    /// Bytes that should stay free; `None`: a twentieth of the file system, at most 2 GiB, and at least 1 GiB or a
+    /// quarter.
     pub reserve: Option<u64>,
+    /// A directory beside the file that the store is mounted from, if it is: the room there counts too.
+    pub below: Option<PathBuf>,
 }
 
 impl StoreConfig {
     /// A store with the usual reserve.
     pub fn new(dir: impl Into<PathBuf>, backend: Backend, instance: impl Into<String>) -> Self {
-        Self { dir: dir.into(), backend, instance: instance.into(), reserve: None }
+        Self { dir: dir.into(), backend, instance: instance.into(), reserve: None, below: None }
+    }
+
+    pub(crate) fn room(&self, devices: bool) -> Room {
+        Room { dir: self.dir.clone(), below: self.below.clone(), reserve: self.reserve, devices }
     }
 
     pub(crate) fn check_instance(instance: &str) -> Result<(), DiskError> {
         let valid = (1..=16).contains(&instance.len()) && instance.bytes().all(|b| b.is_ascii_alphanumeric());
         if valid { Ok(()) } else { Err(DiskError::InvalidName(instance.to_owned())) }
     }
+}
+
+/// Whether there is, or was, a store of device-mapper in `dir`.
+pub fn is_of_device_mapper(dir: &Path) -> bool {
+    dir.join(NODES).exists()
 }
 
 /// Opens the store, making it where it is missing.
@@ -85,23 +95,11 @@ fn open_now(config: &StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
         Backend::Auto => match DmStore::new(config, possible) {
             Ok(store) => Ok(Arc::new(store)),
             Err(error) => {
-                tracing::debug!(%error, "device-mapper is not used");
+                tracing::info!(%error, "device-mapper is not used");
                 Ok(Arc::new(FileStore::new(config, possible)))
             }
         },
     }
-}
-
-/// The room in the file system of `dir`.
-pub(crate) fn pressure(dir: &Path, reserve: Option<u64>) -> Result<Pressure, DiskError> {
-    let stat = rustix::fs::statvfs(dir).map_err(|e| failed("measure the volume store")(e.into()))?;
-    let (total, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
-    Ok(Pressure { total, free, reserve: reserve.unwrap_or((total / 20).min(RESERVE_MAX)) })
-}
-
-/// Refuses where less room is left than should be.
-pub(crate) fn check_room(dir: &Path, reserve: Option<u64>) -> Result<(), DiskError> {
-    if pressure(dir, reserve)?.is_low() { Err(DiskError::Full) } else { Ok(()) }
 }
 
 #[cfg(test)]

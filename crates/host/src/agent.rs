@@ -19,6 +19,9 @@ use crate::{
     },
 };
 
+/// Records of failures that are kept; beyond, the oldest go.
+const FAILED_MAX: usize = 1024;
+
 /// What the control plane asks for.
 pub(crate) struct Wanted {
     pub(crate) id: String,
@@ -163,7 +166,16 @@ impl Agent {
             return Ok(present.clone());
         }
         let spec = self.spec(&wanted)?;
-        let count = sandboxes.len();
+        let failed = |handle: &&Handle| matches!(handle.published.borrow().state, State::Failed(_));
+        // Those that failed hold nothing but their record.
+        let records = sandboxes.values().filter(failed).count();
+        if records > FAILED_MAX
+            && let Some(handle) = sandboxes.values().filter(failed).min_by_key(|h| h.spec.created_at_unix_ms)
+        {
+            let handle = handle.clone();
+            tokio::spawn(async move { handle.destroy().await });
+        }
+        let count = sandboxes.len() - records;
         if count >= self.config.limits.sandboxes as usize {
             let message = format!("this host has {count} sandboxes, as many as it may: delete some");
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
@@ -179,6 +191,7 @@ impl Agent {
         let handle = self.sandboxes().get(id).cloned();
         match handle {
             Some(handle) => handle.destroy().await,
+            None if id.parse::<SandboxId>().is_ok() => actor::remove_unread(&self.shared, id).await,
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use serde::Deserialize;
-use wrenn_disk::Volumes;
+use wrenn_disk::{DiskError, Volumes};
 use wrenn_vmm::KernelImage;
 
 /// The guest kernel's file, in the form that a driver takes.
@@ -74,10 +74,14 @@ pub(crate) async fn take_templates(
 ) -> anyhow::Result<BTreeMap<String, Template>> {
     let mut templates = BTreeMap::new();
     for (template, image) in manifests(&share.join("images"))? {
-        volumes
-            .prepare(&template.name, &image)
-            .await
-            .with_context(|| format!("template {:?} cannot be taken in", template.name))?;
+        match volumes.prepare(&template.name, &image).await {
+            // The sandboxes that are here go on, and can be deleted to make room.
+            Err(DiskError::Full) => {
+                tracing::error!(template = template.name, "there is no room to take a template in");
+                continue;
+            }
+            taken => taken.with_context(|| format!("template {:?} cannot be taken in", template.name))?,
+        }
         templates.insert(template.name.clone(), template);
     }
     Ok(templates)

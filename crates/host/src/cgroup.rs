@@ -1,4 +1,5 @@
-//! A control group per microVM: bounds on the memory and the tasks of its VMM, whatever the guest does to it.
+//! A control group per microVM: bounds on the memory, the tasks and the processor time of its VMM, whatever the guest
+//! does to it.
 //!
 //! Version 2 where its controllers are in use, else version 1. A machine with neither runs VMMs without;
 //! memory and CPUs of the guest are bounded by the VMM itself then.
@@ -31,12 +32,13 @@ struct Hierarchy {
 fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
     let memory = (memory_mb << 20).to_string();
     let tasks = (TASKS + vcpus).to_string();
+    // A VMM works for its guest's processors and, at times, beside them.
+    let quota = (vcpus + 1) * CPU_PERIOD_US;
     let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
     if has("memory") && has("pids") {
         let dir = root.join(NAME);
-        // A VMM works for its guest's processors and, at times, beside them.
-        let cpu = format!("{} {CPU_PERIOD_US}", (vcpus + 1) * CPU_PERIOD_US);
+        let cpu = format!("{quota} {CPU_PERIOD_US}");
         let mut all = vec![
             Hierarchy { dir: dir.clone(), file: "memory.max", limit: memory },
             Hierarchy { dir: dir.clone(), file: "pids.max", limit: tasks },
@@ -44,7 +46,9 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
         all.extend(has("cpu").then_some(Hierarchy { dir, file: "cpu.max", limit: cpu }));
         return all;
     }
-    let first = [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", tasks)];
+    // Its period is as long by default.
+    let cpu = ("cpu", "cpu.cfs_quota_us", quota.to_string());
+    let first = [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", tasks), cpu];
     first
         .into_iter()
         .filter(|(controller, ..)| root.join(controller).join("cgroup.procs").exists())
@@ -78,8 +82,8 @@ fn prepare_below(root: &Path, id: &str, memory_mb: u64, vcpus: u32) -> io::Resul
     Ok(made)
 }
 
-fn groups(root: &Path, id: &str) -> [PathBuf; 3] {
-    ["", "memory", "pids"].map(|controller| root.join(controller).join(NAME).join(id))
+fn groups(root: &Path, id: &str) -> [PathBuf; 4] {
+    ["", "memory", "pids", "cpu"].map(|controller| root.join(controller).join(NAME).join(id))
 }
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -131,12 +135,14 @@ mod tests {
     fn version_2_is_preferred_and_version_1_taken_where_it_is_all_there_is() {
         let root = tempfile::tempdir().expect("a directory");
         assert!(hierarchies(root.path(), 512, 1).is_empty(), "no control groups");
-        fs::create_dir_all(root.path().join("memory")).expect("made");
-        fs::write(root.path().join("memory/cgroup.procs"), "").expect("written");
+        for controller in ["memory", "cpu"] {
+            fs::create_dir_all(root.path().join(controller)).expect("made");
+            fs::write(root.path().join(controller).join("cgroup.procs"), "").expect("written");
+        }
         let first = hierarchies(root.path(), 512, 1);
-        assert_eq!(first.len(), 1);
-        assert_eq!(first[0].limit, (512_u64 << 20).to_string());
-        assert!(first[0].dir.ends_with("memory/wrenn"));
+        let limits: Vec<_> = first.iter().map(|one| (one.file, one.limit.as_str())).collect();
+        assert_eq!(limits, [("memory.limit_in_bytes", "536870912"), ("cpu.cfs_quota_us", "200000")]);
+        assert!(first[0].dir.ends_with("memory/wrenn") && first[1].dir.ends_with("cpu/wrenn"));
         fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").expect("written");
         let files: Vec<_> = hierarchies(root.path(), 512, 1).iter().map(|one| one.file).collect();
         assert_eq!(files, ["memory.max", "pids.max", "cpu.max"]);

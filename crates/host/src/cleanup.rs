@@ -16,7 +16,9 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     }
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
-    let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    actor::end_vmm(&layout::probe(state_dir), None).await?;
+    let mut ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    ids.extend(recover::unreadable(&sandboxes, &records));
     let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir) {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;
@@ -28,13 +30,18 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     for id in &ids {
         actor::remove_record(&sandboxes, id).await?;
     }
+    if !layout::store_file(state_dir).exists() {
+        // Whatever is mounted there, it was mounted by somebody else.
+        return Ok(());
+    }
     loopfs::unmount_store(&volumes).context("the volume store cannot be unmounted")
 }
 
 fn processes(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
     let Ok(entries) = fs::read_dir(&sandboxes) else { return Vec::new() };
-    let found = entries.flatten().filter_map(|entry| process::find(&entry.path().join("run")));
+    let dirs = entries.flatten().map(|entry| entry.path().join("run")).chain([layout::probe(state_dir)]);
+    let found = dirs.filter_map(|dir| process::find(&dir));
     found.map(|id| format!("process {}: a microVM", id.pid)).collect()
 }
 

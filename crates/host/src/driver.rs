@@ -16,7 +16,7 @@ use wrenn_vmm::{
     qemu::{self, Accel, Qemu},
 };
 
-use crate::{assets::kernel_file, config::Driver, machine};
+use crate::{assets::kernel_file, config::Driver, layout, machine};
 
 /// What is asked for, and with what it is tried.
 #[derive(Debug, Clone)]
@@ -140,7 +140,7 @@ impl Wish {
         if let Some(kept) = kept.filter(|kept| self.keep && kept.valid_for == valid_for) {
             return kept.probe;
         }
-        let run_dir = self.dir.join("probe");
+        let run_dir = layout::probe(&self.dir);
         if let Err(error) = fresh(&run_dir) {
             return Probe::untried(format!("the probe's directory cannot be made: {error}"));
         }

@@ -12,6 +12,11 @@ pub(crate) fn sandboxes(state_dir: &Path) -> PathBuf {
     state_dir.join("sandboxes")
 }
 
+/// The run directory of the VMM with which KVM is tried.
+pub(crate) fn probe(state_dir: &Path) -> PathBuf {
+    state_dir.join("probe")
+}
+
 /// Journal and pins of network slots.
 pub(crate) fn network(state_dir: &Path) -> PathBuf {
     state_dir.join("network")

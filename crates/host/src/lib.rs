@@ -24,9 +24,10 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sy
 
 use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use wrenn_disk::{Backend, Reclaimed, StoreConfig, Volumes, loopfs};
+use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
@@ -42,21 +43,33 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     let file = layout::store_file(&config.state_dir);
     let size = config.store_size_mb << 20;
     let with = |backend| wrenn_disk::open(StoreConfig::new(&dir, backend, instance));
+    // Another kind of store, put over this one, would hide its images.
+    if !file.exists() && wrenn_disk::is_of_device_mapper(&dir) {
+        return with(Backend::Dm).await.with_context(|| {
+            format!("{0} is a store of device-mapper; for another kind of store, remove {0}", dir.display())
+        });
+    }
     // Where the directory itself will do, it needs no other file system inside it.
     if !file.exists() {
         for backend in [Backend::Dm, Backend::Reflink] {
             match with(backend).await {
                 Ok(store) => return Ok(store),
-                Err(error) => tracing::debug!(%error, "another kind of volumes is tried"),
+                Err(error @ DiskError::Full) => {
+                    return Err(error).context("the volume store cannot be opened");
+                }
+                Err(error) => tracing::info!(%error, "another kind of volumes is tried"),
             }
         }
     }
-    let mount_dir = dir.clone();
-    let mounted = tokio::task::spawn_blocking(move || loopfs::mount_store(&file, &mount_dir, size)).await?;
+    let (mount_dir, mount_file) = (dir.clone(), file.clone());
+    let mounted =
+        tokio::task::spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
     if let Err(error) = mounted {
         tracing::warn!(%error, "disks are copied instead of cloned");
     }
-    with(Backend::Auto).await.context("the volume store cannot be opened")
+    let below = file.exists().then(|| config.state_dir.clone());
+    let store = StoreConfig { below, ..StoreConfig::new(&dir, Backend::Auto, instance) };
+    wrenn_disk::open(store).await.context("the volume store cannot be opened")
 }
 
 async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
@@ -80,8 +93,10 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
     recover::end_strays(&sandboxes_dir, &records).await;
     let alive = records.iter().filter(|record| record.adoptable());
-    let (slots_in_use, disks): (Vec<_>, Vec<_>) =
+    let (slots_in_use, mut disks): (Vec<_>, Vec<_>) =
         alive.filter_map(|record| Some((record.slot()?, record.id.clone()))).unzip();
+    // Nothing is known of them, so nothing of them is thrown away.
+    disks.extend(recover::unreadable(&sandboxes_dir, &records));
     let reclaimed = volumes.reclaim(&disks).await.context("the leftovers of disks cannot be removed")?;
     if reclaimed != Reclaimed::default() {
         tracing::info!(?reclaimed, "disks that nobody owns");
@@ -133,7 +148,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     });
     let mut sandboxes = HashMap::new();
     for record in records {
-        sandboxes.extend(recover::take_up(&shared, record).await);
+        sandboxes.extend(recover::take_up(&shared, record).await?);
     }
     Ok(Agent::new(config, shared, chosen.reason, sandboxes))
 }
@@ -147,10 +162,22 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     Ok(file)
 }
 
+/// Takes as many open files as there may be: each microVM takes some, and none may be lost for want of one.
+fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Runs the agent until `shutdown` is cancelled. Its microVMs go on; the next start adopts them.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls::server(&config.tls)?;
     let address = config.listen;
+    allow_open_files();
     // Before the slow part: a second agent must not touch the first one's microVMs.
     let listener = TcpListener::bind(address)
         .await
@@ -189,6 +216,7 @@ pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
     let state_dir = state_dir.to_owned();
     // A thread of its own, so that the caller may be inside a runtime.
     let work = move || {
+        let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(cleanup::run(&state_dir))
     };

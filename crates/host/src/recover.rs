@@ -3,6 +3,7 @@
 
 use std::{fs, path::Path, sync::Arc};
 
+use anyhow::Context;
 use wrenn_api::ErrorCode;
 use wrenn_network::SlotSpec;
 use wrenn_vmm::{MicroVm, ProcessId};
@@ -11,7 +12,7 @@ use crate::{
     error::AgentError,
     sandbox::{
         actor::{self, Handle, Shared, Start},
-        journal::{Entry, Journal, Undo, adoptable, forget, undo},
+        journal::{Entry, Journal, JournalError, Undo, adoptable, forget, undo},
         spec::Spec,
     },
 };
@@ -62,80 +63,85 @@ impl Record {
     }
 }
 
-/// Reads every journal. Directories that were being removed are removed; one whose journal cannot be read
-/// is reported and left alone.
-pub(crate) fn read(sandboxes: &Path) -> std::io::Result<Vec<Record>> {
+/// Reads every journal. Directories that were being removed are removed; one whose journal makes no sense is
+/// reported. Fails where the kernel does not give one: what it holds must not be taken for nobody's.
+pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     fs::create_dir_all(sandboxes)?;
     let mut records = Vec::new();
     for entry in fs::read_dir(sandboxes)? {
         let entry = entry?;
         let Ok(id) = entry.file_name().into_string() else { continue };
         if id.starts_with('.') {
-            fs::remove_dir_all(entry.path())?;
+            if let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::error!(id, %error, "the remains of a sandbox could not be removed");
+            }
             continue;
         }
         match Journal::open(&entry.path()) {
             Ok((journal, entries)) => records.push(Record { id, journal, entries }),
+            Err(error @ JournalError::Io { .. }) => return Err(error).context(format!("sandbox {id}")),
             Err(error) => tracing::error!(id, %error, "a sandbox's journal cannot be used; it is left alone"),
         }
     }
     Ok(records)
 }
 
-/// Takes up one sandbox; `None` when nothing of it is left.
-pub(crate) async fn take_up(shared: &Arc<Shared>, mut record: Record) -> Option<(String, Handle)> {
+/// Takes up one sandbox; `None` when nothing of it is left. Fails where it cannot be known whether it still runs.
+pub(crate) async fn take_up(
+    shared: &Arc<Shared>,
+    mut record: Record,
+) -> anyhow::Result<Option<(String, Handle)>> {
     let id = record.id.clone();
     let Some(spec) = record.spec().cloned() else {
         // It had not got far enough to own anything.
         if let Err(error) = actor::remove_record(&shared.dir, &id).await {
             tracing::error!(id, %error, "the remains of a sandbox could not be removed");
         }
-        return None;
+        return Ok(None);
     };
-    let start = match running(shared, &record, &spec).await {
+    let running = running(shared, &record, &spec).await;
+    let start = match running.with_context(|| format!("sandbox {id} cannot be adopted"))? {
         Some((vm, slot)) => {
             tracing::info!(id, "adopted");
             Start::Adopt(vm, slot)
         }
-        None => match record.failure().or_else(|| ended_meanwhile(&mut record)) {
-            Some(failure) => {
-                undo_all(shared, &mut record).await;
-                Start::Failed(failure)
-            }
-            None => {
-                tracing::info!(id, "undone");
-                if undo_all(shared, &mut record).await
-                    && let Ok(()) = actor::remove_record(&shared.dir, &id).await
-                {
-                    return None;
+        None => {
+            match record.failure().map(|failure| (failure, true)).or_else(|| ended_meanwhile(&mut record)) {
+                Some((failure, told)) => {
+                    undo_all(shared, &mut record, told).await;
+                    Start::Failed(failure)
                 }
-                let message = "it could not be removed completely; delete it again";
-                Start::Failed(AgentError::new(ErrorCode::AgentError, message))
+                None => {
+                    tracing::info!(id, "undone");
+                    if undo_all(shared, &mut record, true).await
+                        && let Ok(()) = actor::remove_record(&shared.dir, &id).await
+                    {
+                        return Ok(None);
+                    }
+                    let message = "it could not be removed completely; delete it again";
+                    Start::Failed(AgentError::new(ErrorCode::AgentError, message))
+                }
             }
-        },
+        }
     };
     let journal = Some((record.journal, record.entries));
-    Some((id.clone(), actor::spawn(shared.clone(), id, spec, journal, start)))
+    Ok(Some((id.clone(), actor::spawn(shared.clone(), id, spec, journal, start))))
 }
 
-async fn running(shared: &Shared, record: &Record, spec: &Spec) -> Option<(Box<dyn MicroVm>, SlotSpec)> {
-    if !record.adoptable() {
-        return None;
-    }
-    let slot = shared.plan.slot(record.slot()?).ok()?;
+async fn running(
+    shared: &Shared,
+    record: &Record,
+    spec: &Spec,
+) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
+    let Some(index) = record.slot().filter(|_| record.adoptable()) else { return Ok(None) };
+    let slot = shared.plan.slot(index)?;
     let boot = actor::boot_spec(shared, &record.id, spec, &slot, None);
-    match shared.vmm.adopt(&boot, record.process()).await {
-        Ok(vm) => Some((vm?, slot)),
-        Err(error) => {
-            tracing::error!(id = record.id, %error, "a microVM could not be adopted");
-            None
-        }
-    }
+    Ok(shared.vmm.adopt(&boot, record.process()).await?.map(|vm| (vm, slot)))
 }
 
-/// A failure that nobody has noticed yet, for a sandbox that ran. It is written down: its slot is given to
-/// others, so no later start may take it for one that runs.
-fn ended_meanwhile(record: &mut Record) -> Option<AgentError> {
+/// A failure that nobody has noticed yet, for a sandbox that ran. It is written down, or else the second value is
+/// false: its slot must not be given to others then, since a later start would take it for one that runs.
+fn ended_meanwhile(record: &mut Record) -> Option<(AgentError, bool)> {
     if !record.adoptable() {
         return None;
     }
@@ -143,16 +149,18 @@ fn ended_meanwhile(record: &mut Record) -> Option<AgentError> {
         "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
     let failure = AgentError::new(ErrorCode::AgentError, message);
     let entry = Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
-    if let Err(error) = record.journal.append(&entry) {
+    let told = record.journal.append(&[entry]);
+    if let Err(error) = &told {
         tracing::error!(id = record.id, %error, "a failure could not be recorded");
     }
-    Some(failure)
+    Some((failure, told.is_ok()))
 }
 
 /// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
-/// has removed the others, and may have built new ones under their numbers.
-async fn undo_all(shared: &Shared, record: &mut Record) -> bool {
-    if let (false, Some(index)) = (record.adoptable(), record.slot()) {
+/// has removed the others, and may have built new ones under their numbers. One that it keeps stays where `slot_too`
+/// is false.
+async fn undo_all(shared: &Shared, record: &mut Record, slot_too: bool) -> bool {
+    if let Some(index) = record.slot().filter(|_| !record.adoptable() || !slot_too) {
         forget(&mut record.entries, &Undo::Slot(index));
     }
     for step in undo(&record.entries) {
@@ -166,7 +174,7 @@ async fn undo_all(shared: &Shared, record: &mut Record) -> bool {
 }
 
 /// The sandboxes that have a directory and no journal that can be read.
-fn unreadable(sandboxes: &Path, records: &[Record]) -> Vec<String> {
+pub(crate) fn unreadable(sandboxes: &Path, records: &[Record]) -> Vec<String> {
     let mut ids = directories(sandboxes);
     ids.retain(|id| !records.iter().any(|record| record.id == *id));
     ids

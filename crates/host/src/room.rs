@@ -6,12 +6,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use wrenn_disk::{Pressure, Volumes};
 
-/// How often it is looked at. A fast disk writes about a gibibyte meanwhile, less than what is kept in reserve.
-const PERIOD: Duration = Duration::from_millis(500);
+/// How often it is looked at. A fast disk writes some hundred mebibytes meanwhile, less than half of the reserve.
+const PERIOD: Duration = Duration::from_millis(100);
 
 /// Sandboxes are held below a half of the reserve, where creates have long been refused, and go on above it.
 fn hold(held: bool, now: Pressure) -> bool {
-    now.free < if held { now.reserve } else { now.reserve / 2 }
+    now.available() < if held { now.reserve } else { now.reserve / 2 }
 }
 
 /// Starts to watch; the receiver says whether sandboxes are to be held. It ends with the last receiver.
@@ -29,7 +29,7 @@ pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
             if wanted != held {
                 tracing::warn!(
                     held = wanted,
-                    free = now.free,
+                    available = now.available(),
                     reserve = now.reserve,
                     "the volume store's room changed"
                 );
@@ -46,7 +46,7 @@ mod tests {
 
     #[test]
     fn what_is_held_goes_on_when_there_is_clearly_room() {
-        let with = |free| Pressure { total: 1000, free, reserve: 100 };
+        let with = |free| Pressure { total: 1000, free, unwritten: 0, reserve: 100 };
         assert!(!hold(false, with(60)));
         assert!(hold(false, with(49)));
         assert!(hold(true, with(60)), "no flapping");

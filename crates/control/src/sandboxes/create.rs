@@ -244,12 +244,8 @@ async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String
         ..Default::default()
     };
     let host = row.host_id.unwrap_or_default();
-    let made = async {
-        let client = app.agents.at(address)?;
-        let response = client.create_with_options(request, within(app.limits.create)).await?;
-        Ok::<_, ApiError>(response.into_owned())
-    }
-    .await;
+    let made = app.agents.at(address).create_with_options(request, within(app.limits.create)).await;
+    let made = made.map(|response| response.into_owned()).map_err(ApiError::from);
     fault::point("create.made");
     match made {
         Ok(response) => {

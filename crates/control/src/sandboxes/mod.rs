@@ -28,7 +28,7 @@ pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Ap
 pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
     let address = hosts::address(&app.db, host).await?;
     let gone = || ApiError::new(ErrorCode::HostUnavailable, "the sandbox's host is no longer registered");
-    app.agents.at(&address.ok_or_else(gone)?)
+    Ok(app.agents.at(&address.ok_or_else(gone)?))
 }
 
 /// The agent of a running sandbox.

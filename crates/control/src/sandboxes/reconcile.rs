@@ -72,7 +72,7 @@ async fn measure(app: &App) -> Result<(), ApiError> {
 }
 
 async fn host_round(app: &App, host: &Address) -> Result<(), ApiError> {
-    let client = app.agents.at(&host.address)?;
+    let client = app.agents.at(&host.address);
     let pinged = client.ping_with_options(PingRequest::default(), within(deadline::STATE)).await;
     let ping = match pinged {
         Ok(response) => response.into_owned(),
@@ -205,19 +205,33 @@ async fn settle(app: &App, client: &AgentClient, row: Row, found: Option<OnHost>
             // Ours for the length of a lease, so that other servers do not do the same.
             let ours = sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await?;
             match ours {
-                Some(row) => destroy::finish(app, &row).await,
+                Some(row) => {
+                    // A host that takes its time holds up neither its other sandboxes nor other hosts.
+                    let app = app.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = destroy::finish(&app, &row).await {
+                            tracing::warn!(id = %row.public_id(), %error, "a delete waits for its host");
+                        }
+                    });
+                    Ok(())
+                }
                 None => Ok(()),
             }
         }
-        Step::DestroyStray => remove(client, &row.public_id().to_string()).await,
+        Step::DestroyStray => {
+            remove(client, &row.public_id().to_string()).await;
+            Ok(())
+        }
     }
 }
 
-async fn remove(client: &AgentClient, id: &str) -> Result<(), ApiError> {
+/// Has the agent remove a sandbox. It goes on where this does not wait, and the next round asks again.
+async fn remove(client: &AgentClient, id: &str) {
     tracing::info!(id, "removing what nobody wants");
     let request = DestroyRequest { sandbox_id: id.to_owned(), ..Default::default() };
-    client.destroy_with_options(request, within(deadline::DESTROY)).await?;
-    Ok(())
+    if let Err(error) = client.destroy_with_options(request, within(deadline::STATE)).await {
+        tracing::warn!(id, %error, "what nobody wants is not gone yet");
+    }
 }
 
 /// Removes what a host has and nobody wants: rows are written before an agent hears of a sandbox, so what
@@ -227,7 +241,7 @@ async fn strays(app: &App, client: &AgentClient, there: HashMap<Uuid, OnHost>) -
     let expected = sandboxes::expected(&app.db, &ids).await?;
     for (id, sandbox) in there {
         if !expected.contains(&id) {
-            remove(client, &sandbox.id).await?;
+            remove(client, &sandbox.id).await;
         }
     }
     Ok(())

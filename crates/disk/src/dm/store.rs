@@ -30,10 +30,12 @@ use crate::{
     cloning::copy_without_zeros,
     ext4, failed,
     images::{Images, names, remove_file},
-    open::{check_room, pressure},
+    room::Room,
 };
 
 const BACKEND: &str = "dm-snapshot";
+/// The directory of the volumes' block devices.
+pub(crate) const NODES: &str = "nodes";
 /// Of a volume that nobody claims; what holds it does not go away by waiting.
 const SHORT: Duration = Duration::from_millis(500);
 /// Not a valid id, so no volume's devices have this name.
@@ -60,7 +62,7 @@ struct Inner {
     dir: PathBuf,
     mapper: Mapper,
     images: Images,
-    reserve: Option<u64>,
+    room: Room,
     /// Held while a record is written or an image goes: no volume may lose its image in between.
     records: Mutex<()>,
 }
@@ -89,7 +91,7 @@ impl Inner {
     }
 
     fn node_path(&self, id: &str) -> PathBuf {
-        self.dir.join("nodes").join(id)
+        self.dir.join(NODES).join(id)
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -143,7 +145,7 @@ impl Inner {
                 let image_mb = source.size.div_ceil(1 << 20);
                 return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb });
             }
-            check_room(&self.dir, self.reserve)?;
+            self.room.check()?;
             self.remove_now(id, PATIENCE)?;
             let record = Record { image: image.to_owned(), hash: source.hash.clone(), size };
             let text = serde_json::to_vec(&record).map_err(|error| fail()(error.into()))?;
@@ -196,12 +198,8 @@ impl Inner {
     fn detach_now(&self, id: &str) -> Result<(), DiskError> {
         checked(id)?;
         let fail = || failed(format!("keep volume {id:?}"));
-        let mapped = self.mapper.mapped(id)?.is_some();
         self.mapper.unmap(id, PATIENCE)?;
         remove_file(&self.node_path(id))?;
-        if !mapped {
-            return Ok(());
-        }
         // From here on it may be needed after a loss of power.
         for path in [self.cow_path(id)?, self.record_path(id)?, self.dir.join("volumes")] {
             match File::open(path) {
@@ -233,13 +231,15 @@ impl Inner {
         } else {
             self.cow(id)?;
         }
-        check_room(&self.dir, self.reserve)?;
+        self.room.check()?;
         let made = self.images.begin(name, id)?;
         if !mapped {
             self.attach_now(id, owner)?;
         }
         let copied = File::open(path)
-            .and_then(|source| copy_without_zeros(&source, &made.file, record.size))
+            .and_then(|source| {
+                copy_without_zeros(&source, &made.file, record.size, || self.room.check_piece())
+            })
             .map_err(failed(format!("read volume {id:?}")));
         // A snapshot that broke on the way may have given anything.
         let sound = self.check_mapped(id);
@@ -263,9 +263,13 @@ impl Inner {
             Err(DiskError::Invalidated(_)) => return Ok(Health::Invalid),
             other => other?,
         }
-        let now = pressure(&self.dir, self.reserve)?;
+        let now = self.room.pressure()?;
         // The file of changes itself has room for every block: only the file system below can run out.
-        Ok(if now.is_low() { Health::Low { free: now.free, reserve: now.reserve } } else { Health::Ok })
+        Ok(if now.is_low() {
+            Health::Low { free: now.available(), reserve: now.reserve }
+        } else {
+            Health::Ok
+        })
     }
 
     fn records(&self) -> Result<Vec<(String, Record)>, DiskError> {
@@ -293,7 +297,7 @@ impl Inner {
         let mut ids: BTreeSet<String> = self.mapper.ids()?;
         ids.extend(names(&volumes, ".json")?);
         ids.extend(names(&volumes, ".cow")?);
-        ids.extend(names(&self.dir.join("nodes"), "")?);
+        ids.extend(names(&self.dir.join(NODES), "")?);
         for id in ids.into_iter().filter(|id| !keep.contains(id)) {
             match self.remove_now(&id, SHORT) {
                 Ok(()) => found.volumes.push(id),
@@ -337,11 +341,21 @@ impl Inner {
 }
 
 impl DmStore {
-    /// Opens the store, having tried whether device-mapper really works.
+    /// Opens the store, having tried whether device-mapper really works. `nodes` stays as the sign that it did.
     pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Result<Self, DiskError> {
-        let nodes = config.dir.join("nodes");
-        fs::create_dir_all(&nodes).map_err(failed("make the volume store"))?;
-        let stat = rustix::fs::statvfs(&nodes).map_err(|e| failed("measure the volume store")(e.into()))?;
+        let nodes = config.dir.join(NODES);
+        let known = nodes.exists();
+        Self::tried(config, reflink, &nodes).inspect_err(|_| {
+            if !known {
+                // Where it is not empty, something of it was made.
+                let _ = fs::remove_dir(&nodes);
+            }
+        })
+    }
+
+    fn tried(config: &StoreConfig, reflink: bool, nodes: &Path) -> Result<Self, DiskError> {
+        fs::create_dir_all(nodes).map_err(failed("make the volume store"))?;
+        let stat = rustix::fs::statvfs(nodes).map_err(|e| failed("measure the volume store")(e.into()))?;
         if stat.f_flag.contains(StatVfsMountFlags::NODEV) {
             return Err(unsupported(format!(
                 "{} is on a file system mounted with nodev: mount it with dev, or use another directory",
@@ -351,19 +365,24 @@ impl DmStore {
         let mapper = Mapper::new(&config.instance).map_err(|error| {
             unsupported(format!("device-mapper does not answer ({error}): load dm-mod, and run as root"))
         })?;
+        let room = config.room(true);
         let inner = Inner {
-            images: Images::new(&config.dir.join("images"), reflink),
+            images: Images::new(room.clone(), reflink),
             dir: config.dir.clone(),
             mapper,
-            reserve: config.reserve,
+            room,
             records: Mutex::default(),
         };
         // One that is mapped proves it, also where the store is too full to try.
         if !inner.any_mapped()? {
-            inner.probe().map_err(|error| match error {
-                DiskError::Io { .. } => unsupported(format!("{error}; load dm-snapshot, dm-zero and loop")),
-                other => other,
-            })?;
+            match inner.probe() {
+                // Too full to try: nothing is cloned either, and only an open store can be emptied.
+                Err(DiskError::Full) => {}
+                Err(error @ DiskError::Io { .. }) => {
+                    return Err(unsupported(format!("{error}; load dm-snapshot, dm-zero and loop")));
+                }
+                other => other?,
+            }
         }
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -446,7 +465,7 @@ impl Volumes for DmStore {
     }
 
     async fn pressure(&self) -> Result<Pressure, DiskError> {
-        self.work(|inner| pressure(&inner.dir, inner.reserve)).await
+        self.work(|inner| inner.room.pressure()).await
     }
 
     async fn list(&self) -> Result<Vec<String>, DiskError> {

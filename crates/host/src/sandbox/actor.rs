@@ -232,6 +232,11 @@ impl Actor {
             }
             Start::Adopt(vm, slot) => match Guest::new(slot.host_address, &self.spec.access_token) {
                 Ok(guest) => {
+                    // The host's resolvers and this agent's rules may be others than the former one's.
+                    if let Err(error) = self.shared.slots.set_policy(slot.index, &self.network_policy()).await
+                    {
+                        tracing::error!(id = self.id, %error, "a sandbox keeps its former network rules");
+                    }
                     self.vm = Some(vm);
                     self.running(guest, Vec::new());
                 }
@@ -325,15 +330,20 @@ impl Actor {
         });
     }
 
-    /// Writes an entry; the file system may block, so not on the runtime's threads.
+    /// Writes an entry.
     async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
-        // Remembered even when the write fails: what it names is there, and must be taken back.
-        self.entries.push(entry.clone());
+        self.record_all(vec![entry]).await
+    }
+
+    /// Writes entries in one; the file system may block, so not on the runtime's threads.
+    async fn record_all(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
+        // Remembered even when the write fails: what they name is there, and must be taken back.
+        self.entries.extend(entries.iter().cloned());
         let Some(mut journal) = self.journal.take() else {
             return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
         };
         let result = tokio::task::spawn_blocking(move || {
-            let result = journal.append(&entry);
+            let result = journal.append(&entries);
             (journal, result)
         });
         let (journal, result) =
@@ -367,18 +377,19 @@ impl Actor {
             .await
             .map_err(|error| AgentError::fault("opening the sandbox's journal", &error))??;
         (self.journal, self.entries) = (Some(journal), entries);
-        self.record(Entry::Spec((*self.spec).clone())).await?;
-        fault::point("create.spec");
-        step("journal");
-
+        // The pool has a journal of its own: what no sandbox has written down is free at the next start.
         let slot = self.shared.slots.acquire().await?;
-        self.record(Entry::Slot { index: slot.index }).await?;
         fault::point("create.slot");
-        self.limit_network(slot.index).await?;
         step("network");
+        // All that is to be made, in one: each time the disk is waited for is a good part of a create.
+        let spec = Entry::Spec((*self.spec).clone());
+        let intents = vec![spec, Entry::Slot { index: slot.index }, Entry::Volume, Entry::VmmIntent];
+        self.record_all(intents).await?;
+        fault::point("create.journal");
+        step("journal");
+        self.limit_network(slot.index).await?;
 
         self.still_wanted()?;
-        self.record(Entry::Volume).await?;
         let uid = self.shared.uid_base + u32::from(slot.index);
         let Spec { template, disk_size_mb, .. } = &*self.spec;
         let disk = self.shared.volumes.clone_image(template, &self.id, *disk_size_mb, uid).await?;
@@ -390,18 +401,17 @@ impl Actor {
         make_dir(&boot.run_dir, 0o700)?;
         chown(&boot.run_dir, Some(boot.uid), Some(boot.gid))
             .map_err(|error| of_files("making the sandbox's directory", &error))?;
-        self.record(Entry::VmmIntent).await?;
-        fault::point("create.vmm_intent");
-        boot.cgroups = self.control_groups();
+        boot.cgroups = self.control_groups()?;
+        fault::point("create.control_groups");
         let guest = Guest::new(slot.host_address, &self.spec.access_token)?;
         let limit = self.shared.boot_limit;
         if let Err(error) = self.boot(&boot, &guest, begin + limit / 3 * 2).await {
             self.still_wanted()?;
             // Whatever it was, a guest that never ran has nothing to lose by another try.
             tracing::warn!(id = self.id, %error, "a guest did not come up; it is booted once more");
-            self.vm = None;
+            self.kill_vm().await?;
             end_vmm(&boot.run_dir, None).await?;
-            boot.cgroups = self.control_groups();
+            boot.cgroups = self.control_groups()?;
             self.boot(&boot, &guest, begin + limit).await?;
         }
         step("boot");
@@ -415,22 +425,36 @@ impl Actor {
     }
 
     /// Where the VMM does not keep the rate of the network, the packet filter does.
+    fn network_policy(&self) -> Policy {
+        let by_vmm = self.shared.vmm.capabilities().network_rate;
+        let rate =
+            wrenn_network::Rate { bytes: self.shared.rates.network.filter(|_| !by_vmm), packets: None };
+        Policy { upload: rate, download: rate, ..Policy::default() }
+    }
+
+    /// A new slot has the policy that allows what the host allows.
     async fn limit_network(&self, slot: u16) -> Result<(), AgentError> {
-        let Some(bytes) = self.shared.rates.network else { return Ok(()) };
-        if self.shared.vmm.capabilities().network_rate {
+        let policy = self.network_policy();
+        if policy == Policy::default() {
             return Ok(());
         }
-        let rate = wrenn_network::Rate { bytes: Some(bytes), packets: None };
-        let policy = Policy { upload: rate, download: rate, ..Policy::default() };
         Ok(self.shared.slots.set_policy(slot, &policy).await?)
     }
 
-    fn control_groups(&self) -> Vec<PathBuf> {
-        let memory_mb = self.spec.memory_mb + self.shared.vmm.capabilities().overhead_mb;
-        cgroup::prepare(&self.id, memory_mb, self.spec.vcpus).unwrap_or_else(|error| {
-            tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
-            Vec::new()
-        })
+    /// The control groups for the VMM; none where the machine has no controllers.
+    fn control_groups(&self) -> Result<Vec<PathBuf>, AgentError> {
+        let can = self.shared.vmm.capabilities();
+        match cgroup::prepare(&self.id, self.spec.memory_mb + can.overhead_mb, self.spec.vcpus) {
+            // What is to keep hostile code from the host does not run without its bounds.
+            Err(error) if can.security_boundary => {
+                Err(AgentError::fault("making the sandbox's control group", &error))
+            }
+            Err(error) => {
+                tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
+                Ok(Vec::new())
+            }
+            Ok(groups) => Ok(groups),
+        }
     }
 
     fn boot_failed(&self, error: VmmError) -> AgentError {
@@ -489,16 +513,17 @@ impl Actor {
 
     /// It cannot go on.
     async fn ended(&mut self, why: &str) {
-        self.vm = None;
         let message = format!("{why}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
-        if let Err(cause) = self.record(entry).await {
+        let told = self.record(entry).await;
+        if let Err(cause) = &told {
             tracing::error!(id = self.id, %cause, "a failure could not be recorded");
         }
         self.set(State::Failed(error));
-        // What it held is free again at once; its record stays.
-        if let Err(cause) = self.release().await {
+        // What it held is free again at once; its record stays. Its slot stays with a record that does not tell of the
+        // failure: the next start would take it from its next owner.
+        if let Err(cause) = self.release(told.is_ok()).await {
             tracing::error!(id = self.id, %cause, "a failed sandbox still holds something");
         }
     }
@@ -506,7 +531,9 @@ impl Actor {
     async fn destroy(&mut self) -> Result<(), AgentError> {
         self.set(State::Stopping);
         let result = async {
-            if self.journal.is_some() {
+            if self.journal.is_some() && self.record(Entry::Destroy).await.is_err() {
+                // Perhaps there is no room, and what it holds makes some.
+                self.release(false).await?;
                 self.record(Entry::Destroy).await?;
             }
             fault::point("destroy.recorded");
@@ -519,9 +546,22 @@ impl Actor {
         result
     }
 
-    /// Undoes what the journal lists, latest first.
-    async fn release(&mut self) -> Result<(), AgentError> {
+    /// Ends the VMM that this task knows, whatever it has become.
+    async fn kill_vm(&mut self) -> Result<(), AgentError> {
+        if let Some(vm) = &self.vm {
+            vm.kill().await?;
+            self.vm = None;
+        }
+        Ok(())
+    }
+
+    /// Undoes what the journal lists, latest first; the slot only where that is said.
+    async fn release(&mut self, slot_too: bool) -> Result<(), AgentError> {
+        self.kill_vm().await?;
         for step in undo(&self.entries) {
+            if !slot_too && matches!(step, Undo::Slot(_)) {
+                continue;
+            }
             undo_step(&self.shared, &self.id, &step).await?;
             forget(&mut self.entries, &step);
             fault::point(match step {
@@ -530,13 +570,12 @@ impl Actor {
                 Undo::Slot(_) => "destroy.slot",
             });
         }
-        self.vm = None;
         Ok(())
     }
 
     /// Undoes everything, the record included.
     async fn take_back(&mut self) -> Result<(), AgentError> {
-        self.release().await?;
+        self.release(true).await?;
         self.journal = None;
         remove_record(&self.shared.dir, &self.id).await
     }
@@ -546,13 +585,31 @@ impl Actor {
 /// is ever taken for a sandbox.
 pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
     let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
-    let removed = tokio::task::spawn_blocking(move || match fs::rename(&dir, &gone) {
-        Ok(()) => fs::remove_dir_all(&gone),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    let removed = tokio::task::spawn_blocking(move || {
+        // Renamed already, if it is a second try.
+        absent_is_fine(fs::rename(&dir, &gone))?;
+        absent_is_fine(fs::remove_dir_all(&gone))
     });
     let result = removed.await.unwrap_or_else(|error| Err(error.into()));
     result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
+}
+
+/// Removes a sandbox whose journal could not be read: what there is under its name.
+pub(crate) async fn remove_unread(shared: &Shared, id: &str) -> Result<(), AgentError> {
+    let dir = directory(&shared.dir, id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    end_vmm(&dir.join("run"), None).await?;
+    shared.volumes.remove(id).await?;
+    remove_record(&shared.dir, id).await
+}
+
+fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Takes one thing back; what is gone already is fine.
@@ -573,10 +630,13 @@ pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
     let mut known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
     let run_dir = run_dir.to_owned();
-    for _ in 0..PROCESSES {
+    for count in 0.. {
         let (id, searched) = (known.take(), run_dir.clone());
         let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
         let Some(found) = found.await.map_err(|error| fault(&error))? else { break };
+        if count == PROCESSES {
+            return Err(fault(&"it starts processes faster than they end"));
+        }
         let Some(watched) = process::Watched::open(found).map_err(|error| fault(&error))? else { continue };
         watched.kill().map_err(|error| fault(&error))?;
         let gone = tokio::time::timeout(LIMIT, watched.exited()).await;

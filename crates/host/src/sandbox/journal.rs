@@ -154,13 +154,20 @@ impl Journal {
         Ok((Self { file }, entries))
     }
 
-    /// Writes an entry; it is on the disk when this returns.
-    pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
+    /// Writes entries; they are on the disk when this returns. Where it fails, none of them is there.
+    pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let io = |action| move |source| JournalError::Io { action, source };
-        let mut line = serde_json::to_vec(entry).map_err(io::Error::from).map_err(io("encode"))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(io("write"))?;
-        self.file.sync_data().map_err(io("sync"))
+        let mut lines = Vec::new();
+        for entry in entries {
+            serde_json::to_writer(&mut lines, entry).map_err(io::Error::from).map_err(io("encode"))?;
+            lines.push(b'\n');
+        }
+        let before = self.file.stream_position().map_err(io("seek in"))?;
+        let written = self.file.write_all(&lines).map_err(io("write"));
+        written.and_then(|()| self.file.sync_data().map_err(io("sync"))).inspect_err(|_| {
+            // Half a line would spoil the next one.
+            let _ = self.file.set_len(before).and_then(|()| self.file.seek(SeekFrom::Start(before)));
+        })
     }
 }
 
@@ -232,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let life = life();
         let (mut journal, _) = Journal::open(dir.path()).expect("opens");
-        life.iter().for_each(|e| journal.append(e).expect("appends"));
+        life.chunks(2).for_each(|some| journal.append(some).expect("appends"));
         let path = dir.path().join("journal.json");
         let bytes = std::fs::read(&path).expect("reads");
         for cut in 0..=bytes.len() {
@@ -240,7 +247,7 @@ mod tests {
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             let (mut journal, entries) = Journal::open(dir.path()).expect("opens");
             assert_eq!(entries, life[..whole]);
-            journal.append(&Entry::Destroy).expect("appends");
+            journal.append(&[Entry::Destroy]).expect("appends");
             let (_, again) = Journal::open(dir.path()).expect("opens again");
             assert_eq!(again.len(), whole + 1);
             assert_eq!(again.last(), Some(&Entry::Destroy));

@@ -47,8 +47,12 @@ pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
         flatten::a_flattened_volume_is_an_image_with_the_same_files,
         flatten::corrupt_file_systems_are_refused_or_repaired,
     ]);
-    all.extend(cases![true: room::little_room_is_noticed_before_it_is_gone]);
+    all.extend(cases![true:
+        room::little_room_is_noticed_before_it_is_gone,
+        room::a_flatten_leaves_the_reserve,
+    ]);
     if kind == Kind::Dm {
+        all.extend(cases![true: room::what_is_not_written_yet_has_its_room]);
         all.extend(cases![false:
             dm::a_busy_device_stays_whole,
             dm::foreign_devices_are_not_touched,

@@ -77,3 +77,66 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
     ensure!(super::write_at(&other.path, &[1], 0).is_ok());
     Ok(store.remove("sb2").await?)
 }
+
+/// A flatten that would take the room of what runs is given up, and leaves nothing.
+pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Result<()> {
+    let store = &shared.store;
+    let source = shared.scratch.join("source.img");
+    image(&source, 7);
+    store.prepare("minimal", &source).await?;
+    let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
+    let device = fs::File::options().write(true).open(&volume.path)?;
+    for step in 0.. {
+        let now = store.pressure().await?;
+        if now.free < now.reserve + 32 * MIB {
+            ensure!(step > 40, "only {step} MiB fit: what is copied would fit too");
+            break;
+        }
+        device.write_all_at(&vec![3; MIB as usize], step * MIB)?;
+        device.sync_data()?;
+    }
+    drop(device);
+    let before = store.pressure().await?;
+    ensure!(!before.is_low());
+    let refused = store.flatten("sb1", "made").await;
+    if shared.kind == Kind::Reflink {
+        // It takes no room to share, and what it holds is no file system.
+        ensure!(matches!(refused, Err(DiskError::BadFileSystem { .. })), "{refused:?}");
+    } else {
+        ensure!(matches!(refused, Err(DiskError::Full)), "{refused:?}");
+    }
+    assert_eq!(store.images().await?, ["minimal"]);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while store.pressure().await?.free + MIB < before.free {
+        ensure!(Instant::now() < deadline, "the half of the image is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(store.remove("sb1").await?)
+}
+
+/// What a guest wrote is on its disk only when the kernel has written it: until then it counts as if it were.
+pub(super) async fn what_is_not_written_yet_has_its_room(shared: Shared) -> anyhow::Result<()> {
+    let store = &shared.store;
+    let source = shared.scratch.join("source.img");
+    image(&source, 7);
+    store.prepare("minimal", &source).await?;
+    let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
+    let device = fs::File::options().write(true).open(&volume.path)?;
+    let mut held = None;
+    for step in 0..1024 {
+        let now = store.pressure().await?;
+        // As the agent, which then stops who writes.
+        if now.available() < now.reserve / 2 {
+            held = Some((step, now));
+            break;
+        }
+        device.write_all_at(&vec![3; MIB as usize], step * MIB)?;
+    }
+    let Some((step, now)) = held else { anyhow::bail!("1 GiB was written and room is left") };
+    device.sync_all()?;
+    let health = store.health("sb1").await?;
+    ensure!(matches!(health, Health::Low { .. }), "stopped at {step} MiB with {now:?}, and it is {health:?}");
+    drop(device);
+    assert_eq!(byte_at(&volume.path, (step - 1) * MIB), 3);
+    Ok(store.remove("sb1").await?)
+}

@@ -1,0 +1,109 @@
+//! How much room a store has, and how much of it is kept.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{DiskError, Pressure, failed};
+
+/// At most so much is kept free where the configuration says nothing, and at most a twentieth.
+const RESERVE_MAX: u64 = 2 << 30;
+/// But no less than this, or a quarter: what guests write between two looks must fit.
+const RESERVE_MIN: u64 = 1 << 30;
+
+/// The room of one store.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    /// The store's directory.
+    pub(crate) dir: PathBuf,
+    /// Where the file is that the store's file system is in: it is sparse, so the room there counts too.
+    pub(crate) below: Option<PathBuf>,
+    /// Bytes that should stay free.
+    pub(crate) reserve: Option<u64>,
+    /// Whether guests write to block devices: nothing has set room aside for what the kernel has not written yet.
+    pub(crate) devices: bool,
+}
+
+/// Bytes of block devices' pages that are not written yet, at most.
+fn unwritten() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let bytes = |name: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or_default()
+            << 10
+    };
+    (bytes("Dirty:") + bytes("Writeback:")).min(bytes("Buffers:"))
+}
+
+/// Total and free bytes of the file system of `dir`.
+fn measure(dir: &Path) -> Result<(u64, u64), DiskError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| failed("measure the volume store")(e.into()))?;
+    Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+}
+
+fn usual_reserve(total: u64) -> u64 {
+    (total / 20).max(RESERVE_MIN.min(total / 4)).min(RESERVE_MAX)
+}
+
+impl Room {
+    /// What there is at the moment.
+    pub(crate) fn pressure(&self) -> Result<Pressure, DiskError> {
+        let (total, mut free) = measure(&self.dir)?;
+        if let Some(below) = &self.below {
+            free = free.min(measure(below)?.1);
+        }
+        let reserve = self.reserve.unwrap_or_else(|| usual_reserve(total));
+        let unwritten = if self.devices { unwritten() } else { 0 };
+        Ok(Pressure { total, free, unwritten, reserve })
+    }
+
+    /// Refuses where less room is left than should be.
+    pub(crate) fn check(&self) -> Result<(), DiskError> {
+        if self.pressure()?.is_low() { Err(DiskError::Full) } else { Ok(()) }
+    }
+
+    /// The same between two pieces of something long that is written: it must not take what runs its room.
+    pub(crate) fn check_piece(&self) -> io::Result<()> {
+        match self.check() {
+            Err(DiskError::Full) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            // Writing will tell.
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserve_holds_what_is_written_between_two_looks() {
+        let gib = 1 << 30;
+        assert_eq!(usual_reserve(gib), gib / 4);
+        assert_eq!(usual_reserve(10 * gib), gib);
+        assert_eq!(usual_reserve(30 * gib), 3 * gib / 2);
+        assert_eq!(usual_reserve(1000 * gib), 2 * gib);
+    }
+
+    #[test]
+    fn what_is_not_written_yet_is_not_free() {
+        let now = Pressure { total: 1000, free: 100, unwritten: 60, reserve: 50 };
+        assert!(now.is_low() && now.available() == 40);
+        assert!(!Pressure { unwritten: 50, ..now }.is_low());
+        assert_eq!(Pressure { unwritten: 200, ..now }.available(), 0);
+    }
+
+    #[test]
+    fn the_room_below_counts_too() {
+        let room = |below: Option<&str>| Room {
+            dir: "/proc".into(),
+            below: below.map(PathBuf::from),
+            reserve: None,
+            devices: false,
+        };
+        // A file system that has no room at all stands for a full one.
+        assert_eq!(Room { dir: "/tmp".into(), ..room(Some("/proc")) }.pressure().unwrap().free, 0);
+        assert!(Room { dir: "/tmp".into(), ..room(None) }.pressure().unwrap().free > 0);
+    }
+}
