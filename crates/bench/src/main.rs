@@ -53,8 +53,7 @@ async fn slots() -> Result<Vec<Row>> {
 
 async fn first_byte() -> Result<Vec<Row>> {
     eprintln!("bench: starting Firecracker");
-    // A task, as in the agent.
-    Ok(Vec::from_iter(tokio::spawn(first_byte::driver_against_client()).await??))
+    Ok(Vec::from_iter(first_byte::agent_against_client(&share()?).await?))
 }
 
 async fn clones() -> Result<Vec<Row>> {

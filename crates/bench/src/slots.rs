@@ -19,7 +19,8 @@ const INSTANCE: &str = "bnch";
 /// Longer than any slot takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn run(program: &str, args: &str) -> Result<()> {
+/// Runs a program with arguments between blanks.
+pub(crate) fn run(program: &str, args: &str) -> Result<()> {
     let output = Command::new(program)
         .args(args.split(' '))
         .output()

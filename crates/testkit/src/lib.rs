@@ -7,6 +7,7 @@ pub mod lab;
 mod processes;
 mod resources;
 mod stack;
+pub mod test_guests;
 
 pub use api::{Api, Reply};
 pub use events::{Event, Events};

@@ -49,8 +49,9 @@ fn jails() -> BTreeSet<String> {
 /// Control groups of microVMs without a process: one with a process may be another Wrenn's.
 fn empty_control_groups() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for parent in ["/sys/fs/cgroup/wrenn", "/sys/fs/cgroup/memory/wrenn", "/sys/fs/cgroup/pids/wrenn"] {
-        for group in entries(parent) {
+    for controller in ["", "memory/", "pids/", "cpu/"] {
+        let parent = format!("/sys/fs/cgroup/{controller}wrenn");
+        for group in entries(&parent) {
             let path = format!("{parent}/{group}");
             if fs::read_to_string(format!("{path}/cgroup.procs")).is_ok_and(|tasks| tasks.is_empty()) {
                 found.insert(path);

@@ -209,7 +209,8 @@ impl Stack {
             found.extend(paths.filter(|path| path.contains(id)));
         }
         found.extend(resources::device_maps().into_iter().filter(|name| name.contains(id)));
-        let groups = ["", "memory", "pids"].map(|controller| Path::new("/sys/fs/cgroup").join(controller));
+        let groups =
+            ["", "memory", "pids", "cpu"].map(|controller| Path::new("/sys/fs/cgroup").join(controller));
         let groups = groups.map(|root| root.join("wrenn").join(id));
         found.extend(groups.iter().filter(|group| group.exists()).map(|group| group.display().to_string()));
         found

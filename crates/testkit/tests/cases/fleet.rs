@@ -11,7 +11,7 @@ use super::support::{delete_wholly, listed, start_counter, still_counts, wait_ex
 
 /// Emulated guests take their time.
 fn many() -> usize {
-    if in_lab() { 3 } else { 20 }
+    if in_lab() { 6 } else { 50 }
 }
 
 /// Creates and deletes side by side.

@@ -1,6 +1,7 @@
 //! The cases, by subject.
 
 mod bad_input;
+mod churn;
 mod commands;
 mod crashes;
 mod events;
@@ -22,7 +23,7 @@ mod tenants;
 use std::{pin::Pin, sync::Arc};
 
 use anyhow::Result;
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, test_guests};
 
 /// What a case gives.
 type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -53,11 +54,14 @@ macro_rules! own_cases {
 
 /// What runs in a lab: names, or how they begin.
 pub(crate) const LAB: &[&str] = &[
+    "churn::",
+    "faults::on_firecracker",
     "fleet::",
     "hosts::a_full_disk",
     "hosts::guests_that_never_boot",
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
+    "lifecycle::the_disk_has_the_size_asked_for",
     "network::",
 ];
 
@@ -115,11 +119,15 @@ pub(crate) fn alone() -> Cases<Case> {
 
 /// Cases that need a Wrenn of their own.
 pub(crate) fn own() -> Cases<OwnCase> {
-    own_cases![
+    let mut cases = own_cases![
         hosts::a_full_disk,
         hosts::guests_that_never_boot,
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
         slots::a_failed_one_takes_nothing_from_its_heir,
-    ]
+    ];
+    if test_guests::available() {
+        cases.extend(own_cases![churn::hundreds_come_and_go, faults::on_firecracker]);
+    }
+    cases
 }

@@ -1,0 +1,60 @@
+//! A Wrenn on the real Firecracker and KVM whose sandboxes are test guests, for whatever does not depend on what runs
+//! in them. They run on every KVM and start in milliseconds. They have no envd: a create of one waits for it
+//! until the sandbox is deleted.
+
+use std::{
+    env, fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use wrenn_testguest::{ELF, STARTED};
+
+use crate::{Setup, Stack};
+
+/// Where `lab/get-firecracker` puts the programs.
+fn fetched() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker")
+}
+
+/// Whether the machine can run them.
+pub fn available() -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut dirs = [fetched()].into_iter().chain(env::split_paths(&path));
+    Path::new("/dev/kvm").exists() && dirs.any(|dir| dir.join("jailer").exists())
+}
+
+/// A directory of guest's parts in `dir` in which the test guest is the kernel.
+fn share(dir: &Path) -> Result<PathBuf> {
+    let parts = env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set")?;
+    let share = dir.join("share");
+    fs::create_dir(&share)?;
+    fs::write(share.join("vmlinux"), ELF)?;
+    fs::copy(parts.join("initrd.img"), share.join("initrd.img"))?;
+    symlink(parts.join("images"), share.join("images"))?;
+    Ok(share)
+}
+
+/// How to start such a Wrenn; `dir` is an empty directory that outlives it.
+pub fn setup(dir: &Path) -> Result<Setup> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = env::join_paths([fetched()].into_iter().chain(env::split_paths(&path)))?;
+    let variables = [
+        ("PATH", path.to_string_lossy().into_owned()),
+        ("WRENN_AGENT_DRIVER", "firecracker".to_owned()),
+        ("WRENN_SHARE_DIR", share(dir)?.display().to_string()),
+    ];
+    let env = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    Ok(Setup { env, open_files: None })
+}
+
+/// Where the test guest of sandbox `id` writes.
+pub fn console(stack: &Stack, id: &str) -> PathBuf {
+    stack.state_dir.join("agent/sandboxes").join(id).join("run/console.log")
+}
+
+/// Whether the test guest that writes to `console` has said that it runs.
+pub fn started(console: &Path) -> bool {
+    fs::read(console).is_ok_and(|text| text.contains(&STARTED))
+}

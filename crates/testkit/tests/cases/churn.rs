@@ -1,0 +1,97 @@
+//! Many sandboxes come and go side by side over the API, and everything that they take is counted before and after.
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::json;
+use tokio::sync::watch;
+use wrenn_testkit::{Resources, Stack, in_lab, test_guests, wait_until};
+
+use super::support::{end, listed, nothing_remains};
+
+const WAYS: usize = 8;
+
+/// In a lab everything is emulated, the processor too.
+fn many() -> usize {
+    if in_lab() { 32 } else { 500 }
+}
+
+/// What agent and server hold of the kernel beyond what [`Resources`] sees, by name.
+fn held(stack: &Stack) -> Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    for part in ["agent", "server"] {
+        let process = stack.process(part)?;
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.pid.as_raw_nonzero()))?;
+        counts.insert(format!("open files of the {part}"), process.open_files()?);
+        counts.insert(format!("threads of the {part}"), tasks.count());
+    }
+    let agent = stack.state_dir.join("agent");
+    for dir in ["sandboxes", "network/slots", "network/netns", "volumes/volumes", "volumes/nodes"] {
+        counts.insert(dir.to_owned(), fs::read_dir(agent.join(dir)).map_or(0, Iterator::count));
+    }
+    Ok(counts)
+}
+
+/// Deletes every sandbox whose guest has been seen to run, until `done`.
+async fn delete_started(stack: &Stack, done: watch::Receiver<bool>) -> Result<()> {
+    while !*done.borrow() {
+        let starting = stack.api.get("/v1/sandboxes?status=starting&limit=100").await?.expect(200)?.json();
+        let ids = starting.as_array().into_iter().flatten().filter_map(|sandbox| sandbox["id"].as_str());
+        let running: Vec<_> =
+            ids.filter(|id| test_guests::started(&test_guests::console(stack, id))).collect();
+        let deletes = stream::iter(running).map(|id| async { stack.api.remove(id).await.map(drop) });
+        deletes.buffer_unordered(WAYS).try_collect::<()>().await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+async fn create_and_delete(stack: &Stack, count: usize) -> Result<()> {
+    let (finished, done) = watch::channel(false);
+    let body = json!({"memory_mb": 128});
+    let creates = async {
+        let creates = stream::iter(0..count).map(|_| stack.api.post("/v1/sandboxes", &body));
+        let answers: Vec<_> = creates.buffer_unordered(WAYS).try_collect().await?;
+        finished.send_replace(true);
+        // Every one of them started, and was deleted while it waited for its envd.
+        answers.into_iter().try_for_each(|answer| answer.expect_error(409, "conflict").map(drop))
+    };
+    let ((), ()) = futures::try_join!(creates, delete_started(stack, done))?;
+    let ids = listed(stack).await?;
+    ensure!(ids.is_empty(), "not deleted: {ids:?}");
+    Ok(())
+}
+
+async fn churn(stack: &Stack) -> Result<()> {
+    // The first ones make what stays: threads, connections.
+    create_and_delete(stack, 2 * WAYS).await?;
+    let (before, held_before) = (Resources::now(&stack.state_dir), held(stack)?);
+    let begin = std::time::Instant::now();
+    create_and_delete(stack, many()).await?;
+    println!("  {} sandboxes came and went in {:.1} s", many(), begin.elapsed().as_secs_f32());
+
+    let mut more = Vec::new();
+    let same = wait_until("as much as before", Duration::from_secs(30), async || {
+        more = Resources::now(&stack.state_dir).beyond(&before);
+        // Connections and threads of pools come and go by themselves.
+        let slack = |name: &str| if name.contains(" of the ") { 4 } else { 0 };
+        let grown =
+            held(stack).ok()?.into_iter().filter(|(name, now)| *now > held_before[name] + slack(name));
+        more.extend(grown.map(|(name, now)| format!("{name}: {now}, there were {}", held_before[&name])));
+        more.is_empty().then_some(())
+    });
+    same.await.with_context(|| format!("there is more than before: {more:#?}"))?;
+    let stopped = stack.sql("SELECT count(*) FROM sandboxes WHERE status = 'stopped'")?;
+    ensure!(stopped == (many() + 2 * WAYS).to_string(), "{stopped} were stopped");
+    // What is named after any sandbox.
+    nothing_remains(stack, "sb").await
+}
+
+/// Hundreds on the real Firecracker, eight at a time.
+pub(crate) async fn hundreds_come_and_go() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
+    let result = churn(&stack).await;
+    end(stack, result).await
+}
