@@ -1,7 +1,7 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd build quickstart test lab bench bench-lab leak-check openapi fmt lint sqlx clean
+.PHONY: help setup assets envd build quickstart test lab bench bench-lab leak-check openapi fmt lint check-aarch64 sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -10,7 +10,7 @@ SHARE := share/wrenn
 DEV := WRENN_BIN=$(CURDIR)/target/debug/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE)
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 setup: ## Install what is needed on Debian 12 (packages by apt)
 	@scripts/setup
@@ -77,6 +77,9 @@ fmt: ## Format the code
 
 lint: ## Clippy, warnings are errors
 	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+check-aarch64: setup ## Check that everything compiles for aarch64
+	@scripts/check-aarch64
 
 sqlx: setup ## Refresh .sqlx/ after a change of SQL
 	@crates/control/prepare-sqlx

@@ -8,6 +8,8 @@ use std::{
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
     process::Command,
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -16,6 +18,10 @@ use crate::{
     DiskError, failed,
     loopdev::{self, Use},
 };
+
+/// How long an unmount waits for others, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Whether something is mounted on `dir`.
 fn is_mounted(dir: &Path) -> bool {
@@ -72,7 +78,14 @@ pub fn unmount_store(dir: &Path) -> Result<(), DiskError> {
     if !is_mounted(dir) {
         return Ok(());
     }
-    unmount(dir, UnmountFlags::empty()).map_err(|e| failed("unmount the volumes' XFS")(e.into()))
+    let begin = Instant::now();
+    loop {
+        match unmount(dir, UnmountFlags::empty()) {
+            // A process that was just ended, or is just being started, may still hold a file in it.
+            Err(rustix::io::Errno::BUSY) if begin.elapsed() < PATIENCE => thread::sleep(LOOK),
+            done => return done.map_err(|e| failed("unmount the volumes' XFS")(e.into())),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -153,13 +153,22 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     Ok(Agent::new(config, shared, chosen.reason, sandboxes))
 }
 
-/// Keeps a second agent, which may listen elsewhere, from the same state directory.
+/// Keeps a second agent, which may listen elsewhere, from the same state directory. Blocks for a while: a child of one
+/// that was killed holds the lock until it has become its program.
 fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
+    const TRIES: u32 = 40;
     fs::create_dir_all(state_dir).with_context(|| format!("{} cannot be made", state_dir.display()))?;
     let file = fs::File::create(state_dir.join("lock")).context("the agent's lock cannot be made")?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another agent uses {}: end it first", state_dir.display()))?;
-    Ok(file)
+    for _ in 0..TRIES {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            locked => {
+                locked.context("the agent's lock cannot be taken")?;
+                return Ok(file);
+            }
+        }
+    }
+    anyhow::bail!("another agent uses {}: end it first", state_dir.display())
 }
 
 /// Takes as many open files as there may be: each microVM takes some, and none may be lost for want of one.
@@ -182,7 +191,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
-    let _lock = lock(&config.state_dir)?;
+    let state_dir = config.state_dir.clone();
+    let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
     let agent = tokio::select! {
         agent = start(config) => agent?,
         // What was begun is journaled: the next start undoes it.

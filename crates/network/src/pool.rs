@@ -100,12 +100,19 @@ fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
 
 /// Keeps other agents out of this network namespace: their slots would have the same addresses. A name of this kind
 /// is known in the namespace alone, and goes with its process.
-fn alone() -> Result<UnixListener, NetworkError> {
+async fn alone() -> Result<UnixListener, NetworkError> {
+    /// A child of one that was killed may hold it until it has become its program.
+    const TRIES: u32 = 40;
     let name = SocketAddr::from_abstract_name("wrenn-slots").map_err(failed("name the network namespace"))?;
-    UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => NetworkError::Taken,
-        _ => failed("take the network namespace")(error),
-    })
+    for _ in 0..TRIES {
+        match UnixListener::bind_addr(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            bound => return bound.map_err(failed("take the network namespace")),
+        }
+    }
+    Err(NetworkError::Taken)
 }
 
 /// Removes every slot of an agent that has ended, and the host's rules for them.
@@ -216,6 +223,13 @@ impl Inner {
     }
 }
 
+impl Drop for SlotPool {
+    fn drop(&mut self) {
+        self.inner.state().closed = true;
+        self.inner.wanted.notify_one();
+    }
+}
+
 impl SlotPool {
     /// Undoes what a former agent left, except the slots in use, and begins to build.
     pub async fn start(config: PoolConfig) -> Result<Arc<Self>, NetworkError> {
@@ -224,7 +238,7 @@ impl SlotPool {
         for dir in [&journal, &netns] {
             fs::create_dir_all(dir).map_err(failed("make the directory of slots"))?;
         }
-        let alone = alone()?;
+        let alone = alone().await?;
         let in_use: BTreeSet<u16> = config.in_use.into_iter().collect();
         for index in reclaim::slots(&plan, &config.state_dir)?.difference(&in_use) {
             undo(&plan, &journal, *index).await?;
@@ -320,7 +334,10 @@ async fn refill(pool: Weak<Inner>) {
             // The pool may be dropped while we wait, so nothing of it is held for ever.
             let wait = std::time::Duration::from_secs(5);
             let idle = tokio::time::timeout(wait, strong.wanted.notified()).await.is_err();
-            if idle && let Err(error) = build::keep_host(&strong.plan, strong.egress, &strong.common).await {
+            if idle
+                && !strong.state().closed
+                && let Err(error) = build::keep_host(&strong.plan, strong.egress, &strong.common).await
+            {
                 tracing::error!(%error, "the host's packet filter for guests could not be looked after");
             }
             continue;

@@ -96,7 +96,7 @@ fn a_lab_runs_commands_and_leaves_nothing() -> Result<()> {
 #[test]
 fn a_lab_ends_when_its_time_is_over() -> Result<()> {
     let _alone = alone();
-    let limit = Duration::from_secs(60);
+    let limit = Duration::from_secs(120);
     let lab = Lab::start(&LabConfig { time_limit: limit, ..config("deadline")? })?;
     let pid = lab.pid();
     // A command that would go on for ever fails, and says why.

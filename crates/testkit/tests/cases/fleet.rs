@@ -11,7 +11,7 @@ use super::support::{delete_wholly, listed, start_counter, still_counts, wait_ex
 
 /// Emulated guests take their time.
 fn many() -> usize {
-    if in_lab() { 6 } else { 50 }
+    if in_lab() { 3 } else { 50 }
 }
 
 /// Creates and deletes side by side.
@@ -48,7 +48,7 @@ pub(crate) async fn many_survive_the_agent(stack: Arc<Stack>) -> Result<()> {
     }
     stack.kill_and_wait("agent").await?;
     let begin = Instant::now();
-    stream::iter(&ids).map(|id| wait_exec(&stack, id, 10)).buffer_unordered(4).try_collect::<()>().await?;
+    stream::iter(&ids).map(|id| wait_exec(&stack, id, 60)).buffer_unordered(4).try_collect::<()>().await?;
     println!(
         "  {many} sandboxes answer {:.1} s after the agent was started again",
         begin.elapsed().as_secs_f32()

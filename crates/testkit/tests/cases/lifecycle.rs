@@ -85,7 +85,7 @@ pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stac
 pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
     kill_process(stack.vmm(&id)?, Signal::KILL)?;
-    let got = wait_status(&stack, &id, &["error"], 5).await?;
+    let got = wait_status(&stack, &id, &["error"], 30).await?;
     let message = got["error"]["message"].as_str().unwrap_or_default();
     anyhow::ensure!(message.contains("status 137") && message.contains("Delete"), "{got}");
     // Each line of Firecracker's log names its jail, which is named after the sandbox.

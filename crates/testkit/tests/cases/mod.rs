@@ -54,7 +54,6 @@ macro_rules! own_cases {
 
 /// What runs in a lab: names, or how they begin.
 pub(crate) const LAB: &[&str] = &[
-    "churn::",
     "faults::on_firecracker",
     "fleet::",
     "hosts::a_full_disk",

@@ -63,7 +63,7 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     let begin = Instant::now();
     let during = stack.api.create(&json!({"memory_mb": 256})).await?;
     delete_wholly(&stack, &during).await?;
-    anyhow::ensure!(begin.elapsed() < Duration::from_secs(15), "it took {:?} without Redis", begin.elapsed());
+    anyhow::ensure!(begin.elapsed() < Duration::from_secs(60), "it took {:?} without Redis", begin.elapsed());
     get_soon(&stack, "/v1/events/stream").await?.expect_error(503, "service_unavailable")?;
     get_soon(&stack, "/health").await?.expect(503)?;
     drop(frozen);
@@ -86,7 +86,7 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
 async fn host_is_away(stack: &Stack, id: &str) -> Result<()> {
     let silent = async || (stack.api.get("/health").await.ok()?.json()["hosts_online"] == 0).then_some(());
     wait_until("no host online", Duration::from_secs(20), silent).await?;
-    wait_status(stack, id, &["missing"], 10).await?;
+    wait_status(stack, id, &["missing"], 60).await?;
     let create = stack.api.post("/v1/sandboxes", &json!({})).await?;
     create.expect_error(503, "no_hosts_available")?;
     let exec = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &json!({"cmd": "true"})).await?;
@@ -113,7 +113,7 @@ pub(crate) async fn the_host(stack: Arc<Stack>) -> Result<()> {
     away.and(deleted)?;
     drop(frozen);
     wait_status(&stack, &id, &["running"], 20).await?;
-    wait_exec(&stack, &id, 10).await?;
+    wait_exec(&stack, &id, 60).await?;
     let health = stack.api.get("/health").await?.expect(200)?.json();
     anyhow::ensure!(health["hosts_online"] == 1, "{health}");
     wait_status(&stack, &unwanted, &["stopped"], 40).await?;

@@ -1,9 +1,11 @@
 //! Networks that pass from a sandbox that failed to the next one.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
-use wrenn_testkit::{Frozen, Setup, Stack};
+use wrenn_testkit::{Frozen, Setup, Stack, wait_until};
 
 use super::{
     hosts::quick_driver,
@@ -21,8 +23,13 @@ fn slot(stack: &Stack, id: &str) -> Result<Value> {
 
 /// A sandbox that gets the network that `failed` had.
 async fn heir(stack: &Stack, failed: &str) -> Result<String> {
+    let had = slot(stack, failed)?;
+    // The failure is told first, then what it had is taken back.
+    let journaled = stack.state_dir.join(format!("agent/network/slots/{had}"));
+    let free = async || (!journaled.exists()).then_some(());
+    wait_until("the failed one's network to be free", Duration::from_secs(30), free).await?;
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
-    let (had, has) = (slot(stack, failed)?, slot(stack, &id)?);
+    let has = slot(stack, &id)?;
     anyhow::ensure!(had == has, "the new sandbox has network {has}, the failed one had {had}");
     Ok(id)
 }
@@ -42,7 +49,7 @@ async fn die_unseen(stack: &Stack, id: &str) -> Result<()> {
 
 async fn all_answer(stack: &Stack, ids: &[String], when: &'static str) -> Result<()> {
     for id in ids {
-        wait_exec(stack, id, 10).await.context(when)?;
+        wait_exec(stack, id, 60).await.context(when)?;
     }
     Ok(())
 }

@@ -92,7 +92,7 @@ pub(crate) async fn power_off(stack: &Stack, id: &str) -> Result<Value> {
     let reply =
         stack.api.send(exec.timeout(Duration::from_secs(15))).await.context("the guest ended meanwhile")?;
     reply.expect_error(409, "invalid_state")?;
-    wait_status(stack, id, &["error"], 10).await
+    wait_status(stack, id, &["error"], 30).await
 }
 
 /// Ends a Wrenn after its case; what went wrong first is told first.

@@ -126,7 +126,7 @@ pub(crate) async fn hundreds_come_and_go_and_leave_nothing(rig: &Rig) {
         now.map(|(kind, count)| format!("{kind}: {count}, there were {}", before[kind])).collect::<Vec<_>>()
     };
     // Threads end a moment after their work, namespaces too.
-    for _ in 0..100 {
+    for _ in 0..300 {
         if more().is_empty() {
             break;
         }

@@ -29,7 +29,10 @@ pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
 
 fn program(dir: &Dir, name: &str, says: &str) -> std::path::PathBuf {
     let path = dir.path().join(name);
-    std::fs::write(&path, format!("#!/bin/sh\necho {says}\n")).unwrap();
+    // By another process: while this one has it open for writing, so has every child that is just being started here,
+    // and what is open for writing cannot be run.
+    let script = format!("printf '#!/bin/sh\necho {says}\n' > {}", path.display());
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     path
 }

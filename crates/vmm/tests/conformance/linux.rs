@@ -19,7 +19,7 @@ use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, Snapsh
 
 use crate::rig::{Dir, Rig, share};
 
-const CLONES: usize = 8;
+const CLONES: usize = 4;
 const ENVD_PORT: u16 = 49983;
 const DISK_MB: u64 = 2048;
 /// Emulated machines boot in ten seconds, and in thirty when they are busy.
@@ -61,8 +61,8 @@ impl Drop for Outside {
 /// One HTTP exchange with envd; `None` where nobody answers yet.
 fn http(address: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
     let target = (std::net::IpAddr::V4(address), ENVD_PORT).into();
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_millis(500)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
     stream.write_all(request).ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
@@ -165,7 +165,9 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     let ready = wait_ready(slot.host_address, &*vm);
     println!("envd answers {ready:?} after the boot call");
     run(slot.host_address, "echo written before > /root/marker; sync");
-    assert!(run(slot.host_address, "df -BM --output=size / | tail -n 1 | tr -d ' M'").contains("exited"));
+    let size = decoded(&run(slot.host_address, "df -BM --output=size / | tail -n 1 | tr -d ' M'"));
+    let size: u64 = size.trim().parse().unwrap();
+    assert!((DISK_MB * 9 / 10..=DISK_MB).contains(&size), "the guest sees a disk of {size} MiB");
 
     vm.pause().await.unwrap();
     let file = |name: &str| dir.path().join(name);
@@ -199,7 +201,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
             let script = format!(
                 "cat /root/marker; echo {number} > /root/own; sync; cat /root/own; python3 -c '
 import socket
-print(socket.create_connection((\"{OUTSIDE}\", 7777), 20).recv(64).decode())'"
+print(socket.create_connection((\"{OUTSIDE}\", 7777), 100).recv(64).decode())'"
             );
             run(address, &script)
         })

@@ -5,9 +5,13 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Result, ensure};
 use wrenn_testkit::{Lab, LabConfig};
 
-use super::{collect_logs, programs, start};
+use super::{
+    collect_logs,
+    programs::{self, Target},
+    start,
+};
 
-/// How many labs may stand still before it is the tests' fault after all.
+/// How many labs may stand still in one run before it is the tests' fault after all.
 const LOST_MAX: u32 = 3;
 /// Where test programs are in a lab.
 const DIR: &str = "/usr/local/lib/wrenn-tests";
@@ -28,21 +32,21 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     let begin = Instant::now();
     let mut lab = start(&config)?;
     let (mut failed, mut lost) = (Vec::new(), 0);
-    let mut waiting = targets.iter();
+    let mut waiting = targets.iter().flat_map(|target| target.runs.iter().map(move |run| (target, *run)));
     let mut next = waiting.next();
-    while let Some(target) = next {
-        let name = target.name();
-        let good = run_one(&lab, &name, target.env).unwrap_or_else(|error| {
+    while let Some((target, cases)) = next {
+        let name = format!("{} {cases}", target.name());
+        let good = run_one(&lab, target, cases).unwrap_or_else(|error| {
             eprintln!("lab: {name}: {error:#}");
             false
         });
         if !good && lab.check(&["true"]).is_err() {
             // Not a test that failed: its host stands still. Emulated processors that emulate processors do that at
-            // times; another one takes its place, and the program begins anew.
+            // times; another one takes its place, and the run begins anew.
             lost += 1;
             ensure!(
                 lost <= LOST_MAX,
-                "{lost} labs stood still, the last one in {name}: this machine cannot run one"
+                "{lost} labs stood still in {name}, one after the other: this machine cannot run it"
             );
             eprintln!("lab: it stands still in {name}; another one is started");
             lab.stop();
@@ -52,6 +56,7 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
         if !good {
             failed.push(name);
         }
+        lost = 0;
         next = waiting.next();
     }
     if !failed.is_empty() {
@@ -66,12 +71,13 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     Ok(ExitCode::FAILURE)
 }
 
-fn run_one(lab: &Lab, name: &str, env: &[&str]) -> Result<bool> {
-    let begin = Instant::now();
-    eprintln!("lab: {name}");
+fn run_one(lab: &Lab, target: &Target, cases: &str) -> Result<bool> {
+    let (begin, name) = (Instant::now(), target.name());
+    eprintln!("lab: {name} {cases}");
     let program = format!("{DIR}/{name}");
-    let command: Vec<_> = ["env"].iter().chain(env).copied().chain([program.as_str()]).collect();
+    let command = ["env"].iter().chain(target.env).copied().chain([program.as_str()]);
+    let command: Vec<_> = command.chain(Some(cases).filter(|cases| !cases.is_empty())).collect();
     let status = lab.run_live(&command)?;
-    eprintln!("lab: {name}: {status}, {:.1} s", begin.elapsed().as_secs_f64());
+    eprintln!("lab: {name} {cases}: {status}, {:.1} s", begin.elapsed().as_secs_f64());
     Ok(status.success())
 }
