@@ -13,7 +13,7 @@ pub struct LabConfig {
     pub name: String,
     /// Its memory.
     pub memory_mb: u32,
-    /// Its processors.
+    /// Its processors. Emulated ones side by side, each with guests of its own, now and then lose their way.
     pub cpus: u32,
     /// Its network; labs of one subnet in one network namespace reach each other.
     pub subnet: Subnet,
@@ -26,12 +26,12 @@ pub struct LabConfig {
 }
 
 impl LabConfig {
-    /// The usual lab: 2 processors, 4 GiB, ended after ten minutes.
+    /// The usual lab: one processor, 4 GiB, ended after ten minutes.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
             memory_mb: 4096,
-            cpus: 2,
+            cpus: 1,
             subnet: Subnet::default(),
             files: Vec::new(),
             start_limit: Duration::from_secs(120),

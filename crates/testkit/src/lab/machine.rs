@@ -121,6 +121,7 @@ fn command(parts: &Parts<'_>) -> Result<Command> {
     );
     let mut command = kept::command("qemu-system-x86_64");
     command.args(["-name", &format!("lab-{}", config.name)]);
+
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
     command.args(["-smp", &config.cpus.to_string(), "-m", &config.memory_mb.to_string()]);
     command.args(["-display", "none", "-monitor", "none", "-nodefaults", "-no-user-config", "-no-reboot"]);

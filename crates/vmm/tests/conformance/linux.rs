@@ -14,7 +14,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tempfile::TempDir;
 use wrenn_disk::{Backend, StoreConfig, Volumes};
-use wrenn_network::{Egress, GUEST_ADDRESS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_network::{Egress, GUEST_ADDRESS, GUEST_RESOLVERS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Tap};
 
 use crate::rig::{Dir, Rig, share};
@@ -33,8 +33,29 @@ fn sh(script: &str) {
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A namespace with a server that tells each who connects from where.
-struct Outside(std::process::Child);
+/// The resolvers of the network that the snapshot is taken in, and of the one that it is restored in. Their answer is
+/// an address that ends as theirs.
+const RESOLVERS: [Ipv4Addr; 2] = [OUTSIDE, Ipv4Addr::new(203, 0, 113, 10)];
+const NAME_SERVER: &str = r#"
+import socket, sys, threading
+def serve(address):
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((address, 53))
+    while True:
+        query, client = server.recvfrom(512)
+        end = 12
+        while query[end]:
+            end += query[end] + 1
+        known = query[end + 1:end + 3] == b"\0\1"
+        head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if known else b"\0\0") + b"\0\0\0\0"
+        answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + bytes([192, 0, 2, int(address.split(".")[3])])
+        server.sendto(head + query[12:end + 5] + (answer if known else b""), client)
+for address in sys.argv[1:]:
+    threading.Thread(target=serve, args=(address,)).start()
+"#;
+
+/// A namespace with a server that greets who connects, and resolvers.
+struct Outside([std::process::Child; 2]);
 
 impl Outside {
     fn new() -> Self {
@@ -43,17 +64,25 @@ impl Outside {
             ip address add 203.0.113.1/24 dev outside0
             ip link set outside0 up
             ip -n outside address add 203.0.113.9/24 dev eth0
+            ip -n outside address add 203.0.113.10/24 dev eth0
             ip -n outside link set eth0 up");
-        let serve =
-            ["netns", "exec", "outside", "socat", "TCP-LISTEN:7777,fork,reuseaddr", "SYSTEM:echo hello"];
-        Self(Command::new("ip").args(serve).spawn().unwrap())
+        let inside = ["netns", "exec", "outside"];
+        let greet = ["socat", "TCP-LISTEN:7777,fork,reuseaddr", "SYSTEM:echo hello"];
+        let addresses = RESOLVERS.map(|address| address.to_string());
+        let names = ["python3", "-c", NAME_SERVER, &addresses[0], &addresses[1]];
+        Self(
+            [&greet[..], &names[..]]
+                .map(|serve| Command::new("ip").args(inside).args(serve).spawn().unwrap()),
+        )
     }
 }
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
         sh("ip netns delete outside");
     }
 }
@@ -103,6 +132,13 @@ fn ask(address: Ipv4Addr, script: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&http(address, &request)?).into_owned())
 }
 
+/// A guest's question for a name, and what it is told.
+const ASK: &str = "python3 -c 'import socket; print(socket.gethostbyname(\"some.name\"))'";
+
+fn told(resolver: Ipv4Addr) -> String {
+    format!("192.0.2.{}", resolver.octets()[3])
+}
+
 struct Place {
     volumes: Arc<dyn Volumes>,
     store: PathBuf,
@@ -117,24 +153,38 @@ impl Place {
         let store = dir.path().join("volumes");
         fs::create_dir(&store).unwrap();
         let volumes = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, INSTANCE)).await.unwrap();
+        let slots = Self::slots(&dir, RESOLVERS[0]).await;
+        Self { volumes, store, slots, dir }
+    }
+
+    async fn slots(dir: &TempDir, resolver: Ipv4Addr) -> Arc<SlotPool> {
         let config = PoolConfig {
             state_dir: dir.path().join("network"),
             instance: INSTANCE.into(),
             warm: 1,
             max: 32,
             egress: Egress::Nat,
-            resolvers: Vec::new(),
+            resolvers: vec![resolver],
             permitted: Vec::new(),
             in_use: Vec::new(),
         };
-        Self { volumes, store, slots: SlotPool::start(config).await.unwrap(), dir }
+        SlotPool::start(config).await.unwrap()
+    }
+
+    /// The machine comes into another network.
+    async fn moves(&mut self) {
+        self.slots.shutdown().await.unwrap();
+        self.slots = Self::slots(&self.dir, RESOLVERS[1]).await;
     }
 
     /// A microVM that boots from, or goes on with, this disk in this slot.
     fn spec(rig: &Rig, dir: &Dir, id: &str, disk: &Path, slot: &SlotSpec) -> BootSpec {
         BootSpec {
             id: id.to_owned(),
-            cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS}"),
+            cmdline: format!(
+                "wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={}",
+                GUEST_RESOLVERS.map(|address| address.to_string()).join(",")
+            ),
             disk: Some(disk.to_owned()),
             tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
             ..rig.spec(dir)
@@ -152,7 +202,7 @@ impl Place {
 }
 
 pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
-    let place = Place::new().await;
+    let mut place = Place::new().await;
     let outside = Outside::new();
     place.volumes.prepare("minimal", &share("images/minimal/rootfs.ext4")).await.unwrap();
     let dir = Dir::new();
@@ -169,6 +219,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     let size: u64 = size.trim().parse().unwrap();
     assert!((DISK_MB * 9 / 10..=DISK_MB).contains(&size), "the guest sees a disk of {size} MiB");
 
+    assert_eq!(decoded(&run(slot.host_address, ASK)).trim(), told(RESOLVERS[0]));
     vm.pause().await.unwrap();
     let file = |name: &str| dir.path().join(name);
     let files = SnapshotFiles { state: file("state"), memory: file("memory") };
@@ -179,6 +230,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     vm.kill().await.unwrap();
     place.slots.release(slot.index).await.unwrap();
     place.volumes.detach("first").await.unwrap();
+    place.moves().await;
 
     let mut clones = Vec::new();
     for number in 0..CLONES {
@@ -201,6 +253,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
             let script = format!(
                 "cat /root/marker; echo {number} > /root/own; sync; cat /root/own; python3 -c '
 import socket
+print(socket.gethostbyname(\"some.name\"))
 print(socket.create_connection((\"{OUTSIDE}\", 7777), 100).recv(64).decode())'"
             );
             run(address, &script)
@@ -209,7 +262,7 @@ print(socket.create_connection((\"{OUTSIDE}\", 7777), 100).recv(64).decode())'"
     let talks: Vec<_> = talk.collect();
     for (number, talk) in talks.into_iter().enumerate() {
         let said = decoded(&talk.join().unwrap());
-        let expected = format!("written before\n{number}\nhello\n");
+        let expected = format!("written before\n{number}\n{}\nhello\n", told(RESOLVERS[1]));
         assert!(said.starts_with(&expected), "clone {number} said {said:?}");
     }
     // One of them is shut down from inside; the VMM has no power button.

@@ -50,8 +50,8 @@ pub(crate) struct MachineArgs {
     /// Its memory in MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,
-    /// Its processors
-    #[arg(long, default_value_t = 2)]
+    /// Its processors; with more than one it now and then stands still
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// When it is ended, whatever goes on in it
     #[arg(long, default_value_t = 30)]

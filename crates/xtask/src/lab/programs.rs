@@ -26,14 +26,19 @@ pub(super) struct Target {
 
 /// What runs in the lab. These targets see `IN_LAB=1` there, and then take what only a lab has.
 pub(super) const TARGETS: &[Target] = &[
-    Target { package: "wrenn-vmm", test: "conformance", env: &[], runs: &[""] },
+    Target {
+        package: "wrenn-vmm",
+        test: "conformance",
+        env: &[],
+        runs: &["firecracker_jailed::", "firecracker_jailed_linux::", "firecracker_unjailed::"],
+    },
     Target { package: "wrenn-disk", test: "conformance", env: &[], runs: &[""] },
     // Its state directories are on a disk: the lab's temporary directory is memory.
     Target {
         package: "wrenn-testkit",
         test: "e2e",
         env: &["WRENN_BIN=/usr/local/bin/wrenn", "TMPDIR=/var/lib/wrenn"],
-        runs: &["fleet::", "lifecycle::", "hosts::", "network::", "faults::"],
+        runs: &["hosts::", "faults::", "network::", "fleet::", "lifecycle::"],
     },
 ];
 

@@ -1,69 +1,85 @@
-//! `cargo xtask lab test`: one lab, and in it one test program after another.
+//! `cargo xtask lab test`: labs side by side, and in them one run of a test program after another.
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Read as _, Seek as _, Write as _},
+    process::{ExitCode, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Instant,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use wrenn_testkit::{Lab, LabConfig};
 
 use super::{
-    collect_logs,
+    build, collect_logs, interrupt,
     programs::{self, Target},
-    start,
 };
 
+/// How many labs there are at a time. Each has one processor, and keeps one of this machine's busy.
+const LABS: usize = 2;
 /// How many labs may stand still in one run before it is the tests' fault after all.
 const LOST_MAX: u32 = 3;
 /// Where test programs are in a lab.
 const DIR: &str = "/usr/local/lib/wrenn-tests";
 
+/// Cases of a test program that are run together.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    target: &'static Target,
+    /// How the names of the cases begin; all without any.
+    cases: &'static str,
+}
+
+impl Run {
+    fn name(&self) -> String {
+        format!("{} {}", self.target.name(), self.cases).trim_end().to_owned()
+    }
+
+    fn command(&self) -> Vec<String> {
+        let program = format!("{DIR}/{}", self.target.name());
+        let words = ["env"].iter().chain(self.target.env).copied().chain([program.as_str()]);
+        words.chain(Some(self.cases).filter(|cases| !cases.is_empty())).map(str::to_owned).collect()
+    }
+}
+
+/// What the labs share.
+struct Work {
+    config: LabConfig,
+    waiting: Mutex<VecDeque<Run>>,
+    failed: Mutex<Vec<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCode> {
-    let targets: Vec<_> = programs::TARGETS
+    let all = programs::TARGETS
         .iter()
-        .filter(|target| filter.is_none_or(|filter| target.name().contains(filter)))
-        .collect();
-    ensure!(
-        !targets.is_empty(),
-        "no test program of the lab has {:?} in its name",
-        filter.unwrap_or_default()
-    );
-    for target in &targets {
-        config = config.with_file(target.build()?, format!("{DIR}/{}", target.name()));
+        .flat_map(|target| target.runs.iter().map(move |cases| Run { target, cases }));
+    let runs: VecDeque<_> =
+        all.filter(|run| filter.is_none_or(|filter| run.name().contains(filter))).collect();
+    ensure!(!runs.is_empty(), "no run of the lab has {:?} in its name", filter.unwrap_or_default());
+    build()?;
+    interrupt::outlive()?;
+    for target in programs::TARGETS {
+        if runs.iter().any(|run| run.target.name() == target.name()) {
+            config = config.with_file(target.build()?, format!("{DIR}/{}", target.name()));
+        }
     }
     let begin = Instant::now();
-    let mut lab = start(&config)?;
-    let (mut failed, mut lost) = (Vec::new(), 0);
-    let mut waiting = targets.iter().flat_map(|target| target.runs.iter().map(move |run| (target, *run)));
-    let mut next = waiting.next();
-    while let Some((target, cases)) = next {
-        let name = format!("{} {cases}", target.name());
-        let good = run_one(&lab, target, cases).unwrap_or_else(|error| {
-            eprintln!("lab: {name}: {error:#}");
-            false
-        });
-        if !good && lab.check(&["true"]).is_err() {
-            // Not a test that failed: its host stands still. Emulated processors that emulate processors do that at
-            // times; another one takes its place, and the run begins anew.
-            lost += 1;
-            ensure!(
-                lost <= LOST_MAX,
-                "{lost} labs stood still in {name}, one after the other: this machine cannot run it"
-            );
-            eprintln!("lab: it stands still in {name}; another one is started");
-            lab.stop();
-            lab = start(&config)?;
-            continue;
-        }
-        if !good {
-            failed.push(name);
-        }
-        lost = 0;
-        next = waiting.next();
-    }
-    if !failed.is_empty() {
-        collect_logs(&lab);
-    }
-    lab.stop();
+    let work = Work { config, waiting: Mutex::new(runs), failed: Mutex::default() };
+    let ended: Vec<Result<()>> = thread::scope(|scope| {
+        let work = &work;
+        let labs: Vec<_> = (1..=LABS).map(|number| scope.spawn(move || work.take_part(number))).collect();
+        labs.into_iter().map(|lab| lab.join().unwrap_or_else(|_| bail!("a lab's thread died"))).collect()
+    });
     eprintln!("lab: {:.0} s in all", begin.elapsed().as_secs_f64());
+    ended.into_iter().collect::<Result<()>>()?;
+    let failed = lock(&work.failed);
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -71,13 +87,69 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     Ok(ExitCode::FAILURE)
 }
 
-fn run_one(lab: &Lab, target: &Target, cases: &str) -> Result<bool> {
-    let (begin, name) = (Instant::now(), target.name());
-    eprintln!("lab: {name} {cases}");
-    let program = format!("{DIR}/{name}");
-    let command = ["env"].iter().chain(target.env).copied().chain([program.as_str()]);
-    let command: Vec<_> = command.chain(Some(cases).filter(|cases| !cases.is_empty())).collect();
-    let status = lab.run_live(&command)?;
-    eprintln!("lab: {name} {cases}: {status}, {:.1} s", begin.elapsed().as_secs_f64());
-    Ok(status.success())
+impl Work {
+    /// Takes one run after another in a lab of this number, as long as any waits.
+    fn take_part(&self, number: usize) -> Result<()> {
+        let name = format!("{}-{number}", self.config.name);
+        let config = LabConfig { name, ..self.config.clone() };
+        let mut lab: Option<Lab> = None;
+        loop {
+            let Some(run) = lock(&self.waiting).pop_front() else { break };
+            self.see_through(&config, &mut lab, run)?;
+        }
+        lab.into_iter().for_each(Lab::stop);
+        Ok(())
+    }
+
+    /// Runs it to its end, in another lab where one stands still.
+    fn see_through(&self, config: &LabConfig, lab: &mut Option<Lab>, run: Run) -> Result<()> {
+        for _ in 0..=LOST_MAX {
+            let here = match lab.take() {
+                Some(running) => running,
+                None => start(config)?,
+            };
+            let outcome = run_one(&here, run);
+            let good = outcome.as_ref().is_ok_and(ExitStatus::success);
+            if !good && here.check(&["true"]).is_err() {
+                // Not a test that failed: its host stands still. Emulated processors that emulate processors do that
+                // at times; another one takes its place, and the run begins anew.
+                eprintln!("lab: {} stands still in {}; another one is started", config.name, run.name());
+                here.stop();
+                continue;
+            }
+            if !good {
+                collect_logs(&here);
+                lock(&self.failed).push(run.name());
+            }
+            *lab = Some(here);
+            return Ok(());
+        }
+        bail!("labs stood still in {}, one after the other: this machine cannot run it", run.name())
+    }
+}
+
+fn start(config: &LabConfig) -> Result<Lab> {
+    let lab = Lab::start(config)?;
+    eprintln!("lab: {} started in {:.1} s", config.name, lab.started_in().as_secs_f64());
+    Ok(lab)
+}
+
+/// Its output is shown when it ends: that of two at a time would be nobody's.
+fn run_one(lab: &Lab, run: Run) -> Result<ExitStatus> {
+    let begin = Instant::now();
+    eprintln!("lab: {}: {}", lab.name(), run.name());
+    let mut output = tempfile::tempfile().context("no file for a program's output")?;
+    let mut command = lab.command(&run.command())?;
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
+    let status = command.status().context("cannot run ssh")?;
+    show(&mut output)?;
+    eprintln!("lab: {}: {}: {status}, {:.1} s", lab.name(), run.name(), begin.elapsed().as_secs_f64());
+    Ok(status)
+}
+
+fn show(output: &mut File) -> Result<()> {
+    let mut text = Vec::new();
+    output.rewind().and_then(|()| output.read_to_end(&mut text)).context("a program's output is lost")?;
+    let mut out = io::stdout().lock();
+    Ok(out.write_all(&text).and_then(|()| out.flush())?)
 }
