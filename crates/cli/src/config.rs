@@ -50,6 +50,7 @@ const KEYS: &[Key] = &[
     key("server.create_timeout_sec", Kind::Number(1, 3600), ""),
     key("agent.listen", Kind::Address, "127.0.0.1:9726"),
     key("agent.driver", Kind::OneOf(&["auto", "firecracker", "kvm", "tcg"]), "auto"),
+    key("agent.firecracker", Kind::Path, ""),
     key("agent.unjailed", Kind::OneOf(&["true", "false"]), "false"),
     key("agent.egress", Kind::OneOf(&["internet", "none"]), "internet"),
     key("agent.network_rate", Kind::Number(1 << 16, 10_000_000_000), ""),

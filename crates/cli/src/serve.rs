@@ -1,6 +1,6 @@
 //! `wrenn server` and `wrenn agent`: one part of Wrenn, as `wrenn up` or a service manager runs it.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -75,6 +75,7 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
         listen: config.address("agent.listen")?,
         tls: wrenn_host::TlsFiles { ca: tls.ca, cert: tls.cert, key: tls.key },
         driver: driver(config),
+        firecracker: config.get("agent.firecracker").map(PathBuf::from),
         unjailed: config.or("agent.unjailed", false),
         egress: match config.get("agent.egress") {
             Some("none") => wrenn_host::Egress::None,

@@ -97,6 +97,8 @@ pub struct Config {
     pub tls: TlsFiles,
     /// Which VMM driver.
     pub driver: Driver,
+    /// Firecracker's program, which has its jailer beside it; `None`: both are in `PATH`.
+    pub firecracker: Option<PathBuf>,
     /// Whether Firecracker may run without its jailer, where it cannot be used.
     pub unjailed: bool,
     /// What guests may reach.

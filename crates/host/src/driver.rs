@@ -23,6 +23,8 @@ use crate::{assets::kernel_file, config::Driver, layout, machine};
 pub struct Wish {
     /// The driver.
     pub driver: Driver,
+    /// Firecracker's program, where it is not in `PATH`.
+    pub firecracker: Option<PathBuf>,
     /// Whether Firecracker may run without its jailer.
     pub unjailed: bool,
     /// Where the guest kernels are.
@@ -64,9 +66,12 @@ fn fresh(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)
 }
 
-/// Firecracker as it can be had here, or why not.
-pub fn firecracker(unjailed: bool, jail_dir: &Path) -> Result<Firecracker, VmmError> {
-    let (program, jailer) = (machine::program(firecracker::PROGRAM), machine::program(firecracker::JAILER));
+/// Firecracker as it can be had here, or why not. A `program` that is named has its jailer beside it.
+pub fn firecracker(program: Option<&Path>, unjailed: bool, jail_dir: &Path) -> Result<Firecracker, VmmError> {
+    let (program, jailer) = match program {
+        Some(program) => (program.to_owned(), program.with_file_name(firecracker::JAILER)),
+        None => (machine::program(firecracker::PROGRAM), machine::program(firecracker::JAILER)),
+    };
     let root = rustix::process::geteuid().is_root();
     let isolation = match (root && jailer.exists(), unjailed) {
         (true, _) => Isolation::Jailer { program: jailer, dir: jail_dir.to_owned() },
@@ -101,7 +106,7 @@ impl Wish {
     fn firecracker(&self) -> anyhow::Result<Firecracker> {
         let jails = self.dir.join("jail");
         fs::create_dir_all(&jails).context("the directory for jails cannot be made")?;
-        Ok(firecracker(self.unjailed, &jails)?)
+        Ok(firecracker(self.firecracker.as_deref(), self.unjailed, &jails)?)
     }
 
     /// The first that runs a guest.

@@ -84,6 +84,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let volumes = open_volumes(&config, &instance).await?;
     let wish = driver::Wish {
         driver: config.driver,
+        firecracker: config.firecracker.clone(),
         unjailed: config.unjailed,
         share_dir: config.share_dir.clone(),
         dir: state.clone(),

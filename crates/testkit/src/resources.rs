@@ -91,9 +91,26 @@ impl Resources {
         }
     }
 
+    /// Of what there is more than `before`, a line each, whatever it is called.
+    pub fn grown(&self, before: &Self) -> Vec<String> {
+        let more = self.pairs(before).into_iter().filter(|(_, now, before)| now.len() > before.len());
+        more.map(|(kind, now, before)| format!("{kind}: {now:?}, there were {}", before.len())).collect()
+    }
+
     /// What is here and was not `before`, a line each.
     pub fn beyond(&self, before: &Self) -> Vec<String> {
-        let kinds = [
+        let new = |(kind, now, before): (&str, &BTreeSet<String>, &BTreeSet<String>)| {
+            now.difference(before).map(|thing| format!("{kind}: {thing}")).collect::<Vec<_>>()
+        };
+        self.pairs(before).into_iter().flat_map(new).collect()
+    }
+
+    /// Each kind with what there is and what there was.
+    fn pairs<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> [(&'static str, &'a BTreeSet<String>, &'a BTreeSet<String>); 8] {
+        [
             ("link", &self.links, &before.links),
             ("mount", &self.mounts, &before.mounts),
             ("loop device", &self.loops, &before.loops),
@@ -102,10 +119,6 @@ impl Resources {
             ("nftables table", &self.tables, &before.tables),
             ("control group", &self.control_groups, &before.control_groups),
             ("process", &self.processes, &before.processes),
-        ];
-        let new = |(kind, now, before): (&str, &BTreeSet<String>, &BTreeSet<String>)| {
-            now.difference(before).map(|thing| format!("{kind}: {thing}")).collect::<Vec<_>>()
-        };
-        kinds.into_iter().flat_map(new).collect()
+        ]
     }
 }

@@ -13,16 +13,17 @@ use wrenn_testguest::{ELF, STARTED};
 
 use crate::{Setup, Stack};
 
-/// Where `lab/get-firecracker` puts the programs.
-fn fetched() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker")
+/// Firecracker as `lab/get-firecracker` fetches it, or else as it is installed.
+fn firecracker() -> Option<PathBuf> {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker");
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut dirs = [fetched].into_iter().chain(env::split_paths(&path));
+    dirs.find(|dir| dir.join("jailer").exists()).map(|dir| dir.join("firecracker"))
 }
 
 /// Whether the machine can run them.
 pub fn available() -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut dirs = [fetched()].into_iter().chain(env::split_paths(&path));
-    Path::new("/dev/kvm").exists() && dirs.any(|dir| dir.join("jailer").exists())
+    Path::new("/dev/kvm").exists() && firecracker().is_some()
 }
 
 /// A directory of guest's parts in `dir` in which the test guest is the kernel.
@@ -38,10 +39,10 @@ fn share(dir: &Path) -> Result<PathBuf> {
 
 /// How to start such a Wrenn; `dir` is an empty directory that outlives it.
 pub fn setup(dir: &Path) -> Result<Setup> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths([fetched()].into_iter().chain(env::split_paths(&path)))?;
+    let program =
+        firecracker().context("there is no Firecracker with its jailer: run lab/get-firecracker")?;
     let variables = [
-        ("PATH", path.to_string_lossy().into_owned()),
+        ("WRENN_AGENT_FIRECRACKER", program.display().to_string()),
         ("WRENN_AGENT_DRIVER", "firecracker".to_owned()),
         ("WRENN_SHARE_DIR", share(dir)?.display().to_string()),
     ];

@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -48,11 +48,18 @@ impl Identity {
     }
 }
 
+/// The file of a control group in which a child of one thread enters it. In version 1 that is the one of threads:
+/// whole processes wait some milliseconds until every processor has taken note.
+fn entrance(group: &Path) -> PathBuf {
+    let threads = group.join("tasks");
+    if threads.exists() { threads } else { group.join("cgroup.procs") }
+}
+
 /// What a child does to enter control groups, before it becomes another program.
 pub(crate) fn join_groups(
     groups: &[PathBuf],
 ) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
-    let file = |group: &PathBuf| CString::new(group.join("cgroup.procs").as_os_str().as_bytes());
+    let file = |group: &PathBuf| CString::new(entrance(group).as_os_str().as_bytes());
     let files = groups.iter().map(file).collect::<Result<Vec<_>, _>>()?;
     Ok(move || {
         for file in &files {

@@ -1,6 +1,6 @@
 //! Whether KVM works, found out by a guest on it, and the driver that follows.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use wrenn_host::driver::{Chosen, Wish, firecracker};
@@ -24,6 +24,7 @@ pub(super) async fn examine(config: &Config) -> Result<(Probe, Driver, Vec<Check
     let root = rustix::process::geteuid().is_root();
     let wish = Wish {
         driver: serve::driver(config),
+        firecracker: config.get("agent.firecracker").map(PathBuf::from),
         unjailed: config.or("agent.unjailed", false),
         share_dir: config.share_dir()?,
         dir: scratch.0.clone(),
@@ -55,7 +56,7 @@ pub(super) async fn examine(config: &Config) -> Result<(Probe, Driver, Vec<Check
 }
 
 fn firecracker_check(wish: &Wish) -> Check {
-    match firecracker(wish.unjailed, Path::new("/nonexistent")) {
+    match firecracker(wish.firecracker.as_deref(), wish.unjailed, Path::new("/nonexistent")) {
         Ok(vmm) => {
             let jailed =
                 if vmm.capabilities().security_boundary { "with its jailer" } else { "without its jailer" };

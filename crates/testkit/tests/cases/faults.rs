@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use wrenn_testkit::{Stack, test_guests, wait_until};
+use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
 use super::support::{delete_wholly, end, listed, nothing_remains, wait_exec, wait_status};
 
@@ -143,7 +143,12 @@ pub(crate) async fn on_firecracker() -> Result<()> {
         point.starts_with("server.")
             || ["create.init", "create.running", "destroy.recorded"].iter().any(|end| point.ends_with(end))
     };
-    let points: Vec<&str> = POINTS.into_iter().filter(|point| !ended(point)).collect();
+    // In a lab, where everything is emulated, those at which what it alone has is half made or half gone.
+    let chosen = |point: &&str| {
+        let device = ["create.volume", "create.vmm_started", "destroy.vmm", "destroy.volume"];
+        !in_lab() || device.iter().any(|end| point.ends_with(end))
+    };
+    let points: Vec<&str> = POINTS.into_iter().filter(|point| !ended(point)).filter(chosen).collect();
     let result = at(&stack, &points, Guests::Test).await;
     end(stack, result).await
 }
