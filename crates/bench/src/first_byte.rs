@@ -20,7 +20,7 @@ use wrenn_control::{
 use wrenn_network::{GUEST_ADDRESS, TAP_ADDRESS};
 use wrenn_rpc::host::v1::{CreateRequest, DestroyRequest, PingRequest};
 use wrenn_testguest::ELF;
-use wrenn_testkit::{Stack, test_guests};
+use wrenn_testkit::{Frozen, Stack, test_guests};
 use wrenn_vmm::{BootSpec, Tap};
 
 use crate::{
@@ -172,7 +172,10 @@ pub(crate) async fn agent_against_client(parts: &Path) -> Result<Option<Row>> {
     let netns = Netns::new()?;
     let spec = spec(dir.path(), parts, netns.tap())?;
     let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
+    // It would have the agent remove what it does not know.
+    let server = Frozen::new(stack.child("server")?)?;
     let row = rounds(&stack, &programs, dir.path(), &spec).await;
+    drop(server);
     let logs = stack.logs();
     stack.stop().await?;
     row.map(Some).context(logs)
