@@ -245,11 +245,12 @@ async fn a_namespace_has_one_agent() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
     let slot = pool.acquire().await.unwrap();
-    let before = stock(dir.path());
+    let there = || run("ip", &["route"]) + &run("nft", &["list", "ruleset"]);
+    let before = there();
     let second = PoolConfig { instance: "two".into(), ..config(other.path()) };
     let refused = SlotPool::start(second.clone()).await.unwrap_err().to_string();
     assert!(refused.contains("another agent"), "{refused}");
-    assert_eq!(stock(dir.path()), before);
+    assert_eq!(there(), before);
     pool.release(slot.index).await.unwrap();
     pool.shutdown().await.unwrap();
     let pool = SlotPool::start(second).await.unwrap();

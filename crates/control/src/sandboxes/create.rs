@@ -245,7 +245,7 @@ async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String
     };
     let host = row.host_id.unwrap_or_default();
     let made = app.agents.at(address).create_with_options(request, within(app.limits.create)).await;
-    let made = made.map(|response| response.into_owned()).map_err(ApiError::from);
+    let made = made.map(connectrpc::UnaryResponse::into_owned).map_err(ApiError::from);
     fault::point("create.made");
     match made {
         Ok(response) => {
