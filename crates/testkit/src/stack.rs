@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 
 use crate::{Api, Process, Resources, processes, resources};
 
@@ -291,11 +291,10 @@ fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Re
     command.arg("up").envs(env.iter().cloned()).current_dir(dir);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if let Some(limit) = open_files {
-        let set = move || {
-            let maximum = getrlimit(Resource::Nofile).maximum;
-            Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum })?)
-        };
-        // SAFETY: between fork and exec, only two system calls are made; nothing is allocated or locked.
+        // The agent takes as many as there may be.
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        let set = move || Ok(setrlimit(Resource::Nofile, limit.clone())?);
+        // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.
         unsafe { command.pre_exec(set) };
     }
     command.spawn().context("cannot start wrenn up")
