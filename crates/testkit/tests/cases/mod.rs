@@ -60,7 +60,6 @@ pub(crate) const LAB: &[&str] = &[
     "hosts::guests_that_never_boot",
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
-    "lifecycle::the_disk_has_the_size_asked_for",
     "network::",
 ];
 

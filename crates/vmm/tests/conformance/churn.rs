@@ -79,7 +79,7 @@ async fn live(rig: &Rig, number: usize, volumes: &dyn Volumes, slots: &SlotPool)
 
 pub(crate) async fn hundreds_come_and_go_and_leave_nothing(rig: &Rig) {
     // Everything is emulated in the lab, the processor too.
-    let (rounds, place) = if in_lab() { (64, "/var/lib/wrenn") } else { (500, "/tmp") };
+    let (rounds, place) = if in_lab() { (32, "/var/lib/wrenn") } else { (500, "/tmp") };
     let dir = TempDir::new_in(place).unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     fs::create_dir(dir.path().join("volumes")).unwrap();

@@ -19,7 +19,7 @@ use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, Snapsh
 
 use crate::rig::{Dir, Rig, share};
 
-const CLONES: usize = 4;
+const CLONES: usize = 3;
 const ENVD_PORT: u16 = 49983;
 const DISK_MB: u64 = 2048;
 /// Emulated machines boot in ten seconds, and in thirty when they are busy.
