@@ -178,12 +178,7 @@ impl Volumes for FileStore {
                 Err(DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
                 other => other?,
             };
-            let now = store.room.pressure()?;
-            Ok(if now.is_low() {
-                Health::Low { free: now.available(), reserve: now.reserve }
-            } else {
-                Health::Ok
-            })
+            store.room.health()
         })
         .await
     }

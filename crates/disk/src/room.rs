@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{DiskError, Pressure, failed};
+use crate::{DiskError, Health, Pressure, failed};
 
 /// At most so much is kept free where the configuration says nothing, and at most a twentieth.
 const RESERVE_MAX: u64 = 2 << 30;
@@ -63,7 +63,15 @@ impl Room {
         if self.pressure()?.is_low() { Err(DiskError::Full) } else { Ok(()) }
     }
 
-    /// The same between two pieces of something long that is written: it must not take what runs its room.
+    /// How a sound volume of the store is.
+    pub(crate) fn health(&self) -> Result<Health, DiskError> {
+        let now = self.pressure()?;
+        let low = Health::Low { free: now.available(), reserve: now.reserve };
+        Ok(if now.is_low() { low } else { Health::Ok })
+    }
+
+    /// Whether there is room, asked between two pieces of something long that is written: it must not take the room of
+    /// what runs.
     pub(crate) fn check_piece(&self) -> io::Result<()> {
         match self.check() {
             Err(DiskError::Full) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),

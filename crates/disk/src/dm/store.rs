@@ -263,13 +263,8 @@ impl Inner {
             Err(DiskError::Invalidated(_)) => return Ok(Health::Invalid),
             other => other?,
         }
-        let now = self.room.pressure()?;
         // The file of changes itself has room for every block: only the file system below can run out.
-        Ok(if now.is_low() {
-            Health::Low { free: now.available(), reserve: now.reserve }
-        } else {
-            Health::Ok
-        })
+        self.room.health()
     }
 
     fn records(&self) -> Result<Vec<(String, Record)>, DiskError> {

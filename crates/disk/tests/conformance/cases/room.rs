@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::ensure;
-use wrenn_disk::{DiskError, Health};
+use wrenn_disk::{BlockDevice, DiskError, Health};
 
 use super::{MIB, byte_at, image};
 use crate::fixture::{Kind, Shared};
@@ -82,14 +82,20 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
     Ok(store.remove("sb2").await?)
 }
 
+/// Volume `sb1`, which is larger than the store, and its disk as a guest has it.
+async fn large_volume(shared: &Shared) -> anyhow::Result<(BlockDevice, fs::File)> {
+    let source = shared.scratch.join("source.img");
+    image(&source, 7);
+    shared.store.prepare("minimal", &source).await?;
+    let volume = shared.store.clone_image("minimal", "sb1", 1024, 0).await?;
+    let device = fs::File::options().write(true).open(&volume.path)?;
+    Ok((volume, device))
+}
+
 /// A flatten that would take the room of what runs is given up, and leaves nothing.
 pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Result<()> {
     let store = &shared.store;
-    let source = shared.scratch.join("source.img");
-    image(&source, 7);
-    store.prepare("minimal", &source).await?;
-    let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
-    let device = fs::File::options().write(true).open(&volume.path)?;
+    let (_, device) = large_volume(&shared).await?;
     for step in 0.. {
         let now = store.pressure().await?;
         if now.free < now.reserve + 32 * MIB {
@@ -121,11 +127,7 @@ pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Resu
 /// What a guest wrote is on its disk only when the kernel has written it: until then it counts as if it were.
 pub(super) async fn what_is_not_written_yet_has_its_room(shared: Shared) -> anyhow::Result<()> {
     let store = &shared.store;
-    let source = shared.scratch.join("source.img");
-    image(&source, 7);
-    store.prepare("minimal", &source).await?;
-    let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
-    let device = fs::File::options().write(true).open(&volume.path)?;
+    let (volume, device) = large_volume(&shared).await?;
     let mut held = None;
     for step in 0..1024 {
         let now = store.pressure().await?;
