@@ -63,13 +63,15 @@ pub async fn wait_until<T>(
 ) -> Result<T> {
     let start = Instant::now();
     loop {
+        let look = Instant::now();
         if let Some(value) = done().await {
             return Ok(value);
         }
         if start.elapsed() > limit {
             bail!("{what}: not within {limit:?}");
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Looking takes little of a slow machine's time from what is waited for.
+        tokio::time::sleep(Duration::from_millis(50).max(look.elapsed() * 2)).await;
     }
 }
 
@@ -293,7 +295,7 @@ fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Re
     if let Some(limit) = open_files {
         // The agent takes as many as there may be.
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
-        let set = move || Ok(setrlimit(Resource::Nofile, limit.clone())?);
+        let set = move || Ok(setrlimit(Resource::Nofile, limit)?);
         // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.
         unsafe { command.pre_exec(set) };
     }

@@ -34,8 +34,10 @@ const LOG_MAX: u64 = 16 << 20;
 const QUOTE_MAX: usize = 3000;
 /// Ends before readiness that are taken for a lasting fault.
 const FAILURES_MAX: u32 = 3;
-/// Between two looks whether a child is ready.
+/// Between two looks whether a child is ready, at least.
 const READY_POLL: Duration = Duration::from_millis(50);
+/// And so many times as long as a look took: looking takes little of a slow machine's time from what it waits for.
+const READY_PAUSE: u32 = 4;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -83,7 +85,12 @@ impl Supervised {
     /// Waits until `ready` says yes.
     pub(crate) async fn ready(&self, limit: Duration, mut ready: impl AsyncFnMut() -> bool) -> Result<()> {
         let begin = Instant::now();
-        while !ready().await {
+        loop {
+            let look = Instant::now();
+            if ready().await {
+                break;
+            }
+            let pause = READY_POLL.max(look.elapsed() * READY_PAUSE);
             if self.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
                 bail!(
                     "{} does not start; the end of {}:\n{}",
@@ -97,7 +104,7 @@ impl Supervised {
                 let log = self.log.display();
                 bail!("{} is not ready after {seconds} s; the end of {log}:\n{}", self.name, tail(&self.log));
             }
-            sleep(READY_POLL).await;
+            sleep(pause).await;
         }
         info!("{} is ready after {} ms", self.name, begin.elapsed().as_millis());
         Ok(())

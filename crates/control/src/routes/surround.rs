@@ -19,6 +19,8 @@ use crate::{error::ApiError, state::App};
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's own request id is taken over when it is no longer than this.
 const ID_MAX: usize = 128;
+/// Asked again and again by whatever watches a service: the log would be about nothing else.
+const PROBES: [&str; 2] = ["/health", "/metrics"];
 
 fn request_id(request: &Request) -> HeaderValue {
     let given = request
@@ -48,8 +50,13 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let labels =
         [("method", method.clone()), ("route", route.clone()), ("status", status.as_u16().to_string())];
     metrics::histogram!("wrenn_http_request_seconds", &labels).record(took.as_secs_f64());
+    let (status, ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);
     span.in_scope(|| {
-        tracing::info!(method, route, status = status.as_u16(), ms = took.as_secs_f64() * 1000.0, "handled");
+        if PROBES.contains(&route.as_str()) && status < 400 {
+            tracing::debug!(method, route, status, ms, "handled");
+        } else {
+            tracing::info!(method, route, status, ms, "handled");
+        }
     });
     response
 }

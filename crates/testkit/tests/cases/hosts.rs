@@ -98,15 +98,32 @@ pub(crate) async fn a_full_disk() -> Result<()> {
     end(stack, result).await
 }
 
-/// A share directory whose initial RAM disk is none.
+/// What spoils a guest: its initial RAM disk, or its kernel in a lab, where it would take long to miss a RAM disk.
+fn spoilt() -> &'static str {
+    if in_lab() { "vmlinux" } else { "initrd.img" }
+}
+
+/// A file that begins as a good one does, with no instruction that a processor knows behind.
+fn spoil(good: &Path) -> Result<Vec<u8>> {
+    const HEADERS: usize = 4096;
+    let mut content = fs::read(good)?;
+    anyhow::ensure!(content.len() > HEADERS, "{} is short", good.display());
+    content[HEADERS..].chunks_exact_mut(2).for_each(|ud2| ud2.copy_from_slice(&[0x0f, 0x0b]));
+    Ok(content)
+}
+
+/// A share directory whose guests do not boot; the good one.
 fn broken_share(dir: &Path) -> Result<PathBuf> {
     let good: PathBuf = std::env::var_os("WRENN_SHARE_DIR").context("WRENN_SHARE_DIR is not set")?.into();
     let bad = dir.join("share");
     fs::create_dir(&bad)?;
-    for name in ["vmlinuz", "vmlinux", "images"] {
-        std::os::unix::fs::symlink(good.join(name), bad.join(name))?;
+    for name in ["vmlinuz", "vmlinux", "initrd.img", "images"] {
+        if name == spoilt() {
+            fs::write(bad.join(name), spoil(&good.join(name))?)?;
+        } else {
+            std::os::unix::fs::symlink(good.join(name), bad.join(name))?;
+        }
     }
-    fs::write(bad.join("initrd.img"), vec![0x5a; 4096])?;
     Ok(good)
 }
 
@@ -129,7 +146,7 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
 
     // It gets another chance after a minute; here the minute is over, and the cause repaired. The three have
     // memory for the whole host if they still hold any.
-    fs::copy(good.join("initrd.img"), stack.state_dir.join("agent/boot/initrd.img"))?;
+    fs::copy(good.join(spoilt()), stack.state_dir.join("agent/boot").join(spoilt()))?;
     stack.sql("UPDATE hosts SET ejected_until = now()")?;
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let count = stack.sql("SELECT failed_creates FROM hosts WHERE ejected_until IS NULL")?;

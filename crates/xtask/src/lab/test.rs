@@ -29,19 +29,19 @@ const DIR: &str = "/usr/local/lib/wrenn-tests";
 #[derive(Debug, Clone, Copy)]
 struct Run {
     target: &'static Target,
-    /// How the names of the cases begin; all without any.
-    cases: &'static str,
+    /// What chooses them; all without any.
+    cases: &'static [&'static str],
 }
 
 impl Run {
     fn name(&self) -> String {
-        format!("{} {}", self.target.name(), self.cases).trim_end().to_owned()
+        format!("{} {}", self.target.name(), self.cases.join(" ")).trim_end().to_owned()
     }
 
     fn command(&self) -> Vec<String> {
         let program = format!("{DIR}/{}", self.target.name());
         let words = ["env"].iter().chain(self.target.env).copied().chain([program.as_str()]);
-        words.chain(Some(self.cases).filter(|cases| !cases.is_empty())).map(str::to_owned).collect()
+        words.chain(self.cases.iter().copied()).map(str::to_owned).collect()
     }
 }
 
@@ -59,7 +59,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCode> {
     let all = programs::TARGETS
         .iter()
-        .flat_map(|target| target.runs.iter().map(move |cases| Run { target, cases }));
+        .flat_map(|target| target.runs.iter().map(move |&cases| Run { target, cases }));
     let runs: VecDeque<_> =
         all.filter(|run| filter.is_none_or(|filter| run.name().contains(filter))).collect();
     ensure!(!runs.is_empty(), "no run of the lab has {:?} in its name", filter.unwrap_or_default());
