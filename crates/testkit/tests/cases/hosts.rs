@@ -59,6 +59,7 @@ fn fill(stack: &Stack) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// No room for a disk: a code of its own, nothing left, and creates work once there is room.
 async fn disk_full(stack: &Stack) -> Result<()> {
     let before = stack.api.create(&json!({"memory_mb": 256})).await?;
     let filler = fill(stack)?;
@@ -91,13 +92,6 @@ async fn disk_full(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// No room for a disk: a code of its own, nothing left, and creates work once there is room.
-pub(crate) async fn a_full_disk() -> Result<()> {
-    let stack = start(&[("WRENN_AGENT_STORE_SIZE_MB", "1024")], None).await?;
-    let result = disk_full(&stack).await;
-    end(stack, result).await
-}
-
 /// What spoils a guest: its initial RAM disk, or its kernel in a lab, where it would take long to miss a RAM disk.
 fn spoilt() -> &'static str {
     if in_lab() { "vmlinux" } else { "initrd.img" }
@@ -127,6 +121,7 @@ fn broken_share(dir: &Path) -> Result<PathBuf> {
     Ok(good)
 }
 
+/// A host whose guests never boot is left out after three failures.
 async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
     for number in 0..3 {
         let reply = stack.api.post("/v1/sandboxes", &json!({"memory_mb": 256})).await?;
@@ -157,16 +152,25 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A host whose guests never boot is left out after three failures.
-pub(crate) async fn guests_that_never_boot() -> Result<()> {
+/// Guests that never boot, then a full disk: one Wrenn for both, because in a lab its start is most of the time.
+pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let good = broken_share(dir.path())?;
     let share = dir.path().join("share").display().to_string();
     // A good guest takes longer where its host is emulated, and gets two thirds of it for its first try. A bad one ends
     // by itself.
     let limit = if in_lab() { "120" } else { "15" };
-    let stack = start(&[("WRENN_SHARE_DIR", &share), ("WRENN_AGENT_BOOT_TIMEOUT_SEC", limit)], None).await?;
-    let result = bad_host(&stack, &good).await;
+    let env = [
+        ("WRENN_SHARE_DIR", share.as_str()),
+        ("WRENN_AGENT_BOOT_TIMEOUT_SEC", limit),
+        ("WRENN_AGENT_STORE_SIZE_MB", "1024"),
+    ];
+    let stack = start(&env, None).await?;
+    let result = async {
+        bad_host(&stack, &good).await.context("guests that never boot")?;
+        disk_full(&stack).await.context("a full disk")
+    };
+    let result = result.await;
     end(stack, result).await
 }
 

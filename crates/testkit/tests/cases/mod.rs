@@ -56,8 +56,7 @@ macro_rules! own_cases {
 pub(crate) const LAB: &[&str] = &[
     "faults::on_firecracker",
     "fleet::",
-    "hosts::a_full_disk",
-    "hosts::guests_that_never_boot",
+    "hosts::bad_guests_and_a_full_disk",
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
@@ -118,8 +117,7 @@ pub(crate) fn alone() -> Cases<Case> {
 /// Cases that need a Wrenn of their own.
 pub(crate) fn own() -> Cases<OwnCase> {
     let mut cases = own_cases![
-        hosts::a_full_disk,
-        hosts::guests_that_never_boot,
+        hosts::bad_guests_and_a_full_disk,
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
         slots::a_failed_one_takes_nothing_from_its_heir,
