@@ -44,11 +44,12 @@ test: assets ## Unit, integration and end-to-end tests with real guests
 	@scripts/isolated $(CARGO) xtask lab test
 	@scripts/isolated env $(DEV) scripts/api-check
 
-lab: assets ## Tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
+# The drivers' suites. `make test` goes on with the end-to-end cases, which take twice as long.
+lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
 	@lab/build
 	@$(CARGO) build --package xtask
 	@$(CARGO) build --package wrenn-cli --features fault-points
-	@scripts/isolated $(CARGO) xtask lab test
+	@scripts/isolated $(CARGO) xtask lab test conformance
 
 bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json
 	@lab/get-firecracker
