@@ -39,6 +39,8 @@ const DISK_MB: u64 = 5120;
 /// Longer than the guest needs for a byte.
 const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_micros(200);
+/// Before each measurement: what the one before leaves to do, such as another slot for the pool, is done by then.
+const REST: Duration = Duration::from_millis(300);
 
 /// A network namespace with a tap device in it, for the bare client.
 struct Netns(String);
@@ -148,7 +150,9 @@ async fn rounds(stack: &Stack, programs: &Programs, dir: &Path, spec: &BootSpec)
     let (mut times, mut floor) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS + WARM {
         let (programs, dir, same) = (programs.clone(), dir.to_owned(), spec.clone());
+        tokio::time::sleep(REST).await;
         let hand = tokio::task::spawn_blocking(move || by_hand(&programs, &dir, &same)).await?;
+        tokio::time::sleep(REST).await;
         let one = ours(stack, &agent).await?;
         let other = hand.context("Firecracker by hand")?;
         if round >= WARM {
