@@ -15,6 +15,7 @@ use crate::{
     sandbox::{
         actor::{self, Handle, Shared, Start, State},
         guest::Guest,
+        remove,
         spec::Spec,
     },
 };
@@ -191,7 +192,7 @@ impl Agent {
         let handle = self.sandboxes().get(id).cloned();
         match handle {
             Some(handle) => handle.destroy().await,
-            None if id.parse::<SandboxId>().is_ok() => actor::remove_unread(&self.shared, id).await,
+            None if id.parse::<SandboxId>().is_ok() => remove::remove_unread(&self.shared, id).await,
             None => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use wrenn_disk::loopfs;
 use wrenn_vmm::process;
 
-use crate::{cgroup, layout, recover, sandbox::actor};
+use crate::{cgroup, layout, recover, sandbox::remove};
 
 /// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel.
 pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
@@ -16,7 +16,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     }
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
-    actor::end_vmm(&layout::probe(state_dir), None).await?;
+    remove::end_vmm(&layout::probe(state_dir), None).await?;
     let mut ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     ids.extend(recover::unreadable(&sandboxes, &records));
     let volumes = layout::volumes(state_dir);
@@ -28,7 +28,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         disks.context("the sandboxes' disks cannot be removed")?;
     }
     for id in &ids {
-        actor::remove_record(&sandboxes, id).await?;
+        remove::remove_record(&sandboxes, id).await?;
     }
     if !layout::store_file(state_dir).exists() {
         // Whatever is mounted there, it was mounted by somebody else.

@@ -12,7 +12,9 @@ use crate::{
     error::AgentError,
     sandbox::{
         actor::{self, Handle, Shared, Start},
+        create,
         journal::{Entry, Journal, JournalError, Undo, adoptable, forget, undo},
+        remove,
         spec::Spec,
     },
 };
@@ -94,7 +96,7 @@ pub(crate) async fn take_up(
     let id = record.id.clone();
     let Some(spec) = record.spec().cloned() else {
         // It had not got far enough to own anything.
-        if let Err(error) = actor::remove_record(&shared.dir, &id).await {
+        if let Err(error) = remove::remove_record(&shared.dir, &id).await {
             tracing::error!(id, %error, "the remains of a sandbox could not be removed");
         }
         return Ok(None);
@@ -114,7 +116,7 @@ pub(crate) async fn take_up(
                 None => {
                     tracing::info!(id, "undone");
                     if undo_all(shared, &mut record, true).await
-                        && let Ok(()) = actor::remove_record(&shared.dir, &id).await
+                        && let Ok(()) = remove::remove_record(&shared.dir, &id).await
                     {
                         return Ok(None);
                     }
@@ -135,7 +137,7 @@ async fn running(
 ) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
     let Some(index) = record.slot().filter(|_| record.adoptable()) else { return Ok(None) };
     let slot = shared.plan.slot(index)?;
-    let boot = actor::boot_spec(shared, &record.id, spec, &slot, None);
+    let boot = create::boot_spec(shared, &record.id, spec, &slot, None);
     Ok(shared.vmm.adopt(&boot, record.process()).await?.map(|vm| (vm, slot)))
 }
 
@@ -164,7 +166,7 @@ async fn undo_all(shared: &Shared, record: &mut Record, slot_too: bool) -> bool 
         forget(&mut record.entries, &Undo::Slot(index));
     }
     for step in undo(&record.entries) {
-        if let Err(error) = actor::undo_step(shared, &record.id, &step).await {
+        if let Err(error) = remove::undo_step(shared, &record.id, &step).await {
             tracing::error!(id = record.id, %error, "a sandbox still holds something");
             return false;
         }
@@ -188,7 +190,7 @@ fn directories(sandboxes: &Path) -> Vec<String> {
 /// Ends the VMM of every sandbox, whatever its journal says.
 pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
     for id in directories(sandboxes) {
-        actor::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
+        remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
     }
     Ok(())
 }
@@ -197,7 +199,7 @@ pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
 /// others. Also of those of which nothing is known but their directory.
 pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
     for id in unreadable(sandboxes, records) {
-        if let Err(error) = actor::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await {
+        if let Err(error) = remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await {
             tracing::error!(id, %error, "a microVM could not be ended");
         }
     }
@@ -205,7 +207,7 @@ pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
         for step in undo(&record.entries) {
             let Undo::Vmm(known) = step else { continue };
             let run_dir = actor::directory(sandboxes, &record.id).join("run");
-            if let Err(error) = actor::end_vmm(&run_dir, known.as_ref()).await {
+            if let Err(error) = remove::end_vmm(&run_dir, known.as_ref()).await {
                 tracing::error!(id = record.id, %error, "a microVM could not be ended");
             }
         }

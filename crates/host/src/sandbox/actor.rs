@@ -2,11 +2,9 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    os::unix::fs::{DirBuilderExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -16,21 +14,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_disk::{DiskError, Health, Volumes};
-use wrenn_network::{GUEST_ADDRESS, GUEST_RESOLVERS, Plan, Policy, SlotPool, SlotSpec, TAP_ADDRESS};
-use wrenn_vmm::{BootSpec, Exit, MicroVm, Rate, Tap, Vmm, VmmError, process};
+use wrenn_network::{Plan, Policy, SlotPool, SlotSpec};
+use wrenn_vmm::{Exit, MicroVm, Vmm};
 
 use super::{
     guest::Guest,
     journal::{Entry, Journal, Undo, forget, undo},
+    remove::{remove_record, undo_step},
     spec::Spec,
 };
-use crate::{
-    assets::Assets,
-    cgroup,
-    config::Rates,
-    error::{AgentError, of_files},
-    fault,
-};
+use crate::{assets::Assets, config::Rates, error::AgentError, fault};
 
 /// How much of the guest's console goes into the message when it ends by itself.
 const LAST_WORDS: usize = 400;
@@ -112,15 +105,24 @@ pub(crate) enum Start {
     Failed(AgentError),
 }
 
-struct Actor {
-    id: String,
-    spec: Arc<Spec>,
-    shared: Arc<Shared>,
-    journal: Option<Journal>,
-    entries: Vec<Entry>,
-    vm: Option<Box<dyn MicroVm>>,
+pub(super) struct Actor {
+    pub(super) id: String,
+    pub(super) spec: Arc<Spec>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) journal: Option<Journal>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) vm: Option<Box<dyn MicroVm>>,
     publish: watch::Sender<Published>,
-    give_up: CancellationToken,
+    pub(super) give_up: CancellationToken,
+}
+
+impl Shared {
+    /// Where the VMM does not keep the rate of the network, the packet filter does.
+    pub(super) fn network_policy(&self) -> Policy {
+        let by_vmm = self.vmm.capabilities().network_rate;
+        let rate = wrenn_network::Rate { bytes: self.rates.network.filter(|_| !by_vmm), packets: None };
+        Policy { upload: rate, download: rate, ..Policy::default() }
+    }
 }
 
 impl Handle {
@@ -170,41 +172,8 @@ pub(crate) fn directory(sandboxes: &Path, id: &str) -> PathBuf {
     sandboxes.join(id)
 }
 
-/// What the VMM of a sandbox is started with; also how it is found again.
-pub(crate) fn boot_spec(
-    shared: &Shared,
-    id: &str,
-    spec: &Spec,
-    slot: &SlotSpec,
-    disk: Option<PathBuf>,
-) -> BootSpec {
-    let uid = shared.uid_base + u32::from(slot.index);
-    let [first, second] = GUEST_RESOLVERS;
-    BootSpec {
-        id: id.to_owned(),
-        run_dir: directory(&shared.dir, id).join("run"),
-        kernel: shared.assets.kernel.clone(),
-        initrd: Some(shared.assets.initrd.clone()),
-        cmdline: format!("wrenn.ip={GUEST_ADDRESS}/30 wrenn.gw={TAP_ADDRESS} wrenn.dns={first},{second}"),
-        disk,
-        disk_rate: Rate { bytes: shared.rates.disk, operations: None },
-        network_rate: Rate { bytes: shared.rates.network, operations: None },
-        vcpus: spec.vcpus,
-        memory_mb: spec.memory_mb as u32,
-        tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
-        uid,
-        gid: uid,
-        ..BootSpec::default()
-    }
-}
-
-fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
-    let made = fs::DirBuilder::new().mode(mode).recursive(true).create(path);
-    made.map_err(|error| of_files("making the sandbox's directory", &error))
-}
-
 /// The last lines of a log in one, without the paths of the agent's own directories.
-fn last_lines(log: &str, sandboxes: &Path) -> String {
+pub(super) fn last_lines(log: &str, sandboxes: &Path) -> String {
     let own = sandboxes.parent().unwrap_or(sandboxes).display().to_string();
     let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(LAST_LINES)..].join(" | ");
@@ -233,7 +202,8 @@ impl Actor {
             Start::Adopt(vm, slot) => match Guest::new(slot.host_address, &self.spec.access_token) {
                 Ok(guest) => {
                     // The host's resolvers and this agent's rules may be others than the former one's.
-                    if let Err(error) = self.shared.slots.set_policy(slot.index, &self.network_policy()).await
+                    if let Err(error) =
+                        self.shared.slots.set_policy(slot.index, &self.shared.network_policy()).await
                     {
                         tracing::error!(id = self.id, %error, "a sandbox keeps its former network rules");
                     }
@@ -321,7 +291,7 @@ impl Actor {
         });
     }
 
-    fn running(&self, guest: Guest, timings: Vec<(&'static str, Duration)>) {
+    pub(super) fn running(&self, guest: Guest, timings: Vec<(&'static str, Duration)>) {
         self.publish.send_replace(Published {
             state: State::Running,
             guest: Some(guest),
@@ -330,20 +300,15 @@ impl Actor {
         });
     }
 
-    /// Writes an entry.
-    async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
-        self.record_all(vec![entry]).await
-    }
-
-    /// Writes entries in one; the file system may block, so not on the runtime's threads.
-    async fn record_all(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
+    /// Writes an entry; the file system may block, so not on the runtime's threads.
+    pub(super) async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
         // Remembered even when the write fails: what they name is there, and must be taken back.
-        self.entries.extend(entries.iter().cloned());
+        self.entries.push(entry.clone());
         let Some(mut journal) = self.journal.take() else {
             return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
         };
         let result = tokio::task::spawn_blocking(move || {
-            let result = journal.append(&entries);
+            let result = journal.append(&[entry]);
             (journal, result)
         });
         let (journal, result) =
@@ -352,7 +317,7 @@ impl Actor {
         Ok(result?)
     }
 
-    fn still_wanted(&self) -> Result<(), AgentError> {
+    pub(super) fn still_wanted(&self) -> Result<(), AgentError> {
         if self.give_up.is_cancelled() {
             return Err(AgentError::new(
                 ErrorCode::Conflict,
@@ -362,149 +327,8 @@ impl Actor {
         Ok(())
     }
 
-    async fn create(&mut self, envs: &HashMap<String, String>) -> Result<(), AgentError> {
-        let begin = Instant::now();
-        let mut timings = Vec::new();
-        let mut last = begin;
-        let mut step = |name: &'static str| {
-            timings.push((name, last.elapsed()));
-            last = Instant::now();
-        };
-
-        let dir = directory(&self.shared.dir, &self.id);
-        make_dir(&dir, 0o711)?;
-        let (journal, entries) = tokio::task::spawn_blocking(move || Journal::open(&dir))
-            .await
-            .map_err(|error| AgentError::fault("opening the sandbox's journal", &error))??;
-        (self.journal, self.entries) = (Some(journal), entries);
-        // The pool has a journal of its own: what no sandbox has written down is free at the next start.
-        let slot = self.shared.slots.acquire().await?;
-        fault::point("create.slot");
-        step("network");
-        // All that is to be made, in one: each time the disk is waited for is a good part of a create.
-        let spec = Entry::Spec((*self.spec).clone());
-        let intents = vec![spec, Entry::Slot { index: slot.index }, Entry::Volume, Entry::VmmIntent];
-        self.record_all(intents).await?;
-        fault::point("create.journal");
-        step("journal");
-        self.limit_network(slot.index).await?;
-
-        self.still_wanted()?;
-        let uid = self.shared.uid_base + u32::from(slot.index);
-        let Spec { template, disk_size_mb, .. } = &*self.spec;
-        let disk = self.shared.volumes.clone_image(template, &self.id, *disk_size_mb, uid).await?;
-        fault::point("create.volume");
-        step("disk");
-
-        self.still_wanted()?;
-        let mut boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, Some(disk.path));
-        make_dir(&boot.run_dir, 0o700)?;
-        chown(&boot.run_dir, Some(boot.uid), Some(boot.gid))
-            .map_err(|error| of_files("making the sandbox's directory", &error))?;
-        boot.cgroups = self.control_groups()?;
-        fault::point("create.control_groups");
-        let guest = Guest::new(slot.host_address, &self.spec.access_token)?;
-        let limit = self.shared.boot_limit;
-        if let Err(error) = self.boot(&boot, &guest, begin + limit / 3 * 2).await {
-            self.still_wanted()?;
-            // Whatever it was, a guest that never ran has nothing to lose by another try.
-            tracing::warn!(id = self.id, %error, "a guest did not come up; it is booted once more");
-            self.kill_vm().await?;
-            end_vmm(&boot.run_dir, None).await?;
-            boot.cgroups = self.control_groups()?;
-            self.boot(&boot, &guest, begin + limit).await?;
-        }
-        step("boot");
-        guest.init(&self.spec, envs).await?;
-        fault::point("create.init");
-        self.record(Entry::Running).await?;
-        fault::point("create.running");
-        step("init");
-        self.running(guest, timings);
-        Ok(())
-    }
-
-    /// Where the VMM does not keep the rate of the network, the packet filter does.
-    fn network_policy(&self) -> Policy {
-        let by_vmm = self.shared.vmm.capabilities().network_rate;
-        let rate =
-            wrenn_network::Rate { bytes: self.shared.rates.network.filter(|_| !by_vmm), packets: None };
-        Policy { upload: rate, download: rate, ..Policy::default() }
-    }
-
-    /// A new slot has the policy that allows what the host allows.
-    async fn limit_network(&self, slot: u16) -> Result<(), AgentError> {
-        let policy = self.network_policy();
-        if policy == Policy::default() {
-            return Ok(());
-        }
-        Ok(self.shared.slots.set_policy(slot, &policy).await?)
-    }
-
-    /// The control groups for the VMM; none where the machine has no controllers.
-    fn control_groups(&self) -> Result<Vec<PathBuf>, AgentError> {
-        let can = self.shared.vmm.capabilities();
-        match cgroup::prepare(&self.id, self.spec.memory_mb + can.overhead_mb, self.spec.vcpus) {
-            // What is to keep hostile code from the host does not run without its bounds.
-            Err(error) if can.security_boundary => {
-                Err(AgentError::fault("making the sandbox's control group", &error))
-            }
-            Err(error) => {
-                tracing::warn!(id = self.id, %error, "the VMM runs without a control group of its own");
-                Ok(Vec::new())
-            }
-            Ok(groups) => Ok(groups),
-        }
-    }
-
-    fn boot_failed(&self, error: VmmError) -> AgentError {
-        match error {
-            VmmError::Ended { log } => {
-                tracing::error!(id = self.id, log, "a VMM ended while it started");
-                let words = last_lines(&log, &self.shared.dir);
-                let message = format!("the microVM did not start; its VMM's last lines: {words:?}");
-                AgentError::new(ErrorCode::AgentError, message)
-            }
-            other => other.into(),
-        }
-    }
-
-    /// Starts the microVM and waits until its envd answers.
-    async fn boot(&mut self, spec: &BootSpec, guest: &Guest, until: Instant) -> Result<(), AgentError> {
-        let vm = self.shared.vmm.boot(spec).await.map_err(|error| self.boot_failed(error))?;
-        let process = vm.process();
-        self.vm = Some(vm);
-        fault::point("create.vmm_started");
-        self.record(Entry::Vmm { process }).await?;
-        fault::point("create.vmm");
-        self.wait_ready(guest, until).await
-    }
-
-    async fn wait_ready(&self, guest: &Guest, until: Instant) -> Result<(), AgentError> {
-        let Some(vm) = &self.vm else { return Ok(()) };
-        let left = until.saturating_duration_since(Instant::now());
-        tokio::select! {
-            () = guest.ready() => Ok(()),
-            () = self.give_up.cancelled() => self.still_wanted(),
-            exit = vm.exited() => {
-                tracing::error!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
-                let message = format!("the microVM ended while it booted; {}", self.last_words(&**vm, &exit).await);
-                Err(AgentError::new(ErrorCode::AgentError, message))
-            }
-            () = tokio::time::sleep(left) => {
-                let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();
-                tracing::error!(id = self.id, console, "a guest did not get ready");
-                let message = format!(
-                    "the guest did not get ready within {} s; the host may be overloaded: try again",
-                    self.shared.boot_limit.as_secs()
-                );
-                Err(AgentError::new(ErrorCode::AgentError, message))
-            }
-        }
-    }
-
     /// What a microVM and its VMM said last, for the sandbox's owner.
-    async fn last_words(&self, vm: &dyn MicroVm, exit: &Exit) -> String {
+    pub(super) async fn last_words(&self, vm: &dyn MicroVm, exit: &Exit) -> String {
         let console = String::from_utf8_lossy(&vm.console(LAST_WORDS).await).into_owned();
         let [console, log] = [&console, &exit.log].map(|text| last_lines(text, &self.shared.dir));
         let status = exit.status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
@@ -547,7 +371,7 @@ impl Actor {
     }
 
     /// Ends the VMM that this task knows, whatever it has become.
-    async fn kill_vm(&mut self) -> Result<(), AgentError> {
+    pub(super) async fn kill_vm(&mut self) -> Result<(), AgentError> {
         if let Some(vm) = &self.vm {
             vm.kill().await?;
             self.vm = None;
@@ -579,75 +403,6 @@ impl Actor {
         self.journal = None;
         remove_record(&self.shared.dir, &self.id).await
     }
-}
-
-/// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
-/// is ever taken for a sandbox.
-pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
-    let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
-    let removed = tokio::task::spawn_blocking(move || {
-        // Renamed already, if it is a second try.
-        absent_is_fine(fs::rename(&dir, &gone))?;
-        absent_is_fine(fs::remove_dir_all(&gone))
-    });
-    let result = removed.await.unwrap_or_else(|error| Err(error.into()));
-    result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
-}
-
-/// Removes a sandbox whose journal could not be read: what there is under its name.
-pub(crate) async fn remove_unread(shared: &Shared, id: &str) -> Result<(), AgentError> {
-    let dir = directory(&shared.dir, id);
-    if !dir.exists() {
-        return Ok(());
-    }
-    end_vmm(&dir.join("run"), None).await?;
-    shared.volumes.remove(id).await?;
-    remove_record(&shared.dir, id).await
-}
-
-fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
-    match result {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// Takes one thing back; what is gone already is fine.
-pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
-    match step {
-        Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
-        Undo::Volume => Ok(shared.volumes.remove(id).await?),
-        Undo::Slot(index) => Ok(shared.slots.release(*index).await?),
-    }
-}
-
-/// Ends the VMM that has its files in `run_dir`, and whatever it has started.
-pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&wrenn_vmm::ProcessId>) -> Result<(), AgentError> {
-    /// A killed process is gone when the kernel has freed its memory.
-    const LIMIT: Duration = Duration::from_secs(15);
-    /// VMMs start no processes; more than a few are not theirs.
-    const PROCESSES: usize = 16;
-    let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
-    let mut known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
-    let run_dir = run_dir.to_owned();
-    for count in 0.. {
-        let (id, searched) = (known.take(), run_dir.clone());
-        let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
-        let Some(found) = found.await.map_err(|error| fault(&error))? else { break };
-        if count == PROCESSES {
-            return Err(fault(&"it starts processes faster than they end"));
-        }
-        let Some(watched) = process::Watched::open(found).map_err(|error| fault(&error))? else { continue };
-        watched.kill().map_err(|error| fault(&error))?;
-        let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
-        gone.map_err(|_| fault(&"it does not end after SIGKILL"))?;
-    }
-    let removed = tokio::task::spawn_blocking(move || {
-        let id =
-            run_dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
-        cgroup::remove(&id)
-    });
-    removed.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! One sandbox on this host: its actor, its journal, and the way into its guest.
 
 pub(crate) mod actor;
+pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod exit;
 pub(crate) mod guest;
 pub(crate) mod journal;
+pub(crate) mod remove;
 pub(crate) mod spec;

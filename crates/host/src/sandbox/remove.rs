@@ -1,0 +1,80 @@
+//! What a sandbox leaves, and how it is taken back. What is gone already is fine.
+
+use std::{fs, path::Path, time::Duration};
+
+use wrenn_vmm::{ProcessId, process};
+
+use super::{
+    actor::{Shared, directory},
+    journal::Undo,
+};
+use crate::{cgroup, error::AgentError};
+
+/// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
+/// is ever taken for a sandbox.
+pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
+    let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
+    let removed = tokio::task::spawn_blocking(move || {
+        // Renamed already, if it is a second try.
+        absent_is_fine(fs::rename(&dir, &gone))?;
+        absent_is_fine(fs::remove_dir_all(&gone))
+    });
+    let result = removed.await.unwrap_or_else(|error| Err(error.into()));
+    result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
+}
+
+/// Removes a sandbox whose journal could not be read: what there is under its name.
+pub(crate) async fn remove_unread(shared: &Shared, id: &str) -> Result<(), AgentError> {
+    let dir = directory(&shared.dir, id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    end_vmm(&dir.join("run"), None).await?;
+    shared.volumes.remove(id).await?;
+    remove_record(&shared.dir, id).await
+}
+
+fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Takes one thing back; what is gone already is fine.
+pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
+    match step {
+        Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
+        Undo::Volume => Ok(shared.volumes.remove(id).await?),
+        Undo::Slot(index) => Ok(shared.slots.release(*index).await?),
+    }
+}
+
+/// Ends the VMM that has its files in `run_dir`, and whatever it has started.
+pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&ProcessId>) -> Result<(), AgentError> {
+    /// A killed process is gone when the kernel has freed its memory.
+    const LIMIT: Duration = Duration::from_secs(15);
+    /// VMMs start no processes; more than a few are not theirs.
+    const PROCESSES: usize = 16;
+    let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
+    let mut known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
+    let run_dir = run_dir.to_owned();
+    for count in 0.. {
+        let (id, searched) = (known.take(), run_dir.clone());
+        let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
+        let Some(found) = found.await.map_err(|error| fault(&error))? else { break };
+        if count == PROCESSES {
+            return Err(fault(&"it starts processes faster than they end"));
+        }
+        let Some(watched) = process::Watched::open(found).map_err(|error| fault(&error))? else { continue };
+        watched.kill().map_err(|error| fault(&error))?;
+        let gone = tokio::time::timeout(LIMIT, watched.exited()).await;
+        gone.map_err(|_| fault(&"it does not end after SIGKILL"))?;
+    }
+    let removed = tokio::task::spawn_blocking(move || {
+        let id =
+            run_dir.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+        cgroup::remove(&id)
+    });
+    removed.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))
+}
