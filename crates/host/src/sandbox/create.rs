@@ -132,9 +132,7 @@ impl Actor {
         let dir = directory(&self.shared.dir, &self.id);
         let begun = spawn_blocking(move || {
             make_dir(&dir, 0o711)?;
-            let (mut journal, _) = Journal::open(&dir)?;
-            journal.append(&entries)?;
-            Ok::<_, AgentError>(journal)
+            Ok::<_, AgentError>(Journal::begin(&dir, &entries)?)
         });
         let begun =
             begun.await.map_err(|error| AgentError::fault("writing the sandbox's journal", &error))?;

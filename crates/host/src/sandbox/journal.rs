@@ -127,21 +127,32 @@ pub(crate) struct Journal {
     file: File,
 }
 
+fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
+    move |source| JournalError::Io { action, source }
+}
+
+/// Opens the file of the journal in `dir`, where none may be if it is to be `new`.
+fn open_file(dir: &Path, new: bool) -> Result<File, JournalError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).create_new(new).truncate(false).mode(0o600);
+    options.open(dir.join("journal.json")).map_err(io("open"))
+}
+
 impl Journal {
-    /// Opens or creates the journal in `dir`, which exists, and gives the entries so far. A last line cut
-    /// short by a crash was never acted on and is dropped.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
-        let io = |action| move |source| JournalError::Io { action, source };
-        let path = dir.join("journal.json");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io("open"))?;
+    /// Makes the journal in `dir`, which has none, with its first entries. All of it is on the disk when this
+    /// returns.
+    pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
+        let mut journal = Self { file: open_file(dir, true)? };
+        journal.append(entries)?;
+        // After the file: file systems that write both at once have nothing left to wait for.
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))?;
+        Ok(journal)
+    }
+
+    /// Opens the journal in `dir`, which exists, and gives the entries so far; none where a crash came before the
+    /// first. A last line cut short by a crash was never acted on and is dropped.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
+        let mut file = open_file(dir, false)?;
         let mut bytes = Vec::new();
         (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io("read"))?;
         if bytes.len() as u64 > MAX_BYTES {
@@ -156,7 +167,6 @@ impl Journal {
 
     /// Writes entries; they are on the disk when this returns. Where it fails, none of them is there.
     pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
-        let io = |action| move |source| JournalError::Io { action, source };
         let mut lines = Vec::new();
         for entry in entries {
             serde_json::to_writer(&mut lines, entry).map_err(io::Error::from).map_err(io("encode"))?;
@@ -238,7 +248,7 @@ mod tests {
     fn a_journal_cut_at_any_byte_opens_and_takes_entries() {
         let dir = tempfile::tempdir().expect("a directory");
         let life = life();
-        let (mut journal, _) = Journal::open(dir.path()).expect("opens");
+        let mut journal = Journal::begin(dir.path(), &[]).expect("begins");
         life.chunks(2).for_each(|some| journal.append(some).expect("appends"));
         let path = dir.path().join("journal.json");
         let bytes = std::fs::read(&path).expect("reads");

@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::{
