@@ -169,3 +169,37 @@ fn keep(file: &Path, kept: &Kept) {
 fn qemu(accel: Accel) -> anyhow::Result<Qemu> {
     Qemu::new(&machine::program(qemu::PROGRAM), accel).context("QEMU cannot be used")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A program that says its version. Another process writes it: what is open for writing here, or in a child that
+    /// this one is just starting, cannot be run.
+    fn program(path: &Path, says: &str) {
+        let script = format!("printf '#!/bin/sh\necho {says}\n' > {0} && chmod +x {0}", path.display());
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    }
+
+    #[test]
+    fn firecracker_goes_without_its_jailer_only_where_that_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let (vmm, jails) = (dir.path().join("firecracker"), dir.path().join("jails"));
+        program(&vmm, "Firecracker v1.12.1");
+        let error = firecracker(Some(&vmm), false, &jails).unwrap_err();
+        assert!(matches!(error, VmmError::Unfit { what: "Firecracker's jailer", .. }), "{error}");
+        assert!(error.to_string().contains("agent.unjailed"), "{error}");
+        let bare = firecracker(Some(&vmm), true, &jails).unwrap();
+        assert!(!bare.capabilities().security_boundary);
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        program(&dir.path().join("jailer"), "Jailer v1.12.1");
+        // One that is there is used, whatever would be put up with.
+        for unjailed in [false, true] {
+            assert!(firecracker(Some(&vmm), unjailed, &jails).unwrap().capabilities().security_boundary);
+        }
+    }
+}

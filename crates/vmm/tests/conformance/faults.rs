@@ -27,6 +27,20 @@ pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
     vm.kill().await.unwrap();
 }
 
+/// A VMM that is stopped takes the call and never answers.
+pub(crate) async fn a_vmm_that_does_not_answer_holds_nobody_up(rig: &Rig) {
+    let dir = Dir::new();
+    let vm = rig.boot(&dir).await;
+    vm.freeze(true).unwrap();
+    let error = vm.pause().await.unwrap_err();
+    assert!(matches!(error, VmmError::Deadline { action: "pause", .. }), "{error}");
+    // It has not lost its life by that, nor does it keep it against a kill.
+    vm.freeze(false).unwrap();
+    vm.pause().await.unwrap();
+    vm.freeze(true).unwrap();
+    vm.kill().await.unwrap();
+}
+
 fn program(dir: &Dir, name: &str, says: &str) -> std::path::PathBuf {
     let path = dir.path().join(name);
     // By another process: while this one has it open for writing, so has every child that is just being started here,

@@ -15,11 +15,13 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tempfile::TempDir;
 use wrenn_disk::{Backend, StoreConfig, Volumes};
 use wrenn_network::{Egress, GUEST_ADDRESS, GUEST_RESOLVERS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
-use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Tap};
+use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Rate, Snapshot, SnapshotFiles, SnapshotKind, Tap};
 
 use crate::rig::{Dir, Rig, share};
 
 const CLONES: usize = 3;
+/// The clone whose disk has a limit.
+const SLOW_DISK: usize = 1;
 const ENVD_PORT: u16 = 49983;
 const DISK_MB: u64 = 2048;
 /// Emulated machines boot in ten seconds, and in thirty when they are busy.
@@ -27,6 +29,12 @@ const READY: Duration = Duration::from_secs(90);
 /// Stands for the internet.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const INSTANCE: &str = "vc";
+/// Bytes a second that a slow device moves. What it has not used of a second it moves at once.
+const SLOW: Rate = Rate { bytes: Some(512 << 10), operations: None };
+/// What is moved by it, in MiB, and the least time that takes: without the first second, and a last request that may
+/// exceed what is left.
+const MOVED_MB: u64 = 4;
+const MOVED_IN: f64 = 4.0;
 
 fn sh(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
@@ -54,8 +62,8 @@ for address in sys.argv[1:]:
     threading.Thread(target=serve, args=(address,)).start()
 "#;
 
-/// A namespace with a server that greets who connects, and resolvers.
-struct Outside([std::process::Child; 2]);
+/// A namespace with a server that greets who connects, one that sends much, and resolvers.
+struct Outside([std::process::Child; 3]);
 
 impl Outside {
     fn new() -> Self {
@@ -68,10 +76,12 @@ impl Outside {
             ip -n outside link set eth0 up");
         let inside = ["netns", "exec", "outside"];
         let greet = ["socat", "TCP-LISTEN:7777,fork,reuseaddr", "SYSTEM:echo hello"];
+        let send = format!("SYSTEM:head -c {} /dev/zero", MOVED_MB << 20);
+        let much = ["socat", "TCP-LISTEN:7778,fork,reuseaddr", &send];
         let addresses = RESOLVERS.map(|address| address.to_string());
         let names = ["python3", "-c", NAME_SERVER, &addresses[0], &addresses[1]];
         Self(
-            [&greet[..], &names[..]]
+            [&greet[..], &much[..], &names[..]]
                 .map(|serve| Command::new("ip").args(inside).args(serve).spawn().unwrap()),
         )
     }
@@ -137,6 +147,39 @@ const ASK: &str = "python3 -c 'import socket; print(socket.gethostbyname(\"some.
 
 fn told(resolver: Ipv4Addr) -> String {
     format!("192.0.2.{}", resolver.octets()[3])
+}
+
+/// How long the guest takes for a program in Python, in seconds.
+fn seconds(address: Ipv4Addr, program: &str) -> f64 {
+    let timed = format!(
+        "python3 -c '\nimport os, socket, time\nbegin = time.monotonic()\n{program}\nprint(time.monotonic() - begin)'"
+    );
+    let said = decoded(&run(address, &timed));
+    said.trim().parse().unwrap_or_else(|error| panic!("{program}: {said:?}: {error}"))
+}
+
+/// How long it takes to receive [`MOVED_MB`].
+fn download(address: Ipv4Addr) -> f64 {
+    seconds(
+        address,
+        &format!(
+            "peer, got = socket.create_connection((\"{OUTSIDE}\", 7778), 100), 0
+while part := peer.recv(65536): got += len(part)
+assert got == {MOVED_MB} << 20, got"
+        ),
+    )
+}
+
+/// How long it takes to write [`MOVED_MB`] to the disk.
+fn write(address: Ipv4Addr) -> f64 {
+    seconds(
+        address,
+        &format!(
+            "file = os.open(\"/root/much\", os.O_CREAT | os.O_WRONLY)
+assert os.write(file, bytes({MOVED_MB} << 20)) == {MOVED_MB} << 20
+os.fsync(file)"
+        ),
+    )
 }
 
 struct Place {
@@ -210,7 +253,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     let uid = rig.spec(&dir).uid;
     let disk = place.volumes.clone_image("minimal", "first", DISK_MB, uid).await.unwrap();
     assert!(disk.numbers.is_some(), "a block device");
-    let spec = Place::spec(rig, &dir, "first", &disk.path, &slot);
+    let spec = BootSpec { network_rate: SLOW, ..Place::spec(rig, &dir, "first", &disk.path, &slot) };
     let vm = rig.driver.boot(&spec).await.unwrap();
     let ready = wait_ready(slot.host_address, &*vm);
     println!("envd answers {ready:?} after the boot call");
@@ -220,6 +263,9 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     assert!((DISK_MB * 9 / 10..=DISK_MB).contains(&size), "the guest sees a disk of {size} MiB");
 
     assert_eq!(decoded(&run(slot.host_address, ASK)).trim(), told(RESOLVERS[0]));
+    let (sent, written) = (download(slot.host_address), write(slot.host_address));
+    println!("a slow network and a free disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");
+    assert!(sent > MOVED_IN, "the network has no limit");
     vm.pause().await.unwrap();
     let file = |name: &str| dir.path().join(name);
     let files = SnapshotFiles { state: file("state"), memory: file("memory") };
@@ -236,7 +282,10 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     for number in 0..CLONES {
         let (dir, id, slot) = (Dir::new(), format!("clone{number}"), place.slots.acquire().await.unwrap());
         let disk = place.fork_disk("first", &id, uid).await;
-        let spec = Place::spec(rig, &dir, &id, &disk, &slot);
+        let mut spec = Place::spec(rig, &dir, &id, &disk, &slot);
+        if number == SLOW_DISK {
+            spec.disk_rate = SLOW;
+        }
         let memory = MemorySource::File(files.memory.clone());
         let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
         let vm = rig.driver.restore(&snapshot, &spec).await.unwrap();
@@ -265,6 +314,10 @@ print(socket.create_connection((\"{OUTSIDE}\", 7777), 100).recv(64).decode())'"
         let expected = format!("written before\n{number}\n{}\nhello\n", told(RESOLVERS[1]));
         assert!(said.starts_with(&expected), "clone {number} said {said:?}");
     }
+    // Its limits are those it was started with, not those of the snapshot.
+    let (sent, written) = (download(addresses[SLOW_DISK]), write(addresses[SLOW_DISK]));
+    println!("a free network and a slow disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");
+    assert!(written > MOVED_IN, "the disk has no limit");
     // One of them is shut down from inside; the VMM has no power button.
     let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
     let halted = addresses[0];

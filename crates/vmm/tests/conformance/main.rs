@@ -74,6 +74,7 @@ fn main() {
                 trials,
                 rig,
                 faults::a_dead_control_socket_is_said,
+                faults::a_vmm_that_does_not_answer_holds_nobody_up,
                 faults::old_and_unequal_programs_are_refused,
                 faults::a_compressed_kernel_is_named,
                 faults::a_kvm_that_may_not_be_used_is_said,
