@@ -1,7 +1,10 @@
-//! The control plane is here, its host is in a lab: a sandbox on real Firecracker, KVM and device-mapper, created,
-//! used and deleted over the network, and nothing of it left on that host.
+//! The control plane is here, its hosts are two labs: sandboxes on real Firecracker, KVM and device-mapper, created,
+//! used and deleted over the network, and nothing of them left on those hosts.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -35,7 +38,7 @@ fn start_agent(lab: &Lab, stack: &Stack, id: HostId) -> Result<u32> {
     for name in ["ca.pem", "agent.pem", "agent.key"] {
         lab.put(&stack.state_dir.join("pki").join(name), &format!("{STATE}/pki/{name}"))?;
     }
-    let file = stack.state_dir.join("lab-host-id");
+    let file = stack.state_dir.join(format!("host-id-of-{}", lab.name()));
     std::fs::write(&file, format!("{id}\n"))?;
     lab.put(&file, &format!("{STATE}/host-id"))?;
     let mut command = env(lab);
@@ -43,80 +46,136 @@ fn start_agent(lab: &Lab, stack: &Stack, id: HostId) -> Result<u32> {
     lab.spawn("agent", &command)
 }
 
-/// Makes the lab the one host that sandboxes go to.
-async fn register(stack: &Stack, id: HostId, address: &str) -> Result<()> {
-    let uuid = id.uuid();
-    stack.sql(&format!("INSERT INTO hosts (id, address) VALUES ('{uuid}', '{address}')"))?;
-    stack.sql(&format!("UPDATE hosts SET ejected_until = now() + interval '1 hour' WHERE id <> '{uuid}'"))?;
-    let online = async || {
-        let status = stack.sql(&format!("SELECT status FROM hosts WHERE id = '{uuid}'")).ok()?;
-        (status == "online").then_some(())
-    };
-    wait_until("the lab's host to be online", Duration::from_secs(90), online).await
+/// A lab that is a host of the control plane.
+struct Host<'a> {
+    lab: &'a Lab,
+    id: HostId,
+    agent: u32,
 }
 
-async fn use_it(stack: &Stack, lab: &Lab) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
-    let ran = stack.api.exec(&id, &["sh", "-c", "echo from $(uname -s)"]).await?;
+impl<'a> Host<'a> {
+    async fn new(stack: &Stack, lab: &'a Lab) -> Result<Self> {
+        let id = HostId::new();
+        let (uuid, address) = (id.uuid(), lab.address());
+        let agent = start_agent(lab, stack, id)?;
+        stack.sql(&format!("INSERT INTO hosts (id, address) VALUES ('{uuid}', '{address}:{PORT}')"))?;
+        let online = async || {
+            let status = stack.sql(&format!("SELECT status FROM hosts WHERE id = '{uuid}'")).ok()?;
+            (status == "online").then_some(())
+        };
+        wait_until("the lab's host to be online", Duration::from_secs(90), online).await?;
+        Ok(Self { lab, id, agent })
+    }
+
+    /// Makes it the one that sandboxes go to.
+    fn choose(&self, stack: &Stack) -> Result<()> {
+        let uuid = self.id.uuid();
+        let others = format!("CASE WHEN id <> '{uuid}' THEN now() + interval '1 hour' END");
+        stack.sql(&format!("UPDATE hosts SET ejected_until = {others}")).map(drop)
+    }
+
+    fn devices(&self) -> Result<String> {
+        self.lab.check(&["dmsetup", "ls"])
+    }
+
+    /// Makes a sandbox on it; its id.
+    async fn create(&self, stack: &Stack) -> Result<String> {
+        self.choose(stack)?;
+        let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+        let jailed = self.lab.check(&["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"])?;
+        ensure!(jailed.contains(&format!("--id {id}-")), "no Firecracker of {id} in the lab: {jailed}");
+        let devices = self.devices()?;
+        ensure!(devices.contains(&id), "no device of {id}: {devices}");
+        Ok(id)
+    }
+
+    async fn delete(&self, stack: &Stack, id: &str) -> Result<()> {
+        stack.api.remove(id).await?;
+        let gone = async || self.devices().is_ok_and(|devices| !devices.contains(id)).then_some(());
+        wait_until("the sandbox's disk to be gone", Duration::from_secs(60), gone).await
+    }
+
+    /// Ends the agent; nothing of it is left.
+    async fn end(self) -> Result<()> {
+        let Self { lab, agent, .. } = self;
+        lab.check(&["kill", &agent.to_string()])?;
+        let ended = async || lab.check(&["test", "!", "-e", &format!("/proc/{agent}")]).ok();
+        wait_until("the agent's end", Duration::from_secs(30), ended).await?;
+        wrenn(lab, &["down"])?;
+        wrenn(lab, &["leak-check"]).with_context(|| format!("what is left in {}", lab.name()))?;
+        let left =
+            lab.check(&["sh", "-c", "dmsetup ls; losetup -a; ip -o link show type veth; nft list tables"])?;
+        ensure!(!left.contains("wr"), "left in {}: {left}", lab.name());
+        Ok(())
+    }
+}
+
+/// Runs a command in a sandbox, and brings a file there and back.
+async fn use_it(stack: &Stack, id: &str) -> Result<()> {
+    let ran = stack.api.exec(id, &["sh", "-c", "echo from $(uname -s)"]).await?;
     ensure!(ran["stdout"] == "from Linux\n", "{ran}");
-    stack.api.write(&id, "/tmp/note", b"kept".to_vec()).await?.expect(204)?;
-    ensure!(stack.api.read(&id, "/tmp/note").await?.bytes == b"kept"[..], "the file came back changed");
-    let jailed = lab.check(&["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"])?;
-    ensure!(jailed.contains(&format!("--id {id}-")), "no Firecracker of {id} in the lab: {jailed}");
-    let maps = lab.check(&["dmsetup", "ls"])?;
-    ensure!(maps.contains(&id), "no device of {id}: {maps}");
-    stack.api.remove(&id).await?;
-    let gone = async || {
-        let maps = lab.check(&["dmsetup", "ls"]).ok()?;
-        (!maps.contains(&id)).then_some(())
-    };
-    wait_until("the sandbox's disk to be gone", Duration::from_secs(60), gone).await
-}
-
-async fn from_outside(stack: &Stack, lab: &Lab) -> Result<()> {
-    let id = HostId::new();
-    let agent = start_agent(lab, stack, id)?;
-    register(stack, id, &format!("{}:{PORT}", lab.address())).await?;
-    use_it(stack, lab).await?;
-    lab.check(&["kill", &agent.to_string()])?;
-    let ended = async || lab.check(&["test", "!", "-e", &format!("/proc/{agent}")]).ok();
-    wait_until("the agent's end", Duration::from_secs(30), ended).await?;
-    wrenn(lab, &["down"])?;
-    wrenn(lab, &["leak-check"]).context("what is left in the lab")?;
-    let maps =
-        lab.check(&["sh", "-c", "dmsetup ls; losetup -a; ip -o link show type veth; nft list tables"])?;
-    ensure!(!maps.contains("wr"), "left in the lab: {maps}");
+    stack.api.write(id, "/tmp/note", id.into()).await?.expect(204)?;
+    ensure!(stack.api.read(id, "/tmp/note").await?.bytes == id.as_bytes(), "the file came back changed");
     Ok(())
 }
 
+async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
+    let mut hosts = Vec::new();
+    for lab in labs {
+        hosts.push(Host::new(stack, lab).await.with_context(|| lab.name().to_owned())?);
+    }
+    let mut ids = Vec::new();
+    for host in &hosts {
+        ids.push(host.create(stack).await.with_context(|| host.lab.name().to_owned())?);
+    }
+    // Both run; each is used on its own host.
+    for (host, id) in hosts.iter().zip(&ids) {
+        use_it(stack, id).await.with_context(|| host.lab.name().to_owned())?;
+        host.delete(stack, id).await?;
+    }
+    for host in hosts {
+        host.end().await?;
+    }
+    Ok(())
+}
+
+const LABS: usize = 2;
 /// How often a lab may stand still, as emulated processors that emulate processors do at times.
 const LOST_MAX: u32 = 2;
 
-/// The outcome in one lab, and whether that stands still.
-async fn in_one_lab() -> (Result<()>, bool) {
-    let config = LabConfig::new("outside").with_product();
-    let lab =
-        tokio::task::spawn_blocking(move || Lab::start(&config)).await.expect("no panic").expect("a lab");
+/// Starts labs side by side.
+fn start() -> Result<[Lab; LABS]> {
+    std::thread::scope(|scope| {
+        let [one, two] = ["one", "two"].map(|name| {
+            scope.spawn(move || Lab::start(&LabConfig::new(&format!("outside-{name}")).with_product()))
+        });
+        Ok([one.join().expect("no panic")?, two.join().expect("no panic")?])
+    })
+}
+
+/// The outcome in two labs, and whether one stands still.
+async fn in_two_labs() -> (Result<()>, bool) {
+    let labs = tokio::task::spawn_blocking(start).await.expect("no panic").expect("labs");
     let stack = Stack::start().await.expect("wrenn starts");
-    let outcome = from_outside(&stack, &lab).await;
-    let lost = outcome.is_err() && lab.check(&["true"]).is_err();
-    let logs = lab.logs().map(Path::to_owned);
+    let outcome = from_outside(&stack, &labs).await;
+    let lost = outcome.is_err() && labs.iter().any(|lab| lab.check(&["true"]).is_err());
+    let logs: Vec<PathBuf> = labs.iter().filter_map(|lab| lab.logs().ok()).map(Path::to_owned).collect();
     let stopped = stack.stop().await;
-    tokio::task::spawn_blocking(move || lab.stop()).await.expect("no panic");
+    tokio::task::spawn_blocking(move || labs.map(Lab::stop)).await.expect("no panic");
     stopped.expect("wrenn stops and leaves nothing");
-    (outcome.with_context(|| format!("the lab's logs: {logs:?}")), lost)
+    (outcome.with_context(|| format!("the labs' logs: {logs:?}")), lost)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_control_plane_uses_a_host_in_a_lab() {
+async fn a_control_plane_uses_hosts_in_two_labs() {
     if wrenn_testkit::in_lab() {
         return;
     }
     for _ in 0..LOST_MAX {
-        match in_one_lab().await {
-            (Err(error), true) => eprintln!("the lab stands still, another one is started: {error:#}"),
+        match in_two_labs().await {
+            (Err(error), true) => eprintln!("a lab stands still, others are started: {error:#}"),
             (outcome, _) => return outcome.unwrap_or_else(|error| panic!("{error:#}")),
         }
     }
-    in_one_lab().await.0.unwrap_or_else(|error| panic!("{error:#}"));
+    in_two_labs().await.0.unwrap_or_else(|error| panic!("{error:#}"));
 }
