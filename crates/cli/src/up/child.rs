@@ -1,9 +1,9 @@
 //! One child of `wrenn up`: started, logged, started again when it ends, and stopped.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{
         Arc,
@@ -28,8 +28,10 @@ use crate::{layout::Layout, process::Record, users::User};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// A child that lived so long begins with the first wait again.
 const LIVED: Duration = Duration::from_secs(30);
-/// A log larger than this is put aside when its child starts.
+/// A log larger than this is put aside; so there are at most two of this size and what comes between two looks.
 const LOG_MAX: u64 = 16 << 20;
+/// How often the log of a running child is looked at.
+const LOG_LOOK: Duration = Duration::from_secs(10);
 /// Of a log, so much is quoted in messages.
 const QUOTE_MAX: usize = 3000;
 /// Ends before readiness that are taken for a lasting fault.
@@ -156,10 +158,23 @@ impl Keeper {
         }
         tokio::select! {
             status = child.wait() => return Ok(Some(status.context("cannot wait for it")?)),
+            () = keep_log_short(self.layout.log(self.spec.name)) => {}
             () = self.shutdown.cancelled() => {}
         }
         end(&mut child, &self.spec).await?;
         Ok(None)
+    }
+}
+
+/// Puts a log aside that is being written, each time that it has become large. Never ends.
+pub(super) async fn keep_log_short(path: PathBuf) {
+    loop {
+        sleep(LOG_LOOK).await;
+        let log = path.clone();
+        let cut = tokio::task::spawn_blocking(move || copy_aside(&log, LOG_MAX)).await;
+        if let Err(error) = cut.unwrap_or_else(|error| Err(error.into())) {
+            warn!("{} could not be put aside: {error}", path.display());
+        }
     }
 }
 
@@ -216,21 +231,40 @@ fn open_log(layout: &Layout, name: &str) -> Result<fs::File> {
     options.open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
+/// Where a log is put aside.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
+}
+
 /// Puts a log aside that became large.
-pub(crate) fn rotate(path: &std::path::Path) -> std::io::Result<()> {
+pub(crate) fn rotate(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
-        Ok(meta) if meta.len() > LOG_MAX => fs::rename(path, path.with_extension("log.1")),
+        Ok(meta) if meta.len() > LOG_MAX => fs::rename(path, aside(path)),
+        _ => Ok(()),
+    }
+}
+
+/// The same for one that is being written, if there is one: its writer appends, so what is cut under it begins anew.
+/// What it writes between the copy and the cut is lost, and all of it where there is no room for a copy.
+fn copy_aside(path: &Path, max: u64) -> io::Result<()> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(meta) if meta.len() > max => {
+            let copied = fs::copy(path, aside(path)).map(drop);
+            fs::File::options().write(true).open(path)?.set_len(0)?;
+            copied
+        }
         _ => Ok(()),
     }
 }
 
 /// The end of a log, for messages.
-pub(crate) fn tail(path: &std::path::Path) -> String {
+pub(crate) fn tail(path: &Path) -> String {
     tail_from(path, 0)
 }
 
 /// The end of what a log got behind its first `mark` bytes.
-pub(crate) fn tail_from(path: &std::path::Path, mark: u64) -> String {
+pub(crate) fn tail_from(path: &Path, mark: u64) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;
@@ -247,9 +281,11 @@ pub(crate) fn tail_from(path: &std::path::Path, mark: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
-    fn layout(dir: &std::path::Path) -> Result<Layout> {
+    fn layout(dir: &Path) -> Result<Layout> {
         let layout = Layout::new(dir);
         fs::create_dir_all(layout.logs())?;
         fs::create_dir_all(layout.run())?;
@@ -284,6 +320,22 @@ mod tests {
         let last = record().await.context("no record")?;
         child.stop().await;
         assert!(!last.alive() && Record::read(&layout.pid_file("test")).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn a_log_that_is_written_goes_on_behind_its_cut() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("test.log");
+        let mut log = fs::File::options().create(true).append(true).open(&path)?;
+        writeln!(log, "one")?;
+        copy_aside(&path, 4)?;
+        assert_eq!(fs::read_to_string(&path)?, "one\n", "it is short enough");
+        writeln!(log, "two")?;
+        copy_aside(&path, 4)?;
+        writeln!(log, "three")?;
+        assert_eq!(fs::read_to_string(&path)?, "three\n");
+        assert_eq!(fs::read_to_string(aside(&path))?, "one\ntwo\n");
         Ok(())
     }
 

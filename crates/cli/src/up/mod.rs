@@ -89,8 +89,11 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
         // What waits for us must not take a half-started Wrenn for a whole one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
         announce(config)?;
-        let name = signal.received().await;
-        info!("{name}: stopping");
+        tokio::select! {
+            name = signal.received() => info!("{name}: stopping"),
+            // Its own, where it runs in the background.
+            () = child::keep_log_short(layout.log("up")) => {}
+        }
     }
     let _ = fs::remove_file(layout.pid_file(READY));
     supervisor.stop_services().await;
