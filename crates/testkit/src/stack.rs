@@ -55,12 +55,22 @@ pub fn in_lab() -> bool {
     env::var_os("IN_LAB").is_some()
 }
 
-/// Waits until `done` gives a value; fails with `what` after `limit`.
+/// What an agent in a lab is told: its driver, and that guests may take minutes to boot.
+pub fn lab_agent_variables() -> [(String, String); 2] {
+    let variables = [("WRENN_AGENT_DRIVER", "firecracker"), ("WRENN_AGENT_BOOT_TIMEOUT_SEC", "480")];
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
+/// How much longer things may take in a lab: its one processor is emulated, and so are the guests' on it.
+const LAB_PATIENCE: u32 = 4;
+
+/// Waits until `done` gives a value; fails with `what` after `limit`, in a lab after four times that.
 pub async fn wait_until<T>(
     what: &str,
     limit: Duration,
     mut done: impl AsyncFnMut() -> Option<T>,
 ) -> Result<T> {
+    let limit = if in_lab() { limit * LAB_PATIENCE } else { limit };
     let start = Instant::now();
     loop {
         let look = Instant::now();
@@ -96,9 +106,11 @@ impl Stack {
             ("WRENN_SERVER_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
+            // Its hosts may be labs.
+            ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
         ];
         if in_lab() {
-            env.push(("WRENN_AGENT_DRIVER".to_owned(), "firecracker".to_owned()));
+            env.extend(lab_agent_variables());
         }
         env.extend(setup.env);
         let before = Resources::now(&state_dir);

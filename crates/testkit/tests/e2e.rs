@@ -30,8 +30,8 @@ fn main() -> ExitCode {
             Some(Arc::new(started.unwrap_or_else(|error| panic!("wrenn did not start: {error:#}"))));
     }
 
-    // Guests are emulated where KVM does not work: more at once only makes each slower.
-    arguments.test_threads.get_or_insert(2);
+    // Guests are emulated where KVM does not work: more at once only makes each slower. A lab has one processor.
+    arguments.test_threads.get_or_insert(if in_lab() { 1 } else { 2 });
     let mut ok = run(&arguments, beside, &shared);
     // These disturb others, so they run alone, after them.
     arguments.test_threads = Some(1);

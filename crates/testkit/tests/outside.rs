@@ -9,18 +9,16 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use wrenn_api::HostId;
-use wrenn_testkit::{Lab, LabConfig, Stack, wait_until};
+use wrenn_testkit::{Lab, LabConfig, Stack, lab_agent_variables, wait_until};
 
 const STATE: &str = "/var/lib/wrenn/state";
 const PORT: u16 = 9726;
 
 fn env(lab: &Lab) -> Vec<String> {
-    let variables = [
-        format!("WRENN_STATE_DIR={STATE}"),
-        format!("WRENN_AGENT_LISTEN={}:{PORT}", lab.address()),
-        "WRENN_AGENT_DRIVER=firecracker".to_owned(),
-    ];
-    ["env".to_owned()].into_iter().chain(variables).collect()
+    let variables =
+        [format!("WRENN_STATE_DIR={STATE}"), format!("WRENN_AGENT_LISTEN={}:{PORT}", lab.address())];
+    let for_labs = lab_agent_variables().map(|(name, value)| format!("{name}={value}"));
+    ["env".to_owned()].into_iter().chain(variables).chain(for_labs).collect()
 }
 
 /// Runs `wrenn` in the lab.
@@ -63,7 +61,7 @@ impl<'a> Host<'a> {
             let status = stack.sql(&format!("SELECT status FROM hosts WHERE id = '{uuid}'")).ok()?;
             (status == "online").then_some(())
         };
-        wait_until("the lab's host to be online", Duration::from_secs(90), online).await?;
+        wait_until("the lab's host to be online", Duration::from_secs(300), online).await?;
         Ok(Self { lab, id, agent })
     }
 
@@ -92,7 +90,7 @@ impl<'a> Host<'a> {
     async fn delete(&self, stack: &Stack, id: &str) -> Result<()> {
         stack.api.remove(id).await?;
         let gone = async || self.devices().is_ok_and(|devices| !devices.contains(id)).then_some(());
-        wait_until("the sandbox's disk to be gone", Duration::from_secs(60), gone).await
+        wait_until("the sandbox's disk to be gone", Duration::from_secs(240), gone).await
     }
 
     /// Ends the agent; nothing of it is left.
@@ -100,7 +98,7 @@ impl<'a> Host<'a> {
         let Self { lab, agent, .. } = self;
         lab.check(&["kill", &agent.to_string()])?;
         let ended = async || lab.check(&["test", "!", "-e", &format!("/proc/{agent}")]).ok();
-        wait_until("the agent's end", Duration::from_secs(30), ended).await?;
+        wait_until("the agent's end", Duration::from_secs(120), ended).await?;
         wrenn(lab, &["down"])?;
         wrenn(lab, &["leak-check"]).with_context(|| format!("what is left in {}", lab.name()))?;
         let left =
@@ -140,6 +138,8 @@ async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
 }
 
 const LABS: usize = 2;
+/// Of a lab, whatever goes on in it.
+const TIME_LIMIT: Duration = Duration::from_secs(1800);
 /// How often a lab may stand still, as emulated processors that emulate processors do at times.
 const LOST_MAX: u32 = 2;
 
@@ -147,7 +147,8 @@ const LOST_MAX: u32 = 2;
 fn start() -> Result<[Lab; LABS]> {
     std::thread::scope(|scope| {
         let [one, two] = ["one", "two"].map(|name| {
-            scope.spawn(move || Lab::start(&LabConfig::new(&format!("outside-{name}")).with_product()))
+            let config = LabConfig { time_limit: TIME_LIMIT, ..LabConfig::new(&format!("outside-{name}")) };
+            scope.spawn(move || Lab::start(&config.with_product()))
         });
         Ok([one.join().expect("no panic")?, two.join().expect("no panic")?])
     })

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{client_config, config::Config, layout::Layout, output::note, process::Record};
 
-const LIMIT: Duration = Duration::from_secs(120);
+/// Above those of the parts.
+const LIMIT: Duration = Duration::from_secs(480);
 const POLL: Duration = Duration::from_millis(100);
 /// How often it is said that it still starts.
 const PROGRESS: Duration = Duration::from_secs(5);

@@ -17,8 +17,8 @@ use crate::{client_config, config::Config, layout::Layout, pki, users::User};
 
 /// Migrations of a large database included.
 const DATABASE_LIMIT: Duration = Duration::from_secs(60);
-/// The agent prepares templates and adopts microVMs first.
-const AGENT_LIMIT: Duration = Duration::from_secs(90);
+/// The agent takes in templates, which it reads whole, and adopts microVMs first.
+const AGENT_LIMIT: Duration = Duration::from_secs(300);
 const SERVER_LIMIT: Duration = Duration::from_secs(60);
 const SERVER_GRACE: Duration = Duration::from_secs(8);
 const AGENT_GRACE: Duration = Duration::from_secs(15);

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -128,11 +128,8 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
         let reply = reply.expect_error(502, "agent_error").with_context(|| format!("create {number}"))?;
         anyhow::ensure!(!reply.json().to_string().contains("/tmp/"), "a path of the host: {}", reply.json());
     }
-    let begin = Instant::now();
     let reply = stack.api.post("/v1/sandboxes", &json!({"memory_mb": 256})).await?;
     reply.expect_error(503, "no_hosts_available")?;
-    // A boot of a guest would take longer.
-    anyhow::ensure!(begin.elapsed() < Duration::from_secs(8), "refused after {:?} only", begin.elapsed());
     let failed = listed(stack).await?;
     anyhow::ensure!(failed.len() == 3, "{failed:?}");
     for id in &failed {
@@ -157,14 +154,11 @@ pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let good = broken_share(dir.path())?;
     let share = dir.path().join("share").display().to_string();
-    // A good guest takes longer where its host is emulated, and gets two thirds of it for its first try. A bad one ends
-    // by itself.
-    let limit = if in_lab() { "120" } else { "15" };
-    let env = [
-        ("WRENN_SHARE_DIR", share.as_str()),
-        ("WRENN_AGENT_BOOT_TIMEOUT_SEC", limit),
-        ("WRENN_AGENT_STORE_SIZE_MB", "1024"),
-    ];
+    let mut env = vec![("WRENN_SHARE_DIR", share.as_str()), ("WRENN_AGENT_STORE_SIZE_MB", "1024")];
+    // In a lab a bad guest ends by itself, and a good one takes long.
+    if !in_lab() {
+        env.push(("WRENN_AGENT_BOOT_TIMEOUT_SEC", "15"));
+    }
     let stack = start(&env, None).await?;
     let result = async {
         bad_host(&stack, &good).await.context("guests that never boot")?;

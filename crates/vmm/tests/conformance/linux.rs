@@ -24,8 +24,8 @@ const CLONES: usize = 3;
 const SLOW_DISK: usize = 1;
 const ENVD_PORT: u16 = 49983;
 const DISK_MB: u64 = 2048;
-/// Emulated machines boot in ten seconds, and in thirty when they are busy.
-const READY: Duration = Duration::from_secs(90);
+/// Emulated machines boot in ten seconds, and in some minutes when they are busy.
+const READY: Duration = Duration::from_secs(300);
 /// Stands for the internet.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const INSTANCE: &str = "vc";
