@@ -63,7 +63,7 @@ bench-lab: assets
 	@lab/build
 	@$(CARGO) build --package xtask
 	@$(CARGO) build -p wrenn-bench --release
-	@set -o pipefail; scripts/isolated $(CARGO) xtask lab run --name bench --minutes 20 \
+	@set -o pipefail; scripts/isolated $(CARGO) xtask lab run --name bench --minutes 40 \
 	  --file target/release/wrenn-bench=/usr/local/bin/wrenn-bench -- \
 	  env BENCH_JSON=- wrenn-bench lab | sed '/^lab: /d' > target/bench-lab.json
 

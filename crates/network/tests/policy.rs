@@ -562,6 +562,10 @@ async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     assert_eq!((flows_of(&one.0), flows_of(&two.0)), (2, 2));
     assert_eq!(flows_inside(&one.0), 2);
 
+    // A neighbour that was learnt, not pinned.
+    let learnt = ["ip", "neigh", "add", "169.254.0.23", "lladdr", "02:00:00:00:00:99"];
+    support::inside(&one.0, &[&learnt[..], &["nud", "stale", "dev", "tap0"]].concat());
+    assert!(support::inside(&one.0, &["ip", "neigh", "show", "dev", "tap0"]).contains("STALE"));
     net.pool.refresh(one.0.index).await.unwrap();
     assert_eq!((flows_of(&one.0), flows_of(&two.0)), (0, 2));
     assert_eq!((flows_inside(&one.0), flows_inside(&two.0)), (0, 2));

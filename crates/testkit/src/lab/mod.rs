@@ -136,6 +136,11 @@ impl Lab {
         &self.dir
     }
 
+    /// How the output of its console ends.
+    pub fn console_end(&self) -> String {
+        self.machine.console_end()
+    }
+
     /// The process id of its machine.
     pub fn pid(&self) -> u32 {
         self.machine.pid()

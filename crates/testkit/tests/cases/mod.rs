@@ -124,6 +124,8 @@ pub(crate) fn own() -> Cases<OwnCase> {
     ];
     if test_guests::available() {
         cases.extend(own_cases![churn::hundreds_come_and_go, faults::on_firecracker]);
+    } else {
+        eprintln!("test guests: NOT RUN HERE: there is no /dev/kvm, or no Firecracker");
     }
     cases
 }

@@ -139,6 +139,10 @@ pub(crate) fn in_lab() -> bool {
 pub(crate) fn all() -> Vec<Rig> {
     let in_lab = in_lab();
     let kvm = Path::new("/dev/kvm").exists();
+    assert!(kvm || !in_lab, "the lab must have KVM");
+    if !kvm {
+        eprintln!("firecracker: NOT RUN HERE: there is no /dev/kvm; `cargo xtask lab test` runs it");
+    }
     let mut rigs = Vec::new();
     if !in_lab {
         rigs.push(with_qemu("qemu_tcg", Accel::Tcg));

@@ -53,8 +53,8 @@ pub(crate) struct MachineArgs {
     /// Its processors; with more than one it now and then stands still
     #[arg(long, default_value_t = 1)]
     cpus: u32,
-    /// When it is ended, whatever goes on in it
-    #[arg(long, default_value_t = 30)]
+    /// When it is ended, whatever goes on in it; with `test`, when all of them are
+    #[arg(long, default_value_t = 45)]
     minutes: u64,
     /// Its network; labs of one network reach each other [default: 10.200.77.0/24]
     #[arg(long, env = "LAB_SUBNET")]

@@ -2,10 +2,12 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io::{self, Read as _, Seek as _, Write as _},
-    process::{ExitCode, ExitStatus, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    process::{ExitCode, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Instant,
 };
@@ -48,8 +50,11 @@ impl Run {
 /// What the labs share.
 struct Work {
     config: LabConfig,
+    /// When all of it is over, whatever still runs.
+    deadline: Instant,
     waiting: Mutex<VecDeque<Run>>,
     failed: Mutex<Vec<String>>,
+    lost: AtomicU32,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -71,13 +76,20 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
         }
     }
     let begin = Instant::now();
-    let work = Work { config, waiting: Mutex::new(runs), failed: Mutex::default() };
+    let work = Work {
+        deadline: begin + config.time_limit,
+        config,
+        waiting: Mutex::new(runs),
+        failed: Mutex::default(),
+        lost: AtomicU32::new(0),
+    };
     let ended: Vec<Result<()>> = thread::scope(|scope| {
         let work = &work;
         let labs: Vec<_> = (1..=LABS).map(|number| scope.spawn(move || work.take_part(number))).collect();
         labs.into_iter().map(|lab| lab.join().unwrap_or_else(|_| bail!("a lab's thread died"))).collect()
     });
-    eprintln!("lab: {:.0} s in all", begin.elapsed().as_secs_f64());
+    let lost = work.lost.into_inner();
+    eprintln!("lab: {:.0} s in all; {lost} labs stood still", begin.elapsed().as_secs_f64());
     ended.into_iter().collect::<Result<()>>()?;
     let failed = lock(&work.failed);
     if failed.is_empty() {
@@ -106,18 +118,28 @@ impl Work {
         for _ in 0..=LOST_MAX {
             let here = match lab.take() {
                 Some(running) => running,
-                None => start(config)?,
+                None => self.start(config)?,
             };
             let outcome = run_one(&here, run);
-            let good = outcome.as_ref().is_ok_and(ExitStatus::success);
+            let good = *outcome.as_ref().unwrap_or(&false);
             if !good && here.check(&["true"]).is_err() {
+                eprintln!(
+                    "lab: {} ended or stands still; its console ends: {}",
+                    config.name,
+                    here.console_end()
+                );
+                here.stop();
+                self.check_time().with_context(|| format!("in {}", run.name()))?;
                 // Not a test that failed: its host stands still. Emulated processors that emulate processors do that
                 // at times; another one takes its place, and the run begins anew.
-                eprintln!("lab: {} stands still in {}; another one is started", config.name, run.name());
-                here.stop();
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                eprintln!("lab: another one is started for {}", run.name());
                 continue;
             }
             if !good {
+                if let Err(error) = outcome {
+                    eprintln!("lab: {}: {error:#}", run.name());
+                }
                 collect_logs(&here);
                 lock(&self.failed).push(run.name());
             }
@@ -126,30 +148,57 @@ impl Work {
         }
         bail!("labs stood still in {}, one after the other: this machine cannot run it", run.name())
     }
+
+    fn check_time(&self) -> Result<()> {
+        let limit = self.config.time_limit;
+        ensure!(Instant::now() < self.deadline, "the time of {limit:?} for all tests is over");
+        Ok(())
+    }
+
+    /// A lab that lives no longer than what is left of the time.
+    fn start(&self, config: &LabConfig) -> Result<Lab> {
+        self.check_time()?;
+        let time_limit = self.deadline.saturating_duration_since(Instant::now());
+        let lab = Lab::start(&LabConfig { time_limit, ..config.clone() })?;
+        eprintln!("lab: {} started in {:.1} s", config.name, lab.started_in().as_secs_f64());
+        Ok(lab)
+    }
 }
 
-fn start(config: &LabConfig) -> Result<Lab> {
-    let lab = Lab::start(config)?;
-    eprintln!("lab: {} started in {:.1} s", config.name, lab.started_in().as_secs_f64());
-    Ok(lab)
-}
-
-/// Its output is shown when it ends: that of two at a time would be nobody's.
-fn run_one(lab: &Lab, run: Run) -> Result<ExitStatus> {
+/// Whether all of its cases passed, of which there is one at least. Its output is shown when it ends: that of two at a
+/// time would be nobody's.
+fn run_one(lab: &Lab, run: Run) -> Result<bool> {
     let begin = Instant::now();
     eprintln!("lab: {}: {}", lab.name(), run.name());
     let mut output = tempfile::tempfile().context("no file for a program's output")?;
     let mut command = lab.command(&run.command())?;
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
     let status = command.status().context("cannot run ssh")?;
-    show(&mut output)?;
-    eprintln!("lab: {}: {}: {status}, {:.1} s", lab.name(), run.name(), begin.elapsed().as_secs_f64());
-    Ok(status)
-}
-
-fn show(output: &mut File) -> Result<()> {
     let mut text = Vec::new();
     output.rewind().and_then(|()| output.read_to_end(&mut text)).context("a program's output is lost")?;
     let mut out = io::stdout().lock();
-    Ok(out.write_all(&text).and_then(|()| out.flush())?)
+    out.write_all(&text).and_then(|()| out.flush())?;
+    eprintln!("lab: {}: {}: {status}, {:.1} s", lab.name(), run.name(), begin.elapsed().as_secs_f64());
+    let passed = passed(&String::from_utf8_lossy(&text));
+    ensure!(!status.success() || passed > 0, "no case has this name: it would pass whatever is broken");
+    Ok(status.success())
+}
+
+/// How many cases passed, by the summaries of a test program.
+fn passed(output: &str) -> u32 {
+    let summaries = output.lines().filter_map(|line| line.strip_prefix("test result: ok. "));
+    summaries.filter_map(|summary| summary.split_once(" passed")?.0.parse::<u32>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::passed;
+
+    #[test]
+    fn cases_that_passed_are_counted_over_all_summaries() {
+        let summary = |count| format!("test result: ok. {count} passed; 0 failed; 3 filtered out\n");
+        assert_eq!(passed(&["running 2 tests\n", &summary(2), &summary(0), &summary(11)].concat()), 13);
+        assert_eq!(passed(&summary(0)), 0);
+        assert_eq!(passed("test result: FAILED. 1 passed; 1 failed\n"), 0);
+    }
 }
