@@ -1,4 +1,8 @@
-//! Clients of the host agents: mutual TLS, one HTTP/2 connection per host.
+//! Clients of the host agents: mutual TLS, one HTTP/2 connection per host for all calls that end by themselves, and one
+//! for each stream.
+//!
+//! All streams of a connection share its flow-control window, which is given back as bodies are read. One that nobody reads,
+//! such as the download of a client that has stopped, would in the end stop every other call to the host.
 
 use std::{
     collections::HashMap,
@@ -26,8 +30,21 @@ pub type AgentClient = HostClient<SharedHttp2Connection>;
 
 /// The name in every agent's certificate: the private CA vouches for it, addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
-/// Calls on the way to one agent before further ones wait.
-const CALLS: usize = 1024;
+/// What a connection may have on its way.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Calls before further ones wait.
+    calls: usize,
+    /// Bytes of one call that nobody has read yet.
+    of_call: u32,
+    /// Bytes of all calls that nobody has read yet.
+    of_all: u32,
+}
+
+/// For calls whose answers are read at once.
+const SHARED: Room = Room { calls: 1024, of_call: 1 << 20, of_all: 4 << 20 };
+/// For one stream, whose reader may be slow: what is on its way is in memory.
+const APART: Room = Room { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
 /// The largest message: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 /// A connection is tried for this long.
@@ -82,12 +99,25 @@ impl Agents {
         })
     }
 
-    /// The client of the agent at this address; it connects when it is used, and again when it must.
+    /// The client of the agent at this address; it connects when it is used, and again when it must. For calls that have
+    /// a deadline and whose answer is read at once, no others: all share one connection.
     pub fn at(&self, address: &str) -> AgentClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(address) {
             return client.clone();
         }
+        let client = self.connect(address, SHARED);
+        clients.insert(address.to_owned(), client.clone());
+        client
+    }
+
+    /// A client for one stream to or from the agent at this address: its connection is opened when it is used, and ends
+    /// with the stream. A stream that stands still delays nothing else.
+    pub fn apart(&self, address: &str) -> AgentClient {
+        self.connect(address, APART)
+    }
+
+    fn connect(&self, address: &str, room: Room) -> AgentClient {
         let (tls, name, target) = (self.tls.clone(), self.name.clone(), address.to_owned());
         let connector = tower::service_fn(move |_: Uri| {
             let (tls, target, name) = (tls.clone(), target.clone(), name.clone());
@@ -104,14 +134,12 @@ impl Agents {
         let connection = Http2Connection::builder()
             .keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(10))
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
+            .initial_stream_window_size(room.of_call)
+            .initial_connection_window_size(room.of_all)
             .lazy_with_connector(connector, self.uri.clone())
-            .shared(CALLS);
+            .shared(room.calls);
         let config = ClientConfig::new(self.uri.clone()).proto().with_default_max_message_size(MESSAGE_MAX);
-        let client = HostClient::new(connection, config);
-        clients.insert(address.to_owned(), client.clone());
-        client
+        HostClient::new(connection, config)
     }
 }
 

@@ -10,6 +10,7 @@ use axum::{
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use connectrpc::ConnectError;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use wrenn_api::{ErrorBody, ErrorCode};
@@ -17,6 +18,7 @@ use wrenn_rpc::host::v1::{__buffa::oneof::exec_stream_response::Event, ExecStrea
 
 use super::{
     exec::check,
+    progress::{By, moving},
     utf8::{Piece, Pieces},
 };
 use crate::{agents::AgentClient, error::ApiError, extract::Target, sandboxes as service, state::App};
@@ -91,7 +93,7 @@ pub(super) async fn exec_stream(
     target: Target,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let agent = service::running(&app, target.team, target.id).await?;
+    let agent = service::running_apart(&app, target.team, target.id).await?;
     let upgrade = upgrade.map_err(|_| ApiError::invalid("this path speaks WebSocket: ask for an upgrade"))?;
     let Ok(permit) = app.streams.clone().try_acquire_owned() else {
         let message = "the control plane has too many streams open; close some, or try again later";
@@ -101,19 +103,54 @@ pub(super) async fn exec_stream(
     Ok(upgrade.on_upgrade(async move |mut socket| {
         let _permit = permit;
         let id = target.id.to_string();
-        if let Err(error) = converse(&app, &agent, id, &mut socket).await {
-            let _ = send(&mut socket, &ToClient::Error { data: error.message, code: error.code }).await;
-        }
-        let _ = socket.send(Message::Close(None)).await;
+        let ended = converse(&app, agent, id, &mut socket).await;
+        let _ = take_leave(&mut socket, ended).await;
     }))
 }
 
-/// Errors of the socket itself mean that the client is gone.
-struct Gone;
+/// Why a conversation ended early.
+enum Early {
+    /// The client is gone, or takes nothing any more.
+    Gone,
+    /// What the client is told.
+    Failed(ApiError),
+}
 
-async fn send(socket: &mut WebSocket, frame: &ToClient) -> Result<(), Gone> {
-    let text = serde_json::to_string(frame).map_err(|_| Gone)?;
-    socket.send(Message::Text(text.into())).await.map_err(|_| Gone)
+impl From<ApiError> for Early {
+    fn from(error: ApiError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<ConnectError> for Early {
+    fn from(error: ConnectError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Says why it ended, and closes the socket.
+async fn take_leave(socket: &mut WebSocket, ended: Result<(), Early>) -> Result<(), Early> {
+    if let Err(early) = ended {
+        let Early::Failed(error) = early else { return Err(early) };
+        send(socket, &ToClient::Error { data: error.message, code: error.code }).await?;
+    }
+    transmit(socket, Message::Close(None)).await
+}
+
+async fn send(socket: &mut WebSocket, frame: &ToClient) -> Result<(), Early> {
+    let text = serde_json::to_string(frame).map_err(|_| Early::Gone)?;
+    transmit(socket, Message::Text(text.into())).await
+}
+
+async fn transmit(socket: &mut WebSocket, message: Message) -> Result<(), Early> {
+    match moving(By::ClientTakes, socket.send(message)).await {
+        Ok(sent) => sent.map_err(|_| Early::Gone),
+        Err(error) => {
+            // It would not take this either.
+            tracing::warn!(%error, "a command whose output nobody reads is ended");
+            Err(Early::Gone)
+        }
+    }
 }
 
 async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiError> {
@@ -132,12 +169,7 @@ async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiEr
     }
 }
 
-async fn converse(
-    app: &App,
-    agent: &AgentClient,
-    id: String,
-    socket: &mut WebSocket,
-) -> Result<(), ApiError> {
+async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSocket) -> Result<(), Early> {
     let request = match first_frame(socket).await? {
         Some(FromClient::Start { cmd, args, envs, cwd, user, timeout_sec }) => ExecStreamRequest {
             sandbox_id: id,
@@ -146,7 +178,7 @@ async fn converse(
             ..Default::default()
         },
         Some(FromClient::Stop) => {
-            return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}"));
+            return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}").into());
         }
         None => return Ok(()),
     };
@@ -162,14 +194,12 @@ async fn converse(
                 Some(Ok(_)) => continue,
             },
             _ = ping.tick() => {
-                if socket.send(Message::Ping(Vec::new().into())).await.is_err() {
-                    return Ok(());
-                }
+                transmit(socket, Message::Ping(Vec::new().into())).await?;
                 continue;
             }
             () = app.shutdown.cancelled() => {
                 let message = "the control plane is restarting; the command was ended";
-                return Err(ApiError::new(ErrorCode::ServiceUnavailable, message));
+                return Err(ApiError::new(ErrorCode::ServiceUnavailable, message).into());
             }
         };
         let ended = || ApiError::new(ErrorCode::AgentError, "the command's end was not reported");
@@ -193,9 +223,7 @@ async fn converse(
             None => {}
         }
         for frame in &frames {
-            if send(socket, frame).await.is_err() {
-                return Ok(());
-            }
+            send(socket, frame).await?;
         }
         if last {
             return Ok(());

@@ -1,8 +1,9 @@
 //! Files in and out, streamed: no file is ever whole in memory.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use axum::{
+    Extension,
     body::Body as HttpBody,
     extract::{
         Multipart, State,
@@ -10,6 +11,7 @@ use axum::{
     },
     response::Response,
 };
+use connectrpc::ConnectError;
 use futures::{SinkExt as _, channel::mpsc, stream};
 use http::{StatusCode, header};
 use serde::Deserialize;
@@ -21,6 +23,11 @@ use wrenn_rpc::host::v1::{
     write_file_request::{Commit, Open},
 };
 
+use super::{
+    download,
+    progress::{By, moving},
+    surround::InWork,
+};
 use crate::{
     agents::AgentClient,
     error::ApiError,
@@ -39,6 +46,8 @@ const EARLY_MAX: usize = 1 << 20;
 const PENDING: usize = 4;
 /// How long the rest of a refused upload is read, so that the client sees the answer.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long a guest may take to bring a whole file to its disk, which may be slow.
+const SETTLE: Duration = Duration::from_secs(600);
 
 /// A file to write.
 #[derive(ToSchema, Deserialize)]
@@ -72,10 +81,18 @@ fn bad_form(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::invalid(format!("the body is not the documented form: {error}"))
 }
 
+async fn next_field(form: &mut Multipart) -> Result<Option<Field<'_>>, ApiError> {
+    moving(By::ClientSends, form.next_field()).await?.map_err(|error| bad_form(&error))
+}
+
+async fn next_chunk(field: &mut Field<'_>) -> Result<Option<bytes::Bytes>, ApiError> {
+    moving(By::ClientSends, field.chunk()).await?.map_err(|error| bad_form(&error))
+}
+
 /// The whole of a part that is no larger than `max` bytes.
 async fn whole(field: &mut Field<'_>, max: usize, too_large: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
+    while let Some(chunk) = next_chunk(field).await? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > max {
             drain(field, max).await;
@@ -118,17 +135,17 @@ async fn feed(
     max: usize,
 ) -> Result<(), ApiError> {
     let missing = || ApiError::invalid("the form's second part must be `file`");
-    let field = form.next_field().await.map_err(|error| bad_form(&error))?;
+    let field = next_field(form).await?;
     let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
     let mut size = 0;
-    while let Some(chunk) = field.chunk().await.map_err(|error| bad_form(&error))? {
+    while let Some(chunk) = next_chunk(&mut field).await? {
         size += chunk.len();
         if size > max {
             drain(&mut field, max).await;
             let message = format!("the file is larger than {max} bytes");
             return Err(ApiError::new(ErrorCode::TooLarge, message));
         }
-        if pieces.send(message(Part::Chunk(chunk.into()))).await.is_err() {
+        if moving(By::SandboxTakes, pieces.send(message(Part::Chunk(chunk.into())))).await?.is_err() {
             // The agent has refused; its answer says why.
             drain(&mut field, max).await;
             return Ok(());
@@ -139,7 +156,7 @@ async fn feed(
 
 /// Nothing may follow: a part that is not understood must not be taken for understood.
 async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
-    match form.next_field().await.map_err(|error| bad_form(&error))? {
+    match next_field(form).await? {
         None => Ok(()),
         Some(field) => Err(ApiError::invalid(format!(
             "the form has a part {:?} after `path` and `file`: send these two only",
@@ -169,7 +186,7 @@ pub(super) async fn write(
     target: Target,
     form: Result<Multipart, MultipartRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let agent = service::running(&app, target.team, target.id).await?;
+    let agent = service::running_apart(&app, target.team, target.id).await?;
     let mut form = form.map_err(|_| {
         let message = "send the file as multipart/form-data, with the parts `path` and `file`";
         ApiError::new(ErrorCode::UnsupportedMediaType, message)
@@ -177,7 +194,7 @@ pub(super) async fn write(
     let target = target.id.to_string();
     let mut early = None;
     loop {
-        let field = form.next_field().await.map_err(|error| bad_form(&error))?;
+        let field = next_field(&mut form).await?;
         let missing = || ApiError::invalid("the form must have two parts: `path`, then `file`");
         let mut field = field.ok_or_else(missing)?;
         if field.name() == Some("file") && early.is_none() {
@@ -193,7 +210,7 @@ pub(super) async fn write(
         let Some(content) = early else { return write_streamed(&app, &agent, &target, path, form).await };
         end_of(&mut form).await?;
         let parts = [open(&target, path), message(Part::Chunk(content)), commit()];
-        agent.write_file(connectrpc::stream_iter(parts)).await?;
+        settled(agent.write_file(connectrpc::stream_iter(parts))).await?;
         return Ok(StatusCode::NO_CONTENT);
     }
 }
@@ -206,6 +223,19 @@ fn commit() -> WriteFileRequest {
     message(Part::Commit(Commit::default().into()))
 }
 
+/// The answer to a write of which all was sent.
+async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> Result<(), ApiError> {
+    let late = |_| {
+        let message = format!(
+            "the sandbox did not bring the file to its disk within {} s; try again, or see whether its guest works",
+            SETTLE.as_secs()
+        );
+        ApiError::new(ErrorCode::Timeout, message)
+    };
+    tokio::time::timeout(SETTLE, writing).await.map_err(late)??;
+    Ok(())
+}
+
 /// The usual way: the path is known, the file follows.
 async fn write_streamed(
     app: &App,
@@ -216,17 +246,25 @@ async fn write_streamed(
 ) -> Result<StatusCode, ApiError> {
     let (mut pieces, requests) = mpsc::channel(PENDING);
     let _ = pieces.send(open(sandbox, path)).await;
-    let writing = agent.write_file(requests);
-    let feeding = async move {
+    let mut writing = pin!(agent.write_file(requests));
+    let mut feeding = pin!(async move {
         // Dropped without a commit, the agent leaves the file as it was.
         feed(&mut form, &mut pieces, app.limits.upload_body).await?;
         end_of(&mut form).await?;
-        let _ = pieces.send(commit()).await;
+        let _ = moving(By::SandboxTakes, pieces.send(commit())).await?;
         Ok::<_, ApiError>(())
-    };
-    let (written, fed) = futures::join!(writing, feeding);
-    fed?;
-    written?;
+    });
+    tokio::select! {
+        written = &mut writing => {
+            // Refused. The client gets to read the answer once it has sent all.
+            feeding.await?;
+            written?;
+        }
+        fed = &mut feeding => {
+            fed?;
+            settled(writing).await?;
+        }
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -247,25 +285,23 @@ async fn write_streamed(
 )]
 pub(super) async fn read(
     State(app): State<App>,
+    Extension(in_work): Extension<InWork>,
     target: Target,
     body: Body<ReadFile>,
 ) -> Result<Response, ApiError> {
     check_path(&body.value.path)?;
-    let agent = service::running(&app, target.team, target.id).await?;
+    let agent = service::running_apart(&app, target.team, target.id).await?;
     let request =
         ReadFileRequest { sandbox_id: target.id.to_string(), path: body.value.path, ..Default::default() };
-    let mut parts = agent.read_file(request).await?;
+    let mut parts = moving(By::SandboxSends, agent.read_file(request)).await??;
     let nothing = || ApiError::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
-    let first = parts.message().await?.ok_or_else(nothing)?.to_owned_message().part;
+    let first =
+        moving(By::SandboxSends, parts.message()).await??.ok_or_else(nothing)?.to_owned_message().part;
     let Some(read_file_response::Part::Size(size)) = first else { return Err(nothing()) };
     let content = stream::try_unfold(parts, async |mut parts| {
         loop {
-            // An error breaks the transfer off, visibly: the length has been announced.
-            let part = match parts.message().await.map_err(std::io::Error::other)? {
-                Some(message) => message.to_owned_message().part,
-                None => return Ok::<_, std::io::Error>(None),
-            };
-            if let Some(read_file_response::Part::Chunk(bytes)) = part {
+            let Some(message) = parts.message().await? else { return Ok::<_, ApiError>(None) };
+            if let Some(read_file_response::Part::Chunk(bytes)) = message.to_owned_message().part {
                 return Ok(Some((bytes::Bytes::from(bytes), parts)));
             }
         }
@@ -273,6 +309,6 @@ pub(super) async fn read(
     Response::builder()
         .header(header::CONTENT_TYPE, "application/octet-stream")
         .header(header::CONTENT_LENGTH, size)
-        .body(HttpBody::from_stream(content))
+        .body(HttpBody::from_stream(download::body(content, in_work)))
         .map_err(|error| ApiError::new(ErrorCode::InternalError, error.to_string()))
 }

@@ -1,7 +1,7 @@
 //! Around every request: an id, a bound on how many are in work, a record, and an answer even when a handler
 //! panics.
 
-use std::{panic::AssertUnwindSafe, time::Instant};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{MatchedPath, Request, State},
@@ -10,11 +10,12 @@ use axum::{
 };
 use futures::FutureExt as _;
 use http::{HeaderValue, header::HeaderName};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
-use crate::{error::ApiError, state::App};
+use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A client's own request id is taken over when it is no longer than this.
@@ -61,15 +62,25 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
+/// A request's place among those in work. What outlives its handler, such as the body of a download, keeps it.
+#[derive(Debug, Clone)]
+pub(super) struct InWork {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 /// Refuses what is more than the server takes at a time.
 pub(super) async fn bound(
-    State(app): State<App>,
-    request: Request,
+    State(places): State<Arc<Semaphore>>,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let Ok(_permit) = app.requests.clone().try_acquire_owned() else {
+    let Ok(permit) = places.try_acquire_owned() else {
         let message = "the control plane has too many requests in work; try again in a moment";
         return Err(ApiError::new(ErrorCode::TooManyRequests, message));
     };
-    Ok(next.run(request).await)
+    let in_work = InWork { _permit: Arc::new(permit) };
+    request.extensions_mut().insert(in_work.clone());
+    let response = next.run(request).await;
+    drop(in_work);
+    Ok(response)
 }

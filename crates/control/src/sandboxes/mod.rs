@@ -24,15 +24,8 @@ pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Ap
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
 }
 
-/// The agent of a host.
-pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
-    let address = hosts::address(&app.db, host).await?;
-    let gone = || ApiError::new(ErrorCode::HostUnavailable, "the sandbox's host is no longer registered");
-    Ok(app.agents.at(&address.ok_or_else(gone)?))
-}
-
-/// The agent of a running sandbox.
-pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
+/// Where the agent of a running sandbox is.
+async fn address_of(app: &App, team: Uuid, id: SandboxId) -> Result<String, ApiError> {
     let row = find(app, team, id).await?;
     match row.status() {
         SandboxStatus::Running => {}
@@ -46,5 +39,25 @@ pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<Agen
         }
     }
     let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
-    agent(app, row.host_id.ok_or_else(none)?).await
+    address(app, row.host_id.ok_or_else(none)?).await
+}
+
+async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
+    let gone = || ApiError::new(ErrorCode::HostUnavailable, "the sandbox's host is no longer registered");
+    hosts::address(&app.db, host).await?.ok_or_else(gone)
+}
+
+/// The agent of a host.
+pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
+    Ok(app.agents.at(&address(app, host).await?))
+}
+
+/// The agent of a running sandbox, for calls with a deadline.
+pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
+    Ok(app.agents.at(&address_of(app, team, id).await?))
+}
+
+/// The agent of a running sandbox, for one stream.
+pub(crate) async fn running_apart(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
+    Ok(app.agents.apart(&address_of(app, team, id).await?))
 }
