@@ -62,7 +62,7 @@ const KEYS: &[Key] = &[
     key("agent.max_vcpus", Kind::Number(1, 64), ""),
     key("agent.max_memory_mb", Kind::Number(128, 1_048_576), ""),
     key("agent.max_disk_size_mb", Kind::Number(512, 1 << 30), ""),
-    key("agent.exec_output", Kind::Number(1024, 1 << 30), ""),
+    key("agent.exec_output", Kind::Number(1024, wrenn_host::EXEC_OUTPUT_MAX as u64), ""),
     key("agent.boot_timeout_sec", Kind::Number(1, 3600), ""),
 ];
 
@@ -330,9 +330,12 @@ mod tests {
 
     #[test]
     fn bad_values_name_their_key_and_what_is_possible() {
-        for (name, value) in
-            [("WRENN_AGENT_DRIVER", "xen"), ("WRENN_SERVER_LISTEN", "9725"), ("WRENN_AGENT_WARM_SLOTS", "-1")]
-        {
+        for (name, value) in [
+            ("WRENN_AGENT_DRIVER", "xen"),
+            ("WRENN_SERVER_LISTEN", "9725"),
+            ("WRENN_AGENT_WARM_SLOTS", "-1"),
+            ("WRENN_AGENT_EXEC_OUTPUT", "33554432"),
+        ] {
             let sources = Sources { environment: pairs(&[(name, value)]), ..Sources::default() };
             let text = refusal(&sources);
             assert!(text.contains(name) && text.contains("not "), "{text}");

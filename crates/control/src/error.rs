@@ -83,6 +83,7 @@ impl From<ConnectError> for ApiError {
             Wire::OutOfRange => ErrorCode::ExceedsCapacity,
             Wire::ResourceExhausted => ErrorCode::InsufficientStorage,
             Wire::Aborted => ErrorCode::NoHostsAvailable,
+            Wire::Canceled => ErrorCode::TooManyRequests,
             Wire::Unavailable => {
                 tracing::warn!(%error, "a host does not answer");
                 let message = "the sandbox's host does not answer; try again in a moment";

@@ -52,6 +52,12 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+/// The largest message of the service: a piece of a file, or the output of an exec.
+pub(crate) const MESSAGE_MAX: usize = 64 << 20;
+/// The most that may be kept of each output of a command: both must fit into one message, beside what else it says.
+pub const EXEC_OUTPUT_MAX: usize = 31 << 20;
+const _: () = assert!(2 * EXEC_OUTPUT_MAX < MESSAGE_MAX);
+
 /// Limits that the agent keeps whatever the control plane asks for.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -63,7 +69,7 @@ pub struct Limits {
     pub memory_mb: u64,
     /// Disk of one sandbox, in MiB.
     pub disk_size_mb: u64,
-    /// Output of one non-streaming exec, stdout and stderr each, in bytes.
+    /// Output of one non-streaming exec, stdout and stderr each, in bytes; at most [`EXEC_OUTPUT_MAX`].
     pub exec_output: usize,
     /// From the start of a create until envd answers.
     pub boot: Duration,

@@ -111,6 +111,8 @@ impl From<AgentError> for ConnectError {
             ErrorCode::HostUnavailable => Wire::Unavailable,
             ErrorCode::Timeout => Wire::DeadlineExceeded,
             _ => Wire::Internal,
+            // It was not begun.
+            ErrorCode::TooManyRequests => Wire::Canceled,
         };
         ConnectError::new(code, error.message)
     }

@@ -31,12 +31,9 @@ use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
-pub use config::{Config, Driver, Egress, Limits, Rates, TlsFiles};
+pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
 
-use crate::{agent::Agent, sandbox::actor::Shared, service::Service};
-
-/// The largest message of the service: a piece of a file, or the output of an exec.
-const MESSAGE_MAX: usize = 64 << 20;
+use crate::{agent::Agent, config::MESSAGE_MAX, sandbox::actor::Shared, service::Service};
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);

@@ -208,13 +208,14 @@ async fn kill(guest: &Guest, pid: u32) {
     }
 }
 
-/// Runs a command to its end; at most `max` bytes of each output are kept.
+/// Runs a command to its end; at most `max` bytes of each output are kept. A guest has so many places for that.
 pub(crate) async fn run(
     guest: &Guest,
     command: Command,
     limit: Duration,
     max: usize,
 ) -> Result<Finished, AgentError> {
+    let _place = guest.place()?;
     let mut running = start(guest, command, Some(limit)).await?;
     let mut finished = Finished::default();
     while let Some(event) = running.events.recv().await {

@@ -1,6 +1,6 @@
 //! The agent's side of one guest: envd's HTTP and Connect services, reached through the sandbox's slot.
 
-use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::process::ProcessClient;
@@ -35,6 +36,8 @@ const ERROR_TEXT: usize = 64 << 10;
 const ERROR_SHOWN: usize = 512;
 /// Calls on the way to one guest before further ones wait.
 const CALLS: usize = 256;
+/// Commands of one guest at a time whose output is kept until they end: that is memory of the host.
+pub(crate) const BUFFERED: usize = 16;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -46,6 +49,7 @@ pub(crate) struct Guest {
     http: Client<HttpConnector, Body>,
     pub(super) processes: ProcessClient<SharedHttp2Connection>,
     gone: CancellationToken,
+    buffered: Arc<Semaphore>,
 }
 
 fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
@@ -91,12 +95,30 @@ impl Guest {
         let connection = Http2Connection::lazy_plaintext(uri.clone()).shared(CALLS);
         let config = ClientConfig::new(uri).proto();
         let processes = ProcessClient::new(connection, config);
-        Ok(Self { authority, token: token.to_owned(), http, processes, gone: CancellationToken::new() })
+        Ok(Self {
+            authority,
+            token: token.to_owned(),
+            http,
+            processes,
+            gone: CancellationToken::new(),
+            buffered: Arc::new(Semaphore::new(BUFFERED)),
+        })
     }
 
     /// Breaks off what is in work: nothing will come any more, and the network does not tell.
     pub(super) fn end(&self) {
         self.gone.cancel();
+    }
+
+    /// A place for a command whose output is kept until it ends.
+    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, AgentError> {
+        self.buffered.clone().try_acquire_owned().map_err(|_| {
+            let message = format!(
+                "{BUFFERED} commands whose output is kept run in this sandbox already: wait for one of them, or stream the \
+                 output"
+            );
+            AgentError::new(ErrorCode::TooManyRequests, message)
+        })
     }
 
     /// Waits until the guest has ended.
@@ -245,4 +267,20 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
         _ => ErrorCode::AgentError,
     };
     Err(AgentError::new(code, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_has_so_many_places_and_each_is_free_again() {
+        let guest = Guest::new(Ipv4Addr::LOCALHOST, "t").expect("a client");
+        let mut places: Vec<_> = (0..BUFFERED).map(|_| guest.clone().place().expect("a place")).collect();
+        let refused = guest.place().expect_err("none is left");
+        assert_eq!(refused.code, ErrorCode::TooManyRequests);
+        assert!(refused.message.contains("stream"), "{refused}");
+        places.pop();
+        assert!(guest.place().is_ok());
+    }
 }
