@@ -329,11 +329,22 @@ pub(crate) async fn remove(slot: SlotSpec) -> Result<(), NetworkError> {
     .await
 }
 
-/// Applies the host's rules.
-pub(crate) async fn open_host(plan: &Plan, egress: Egress, common: &Common) -> Result<(), NetworkError> {
+/// Flows of the host itself, for which there is room beside those of its guests.
+const HOST_FLOWS: u64 = 65_536;
+/// More take more memory, a gibibyte for these, than a host of as many guests may miss.
+const TABLE_MAX: u64 = 4 << 20;
+
+/// Applies the host's rules, for so many guests at most.
+pub(crate) async fn open_host(
+    plan: &Plan,
+    guests: u16,
+    egress: Egress,
+    common: &Common,
+) -> Result<(), NetworkError> {
     let table = rules::host(plan, egress, common);
     on_own_thread(async move || {
         Batch::of(|batch| batch.replace(&table)).apply(&netfilter()?)?;
+        conntrack::make_room((HOST_FLOWS + u64::from(guests) * rules::MAX_KEPT_FLOWS).min(TABLE_MAX));
         if egress == Egress::Nat { sysctl("ipv4/ip_forward", "1") } else { Ok(()) }
     })
     .await

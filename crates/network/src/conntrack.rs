@@ -121,6 +121,24 @@ fn any() -> bool {
     count.map_or(true, |count| count.trim() != "0")
 }
 
+/// How many flows the kernel remembers, for all namespaces together.
+const TABLE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// Lets the kernel remember at least so many flows: what does not fit is dropped, whose packet it may be.
+pub(crate) fn make_room(flows: u64) {
+    let room = std::fs::read_to_string(TABLE).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if room.is_some_and(|room| room >= flows) {
+        return;
+    }
+    // A network namespace of its own, as agents have in tests, may not.
+    if let Err(error) = std::fs::write(TABLE, flows.to_string()) {
+        tracing::warn!(
+            %error,
+            "guests may fill the kernel's table of flows: set net.netfilter.nf_conntrack_max to {flows} or more"
+        );
+    }
+}
+
 /// Forgets some flows of the calling thread's namespace; how many they were.
 pub(crate) fn forget(socket: &Socket, which: Flows) -> Result<usize, NetworkError> {
     if !any() {

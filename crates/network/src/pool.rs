@@ -13,11 +13,13 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::{
     sync::{Notify, oneshot},
     task::JoinHandle,
+    time::Instant,
 };
 
 use crate::{
@@ -107,7 +109,7 @@ async fn alone() -> Result<UnixListener, NetworkError> {
     for _ in 0..TRIES {
         match UnixListener::bind_addr(&name) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             bound => return bound.map_err(failed("take the network namespace")),
         }
@@ -244,7 +246,7 @@ impl SlotPool {
             undo(&plan, &journal, *index).await?;
         }
         let common = Common { resolvers: config.resolvers, permitted: config.permitted };
-        build::open_host(&plan, config.egress, &common).await?;
+        build::open_host(&plan, config.max, config.egress, &common).await?;
         let state = Mutex::new(State { taken: in_use, ..State::default() });
         let (warm, max, wanted) = (config.warm, config.max.min(MAX_SLOTS), Notify::new());
         let egress = config.egress;
@@ -318,11 +320,26 @@ impl SlotPool {
     }
 }
 
-/// Keeps the ready slots at their number as long as the pool is used.
+/// How often the host's packet filter is looked after.
+const LOOK_PERIOD: Duration = Duration::from_secs(5);
+
+async fn look_after(pool: &Inner, next: &mut Instant) {
+    if Instant::now() < *next || pool.state().closed {
+        return;
+    }
+    *next = Instant::now() + LOOK_PERIOD;
+    if let Err(error) = build::keep_host(&pool.plan, pool.egress, &pool.common).await {
+        tracing::error!(%error, "the host's packet filter for guests could not be looked after");
+    }
+}
+
+/// Keeps the ready slots at their number, and the host's packet filter where it is, as long as the pool is used.
 async fn refill(pool: Weak<Inner>) {
     /// After a failure: what the kernel refused it will refuse at once again.
-    const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut next_look = Instant::now() + LOOK_PERIOD;
     while let Some(strong) = pool.upgrade() {
+        look_after(&strong, &mut next_look).await;
         let lacking = {
             let state = strong.state();
             if state.closed {
@@ -332,14 +349,7 @@ async fn refill(pool: Weak<Inner>) {
         };
         if !lacking {
             // The pool may be dropped while we wait, so nothing of it is held for ever.
-            let wait = std::time::Duration::from_secs(5);
-            let idle = tokio::time::timeout(wait, strong.wanted.notified()).await.is_err();
-            if idle
-                && !strong.state().closed
-                && let Err(error) = build::keep_host(&strong.plan, strong.egress, &strong.common).await
-            {
-                tracing::error!(%error, "the host's packet filter for guests could not be looked after");
-            }
+            let _ = tokio::time::timeout_at(next_look, strong.wanted.notified()).await;
             continue;
         }
         let built = match strong.build().await {

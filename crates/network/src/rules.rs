@@ -26,7 +26,11 @@ pub const MAX_FLOWS: u32 = 4096;
 /// How many flows one guest may open in a second, after [`MAX_FLOWS`] at once. Closed TCP flows are in the
 /// host's table for two minutes more, and the kernel counts them no longer; and it sorts out the attempts
 /// that the count refused only so fast.
-pub const MAX_NEW_FLOWS: u64 = 256;
+pub const MAX_NEW_FLOWS: u64 = 64;
+
+/// How many flows of one guest can be in the host's table: those that it has, and those that it had in the last two
+/// minutes (`nf_conntrack_tcp_timeout_time_wait`).
+pub(crate) const MAX_KEPT_FLOWS: u64 = MAX_FLOWS as u64 + 120 * MAX_NEW_FLOWS;
 
 /// What holds for every slot of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -475,7 +479,7 @@ mod tests {
         assert_eq!(
             texts(&rules, "forward"),
             [
-                "iifname tap0 ct status & 0x8 == 0 over 256/second drop",
+                "iifname tap0 ct status & 0x8 == 0 over 64/second drop",
                 "iifname tap0 ct status & 0x8 == 0 over 4096 flows drop",
             ]
         );
