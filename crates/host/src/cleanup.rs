@@ -1,10 +1,10 @@
 //! What an agent has in the kernel, and its end, when no agent runs any more.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use anyhow::Context;
 use wrenn_disk::loopfs;
-use wrenn_vmm::process;
+use wrenn_vmm::{ProcessId, process};
 
 use crate::{cgroup, layout, recover, sandbox::remove};
 
@@ -41,8 +41,12 @@ fn processes(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
     let Ok(entries) = fs::read_dir(&sandboxes) else { return Vec::new() };
     let dirs = entries.flatten().map(|entry| entry.path().join("run")).chain([layout::probe(state_dir)]);
-    let found = dirs.filter_map(|dir| process::find(&dir));
-    found.map(|id| format!("process {}: a microVM", id.pid)).collect()
+    let found = dirs.filter_map(|dir| process::find(&dir).transpose());
+    let told = |found: io::Result<ProcessId>| match found {
+        Ok(id) => format!("process {}: a microVM", id.pid),
+        Err(error) => format!("the processes cannot be looked at: {error}"),
+    };
+    found.map(told).collect()
 }
 
 fn mounts(state_dir: &Path) -> Vec<String> {

@@ -87,6 +87,7 @@ impl From<VmmError> for AgentError {
     fn from(error: VmmError) -> Self {
         match &error {
             VmmError::Limit { .. } => Self::new(ErrorCode::ExceedsCapacity, error.to_string()),
+            VmmError::Full { .. } => full(),
             // They name no path.
             VmmError::Missing { .. } | VmmError::Unfit { .. } => {
                 Self::new(ErrorCode::AgentError, error.to_string())
@@ -110,9 +111,9 @@ impl From<AgentError> for ConnectError {
             ErrorCode::NoHostsAvailable => Wire::Aborted,
             ErrorCode::HostUnavailable => Wire::Unavailable,
             ErrorCode::Timeout => Wire::DeadlineExceeded,
-            _ => Wire::Internal,
             // It was not begun.
             ErrorCode::TooManyRequests => Wire::Canceled,
+            _ => Wire::Internal,
         };
         ConnectError::new(code, error.message)
     }

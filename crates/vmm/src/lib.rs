@@ -224,6 +224,12 @@ pub enum VmmError {
         /// How long it had.
         limit: Duration,
     },
+    /// The host's disk is full.
+    #[error("the host's disk has no room to {action}: free space or remove sandboxes")]
+    Full {
+        /// What was being done.
+        action: String,
+    },
     /// The kernel or the VMM refused.
     #[error("cannot {action}: {source}")]
     Io {

@@ -27,11 +27,23 @@ pub struct Watched {
     status: OnceLock<Option<i32>>,
 }
 
+/// What could be read of a process, `None` where it is not there. That this process has no descriptors or memory left
+/// to look does not tell that.
+fn seen<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Err(error),
+            _ => Ok(None),
+        },
+    }
+}
+
 /// Fields of the `stat` file in a directory of `/proc` after the command name, which may hold anything.
-fn stat_fields(dir: &Path) -> Option<Vec<String>> {
-    let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    Some(rest.split_whitespace().map(str::to_owned).collect())
+fn stat_fields(dir: &Path) -> io::Result<Option<Vec<String>>> {
+    let Some(stat) = seen(fs::read(dir.join("stat")))? else { return Ok(None) };
+    let stat = String::from_utf8_lossy(&stat);
+    Ok(stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().map(str::to_owned).collect()))
 }
 
 fn has_ended(fields: &[String]) -> bool {
@@ -44,29 +56,32 @@ fn dir(pid: i32) -> PathBuf {
 
 /// The identity of a running process; `None` when there is none of this pid, or only a zombie. One whose first
 /// thread has ended still runs as long as it has another.
-pub fn identify(pid: i32) -> Option<ProcessId> {
-    let fields = stat_fields(&dir(pid))?;
-    let threads: u32 = fields.get(17)?.parse().ok()?;
-    if has_ended(&fields) && threads <= 1 {
-        return None;
-    }
-    Some(ProcessId { pid, start_time: fields.get(19)?.parse().ok()? })
+/// Fails where that cannot be seen, for want of descriptors or memory.
+pub fn identify(pid: i32) -> io::Result<Option<ProcessId>> {
+    let fields = stat_fields(&dir(pid))?.unwrap_or_default();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    let running = !has_ended(&fields) || number(17).is_some_and(|threads| threads > 1);
+    Ok(number(19).filter(|_| running).map(|start_time| ProcessId { pid, start_time }))
 }
 
 /// Where the kernel shows what a process has: at its first thread, or where that has ended, at another one.
-fn shown(pid: i32) -> PathBuf {
+fn shown(pid: i32) -> io::Result<PathBuf> {
     let first = dir(pid);
-    if !stat_fields(&first).is_some_and(|fields| has_ended(&fields)) {
-        return first;
+    if !stat_fields(&first)?.is_some_and(|fields| has_ended(&fields)) {
+        return Ok(first);
     }
-    let tasks = fs::read_dir(first.join("task")).into_iter().flatten().flatten().map(|task| task.path());
-    let mut alive = tasks.filter(|task| stat_fields(task).is_some_and(|fields| !has_ended(&fields)));
-    alive.next().unwrap_or(first)
+    for task in seen(fs::read_dir(first.join("task")))?.into_iter().flatten() {
+        let Some(task) = seen(task)? else { continue };
+        if stat_fields(&task.path())?.is_some_and(|fields| !has_ended(&fields)) {
+            return Ok(task.path());
+        }
+    }
+    Ok(first)
 }
 
-/// Whether the process still runs, and is not another one that got its pid.
-pub fn is_alive(id: &ProcessId) -> bool {
-    identify(id.pid).as_ref() == Some(id)
+/// Whether the process still runs, and is not another one that got its pid. Fails as [`identify`] does.
+pub fn is_alive(id: &ProcessId) -> io::Result<bool> {
+    Ok(identify(id.pid)?.as_ref() == Some(id))
 }
 
 /// A short name for a run directory, for processes whose arguments do not tell where it is.
@@ -86,59 +101,73 @@ struct Marks {
 }
 
 impl Marks {
-    fn of(run_dir: &Path) -> Self {
-        let place = fs::metadata(run_dir).map(|meta| (meta.uid(), meta.dev(), meta.ino())).ok();
-        Self { socket: format!("unix:{}/", run_dir.display()), tag: tag(run_dir), place }
+    fn of(run_dir: &Path) -> io::Result<Self> {
+        let place = seen(fs::metadata(run_dir))?.map(|meta| (meta.uid(), meta.dev(), meta.ino()));
+        Ok(Self { socket: format!("unix:{}/", run_dir.display()), tag: tag(run_dir), place })
     }
 
-    fn are_on(&self, pid: i32) -> bool {
-        let (user, shown) = (user(pid), shown(pid));
+    fn are_on(&self, pid: i32) -> io::Result<bool> {
+        let (user, shown) = (user(pid)?, shown(pid)?);
         // A VMM that is being started has not yet become its user.
         let possible = self.place.is_none_or(|(owner, ..)| user == Some(owner) || user == Some(0));
-        possible && (self.mentioned_by(&shown) || self.held_by(user, &shown))
+        Ok(possible && (self.mentioned_by(&shown)? || self.held_by(user, &shown)?))
     }
 
     /// Whether the process's arguments are a VMM's, and name the directory's socket or jail.
-    fn mentioned_by(&self, shown: &Path) -> bool {
-        let cmdline = fs::read(shown.join("cmdline")).unwrap_or_default();
+    fn mentioned_by(&self, shown: &Path) -> io::Result<bool> {
+        let cmdline = seen(fs::read(shown.join("cmdline")))?.unwrap_or_default();
         let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
-        arguments.windows(2).any(|pair| match &*pair[0] {
+        Ok(arguments.windows(2).any(|pair| match &*pair[0] {
             "--id" => pair[1].ends_with(&self.tag),
             "-qmp" => pair[1].starts_with(&self.socket),
             _ => false,
-        })
+        }))
     }
 
     /// Whether the process is jailed with the directory in its place. A guest that took its VMM over can write
     /// other arguments over its own, and cannot move this. The roots of other users' processes are not looked into.
-    fn held_by(&self, user: Option<u32>, shown: &Path) -> bool {
-        let Some((owner, device, inode)) = self.place else { return false };
-        user == Some(owner)
-            && fs::metadata(shown.join("root/run"))
-                .is_ok_and(|meta| (meta.dev(), meta.ino()) == (device, inode))
+    fn held_by(&self, user: Option<u32>, shown: &Path) -> io::Result<bool> {
+        let Some((_, device, inode)) = self.place.filter(|&(owner, ..)| user == Some(owner)) else {
+            return Ok(false);
+        };
+        let place = seen(fs::metadata(shown.join("root/run")))?;
+        Ok(place.is_some_and(|meta| (meta.dev(), meta.ino()) == (device, inode)))
     }
 }
 
 /// The user that the process runs as.
-fn user(pid: i32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    ids.split_whitespace().next()?.parse().ok()
+fn user(pid: i32) -> io::Result<Option<u32>> {
+    let status = seen(fs::read(dir(pid).join("status")))?.unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    Ok(ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()))
 }
 
-/// Whether the process was started for `run_dir`.
-pub fn belongs_to(id: &ProcessId, run_dir: &Path) -> bool {
-    is_alive(id) && Marks::of(run_dir).are_on(id.pid)
+/// Whether the process was started for `run_dir`. Fails as [`identify`] does.
+fn belongs_to(id: &ProcessId, run_dir: &Path) -> io::Result<bool> {
+    Ok(is_alive(id)? && Marks::of(run_dir)?.are_on(id.pid)?)
 }
 
-/// Looks for a process that was started for `run_dir`.
-pub fn find(run_dir: &Path) -> Option<ProcessId> {
-    let (own, marks) = (std::process::id() as i32, Marks::of(run_dir));
-    let pids =
-        fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    // The marks are looked at between two looks at which process it is: a pid may be another's meanwhile.
-    let ours = |pid| identify(pid).filter(|id| pid != own && marks.are_on(pid) && is_alive(id));
-    pids.into_iter().find_map(ours)
+/// Looks for a process that was started for `run_dir`. Fails where it cannot look at every one.
+pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
+    let (own, marks) = (std::process::id() as i32, Marks::of(run_dir)?);
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // The marks are looked at between two looks at which process it is: a pid may be another's meanwhile.
+        let Some(id) = identify(pid)?.filter(|_| pid != own) else { continue };
+        if marks.are_on(pid)? && is_alive(&id)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
+/// The process of `run_dir`: the one that is known, where it still is that, or else one that is found.
+pub fn of(run_dir: &Path, known: Option<&ProcessId>) -> io::Result<Option<ProcessId>> {
+    match known {
+        Some(id) if belongs_to(id, run_dir)? => Ok(Some(id.clone())),
+        _ => find(run_dir),
+    }
 }
 
 impl Watched {
@@ -151,7 +180,7 @@ impl Watched {
             Err(error) => return Err(error.into()),
         };
         // Checked after the open: from here on the pidfd is this very process.
-        if !is_alive(&id) {
+        if !is_alive(&id)? {
             return Ok(None);
         }
         // SAFETY: an OwnedFd gives the same descriptor as long as it lives.
@@ -206,10 +235,10 @@ pub fn exit_code(status: std::process::ExitStatus) -> Option<i32> {
 /// Processor time in clock ticks and resident pages of a process.
 pub fn usage(id: &ProcessId) -> io::Result<(u64, u64)> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
-    if !is_alive(id) {
+    if !is_alive(id)? {
         return Err(gone());
     }
-    let fields = stat_fields(&dir(id.pid)).ok_or_else(gone)?;
+    let fields = stat_fields(&dir(id.pid))?.ok_or_else(gone)?;
     let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     Ok((number(11) + number(12), number(21)))
 }
@@ -225,17 +254,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let jail = format!("name-{}", tag(dir.path()));
         let mut child = Command::new("sh").args(["-c", "sleep 100; :", "--id", &jail]).spawn().unwrap();
-        let id = identify(child.id() as i32).unwrap();
+        let id = identify(child.id() as i32).unwrap().unwrap();
         // The arguments are there once the child has executed its program.
-        while !belongs_to(&id, dir.path()) {
+        while !belongs_to(&id, dir.path()).unwrap() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(find(dir.path()), Some(id.clone()));
-        assert!(!is_alive(&ProcessId { start_time: id.start_time + 1, ..id.clone() }));
+        assert_eq!(find(dir.path()).unwrap(), Some(id.clone()));
+        assert!(!is_alive(&ProcessId { start_time: id.start_time + 1, ..id.clone() }).unwrap());
         let watched = Watched::open(id.clone()).unwrap().unwrap();
         watched.kill().unwrap();
         assert_eq!(watched.exited().await, Some(137));
-        assert!(!is_alive(&id));
+        assert!(!is_alive(&id).unwrap());
         watched.kill().unwrap();
         assert!(child.wait().is_err(), "already reaped");
     }
@@ -251,7 +280,7 @@ mod tests {
         while !String::from_utf8_lossy(&read()).contains("console.log") {
             std::thread::yield_now();
         }
-        assert_eq!(find(dir.path()), None);
+        assert_eq!(find(dir.path()).unwrap(), None);
         reader.kill().unwrap();
         reader.wait().unwrap();
     }
@@ -269,22 +298,33 @@ ctypes.CDLL(None).syscall({}, 0)",
         let jail = format!("name-{}", tag(dir.path()));
         let mut child = Command::new("python3").args(["-c", &script, "--id", &jail]).spawn().unwrap();
         let proc = super::dir(child.id() as i32);
-        while !stat_fields(&proc).is_some_and(|fields| has_ended(&fields)) {
+        while !stat_fields(&proc).unwrap().is_some_and(|fields| has_ended(&fields)) {
             tokio::task::yield_now().await;
         }
-        let id = find(dir.path()).unwrap();
+        let id = find(dir.path()).unwrap().unwrap();
         assert_eq!(id.pid, child.id() as i32);
         let watched = Watched::open(id.clone()).unwrap().unwrap();
         watched.kill().unwrap();
         assert_eq!(watched.exited().await, Some(137));
         assert_eq!(watched.exited().await, Some(137), "also to who asks later");
-        assert!(!is_alive(&id));
+        assert!(!is_alive(&id).unwrap());
         assert!(child.wait().is_err(), "already reaped");
     }
 
     #[test]
+    fn what_cannot_be_seen_is_not_gone() {
+        let failed = |code| seen::<()>(Err(io::Error::from_raw_os_error(code)));
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            assert_eq!(failed(code).unwrap_err().raw_os_error(), Some(code));
+        }
+        for code in [libc::ENOENT, libc::ESRCH, libc::EACCES] {
+            assert!(failed(code).unwrap().is_none());
+        }
+    }
+
+    #[test]
     fn our_own_usage_is_not_zero() {
-        let id = identify(std::process::id() as i32).unwrap();
+        let id = identify(std::process::id() as i32).unwrap().unwrap();
         assert!(usage(&id).unwrap().1 > 0);
     }
 }

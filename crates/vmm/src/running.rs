@@ -43,7 +43,11 @@ pub(crate) fn own_log(run_dir: &Path) -> PathBuf {
 }
 
 pub(crate) fn failed(action: impl Into<String>, source: io::Error) -> VmmError {
-    VmmError::Io { action: action.into(), source }
+    let action = action.into();
+    match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => VmmError::Full { action },
+        _ => VmmError::Io { action, source },
+    }
 }
 
 /// The last lines of the VMM's logs.
@@ -140,7 +144,8 @@ impl Running {
         let pid =
             spawned.unwrap_or_else(|error| Err(error.into())).map_err(|e| failed("start the VMM", e))?;
         // The child is reaped through its pidfd.
-        let watched = process::identify(pid as i32).map(Watched::open).transpose();
+        let id = process::identify(pid as i32);
+        let watched = id.and_then(|id| id.map(Watched::open).transpose());
         let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
         let watched = watched.ok_or_else(|| {
             // It is our child and nobody else knows of it: until it is reaped, its pid is its own.
@@ -156,9 +161,9 @@ impl Running {
         care: Care,
         recorded: Option<&ProcessId>,
     ) -> Result<Option<Self>, VmmError> {
-        let recorded = recorded.filter(|id| process::belongs_to(id, run_dir)).cloned();
-        let Some(id) = recorded.or_else(|| process::find(run_dir)) else { return Ok(None) };
-        let watched = Watched::open(id).map_err(|error| failed("watch the VMM", error))?;
+        let found = process::of(run_dir, recorded);
+        let watched = found.and_then(|id| id.map(Watched::open).transpose());
+        let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
         Ok(watched.map(|watched| Self::new(watched, run_dir, care)))
     }
 
@@ -172,7 +177,7 @@ impl Running {
 
     /// An error with the VMM's last lines if it has ended, and its remains are reaped.
     pub(crate) async fn check_alive(&self) -> Result<(), VmmError> {
-        if process::is_alive(self.watched.id()) {
+        if process::is_alive(self.watched.id()).map_err(|error| failed("look at the VMM", error))? {
             return Ok(());
         }
         self.watched.exited().await;

@@ -57,12 +57,12 @@ pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&ProcessId>) -> Result
     /// VMMs start no processes; more than a few are not theirs.
     const PROCESSES: usize = 16;
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
-    let mut known = known.filter(|process| process::belongs_to(process, run_dir)).cloned();
-    let run_dir = run_dir.to_owned();
+    let (known, run_dir) = (known.cloned(), run_dir.to_owned());
     for count in 0.. {
-        let (id, searched) = (known.take(), run_dir.clone());
-        let found = tokio::task::spawn_blocking(move || id.or_else(|| process::find(&searched)));
-        let Some(found) = found.await.map_err(|error| fault(&error))? else { break };
+        let (known, searched) = (known.clone(), run_dir.clone());
+        let found = tokio::task::spawn_blocking(move || process::of(&searched, known.as_ref()));
+        let found = found.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))?;
+        let Some(found) = found else { break };
         if count == PROCESSES {
             return Err(fault(&"it starts processes faster than they end"));
         }

@@ -22,6 +22,8 @@ use tokio::{net::UnixStream, time::timeout};
 use super::jail::SOCKET;
 use crate::{VmmError, running::failed};
 
+/// How Firecracker, which is written in Rust, says that a file cannot grow.
+const DISK_FULL: &str = "(os error 28)";
 /// How long a call may take that moves no memory.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(10);
 /// The longest answer that is read.
@@ -110,6 +112,9 @@ impl Api {
             return Ok(value);
         }
         let reason = value["fault_message"].as_str().unwrap_or("no reason given").to_owned();
+        if reason.contains(DISK_FULL) {
+            return Err(VmmError::Full { action: action.to_owned() });
+        }
         Err(VmmError::Refused { action, reason })
     }
 }

@@ -61,7 +61,10 @@ fn binds(spec: &BootSpec) -> Vec<Bind> {
 /// Looks for the socket of a Firecracker that was just started; blocks for a short while.
 fn look_for(socket: &Path, pid: u32) {
     let begin = Instant::now();
-    while !socket.exists() && begin.elapsed() < LOOK_LIMIT && process::identify(pid as i32).is_some() {
+    while !socket.exists()
+        && begin.elapsed() < LOOK_LIMIT
+        && matches!(process::identify(pid as i32), Ok(Some(_)))
+    {
         thread::sleep(LOOK_POLL);
     }
 }
@@ -190,11 +193,11 @@ impl FirecrackerVm {
         set_rates(&mut api, spec).await?;
         if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
     }
+}
 
-    /// How long a snapshot may take, by what there is to write.
-    fn snapshot_limit(&self) -> Duration {
-        CALL_LIMIT + Duration::from_secs(20 + u64::from(self.memory_mb) / WRITE_RATE)
-    }
+/// How long a snapshot may take, by what there is to write.
+fn snapshot_limit(memory_mb: u32) -> Duration {
+    CALL_LIMIT + Duration::from_secs(20 + u64::from(memory_mb) / WRITE_RATE)
 }
 
 /// The snapshot carries the limits of the microVM that it was taken of.
@@ -304,7 +307,7 @@ impl MicroVm for FirecrackerVm {
         made.unwrap_or_else(|error| Err(error.into())).map_err(|error| failed(action, error))?;
         let target = (Method::PUT, "/snapshot/create");
         let mut api = self.api(action).await?;
-        let written = api.call(target, &body, action, self.snapshot_limit()).await;
+        let written = api.call(target, &body, action, snapshot_limit(self.memory_mb)).await;
         let taken = tokio::task::spawn_blocking(move || {
             let moved = |_| take_all(&parts).map_err(|error| failed(action, error));
             let outcome = written.and_then(moved);
@@ -351,6 +354,12 @@ mod tests {
         assert!(to.symlink_metadata().is_err());
         std::os::unix::fs::symlink(&secret, &from).unwrap();
         assert!(inspect(&from).is_err());
+    }
+
+    #[test]
+    fn a_large_memory_has_the_time_that_it_takes_to_write() {
+        assert!(snapshot_limit(8 << 10) > Duration::from_secs(8 * 1024 / WRITE_RATE));
+        assert!(snapshot_limit(0) > CALL_LIMIT);
     }
 
     #[test]

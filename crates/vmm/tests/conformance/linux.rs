@@ -2,184 +2,54 @@
 //! and restored several times at once under other ids, in other slots, on disks of their own.
 
 use std::{
-    fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    fs::{self, File},
+    net::Ipv4Addr,
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustix::{
+    fs::{SeekFrom, seek},
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 use wrenn_disk::{Backend, StoreConfig, Volumes};
 use wrenn_network::{Egress, GUEST_ADDRESS, GUEST_RESOLVERS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Rate, Snapshot, SnapshotFiles, SnapshotKind, Tap};
 
-use crate::rig::{Dir, Rig, share};
+use crate::{
+    disks::lasting_dir,
+    guest::{ask, download, run, wait_ready, write},
+    outside::{GREETS, MOVED_MB, OUTSIDE, Outside, RESOLVERS, sh},
+    pages::PageServer,
+    rig::{Dir, Rig, share},
+};
 
-const CLONES: usize = 3;
-/// The clone whose disk has a limit.
+/// How many run at once of one snapshot, and what is particular to some of them.
+const CLONES: usize = 6;
+const POWERED_OFF: usize = 0;
 const SLOW_DISK: usize = 1;
-const ENVD_PORT: u16 = 49983;
+const PAGED: usize = 2;
+const ADOPTED: usize = 3;
+const KILLED: usize = 4;
 const DISK_MB: u64 = 2048;
-/// Emulated machines boot in ten seconds, and in some minutes when they are busy.
-const READY: Duration = Duration::from_secs(300);
-/// Stands for the internet.
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const INSTANCE: &str = "vc";
 /// Bytes a second that a slow device moves. What it has not used of a second it moves at once.
 const SLOW: Rate = Rate { bytes: Some(512 << 10), operations: None };
-/// What is moved by it, in MiB, and the least time that takes: without the first second, and a last request that may
-/// exceed what is left.
-const MOVED_MB: u64 = 4;
+/// The least time that [`MOVED_MB`] takes by it, in seconds: without the first one, and a last request that may exceed
+/// what is left.
 const MOVED_IN: f64 = 4.0;
-
-fn sh(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// The resolvers of the network that the snapshot is taken in, and of the one that it is restored in. Their answer is
-/// an address that ends as theirs.
-const RESOLVERS: [Ipv4Addr; 2] = [OUTSIDE, Ipv4Addr::new(203, 0, 113, 10)];
-const NAME_SERVER: &str = r#"
-import socket, sys, threading
-def serve(address):
-    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    server.bind((address, 53))
-    while True:
-        query, client = server.recvfrom(512)
-        end = 12
-        while query[end]:
-            end += query[end] + 1
-        known = query[end + 1:end + 3] == b"\0\1"
-        head = query[:2] + b"\x81\x80\0\1" + (b"\0\1" if known else b"\0\0") + b"\0\0\0\0"
-        answer = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + bytes([192, 0, 2, int(address.split(".")[3])])
-        server.sendto(head + query[12:end + 5] + (answer if known else b""), client)
-for address in sys.argv[1:]:
-    threading.Thread(target=serve, args=(address,)).start()
-"#;
-
-/// A namespace with a server that greets who connects, one that sends much, and resolvers.
-struct Outside([std::process::Child; 3]);
-
-impl Outside {
-    fn new() -> Self {
-        sh("ip netns add outside
-            ip link add outside0 type veth peer name eth0 netns outside
-            ip address add 203.0.113.1/24 dev outside0
-            ip link set outside0 up
-            ip -n outside address add 203.0.113.9/24 dev eth0
-            ip -n outside address add 203.0.113.10/24 dev eth0
-            ip -n outside link set eth0 up");
-        let inside = ["netns", "exec", "outside"];
-        let greet = ["socat", "TCP-LISTEN:7777,fork,reuseaddr", "SYSTEM:echo hello"];
-        let send = format!("SYSTEM:head -c {} /dev/zero", MOVED_MB << 20);
-        let much = ["socat", "TCP-LISTEN:7778,fork,reuseaddr", &send];
-        let addresses = RESOLVERS.map(|address| address.to_string());
-        let names = ["python3", "-c", NAME_SERVER, &addresses[0], &addresses[1]];
-        Self(
-            [&greet[..], &much[..], &names[..]]
-                .map(|serve| Command::new("ip").args(inside).args(serve).spawn().unwrap()),
-        )
-    }
-}
-
-impl Drop for Outside {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        sh("ip netns delete outside");
-    }
-}
-
-/// One HTTP exchange with envd; `None` where nobody answers yet.
-fn http(address: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
-    let target = (std::net::IpAddr::V4(address), ENVD_PORT).into();
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
-    stream.write_all(request).ok()?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).ok()?;
-    (!answer.is_empty()).then_some(answer)
-}
-
-fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
-    let begin = Instant::now();
-    let request = b"GET /health HTTP/1.1\r\nhost: envd\r\nconnection: close\r\n\r\n";
-    loop {
-        if http(address, request).is_some_and(|answer| answer.starts_with(b"HTTP/1.1 204")) {
-            return begin.elapsed();
-        }
-        assert!(wrenn_vmm::process::is_alive(&vm.process()), "the microVM ended");
-        assert!(begin.elapsed() < READY, "the guest at {address} does not get ready");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Runs a shell script in the guest and gives what it printed, as envd's stream of frames has it.
-fn run(address: Ipv4Addr, script: &str) -> String {
-    ask(address, script).expect("an answer")
-}
-
-/// The same, of a guest that may be gone before it answers.
-fn ask(address: Ipv4Addr, script: &str) -> Option<String> {
-    let body = serde_json::json!({ "process": { "cmd": "/bin/sh", "args": ["-c", script] } }).to_string();
-    let length = u32::try_from(body.len()).unwrap();
-    let mut request = format!(
-        "POST /process.Process/Start HTTP/1.1\r\nhost: envd\r\nconnection: close\r\n\
-         content-type: application/connect+json\r\nconnect-protocol-version: 1\r\ncontent-length: {}\r\n\r\n",
-        length + 5
-    )
-    .into_bytes();
-    request.push(0);
-    request.extend(length.to_be_bytes());
-    request.extend(body.as_bytes());
-    Some(String::from_utf8_lossy(&http(address, &request)?).into_owned())
-}
+/// Longer than an end takes on a busy machine.
+const END: Duration = Duration::from_secs(60);
 
 /// A guest's question for a name, and what it is told.
 const ASK: &str = "python3 -c 'import socket; print(socket.gethostbyname(\"some.name\"))'";
 
 fn told(resolver: Ipv4Addr) -> String {
     format!("192.0.2.{}", resolver.octets()[3])
-}
-
-/// How long the guest takes for a program in Python, in seconds.
-fn seconds(address: Ipv4Addr, program: &str) -> f64 {
-    let timed = format!(
-        "python3 -c '\nimport os, socket, time\nbegin = time.monotonic()\n{program}\nprint(time.monotonic() - begin)'"
-    );
-    let said = decoded(&run(address, &timed));
-    said.trim().parse().unwrap_or_else(|error| panic!("{program}: {said:?}: {error}"))
-}
-
-/// How long it takes to receive [`MOVED_MB`].
-fn download(address: Ipv4Addr) -> f64 {
-    seconds(
-        address,
-        &format!(
-            "peer, got = socket.create_connection((\"{OUTSIDE}\", 7778), 100), 0
-while part := peer.recv(65536): got += len(part)
-assert got == {MOVED_MB} << 20, got"
-        ),
-    )
-}
-
-/// How long it takes to write [`MOVED_MB`] to the disk.
-fn write(address: Ipv4Addr) -> f64 {
-    seconds(
-        address,
-        &format!(
-            "file = os.open(\"/root/much\", os.O_CREAT | os.O_WRONLY)
-assert os.write(file, bytes({MOVED_MB} << 20)) == {MOVED_MB} << 20
-os.fsync(file)"
-        ),
-    )
 }
 
 struct Place {
@@ -191,8 +61,7 @@ struct Place {
 
 impl Place {
     async fn new() -> Self {
-        let dir = TempDir::new_in("/var/lib/wrenn").unwrap();
-        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let dir = lasting_dir();
         let store = dir.path().join("volumes");
         fs::create_dir(&store).unwrap();
         let volumes = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, INSTANCE)).await.unwrap();
@@ -230,7 +99,7 @@ impl Place {
             ),
             disk: Some(disk.to_owned()),
             tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
-            ..rig.spec(dir)
+            ..rig.spec_without_disk(dir)
         }
     }
 
@@ -242,6 +111,150 @@ impl Place {
         }
         self.volumes.attach(to, owner).await.unwrap().path
     }
+
+    /// Nothing of it is left.
+    async fn end(self) {
+        self.slots.shutdown().await.unwrap();
+        let network = self.dir.path().join("network");
+        wrenn_network::cleanup(&network, INSTANCE).await.unwrap();
+        assert_eq!(wrenn_network::leftovers(&network, INSTANCE).unwrap(), [] as [String; 0]);
+        let maps = Command::new("dmsetup").arg("ls").output().unwrap();
+        assert!(!String::from_utf8_lossy(&maps.stdout).contains(&format!("wr{INSTANCE}-")), "{maps:?}");
+    }
+}
+
+/// Takes a snapshot of a guest, and leaves it paused.
+async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
+    vm.pause().await.unwrap();
+    let file = |part: &str| dir.path().join(format!("{name}.{part}"));
+    let files = SnapshotFiles { state: file("state"), memory: file("memory") };
+    vm.snapshot(kind, &files).await.unwrap();
+    for path in [&files.state, &files.memory] {
+        fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    files
+}
+
+/// Puts the pages of a diff into the whole memory before it; how many bytes they are.
+fn merge(diff: &Path, whole: &Path) -> u64 {
+    let (diff, whole) = (File::open(diff).unwrap(), File::options().write(true).open(whole).unwrap());
+    let (mut at, mut merged) = (0, 0);
+    while let Ok(start) = seek(&diff, SeekFrom::Data(at)) {
+        at = seek(&diff, SeekFrom::Hole(start)).unwrap();
+        let mut pages = vec![0; usize::try_from(at - start).unwrap()];
+        diff.read_exact_at(&mut pages, start).unwrap();
+        whole.write_all_at(&pages, start).unwrap();
+        merged += at - start;
+    }
+    merged
+}
+
+/// What is known of a running guest before its snapshot.
+fn look_at(address: Ipv4Addr) {
+    let size = run(address, "df -BM --output=size / | tail -n 1 | tr -d ' M'");
+    let size: u64 = size.trim().parse().unwrap();
+    assert!((DISK_MB * 9 / 10..=DISK_MB).contains(&size), "the guest sees a disk of {size} MiB");
+    let source = run(address, "cat /sys/class/misc/hw_random/rng_current");
+    assert!(source.starts_with("virtio_rng"), "the source of entropy is {source:?}");
+    assert_eq!(run(address, ASK).trim(), told(RESOLVERS[0]));
+    let (sent, written) = (download(address), write(address));
+    println!("a slow network and a free disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");
+    assert!(sent > MOVED_IN, "the network has no limit");
+}
+
+/// A whole snapshot and one of what changed since, put together.
+async fn snapshot(vm: &dyn MicroVm, address: Ipv4Addr, dir: &Dir) -> SnapshotFiles {
+    let whole = take(vm, SnapshotKind::Full, dir, "whole").await;
+    vm.resume().await.unwrap();
+    run(address, "echo since then > /dev/shm/later; echo on the disk > /root/later; sync");
+    let diff = take(vm, SnapshotKind::Diff, dir, "diff").await;
+    let (merged, size) = (merge(&diff.memory, &whole.memory), fs::metadata(&whole.memory).unwrap().len());
+    println!("a diff has {merged} of {size} bytes");
+    assert!((1..size / 2).contains(&merged));
+    SnapshotFiles { state: diff.state, memory: whole.memory }
+}
+
+/// A microVM that goes on from the snapshot.
+struct Heir {
+    id: String,
+    slot: SlotSpec,
+    spec: BootSpec,
+    vm: Box<dyn MicroVm>,
+    pages: Option<PageServer>,
+    dir: Dir,
+}
+
+impl Heir {
+    async fn new(rig: &Rig, place: &Place, files: &SnapshotFiles, number: usize) -> Self {
+        let (dir, id, slot) = (Dir::new(), format!("clone{number}"), place.slots.acquire().await.unwrap());
+        let disk = place.fork_disk("first", &id, rig.uid()).await;
+        let mut spec = Place::spec(rig, &dir, &id, &disk, &slot);
+        if number == SLOW_DISK {
+            spec.disk_rate = SLOW;
+        }
+        let socket = dir.path().join("pages.sock");
+        let pages = (number == PAGED).then(|| PageServer::start(&socket, &files.memory));
+        let memory = match pages {
+            Some(_) => MemorySource::PageServer(socket),
+            None => MemorySource::File(files.memory.clone()),
+        };
+        let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
+        let vm = rig.driver.restore(&snapshot, &spec).await.unwrap();
+        place.slots.refresh(slot.index).await.unwrap();
+        Self { id, slot, spec, vm, pages, dir }
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        self.slot.host_address
+    }
+}
+
+/// All at once: each is reached, has what was there at the snapshot, writes its own, and reaches the outside.
+fn talk(heirs: &[Heir]) {
+    for heir in heirs {
+        wait_ready(heir.address(), &*heir.vm);
+    }
+    let talks = heirs.iter().enumerate().map(|(number, heir)| {
+        let address = heir.address();
+        std::thread::spawn(move || {
+            let script = format!(
+                "cat /root/marker /root/later /dev/shm/later; echo {number} > /root/own; sync; cat /root/own; python3 -c '
+import socket
+print(socket.gethostbyname(\"some.name\"))
+print(socket.create_connection((\"{OUTSIDE}\", {GREETS}), 100).recv(64).decode())'"
+            );
+            run(address, &script)
+        })
+    });
+    let talks: Vec<_> = talks.collect();
+    for (number, talk) in talks.into_iter().enumerate() {
+        let said = talk.join().unwrap();
+        let resolved = told(RESOLVERS[1]);
+        let expected = format!("written before\non the disk\nsince then\n{number}\n{resolved}\nhello\n");
+        assert!(said.starts_with(&expected), "clone {number} said {said:?}");
+    }
+}
+
+/// The ways in which a microVM ends other than by its driver's kill.
+async fn end(rig: &Rig, heirs: &[Heir]) {
+    // From inside; the VMM has no power button.
+    let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
+    let halted = heirs[POWERED_OFF].address();
+    let asked = std::thread::spawn(move || ask(halted, off));
+    let ended = tokio::time::timeout(END, heirs[POWERED_OFF].vm.exited()).await;
+    ended.expect("a guest that powers off ends its VMM");
+    drop(asked.join());
+    // By somebody else.
+    let pid = Pid::from_raw(heirs[KILLED].vm.process().pid).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let ended = tokio::time::timeout(END, heirs[KILLED].vm.exited()).await.expect("noticed");
+    assert_eq!(ended.status, Some(137));
+    // By a driver that took it up.
+    let heir = &heirs[ADOPTED];
+    let adopted = rig.driver.adopt(&heir.spec, None).await.unwrap().expect("it runs");
+    assert_eq!(run(heir.address(), "cat /root/own").trim(), ADOPTED.to_string());
+    adopted.kill().await.unwrap();
+    heir.vm.exited().await;
 }
 
 pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
@@ -250,99 +263,41 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     place.volumes.prepare("minimal", &share("images/minimal/rootfs.ext4")).await.unwrap();
     let dir = Dir::new();
     let slot = place.slots.acquire().await.unwrap();
-    let uid = rig.spec(&dir).uid;
-    let disk = place.volumes.clone_image("minimal", "first", DISK_MB, uid).await.unwrap();
+    let disk = place.volumes.clone_image("minimal", "first", DISK_MB, rig.uid()).await.unwrap();
     assert!(disk.numbers.is_some(), "a block device");
     let spec = BootSpec { network_rate: SLOW, ..Place::spec(rig, &dir, "first", &disk.path, &slot) };
     let vm = rig.driver.boot(&spec).await.unwrap();
     let ready = wait_ready(slot.host_address, &*vm);
     println!("envd answers {ready:?} after the boot call");
+    look_at(slot.host_address);
     run(slot.host_address, "echo written before > /root/marker; sync");
-    let size = decoded(&run(slot.host_address, "df -BM --output=size / | tail -n 1 | tr -d ' M'"));
-    let size: u64 = size.trim().parse().unwrap();
-    assert!((DISK_MB * 9 / 10..=DISK_MB).contains(&size), "the guest sees a disk of {size} MiB");
-
-    assert_eq!(decoded(&run(slot.host_address, ASK)).trim(), told(RESOLVERS[0]));
-    let (sent, written) = (download(slot.host_address), write(slot.host_address));
-    println!("a slow network and a free disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");
-    assert!(sent > MOVED_IN, "the network has no limit");
-    vm.pause().await.unwrap();
-    let file = |name: &str| dir.path().join(name);
-    let files = SnapshotFiles { state: file("state"), memory: file("memory") };
-    vm.snapshot(SnapshotKind::Full, &files).await.unwrap();
-    for path in [&files.state, &files.memory] {
-        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-    }
+    let files = snapshot(&*vm, slot.host_address, &dir).await;
     vm.kill().await.unwrap();
     place.slots.release(slot.index).await.unwrap();
     place.volumes.detach("first").await.unwrap();
     place.moves().await;
 
-    let mut clones = Vec::new();
+    let mut heirs = Vec::new();
     for number in 0..CLONES {
-        let (dir, id, slot) = (Dir::new(), format!("clone{number}"), place.slots.acquire().await.unwrap());
-        let disk = place.fork_disk("first", &id, uid).await;
-        let mut spec = Place::spec(rig, &dir, &id, &disk, &slot);
-        if number == SLOW_DISK {
-            spec.disk_rate = SLOW;
-        }
-        let memory = MemorySource::File(files.memory.clone());
-        let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
-        let vm = rig.driver.restore(&snapshot, &spec).await.unwrap();
-        place.slots.refresh(slot.index).await.unwrap();
-        clones.push((dir, id, slot, vm));
+        heirs.push(Heir::new(rig, &place, &files, number).await);
     }
-    let addresses: Vec<_> = clones.iter().map(|(_, _, slot, _)| slot.host_address).collect();
-    for (_, _, slot, vm) in &clones {
-        wait_ready(slot.host_address, &**vm);
-    }
-    // All at once: each is reached, reads what was written before, writes its own, and reaches the outside.
-    let talk = addresses.iter().enumerate().map(|(number, &address)| {
-        std::thread::spawn(move || {
-            let script = format!(
-                "cat /root/marker; echo {number} > /root/own; sync; cat /root/own; python3 -c '
-import socket
-print(socket.gethostbyname(\"some.name\"))
-print(socket.create_connection((\"{OUTSIDE}\", 7777), 100).recv(64).decode())'"
-            );
-            run(address, &script)
-        })
-    });
-    let talks: Vec<_> = talk.collect();
-    for (number, talk) in talks.into_iter().enumerate() {
-        let said = decoded(&talk.join().unwrap());
-        let expected = format!("written before\n{number}\n{}\nhello\n", told(RESOLVERS[1]));
-        assert!(said.starts_with(&expected), "clone {number} said {said:?}");
-    }
+    talk(&heirs);
+    let faults = heirs[PAGED].pages.as_ref().map_or(0, PageServer::faults);
+    println!("a page server gave {faults} pages");
+    assert!(faults > 0);
     // Its limits are those it was started with, not those of the snapshot.
-    let (sent, written) = (download(addresses[SLOW_DISK]), write(addresses[SLOW_DISK]));
+    let slow = heirs[SLOW_DISK].address();
+    let (sent, written) = (download(slow), write(slow));
     println!("a free network and a slow disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");
     assert!(written > MOVED_IN, "the disk has no limit");
-    // One of them is shut down from inside; the VMM has no power button.
-    let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
-    let halted = addresses[0];
-    let asked = std::thread::spawn(move || ask(halted, off));
-    let ended = tokio::time::timeout(Duration::from_secs(60), clones[0].3.exited()).await;
-    ended.expect("a guest that powers off ends its VMM");
-    drop(asked.join());
-    for (_, id, slot, vm) in &clones {
+    end(rig, &heirs).await;
+    for Heir { id, slot, vm, dir, .. } in heirs {
         vm.kill().await.unwrap();
         place.slots.release(slot.index).await.unwrap();
-        place.volumes.remove(id).await.unwrap();
+        place.volumes.remove(&id).await.unwrap();
+        drop(dir);
     }
     place.volumes.remove("first").await.unwrap();
-    place.slots.shutdown().await.unwrap();
-    wrenn_network::cleanup(&place.dir.path().join("network"), INSTANCE).await.unwrap();
+    place.end().await;
     drop(outside);
-    let left = wrenn_network::leftovers(&place.dir.path().join("network"), INSTANCE).unwrap();
-    assert_eq!(left, [] as [String; 0]);
-    let maps = Command::new("dmsetup").arg("ls").output().unwrap();
-    assert!(!String::from_utf8_lossy(&maps.stdout).contains(&format!("wr{INSTANCE}-")), "{maps:?}");
-}
-
-/// The standard output in a stream of envd's events.
-fn decoded(stream: &str) -> String {
-    let chunks = stream.split("\"stdout\":\"").skip(1).filter_map(|rest| rest.split('"').next());
-    let bytes = chunks.flat_map(|chunk| STANDARD.decode(chunk).unwrap()).collect();
-    String::from_utf8(bytes).unwrap()
 }

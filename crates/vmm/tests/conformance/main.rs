@@ -1,11 +1,14 @@
-//! What every driver must do, tried on each that runs on this machine, with the real guest kernel where one runs
-//! and with the test guest where none does; and what is particular to Firecracker.
+//! What every driver must do, tried on each that runs on this machine, with the real guest kernel where one runs, with
+//! Debian on a dm-snapshot disk in the lab, and with the test guest where no kernel runs; and what is particular to Firecracker.
 #![allow(clippy::unwrap_used)]
 
 mod churn;
+mod disks;
 mod faults;
+mod guest;
 mod life;
 mod linux;
+mod outside;
 mod pages;
 mod rig;
 mod snapshots;
@@ -51,6 +54,7 @@ fn main() {
             life::a_vmm_has_its_own_user_and_few_system_calls,
             life::a_running_microvm_is_adopted,
             life::an_end_from_outside_is_noticed,
+            life::a_log_keeps_its_bound,
             life::what_cannot_be_is_refused,
         );
         if rig.is_test_guest() && rig.driver.capabilities().security_boundary {
@@ -61,12 +65,13 @@ fn main() {
                 trials,
                 rig,
                 snapshots::diffs_hold_the_changed_pages_and_no_other,
+                snapshots::a_full_disk_leaves_no_half,
                 snapshots::a_guest_goes_on_from_files_under_another_id,
                 snapshots::a_guest_goes_on_from_a_page_server,
                 snapshots::what_is_no_snapshot_is_refused,
             );
         }
-        if rig.firecracker().is_some() && !rig.is_test_guest() && rig::in_lab() {
+        if rig.is_debian() {
             case!(trials, rig, linux::one_snapshot_runs_several_times_at_once);
         }
         if rig.firecracker().is_some() {

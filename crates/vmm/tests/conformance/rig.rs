@@ -15,6 +15,8 @@ use wrenn_vmm::{
     qemu::{Accel, PROGRAM, Qemu},
 };
 
+use crate::disks::Disks;
+
 /// Not a user of anything else.
 pub(crate) const UID: u32 = 64_999;
 
@@ -59,7 +61,8 @@ impl Dir {
 
 impl Drop for Dir {
     fn drop(&mut self) {
-        let found = process::find(&self.path().join("run")).and_then(|id| Pid::from_raw(id.pid));
+        let found =
+            process::find(&self.path().join("run")).ok().flatten().and_then(|id| Pid::from_raw(id.pid));
         if let Some(pid) = found {
             let _ = kill_process(pid, Signal::KILL);
         }
@@ -67,7 +70,10 @@ impl Drop for Dir {
 }
 
 enum Guest {
+    /// A kernel and its initial RAM disk.
     Linux,
+    /// Debian on a disk of its own.
+    Debian(Disks),
     Test,
 }
 
@@ -111,7 +117,11 @@ fn with_firecracker(jailed: bool, linux: bool) -> Rig {
         (false, false) => "firecracker_unjailed",
     };
     let driver = Box::new(Firecracker::new(&programs.firecracker, isolation).unwrap());
-    let guest = if linux { Guest::Linux } else { Guest::Test };
+    let guest = match (linux, in_lab()) {
+        (true, true) => Guest::Debian(Disks::default()),
+        (true, false) => Guest::Linux,
+        (false, _) => Guest::Test,
+    };
     std::fs::write(files.path().join("guest.elf"), wrenn_testguest::ELF).unwrap();
     // Without a jailer nobody gives the KVM device to another user.
     let uid = if jailed { UID } else { 0 };
@@ -161,6 +171,16 @@ pub(crate) fn all() -> Vec<Rig> {
 }
 
 impl Rig {
+    /// The user of its VMMs.
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Whether its guests are whole: Debian on a disk of its own.
+    pub(crate) fn is_debian(&self) -> bool {
+        matches!(self.guest, Guest::Debian(_))
+    }
+
     pub(crate) fn is_test_guest(&self) -> bool {
         matches!(self.guest, Guest::Test)
     }
@@ -173,12 +193,21 @@ impl Rig {
         jail(&self.files)
     }
 
-    /// A microVM with its files in `dir`.
+    /// A microVM with its files in `dir`, which has a disk where its guest is one that needs it.
     pub(crate) fn spec(&self, dir: &Dir) -> BootSpec {
+        let disk = match &self.guest {
+            Guest::Debian(disks) => Some(disks.of(dir.path(), self.uid)),
+            Guest::Linux | Guest::Test => None,
+        };
+        BootSpec { disk, ..self.spec_without_disk(dir) }
+    }
+
+    /// The same without.
+    pub(crate) fn spec_without_disk(&self, dir: &Dir) -> BootSpec {
         let (kernel, initrd) = match (&self.guest, self.driver.capabilities().kernel) {
             (Guest::Test, _) => (self.files.path().join("guest.elf"), None),
-            (Guest::Linux, KernelImage::Elf) => (share("vmlinux"), Some(share("initrd.img"))),
-            (Guest::Linux, KernelImage::Compressed) => (share("vmlinuz"), Some(share("initrd.img"))),
+            (_, KernelImage::Elf) => (share("vmlinux"), Some(share("initrd.img"))),
+            (_, KernelImage::Compressed) => (share("vmlinuz"), Some(share("initrd.img"))),
         };
         let memory_mb = if self.is_test_guest() { 128 } else { 256 };
         let run_dir = dir.path().join("run");

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::{
+    fs::{SeekFrom, seek},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
 use wrenn_testguest as guest;
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, VmmError};
 
@@ -102,6 +105,50 @@ pub(crate) async fn diffs_hold_the_changed_pages_and_no_other(rig: &Rig) {
     assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
+/// A file system of its own for a directory, with little room.
+struct Small<'a>(&'a Path);
+
+impl<'a> Small<'a> {
+    fn on(dir: &'a Path) -> Self {
+        // The guest's memory fits in once.
+        mount("small", dir, "tmpfs", MountFlags::empty(), c"size=200m,mode=755").unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
+    }
+}
+
+pub(crate) async fn a_full_disk_leaves_no_half(rig: &Rig) {
+    let dir = Dir::new();
+    let small = Small::on(dir.path());
+    let vm = rig.boot(&dir).await;
+    vm.pause().await.unwrap();
+    let filler = dir.path().join("filler");
+    std::fs::write(&filler, vec![1; 100 << 20]).unwrap();
+    let file = |part: &str| dir.path().join(part);
+    let files = SnapshotFiles { state: file("state"), memory: file("memory") };
+    let full = vm.snapshot(SnapshotKind::Full, &files).await.unwrap_err();
+    assert!(matches!(full, VmmError::Full { .. }), "{full:?}");
+    assert!(!files.state.exists() && !files.memory.exists());
+    assert!(!dir.path().join("run/memory.new").exists(), "half of a memory takes no room");
+    // It goes on, and what it changed meanwhile is in the next snapshot, which is a whole one.
+    run_on(&*vm).await;
+    vm.pause().await.unwrap();
+    std::fs::remove_file(filler).unwrap();
+    vm.snapshot(SnapshotKind::Full, &files).await.unwrap();
+    let before = counter(&files.memory);
+    std::fs::remove_file(&files.memory).unwrap();
+    run_on(&*vm).await;
+    let diff = take(&*vm, SnapshotKind::Diff, &dir, "diff").await;
+    assert!(counter(&diff.memory) > before);
+    vm.kill().await.unwrap();
+    drop(small);
+}
+
 fn heir(rig: &Rig, dir: &Dir) -> BootSpec {
     BootSpec { id: "another-id".into(), ..rig.spec(dir) }
 }
@@ -190,7 +237,7 @@ pub(crate) async fn what_is_no_snapshot_is_refused(rig: &Rig) {
         let broken = Snapshot { state: files.state.clone(), ..absent.clone() };
         let refused = rig.driver.restore(&broken, &heir(rig, &other)).await.map(drop);
         assert!(matches!(refused, Err(VmmError::Refused { .. })), "{what}: {refused:?}");
-        let found = wrenn_vmm::process::find(&heir(rig, &other).run_dir);
+        let found = wrenn_vmm::process::find(&heir(rig, &other).run_dir).unwrap();
         assert_eq!(found, None, "nothing is left of it");
     }
 }
