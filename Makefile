@@ -12,8 +12,9 @@ DEV := WRENN_BIN=$(CURDIR)/target/debug/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE)
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-setup: ## Install what is needed on Debian 12 (packages by apt)
+setup: ## Install what is needed on Debian 12 (packages by apt), and Firecracker for tests
 	@scripts/setup
+	@[ "$$(uname -m)" != x86_64 ] || lab/get-firecracker
 
 envd: setup
 	@echo "guest agent: building"
@@ -52,7 +53,6 @@ lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual 
 	@scripts/isolated $(CARGO) xtask lab test conformance
 
 bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json
-	@lab/get-firecracker
 	@$(CARGO) build -p wrenn-bench --release
 	@scripts/isolated env WRENN_BIN=$(CURDIR)/bin/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
 	  target/release/wrenn-bench

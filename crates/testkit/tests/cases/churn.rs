@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use wrenn_testkit::{Resources, Stack, test_guests, wait_until};
 
-use super::support::{end, listed, nothing_remains};
+use super::support::{delete_wholly, end, listed, nothing_remains};
 
 const WAYS: usize = 8;
 
@@ -30,14 +30,19 @@ fn held(stack: &Stack) -> Result<BTreeMap<String, usize>> {
     Ok(counts)
 }
 
-/// Deletes every sandbox whose guest has been seen to run, until `done`.
+/// Sandboxes whose guests have been seen to run.
+async fn started(stack: &Stack) -> Result<Vec<String>> {
+    let starting = stack.api.get("/v1/sandboxes?status=starting&limit=100").await?.expect(200)?.json();
+    let ids = starting.as_array().into_iter().flatten().filter_map(|sandbox| sandbox["id"].as_str());
+    let running = ids.filter(|id| test_guests::started(&test_guests::console(stack, id)));
+    Ok(running.map(str::to_owned).collect())
+}
+
+/// Deletes every sandbox that has started, until `done`.
 async fn delete_started(stack: &Stack, done: watch::Receiver<bool>) -> Result<()> {
     while !*done.borrow() {
-        let starting = stack.api.get("/v1/sandboxes?status=starting&limit=100").await?.expect(200)?.json();
-        let ids = starting.as_array().into_iter().flatten().filter_map(|sandbox| sandbox["id"].as_str());
-        let running: Vec<_> =
-            ids.filter(|id| test_guests::started(&test_guests::console(stack, id))).collect();
-        let deletes = stream::iter(running).map(|id| async { stack.api.remove(id).await.map(drop) });
+        let running = started(stack).await?;
+        let deletes = stream::iter(&running).map(|id| async { stack.api.remove(id).await.map(drop) });
         deletes.buffer_unordered(WAYS).try_collect::<()>().await?;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -91,5 +96,44 @@ pub(crate) async fn hundreds_come_and_go() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
     let result = churn(&stack).await;
+    end(stack, result).await
+}
+
+/// As many as a host of two processors takes.
+const TOGETHER: usize = 32;
+
+async fn reaped(stack: &Stack) -> Result<()> {
+    let body = json!({"memory_mb": 128});
+    // Whatever they are told when their agent dies.
+    let creates = futures::future::join_all((0..TOGETHER).map(|_| stack.api.post("/v1/sandboxes", &body)));
+    let dies = async {
+        let all = async || started(stack).await.ok().filter(|ids| ids.len() == TOGETHER);
+        wait_until("every guest to run", Duration::from_secs(60), all).await?;
+        ensure!(stack.vmms().len() == TOGETHER, "{:#?}", stack.vmms());
+        let begin = std::time::Instant::now();
+        stack.kill_and_wait("agent").await?;
+        let none = async || stack.vmms().is_empty().then_some(());
+        wait_until("no VMM to be there", Duration::from_secs(60), none).await?;
+        println!(
+            "  {TOGETHER} VMMs of a killed agent were gone after {:.1} s",
+            begin.elapsed().as_secs_f32()
+        );
+        Ok(())
+    };
+    let (_, died) = futures::join!(creates, dies);
+    died?;
+    let ids = listed(stack).await?;
+    ensure!(ids.len() == TOGETHER, "{} of {TOGETHER} are told of", ids.len());
+    for id in &ids {
+        delete_wholly(stack, id).await?;
+    }
+    nothing_remains(stack, "sb").await
+}
+
+/// Their agent is killed while many of them start on the real Firecracker: the next one ends every VMM.
+pub(crate) async fn those_that_start_are_reaped_with_their_agent() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
+    let result = reaped(&stack).await;
     end(stack, result).await
 }

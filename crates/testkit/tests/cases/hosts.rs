@@ -106,12 +106,22 @@ fn spoil(good: &Path) -> Result<Vec<u8>> {
     Ok(content)
 }
 
+/// A template whose image is no file system.
+const NO_FILE_SYSTEM: &str = "no-file-system";
+
+fn bad_template(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    let manifest = json!({"name": NO_FILE_SYSTEM, "default_user": "root", "size_mb": 8});
+    fs::write(dir.join("manifest.json"), manifest.to_string())?;
+    Ok(fs::write(dir.join("rootfs.ext4"), vec![0x5a; 8 << 20])?)
+}
+
 /// A share directory whose guests do not boot; the good one.
 fn broken_share(dir: &Path) -> Result<PathBuf> {
     let good: PathBuf = std::env::var_os("WRENN_SHARE_DIR").context("WRENN_SHARE_DIR is not set")?.into();
     let bad = dir.join("share");
-    fs::create_dir(&bad)?;
-    for name in ["vmlinuz", "vmlinux", "initrd.img", "images"] {
+    bad_template(&bad.join("images").join(NO_FILE_SYSTEM))?;
+    for name in ["vmlinuz", "vmlinux", "initrd.img", "images/minimal"] {
         if name == spoilt() {
             fs::write(bad.join(name), spoil(&good.join(name))?)?;
         } else {
@@ -119,6 +129,18 @@ fn broken_share(dir: &Path) -> Result<PathBuf> {
         }
     }
     Ok(good)
+}
+
+/// A template's image that is no file system is named as the cause, and nothing is left of the sandbox.
+async fn bad_root(stack: &Stack) -> Result<()> {
+    let body = json!({"memory_mb": 256, "template": NO_FILE_SYSTEM});
+    let reply = stack.api.post("/v1/sandboxes", &body).await?;
+    let said = reply.expect_error(502, "agent_error")?.json().to_string();
+    anyhow::ensure!(said.contains("check the template's image"), "{said}");
+    let ids = listed(stack).await?;
+    let [id] = ids.as_slice() else { anyhow::bail!("one is expected, these are there: {ids:?}") };
+    nothing_remains(stack, id).await?;
+    delete_wholly(stack, id).await
 }
 
 /// A host whose guests never boot is left out after three failures.
@@ -149,7 +171,7 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Guests that never boot, then a full disk: one Wrenn for both, because in a lab its start is most of the time.
+/// Guests that never boot, an image that is none, then a full disk: one Wrenn for all, because in a lab its start is most of the time.
 pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let good = broken_share(dir.path())?;
@@ -162,6 +184,7 @@ pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     let stack = start(&env, None).await?;
     let result = async {
         bad_host(&stack, &good).await.context("guests that never boot")?;
+        bad_root(&stack).await.context("an image that is none")?;
         disk_full(&stack).await.context("a full disk")
     };
     let result = result.await;

@@ -1,10 +1,10 @@
 //! The life of a sandbox.
 
-use std::sync::Arc;
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use reqwest::Method;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use wrenn_testkit::{Stack, in_lab};
 
@@ -81,10 +81,30 @@ pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stac
     Ok(())
 }
 
+/// A limit of a sandbox's control group, as version 2 or version 1 has it.
+fn limit(id: &str, files: [&str; 2]) -> Result<u64> {
+    let files = files.map(|file| Path::new("/sys/fs/cgroup").join(file.replace("ID", id)));
+    let file = files.iter().find(|file| file.exists()).with_context(|| format!("none of {files:?}"))?;
+    Ok(fs::read_to_string(file)?.trim().parse()?)
+}
+
+/// The VMM is in the sandbox's control group, which bounds its memory and its tasks.
+fn check_bounds(vmm: Pid, id: &str) -> Result<()> {
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", vmm.as_raw_nonzero()))?;
+    anyhow::ensure!(groups.lines().any(|line| line.ends_with(&format!("/wrenn/{id}"))), "it is in {groups}");
+    let memory = limit(id, ["wrenn/ID/memory.max", "memory/wrenn/ID/memory.limit_in_bytes"])?;
+    anyhow::ensure!((128 << 20..1 << 30).contains(&memory), "it may use {memory} bytes");
+    let tasks = limit(id, ["wrenn/ID/pids.max", "pids/wrenn/ID/pids.max"])?;
+    anyhow::ensure!((16..1024).contains(&tasks), "it may have {tasks} tasks");
+    Ok(())
+}
+
 /// A VMM that somebody kills is noticed, its last lines are told, and the sandbox can be deleted.
 pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
-    kill_process(stack.vmm(&id)?, Signal::KILL)?;
+    let vmm = stack.vmm(&id)?;
+    check_bounds(vmm, &id)?;
+    kill_process(vmm, Signal::KILL)?;
     let got = wait_status(&stack, &id, &["error"], 30).await?;
     let message = got["error"]["message"].as_str().unwrap_or_default();
     anyhow::ensure!(message.contains("status 137") && message.contains("Delete"), "{got}");
@@ -100,7 +120,7 @@ pub(crate) async fn a_disk_deleted_underneath_is_told(stack: Arc<Stack>) -> Resu
     let volumes = stack.state_dir.join("agent/volumes/volumes");
     let file = ["cow", "img"].map(|kind| volumes.join(format!("{id}.{kind}")));
     let file = file.iter().find(|file| file.exists()).context("the sandbox has no disk")?;
-    std::fs::remove_file(file)?;
+    fs::remove_file(file)?;
     let got = wait_status(&stack, &id, &["error"], 15).await?;
     let message = got["error"]["message"].as_str().unwrap_or_default();
     anyhow::ensure!(message.contains("disk is lost") && message.contains("Delete"), "{got}");

@@ -123,7 +123,11 @@ pub(crate) fn own() -> Cases<OwnCase> {
         slots::a_failed_one_takes_nothing_from_its_heir,
     ];
     if test_guests::available() {
-        cases.extend(own_cases![churn::hundreds_come_and_go, faults::on_firecracker]);
+        cases.extend(own_cases![
+            churn::hundreds_come_and_go,
+            churn::those_that_start_are_reaped_with_their_agent,
+            faults::on_firecracker,
+        ]);
     } else {
         eprintln!("test guests: NOT RUN HERE: there is no /dev/kvm, or no Firecracker");
     }
