@@ -1,10 +1,14 @@
 //! Hosts: what their agents say of them, and which of them takes a sandbox.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// Failed creates in a row after which a host gets no more for a while.
 const FAILURES: i32 = 3;
+/// So long it gets none.
+pub(crate) const EJECTED: Duration = Duration::from_secs(60);
 
 /// Where a host's agent is.
 #[derive(Debug, Clone)]
@@ -139,19 +143,35 @@ pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
     Ok(gone.is_some())
 }
 
-/// Counts a create that failed through the host's fault; leaves the host out for a minute after a few.
-pub(crate) async fn create_failed(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!(
+/// A host that gets no creates for a while.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ejected {
+    /// Creates that failed on it in a row.
+    pub(crate) failures: i32,
+}
+
+/// Counts a create that failed through the host's fault; leaves the host out for [`EJECTED`] after a few, and after each
+/// further one.
+pub(crate) async fn create_failed(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Ejected>> {
+    let failures = sqlx::query_scalar!(
         "UPDATE hosts SET failed_creates = failed_creates + 1,
-            ejected_until = CASE WHEN failed_creates + 1 >= $2 THEN now() + interval '60 seconds'
+            ejected_until = CASE WHEN failed_creates + 1 >= $2 THEN now() + make_interval(secs => $3)
                                  ELSE ejected_until END
-         WHERE id = $1",
+         WHERE id = $1 RETURNING failed_creates",
         id,
-        FAILURES
+        FAILURES,
+        EJECTED.as_secs_f64()
     )
-    .execute(db)
-    .await
-    .map(drop)
+    .fetch_optional(db)
+    .await?;
+    Ok(failures.filter(|failures| *failures >= FAILURES).map(|failures| Ejected { failures }))
+}
+
+/// How many hosts are left out now.
+pub(crate) async fn ejected(db: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE ejected_until > now()"#)
+        .fetch_one(db)
+        .await
 }
 
 /// A create went well: the host is trusted again.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
-use wrenn_api::{CreateSandbox, ErrorCode, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, ErrorCode, HostId, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::{CreateRequest, CreateResponse, DestroyRequest};
 
 use super::{
@@ -15,7 +15,8 @@ use super::{
 use crate::{
     agents::{deadline, within},
     db::{
-        hosts, idempotency,
+        hosts::{self, EJECTED, Ejected},
+        idempotency,
         sandboxes::{self, Change, New, Row},
     },
     error::ApiError,
@@ -232,6 +233,19 @@ async fn keep_lease(app: App, row: Row) {
     }
 }
 
+/// Counts the failure, and says when it leaves the host out: nobody else would notice that there is one host less.
+async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) -> Result<(), ApiError> {
+    if let Some(Ejected { failures }) = hosts::create_failed(&app.db, host).await? {
+        let host = HostId::from(host);
+        let seconds = EJECTED.as_secs();
+        tracing::error!(
+            %host, address, failures, seconds, last = %error,
+            "creates fail on a host, which gets no more for a while: see the log of its agent, and `wrenn doctor` there"
+        );
+    }
+    Ok(())
+}
+
 async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String>) -> Result<Row, ApiError> {
     let id = row.public_id().to_string();
     let request = CreateRequest {
@@ -260,7 +274,7 @@ async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String
         }
         Err(error) => {
             if matches!(error.code, ErrorCode::AgentError | ErrorCode::HostUnavailable | ErrorCode::Timeout) {
-                hosts::create_failed(&app.db, host).await?;
+                note_failure(app, host, address, &error).await?;
             }
             let change = Change::error(error.code, error.message.clone());
             sandboxes::change(&app.db, row, change).await?;

@@ -67,6 +67,7 @@ async fn measure(app: &App) -> Result<(), ApiError> {
         let count = counts.get(status).copied().unwrap_or_default();
         metrics::gauge!("wrenn_sandboxes", "status" => status).set(count as f64);
     }
+    metrics::gauge!("wrenn_hosts_ejected").set(hosts::ejected(&app.db).await? as f64);
     metrics::gauge!("wrenn_outbox_events").set(outbox::waiting(&app.db).await? as f64);
     Ok(())
 }
