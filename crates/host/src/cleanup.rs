@@ -6,7 +6,7 @@ use anyhow::Context;
 use wrenn_disk::loopfs;
 use wrenn_vmm::{ProcessId, process};
 
-use crate::{cgroup, layout, recover, sandbox::remove};
+use crate::{cgroup, layout, present, recover, sandbox::remove};
 
 /// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel.
 pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
@@ -39,8 +39,8 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
 
 fn processes(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
-    let Ok(entries) = fs::read_dir(&sandboxes) else { return Vec::new() };
-    let dirs = entries.flatten().map(|entry| entry.path().join("run")).chain([layout::probe(state_dir)]);
+    let ids = present::look(&sandboxes).map(|present| present.ids).unwrap_or_default();
+    let dirs = ids.iter().map(|id| sandboxes.join(id).join("run")).chain([layout::probe(state_dir)]);
     let found = dirs.filter_map(|dir| process::find(&dir).transpose());
     let told = |found: io::Result<ProcessId>| match found {
         Ok(id) => format!("process {}: a microVM", id.pid),

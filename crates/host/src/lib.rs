@@ -14,6 +14,7 @@ mod error;
 mod fault;
 mod layout;
 mod machine;
+mod present;
 mod recover;
 mod room;
 mod sandbox;

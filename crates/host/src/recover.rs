@@ -10,6 +10,7 @@ use wrenn_vmm::{MicroVm, ProcessId};
 
 use crate::{
     error::AgentError,
+    present,
     sandbox::{
         actor::{self, Handle, Shared, Start},
         create,
@@ -69,23 +70,37 @@ impl Record {
 /// reported. Fails where the kernel does not give one: what it holds must not be taken for nobody's.
 pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     fs::create_dir_all(sandboxes)?;
-    let mut records = Vec::new();
-    for entry in fs::read_dir(sandboxes)? {
-        let entry = entry?;
-        let Ok(id) = entry.file_name().into_string() else { continue };
-        if id.starts_with('.') {
-            if let Err(error) = fs::remove_dir_all(entry.path()) {
-                tracing::error!(id, %error, "the remains of a sandbox could not be removed");
-            }
-            continue;
+    let present = present::look(sandboxes)?;
+    if !present.foreign.is_empty() {
+        tracing::warn!(
+            dir = %sandboxes.display(), names = ?present.foreign,
+            "what is no sandbox's is left alone; keep it elsewhere"
+        );
+    }
+    for dir in present.remains {
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::error!(dir = %dir.display(), %error, "the remains of a sandbox could not be removed");
         }
-        match Journal::open(&entry.path()) {
-            Ok((journal, entries)) => records.push(Record { id, journal, entries }),
+    }
+    let mut records = Vec::new();
+    for id in present.ids {
+        let dir = actor::directory(sandboxes, &id);
+        match Journal::open(&dir) {
+            Ok(Some((journal, entries))) => records.push(Record { id, journal, entries }),
+            Ok(None) => remove_empty(&id, &dir),
             Err(error @ JournalError::Io { .. }) => return Err(error).context(format!("sandbox {id}")),
             Err(error) => tracing::error!(id, %error, "a sandbox's journal cannot be used; it is left alone"),
         }
     }
     Ok(records)
+}
+
+/// Removes a directory in which a crash came before its journal. Whatever is in one without a journal, the agent has not
+/// put it there.
+fn remove_empty(id: &str, dir: &Path) {
+    if let Err(error) = fs::remove_dir(dir) {
+        tracing::error!(id, %error, "a sandbox's directory has no journal; it is left alone");
+    }
 }
 
 /// Takes up one sandbox; `None` when nothing of it is left. Fails where it cannot be known whether it still runs.
@@ -183,8 +198,7 @@ pub(crate) fn unreadable(sandboxes: &Path, records: &[Record]) -> Vec<String> {
 }
 
 fn directories(sandboxes: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(sandboxes) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    present::look(sandboxes).map(|present| present.ids).unwrap_or_default()
 }
 
 /// Ends the VMM of every sandbox, whatever its journal says.
@@ -211,5 +225,56 @@ pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
                 tracing::error!(id = record.id, %error, "a microVM could not be ended");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_api::SandboxId;
+
+    use super::*;
+
+    fn begin(sandboxes: &Path) -> anyhow::Result<String> {
+        let id = SandboxId::new().to_string();
+        fs::create_dir(sandboxes.join(&id))?;
+        Journal::begin(&sandboxes.join(&id), &[Entry::Volume])?;
+        Ok(id)
+    }
+
+    #[test]
+    fn what_others_have_put_there_survives_a_start_and_does_not_block_it() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let sandboxes = dir.path();
+        let id = begin(sandboxes)?;
+        let files = ["lost+found/inode", "notes.txt", ".snapshot/copy"].map(|name| sandboxes.join(name));
+        for file in &files {
+            fs::create_dir_all(file.parent().unwrap_or(sandboxes))?;
+            fs::write(file, "theirs")?;
+        }
+        let records = read(sandboxes)?;
+        assert_eq!(records.iter().map(|record| &record.id).collect::<Vec<_>>(), [&id]);
+        assert!(unreadable(sandboxes, &records).is_empty(), "clean-up is told of sandboxes only");
+        for file in &files {
+            assert_eq!(fs::read_to_string(file)?, "theirs", "{}", file.display());
+        }
+        assert_eq!(fs::read_dir(sandboxes.join("lost+found"))?.count(), 1, "nothing was added");
+        Ok(())
+    }
+
+    #[test]
+    fn remains_and_directories_of_before_the_journal_go_and_others_stay() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let sandboxes = dir.path();
+        let [empty, full, removed] = [(); 3].map(|()| SandboxId::new().to_string());
+        fs::create_dir(sandboxes.join(&empty))?;
+        fs::create_dir(sandboxes.join(&full))?;
+        fs::write(sandboxes.join(&full).join("backup"), "theirs")?;
+        fs::create_dir_all(present::remains_of(sandboxes, &removed).join("run"))?;
+        let records = read(sandboxes)?;
+        assert!(records.is_empty());
+        assert_eq!(unreadable(sandboxes, &records), std::slice::from_ref(&full));
+        assert_eq!(fs::read_dir(sandboxes)?.count(), 1);
+        assert_eq!(fs::read_to_string(sandboxes.join(full).join("backup"))?, "theirs");
+        Ok(())
     }
 }

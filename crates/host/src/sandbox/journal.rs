@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
@@ -131,18 +131,22 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError::Io { action, source }
 }
 
-/// Opens the file of the journal in `dir`, where none may be if it is to be `new`.
-fn open_file(dir: &Path, new: bool) -> Result<File, JournalError> {
+/// How the file of a journal is opened.
+fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).create_new(new).truncate(false).mode(0o600);
-    options.open(dir.join("journal.json")).map_err(io("open"))
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("journal.json")
 }
 
 impl Journal {
     /// Makes the journal in `dir`, which has none, with its first entries. All of it is on the disk when this
     /// returns.
     pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
-        let mut journal = Self { file: open_file(dir, true)? };
+        let mut journal = Self { file: options().create_new(true).open(path(dir)).map_err(io("open"))? };
         journal.append(entries)?;
         // After the file: file systems that write both at once have nothing left to wait for.
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))?;
@@ -150,9 +154,13 @@ impl Journal {
     }
 
     /// Opens the journal in `dir`, which exists, and gives the entries so far; none where a crash came before the
-    /// first. A last line cut short by a crash was never acted on and is dropped.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Entry>), JournalError> {
-        let mut file = open_file(dir, false)?;
+    /// first. Makes none: what has no journal is not ours. A last line cut short by a crash was never acted on and is
+    /// dropped.
+    pub(crate) fn open(dir: &Path) -> Result<Option<(Self, Vec<Entry>)>, JournalError> {
+        let mut file = match options().open(path(dir)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(io("open"))?,
+        };
         let mut bytes = Vec::new();
         (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io("read"))?;
         if bytes.len() as u64 > MAX_BYTES {
@@ -162,7 +170,7 @@ impl Journal {
         let entries = parse(&bytes[..whole])?;
         file.set_len(whole as u64).map_err(io("trim"))?;
         file.seek(SeekFrom::End(0)).map_err(io("seek in"))?;
-        Ok((Self { file }, entries))
+        Ok(Some((Self { file }, entries)))
     }
 
     /// Writes entries; they are on the disk when this returns. Where it fails, none of them is there.
@@ -248,6 +256,7 @@ mod tests {
     fn a_journal_cut_at_any_byte_opens_and_takes_entries() {
         let dir = tempfile::tempdir().expect("a directory");
         let life = life();
+        assert!(Journal::open(dir.path()).expect("no error").is_none(), "none is made");
         let mut journal = Journal::begin(dir.path(), &[]).expect("begins");
         life.chunks(2).for_each(|some| journal.append(some).expect("appends"));
         let path = dir.path().join("journal.json");
@@ -255,10 +264,10 @@ mod tests {
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).expect("writes");
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
-            let (mut journal, entries) = Journal::open(dir.path()).expect("opens");
+            let (mut journal, entries) = Journal::open(dir.path()).expect("opens").expect("is there");
             assert_eq!(entries, life[..whole]);
             journal.append(&[Entry::Destroy]).expect("appends");
-            let (_, again) = Journal::open(dir.path()).expect("opens again");
+            let (_, again) = Journal::open(dir.path()).expect("opens again").expect("is there");
             assert_eq!(again.len(), whole + 1);
             assert_eq!(again.last(), Some(&Entry::Destroy));
         }

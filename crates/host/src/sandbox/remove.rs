@@ -8,12 +8,12 @@ use super::{
     actor::{Shared, directory},
     journal::Undo,
 };
-use crate::{cgroup, error::AgentError};
+use crate::{cgroup, error::AgentError, present};
 
 /// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
 /// is ever taken for a sandbox.
 pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
-    let (dir, gone) = (directory(sandboxes, id), sandboxes.join(format!(".{id}")));
+    let (dir, gone) = (directory(sandboxes, id), present::remains_of(sandboxes, id));
     let removed = tokio::task::spawn_blocking(move || {
         // Renamed already, if it is a second try.
         absent_is_fine(fs::rename(&dir, &gone))?;
