@@ -1,8 +1,8 @@
 //! A control group per microVM: bounds on the memory, the tasks and the processor time of its VMM, whatever the guest
 //! does to it.
 //!
-//! Version 2 where its controllers are in use, else version 1. A machine with neither runs VMMs without;
-//! memory and CPUs of the guest are bounded by the VMM itself then.
+//! Version 2 where its controllers are in use, else version 1. A machine with neither runs only VMMs that are no security
+//! boundary; memory and CPUs of the guest are bounded by the VMM itself then.
 
 use std::{
     fs, io,
@@ -16,6 +16,8 @@ const NAME: &str = "wrenn";
 const TASKS: u32 = 256;
 /// Processor time is counted out over this many microseconds.
 const CPU_PERIOD_US: u32 = 100_000;
+/// Controllers without which hostile code in a VMM could take the host's memory and all its processes.
+const NEEDED: [&str; 2] = ["memory", "pids"];
 /// A group empties shortly after its last process.
 const EMPTY: Duration = Duration::from_millis(20);
 const TRIES: usize = 50;
@@ -88,6 +90,25 @@ fn groups(root: &Path, id: &str) -> [PathBuf; 4] {
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+fn lacking_below(root: &Path) -> Vec<&'static str> {
+    let there = hierarchies(root, 0, 0);
+    let mut lacking = NEEDED.to_vec();
+    lacking.retain(|controller| !there.iter().any(|one| one.file.starts_with(controller)));
+    lacking
+}
+
+/// Why VMMs cannot be bounded on this machine as hostile code must be, and what to do about it.
+pub(crate) fn lacking() -> Option<String> {
+    let lacking = lacking_below(Path::new(ROOT));
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "the host cannot bound what a microVM takes: {ROOT} has no control groups with {}; mount them there, version 2 \
+             or 1, with the kernel's controllers memory and pids on, or take a driver that is no security boundary",
+            lacking.join(" and ")
+        )
+    })
+}
+
 /// Makes the groups of a VMM that may use `memory_mb` MiB, for the VMM to enter them. Their name is the
 /// sandbox's id, so the journal knows them.
 pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
@@ -135,10 +156,12 @@ mod tests {
     fn version_2_is_preferred_and_version_1_taken_where_it_is_all_there_is() {
         let root = tempfile::tempdir().expect("a directory");
         assert!(hierarchies(root.path(), 512, 1).is_empty(), "no control groups");
+        assert_eq!(lacking_below(root.path()), ["memory", "pids"]);
         for controller in ["memory", "cpu"] {
             fs::create_dir_all(root.path().join(controller)).expect("made");
             fs::write(root.path().join(controller).join("cgroup.procs"), "").expect("written");
         }
+        assert_eq!(lacking_below(root.path()), ["pids"]);
         let first = hierarchies(root.path(), 512, 1);
         let limits: Vec<_> = first.iter().map(|one| (one.file, one.limit.as_str())).collect();
         assert_eq!(limits, [("memory.limit_in_bytes", "536870912"), ("cpu.cfs_quota_us", "200000")]);
@@ -146,6 +169,7 @@ mod tests {
         fs::write(root.path().join("cgroup.controllers"), "cpu memory pids\n").expect("written");
         let files: Vec<_> = hierarchies(root.path(), 512, 1).iter().map(|one| one.file).collect();
         assert_eq!(files, ["memory.max", "pids.max", "cpu.max"]);
+        assert!(lacking_below(root.path()).is_empty());
         let made = prepare_below(root.path(), "id", 512, 1).expect("made");
         assert_eq!(made, [root.path().join("wrenn/id")], "both controllers in one group");
         assert_eq!(fs::read_to_string(made[0].join("pids.max")).expect("written"), "257");

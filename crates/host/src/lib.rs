@@ -104,6 +104,9 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let (templates, chosen) =
         futures::try_join!(assets::take_templates(&config.share_dir, &*volumes), wish.choose())?;
     let can = chosen.vmm.capabilities();
+    if let Some(lack) = cgroup::lacking().filter(|_| can.security_boundary) {
+        anyhow::bail!(lack);
+    }
     if !can.security_boundary {
         tracing::warn!(vmm = chosen.vmm.name(), "guests are not kept from this host as hostile code must be");
     }

@@ -140,7 +140,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Makes the VMM's directory and its control groups, which it gives; none where the machine has no controllers.
+    /// Makes the VMM's directory and its control groups, which it gives; none where the machine has no controllers and the
+    /// VMM is no security boundary.
     async fn make_place(&self, boot: &BootSpec) -> Result<Vec<PathBuf>, AgentError> {
         let can = self.shared.vmm.capabilities();
         let secure = can.security_boundary;
@@ -150,6 +151,10 @@ impl Actor {
             make_dir(&run_dir, 0o700)?;
             chown(&run_dir, Some(uid), Some(gid))
                 .map_err(|error| of_files("making the sandbox's directory", &error))?;
+            // They were there at the agent's start, and may have been unmounted since.
+            if let Some(lack) = cgroup::lacking().filter(|_| secure) {
+                return Err(AgentError::new(ErrorCode::AgentError, lack));
+            }
             match cgroup::prepare(&id, memory_mb, vcpus) {
                 // What is to keep hostile code from the host does not run without its bounds.
                 Err(error) if secure => Err(AgentError::fault("making the sandbox's control group", &error)),
