@@ -227,7 +227,7 @@ impl Host for Service {
         let guest = self.agent.guest(&request.sandbox_id)?;
         let command = command(request.command.into_option())?;
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
-        let running = exec::start(&guest, command, limit).await?;
+        let running = exec::stream(&guest, command, limit).await?;
         let start =
             exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
         let rest = stream::unfold(running.events, |mut events| async move {

@@ -12,7 +12,10 @@ use wrenn_rpc::process::{
     ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
 };
 
-use super::{exit::exit_code, guest::Guest};
+use super::{
+    exit::exit_code,
+    guest::{Guest, Processes},
+};
 use crate::error::AgentError;
 
 /// Events on the way to a caller; envd buffers beyond that and the command then waits.
@@ -94,9 +97,18 @@ fn refused(error: &ConnectError) -> AgentError {
     AgentError::new(code, if text.is_empty() { error.to_string() } else { text })
 }
 
-/// Starts a command; errors of the request come from here, before anything runs.
-pub(crate) async fn start(
+/// Starts a command whose output is passed on; errors of the request come from here, before anything runs.
+pub(crate) async fn stream(
     guest: &Guest,
+    command: Command,
+    limit: Option<Duration>,
+) -> Result<Running, AgentError> {
+    start(guest, &guest.apart(), command, limit).await
+}
+
+async fn start(
+    guest: &Guest,
+    processes: &Processes,
     command: Command,
     limit: Option<Duration>,
 ) -> Result<Running, AgentError> {
@@ -110,7 +122,7 @@ pub(crate) async fn start(
     let request = StartRequest { process: config.into(), stdin: Some(false), ..Default::default() };
     let options = guest.options(&command.user).with_header("x-wrenn-kill-on-disconnect", "1");
     let starting = async {
-        let mut stream = guest.processes.start_with_options(request, options).await?;
+        let mut stream = processes.start_with_options(request, options).await?;
         loop {
             let message = stream.message().await?;
             let Some(message) = message else {
@@ -216,7 +228,7 @@ pub(crate) async fn run(
     max: usize,
 ) -> Result<Finished, AgentError> {
     let _place = guest.place()?;
-    let mut running = start(guest, command, Some(limit)).await?;
+    let mut running = start(guest, &guest.processes, command, Some(limit)).await?;
     let mut finished = Finished::default();
     while let Some(event) = running.events.recv().await {
         let (target, bytes) = match event {
@@ -233,4 +245,86 @@ pub(crate) async fn run(
         target.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
     Err(AgentError::new(ErrorCode::AgentError, "the command's end was not reported; it may still have run"))
+}
+
+#[cfg(test)]
+mod tests {
+    use connectrpc::{Response, Router, ServiceStream, streaming_handler_fn};
+    use futures::{StreamExt as _, stream};
+    use wrenn_rpc::process::{
+        ProcessEvent, StartResponse,
+        process_event::{DataEvent, EndEvent, StartEvent},
+    };
+
+    use super::*;
+
+    /// What a command writes at a time.
+    const PIECE: usize = 16 << 10;
+    /// Pieces of a command that ends: more than a connection has room for.
+    const PIECES: usize = 512;
+    /// Streams that nobody reads: more than one connection has room for.
+    const UNREAD: usize = 8;
+
+    fn told(event: process_event::Event) -> StartResponse {
+        let event = ProcessEvent { event: Some(event), ..Default::default() };
+        StartResponse { event: event.into(), ..Default::default() }
+    }
+
+    fn started() -> StartResponse {
+        told(process_event::Event::Start(StartEvent { pid: 1, ..Default::default() }.into()))
+    }
+
+    /// A guest whose command `yes` writes for ever.
+    async fn guest() -> anyhow::Result<Guest> {
+        let start = streaming_handler_fn(async |_, request: StartRequest| {
+            let endless = request.process.into_option().is_some_and(|process| process.cmd == "yes");
+            let output = || {
+                let output = Some(Output::Stdout(vec![b'y'; PIECE]));
+                told(process_event::Event::Data(DataEvent { output, ..Default::default() }.into()))
+            };
+            let end = || {
+                let end = EndEvent { exited: true, status: "exit status 0".into(), ..Default::default() };
+                told(process_event::Event::End(end.into()))
+            };
+            let count = if endless { usize::MAX } else { PIECES };
+            let events = stream::iter([started()])
+                .chain(stream::repeat_with(output).take(count))
+                .chain(stream::iter([end()]));
+            let events: ServiceStream<StartResponse> = events.map(Ok).boxed();
+            Ok(Response::new(events))
+        });
+        let envd = Router::new().route_server_stream::<_, StartRequest, StartResponse>(
+            "process.Process",
+            "Start",
+            start,
+        );
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let guest = Guest::at(listener.local_addr()?.to_string(), "t")?;
+        let router = axum::Router::new().fallback_service(envd.into_axum_service());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        Ok(guest)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stream_that_nobody_reads_stops_no_other_command() -> anyhow::Result<()> {
+        let guest = guest().await?;
+        let command = |cmd: &str| Command { cmd: cmd.into(), ..Command::default() };
+        let mut unread = Vec::new();
+        for _ in 0..UNREAD {
+            let running = stream(&guest, command("yes"), None).await?;
+            // Its reader is waited for from here.
+            while running.events.len() < PENDING {
+                tokio::task::yield_now().await;
+            }
+            unread.push(running);
+        }
+        let finished = run(&guest, command("seq"), START, PIECES * PIECE).await?;
+        assert_eq!((finished.exit_code, finished.stdout.len()), (0, PIECES * PIECE));
+        for mut running in unread {
+            assert!(
+                matches!(running.events.recv().await, Some(Event::Stdout(bytes)) if bytes.len() == PIECE)
+            );
+        }
+        Ok(())
+    }
 }

@@ -4,7 +4,9 @@ use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
+use connectrpc::client::{
+    CallOptions, ClientConfig, Http2Connection, Http2ConnectionBuilder, SharedHttp2Connection,
+};
 use futures::{Stream, StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -34,20 +36,32 @@ const ANSWER: Duration = Duration::from_secs(30);
 const ERROR_TEXT: usize = 64 << 10;
 /// How much of it is passed on, in characters.
 const ERROR_SHOWN: usize = 512;
-/// Calls on the way to one guest before further ones wait.
+/// Calls on one connection to a guest before further ones wait.
 const CALLS: usize = 256;
+/// Bytes of a command's streamed output that wait in memory for a slow reader.
+const UNREAD: u32 = 512 << 10;
 /// Commands of one guest at a time whose output is kept until they end: that is memory of the host.
 pub(crate) const BUFFERED: usize = 16;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
+/// A client of envd's processes.
+pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
+
+fn processes(uri: Uri, connection: Http2ConnectionBuilder, calls: usize) -> Processes {
+    let connection = connection.lazy_plaintext(uri.clone()).shared(calls);
+    ProcessClient::new(connection, ClientConfig::new(uri).proto())
+}
+
 /// A client of one guest's envd.
 #[derive(Clone)]
 pub(crate) struct Guest {
     authority: String,
+    uri: Uri,
     token: String,
     http: Client<HttpConnector, Body>,
-    pub(super) processes: ProcessClient<SharedHttp2Connection>,
+    /// For calls whose answers are read at once: all share one connection, and its window.
+    pub(super) processes: Processes,
     gone: CancellationToken,
     buffered: Arc<Semaphore>,
 }
@@ -84,7 +98,10 @@ fn escape(text: &str) -> String {
 impl Guest {
     /// A client of the guest behind `address`; nothing is sent yet.
     pub(crate) fn new(address: Ipv4Addr, token: &str) -> Result<Self, AgentError> {
-        let authority = format!("{address}:{ENVD_PORT}");
+        Self::at(format!("{address}:{ENVD_PORT}"), token)
+    }
+
+    pub(super) fn at(authority: String, token: &str) -> Result<Self, AgentError> {
         let uri: Uri = format!("http://{authority}")
             .parse()
             .map_err(|error| AgentError::fault("addressing the sandbox", &error))?;
@@ -92,14 +109,12 @@ impl Guest {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
-        let connection = Http2Connection::lazy_plaintext(uri.clone()).shared(CALLS);
-        let config = ClientConfig::new(uri).proto();
-        let processes = ProcessClient::new(connection, config);
         Ok(Self {
             authority,
+            processes: processes(uri.clone(), Http2Connection::builder(), CALLS),
+            uri,
             token: token.to_owned(),
             http,
-            processes,
             gone: CancellationToken::new(),
             buffered: Arc::new(Semaphore::new(BUFFERED)),
         })
@@ -108,6 +123,14 @@ impl Guest {
     /// Breaks off what is in work: nothing will come any more, and the network does not tell.
     pub(super) fn end(&self) {
         self.gone.cancel();
+    }
+
+    /// A client with a connection of its own, for one command whose output may be read slowly or not at all.
+    pub(super) fn apart(&self) -> Processes {
+        let connection = Http2Connection::builder()
+            .initial_stream_window_size(UNREAD)
+            .initial_connection_window_size(UNREAD);
+        processes(self.uri.clone(), connection, 1)
     }
 
     /// A place for a command whose output is kept until it ends.
