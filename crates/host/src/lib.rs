@@ -13,6 +13,7 @@ pub mod driver;
 mod error;
 mod fault;
 mod layout;
+mod listener;
 mod machine;
 mod present;
 mod recover;
@@ -26,7 +27,6 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sy
 use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
@@ -190,9 +190,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let address = config.listen;
     allow_open_files();
     // Before the slow part: a second agent must not touch the first one's microVMs.
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
+    let listener = listener::bind(address).await?;
     let state_dir = config.state_dir.clone();
     let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
     let agent = tokio::select! {
