@@ -335,13 +335,8 @@ const HOST_FLOWS: u64 = 65_536;
 const TABLE_MAX: u64 = 4 << 20;
 
 /// Applies the host's rules, for so many guests at most.
-pub(crate) async fn open_host(
-    plan: &Plan,
-    guests: u16,
-    egress: Egress,
-    common: &Common,
-) -> Result<(), NetworkError> {
-    let table = rules::host(plan, egress, common);
+pub(crate) async fn open_host(plan: &Plan, guests: u16, common: &Common) -> Result<(), NetworkError> {
+    let (table, egress) = (rules::host(plan, common), common.egress);
     on_own_thread(async move || {
         Batch::of(|batch| batch.replace(&table)).apply(&netfilter()?)?;
         conntrack::make_room((HOST_FLOWS + u64::from(guests) * rules::MAX_KEPT_FLOWS).min(TABLE_MAX));
@@ -351,8 +346,8 @@ pub(crate) async fn open_host(
 }
 
 /// Applies the host's rules again where somebody took them away, as who loads other rules for the whole host may.
-pub(crate) async fn keep_host(plan: &Plan, egress: Egress, common: &Common) -> Result<(), NetworkError> {
-    let (name, table) = (rules::host_table(plan), rules::host(plan, egress, common));
+pub(crate) async fn keep_host(plan: &Plan, common: &Common) -> Result<(), NetworkError> {
+    let (name, table) = (rules::host_table(plan), rules::host(plan, common));
     on_own_thread(async move || {
         let socket = netfilter()?;
         if nft::has_table(&socket, Family::Ip, &name)? {

@@ -87,7 +87,6 @@ pub struct SlotPool {
 struct Inner {
     plan: Plan,
     journal: PathBuf,
-    egress: Egress,
     common: Common,
     warm: usize,
     max: u16,
@@ -245,12 +244,12 @@ impl SlotPool {
         for index in reclaim::slots(&plan, &config.state_dir)?.difference(&in_use) {
             undo(&plan, &journal, *index).await?;
         }
-        let common = Common { resolvers: config.resolvers, permitted: config.permitted };
-        build::open_host(&plan, config.max, config.egress, &common).await?;
+        let common =
+            Common { egress: config.egress, resolvers: config.resolvers, permitted: config.permitted };
+        build::open_host(&plan, config.max, &common).await?;
         let state = Mutex::new(State { taken: in_use, ..State::default() });
         let (warm, max, wanted) = (config.warm, config.max.min(MAX_SLOTS), Notify::new());
-        let egress = config.egress;
-        let inner = Arc::new(Inner { plan, journal, egress, common, warm, max, state, wanted });
+        let inner = Arc::new(Inner { plan, journal, common, warm, max, state, wanted });
         let task = tokio::spawn(refill(Arc::downgrade(&inner)));
         Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)), alone: Mutex::new(Some(alone)) }))
     }
@@ -328,7 +327,7 @@ async fn look_after(pool: &Inner, next: &mut Instant) {
         return;
     }
     *next = Instant::now() + LOOK_PERIOD;
-    if let Err(error) = build::keep_host(&pool.plan, pool.egress, &pool.common).await {
+    if let Err(error) = build::keep_host(&pool.plan, &pool.common).await {
         tracing::error!(%error, "the host's packet filter for guests could not be looked after");
     }
 }

@@ -35,6 +35,8 @@ pub(crate) const MAX_KEPT_FLOWS: u64 = MAX_FLOWS as u64 + 120 * MAX_NEW_FLOWS;
 /// What holds for every slot of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Common {
+    /// What may be reached outside at all.
+    pub(crate) egress: Egress,
     /// Where guests' questions for names go.
     pub(crate) resolvers: Vec<Ipv4Addr>,
     /// Private networks that a policy may open.
@@ -172,8 +174,18 @@ pub(crate) fn guard(slot: &SlotSpec) -> Table {
     Table { family: Family::Netdev, name: "guard".into(), sets: Vec::new(), chains }
 }
 
+/// What a policy comes to where nothing outside may be reached: the host's rules say so too, but may be away for a
+/// moment.
+fn within(egress: Egress, policy: &Policy) -> Policy {
+    match egress {
+        Egress::Nat => policy.clone(),
+        Egress::None => Policy { upload: policy.upload, download: policy.download, ..Policy::closed() },
+    }
+}
+
 /// The rules in a slot's namespace: addresses translated, and what the sandbox's policy opens.
 pub(crate) fn slot(slot: &SlotSpec, policy: &Policy, common: &Common) -> Table {
+    let policy = &within(common.egress, policy);
     let (uplink, tap) = (Key::InLink.link(UPLINK), Key::InLink.link(&slot.tap));
     let to_agent = vec![uplink.clone(), Key::IpDestination.address(slot.host_address)];
     let mut incoming =
@@ -285,7 +297,7 @@ pub(crate) fn flows(slot: &SlotSpec) -> Table {
 
 /// The host's rules for all slots of an agent: no guest reaches the host, another guest or a private
 /// network, nobody outside reaches a guest. They hold also where a slot's own rules fail.
-pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
+pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
     let prefix = plan.link_prefix();
     let (from, to) = (Key::InLink.begins(&prefix), Key::OutLink.begins(&prefix));
     let answers = |link: &Test| {
@@ -293,7 +305,7 @@ pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
     };
     let foreign = || drop("not a slot's address", vec![from.clone(), Key::IpSource.outside(VETH_NETWORK)]);
     let names = || -> Vec<Rule> {
-        let open = egress == Egress::Nat && !common.resolvers.is_empty();
+        let open = common.egress == Egress::Nat && !common.resolvers.is_empty();
         let rule = |protocol: [u8; 1]| {
             let tests = vec![
                 from.clone(),
@@ -305,7 +317,7 @@ pub(crate) fn host(plan: &Plan, egress: Egress, common: &Common) -> Table {
         };
         if open { vec![rule(UDP), rule(TCP)] } else { Vec::new() }
     };
-    let leaving = match egress {
+    let leaving = match common.egress {
         Egress::Nat => accept("the internet", vec![from.clone()]),
         Egress::None => drop("nothing leaves", vec![from.clone()]),
     };
@@ -358,7 +370,7 @@ mod tests {
 
     fn common(permitted: &[&str]) -> Common {
         let permitted = permitted.iter().map(|text| text.parse().unwrap()).collect();
-        Common { resolvers: vec![[192, 168, 1, 1].into()], permitted }
+        Common { egress: Egress::Nat, resolvers: vec![[192, 168, 1, 1].into()], permitted }
     }
 
     fn texts(table: &Table, chain: &str) -> Vec<String> {
@@ -452,7 +464,7 @@ mod tests {
         let dns = "iifname tap0 ip daddr 169.254.0.54 l4proto 06 th dport 53 dnat to 192.168.1.1";
         assert_eq!((incoming.len(), incoming[4].as_str()), (5, dns));
         assert_eq!(texts(&rules, "postrouting"), ["oifname eth0 ip saddr 169.254.0.21 snat to 10.12.0.7"]);
-        let none = Common { resolvers: Vec::new(), permitted: Vec::new() };
+        let none = Common { resolvers: Vec::new(), ..common(&[]) };
         let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &none);
         assert_eq!((texts(&rules, "prerouting").len(), texts(&rules, "forward").len()), (1, 8));
     }
@@ -491,7 +503,7 @@ mod tests {
 
     #[test]
     fn the_host_forwards_to_the_internet_only() {
-        let rules = host(&plan(), Egress::Nat, &common(&[]));
+        let rules = host(&plan(), &common(&[]));
         assert_eq!(
             texts(&rules, "forward"),
             [
@@ -512,11 +524,17 @@ mod tests {
 
     #[test]
     fn without_egress_nothing_is_forwarded() {
-        let rules = host(&plan(), Egress::None, &common(&[]));
+        let closed = Common { egress: Egress::None, ..common(&[]) };
+        let rules = host(&plan(), &closed);
         let forward = texts(&rules, "forward");
         assert_eq!(forward.last().unwrap(), "iifname wrt1-* drop");
         assert!(forward.iter().all(|rule| !rule.starts_with("iifname") || rule.ends_with("drop")));
         assert!(!texts(&rules, "input").iter().any(|rule| rule.contains("53")));
+        // Nor by the slot, whatever its policy says.
+        let open = Policy { allow: vec!["203.0.113.0/24".parse().unwrap()], ..Policy::default() };
+        let spec = plan().slot(3).unwrap();
+        let refused = slot(&spec, &Policy::closed(), &common(&[]));
+        assert_eq!(texts(&slot(&spec, &open, &closed), "forward"), texts(&refused, "forward"));
     }
 
     #[test]
@@ -544,7 +562,7 @@ mod tests {
     fn names_and_comments_fit_the_kernel() {
         let slot_table = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["10.0.0.0/8"]));
         let spec = plan().slot(3).unwrap();
-        for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), Egress::Nat, &common(&[]))] {
+        for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), &common(&[]))] {
             let rules = table.chains.iter().flat_map(|chain| &chain.rules);
             // The kernel takes 255 bytes, the terminating zero and the comment's own head among them.
             assert!(rules.clone().all(|rule| rule.why.len() < 128));

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 
 use support::{config, inside, isolated, run, stock, until};
-use wrenn_network::{MAX_SLOTS, Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
+use wrenn_network::{Egress, MAX_SLOTS, Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
 
 #[tokio::test]
 async fn a_slot_has_its_addresses_rules_and_tap() {
@@ -15,7 +15,7 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     }
     let dir = tempfile::tempdir().unwrap();
     let before = stock(dir.path());
-    let pool = SlotPool::start(config(dir.path())).await.unwrap();
+    let pool = SlotPool::start(PoolConfig { egress: Egress::Nat, ..config(dir.path()) }).await.unwrap();
     let slot = pool.acquire().await.unwrap();
     let addresses = inside(&slot, &["ip", "-4", "-o", "addr"]);
     assert!(addresses.contains("169.254.0.22/30") && addresses.contains("10.12.0."), "{addresses}");
