@@ -5,7 +5,10 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use connectrpc::{ConnectError, ErrorCode as Wire};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::Instant,
+};
 use wrenn_api::ErrorCode;
 use wrenn_rpc::process::{
     __buffa::oneof::{process_event, process_event::data_event::Output, process_selector},
@@ -68,7 +71,7 @@ pub(crate) struct Running {
 }
 
 /// The whole of a command.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Finished {
     /// Standard output.
     pub(crate) stdout: Vec<u8>,
@@ -220,29 +223,58 @@ async fn kill(guest: &Guest, pid: u32) {
     }
 }
 
-/// Runs a command to its end; at most `max` bytes of each output are kept. A guest has so many places for that.
+/// One output of a command, as far as it is kept.
+struct Kept<'a> {
+    guest: &'a Guest,
+    bytes: Vec<u8>,
+    /// How much more may be kept; nothing after the first loss, so that what is there is the beginning.
+    left: usize,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(guest: &'a Guest, max: usize) -> Self {
+        Self { guest, bytes: Vec::new(), left: max, room: None }
+    }
+
+    /// Keeps what there is room for; whether that is all of it.
+    fn take(&mut self, piece: &[u8]) -> bool {
+        let kept = &piece[..piece.len().min(self.left)];
+        let Some(room) = self.guest.keep(kept.len()) else {
+            self.left = 0;
+            return false;
+        };
+        match &mut self.room {
+            Some(held) => held.merge(room),
+            None => self.room = Some(room),
+        }
+        self.bytes.extend_from_slice(kept);
+        self.left -= kept.len();
+        kept.len() == piece.len()
+    }
+}
+
+/// Runs a command to its end; at most `max` bytes of each output are kept, and of all commands of a guest together what
+/// it has room for.
 pub(crate) async fn run(
     guest: &Guest,
     command: Command,
     limit: Duration,
     max: usize,
 ) -> Result<Finished, AgentError> {
-    let _place = guest.place()?;
     let mut running = start(guest, &guest.processes, command, Some(limit)).await?;
-    let mut finished = Finished::default();
+    let (mut stdout, mut stderr) = (Kept::new(guest, max), Kept::new(guest, max));
+    let mut whole = true;
     while let Some(event) = running.events.recv().await {
-        let (target, bytes) = match event {
-            Event::Stdout(bytes) => (&mut finished.stdout, bytes),
-            Event::Stderr(bytes) => (&mut finished.stderr, bytes),
+        match event {
+            Event::Stdout(piece) => whole &= stdout.take(&piece),
+            Event::Stderr(piece) => whole &= stderr.take(&piece),
             Event::End { exit_code, timed_out } => {
-                (finished.exit_code, finished.timed_out) = (exit_code, timed_out);
-                return Ok(finished);
+                let [stdout, stderr] = [stdout.bytes, stderr.bytes];
+                return Ok(Finished { stdout, stderr, exit_code, timed_out, truncated: !whole });
             }
             Event::Lost(error) => return Err(error),
-        };
-        let room = max - target.len();
-        finished.truncated |= bytes.len() > room;
-        target.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
     }
     Err(AgentError::new(ErrorCode::AgentError, "the command's end was not reported; it may still have run"))
 }
@@ -256,7 +288,7 @@ mod tests {
         process_event::{DataEvent, EndEvent, StartEvent},
     };
 
-    use super::*;
+    use super::{super::guest::KEPT, *};
 
     /// What a command writes at a time.
     const PIECE: usize = 16 << 10;
@@ -303,6 +335,18 @@ mod tests {
         let router = axum::Router::new().fallback_service(envd.into_axum_service());
         tokio::spawn(axum::serve(listener, router).into_future());
         Ok(guest)
+    }
+
+    #[tokio::test]
+    async fn what_other_commands_leave_no_room_for_is_cut_off() -> anyhow::Result<()> {
+        let guest = guest().await?;
+        let command = || Command { cmd: "seq".into(), ..Command::default() };
+        let others = guest.keep(KEPT - 3 * PIECE);
+        let finished = run(&guest, command(), START, PIECES * PIECE).await?;
+        assert!(finished.truncated && finished.stdout.len() <= 3 * PIECE, "{}", finished.stdout.len());
+        drop(others);
+        assert!(!run(&guest, command(), START, PIECES * PIECE).await?.truncated);
+        Ok(())
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -40,8 +40,9 @@ const ERROR_SHOWN: usize = 512;
 const CALLS: usize = 256;
 /// Bytes of a command's streamed output that wait in memory for a slow reader.
 const UNREAD: u32 = 512 << 10;
-/// Commands of one guest at a time whose output is kept until they end: that is memory of the host.
-pub(crate) const BUFFERED: usize = 16;
+/// Bytes of the output of one guest's commands that are kept at a time, until the commands end: that is memory of the
+/// host.
+pub(super) const KEPT: usize = 256 << 20;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -63,7 +64,7 @@ pub(crate) struct Guest {
     /// For calls whose answers are read at once: all share one connection, and its window.
     pub(super) processes: Processes,
     gone: CancellationToken,
-    buffered: Arc<Semaphore>,
+    kept: Arc<Semaphore>,
 }
 
 fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
@@ -116,7 +117,7 @@ impl Guest {
             token: token.to_owned(),
             http,
             gone: CancellationToken::new(),
-            buffered: Arc::new(Semaphore::new(BUFFERED)),
+            kept: Arc::new(Semaphore::new(KEPT)),
         })
     }
 
@@ -133,15 +134,10 @@ impl Guest {
         processes(self.uri.clone(), connection, 1)
     }
 
-    /// A place for a command whose output is kept until it ends.
-    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit, AgentError> {
-        self.buffered.clone().try_acquire_owned().map_err(|_| {
-            let message = format!(
-                "{BUFFERED} commands whose output is kept run in this sandbox already: wait for one of them, or stream the \
-                 output"
-            );
-            AgentError::new(ErrorCode::TooManyRequests, message)
-        })
+    /// Room for so many bytes of a command's output, as long as it is held; `None` where those of other commands have it.
+    pub(super) fn keep(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes).ok()?;
+        self.kept.clone().try_acquire_many_owned(bytes).ok()
     }
 
     /// Waits until the guest has ended.
@@ -297,13 +293,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_guest_has_so_many_places_and_each_is_free_again() {
+    async fn what_is_kept_of_a_guests_output_has_a_bound_and_is_free_again() {
         let guest = Guest::new(Ipv4Addr::LOCALHOST, "t").expect("a client");
-        let mut places: Vec<_> = (0..BUFFERED).map(|_| guest.clone().place().expect("a place")).collect();
-        let refused = guest.place().expect_err("none is left");
-        assert_eq!(refused.code, ErrorCode::TooManyRequests);
-        assert!(refused.message.contains("stream"), "{refused}");
-        places.pop();
-        assert!(guest.place().is_ok());
+        let most = guest.clone().keep(KEPT - 1).expect("room");
+        assert!(guest.keep(2).is_none());
+        let rest = guest.keep(1);
+        assert!(rest.is_some() && guest.keep(1).is_none());
+        drop(most);
+        assert!(guest.keep(KEPT - 1).is_some());
     }
 }

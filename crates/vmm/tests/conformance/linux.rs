@@ -36,6 +36,7 @@ const PAGED: usize = 2;
 const ADOPTED: usize = 3;
 const KILLED: usize = 4;
 const DISK_MB: u64 = 2048;
+const SLOTS: u16 = 32;
 const INSTANCE: &str = "vc";
 /// Bytes a second that a slow device moves. What it has not used of a second it moves at once.
 const SLOW: Rate = Rate { bytes: Some(512 << 10), operations: None };
@@ -66,6 +67,11 @@ impl Place {
         fs::create_dir(&store).unwrap();
         let volumes = wrenn_disk::open(StoreConfig::new(&store, Backend::Dm, INSTANCE)).await.unwrap();
         let slots = Self::slots(&dir, RESOLVERS[0]).await;
+        let flows = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap();
+        assert!(
+            flows.trim().parse::<u64>().unwrap() > u64::from(SLOTS) * 10_000,
+            "{flows} flows for all guests"
+        );
         Self { volumes, store, slots, dir }
     }
 
@@ -74,7 +80,7 @@ impl Place {
             state_dir: dir.path().join("network"),
             instance: INSTANCE.into(),
             warm: 1,
-            max: 32,
+            max: SLOTS,
             egress: Egress::Nat,
             resolvers: vec![resolver],
             permitted: Vec::new(),
