@@ -43,6 +43,13 @@ async fn ready(client: &reqwest::Client, slot: &SlotSpec) -> Result<()> {
     Ok(())
 }
 
+/// What else an emulated processor does comes in seconds, and only ever adds.
+fn faster_half(mut times: Vec<Duration>) -> Vec<Duration> {
+    times.sort();
+    times.truncate(times.len().div_ceil(2));
+    times
+}
+
 struct Bench {
     dir: PathBuf,
     share: PathBuf,
@@ -130,7 +137,8 @@ impl Bench {
                 floor.push(other);
             }
         }
-        Ok(Row::ratio("Firecracker with Linux until envd answers ÷ by a bare client", &ours, &floor, 1.05))
+        let what = "Firecracker with Linux until envd answers ÷ by a bare client, the faster half of each";
+        Ok(Row::ratio(what, &faster_half(ours), &faster_half(floor), 1.05))
     }
 }
 

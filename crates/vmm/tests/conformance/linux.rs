@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     net::Ipv4Addr,
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -26,6 +26,7 @@ use crate::{
     outside::{GREETS, MOVED_MB, OUTSIDE, Outside, RESOLVERS, sh},
     pages::PageServer,
     rig::{Dir, Rig, share},
+    snapshots::take,
 };
 
 /// How many run at once of one snapshot, and what is particular to some of them.
@@ -127,18 +128,6 @@ impl Place {
         let maps = Command::new("dmsetup").arg("ls").output().unwrap();
         assert!(!String::from_utf8_lossy(&maps.stdout).contains(&format!("wr{INSTANCE}-")), "{maps:?}");
     }
-}
-
-/// Takes a snapshot of a guest, and leaves it paused.
-async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
-    vm.pause().await.unwrap();
-    let file = |part: &str| dir.path().join(format!("{name}.{part}"));
-    let files = SnapshotFiles { state: file("state"), memory: file("memory") };
-    vm.snapshot(kind, &files).await.unwrap();
-    for path in [&files.state, &files.memory] {
-        fs::set_permissions(path, PermissionsExt::from_mode(0o644)).unwrap();
-    }
-    files
 }
 
 /// Puts the pages of a diff into the whole memory before it; how many bytes they are.

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Takes a snapshot of a guest that is running, and leaves it paused.
-async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
+pub(crate) async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
     vm.pause().await.unwrap();
     let file = |part: &str| dir.path().join(format!("{name}.{part}"));
     let files = SnapshotFiles { state: file("state"), memory: file("memory") };
