@@ -56,6 +56,11 @@ pub(crate) fn last_words(run_dir: &Path) -> String {
     String::from_utf8_lossy(&logs.concat()).into_owned()
 }
 
+/// A log's length, also of what was given up of it.
+fn length(log: &Path) -> u64 {
+    fs::symlink_metadata(log).map_or(0, |meta| meta.len())
+}
+
 /// Whether the last line of this log, without its time, is `line`.
 fn ends_with(log: &Path, line: &str) -> bool {
     let tail = logs::tail(log, LAST_LINE);
@@ -67,6 +72,8 @@ fn ends_with(log: &Path, line: &str) -> bool {
 pub(crate) struct Care {
     /// The last line of the guest's console after which there is nothing left to run, where the VMM stays.
     pub(crate) farewell: Option<&'static str>,
+    /// How long the console's log was before its guest: a former one of the directory may have said the same.
+    pub(crate) before: u64,
     /// The guest's memory in MiB, which a snapshot in the run directory may have, and little more.
     pub(crate) memory_mb: u32,
 }
@@ -90,7 +97,9 @@ fn overfull(run_dir: &Path, memory_mb: u32) -> bool {
 impl Care {
     /// Why the VMM of this directory is to end, if it is.
     fn verdict(self, run_dir: &Path) -> Option<&'static str> {
-        if self.farewell.is_some_and(|line| ends_with(&console_log(run_dir), line)) {
+        let console = console_log(run_dir);
+        let said = length(&console) > self.before;
+        if said && self.farewell.is_some_and(|line| ends_with(&console, line)) {
             return Some("its guest has shut down");
         }
         overfull(run_dir, self.memory_mb).then_some("it fills its directory with what no VMM writes")
@@ -140,9 +149,14 @@ impl Running {
         care: Care,
         spawn: impl FnOnce() -> io::Result<u32> + Send + 'static,
     ) -> Result<Self, VmmError> {
-        let spawned = tokio::task::spawn_blocking(spawn).await;
-        let pid =
-            spawned.unwrap_or_else(|error| Err(error.into())).map_err(|e| failed("start the VMM", e))?;
+        let console = console_log(run_dir);
+        let spawned = tokio::task::spawn_blocking(move || {
+            let before = length(&console);
+            spawn().map(|pid| (pid, before))
+        });
+        let spawned = spawned.await.unwrap_or_else(|error| Err(error.into()));
+        let (pid, before) = spawned.map_err(|error| failed("start the VMM", error))?;
+        let care = Care { before, ..care };
         // The child is reaped through its pidfd.
         let id = process::identify(pid as i32);
         let watched = id.and_then(|id| id.map(Watched::open).transpose());
@@ -230,7 +244,7 @@ mod tests {
     #[test]
     fn a_vmm_that_fills_its_directory_is_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let care = Care { farewell: None, memory_mb: 0 };
+        let care = Care { farewell: None, before: 0, memory_mb: 0 };
         let file = fs::File::create(dir.path().join("memory.new")).unwrap();
         file.set_len(1 << 40).unwrap();
         assert_eq!(care.verdict(dir.path()), None, "holes take no room");
@@ -241,6 +255,20 @@ mod tests {
         fs::remove_file(dir.path().join("memory.new")).unwrap();
         (0..=RUN_DIR_FILES).for_each(|n| drop(fs::File::create(dir.path().join(n.to_string())).unwrap()));
         assert!(care.verdict(dir.path()).is_some());
+    }
+
+    #[test]
+    fn a_former_guests_farewell_is_not_this_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let farewell = "reboot: System halted";
+        let care = Care { farewell: Some(farewell), before: 0, memory_mb: 0 };
+        assert_eq!(care.verdict(dir.path()), None);
+        fs::write(console_log(dir.path()), format!("[ 1.0] {farewell}\n")).unwrap();
+        assert!(care.verdict(dir.path()).is_some());
+        let next = Care { before: length(&console_log(dir.path())), ..care };
+        assert_eq!(next.verdict(dir.path()), None);
+        fs::write(console_log(dir.path()), format!("[ 1.0] {farewell}\n").repeat(2)).unwrap();
+        assert!(next.verdict(dir.path()).is_some());
     }
 
     #[test]

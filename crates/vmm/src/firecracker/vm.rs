@@ -49,7 +49,7 @@ pub(super) struct FirecrackerVm {
 }
 
 fn care(memory_mb: u32) -> Care {
-    Care { farewell: Some(FAREWELL), memory_mb }
+    Care { farewell: Some(FAREWELL), before: 0, memory_mb }
 }
 
 fn binds(spec: &BootSpec) -> Vec<Bind> {

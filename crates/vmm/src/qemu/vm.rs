@@ -23,7 +23,7 @@ pub(super) struct QemuVm {
 
 /// A guest that shuts down ends its QEMU.
 fn care(spec: &BootSpec) -> Care {
-    Care { farewell: None, memory_mb: spec.memory_mb }
+    Care { farewell: None, before: 0, memory_mb: spec.memory_mb }
 }
 
 /// Starts QEMU and waits until the guest runs.
