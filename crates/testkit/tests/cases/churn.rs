@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use wrenn_testkit::{Resources, Stack, test_guests, wait_until};
 
-use super::support::{delete_wholly, end, listed, nothing_remains};
+use super::support::{delete_wholly, listed, nothing_remains, with_test_guests};
 
 const WAYS: usize = 8;
 
@@ -93,10 +93,7 @@ async fn churn(stack: &Stack) -> Result<()> {
 
 /// Hundreds on the real Firecracker, eight at a time.
 pub(crate) async fn hundreds_come_and_go() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
-    let result = churn(&stack).await;
-    end(stack, result).await
+    with_test_guests(churn).await
 }
 
 /// As many as a host of two processors takes.
@@ -132,8 +129,5 @@ async fn reaped(stack: &Stack) -> Result<()> {
 
 /// Their agent is killed while many of them start on the real Firecracker: the next one ends every VMM.
 pub(crate) async fn those_that_start_are_reaped_with_their_agent() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
-    let result = reaped(&stack).await;
-    end(stack, result).await
+    with_test_guests(reaped).await
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
-use super::support::{delete_wholly, end, listed, nothing_remains, wait_exec, wait_status};
+use super::support::{delete_wholly, listed, nothing_remains, wait_exec, wait_status, with_test_guests};
 
 /// What runs in the sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +136,6 @@ pub(crate) async fn at_every_step(stack: Arc<Stack>) -> Result<()> {
 
 /// The same on the real Firecracker, with test guests, whose creates never end by themselves.
 pub(crate) async fn on_firecracker() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
     // Deleting one interrupts its create, which then takes back what it has made.
     let ended = |point: &&str| {
         point.starts_with("server.")
@@ -149,8 +147,7 @@ pub(crate) async fn on_firecracker() -> Result<()> {
         !in_lab() || device.iter().any(|end| point.ends_with(end))
     };
     let points: Vec<&str> = POINTS.into_iter().filter(|point| !ended(point)).filter(chosen).collect();
-    let result = at(&stack, &points, Guests::Test).await;
-    end(stack, result).await
+    with_test_guests(async |stack: &Stack| at(stack, &points, Guests::Test).await).await
 }
 
 async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wrenn_testkit::{Stack, wait_until};
+use wrenn_testkit::{Stack, test_guests, wait_until};
 
 /// The record of a sandbox, whatever its status.
 pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
@@ -93,6 +93,14 @@ pub(crate) async fn power_off(stack: &Stack, id: &str) -> Result<Value> {
         stack.api.send(exec.timeout(Duration::from_secs(15))).await.context("the guest ended meanwhile")?;
     reply.expect_error(409, "invalid_state")?;
     wait_status(stack, id, &["error"], 30).await
+}
+
+/// Has a Wrenn of its own for a case, whose sandboxes are test guests on the real Firecracker.
+pub(crate) async fn with_test_guests(case: impl AsyncFnOnce(&Stack) -> Result<()>) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
+    let result = case(&stack).await;
+    end(stack, result).await
 }
 
 /// Ends a Wrenn after its case; what went wrong first is told first.
