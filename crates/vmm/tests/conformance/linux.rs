@@ -11,13 +11,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    fs::{SeekFrom, seek},
-    process::{Pid, Signal, kill_process},
-};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use wrenn_disk::{Backend, StoreConfig, Volumes};
 use wrenn_network::{Egress, GUEST_ADDRESS, GUEST_RESOLVERS, PoolConfig, SlotPool, SlotSpec, TAP_ADDRESS};
+use wrenn_testguest::PAGE;
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Rate, Snapshot, SnapshotFiles, SnapshotKind, Tap};
 
 use crate::{
@@ -26,7 +24,7 @@ use crate::{
     outside::{GREETS, MOVED_MB, OUTSIDE, Outside, RESOLVERS, sh},
     pages::PageServer,
     rig::{Dir, Rig, share},
-    snapshots::take,
+    snapshots::{page, pages, take},
 };
 
 /// How many run at once of one snapshot, and what is particular to some of them.
@@ -132,16 +130,11 @@ impl Place {
 
 /// Puts the pages of a diff into the whole memory before it; how many bytes they are.
 fn merge(diff: &Path, whole: &Path) -> u64 {
-    let (diff, whole) = (File::open(diff).unwrap(), File::options().write(true).open(whole).unwrap());
-    let (mut at, mut merged) = (0, 0);
-    while let Ok(start) = seek(&diff, SeekFrom::Data(at)) {
-        at = seek(&diff, SeekFrom::Hole(start)).unwrap();
-        let mut pages = vec![0; usize::try_from(at - start).unwrap()];
-        diff.read_exact_at(&mut pages, start).unwrap();
-        whole.write_all_at(&pages, start).unwrap();
-        merged += at - start;
+    let (changed, whole) = (pages(diff), File::options().write(true).open(whole).unwrap());
+    for &address in &changed {
+        whole.write_all_at(&page(diff, address), address).unwrap();
     }
-    merged
+    changed.len() as u64 * PAGE
 }
 
 /// What is known of a running guest before its snapshot.

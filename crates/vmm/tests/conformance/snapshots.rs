@@ -31,7 +31,7 @@ pub(crate) async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: 
 }
 
 /// Addresses of the pages that a memory file holds; the others are holes.
-fn pages(path: &Path) -> Vec<u64> {
+pub(crate) fn pages(path: &Path) -> Vec<u64> {
     let (file, mut at, mut pages) = (File::open(path).unwrap(), 0, Vec::new());
     while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
         at = seek(&file, SeekFrom::Hole(start)).unwrap();
@@ -40,7 +40,8 @@ fn pages(path: &Path) -> Vec<u64> {
     pages
 }
 
-fn page(path: &Path, address: u64) -> Vec<u8> {
+/// One page of a memory file.
+pub(crate) fn page(path: &Path, address: u64) -> Vec<u8> {
     let mut bytes = vec![0; guest::PAGE as usize];
     File::open(path).unwrap().read_exact_at(&mut bytes, address).unwrap();
     bytes
