@@ -53,6 +53,14 @@ error_codes! {
     Forbidden = "forbidden", 403;
     /// The thing does not exist, or belongs to another team.
     NotFound = "not_found", 404;
+    /// The sandbox has no such program, or not the interpreter that its first line names.
+    ProgramNotFound = "program_not_found", 404;
+    /// The program cannot be executed: it is a directory, or its mode or format does not allow it.
+    ProgramNotExecutable = "program_not_executable", 403;
+    /// The sandbox has no such user.
+    UserNotFound = "user_not_found", 404;
+    /// The sandbox has no such directory to start in.
+    DirectoryNotFound = "directory_not_found", 404;
     /// The path exists but not for this method.
     MethodNotAllowed = "method_not_allowed", 405;
     /// The sandbox is not in a status that allows this.

@@ -7,6 +7,7 @@ use axum::{
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use http::StatusCode;
 use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail};
+use wrenn_rpc::fault;
 
 /// A refusal or a failure, in words for clients.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -70,37 +71,28 @@ impl From<redis::RedisError> for ApiError {
     }
 }
 
-/// What an agent answered; codes travel as proto/host.proto says.
+/// What an agent answered: its `Fault` says the code, and the message is for clients. What has no such detail comes from
+/// the connection or the RPC library, whose words are for the log.
 impl From<ConnectError> for ApiError {
     fn from(error: ConnectError) -> Self {
-        let message = error.message.clone().unwrap_or_default();
-        let code = match error.code {
-            Wire::InvalidArgument => ErrorCode::InvalidRequest,
-            Wire::NotFound => ErrorCode::NotFound,
-            Wire::PermissionDenied => ErrorCode::Forbidden,
-            Wire::FailedPrecondition => ErrorCode::InvalidState,
-            Wire::AlreadyExists => ErrorCode::Conflict,
-            Wire::OutOfRange => ErrorCode::ExceedsCapacity,
-            Wire::ResourceExhausted => ErrorCode::InsufficientStorage,
-            Wire::Aborted => ErrorCode::NoHostsAvailable,
-            Wire::Canceled => ErrorCode::TooManyRequests,
+        let code = fault::of(&error).and_then(|(code, _)| code.parse().ok());
+        if let Some(code) = code {
+            return Self::new(code, error.message.unwrap_or_default());
+        }
+        match error.code {
             Wire::Unavailable => {
-                tracing::warn!(%error, "a host does not answer");
+                tracing::warn!(?error, "a host does not answer");
                 let message = "the sandbox's host does not answer; try again in a moment";
-                return Self::new(ErrorCode::HostUnavailable, message);
+                Self::new(ErrorCode::HostUnavailable, message)
             }
             Wire::DeadlineExceeded => {
-                return Self::new(ErrorCode::Timeout, "the sandbox's host did not answer in time; try again");
+                Self::new(ErrorCode::Timeout, "the sandbox's host did not answer in time; try again")
             }
-            Wire::Internal => ErrorCode::AgentError,
             _ => {
-                tracing::error!(%error, "a host answered with a fault");
-                return Self::new(
-                    ErrorCode::AgentError,
-                    "the sandbox's host could not do this; its log says why",
-                );
+                tracing::error!(?error, "a host answered with a fault");
+                let message = "the sandbox's host could not do this; its log says why";
+                Self::new(ErrorCode::AgentError, message)
             }
-        };
-        Self::new(code, message)
+        }
     }
 }

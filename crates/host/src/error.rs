@@ -4,6 +4,7 @@ use connectrpc::{ConnectError, ErrorCode as Wire};
 use wrenn_api::ErrorCode;
 use wrenn_disk::DiskError;
 use wrenn_network::NetworkError;
+use wrenn_rpc::fault::{self, Of};
 use wrenn_vmm::VmmError;
 
 use crate::sandbox::journal::JournalError;
@@ -16,12 +17,26 @@ pub(crate) struct AgentError {
     pub(crate) code: ErrorCode,
     /// Thing, cause and remedy.
     pub(crate) message: String,
+    /// Whose fault it is.
+    pub(crate) of: Of,
 }
 
 impl AgentError {
-    /// An error of this code.
+    /// An error of this code; the host's fault where the code says no more than that something failed.
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        let of = match code {
+            ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::Timeout => Of::OF_HOST,
+            ErrorCode::HostUnavailable | ErrorCode::NoHostsAvailable => Of::OF_HOST,
+            ErrorCode::InsufficientStorage | ErrorCode::ServiceUnavailable => Of::OF_HOST,
+            _ => Of::OF_CALLER,
+        };
+        Self { code, message: message.into(), of }
+    }
+
+    /// The same, with what the template holds as its cause: another host would fail too.
+    #[must_use]
+    pub(crate) fn of_template(self) -> Self {
+        Self { of: Of::OF_TEMPLATE, ..self }
     }
 
     /// A fault of this host: the details are logged, the client learns what failed.
@@ -97,24 +112,36 @@ impl From<VmmError> for AgentError {
     }
 }
 
-/// How codes travel in Connect; `wrenn-control` reads them back by the same table (proto/host.proto).
+/// The code travels as the detail `host.v1.Fault`; the Connect code is what other clients of the protocol see.
 impl From<AgentError> for ConnectError {
     fn from(error: AgentError) -> Self {
         let code = match error.code {
             ErrorCode::InvalidRequest => Wire::InvalidArgument,
-            ErrorCode::NotFound => Wire::NotFound,
-            ErrorCode::Forbidden => Wire::PermissionDenied,
-            ErrorCode::InvalidState => Wire::FailedPrecondition,
-            ErrorCode::Conflict => Wire::AlreadyExists,
+            ErrorCode::NotFound
+            | ErrorCode::ProgramNotFound
+            | ErrorCode::UserNotFound
+            | ErrorCode::DirectoryNotFound => Wire::NotFound,
+            ErrorCode::Forbidden | ErrorCode::ProgramNotExecutable => Wire::PermissionDenied,
+            ErrorCode::InvalidState | ErrorCode::Conflict => Wire::FailedPrecondition,
             ErrorCode::ExceedsCapacity => Wire::OutOfRange,
-            ErrorCode::InsufficientStorage => Wire::ResourceExhausted,
-            ErrorCode::NoHostsAvailable => Wire::Aborted,
-            ErrorCode::HostUnavailable => Wire::Unavailable,
+            ErrorCode::InsufficientStorage | ErrorCode::TooManyRequests => Wire::ResourceExhausted,
+            ErrorCode::NoHostsAvailable | ErrorCode::HostUnavailable => Wire::Unavailable,
             ErrorCode::Timeout => Wire::DeadlineExceeded,
-            // It was not begun.
-            ErrorCode::TooManyRequests => Wire::Canceled,
             _ => Wire::Internal,
         };
-        ConnectError::new(code, error.message)
+        fault::attach(ConnectError::new(code, error.message), error.code.as_str(), error.of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_travels() {
+        for &code in ErrorCode::ALL {
+            let (read, of) = fault::of(&AgentError::new(code, "x").into()).expect("a detail");
+            assert_eq!((read.parse(), of), (Ok(code), AgentError::new(code, "x").of));
+        }
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Service {
 }
 
 fn invalid(message: impl Into<String>) -> ConnectError {
-    ConnectError::invalid_argument(message)
+    AgentError::new(ErrorCode::InvalidRequest, message).into()
 }
 
 fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {

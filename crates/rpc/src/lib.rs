@@ -2,6 +2,8 @@
 //! No I/O happens here.
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
+pub mod fault;
+
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
 mod generated {
     connectrpc::include_generated!();

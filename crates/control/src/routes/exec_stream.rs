@@ -52,6 +52,8 @@ enum ToClient {
     Start { pid: u32 },
     Stdout(Output),
     Stderr(Output),
+    /// Output was dropped here.
+    Lost { bytes: u64 },
     Exit { exit_code: i32, timed_out: bool },
     Error { data: String, code: ErrorCode },
 }
@@ -214,6 +216,7 @@ async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSoc
             Some(Event::Stderr(bytes)) => {
                 frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())));
             }
+            Some(Event::Lost(lost)) => frames.push(ToClient::Lost { bytes: lost.bytes }),
             Some(Event::End(end)) => {
                 frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));
                 frames.extend(stderr.finish().map(|piece| ToClient::Stderr(piece.into())));
