@@ -11,6 +11,7 @@ use connectrpc::{
     ServiceStream,
 };
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
+use wrenn_api::ErrorCode;
 use wrenn_rpc::host::v1::{
     __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
     CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
