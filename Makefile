@@ -1,7 +1,7 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd build quickstart test lab bench bench-lab leak-check openapi fmt lint check-aarch64 sqlx clean
+.PHONY: help setup assets envd kernel template build quickstart test test-programs test-assets lab bench bench-lab leak-check openapi fmt lint check-aarch64 sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -21,10 +21,14 @@ envd: setup
 	@$(CARGO) build -p wrenn-envd --profile guest --target $(GUEST_TARGET) \
 	  --config 'target.$(GUEST_TARGET).rustflags=["-C","target-feature=+crt-static","-C","link-arg=-fuse-ld=lld"]'
 
-assets: envd ## Build guest kernel, initial RAM disk and the minimal template into share/wrenn
+kernel: setup
 	@images/build-kernel $(SHARE)
-	@images/build-initrd $(ENVD) $(SHARE)
+
+template: setup
 	@images/build-template minimal $(SHARE)/images
+
+assets: envd kernel template ## Build guest kernel, initial RAM disk and the minimal template into share/wrenn
+	@images/build-initrd $(ENVD) $(SHARE)
 
 build: assets ## Build bin/wrenn (release)
 	@echo "wrenn: building"
@@ -34,23 +38,30 @@ build: assets ## Build bin/wrenn (release)
 quickstart: build ## Build all, start Wrenn, run the demo
 	@scripts/quickstart
 
-# Everything is compiled and installed first; the tests then run in a network namespace without an uplink, so
-# that no packet leaves the machine whatever a test or a guest does.
-test: assets ## Unit, integration and end-to-end tests with real guests
+# One choice of packages and features for all that is compiled for tests: another one would compile dependencies again.
+TESTED := --workspace --features wrenn-cli/fault-points
+
+test-programs: setup
+	@$(CARGO) build $(TESTED) --bins --tests
+
+# Each of them keeps one processor busy at most, so they are made beside the programs.
+test-assets: assets
 	@scripts/api-check install
 	@lab/build
-	@$(CARGO) build --workspace --features wrenn-cli/fault-points
-	@$(CARGO) test --workspace --features wrenn-cli/fault-points --no-run
-	@scripts/isolated env $(DEV) $(CARGO) test --offline --workspace --features wrenn-cli/fault-points
-	@scripts/isolated $(CARGO) xtask lab test
+
+# Everything is compiled and installed first; the tests then run in a network namespace without an uplink, so
+# that no packet leaves the machine whatever a test or a guest does.
+test: setup ## Unit, integration and end-to-end tests with real guests
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-programs test-assets
+	@scripts/isolated env $(DEV) $(CARGO) test --offline $(TESTED)
+	@scripts/isolated target/debug/xtask lab test
 	@scripts/isolated env $(DEV) scripts/api-check
 
 # The drivers' suites. `make test` goes on with the end-to-end cases, which take twice as long.
 lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
 	@lab/build
-	@$(CARGO) build --package xtask
-	@$(CARGO) build --package wrenn-cli --features fault-points
-	@scripts/isolated $(CARGO) xtask lab test conformance
+	@$(CARGO) build $(TESTED) --bins --tests
+	@scripts/isolated target/debug/xtask lab test conformance
 
 bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json
 	@$(CARGO) build -p wrenn-bench --release

@@ -68,10 +68,11 @@ fn full() -> AgentError {
 impl From<DiskError> for AgentError {
     fn from(error: DiskError) -> Self {
         match &error {
-            DiskError::UnknownImage(name) => Self::new(
-                ErrorCode::NotFound,
-                format!("there is no template {name:?} on the host: use another, or build it there"),
-            ),
+            DiskError::UnknownImage(name) => {
+                let message =
+                    format!("there is no template {name:?} on the host: use another, or build it there");
+                Self::new(ErrorCode::NotFound, message).of_template()
+            }
             DiskError::InvalidName(_) | DiskError::TooSmall { .. } => {
                 Self::new(ErrorCode::InvalidRequest, error.to_string())
             }

@@ -49,13 +49,23 @@ enum FromClient {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum ToClient {
-    Start { pid: u32 },
+    Start {
+        pid: u32,
+    },
     Stdout(Output),
     Stderr(Output),
     /// Output was dropped here.
-    Lost { bytes: u64 },
-    Exit { exit_code: i32, timed_out: bool },
-    Error { data: String, code: ErrorCode },
+    Lost {
+        bytes: u64,
+    },
+    Exit {
+        exit_code: i32,
+        timed_out: bool,
+    },
+    Error {
+        data: String,
+        code: ErrorCode,
+    },
 }
 
 #[derive(Serialize)]

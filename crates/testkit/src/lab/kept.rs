@@ -19,6 +19,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// A kept process; it is ended when this is dropped.
 pub(super) struct Kept {
     pid: u32,
+    deadline: Arc<Mutex<Instant>>,
     end: Arc<Mutex<Option<String>>>,
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -39,7 +40,8 @@ impl Kept {
         limit: Duration,
         on_end: impl FnOnce() + Send + 'static,
     ) -> Result<Self> {
-        let deadline = Instant::now() + limit;
+        let deadline = Arc::new(Mutex::new(Instant::now() + limit));
+        let until = deadline.clone();
         let end = Arc::new(Mutex::new(None));
         let ended = end.clone();
         let (stop, stopped) = mpsc::channel();
@@ -56,7 +58,7 @@ impl Kept {
                 // What it inherits of ours is not kept open.
                 drop(command);
                 drop(started.send(Ok(child.id())));
-                let why = watch(child, &stopped, deadline, limit);
+                let why = watch(child, &stopped, &until);
                 *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
                 on_end();
             })
@@ -65,11 +67,17 @@ impl Kept {
             .recv()
             .context("the thread of a process of the lab has ended")?
             .context("cannot run setpriv: install util-linux")?;
-        Ok(Self { pid, end, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { pid, deadline, end, stop: Some(stop), thread: Some(thread) })
     }
 
     pub(super) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Brings its deadline forward: it is killed when this much time is over.
+    pub(super) fn end_within(&self, left: Duration) {
+        let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        *deadline = (*deadline).min(Instant::now() + left);
     }
 
     /// Why it has ended, if it has.
@@ -100,15 +108,20 @@ impl fmt::Debug for Kept {
 }
 
 /// Waits for its end, for being told to stop, or for its time to be over.
-fn watch(mut child: Child, stopped: &mpsc::Receiver<()>, deadline: Instant, limit: Duration) -> String {
+fn watch(mut child: Child, stopped: &mpsc::Receiver<()>, deadline: &Mutex<Instant>) -> String {
+    let begin = Instant::now();
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return format!("has ended: {status}"),
             Ok(None) => {}
             Err(error) => return format!("cannot be waited for: {error}"),
         }
-        let why = match stopped.recv_timeout(LOOK) {
-            _ if Instant::now() > deadline => format!("was ended: its time limit of {limit:?} was over"),
+        let ended = stopped.recv_timeout(LOOK);
+        let until = *deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = match ended {
+            _ if Instant::now() > until => {
+                format!("was killed: its time limit was over after {:.0?}", begin.elapsed())
+            }
             Err(RecvTimeoutError::Timeout) => continue,
             Ok(()) | Err(RecvTimeoutError::Disconnected) => "was stopped".to_owned(),
         };

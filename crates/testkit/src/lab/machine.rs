@@ -66,6 +66,11 @@ impl Machine {
         self.qemu.pid()
     }
 
+    /// Brings the end of its time forward.
+    pub(super) fn end_within(&self, left: Duration) {
+        self.qemu.end_within(left);
+    }
+
     /// Has this connection ended when the machine ends.
     pub(super) fn ends_with(&self, master: Master) {
         let mut slot = self.master.lock().unwrap_or_else(PoisonError::into_inner);

@@ -146,6 +146,11 @@ impl Lab {
         self.machine.pid()
     }
 
+    /// Brings the end of its time forward: it is killed when this much time is over, whatever goes on in it.
+    pub fn end_within(&self, left: Duration) {
+        self.machine.end_within(left);
+    }
+
     /// How long it took from [`Lab::start`] until it took commands.
     pub fn started_in(&self) -> Duration {
         self.started_in

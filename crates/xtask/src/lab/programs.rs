@@ -1,6 +1,7 @@
-//! Test programs: which run in the lab, and where cargo puts them.
+//! Test programs: which of their cases run in the lab, in which order, and where cargo puts the programs.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -11,41 +12,51 @@ use serde_json::Value;
 use super::repository;
 
 /// A test target of a package.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Target {
     /// The package.
-    pub(super) package: &'static str,
+    package: &'static str,
     /// The target.
-    pub(super) test: &'static str,
+    test: &'static str,
     /// More variables of its environment.
     pub(super) env: &'static [&'static str],
-    /// Which of its cases are run together, as the program's arguments. A lab that stands still costs those of one run.
-    pub(super) runs: &'static [&'static [&'static str]],
 }
 
-/// What runs in the lab, the longest first: so the labs end at about the same time. These targets see `IN_LAB=1` there,
-/// and then take what only a lab has.
-pub(super) const TARGETS: &[Target] = &[
-    // Its state directories are on a disk: the lab's temporary directory is memory. What shares a Wrenn is one run: its
-    // start takes longer than most cases.
-    Target {
-        package: "wrenn-testkit",
-        test: "e2e",
-        env: &["WRENN_BIN=/usr/local/bin/wrenn", "TMPDIR=/var/lib/wrenn"],
-        runs: &[
-            &["hosts::"],
-            &["--skip=hosts::", "--skip=network::", "--skip=faults::"],
-            &["network::"],
-            &["faults::"],
-        ],
-    },
-    Target {
-        package: "wrenn-vmm",
-        test: "conformance",
-        env: &[],
-        runs: &[&["firecracker_jailed_linux::"], &["firecracker_jailed::"], &["firecracker_unjailed::"]],
-    },
-    Target { package: "wrenn-disk", test: "conformance", env: &[], runs: &[&[]] },
+/// Cases of a test program that run together. A lab that stands still costs those of one run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) target: &'static Target,
+    /// What chooses them, as the program's arguments; all without any.
+    pub(super) cases: &'static [&'static str],
+    /// Whether they also run outside of a lab, where the machine has a usable `/dev/kvm`.
+    pub(super) outside_too: bool,
+}
+
+/// The end-to-end cases. Their state directories are on a disk: the lab's temporary directory is memory.
+const E2E: Target = Target {
+    package: "wrenn-testkit",
+    test: "e2e",
+    env: &["WRENN_BIN=/usr/local/bin/wrenn", "TMPDIR=/var/lib/wrenn"],
+};
+const VMM: Target = Target { package: "wrenn-vmm", test: "conformance", env: &[] };
+const DISK: Target = Target { package: "wrenn-disk", test: "conformance", env: &[] };
+
+const fn run(target: &'static Target, cases: &'static [&'static str]) -> Run {
+    Run { target, cases, outside_too: false }
+}
+
+/// What runs in the lab, the longest first, so that labs side by side end at about the same time. These targets see
+/// `IN_LAB=1` there, and then take what only a lab has. What shares a Wrenn is one run: its start takes longer than
+/// most cases.
+pub(super) const RUNS: &[Run] = &[
+    run(&VMM, &["firecracker_jailed_linux::"]),
+    run(&E2E, &["--skip=hosts::", "--skip=network::", "--skip=faults::"]),
+    run(&E2E, &["network::"]),
+    run(&DISK, &[]),
+    run(&E2E, &["hosts::"]),
+    run(&E2E, &["faults::"]),
+    Run { outside_too: true, ..run(&VMM, &["firecracker_jailed::"]) },
+    Run { outside_too: true, ..run(&VMM, &["firecracker_unjailed::"]) },
 ];
 
 impl Target {
@@ -53,24 +64,40 @@ impl Target {
     pub(super) fn name(&self) -> String {
         format!("{}-{}", self.package, self.test)
     }
+}
 
-    /// Builds it, and says where it is.
-    pub(super) fn build(&self) -> Result<PathBuf> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
-            .current_dir(repository())
-            .args(["test", "--offline", "--no-run", "--message-format=json", "--package", self.package])
-            .args(["--test", self.test])
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot run cargo")?;
-        ensure!(output.status.success(), "cannot build {}: {}", self.name(), output.status);
-        let messages = String::from_utf8_lossy(&output.stdout);
-        messages
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|message| message["target"]["name"] == self.test && message["profile"]["test"] == true)
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .with_context(|| format!("cargo names no executable for {}", self.name()))
-    }
+/// Builds the test programs, and says where each is, by its target's name.
+///
+/// All of the workspace is chosen, as `make test` does: with other packages other features would be in force, and
+/// their dependencies would be compiled once more. In CI, where they have been built, that is an error.
+pub(super) fn build() -> Result<BTreeMap<String, PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .current_dir(repository())
+        .args(["test", "--offline", "--locked", "--workspace", "--features", "wrenn-cli/fault-points"])
+        .args(["--no-run", "--message-format=json"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "cannot build the test programs: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let again = |message: &&Value| message["fresh"] == false;
+    let again: Vec<_> = messages.iter().filter(again).map(|message| &message["target"]["name"]).collect();
+    ensure!(
+        again.is_empty() || std::env::var_os("CI").is_none(),
+        "compiled once more, with other features than before: {again:?}"
+    );
+    let targets = [&E2E, &VMM, &DISK].into_iter().map(|target| {
+        let is_it = |message: &&Value| {
+            let id = message["package_id"].as_str().unwrap_or_default();
+            message["target"]["name"] == target.test
+                && message["profile"]["test"] == true
+                && id.contains(&format!("/{}#", target.package.trim_start_matches("wrenn-")))
+        };
+        let found = messages.iter().find(is_it).and_then(|message| message["executable"].as_str());
+        let path = found.with_context(|| format!("cargo names no executable for {}", target.name()))?;
+        Ok((target.name(), PathBuf::from(path)))
+    });
+    targets.collect()
 }

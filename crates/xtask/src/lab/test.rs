@@ -13,11 +13,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wrenn_testkit::{Lab, LabConfig};
+use wrenn_testkit::{Lab, LabConfig, test_guests};
 
 use super::{
     build, collect_logs, interrupt,
-    programs::{self, Target},
+    programs::{self, Run},
 };
 
 /// How many labs there are at a time. Each has one processor, and keeps one of this machine's busy.
@@ -26,14 +26,6 @@ const LABS: usize = 2;
 const LOST_MAX: u32 = 3;
 /// Where test programs are in a lab.
 const DIR: &str = "/usr/local/lib/wrenn-tests";
-
-/// Cases of a test program that are run together.
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    target: &'static Target,
-    /// What chooses them; all without any.
-    cases: &'static [&'static str],
-}
 
 impl Run {
     fn name(&self) -> String {
@@ -62,18 +54,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCode> {
-    let all = programs::TARGETS
-        .iter()
-        .flat_map(|target| target.runs.iter().map(move |&cases| Run { target, cases }));
-    let runs: VecDeque<_> =
-        all.filter(|run| filter.is_none_or(|filter| run.name().contains(filter))).collect();
+    let chosen = |run: &&Run| filter.is_none_or(|filter| run.name().contains(filter));
+    let mut runs: VecDeque<Run> = programs::RUNS.iter().filter(chosen).copied().collect();
     ensure!(!runs.is_empty(), "no run of the lab has {:?} in its name", filter.unwrap_or_default());
+    if filter.is_none() && test_guests::available() {
+        for run in runs.iter().filter(|run| run.outside_too) {
+            eprintln!("lab: {}: NOT RUN HERE: it runs outside, on this machine's KVM", run.name());
+        }
+        runs.retain(|run| !run.outside_too);
+    }
     build()?;
     interrupt::outlive()?;
-    for target in programs::TARGETS {
-        if runs.iter().any(|run| run.target.name() == target.name()) {
-            config = config.with_file(target.build()?, format!("{DIR}/{}", target.name()));
-        }
+    for (name, program) in programs::build()? {
+        config = config.with_file(program, format!("{DIR}/{name}"));
     }
     let begin = Instant::now();
     let work = Work {
