@@ -3,6 +3,9 @@
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
 pub mod fault;
+mod foreign;
+
+pub use foreign::Foreign;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
 mod generated {
