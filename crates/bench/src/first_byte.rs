@@ -85,7 +85,8 @@ fn client(stack: &Stack) -> Result<AgentClient> {
     let file = |name: &str| stack.state_dir.join("pki").join(name);
     let tls = AgentTls { ca: file("ca.pem"), cert: file("control.pem"), key: file("control.key") };
     let address = stack.sql("SELECT address FROM hosts")?;
-    Ok(Agents::new(&tls)?.at(&address))
+    let host = fs::read_to_string(stack.state_dir.join("host-id"))?.trim().parse().context("no host id")?;
+    Ok(Agents::new(&tls)?.at(host, &address))
 }
 
 async fn ours(stack: &Stack, agent: &AgentClient) -> Result<Duration> {

@@ -21,7 +21,8 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use wrenn_rpc::host::v1::HostClient;
+use wrenn_api::HostId;
+use wrenn_rpc::{HOST_HEADER, host::v1::HostClient};
 
 use crate::config::AgentTls;
 
@@ -62,13 +63,14 @@ pub(crate) mod deadline {
     pub(crate) const EXEC_EXTRA: Duration = Duration::from_secs(45);
 }
 
-/// Every agent by its address.
+/// The clients of all agents.
 pub struct Agents {
     tls: TlsConnector,
     /// What every agent is called, whatever its address.
     name: ServerName<'static>,
     uri: Uri,
-    clients: Mutex<HashMap<String, AgentClient>>,
+    /// By host, with the address that each connects to.
+    clients: Mutex<HashMap<HostId, (String, AgentClient)>>,
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -99,25 +101,31 @@ impl Agents {
         })
     }
 
-    /// The client of the agent at this address; it connects when it is used, and again when it must. For calls that have
-    /// a deadline and whose answer is read at once, no others: all share one connection.
-    pub fn at(&self, address: &str) -> AgentClient {
+    /// The client of a host's agent, which is at this address; it connects when it is used, and again when it must. For
+    /// calls that have a deadline and whose answer is read at once, no others: all share one connection.
+    pub fn at(&self, host: HostId, address: &str) -> AgentClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(address) {
+        if let Some((_, client)) = clients.get(&host).filter(|(present, _)| present == address) {
             return client.clone();
         }
-        let client = self.connect(address, SHARED);
-        clients.insert(address.to_owned(), client.clone());
+        let client = self.connect(host, address, SHARED);
+        clients.insert(host, (address.to_owned(), client.clone()));
         client
     }
 
-    /// A client for one stream to or from the agent at this address: its connection is opened when it is used, and ends
-    /// with the stream. A stream that stands still delays nothing else.
-    pub fn apart(&self, address: &str) -> AgentClient {
-        self.connect(address, APART)
+    /// A client for one stream to or from a host's agent: its connection is opened when it is used, and ends with the
+    /// stream. A stream that stands still delays nothing else.
+    pub fn apart(&self, host: HostId, address: &str) -> AgentClient {
+        self.connect(host, address, APART)
     }
 
-    fn connect(&self, address: &str, room: Room) -> AgentClient {
+    /// Forgets the clients of hosts that are not registered any more.
+    pub(crate) fn keep(&self, registered: impl Fn(HostId) -> bool) {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|host, _| registered(*host));
+    }
+
+    fn connect(&self, host: HostId, address: &str, room: Room) -> AgentClient {
         let (tls, name, target) = (self.tls.clone(), self.name.clone(), address.to_owned());
         let connector = tower::service_fn(move |_: Uri| {
             let (tls, target, name) = (tls.clone(), target.clone(), name.clone());
@@ -138,7 +146,11 @@ impl Agents {
             .initial_connection_window_size(room.of_all)
             .lazy_with_connector(connector, self.uri.clone())
             .shared(room.calls);
-        let config = ClientConfig::new(self.uri.clone()).proto().with_default_max_message_size(MESSAGE_MAX);
+        let config = ClientConfig::new(self.uri.clone())
+            .proto()
+            .with_default_max_message_size(MESSAGE_MAX)
+            // All agents share one name, so each call says which host it is meant for.
+            .with_default_header(HOST_HEADER, host.to_string());
         HostClient::new(connection, config)
     }
 }

@@ -71,12 +71,12 @@ pub(crate) async fn team_of(app: &App, secret: &str) -> Result<Option<Uuid>, Api
     if let Some(team) = app.keys.get(&hash) {
         return Ok(Some(team));
     }
-    let Some(key) = keys::find(&app.db, &hash).await? else { return Ok(None) };
+    let Some(key) = keys::find(&app.access, &hash).await? else { return Ok(None) };
     if !bool::from(key.secret_sha256.ct_eq(&hash)) {
         return Ok(None);
     }
     app.keys.put(hash, key.team_id);
-    keys::used(&app.db, key.id).await?;
+    keys::used(&app.access, key.id).await?;
     Ok(Some(key.team_id))
 }
 

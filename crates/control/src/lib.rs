@@ -52,6 +52,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     db::migrate(&db).await?;
     let app = Arc::new(State {
         db,
+        access: db::access_pool(&config.database_url)?,
         events: Events::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?,
         agents: Agents::new(&config.agent_tls)?,
         keys: KeyCache::default(),

@@ -14,6 +14,8 @@ pub(crate) type App = Arc<State>;
 /// The parts of a server.
 pub(crate) struct State {
     pub(crate) db: PgPool,
+    /// A few connections for API keys and probes alone: both are answered while all others are in use.
+    pub(crate) access: PgPool,
     pub(crate) events: Events,
     pub(crate) agents: Agents,
     pub(crate) keys: KeyCache,

@@ -11,6 +11,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use tokio::net::TcpListener;
+use wrenn_api::HostId;
 use wrenn_control::{AgentTls, agents::Agents};
 use wrenn_rpc::host::v1::{
     __buffa::oneof::read_file_response::Part, PingRequest, PingResponse, ReadFileRequest, ReadFileResponse,
@@ -73,13 +74,14 @@ async fn a_host_answers_while_nobody_reads_its_streams() -> Done<()> {
     tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(server)).into_future());
 
     let agents = Agents::new(&files)?;
+    let host_id = HostId::new();
     let mut unread = Vec::new();
     for _ in 0..STREAMS {
-        let mut stream = agents.apart(&address).read_file(ReadFileRequest::default()).await?;
+        let mut stream = agents.apart(host_id, &address).read_file(ReadFileRequest::default()).await?;
         stream.message().await?.ok_or("no piece")?;
         unread.push(stream);
     }
-    agents.at(&address).ping(PingRequest::default()).await?;
+    agents.at(host_id, &address).ping(PingRequest::default()).await?;
     // They are still what they were: each goes on once it is read.
     for stream in &mut unread {
         stream.message().await?.ok_or("no further piece")?;

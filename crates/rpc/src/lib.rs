@@ -7,6 +7,10 @@ mod foreign;
 
 pub use foreign::Foreign;
 
+/// The header of every call of `host.v1.Host` that names the host it is meant for. An agent of another host refuses the
+/// call: addresses change hands.
+pub const HOST_HEADER: &str = "x-wrenn-host";
+
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
 mod generated {
     connectrpc::include_generated!();

@@ -17,18 +17,29 @@ use sqlx::{
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Connections of one server.
-const CONNECTIONS: u32 = 16;
+const CONNECTIONS: u32 = 20;
+/// Those of them that look API keys up and answer probes, and do nothing else.
+const ACCESS_CONNECTIONS: u32 = 4;
 /// How long a request waits for a connection before it is told that the database is away.
 const ACQUIRE: Duration = Duration::from_secs(3);
 
 /// A pool; connects when it is used first.
 pub(crate) fn pool(database_url: &str) -> anyhow::Result<PgPool> {
+    sized(database_url, CONNECTIONS - ACCESS_CONNECTIONS)
+}
+
+/// The pool for API keys and probes.
+pub(crate) fn access_pool(database_url: &str) -> anyhow::Result<PgPool> {
+    sized(database_url, ACCESS_CONNECTIONS)
+}
+
+fn sized(database_url: &str, connections: u32) -> anyhow::Result<PgPool> {
     let options = PgConnectOptions::from_str(database_url)
         .context("DATABASE_URL is not a PostgreSQL URL")?
         .application_name("wrenn")
         .log_slow_statements(log::LevelFilter::Warn, Duration::from_secs(1));
     Ok(PgPoolOptions::new()
-        .max_connections(CONNECTIONS)
+        .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .idle_timeout(Duration::from_secs(300))
         .connect_lazy_with(options))

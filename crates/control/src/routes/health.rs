@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_secs(2);
     )
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
-    let database = async { hosts::online(&app.db).await.ok() };
+    let database = async { hosts::online(&app.access).await.ok() };
     let events = async { app.events.ping().await.is_ok() };
     let looked = tokio::time::timeout(LOOK, futures::future::join(database, events)).await;
     let (hosts, events) = looked.unwrap_or((None, false));

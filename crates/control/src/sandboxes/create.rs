@@ -258,7 +258,8 @@ async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String
         ..Default::default()
     };
     let host = row.host_id.unwrap_or_default();
-    let made = app.agents.at(address).create_with_options(request, within(app.limits.create)).await;
+    let made =
+        app.agents.at(host.into(), address).create_with_options(request, within(app.limits.create)).await;
     let made = made.map(connectrpc::UnaryResponse::into_owned).map_err(ApiError::from);
     fault::point("create.made");
     match made {

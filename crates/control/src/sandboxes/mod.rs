@@ -6,7 +6,7 @@ pub(crate) mod place;
 pub(crate) mod reconcile;
 
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
+use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
 
 use crate::{
     agents::AgentClient,
@@ -25,7 +25,7 @@ pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Ap
 }
 
 /// Where the agent of a running sandbox is.
-async fn address_of(app: &App, team: Uuid, id: SandboxId) -> Result<String, ApiError> {
+async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, String), ApiError> {
     let row = find(app, team, id).await?;
     match row.status() {
         SandboxStatus::Running => {}
@@ -39,7 +39,8 @@ async fn address_of(app: &App, team: Uuid, id: SandboxId) -> Result<String, ApiE
         }
     }
     let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
-    address(app, row.host_id.ok_or_else(none)?).await
+    let host = row.host_id.ok_or_else(none)?;
+    Ok((host.into(), address(app, host).await?))
 }
 
 async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
@@ -49,15 +50,17 @@ async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
 
 /// The agent of a host.
 pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
-    Ok(app.agents.at(&address(app, host).await?))
+    Ok(app.agents.at(host.into(), &address(app, host).await?))
 }
 
 /// The agent of a running sandbox, for calls with a deadline.
 pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
-    Ok(app.agents.at(&address_of(app, team, id).await?))
+    let (host, address) = place_of(app, team, id).await?;
+    Ok(app.agents.at(host, &address))
 }
 
 /// The agent of a running sandbox, for one stream.
 pub(crate) async fn running_apart(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
-    Ok(app.agents.apart(&address_of(app, team, id).await?))
+    let (host, address) = place_of(app, team, id).await?;
+    Ok(app.agents.apart(host, &address))
 }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
+use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::{
     DestroyRequest, ListRequest, PingRequest, PingResponse, Sandbox as OnHost, SandboxState,
 };
@@ -47,6 +47,7 @@ pub(crate) async fn run(app: App) {
 
 async fn once(app: &App, round: u64) -> Result<(), ApiError> {
     let all = hosts::all(&app.db).await?;
+    app.agents.keep(|known| all.iter().any(|host| HostId::from(host.id) == known));
     stream::iter(all)
         .for_each_concurrent(HOSTS, async |host| {
             if let Err(error) = host_round(app, &host).await {
@@ -73,7 +74,7 @@ async fn measure(app: &App) -> Result<(), ApiError> {
 }
 
 async fn host_round(app: &App, host: &Address) -> Result<(), ApiError> {
-    let client = app.agents.at(&host.address);
+    let client = app.agents.at(host.id.into(), &host.address);
     let pinged = client.ping_with_options(PingRequest::default(), within(deadline::STATE)).await;
     let ping = match pinged {
         Ok(response) => response.into_owned(),
