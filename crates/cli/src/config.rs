@@ -63,6 +63,7 @@ const KEYS: &[Key] = &[
     key("agent.max_memory_mb", Kind::Number(128, 1_048_576), ""),
     key("agent.max_disk_size_mb", Kind::Number(512, 1 << 30), ""),
     key("agent.exec_output", Kind::Number(1024, wrenn_host::EXEC_OUTPUT_MAX as u64), ""),
+    key("agent.output_memory", Kind::Number(64 << 20, 1 << 40), ""),
     key("agent.boot_timeout_sec", Kind::Number(1, 3600), ""),
 ];
 

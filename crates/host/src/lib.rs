@@ -5,6 +5,7 @@
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
 mod agent;
+mod answer;
 mod assets;
 mod cgroup;
 mod cleanup;
@@ -15,6 +16,7 @@ mod fault;
 mod layout;
 mod listener;
 mod machine;
+mod memory;
 mod present;
 mod recover;
 mod room;
@@ -34,7 +36,7 @@ use wrenn_rpc::host::v1::HostExt as _;
 
 pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
 
-use crate::{agent::Agent, config::MESSAGE_MAX, sandbox::actor::Shared, service::Service};
+use crate::{agent::Agent, config::MESSAGE_MAX, memory::Memory, sandbox::actor::Shared, service::Service};
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);
@@ -146,6 +148,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         uid_base: config.vmm_uid_base,
         boot_limit: config.limits.boot,
         rates: config.rates,
+        memory: Memory::new(config.limits.output_memory),
         held,
     });
     let mut sandboxes = HashMap::new();
@@ -206,7 +209,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         .into_axum_service()
         .with_limits(limits)
         .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(false));
-    let router = axum::Router::new().fallback_service(service);
+    let router =
+        axum::Router::new().fallback_service(service).layer(axum::middleware::from_fn(answer::keep_memory));
     tracing::info!(%address, "the agent serves");
     let stop = shutdown.clone();
     let serving = connectrpc::axum::serve_tls(listener, router, tls)

@@ -18,13 +18,16 @@ use wrenn_rpc::host::v1::{
     ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest, ListResponse,
     PingRequest, PingResponse, ReadFileRequest, ReadFileResponse, Sandbox, SandboxState, StepTiming,
     WriteFileRequest, WriteFileResponse,
-    exec_stream_response::{End, Start},
+    exec_stream_response::{End, Lost, Start},
+    read_file_response::Unsized,
 };
 
 use crate::{
     agent::{Agent, Wanted},
+    answer::Answer,
     error::AgentError,
     machine,
+    memory::STREAM,
     sandbox::{
         actor::{Handle, State},
         exec::{self, Command, Event},
@@ -196,7 +199,7 @@ impl Host for Service {
 
     async fn exec<'a>(
         &'a self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, ExecRequest>,
     ) -> ServiceResult<impl Encodable<ExecResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
@@ -208,12 +211,16 @@ impl Host for Service {
         };
         let begin = Instant::now();
         let finished = exec::run(&guest, command, limit, self.agent.config.limits.exec_output).await?;
+        if let Some(answer) = ctx.extensions().get::<Answer>() {
+            answer.hold(finished.memory);
+        }
         Response::ok(ExecResponse {
             stdout: finished.stdout,
             stderr: finished.stderr,
             exit_code: finished.exit_code,
             timed_out: finished.timed_out,
-            truncated: finished.truncated,
+            truncated: finished.lost_bytes > 0,
+            lost_bytes: finished.lost_bytes,
             duration_ms: begin.elapsed().as_millis() as u64,
             ..Default::default()
         })
@@ -231,17 +238,21 @@ impl Host for Service {
         let running = exec::stream(&guest, command, limit).await?;
         let start =
             exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
-        let rest = stream::unfold(running.events, |mut events| async move {
+        // With the stream, what it holds is free again.
+        let rest = stream::unfold((running.events, running.memory), |(mut events, memory)| async move {
             let event = events.recv().await?;
-            Some((event, events))
+            Some((event, (events, memory)))
         });
         let events = stream::once(async { Ok(start) }).chain(rest.map(|event| match event {
             Event::Stdout(bytes) => Ok(exec_stream_response::Event::Stdout(bytes.into())),
             Event::Stderr(bytes) => Ok(exec_stream_response::Event::Stderr(bytes.into())),
-            Event::End { exit_code, timed_out } => Ok(exec_stream_response::Event::End(
-                End { exit_code, timed_out, ..Default::default() }.into(),
+            Event::Lost(bytes) => {
+                Ok(exec_stream_response::Event::Lost(Lost { bytes, ..Default::default() }.into()))
+            }
+            Event::End { exit_code, timed_out, lost_bytes } => Ok(exec_stream_response::Event::End(
+                End { exit_code, timed_out, lost_bytes, ..Default::default() }.into(),
             )),
-            Event::Lost(error) => Err(ConnectError::from(error)),
+            Event::Broken(error) => Err(ConnectError::from(error)),
         }));
         Ok(Response::new(
             events
@@ -260,18 +271,24 @@ impl Host for Service {
         let request = request.to_owned_message();
         checked_path(&request.path)?;
         let guest = self.agent.guest(&request.sandbox_id)?;
+        let memory = self.agent.shared.memory.reserve(STREAM)?;
         let (size, content) = guest.read_file(&request.path, &request.user).await?;
-        let first = stream::once(async move { Ok(read_file_response::Part::Size(size)) });
+        let first = stream::once(async move {
+            Ok(size.map_or_else(
+                || read_file_response::Part::Unsized(Unsized::default().into()),
+                read_file_response::Part::Size,
+            ))
+        });
         let rest = content.map(|piece| match piece {
             Ok(bytes) => Ok(read_file_response::Part::Chunk(bytes.into())),
             Err(error) => Err(ConnectError::from(error)),
         });
-        let parts = first.chain(rest);
-        Ok(Response::new(
-            parts
-                .map(|part| part.map(|part| ReadFileResponse { part: Some(part), ..Default::default() }))
-                .boxed(),
-        ))
+        let parts = first.chain(rest).map(move |part| {
+            // With the stream, what it holds is free again.
+            let _held = &memory;
+            part.map(|part| ReadFileResponse { part: Some(part), ..Default::default() })
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn write_file(
@@ -285,6 +302,7 @@ impl Host for Service {
         };
         checked_path(&open.path)?;
         let guest = self.agent.guest(&open.sandbox_id)?;
+        let _memory = self.agent.shared.memory.reserve(STREAM)?;
         let (mut pieces, content) = mpsc::channel::<Result<Bytes, std::io::Error>>(PENDING);
         let (path, user) = (open.path.clone(), open.user.clone());
         let writing = guest.write_file(&path, &user, content);

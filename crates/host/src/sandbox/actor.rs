@@ -23,7 +23,7 @@ use super::{
     remove::{remove_record, undo_step},
     spec::Spec,
 };
-use crate::{assets::Assets, config::Rates, error::AgentError, fault};
+use crate::{assets::Assets, config::Rates, error::AgentError, fault, memory::Memory};
 
 /// How much of the guest's console goes into the message when it ends by itself.
 const LAST_WORDS: usize = 400;
@@ -52,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) boot_limit: Duration,
     /// What its devices may move.
     pub(crate) rates: Rates,
+    /// Holds the output of guests.
+    pub(crate) memory: Arc<Memory>,
     /// Whether there is so little room for disks that sandboxes are held.
     pub(crate) held: watch::Receiver<bool>,
 }
@@ -199,19 +201,21 @@ impl Actor {
                     }
                 }
             }
-            Start::Adopt(vm, slot) => match Guest::new(slot.host_address, &self.spec.access_token) {
-                Ok(guest) => {
-                    // The host's resolvers and this agent's rules may be others than the former one's.
-                    if let Err(error) =
-                        self.shared.slots.set_policy(slot.index, &self.shared.network_policy()).await
-                    {
-                        tracing::error!(id = self.id, %error, "a sandbox keeps its former network rules");
+            Start::Adopt(vm, slot) => {
+                match Guest::new(slot.host_address, &self.spec.access_token, &self.shared.memory) {
+                    Ok(guest) => {
+                        // The host's resolvers and this agent's rules may be others than the former one's.
+                        if let Err(error) =
+                            self.shared.slots.set_policy(slot.index, &self.shared.network_policy()).await
+                        {
+                            tracing::error!(id = self.id, %error, "a sandbox keeps its former network rules");
+                        }
+                        self.vm = Some(vm);
+                        self.running(guest, Vec::new());
                     }
-                    self.vm = Some(vm);
-                    self.running(guest, Vec::new());
+                    Err(error) => self.set(State::Failed(error)),
                 }
-                Err(error) => self.set(State::Failed(error)),
-            },
+            }
             Start::Failed(error) => self.set(State::Failed(error)),
         }
         let mut held = self.shared.held.clone();

@@ -95,7 +95,7 @@ impl Actor {
         step("disk");
 
         self.still_wanted()?;
-        let guest = Guest::new(slot.host_address, &self.spec.access_token)?;
+        let guest = Guest::new(slot.host_address, &self.spec.access_token, &self.shared.memory)?;
         let limit = self.shared.boot_limit;
         if let Err(error) = self.boot(&boot, &guest, begin + limit / 3 * 2).await {
             self.still_wanted()?;
@@ -200,7 +200,7 @@ impl Actor {
             exit = vm.exited() => {
                 tracing::error!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
                 let message = format!("the microVM ended while it booted; {}", self.last_words(&**vm, &exit).await);
-                Err(AgentError::new(ErrorCode::AgentError, message))
+                Err(AgentError::new(ErrorCode::AgentError, message).of_template())
             }
             () = tokio::time::sleep(left) => {
                 let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();

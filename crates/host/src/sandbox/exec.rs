@@ -5,28 +5,40 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use connectrpc::{ConnectError, ErrorCode as Wire};
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 use wrenn_api::ErrorCode;
-use wrenn_rpc::process::{
-    __buffa::oneof::{process_event, process_event::data_event::Output, process_selector},
-    ProcessConfig, ProcessSelector, SendSignalRequest, Signal, StartRequest,
+use wrenn_rpc::{
+    fault::{self, Of},
+    process::{
+        __buffa::oneof::{process_event, process_event::data_event::Output, process_selector},
+        ProcessConfig, ProcessEvent, ProcessSelector, SendSignalRequest, Signal, StartRequest,
+    },
 };
 
 use super::{
     exit::exit_code,
-    guest::{Guest, Processes},
+    guest::{Guest, Processes, shorten},
 };
-use crate::error::AgentError;
+use crate::{
+    error::AgentError,
+    memory::{COMMAND, FIRST, Held, STREAM},
+};
 
-/// Events on the way to a caller; envd buffers beyond that and the command then waits.
-const PENDING: usize = 16;
+/// Events on the way to a caller, each at most as large as a message of envd; the command waits beyond that.
+const PENDING: usize = 2;
 /// How long envd may take to start a command.
 const START: Duration = Duration::from_secs(30);
 /// How long a killed command may take to end.
 const KILL: Duration = Duration::from_secs(5);
+/// The codes of refusals that are envd's to give; what else a guest says is an error of its agent.
+const REFUSALS: [ErrorCode; 6] = [
+    ErrorCode::ProgramNotFound,
+    ErrorCode::ProgramNotExecutable,
+    ErrorCode::UserNotFound,
+    ErrorCode::DirectoryNotFound,
+    ErrorCode::TooManyRequests,
+    ErrorCode::InsufficientStorage,
+];
 
 /// A command.
 #[derive(Debug, Clone, Default)]
@@ -46,19 +58,23 @@ pub(crate) struct Command {
 /// What a command did.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Bytes on standard output.
+    /// Bytes on standard seen.
     Stdout(Bytes),
     /// Bytes on standard error.
     Stderr(Bytes),
+    /// So many bytes of output are missing here.
+    Lost(u64),
     /// It ended.
     End {
         /// The exit status; 128 + N when signal N ended it.
         exit_code: i32,
         /// Whether it was killed because its time was over.
         timed_out: bool,
+        /// All bytes that are missing.
+        lost_bytes: u64,
     },
-    /// The connection to it was lost.
-    Lost(AgentError),
+    /// The connection to it broke.
+    Broken(AgentError),
 }
 
 /// A running command. Dropping it kills the command.
@@ -66,14 +82,16 @@ pub(crate) enum Event {
 pub(crate) struct Running {
     /// Its process id in the guest.
     pub(crate) pid: u32,
-    /// What it does, until `End` or `Lost`.
+    /// What it does, until `End` or `Broken`.
     pub(crate) events: mpsc::Receiver<Event>,
+    /// What its output takes on its way.
+    pub(crate) memory: Held,
 }
 
 /// The whole of a command.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// Standard output.
+    /// Standard seen.
     pub(crate) stdout: Vec<u8>,
     /// Standard error.
     pub(crate) stderr: Vec<u8>,
@@ -81,23 +99,40 @@ pub(crate) struct Finished {
     pub(crate) exit_code: i32,
     /// Whether it was killed because its time was over.
     pub(crate) timed_out: bool,
-    /// Whether output beyond the limit was dropped.
-    pub(crate) truncated: bool,
+    /// Bytes of both outputs together that were not kept.
+    pub(crate) lost_bytes: u64,
+    /// What the outputs take until they are sent.
+    pub(crate) memory: Held,
 }
 
+/// Why envd did not start a command, or what became of the connection to it.
 fn refused(error: &ConnectError) -> AgentError {
-    let text = error.message.clone().unwrap_or_default();
-    let code = match error.code {
-        // In envd's wire contract an unknown user is unauthenticated and an absent directory invalid. All else
-        // that could be invalid was checked before.
-        Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => ErrorCode::NotFound,
-        Wire::PermissionDenied => ErrorCode::Forbidden,
-        Wire::ResourceExhausted => ErrorCode::TooManyRequests,
-        Wire::DeadlineExceeded => ErrorCode::Timeout,
-        Wire::Unavailable => ErrorCode::HostUnavailable,
-        _ => ErrorCode::AgentError,
-    };
-    AgentError::new(code, if text.is_empty() { error.to_string() } else { text })
+    let text = error.message.as_deref().unwrap_or_default();
+    let told = fault::of(error).and_then(|(code, _)| code.parse().ok());
+    if let Some(code) = told.filter(|code| REFUSALS.contains(code)) {
+        return AgentError { of: Of::OF_CALLER, ..AgentError::new(code, shorten(text)) };
+    }
+    match error.code {
+        // What envd of a guest that a former agent started says of an unknown user, an absent directory or program. All
+        // else that could be invalid was checked before.
+        Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => {
+            AgentError::new(ErrorCode::NotFound, shorten(text))
+        }
+        Wire::PermissionDenied => AgentError::new(ErrorCode::ProgramNotExecutable, shorten(text)),
+        Wire::Unavailable => {
+            tracing::warn!(error = shorten(text), "a guest's agent does not answer");
+            let message =
+                "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
+            AgentError::new(ErrorCode::HostUnavailable, message)
+        }
+        _ => {
+            let message = format!(
+                "the sandbox's own agent failed: {}; try again, or delete the sandbox",
+                shorten(text)
+            );
+            AgentError::new(ErrorCode::AgentError, message)
+        }
+    }
 }
 
 /// Starts a command whose output is passed on; errors of the request come from here, before anything runs.
@@ -106,7 +141,8 @@ pub(crate) async fn stream(
     command: Command,
     limit: Option<Duration>,
 ) -> Result<Running, AgentError> {
-    start(guest, &guest.apart(), command, limit).await
+    let memory = guest.share.memory().reserve(STREAM)?;
+    start(guest, &guest.apart(), command, limit, memory).await
 }
 
 async fn start(
@@ -114,6 +150,7 @@ async fn start(
     processes: &Processes,
     command: Command,
     limit: Option<Duration>,
+    memory: Held,
 ) -> Result<Running, AgentError> {
     let config = ProcessConfig {
         cmd: command.cmd,
@@ -129,7 +166,7 @@ async fn start(
         loop {
             let message = stream.message().await?;
             let Some(message) = message else {
-                return Err(ConnectError::internal("envd ended the stream before the command started"));
+                return Err(ConnectError::internal("it ended the stream before the command started"));
             };
             let event = message.to_owned_message().event.into_option().and_then(|event| event.event);
             if let Some(process_event::Event::Start(start)) = event {
@@ -140,16 +177,16 @@ async fn start(
     let late =
         || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
     let started = tokio::select! {
-        started = tokio::time::timeout(START, starting) => started.map_err(|_| late())?,
+        started = tokio::time::timeout(limit.map_or(START, |limit| limit.min(START)), starting) => started.map_err(|_| late())?,
         error = guest.ended() => return Err(error),
     };
     let (mut stream, pid) = started.map_err(|error| refused(&error))?;
 
     let (sender, events) = mpsc::channel(PENDING);
-    let guest = guest.clone();
+    let (guest, mut seen) = (guest.clone(), Seen::default());
     tokio::spawn(async move {
         let mut deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let mut timed_out = false;
+        let mut pending: Option<Event> = None;
         loop {
             let overdue = async {
                 match deadline {
@@ -157,55 +194,82 @@ async fn start(
                     None => std::future::pending().await,
                 }
             };
-            let message = tokio::select! {
-                message = stream.message() => message,
+            tokio::select! {
+                room = sender.reserve(), if pending.is_some() => {
+                    let (Ok(room), Some(event)) = (room, pending.take()) else { return };
+                    let last = matches!(event, Event::End { .. } | Event::Broken(_));
+                    room.send(event);
+                    if last {
+                        return;
+                    }
+                    if seen.timed_out {
+                        // The reader was waited for, not the guest.
+                        deadline = Some(Instant::now() + KILL);
+                    }
+                }
+                message = stream.message(), if pending.is_none() => {
+                    pending = match message {
+                        Ok(Some(message)) => seen.event(message.to_owned_message().event.into_option()),
+                        Ok(None) => {
+                            let broken = ConnectError::internal("the command's stream ended without its exit status");
+                            Some(Event::Broken(refused(&broken)))
+                        }
+                        Err(error) => Some(Event::Broken(refused(&error))),
+                    };
+                }
                 () = sender.closed() => return,
                 error = guest.ended() => {
-                    let _ = sender.send(Event::Lost(error)).await;
+                    let _ = sender.send(Event::Broken(error)).await;
                     return;
                 }
                 () = overdue => {
-                    if timed_out {
+                    if seen.timed_out && pending.is_none() {
                         // Killed, and still no end: give up; what came so far is with the caller.
-                        let _ = sender.send(Event::End { exit_code: 137, timed_out }).await;
+                        let _ = sender.send(seen.end(137)).await;
                         return;
                     }
-                    timed_out = true;
+                    if !seen.timed_out {
+                        seen.timed_out = true;
+                        kill(&guest, pid).await;
+                    }
                     deadline = Some(Instant::now() + KILL);
-                    kill(&guest, pid).await;
-                    continue;
                 }
-            };
-            let event = match message {
-                Ok(Some(message)) => message.to_owned_message().event.into_option().and_then(|e| e.event),
-                Ok(None) => {
-                    let lost =
-                        ConnectError::unavailable("the command's stream ended without its exit status");
-                    let _ = sender.send(Event::Lost(refused(&lost))).await;
-                    return;
-                }
-                Err(error) => {
-                    let _ = sender.send(Event::Lost(refused(&error))).await;
-                    return;
-                }
-            };
-            let (event, last) = match event {
-                Some(process_event::Event::Data(data)) => match data.output {
-                    Some(Output::Stdout(bytes) | Output::Pty(bytes)) => (Event::Stdout(bytes.into()), false),
-                    Some(Output::Stderr(bytes)) => (Event::Stderr(bytes.into()), false),
-                    None => continue,
-                },
-                Some(process_event::Event::End(end)) => {
-                    (Event::End { exit_code: exit_code(end.exit_code, &end.status), timed_out }, true)
-                }
-                _ => continue,
-            };
-            if sender.send(event).await.is_err() || last {
-                return;
             }
         }
     });
-    Ok(Running { pid, events })
+    Ok(Running { pid, events, memory })
+}
+
+/// What was seen of a command that runs.
+#[derive(Debug, Default)]
+struct Seen {
+    timed_out: bool,
+    lost: u64,
+}
+
+impl Seen {
+    fn end(&self, exit_code: i32) -> Event {
+        Event::End { exit_code, timed_out: self.timed_out, lost_bytes: self.lost }
+    }
+
+    /// What a caller is told of an event of envd; `None` for what is of no use to callers.
+    fn event(&mut self, event: Option<ProcessEvent>) -> Option<Event> {
+        match event?.event? {
+            process_event::Event::Data(data) => match data.output? {
+                Output::Stdout(bytes) | Output::Pty(bytes) => Some(Event::Stdout(bytes.into())),
+                Output::Stderr(bytes) => Some(Event::Stderr(bytes.into())),
+            },
+            process_event::Event::Lost(lost) => {
+                self.lost = self.lost.saturating_add(lost.bytes);
+                Some(Event::Lost(lost.bytes))
+            }
+            process_event::Event::End(end) => {
+                self.lost = self.lost.max(end.lost_bytes);
+                Some(self.end(exit_code(&end)))
+            }
+            _ => None,
+        }
+    }
 }
 
 async fn kill(guest: &Guest, pid: u32) {
@@ -223,57 +287,71 @@ async fn kill(guest: &Guest, pid: u32) {
     }
 }
 
-/// One output of a command, as far as it is kept.
+/// What is kept of both outputs of a command: the beginning of each, up to the first loss.
 struct Kept<'a> {
     guest: &'a Guest,
+    memory: Held,
+    /// How much may yet be kept without asking for more memory.
+    granted: usize,
+    lost: u64,
+}
+
+/// One of the outputs.
+struct Beginning {
     bytes: Vec<u8>,
-    /// How much more may be kept; nothing after the first loss, so that what is there is the beginning.
+    /// How much more may be kept.
     left: usize,
-    room: Option<OwnedSemaphorePermit>,
 }
 
-impl<'a> Kept<'a> {
-    fn new(guest: &'a Guest, max: usize) -> Self {
-        Self { guest, bytes: Vec::new(), left: max, room: None }
-    }
-
-    /// Keeps what there is room for; whether that is all of it.
-    fn take(&mut self, piece: &[u8]) -> bool {
-        let kept = &piece[..piece.len().min(self.left)];
-        let Some(room) = self.guest.keep(kept.len()) else {
-            self.left = 0;
-            return false;
+impl Kept<'_> {
+    /// Keeps what there is memory for.
+    fn take(&mut self, output: &mut Beginning, piece: &[u8]) {
+        let wanted = piece.len().min(output.left);
+        let more = wanted.saturating_sub(self.granted);
+        let kept = if more == 0 || self.guest.share.grow(&mut self.memory, more) {
+            self.granted = (self.granted + more) - wanted;
+            wanted
+        } else {
+            0
         };
-        match &mut self.room {
-            Some(held) => held.merge(room),
-            None => self.room = Some(room),
-        }
-        self.bytes.extend_from_slice(kept);
-        self.left -= kept.len();
-        kept.len() == piece.len()
+        output.bytes.extend_from_slice(&piece[..kept]);
+        // Nothing after a loss: what is there is the beginning.
+        output.left = if kept == piece.len() { output.left - kept } else { 0 };
+        self.lost = self.lost.saturating_add((piece.len() - kept) as u64);
     }
 }
 
-/// Runs a command to its end; at most `max` bytes of each output are kept, and of all commands of a guest together what
-/// it has room for.
+/// Runs a command to its end; at most `max` bytes of each output are kept, and of all commands together what there is
+/// memory for.
 pub(crate) async fn run(
     guest: &Guest,
     command: Command,
     limit: Duration,
     max: usize,
 ) -> Result<Finished, AgentError> {
-    let mut running = start(guest, &guest.processes, command, Some(limit)).await?;
-    let (mut stdout, mut stderr) = (Kept::new(guest, max), Kept::new(guest, max));
-    let mut whole = true;
+    let reserved = guest.share.memory().reserve(COMMAND)?;
+    let mut running = start(guest, &guest.processes, command, Some(limit), reserved).await?;
+    let mut kept = Kept { guest, memory: running.memory, granted: FIRST, lost: 0 };
+    let [mut stdout, mut stderr] = [(); 2].map(|()| Beginning { bytes: Vec::new(), left: max });
     while let Some(event) = running.events.recv().await {
         match event {
-            Event::Stdout(piece) => whole &= stdout.take(&piece),
-            Event::Stderr(piece) => whole &= stderr.take(&piece),
-            Event::End { exit_code, timed_out } => {
-                let [stdout, stderr] = [stdout.bytes, stderr.bytes];
-                return Ok(Finished { stdout, stderr, exit_code, timed_out, truncated: !whole });
+            Event::Stdout(piece) => kept.take(&mut stdout, &piece),
+            Event::Stderr(piece) => kept.take(&mut stderr, &piece),
+            Event::Lost(bytes) => {
+                kept.lost = kept.lost.saturating_add(bytes);
+                (stdout.left, stderr.left) = (0, 0);
             }
-            Event::Lost(error) => return Err(error),
+            Event::End { exit_code, timed_out, lost_bytes } => {
+                return Ok(Finished {
+                    stdout: stdout.bytes,
+                    stderr: stderr.bytes,
+                    exit_code,
+                    timed_out,
+                    lost_bytes: kept.lost.max(lost_bytes),
+                    memory: kept.memory,
+                });
+            }
+            Event::Broken(error) => return Err(error),
         }
     }
     Err(AgentError::new(ErrorCode::AgentError, "the command's end was not reported; it may still have run"))
@@ -284,11 +362,12 @@ mod tests {
     use connectrpc::{Response, Router, ServiceStream, streaming_handler_fn};
     use futures::{StreamExt as _, stream};
     use wrenn_rpc::process::{
-        ProcessEvent, StartResponse,
-        process_event::{DataEvent, EndEvent, StartEvent},
+        StartResponse,
+        process_event::{DataEvent, EndEvent, Lost, StartEvent},
     };
 
-    use super::{super::guest::KEPT, *};
+    use super::*;
+    use crate::memory::{Memory, Share};
 
     /// What a command writes at a time.
     const PIECE: usize = 16 << 10;
@@ -296,34 +375,69 @@ mod tests {
     const PIECES: usize = 512;
     /// Streams that nobody reads: more than one connection has room for.
     const UNREAD: usize = 8;
+    /// What two large outputs fit into.
+    const MEMORY: usize = 8 * PIECES * PIECE;
+    /// What the guest says to one who asks for what it must not.
+    const WORDS: &str = "message size 5 exceeds limit 4\n2026-01-01 INFO forged";
 
-    fn told(event: process_event::Event) -> StartResponse {
+    fn told(event: process_event::Event) -> Result<StartResponse, ConnectError> {
         let event = ProcessEvent { event: Some(event), ..Default::default() };
-        StartResponse { event: event.into(), ..Default::default() }
+        Ok(StartResponse { event: event.into(), ..Default::default() })
     }
 
-    fn started() -> StartResponse {
-        told(process_event::Event::Start(StartEvent { pid: 1, ..Default::default() }.into()))
+    fn output(bytes: usize) -> Result<StartResponse, ConnectError> {
+        let output = Some(Output::Stdout(vec![b'y'; bytes]));
+        told(process_event::Event::Data(DataEvent { output, ..Default::default() }.into()))
     }
 
-    /// A guest whose command `yes` writes for ever.
-    async fn guest() -> anyhow::Result<Guest> {
+    fn lost(bytes: u64) -> Result<StartResponse, ConnectError> {
+        told(process_event::Event::Lost(Lost { bytes, ..Default::default() }.into()))
+    }
+
+    fn end() -> Result<StartResponse, ConnectError> {
+        let end = EndEvent { exited: true, status: "exit status 0".into(), ..Default::default() };
+        told(process_event::Event::End(end.into()))
+    }
+
+    /// What a guest says after the start of a command, which names it.
+    fn said(cmd: &str) -> ServiceStream<StartResponse> {
+        let events: Vec<_> = match cmd {
+            "lossy" => vec![output(1), lost(7), output(2), lost(5), output(4), end()],
+            "oversized" => vec![output(1 << 20), end()],
+            "hangs" => return stream::pending().boxed(),
+            "yes" => return stream::repeat_with(|| output(PIECE)).boxed(),
+            _ => {
+                let output = stream::repeat_with(|| output(PIECE)).take(PIECES);
+                return output.chain(stream::iter([end()])).boxed();
+            }
+        };
+        stream::iter(events).boxed()
+    }
+
+    fn refusal(cmd: &str) -> Option<ConnectError> {
+        let attach = |code: &str| fault::attach(ConnectError::not_found("no such"), code, Of::OF_HOST);
+        match cmd {
+            "absent" => Some(attach("program_not_found")),
+            "unbelievable" => Some(attach("no_hosts_available")),
+            "forged" => Some(ConnectError::not_found(WORDS)),
+            "exhausted" => Some(ConnectError::resource_exhausted(WORDS)),
+            "unavailable" => Some(ConnectError::unavailable(WORDS)),
+            "talks" => Some(ConnectError::internal("x".repeat(1 << 20))),
+            _ => None,
+        }
+    }
+
+    /// A guest with this memory.
+    async fn guest(memory: usize) -> anyhow::Result<Guest> {
         let start = streaming_handler_fn(async |_, request: StartRequest| {
-            let endless = request.process.into_option().is_some_and(|process| process.cmd == "yes");
-            let output = || {
-                let output = Some(Output::Stdout(vec![b'y'; PIECE]));
-                told(process_event::Event::Data(DataEvent { output, ..Default::default() }.into()))
-            };
-            let end = || {
-                let end = EndEvent { exited: true, status: "exit status 0".into(), ..Default::default() };
-                told(process_event::Event::End(end.into()))
-            };
-            let count = if endless { usize::MAX } else { PIECES };
-            let events = stream::iter([started()])
-                .chain(stream::repeat_with(output).take(count))
-                .chain(stream::iter([end()]));
-            let events: ServiceStream<StartResponse> = events.map(Ok).boxed();
-            Ok(Response::new(events))
+            let cmd = request.process.into_option().map(|process| process.cmd).unwrap_or_default();
+            if let Some(error) = refusal(&cmd) {
+                return Err(error);
+            }
+            let started =
+                told(process_event::Event::Start(StartEvent { pid: 1, ..Default::default() }.into()));
+            let first = stream::iter((cmd != "hangs").then_some(started));
+            Ok(Response::new(first.chain(said(&cmd)).boxed()))
         });
         let envd = Router::new().route_server_stream::<_, StartRequest, StartResponse>(
             "process.Process",
@@ -331,28 +445,98 @@ mod tests {
             start,
         );
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let guest = Guest::at(listener.local_addr()?.to_string(), "t")?;
+        let guest = Guest::at(listener.local_addr()?.to_string(), "t", Share::of(Memory::new(memory)))?;
         let router = axum::Router::new().fallback_service(envd.into_axum_service());
         tokio::spawn(axum::serve(listener, router).into_future());
         Ok(guest)
     }
 
+    fn command(cmd: &str) -> Command {
+        Command { cmd: cmd.into(), ..Command::default() }
+    }
+
     #[tokio::test]
-    async fn what_other_commands_leave_no_room_for_is_cut_off() -> anyhow::Result<()> {
-        let guest = guest().await?;
-        let command = || Command { cmd: "seq".into(), ..Command::default() };
-        let others = guest.keep(KEPT - 3 * PIECE);
-        let finished = run(&guest, command(), START, PIECES * PIECE).await?;
-        assert!(finished.truncated && finished.stdout.len() <= 3 * PIECE, "{}", finished.stdout.len());
-        drop(others);
-        assert!(!run(&guest, command(), START, PIECES * PIECE).await?.truncated);
+    async fn output_that_others_leave_no_memory_for_is_cut_off_and_counted() -> anyhow::Result<()> {
+        let guest = guest(MEMORY).await?;
+        let mut others = guest.share.memory().reserve(COMMAND)?;
+        while guest.share.grow(&mut others, PIECE) {}
+        let finished = run(&guest, command("seq"), START, PIECES * PIECE).await?;
+        assert_eq!(finished.stdout.len(), FIRST, "the beginning is there at any rate");
+        assert_eq!(finished.lost_bytes, (PIECES * PIECE - FIRST) as u64);
+        drop((others, finished));
+        assert_eq!(run(&guest, command("seq"), START, PIECES * PIECE).await?.lost_bytes, 0);
+        let finished = run(&guest, command("seq"), START, PIECE / 2).await?;
+        assert_eq!(
+            (finished.stdout.len(), finished.lost_bytes),
+            (PIECE / 2, (PIECES * PIECE - PIECE / 2) as u64)
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn loss_is_told_where_it_happened_and_counted() -> anyhow::Result<()> {
+        let guest = guest(MEMORY).await?;
+        let mut running = stream(&guest, command("lossy"), None).await?;
+        let mut seen = Vec::new();
+        while let Some(event) = running.events.recv().await {
+            seen.push(match event {
+                Event::Stdout(bytes) => format!("{}", bytes.len()),
+                Event::Lost(bytes) => format!("lost {bytes}"),
+                Event::End { lost_bytes, .. } => format!("end {lost_bytes}"),
+                other => format!("{other:?}"),
+            });
+        }
+        assert_eq!(seen, ["1", "lost 7", "2", "lost 5", "4", "end 12"]);
+        let finished = run(&guest, command("lossy"), START, PIECE).await?;
+        assert_eq!(finished.stdout, b"y", "what is kept is the beginning");
+        assert_eq!(finished.lost_bytes, 7 + 2 + 5 + 4);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_guest_chooses_no_errors_but_refusals_of_commands() -> anyhow::Result<()> {
+        let guest = guest(MEMORY).await?;
+        for (cmd, code) in [
+            ("absent", ErrorCode::ProgramNotFound),
+            ("unbelievable", ErrorCode::NotFound),
+            ("forged", ErrorCode::NotFound),
+            ("exhausted", ErrorCode::AgentError),
+            ("unavailable", ErrorCode::HostUnavailable),
+            ("talks", ErrorCode::AgentError),
+            ("oversized", ErrorCode::AgentError),
+        ] {
+            let error = run(&guest, command(cmd), START, PIECE).await.expect_err(cmd);
+            assert_eq!(error.code, code, "{cmd}: {error}");
+            assert!(error.message.len() < 1024, "{cmd}: {} bytes", error.message.len());
+            assert!(!error.message.contains('\n'), "{cmd}: {error}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_starts_nothing_is_waited_for_no_longer_than_asked() -> anyhow::Result<()> {
+        let guest = guest(MEMORY).await?;
+        let waited = run(&guest, command("hangs"), Duration::from_millis(50), PIECE);
+        let error = tokio::time::timeout(START / 2, waited).await?.expect_err("never starts");
+        assert_eq!(error.code, ErrorCode::Timeout);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn streams_that_there_is_no_memory_for_are_refused() -> anyhow::Result<()> {
+        let guest = guest(2 * STREAM as usize).await?;
+        let running = stream(&guest, command("yes"), None).await?;
+        let second = stream(&guest, command("yes"), None).await?;
+        let error = stream(&guest, command("yes"), None).await.expect_err("no memory");
+        assert_eq!(error.code, ErrorCode::TooManyRequests);
+        drop((running, second));
+        stream(&guest, command("yes"), None).await?;
         Ok(())
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_stream_that_nobody_reads_stops_no_other_command() -> anyhow::Result<()> {
-        let guest = guest().await?;
-        let command = |cmd: &str| Command { cmd: cmd.into(), ..Command::default() };
+        let guest = guest(MEMORY).await?;
         let mut unread = Vec::new();
         for _ in 0..UNREAD {
             let running = stream(&guest, command("yes"), None).await?;

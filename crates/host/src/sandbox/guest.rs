@@ -4,9 +4,7 @@ use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use connectrpc::client::{
-    CallOptions, ClientConfig, Http2Connection, Http2ConnectionBuilder, SharedHttp2Connection,
-};
+use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
 use futures::{Stream, StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -16,13 +14,15 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::process::ProcessClient;
 
 use super::spec::Spec;
-use crate::error::AgentError;
+use crate::{
+    error::AgentError,
+    memory::{Memory, Share},
+};
 
 /// envd's port in the guest.
 pub(crate) const ENVD_PORT: u16 = 49983;
@@ -38,20 +38,26 @@ const ERROR_TEXT: usize = 64 << 10;
 const ERROR_SHOWN: usize = 512;
 /// Calls on one connection to a guest before further ones wait.
 const CALLS: usize = 256;
-/// Bytes of a command's streamed output that wait in memory for a slow reader.
-const UNREAD: u32 = 512 << 10;
-/// Bytes of the output of one guest's commands that are kept at a time, until the commands end: that is memory of the
-/// host.
-pub(super) const KEPT: usize = 256 << 20;
+/// Bytes that wait on a connection for the reader of a command's streamed output.
+const UNREAD: u32 = 128 << 10;
+/// The same for the calls that share a connection, and are read at once.
+const UNREAD_SHARED: u32 = 1 << 20;
+/// The largest message of envd: a piece of output of at most 64 KiB and what is around it.
+const MESSAGE_MAX: usize = (64 << 10) + 4096;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A client of envd's processes.
 pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
 
-fn processes(uri: Uri, connection: Http2ConnectionBuilder, calls: usize) -> Processes {
-    let connection = connection.lazy_plaintext(uri.clone()).shared(calls);
-    ProcessClient::new(connection, ClientConfig::new(uri).proto())
+fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
+    let connection = Http2Connection::builder()
+        .initial_stream_window_size(unread)
+        .initial_connection_window_size(unread)
+        .lazy_plaintext(uri.clone())
+        .shared(calls);
+    let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
+    ProcessClient::new(connection, config)
 }
 
 /// A client of one guest's envd.
@@ -64,7 +70,8 @@ pub(crate) struct Guest {
     /// For calls whose answers are read at once: all share one connection, and its window.
     pub(super) processes: Processes,
     gone: CancellationToken,
-    kept: Arc<Semaphore>,
+    /// What its output may take of the host's memory.
+    pub(super) share: Share,
 }
 
 fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
@@ -98,11 +105,11 @@ fn escape(text: &str) -> String {
 
 impl Guest {
     /// A client of the guest behind `address`; nothing is sent yet.
-    pub(crate) fn new(address: Ipv4Addr, token: &str) -> Result<Self, AgentError> {
-        Self::at(format!("{address}:{ENVD_PORT}"), token)
+    pub(crate) fn new(address: Ipv4Addr, token: &str, memory: &Arc<Memory>) -> Result<Self, AgentError> {
+        Self::at(format!("{address}:{ENVD_PORT}"), token, Share::of(memory.clone()))
     }
 
-    pub(super) fn at(authority: String, token: &str) -> Result<Self, AgentError> {
+    pub(super) fn at(authority: String, token: &str, share: Share) -> Result<Self, AgentError> {
         let uri: Uri = format!("http://{authority}")
             .parse()
             .map_err(|error| AgentError::fault("addressing the sandbox", &error))?;
@@ -112,12 +119,12 @@ impl Guest {
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
         Ok(Self {
             authority,
-            processes: processes(uri.clone(), Http2Connection::builder(), CALLS),
+            processes: processes(uri.clone(), UNREAD_SHARED, CALLS),
             uri,
             token: token.to_owned(),
             http,
             gone: CancellationToken::new(),
-            kept: Arc::new(Semaphore::new(KEPT)),
+            share,
         })
     }
 
@@ -128,16 +135,7 @@ impl Guest {
 
     /// A client with a connection of its own, for one command whose output may be read slowly or not at all.
     pub(super) fn apart(&self) -> Processes {
-        let connection = Http2Connection::builder()
-            .initial_stream_window_size(UNREAD)
-            .initial_connection_window_size(UNREAD);
-        processes(self.uri.clone(), connection, 1)
-    }
-
-    /// Room for so many bytes of a command's output, as long as it is held; `None` where those of other commands have it.
-    pub(super) fn keep(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let bytes = u32::try_from(bytes).ok()?;
-        self.kept.clone().try_acquire_many_owned(bytes).ok()
+        processes(self.uri.clone(), UNREAD, 1)
     }
 
     /// Waits until the guest has ended.
@@ -212,17 +210,17 @@ impl Guest {
         query
     }
 
-    /// Opens a file for reading: its size and its content.
+    /// Opens a file for reading: its size, where the guest can tell it, and its content.
     pub(crate) async fn read_file(
         &self,
         path: &str,
         user: &str,
-    ) -> Result<(u64, impl Stream<Item = Result<Bytes, AgentError>> + Send + use<>), AgentError> {
+    ) -> Result<(Option<u64>, impl Stream<Item = Result<Bytes, AgentError>> + Send + use<>), AgentError> {
         let request = self.request(Method::GET, &Self::file_query(path, user), empty())?;
         let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
         let response = checked(answered.map_err(|_| overdue())??).await?;
         let length = response.headers().get(header::CONTENT_LENGTH);
-        let size = length.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or_default();
+        let size = length.and_then(|value| value.to_str().ok()?.parse().ok());
         let content = BodyStream::new(response.into_body()).filter_map(|frame| async {
             match frame {
                 Ok(frame) => frame.into_data().ok().map(Ok),
@@ -251,13 +249,25 @@ impl Guest {
     }
 }
 
-fn shorten(text: &str) -> String {
-    if text.chars().count() <= ERROR_SHOWN {
-        return text.to_owned();
-    }
+/// A guest's words on one line: control characters are escaped, and the middle is left out where they are long.
+pub(super) fn shorten(text: &str) -> String {
+    let escaped = |part: &str| {
+        part.chars().fold(String::new(), |mut line, c| {
+            if c.is_control() {
+                line.extend(c.escape_default())
+            } else {
+                line.push(c)
+            }
+            line
+        })
+    };
     let half = ERROR_SHOWN / 2;
-    let end: String = text.chars().skip(text.chars().count() - half).collect();
-    format!("{} … {end}", text.chars().take(half).collect::<String>())
+    let count = text.chars().count();
+    if count <= ERROR_SHOWN {
+        return escaped(text);
+    }
+    let part = |from: usize| text.chars().skip(from).take(half).collect::<String>();
+    format!("{} … {}", escaped(&part(0)), escaped(&part(count - half)))
 }
 
 /// The response, or envd's refusal in our words.
@@ -286,20 +296,4 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
         _ => ErrorCode::AgentError,
     };
     Err(AgentError::new(code, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn what_is_kept_of_a_guests_output_has_a_bound_and_is_free_again() {
-        let guest = Guest::new(Ipv4Addr::LOCALHOST, "t").expect("a client");
-        let most = guest.clone().keep(KEPT - 1).expect("room");
-        assert!(guest.keep(2).is_none());
-        let rest = guest.keep(1);
-        assert!(rest.is_some() && guest.keep(1).is_none());
-        drop(most);
-        assert!(guest.keep(KEPT - 1).is_some());
-    }
 }
