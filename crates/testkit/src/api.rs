@@ -1,32 +1,32 @@
-//! The public API as a client sees it: status, headers and body, with nothing interpreted.
+//! HTTP client of the public API that returns status, headers and body without interpreting them.
 
 use anyhow::{Context, Result};
 use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 
-/// One answer.
+/// Response to a request.
 #[derive(Debug)]
 pub struct Reply {
     /// HTTP status.
     pub status: u16,
     /// Response headers.
     pub headers: reqwest::header::HeaderMap,
-    /// The body as it came.
+    /// Body, unchanged.
     pub bytes: Vec<u8>,
 }
 
 impl Reply {
-    /// The body as JSON; null when it is none.
+    /// Returns the body as JSON, or null if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes).unwrap_or(Value::Null)
     }
 
-    /// The error code of the envelope; empty when there is none.
+    /// Returns the error code of the error object, or an empty string.
     pub fn code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Fails with the whole answer unless the status is `status`.
+    /// Fails and prints the whole response unless the status is `status`.
     pub fn expect(self, status: u16) -> Result<Self> {
         anyhow::ensure!(
             self.status == status,
@@ -37,7 +37,7 @@ impl Reply {
         Ok(self)
     }
 
-    /// Fails unless status and error code are these.
+    /// Fails unless the response has this status and error code.
     pub fn expect_error(self, status: u16, code: &str) -> Result<Self> {
         let reply = self.expect(status)?;
         anyhow::ensure!(reply.code() == code, "expected code {code}, got {}", reply.json());
@@ -47,7 +47,7 @@ impl Reply {
     }
 }
 
-/// A client of one control plane.
+/// Client of one control plane.
 #[derive(Debug, Clone)]
 pub struct Api {
     http: reqwest::Client,
@@ -56,23 +56,23 @@ pub struct Api {
 }
 
 impl Api {
-    /// A client for `url` with an API key (empty: none is sent).
+    /// Creates a client for `url`. With an empty `key` it sends no API key.
     pub fn new(url: &str, key: &str) -> Self {
         Self { http: reqwest::Client::new(), url: url.to_owned(), key: key.to_owned() }
     }
 
-    /// The same control plane with another key.
+    /// Returns a client of the same control plane with another key.
     #[must_use]
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
-    /// The key.
+    /// API key.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// A request with the key set.
+    /// Builds a request with the API key.
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         if self.key.is_empty() { request } else { request.header("X-API-Key", &self.key) }
@@ -86,22 +86,22 @@ impl Api {
         Ok(Reply { status, headers, bytes: response.bytes().await?.to_vec() })
     }
 
-    /// GET.
+    /// Sends a GET request.
     pub async fn get(&self, path: &str) -> Result<Reply> {
         self.send(self.request(Method::GET, path)).await
     }
 
-    /// DELETE.
+    /// Sends a DELETE request.
     pub async fn delete(&self, path: &str) -> Result<Reply> {
         self.send(self.request(Method::DELETE, path)).await
     }
 
-    /// POST with a JSON body.
+    /// Sends a POST request with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Reply> {
         self.send(self.request(Method::POST, path).json(body)).await
     }
 
-    /// Creates a sandbox and gives its id.
+    /// Creates a sandbox and returns its id.
     pub async fn create(&self, body: &Value) -> Result<String> {
         let reply = self.post("/v1/sandboxes", body).await?.expect(201)?;
         let sandbox = reply.json();

@@ -1,4 +1,4 @@
-//! The stream of events, as it comes.
+//! Reader of the server-sent event stream.
 
 use std::time::Duration;
 
@@ -8,18 +8,18 @@ use serde_json::Value;
 
 use crate::Api;
 
-/// One event.
+/// Event of the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Its place in the stream.
+    /// Event id, which is its position in the stream.
     pub id: String,
-    /// What kind of event.
+    /// Event type, such as `sandbox.running`.
     pub kind: String,
-    /// What it says.
+    /// Content as JSON.
     pub data: Value,
 }
 
-/// An open stream of server-sent events.
+/// Open stream of server-sent events.
 #[derive(Debug)]
 pub struct Events {
     response: Response,
@@ -27,7 +27,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens it behind an event, or behind the newest.
+    /// Opens the stream after event `last`, or after the newest event.
     pub async fn open(api: &Api, last: Option<&str>) -> Result<Self> {
         let mut request = api.request(Method::GET, "/v1/events/stream");
         if let Some(id) = last {
@@ -38,7 +38,7 @@ impl Events {
         Ok(Self { response, buffer: String::new() })
     }
 
-    /// The next event.
+    /// Waits for the next event, at most `limit`.
     pub async fn next(&mut self, limit: Duration) -> Result<Event> {
         let next = tokio::time::timeout(limit, self.read()).await;
         next.with_context(|| format!("no event within {limit:?}"))?
@@ -57,7 +57,8 @@ impl Events {
         }
     }
 
-    /// The events of one sandbox up to one of this kind, and the ids of all events on the way.
+    /// Reads up to the event `kind` of `sandbox`; returns the events of that sandbox and the ids of all
+    /// events read.
     pub async fn until(&mut self, sandbox: &str, kind: &str) -> Result<(Vec<Event>, Vec<String>)> {
         let (mut own, mut ids) = (Vec::new(), Vec::new());
         loop {
@@ -74,7 +75,8 @@ impl Events {
     }
 }
 
-/// Comments, which show that the server lives, are no events.
+/// Parses one block of the stream. Returns `None` for comments, which the server sends to keep the connection
+/// alive.
 fn parse(block: &str) -> Option<Event> {
     let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
     let data = serde_json::from_str(field("data")?).ok()?;

@@ -1,5 +1,5 @@
-//! A whole Wrenn for tests: `wrenn up` in a state directory of its own, a client that speaks plain HTTP to
-//! its public API, and a record of what exists in the kernel before and after.
+//! Test harness: starts `wrenn up` in a temporary state directory, calls its public API over plain HTTP, and
+//! compares kernel resources before and after.
 
 mod api;
 mod events;

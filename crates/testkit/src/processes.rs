@@ -1,36 +1,36 @@
-//! Processes as `/proc` shows them.
+//! List of processes from `/proc`.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// One process.
+/// Running process.
 #[derive(Debug, Clone)]
 pub struct Process {
-    /// Its id.
+    /// Process id.
     pub pid: Pid,
-    /// The id of its parent.
+    /// Process id of the parent.
     pub parent: i32,
-    /// Its command line.
+    /// Command line.
     pub args: Vec<String>,
 }
 
 impl Process {
-    /// The last part of the program's path.
+    /// Returns the file name of the program.
     pub fn program(&self) -> &str {
         let first = self.args.first().map_or("", String::as_str);
         let path = first.split([' ', ':']).next().unwrap_or_default();
         path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Whether it is the Firecracker of a sandbox: the name of its jail begins with a sandbox's id.
+    /// Returns whether this is the Firecracker of a sandbox: the name of its jail begins with a sandbox id.
     pub fn is_jailed_sandbox(&self) -> bool {
         let id = self.args.iter().skip_while(|arg| *arg != "--id").nth(1);
         self.program() == "firecracker" && id.is_some_and(|id| id.starts_with("sb") && id.len() > 27)
     }
 
-    /// How many files it has open.
+    /// Counts the open file descriptors.
     pub fn open_files(&self) -> Result<usize> {
         let dir = format!("/proc/{}/fd", self.pid.as_raw_nonzero());
         Ok(fs::read_dir(&dir).with_context(|| format!("{self:?} is gone"))?.count())
@@ -40,7 +40,7 @@ impl Process {
 fn read(pid: &str) -> Option<Process> {
     let dir = Path::new("/proc").join(pid);
     let stat = fs::read_to_string(dir.join("stat")).ok()?;
-    // The name is in parentheses and may have any character; state and parent follow.
+    // The command name is in parentheses and may contain any character; state and parent follow it.
     let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
     let cmdline = fs::read(dir.join("cmdline")).ok()?;
     let args =
@@ -48,20 +48,20 @@ fn read(pid: &str) -> Option<Process> {
     Some(Process { pid: Pid::from_raw(pid.parse().ok()?)?, parent, args })
 }
 
-/// A process that is held still, with its children; it goes on when this is dropped.
+/// Process stopped by SIGSTOP together with its children; dropping this resumes them.
 #[derive(Debug)]
 pub struct Frozen {
     pids: Vec<Pid>,
 }
 
 impl Frozen {
-    /// Stops a process first, then its children, so that it starts no more of them.
+    /// Stops the process first, then its children, so that it cannot start more of them.
     pub fn new(pid: Pid) -> Result<Self> {
         let mut frozen = Self { pids: vec![pid] };
         kill_process(pid, Signal::STOP).with_context(|| format!("cannot stop {pid:?}"))?;
         let children = processes().into_iter().filter(|process| process.parent == pid.as_raw_nonzero().get());
         for child in children {
-            // One that ends by itself needs no stopping.
+            // A child that has exited meanwhile need not be stopped.
             if kill_process(child.pid, Signal::STOP).is_ok() {
                 frozen.pids.push(child.pid);
             }
@@ -78,7 +78,7 @@ impl Drop for Frozen {
     }
 }
 
-/// Every process.
+/// Lists all processes.
 pub fn processes() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());

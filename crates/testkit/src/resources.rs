@@ -1,10 +1,11 @@
-//! What exists in the kernel, so that a test can compare before and after.
+//! Snapshot of kernel resources, to find what a test leaked.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use crate::{Process, processes};
 
-/// Links, mounts, loop and device-mapper devices, packet filters, control groups and processes that a Wrenn could have left.
+/// Network links, mounts, loop and device-mapper devices, nftables tables, control groups and processes that
+/// Wrenn can leak.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resources {
     links: BTreeSet<String>,
@@ -28,25 +29,26 @@ fn entries(dir: &str) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Network links of this namespace. `/sys` shows those of the namespace that it was mounted in.
+/// Lists the network links of this namespace. `/sys` would show those of the namespace in which it was
+/// mounted.
 fn links() -> BTreeSet<String> {
     let text = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
     text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect()
 }
 
-/// Devices of device-mapper by name.
+/// Lists device-mapper devices by name.
 pub(crate) fn device_maps() -> BTreeSet<String> {
     let name = |device: String| fs::read_to_string(format!("/sys/block/{device}/dm/name")).ok();
     entries("/sys/block").into_iter().filter_map(name).map(|name| name.trim().to_owned()).collect()
 }
 
-/// Firecrackers of sandboxes: their command lines name no state directory.
+/// Lists jailed Firecracker processes of sandboxes; their command lines do not contain the state directory.
 fn jails() -> BTreeSet<String> {
     let jailed = processes().into_iter().filter(Process::is_jailed_sandbox);
     jailed.map(|process| process.args.join(" ")).collect()
 }
 
-/// Control groups of microVMs without a process: one with a process may be another Wrenn's.
+/// Lists control groups of microVMs without processes. A group with processes may belong to another Wrenn.
 fn empty_control_groups() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for controller in ["", "memory/", "pids/", "cpu/"] {
@@ -61,7 +63,7 @@ fn empty_control_groups() -> BTreeSet<String> {
     found
 }
 
-/// Processes whose command line names `state_dir`.
+/// Lists processes whose command line contains `state_dir`.
 fn processes_of(state_dir: &Path) -> BTreeSet<String> {
     let needle = state_dir.to_string_lossy().into_owned();
     let all = processes().into_iter().map(|process| (process.pid, process.args.join(" ")));
@@ -70,7 +72,7 @@ fn processes_of(state_dir: &Path) -> BTreeSet<String> {
 }
 
 impl Resources {
-    /// Takes stock; mounts, loop devices and processes are those that have to do with `state_dir`.
+    /// Takes a snapshot; of mounts, loop devices and processes only those that belong to `state_dir`.
     pub fn now(state_dir: &Path) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let needle = state_dir.to_string_lossy();
@@ -91,13 +93,13 @@ impl Resources {
         }
     }
 
-    /// Of what there is more than `before`, a line each, whatever it is called.
+    /// Lists the kinds of resources of which there are more than in `before`, whatever their names.
     pub fn grown(&self, before: &Self) -> Vec<String> {
         let more = self.pairs(before).into_iter().filter(|(_, now, before)| now.len() > before.len());
         more.map(|(kind, now, before)| format!("{kind}: {now:?}, there were {}", before.len())).collect()
     }
 
-    /// What is here and was not `before`, a line each.
+    /// Lists the resources that are not in `before`.
     pub fn beyond(&self, before: &Self) -> Vec<String> {
         let new = |(kind, now, before): (&str, &BTreeSet<String>, &BTreeSet<String>)| {
             now.difference(before).map(|thing| format!("{kind}: {thing}")).collect::<Vec<_>>()
@@ -105,7 +107,7 @@ impl Resources {
         self.pairs(before).into_iter().flat_map(new).collect()
     }
 
-    /// Each kind with what there is and what there was.
+    /// Pairs the resources of each kind with those of `before`.
     fn pairs<'a>(
         &'a self,
         before: &'a Self,

@@ -1,4 +1,4 @@
-//! `wrenn up` in a state directory of its own.
+//! Stack under test: `wrenn up` in a temporary state directory.
 
 use std::{
     env, fs,
@@ -14,23 +14,23 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 
 use crate::{Api, Process, Resources, processes, resources};
 
-/// How a Wrenn for tests differs from one as users start it.
+/// Configuration of a stack under test.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
-    /// More variables of its environment.
+    /// Additional environment variables.
     pub env: Vec<(String, String)>,
-    /// Files that each of its processes may have open.
+    /// Maximum number of open files of each process (`RLIMIT_NOFILE`).
     pub open_files: Option<u64>,
 }
 
-/// A running Wrenn; dropping it does not stop it, [`Stack::stop`] does.
+/// Running Wrenn. Only [`Stack::stop`] stops it; dropping it does not.
 #[derive(Debug)]
 pub struct Stack {
-    /// Its state directory.
+    /// State directory.
     pub state_dir: PathBuf,
-    /// A client with the team's key.
+    /// Client with the team's API key.
     pub api: Api,
-    /// Where fault points are armed.
+    /// Directory in which fault points are armed.
     pub faults: PathBuf,
     before: Resources,
     up: Child,
@@ -50,21 +50,21 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Whether this is a virtual host made for tests, with Firecracker, KVM and device-mapper.
+/// Returns whether the tests run inside a lab: a virtual host with Firecracker, KVM and device-mapper.
 pub fn in_lab() -> bool {
     env::var_os("IN_LAB").is_some()
 }
 
-/// What an agent in a lab is told: its driver, and that guests may take minutes to boot.
+/// Environment of an agent in a lab: its driver, and a boot timeout of minutes.
 pub fn lab_agent_variables() -> [(String, String); 2] {
     let variables = [("WRENN_AGENT_DRIVER", "firecracker"), ("WRENN_AGENT_BOOT_TIMEOUT_SEC", "480")];
     variables.map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
-/// How much longer things may take in a lab: its one processor is emulated, and so are the guests' on it.
+/// Factor for time limits in a lab, whose single CPU and whose guests are emulated.
 const LAB_PATIENCE: u32 = 4;
 
-/// Waits until `done` gives a value; fails with `what` after `limit`, in a lab after four times that.
+/// Polls until `done` returns a value. Fails with `what` after `limit`, in a lab after four times `limit`.
 pub async fn wait_until<T>(
     what: &str,
     limit: Duration,
@@ -80,25 +80,25 @@ pub async fn wait_until<T>(
         if start.elapsed() > limit {
             bail!("{what}: not within {limit:?}");
         }
-        // Looking takes little of a slow machine's time from what is waited for.
+        // Poll rarely enough that polling does not slow down a slow machine.
         tokio::time::sleep(Duration::from_millis(50).max(look.elapsed() * 2)).await;
     }
 }
 
 impl Stack {
-    /// Starts a Wrenn with a fresh state directory and waits until it serves.
+    /// Starts a stack with a new state directory and waits until it is ready.
     pub async fn start() -> Result<Self> {
         Self::start_with(Setup::default()).await
     }
 
-    /// The same, set up in a particular way.
+    /// Starts a stack with this configuration and waits until it is ready.
     pub async fn start_with(setup: Setup) -> Result<Self> {
-        // Short: unix sockets live below it.
+        // The path must be short, because Unix sockets are below it.
         let home = tempfile::Builder::new().prefix("wt").tempdir()?;
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
         let (state_dir, faults) = (home.path().join("s"), home.path().join("faults"));
         fs::create_dir(&faults)?;
-        // The unprivileged server removes what it fired.
+        // The unprivileged server removes the file of a fault point that has fired.
         fs::set_permissions(&faults, fs::Permissions::from_mode(0o777))?;
         let mut env = vec![
             ("HOME".to_owned(), home.path().display().to_string()),
@@ -106,7 +106,7 @@ impl Stack {
             ("WRENN_SERVER_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
-            // Its hosts may be labs.
+            // Its hosts may be labs, where a create takes minutes.
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
         ];
         if in_lab() {
@@ -126,7 +126,7 @@ impl Stack {
         }
     }
 
-    /// The address of the API.
+    /// URL of the API.
     pub fn url(&self) -> String {
         format!("http://{}", self.env[2].1)
     }
@@ -160,12 +160,12 @@ impl Stack {
         Ok(())
     }
 
-    /// What `wrenn up` itself said.
+    /// Output of `wrenn up` itself.
     pub fn up_log(&self) -> Vec<u8> {
         fs::read(self.home.path().join("up.log")).unwrap_or_default()
     }
 
-    /// The ends of all logs, for messages.
+    /// Last part of each log, for error messages.
     pub fn logs(&self) -> String {
         let mut text = tail(&self.home.path().join("up.log"));
         let Ok(entries) = fs::read_dir(self.state_dir.join("logs")) else { return text };
@@ -175,8 +175,7 @@ impl Stack {
         text
     }
 
-    /// What `wrenn up` runs: the control plane (`server`), the host agent (`agent`), `postgres` or
-    /// `redis-server`.
+    /// Finds a child process of `wrenn up`: `server` (control plane), `agent`, `postgres` or `redis-server`.
     pub fn process(&self, name: &str) -> Result<Process> {
         let parent = self.up.id() as i32;
         let is_it = |process: &Process| {
@@ -186,14 +185,14 @@ impl Stack {
         processes().into_iter().find(is_it).with_context(|| format!("no {name} under `wrenn up`"))
     }
 
-    /// The process id of one of those.
+    /// Process id of a child process of `wrenn up`.
     pub fn child(&self, name: &str) -> Result<Pid> {
         Ok(self.process(name)?.pid)
     }
 
     fn vmm_processes(&self) -> Vec<Process> {
         let ours = format!("{}/", self.state_dir.join("agent/sandboxes").display());
-        // In a jail there is no such path; the sandbox's id is in the jail's name.
+        // The command line of a jailed VMM has no such path; the name of its jail contains the sandbox id.
         let is_ours = |process: &Process| match process.program() {
             "firecracker" => process.is_jailed_sandbox(),
             program => program.starts_with("qemu") && process.args.iter().any(|arg| arg.contains(&ours)),
@@ -201,19 +200,19 @@ impl Stack {
         processes().into_iter().filter(is_ours).collect()
     }
 
-    /// The VMMs' command lines.
+    /// Command lines of all VMMs.
     pub fn vmms(&self) -> Vec<String> {
         self.vmm_processes().into_iter().map(|process| process.args.join(" ")).collect()
     }
 
-    /// The VMM of sandbox `id`.
+    /// Process id of the VMM of sandbox `id`.
     pub fn vmm(&self, id: &str) -> Result<Pid> {
         let names = |process: &Process| process.args.iter().any(|arg| arg.contains(id));
         let found = self.vmm_processes().into_iter().find(names);
         Ok(found.with_context(|| format!("{id} has no VMM"))?.pid)
     }
 
-    /// What the agent's files, processes and control groups have of sandbox `id`, a line each.
+    /// Lists files, processes, devices and control groups that belong to sandbox `id`.
     pub fn remains(&self, id: &str) -> Vec<String> {
         let agent = self.state_dir.join("agent");
         let mut found: Vec<String> = self.vmms().into_iter().filter(|line| line.contains(id)).collect();
@@ -230,7 +229,7 @@ impl Stack {
         found
     }
 
-    /// Runs SQL in the private database; the answer has a line per row, fields between `|`.
+    /// Runs SQL in the private database; returns one line per row with fields separated by `|`.
     pub fn sql(&self, statement: &str) -> Result<String> {
         let sockets = self.state_dir.join("run/sockets");
         let mut command = Command::new("psql");
@@ -242,24 +241,25 @@ impl Stack {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Arms a fault point, such as `agent.create.slot`: the next process that comes there is killed.
+    /// Arms a fault point, such as `agent.create.slot`: the next process that reaches it is killed.
     pub fn arm(&self, point: &str) -> Result<()> {
         let file = fs::File::create(self.faults.join(point))?;
         file.set_permissions(fs::Permissions::from_mode(0o666))?;
         Ok(())
     }
 
-    /// Takes that back.
+    /// Disarms a fault point.
     pub fn disarm(&self, point: &str) {
         let _ = fs::remove_file(self.faults.join(point));
     }
 
-    /// Whether a fault point was armed and not reached.
+    /// Returns whether a fault point is armed and not yet reached.
     pub fn armed(&self, point: &str) -> bool {
         self.faults.join(point).exists()
     }
 
-    /// Kills a part without warning and waits until another one took its place.
+    /// Kills a child process of `wrenn up` with SIGKILL and waits until it is restarted and the API is
+    /// healthy.
     pub async fn kill_and_wait(&self, name: &str) -> Result<()> {
         let old = self.child(name)?;
         kill_process(old, Signal::KILL)?;
@@ -267,19 +267,19 @@ impl Stack {
         self.wait_healthy().await
     }
 
-    /// Waits until another process took the place of `old`.
+    /// Waits until a new process has replaced `old`.
     pub async fn restarted(&self, name: &str, old: Pid) -> Result<()> {
         let new = async || self.child(name).ok().filter(|&pid| pid != old);
         wait_until(&format!("a new {name}"), Duration::from_secs(30), new).await.map(drop)
     }
 
-    /// Waits until the API answers.
+    /// Waits until the API is healthy.
     pub async fn wait_healthy(&self) -> Result<()> {
         let healthy = async || self.api.get("/health").await.ok().filter(|reply| reply.status == 200);
         wait_until("health", Duration::from_secs(60), healthy).await.map(drop)
     }
 
-    /// Stops Wrenn and fails if anything is left in the kernel.
+    /// Stops Wrenn and fails if kernel resources are left.
     pub async fn stop(mut self) -> Result<()> {
         let output = self.wrenn(&["down"])?;
         let mut logs = self.logs();
@@ -287,7 +287,7 @@ impl Stack {
         anyhow::ensure!(output.status.success(), "wrenn down failed: {logs}");
         let ended = async || self.up.try_wait().ok().flatten();
         wait_until("the end of wrenn up", Duration::from_secs(60), ended).await.context(logs.clone())?;
-        // Namespaces are freed in the background once nothing pins them.
+        // The kernel frees namespaces in the background.
         let (state_dir, before) = (self.state_dir.clone(), self.before.clone());
         let mut left = Vec::new();
         let clean = wait_until("nothing left", Duration::from_secs(15), async || {
@@ -305,7 +305,7 @@ fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Re
     command.arg("up").envs(env.iter().cloned()).current_dir(dir);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     if let Some(limit) = open_files {
-        // The agent takes as many as there may be.
+        // Also the hard limit, because the agent raises its soft limit to it.
         let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
         let set = move || Ok(setrlimit(Resource::Nofile, limit)?);
         // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.

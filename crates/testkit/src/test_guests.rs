@@ -1,6 +1,6 @@
-//! A Wrenn on the real Firecracker and KVM whose sandboxes are test guests, for whatever does not depend on what runs
-//! in them. They run on every KVM and start in milliseconds. They have no envd: a create of one waits for it
-//! until the sandbox is deleted.
+//! Stacks whose sandboxes are test guests on the real Firecracker and KVM, for tests that need no Linux in
+//! the sandbox. Test guests run on every KVM and start in milliseconds. They have no envd: a create waits for
+//! it until the sandbox is deleted.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use wrenn_testguest::{ELF, STARTED};
 
 use crate::{Setup, Stack};
 
-/// Firecracker as `lab/get-firecracker` fetches it, or else as it is installed.
+/// Finds Firecracker in the directory of `lab/get-firecracker`, then in `PATH`.
 fn firecracker() -> Option<PathBuf> {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/firecracker");
     let path = env::var_os("PATH").unwrap_or_default();
@@ -21,12 +21,12 @@ fn firecracker() -> Option<PathBuf> {
     dirs.find(|dir| dir.join("jailer").exists()).map(|dir| dir.join("firecracker"))
 }
 
-/// Whether the machine can run them.
+/// Returns whether this machine can run test guests.
 pub fn available() -> bool {
     Path::new("/dev/kvm").exists() && firecracker().is_some()
 }
 
-/// A directory of guest's parts in `dir` in which the test guest is the kernel.
+/// Creates a share directory in `dir` whose kernel is the test guest.
 fn share(dir: &Path) -> Result<PathBuf> {
     let parts = env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set")?;
     let share = dir.join("share");
@@ -37,7 +37,7 @@ fn share(dir: &Path) -> Result<PathBuf> {
     Ok(share)
 }
 
-/// How to start such a Wrenn; `dir` is an empty directory that outlives it.
+/// Configuration of a stack with test guests. `dir` is an empty directory that must outlive the stack.
 pub fn setup(dir: &Path) -> Result<Setup> {
     let program =
         firecracker().context("there is no Firecracker with its jailer: run lab/get-firecracker")?;
@@ -50,12 +50,12 @@ pub fn setup(dir: &Path) -> Result<Setup> {
     Ok(Setup { env, open_files: None })
 }
 
-/// Where the test guest of sandbox `id` writes.
+/// Path of the console log of sandbox `id`.
 pub fn console(stack: &Stack, id: &str) -> PathBuf {
     stack.state_dir.join("agent/sandboxes").join(id).join("run/console.log")
 }
 
-/// Whether the test guest that writes to `console` has said that it runs.
+/// Returns whether the test guest with this console log has started.
 pub fn started(console: &Path) -> bool {
     fs::read(console).is_ok_and(|text| text.contains(&STARTED))
 }

@@ -1,5 +1,5 @@
-//! End to end: a Wrenn, real guests, everything through the public API and the command line. At the end
-//! it is stopped, and nothing may be left in the kernel.
+//! End-to-end tests: a Wrenn with real guests, used only through the public API and the command line. At the
+//! end it is stopped, and no kernel resources may be left.
 
 mod cases;
 
@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
 use wrenn_testkit::{Stack, in_lab};
 
-/// The Wrenn that cases share; gone once it was stopped.
+/// Wrenn that the cases share; `None` after it is stopped.
 type Shared = Arc<Mutex<Option<Arc<Stack>>>>;
 
 fn main() -> ExitCode {
@@ -30,14 +30,14 @@ fn main() -> ExitCode {
             Some(Arc::new(started.unwrap_or_else(|error| panic!("wrenn did not start: {error:#}"))));
     }
 
-    // Guests are emulated where KVM does not work: more at once only makes each slower. A lab has one processor.
+    // Without KVM, guests are emulated, and more at once would only be slower. A lab has one CPU.
     arguments.test_threads.get_or_insert(if in_lab() { 1 } else { 2 });
     let mut ok = run(&arguments, beside, &shared);
-    // These disturb others, so they run alone, after them.
+    // These cases disturb others, so they run one at a time afterwards.
     arguments.test_threads = Some(1);
     ok &= run(&arguments, alone, &shared);
     ok &= stop(&runtime, &shared);
-    // And these need a Wrenn that is set up in a particular way.
+    // These cases need a Wrenn with a special configuration.
     let own = here(cases::own()).into_iter().map(|(name, case)| {
         let runtime = runtime.clone();
         Trial::test(name, move || failed(runtime.block_on(case())))
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// In a lab everything is emulated, so it runs what depends on the VMM, the disks and the network, no more.
+/// Selects the cases for this machine: labs are slow, so they run only those about VMM, disks and network.
 fn here<T>(mut cases: cases::Cases<T>) -> cases::Cases<T> {
     cases.retain(|(name, _)| !in_lab() || cases::LAB.iter().any(|chosen| name.starts_with(chosen)));
     cases
@@ -68,7 +68,7 @@ fn trial(name: &'static str, case: cases::Case, runtime: &Arc<Runtime>, shared: 
     })
 }
 
-/// Stops the shared Wrenn; fails when it leaves anything.
+/// Stops the shared Wrenn; fails if anything is left.
 fn stop(runtime: &Runtime, shared: &Shared) -> bool {
     let Some(stack) = lock(shared).take() else { return true };
     let stopped =

@@ -1,4 +1,4 @@
-//! The lab itself: it starts, takes commands, is alone in its network, and ends.
+//! Tests of the lab: start, commands, isolated network, cleanup.
 
 use std::{
     fs,
@@ -11,14 +11,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use wrenn_testkit::{Lab, LabConfig, lab::Subnet, processes};
 
-/// Emulated machines on few processors: one test at a time, and what is left over is known to be this one's.
+/// Lock that runs one test at a time: emulated machines are slow, and leftovers must belong to the running
+/// test.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A network that no other tests use.
+/// Configuration with a subnet that no other test uses.
 fn config(name: &str) -> Result<LabConfig> {
     Ok(LabConfig { subnet: "10.200.79.0/24".parse::<Subnet>()?, memory_mb: 1024, ..LabConfig::new(name) })
 }
@@ -48,14 +49,14 @@ fn a_lab_runs_commands_and_leaves_nothing() -> Result<()> {
     println!("started in {:.1?}", lab.started_in());
     ensure!(!interfaces()?.is_empty(), "it has an interface on this machine");
 
-    // What it was given, words as they are, output and exit status apart.
+    // Given files, arguments unchanged, output and exit status separate.
     assert_eq!(lab.check(&["cat", "/opt/given/file"])?, "given at the start");
     assert_eq!(lab.check(&["printf", "%s|", "it's", "$HOME", ""])?, "it's|$HOME||");
     let output = lab.run(&["sh", "-c", "echo out; echo err >&2; exit 7"])?;
     assert_eq!(output.status.code(), Some(7));
     assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
 
-    // Output comes while the command runs: it waits for an answer to what it wrote.
+    // Output arrives while the command runs: the command waits for an answer to its output.
     let mut child = lab
         .command(&["sh", "-c", "echo ready; read answer; echo $answer"])?
         .stdin(Stdio::piped())
@@ -67,14 +68,14 @@ fn a_lab_runs_commands_and_leaves_nothing() -> Result<()> {
     assert_eq!(lines.next().context("no line")??, "answer");
     assert!(child.wait()?.success());
 
-    // It is what it is for.
+    // Features for which the lab exists.
     lab.check(&["test", "-c", "/dev/kvm"])?;
     lab.check(&["firecracker", "--version"])?;
     assert!(lab.check(&["dmsetup", "targets"])?.contains("snapshot"));
     lab.check(&["sh", "-c", "cd /var/lib/wrenn && echo x > a && cp --reflink=always a b"])?;
     assert!(lab.check(&["cat", "/sys/fs/cgroup/cgroup.subtree_control"])?.contains("memory"));
 
-    // Files in and out, programs that go on, logs.
+    // Files in and out, background programs, logs.
     lab.put(&given, "/root/put/file")?;
     let back = dir.path().join("back");
     lab.get("/root/put/file", &back)?;
@@ -85,7 +86,7 @@ fn a_lab_runs_commands_and_leaves_nothing() -> Result<()> {
     assert_eq!(fs::read_to_string(logs.join("log/lab/program.log"))?, "started\n");
     assert!(logs.join("log/dmesg.log").exists() && logs.join("serial.log").exists());
 
-    // It reaches this machine, and nothing else.
+    // The lab reaches this machine and nothing else.
     lab.check(&["ping", "-c1", "-W5", &lab.host_address().to_string()])?;
     assert_eq!(lab.check(&["ip", "route", "show", "default"])?, "");
 
@@ -107,11 +108,11 @@ fn labs_side_by_side_reach_each_other() -> Result<()> {
         from.check(&["ping", "-c1", "-W10", &to.address().to_string()])?;
         from.check(&["ping", "-c1", "-W10", &to.host_address().to_string()])?;
     }
-    // A name is taken by one lab at a time.
+    // Only one lab of a name can run at a time.
     let error = Lab::start(&config("one")?).expect_err("the name is taken");
     assert!(format!("{error:#}").contains("running already"), "{error:#}");
     one.stop();
-    // The other one's network stays.
+    // The network of the other lab stays.
     two.check(&["ping", "-c1", "-W10", &two.host_address().to_string()])?;
     two.stop();
     nothing_left("one")?;
@@ -140,7 +141,7 @@ fn a_lab_goes_with_its_process_and_the_next_of_its_name_when_its_time_is_over() 
     let lines = BufReader::new(child.stdout.take().context("no output")?).lines();
     let mut pid = None;
     for line in lines {
-        // The harness writes the test's name before it, on the same line.
+        // The harness prints the test's name before it, on the same line.
         if let Some((_, found)) = line?.split_once("pid ") {
             pid = Some(found.to_owned());
             break;
@@ -154,12 +155,12 @@ fn a_lab_goes_with_its_process_and_the_next_of_its_name_when_its_time_is_over() 
         ensure!(start.elapsed() < Duration::from_secs(30), "QEMU still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Its bridge is still there; the next lab takes it over, and removes it.
-    ensure!(!interfaces()?.is_empty(), "the bridge went by itself");
+    // The bridge is still there; the next lab reuses and removes it.
+    ensure!(!interfaces()?.is_empty(), "the bridge has been removed");
     let lab = Lab::start(&config("orphan")?)?;
     let pid = lab.pid();
     lab.end_within(Duration::from_secs(2));
-    // A command that would go on for ever fails, and says why.
+    // A command that would run forever fails with the reason.
     let error = lab.run(&["sleep", "1000000"]).expect_err("the lab has ended");
     assert!(format!("{error:#}").contains("time limit"), "{error:#}");
     assert!(!fs::exists(format!("/proc/{pid}"))?, "QEMU is gone");

@@ -1,5 +1,5 @@
-//! The control plane is here, its hosts are two labs: sandboxes on real Firecracker, KVM and device-mapper, created,
-//! used and deleted over the network, and nothing of them left on those hosts.
+//! Control plane on this machine with two labs as hosts: creates, uses and deletes sandboxes on real
+//! Firecracker, KVM and device-mapper over the network, and checks that nothing is left on the hosts.
 
 use std::{
     path::{Path, PathBuf},
@@ -29,10 +29,10 @@ fn wrenn(lab: &Lab, args: &[&str]) -> Result<String> {
     lab.check(&command)
 }
 
-/// Brings the agent its identity and starts it.
+/// Installs the agent's identity and starts it.
 fn start_agent(lab: &Lab, stack: &Stack, id: HostId) -> Result<u32> {
     lab.check(&["mkdir", "-p", &format!("{STATE}/pki")])?;
-    // Its own key and what it trusts: the CA's key stays with the control plane.
+    // The agent gets its own key and the CA's certificate; the CA's key stays with the control plane.
     for name in ["ca.pem", "agent.pem", "agent.key"] {
         lab.put(&stack.state_dir.join("pki").join(name), &format!("{STATE}/pki/{name}"))?;
     }
@@ -44,7 +44,7 @@ fn start_agent(lab: &Lab, stack: &Stack, id: HostId) -> Result<u32> {
     lab.spawn("agent", &command)
 }
 
-/// A lab that is a host of the control plane.
+/// Lab that is a host of the control plane.
 struct Host<'a> {
     lab: &'a Lab,
     id: HostId,
@@ -65,7 +65,7 @@ impl<'a> Host<'a> {
         Ok(Self { lab, id, agent })
     }
 
-    /// Makes it the one that sandboxes go to.
+    /// Makes this host the only one that gets sandboxes.
     fn choose(&self, stack: &Stack) -> Result<()> {
         let uuid = self.id.uuid();
         let others = format!("CASE WHEN id <> '{uuid}' THEN now() + interval '1 hour' END");
@@ -76,7 +76,7 @@ impl<'a> Host<'a> {
         self.lab.check(&["dmsetup", "ls"])
     }
 
-    /// Makes a sandbox on it; its id.
+    /// Creates a sandbox on this host and returns its id.
     async fn create(&self, stack: &Stack) -> Result<String> {
         self.choose(stack)?;
         let id = stack.api.create(&json!({"memory_mb": 256})).await?;
@@ -93,7 +93,7 @@ impl<'a> Host<'a> {
         wait_until("the sandbox's disk to be gone", Duration::from_secs(240), gone).await
     }
 
-    /// Ends the agent; nothing of it is left.
+    /// Stops the agent and fails if anything is left.
     async fn end(self) -> Result<()> {
         let Self { lab, agent, .. } = self;
         lab.check(&["kill", &agent.to_string()])?;
@@ -108,7 +108,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Runs a command in a sandbox, and brings a file there and back.
+/// Runs a command in a sandbox, and writes and reads a file.
 async fn use_it(stack: &Stack, id: &str) -> Result<()> {
     let ran = stack.api.exec(id, &["sh", "-c", "echo from $(uname -s)"]).await?;
     ensure!(ran["stdout"] == "from Linux\n", "{ran}");
@@ -126,7 +126,7 @@ async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
     for host in &hosts {
         ids.push(host.create(stack).await.with_context(|| host.lab.name().to_owned())?);
     }
-    // Both run; each is used on its own host.
+    // Both run at once; each is used on its own host.
     for (host, id) in hosts.iter().zip(&ids) {
         use_it(stack, id).await.with_context(|| host.lab.name().to_owned())?;
         host.delete(stack, id).await?;
@@ -138,12 +138,12 @@ async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
 }
 
 const LABS: usize = 2;
-/// Of all labs together, whatever goes on in them.
+/// Time limit of the whole test, for all labs together.
 const TIME_LIMIT: Duration = Duration::from_secs(2400);
-/// How often a lab may stand still, as emulated processors that emulate processors do at times.
+/// Number of times that a lab may hang, which nested emulation sometimes does.
 const LOST_MAX: u32 = 2;
 
-/// Starts labs side by side, which have ended by then.
+/// Starts the labs concurrently; they are killed at `deadline`.
 fn start(deadline: Instant) -> Result<[Lab; LABS]> {
     std::thread::scope(|scope| {
         let [one, two] = ["one", "two"].map(|name| {
@@ -155,7 +155,7 @@ fn start(deadline: Instant) -> Result<[Lab; LABS]> {
     })
 }
 
-/// The outcome in two labs, and whether one stands still.
+/// Runs the test in two labs; also returns whether a lab hangs.
 async fn in_two_labs(deadline: Instant) -> (Result<()>, bool) {
     let labs = tokio::task::spawn_blocking(move || start(deadline)).await.expect("no panic").expect("labs");
     let stack = Stack::start().await.expect("wrenn starts");
@@ -176,7 +176,7 @@ async fn a_control_plane_uses_hosts_in_two_labs() {
     let deadline = Instant::now() + TIME_LIMIT;
     for _ in 0..LOST_MAX {
         match in_two_labs(deadline).await {
-            (Err(error), true) => eprintln!("a lab stands still, others are started: {error:#}"),
+            (Err(error), true) => eprintln!("a lab hangs, starting new ones: {error:#}"),
             (outcome, _) => return outcome.unwrap_or_else(|error| panic!("{error:#}")),
         }
     }

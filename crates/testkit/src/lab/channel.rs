@@ -1,5 +1,4 @@
-//! The channel for commands: ssh over the labs' network, all of it through one connection, with keys that are
-//! made per lab.
+//! SSH channel that runs commands in a lab: one multiplexed connection, with keys generated per lab.
 
 use std::{
     fs::{self, DirBuilder},
@@ -13,17 +12,17 @@ use std::{
 };
 
 use super::{
+    child_process::{self, ChildProcess},
     files,
-    kept::{self, Kept},
 };
 use anyhow::{Context as _, Result, ensure};
 
-/// How long one try to connect may take.
+/// Time limit of one TCP connection attempt.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// How long logging in may take, in an emulated machine on a busy one.
+/// Time limit of an SSH login, which is slow in an emulated machine on a busy one.
 const LOGIN_LIMIT: Duration = Duration::from_secs(60);
 
-/// The keys of one lab, and where its connection's socket is.
+/// SSH keys of one lab and the directory of its control socket.
 #[derive(Debug)]
 pub(super) struct Keys {
     dir: PathBuf,
@@ -38,7 +37,8 @@ impl Drop for Keys {
 
 impl Keys {
     pub(super) fn make(name: &str) -> Result<Self> {
-        // Short, because a socket's path is limited; the same for a name, so that what a killed run left is found.
+        // Short, because the path of a socket is limited; the same for each name, so that the directory of a
+        // killed run is found and removed.
         let mut hasher = DefaultHasher::new();
         (files::base(), name).hash(&mut hasher);
         let dir = PathBuf::from(format!("/tmp/wrenn-lab-{:016x}", hasher.finish()));
@@ -74,12 +74,12 @@ impl Keys {
         self.path("key")
     }
 
-    /// The lab's own key.
+    /// Private host key of the lab.
     pub(super) fn host(&self) -> PathBuf {
         self.path("host")
     }
 
-    /// Who may log in.
+    /// Public key that may log in.
     pub(super) fn authorized(&self) -> PathBuf {
         self.client().with_extension("pub")
     }
@@ -97,7 +97,7 @@ impl Keys {
         set("LogLevel", "ERROR".into());
         set("ControlPath", self.socket().display().to_string());
         set("ConnectTimeout", LOGIN_LIMIT.as_secs().to_string());
-        // An emulated machine under load is slow to answer, and its end is noticed without this.
+        // An emulated machine under load answers slowly. Its exit is noticed without these keep-alives.
         set("ServerAliveInterval", "30".into());
         set("ServerAliveCountMax", "4".into());
         options
@@ -108,16 +108,16 @@ impl Keys {
     }
 }
 
-/// The process that holds the connection. The lab's machine ends it when it ends itself, so that no command
-/// waits for a machine that is gone.
-pub(super) type Master = Arc<Mutex<Option<Kept>>>;
+/// SSH process that holds the connection. It is killed when the lab's machine exits, so that no command waits
+/// for a machine that is gone.
+pub(super) type Master = Arc<Mutex<Option<ChildProcess>>>;
 
-/// Ends it and waits for it.
+/// Kills the SSH process and waits for it.
 pub(super) fn end(master: &Master) {
     drop(master.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
-/// The channel to one lab.
+/// Channel to one lab.
 #[derive(Debug)]
 pub(super) struct Channel {
     keys: Keys,
@@ -135,16 +135,16 @@ impl Channel {
         self.master.clone()
     }
 
-    /// Tries once to connect; `false` means not yet.
+    /// Tries once to connect; returns `false` if the lab is not ready yet.
     pub(super) fn open(&mut self, log: &Path) -> Result<bool> {
         let address = SocketAddr::from((self.address, 22));
         if TcpStream::connect_timeout(&address, CONNECT_LIMIT).is_err() {
             return Ok(false);
         }
-        let mut command = kept::command("ssh");
+        let mut command = child_process::command("ssh");
         command.args(["-M", "-N"]).args(self.keys.options()).arg(self.target());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(files::create(log)?);
-        let master = Kept::start(command, self.limit, || ())?;
+        let master = ChildProcess::start(command, self.limit, || ())?;
         let start = Instant::now();
         while !self.keys.socket().exists() {
             if master.ended().is_some() || start.elapsed() > LOGIN_LIMIT {
@@ -193,7 +193,7 @@ impl Channel {
     }
 }
 
-/// One command line for the lab's shell that gives exactly these words.
+/// Quotes words for the lab's shell.
 pub(super) fn quoted<S: AsRef<str>>(args: &[S]) -> String {
     let words = args.iter().map(|word| format!("'{}'", word.as_ref().replace('\'', r"'\''")));
     words.collect::<Vec<_>>().join(" ")

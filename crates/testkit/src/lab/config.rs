@@ -1,4 +1,4 @@
-//! What a lab is made of.
+//! Configuration of a lab.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,27 +6,27 @@ use anyhow::{Result, ensure};
 
 use super::{Subnet, files};
 
-/// What a lab is made of.
+/// Configuration of a lab.
 #[derive(Debug, Clone)]
 pub struct LabConfig {
-    /// Its name: letters, digits and dashes. One lab of a name runs at a time.
+    /// Name: letters, digits and dashes. Only one lab of a name can run at a time.
     pub name: String,
-    /// Its memory.
+    /// Memory in MiB.
     pub memory_mb: u32,
-    /// Its processors. Emulated ones side by side, each with guests of its own, now and then lose their way.
+    /// Number of CPUs. With more than one emulated CPU the lab's kernel sometimes crashes when guests run.
     pub cpus: u32,
-    /// Its network; labs of one subnet in one network namespace reach each other.
+    /// Subnet. Labs of one subnet in one network namespace can reach each other.
     pub subnet: Subnet,
-    /// Files and directories it finds at its start: where they are here, and the path there.
+    /// Files and directories to provide in the lab: local path and path in the lab.
     pub files: Vec<(PathBuf, PathBuf)>,
-    /// How long it may take to start.
+    /// Time limit for the start.
     pub start_limit: Duration,
-    /// When it is ended, whatever goes on in it, counted from its start.
+    /// Time after its start when the lab is killed, even if commands are running.
     pub time_limit: Duration,
 }
 
 impl LabConfig {
-    /// The usual lab: one processor, 4 GiB, ended after ten minutes.
+    /// Creates a configuration with one CPU, 4 GiB and a time limit of ten minutes.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -39,7 +39,7 @@ impl LabConfig {
         }
     }
 
-    /// With the guest's kernel, its initial RAM disk and templates, and with the programs that are built.
+    /// Adds the guest kernel, initial RAM disk, templates and the built programs.
     #[must_use]
     pub fn with_product(mut self) -> Self {
         let root = files::repository();
@@ -49,7 +49,7 @@ impl LabConfig {
         self
     }
 
-    /// With one more file or directory.
+    /// Adds a file or directory.
     #[must_use]
     pub fn with_file(mut self, local: impl Into<PathBuf>, remote: impl Into<PathBuf>) -> Self {
         self.files.push((local.into(), remote.into()));
@@ -57,11 +57,15 @@ impl LabConfig {
     }
 
     pub(super) fn check(&self) -> Result<()> {
-        ensure!(is_name(&self.name), "{:?} is no name for a lab: use letters, digits and dashes", self.name);
+        ensure!(
+            is_name(&self.name),
+            "{:?} is not a valid lab name: use letters, digits and dashes",
+            self.name
+        );
         for (_, remote) in &self.files {
             ensure!(
                 remote.is_absolute() && !remote.components().any(|part| part.as_os_str() == ".."),
-                "{} is no absolute path in a lab",
+                "{} is not an absolute path in the lab",
                 remote.display()
             );
         }
@@ -69,7 +73,7 @@ impl LabConfig {
     }
 }
 
-/// It becomes a host name, a directory and a part of a socket's path.
+/// Returns whether `name` is valid; it becomes a host name, a directory and part of a socket path.
 pub(super) fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }

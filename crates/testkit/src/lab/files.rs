@@ -1,4 +1,4 @@
-//! Where a lab's files are on this machine.
+//! Paths of a lab's files on this machine.
 
 use std::{
     fs::{self, File},
@@ -9,20 +9,20 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
 
-/// The lab's own disk for state, in its directory.
+/// File name of the lab's disk for state, in the lab's directory.
 pub(super) const SCRATCH: &str = "scratch.xfs";
 
-/// The repository that this was built in.
+/// Root of the repository in which this crate was built.
 pub(super) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// Where everything about labs is.
+/// Directory of all lab files.
 pub(super) fn base() -> PathBuf {
     repository().join("target/lab")
 }
 
-/// The built image.
+/// Directory of the built lab image.
 pub(super) fn image() -> Result<PathBuf> {
     let image = base().join("image");
     ensure!(
@@ -33,12 +33,12 @@ pub(super) fn image() -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Creates a file, or empties it.
+/// Creates or truncates a file.
 pub(super) fn create(path: &Path) -> Result<File> {
     File::create(path).with_context(|| format!("cannot create {}", path.display()))
 }
 
-/// Takes a name: its directory, empty, and the lock that keeps others from taking it as well.
+/// Creates an empty directory for the lab `name` and locks the name.
 pub(super) fn run_dir(name: &str) -> Result<(PathBuf, File)> {
     let runs = base().join("run");
     fs::create_dir_all(&runs).with_context(|| format!("cannot create {}", runs.display()))?;
@@ -54,7 +54,7 @@ pub(super) fn run_dir(name: &str) -> Result<(PathBuf, File)> {
     Ok((dir, lock))
 }
 
-/// A copy of the empty scratch disk. It is sparse: a few megabytes are copied.
+/// Copies the empty scratch disk. It is sparse, so only a few megabytes are copied.
 pub(super) fn scratch(image: &Path, dir: &Path) -> Result<PathBuf> {
     let scratch = dir.join(SCRATCH);
     let status = Command::new("cp")

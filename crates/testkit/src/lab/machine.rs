@@ -1,4 +1,4 @@
-//! The lab's machine: QEMU with emulated AMD-V.
+//! Machine of a lab: QEMU with emulated AMD-V.
 
 use std::{
     fs,
@@ -14,23 +14,23 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     LabConfig,
     channel::{self, Keys, Master},
+    child_process::{self, ChildProcess},
     files,
-    kept::{self, Kept},
     network::Place,
 };
 
-/// How much later than it is killed from outside a lab powers off by itself at the end of its time: that is for
-/// the case that this process is held still.
+/// Time after the deadline at which a lab powers itself off, in case this process is stopped and cannot kill
+/// it.
 const POWER_OFF: Duration = Duration::from_secs(5);
-/// How long after its connection broke a machine may take to be seen ended.
+/// Time that the exit of a machine may take to be noticed after its connection has broken.
 const SEEN_ENDED: Duration = Duration::from_millis(500);
-/// How much of the console is shown when something is wrong.
+/// Number of bytes of console output in error messages.
 const CONSOLE_END: usize = 2000;
 
 const CONSOLE: &str = "serial.log";
 const QEMU_LOG: &str = "qemu.log";
 
-/// What a machine is made of.
+/// Parts of a machine.
 pub(super) struct Parts<'a> {
     pub(super) config: &'a LabConfig,
     pub(super) image: &'a Path,
@@ -41,10 +41,10 @@ pub(super) struct Parts<'a> {
     pub(super) place: &'a Place,
 }
 
-/// A running machine.
+/// Running machine.
 #[derive(Debug)]
 pub(super) struct Machine {
-    qemu: Kept,
+    qemu: ChildProcess,
     dir: PathBuf,
     master: Arc<Mutex<Option<Master>>>,
 }
@@ -53,7 +53,7 @@ impl Machine {
     pub(super) fn start(parts: &Parts<'_>) -> Result<Self> {
         let master = Arc::new(Mutex::new(None::<Master>));
         let masters = master.clone();
-        let qemu = Kept::start(command(parts)?, parts.config.time_limit, move || {
+        let qemu = ChildProcess::start(command(parts)?, parts.config.time_limit, move || {
             if let Some(master) = masters.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 channel::end(&master);
             }
@@ -66,12 +66,12 @@ impl Machine {
         self.qemu.pid()
     }
 
-    /// Brings the end of its time forward.
+    /// Moves the deadline forward.
     pub(super) fn end_within(&self, left: Duration) {
         self.qemu.end_within(left);
     }
 
-    /// Has this connection ended when the machine ends.
+    /// Registers the SSH process to be killed when the machine exits.
     pub(super) fn ends_with(&self, master: Master) {
         let mut slot = self.master.lock().unwrap_or_else(PoisonError::into_inner);
         if self.qemu.ended().is_some() {
@@ -80,7 +80,7 @@ impl Machine {
         *slot = Some(master);
     }
 
-    /// Fails if it has ended, and says why.
+    /// Fails with the reason if the machine has exited.
     pub(super) fn check(&self) -> Result<()> {
         let Some(why) = self.qemu.ended() else { return Ok(()) };
         let errors = fs::read_to_string(self.dir.join(QEMU_LOG)).unwrap_or_default();
@@ -92,24 +92,25 @@ impl Machine {
         )
     }
 
-    /// The same, for when a connection has just broken: a machine's end may come to notice a moment later.
+    /// Same as [`Self::check`] but waits a moment, because after a broken connection the exit may be noticed
+    /// late.
     pub(super) fn check_soon(&self) -> Result<()> {
         let start = Instant::now();
         while start.elapsed() < SEEN_ENDED {
             self.check()?;
-            thread::sleep(kept::LOOK);
+            thread::sleep(child_process::LOOK);
         }
         Ok(())
     }
 
-    /// The last of what it wrote to its console.
+    /// Returns the last part of the console output.
     pub(super) fn console_end(&self) -> String {
         let console = fs::read(self.dir.join(CONSOLE)).unwrap_or_default();
         let end = &console[console.len().saturating_sub(CONSOLE_END)..];
         String::from_utf8_lossy(end).trim().to_owned()
     }
 
-    /// Ends it and waits for that. Its disks are thrown away: there is nothing to shut down.
+    /// Kills the machine and waits for its exit. Its disks are discarded, so it needs no shutdown.
     pub(super) fn stop(&mut self) {
         self.qemu.stop();
     }
@@ -124,7 +125,7 @@ fn command(parts: &Parts<'_>) -> Result<Command> {
         config.name,
         place.address()
     );
-    let mut command = kept::command("qemu-system-x86_64");
+    let mut command = child_process::command("qemu-system-x86_64");
     command.args(["-name", &format!("lab-{}", config.name)]);
 
     command.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
@@ -137,7 +138,7 @@ fn command(parts: &Parts<'_>) -> Result<Command> {
     for (name, file) in [("host_key", keys.host()), ("authorized_keys", keys.authorized())] {
         command.arg("-fw_cfg").arg(format!("name=opt/lab/{name},file={}", file.display()));
     }
-    // Many labs share one image: what each writes is in a file of its own that has no name.
+    // All labs share one root image; each writes to an unnamed temporary file.
     let root = image.join("root.ext4");
     for (id, file, more) in [
         ("root", root.as_path(), "snapshot=on"),

@@ -1,12 +1,12 @@
-//! The lab: a virtual host with real KVM, device-mapper and Firecracker, for what the machine that runs the
-//! tests does not have. `docs/lab.md` says how it is used.
+//! Lab: a virtual host with real KVM, device-mapper and Firecracker, for tests that need a feature which this
+//! machine does not have. See `docs/lab.md`.
 //!
-//! Everything here blocks; asynchronous tests call it from `spawn_blocking`.
+//! All functions block; asynchronous tests call them from `spawn_blocking`.
 
 mod channel;
+mod child_process;
 mod config;
 mod files;
-mod kept;
 mod machine;
 mod network;
 mod payload;
@@ -27,25 +27,26 @@ use machine::Machine;
 pub use network::Subnet;
 use network::{Attachment, Lock};
 
-/// How long fetching a lab's logs may take.
+/// Time limit in seconds for fetching a lab's logs.
 const LOGS_LIMIT: &str = "60";
 
-/// A running lab. Dropping it stops it; so does the end of this process, and the lab's own time limit.
+/// Running lab. It is stopped when this is dropped, when this process exits, and when its time limit is over.
 #[derive(Debug)]
 pub struct Lab {
     name: String,
     dir: PathBuf,
     started_in: Duration,
-    // In the order in which they go: the channel, the machine, its place in the network.
+    // Drop order: channel, machine, network attachment.
     channel: Option<Channel>,
     machine: Machine,
     attachment: Attachment,
-    // Held until everything else is gone: the name is free then.
+    // Locks the name until everything else has been removed.
     _name: File,
 }
 
 impl Lab {
-    /// Boots a lab and waits until it takes commands. What an earlier one of this name left is replaced.
+    /// Boots a lab and waits until it accepts commands. Replaces the files of an earlier lab of the same
+    /// name.
     pub fn start(config: &LabConfig) -> Result<Self> {
         let begin = Instant::now();
         config.check()?;
@@ -66,7 +67,7 @@ impl Lab {
             dir: &dir,
             place: &place,
         })?;
-        // From here on everything is undone by being dropped.
+        // From here on, dropping the values undoes everything.
         let attachment = Attachment::new(place, || machine.check(), &lock)?;
         drop(lock);
         let address = attachment.address();
@@ -100,7 +101,7 @@ impl Lab {
             }
             if begin.elapsed() > limit {
                 bail!(
-                    "the lab {} took no command within {limit:?}; its console ends: {}",
+                    "the lab {} accepted no command within {limit:?}; its console ends: {}",
                     self.name,
                     self.machine.console_end()
                 );
@@ -116,60 +117,61 @@ impl Lab {
         self.channel.as_ref().with_context(|| format!("the lab {} has no channel", self.name))
     }
 
-    /// Its name.
+    /// Name of the lab.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its address, which this machine and other labs of the same subnet reach.
+    /// IP address of the lab, reachable from this machine and from other labs of the subnet.
     pub fn address(&self) -> Ipv4Addr {
         self.attachment.address()
     }
 
-    /// The address at which labs reach this machine.
+    /// IP address of this machine in the labs' network.
     pub fn host_address(&self) -> Ipv4Addr {
         self.attachment.host_address()
     }
 
-    /// Where its console's output and, after [`Lab::logs`], its logs are.
+    /// Directory of the console log and, after [`Lab::logs`], of all other logs.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// How the output of its console ends.
+    /// Returns the last part of the console output.
     pub fn console_end(&self) -> String {
         self.machine.console_end()
     }
 
-    /// The process id of its machine.
+    /// Process id of QEMU.
     pub fn pid(&self) -> u32 {
         self.machine.pid()
     }
 
-    /// Brings the end of its time forward: it is killed when this much time is over, whatever goes on in it.
+    /// Moves the deadline forward: the lab is killed after `left`, even if commands are running.
     pub fn end_within(&self, left: Duration) {
         self.machine.end_within(left);
     }
 
-    /// How long it took from [`Lab::start`] until it took commands.
+    /// Time from [`Lab::start`] until the lab accepted commands.
     pub fn started_in(&self) -> Duration {
         self.started_in
     }
 
-    /// A command that runs in the lab, not started yet: its streams are this process's, its exit status is
-    /// the command's (255 where the channel broke). Killing it leaves what runs in the lab running.
+    /// Builds a command that runs in the lab. It inherits this process's standard streams and returns the
+    /// exit status of the command in the lab (255 if the channel broke). Killing it does not stop the command
+    /// in the lab.
     pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Result<Command> {
         Ok(self.channel()?.command(args, false))
     }
 
-    /// Runs a command and returns what it wrote, without input.
+    /// Runs a command without input and returns its output.
     pub fn run<S: AsRef<str>>(&self, args: &[S]) -> Result<Output> {
         let output = self.command(args)?.stdin(Stdio::null()).output().context("cannot run ssh")?;
         self.still_runs(output.status)?;
         Ok(output)
     }
 
-    /// Runs a command that must succeed and returns its standard output.
+    /// Runs a command, fails if it fails, and returns its standard output.
     pub fn check<S: AsRef<str>>(&self, args: &[S]) -> Result<String> {
         let output = self.run(args)?;
         ensure!(
@@ -183,20 +185,20 @@ impl Lab {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs a command whose output goes to this process's as it comes.
+    /// Runs a command and passes its output through.
     pub fn run_live<S: AsRef<str>>(&self, args: &[S]) -> Result<ExitStatus> {
         let status = self.command(args)?.stdin(Stdio::null()).status().context("cannot run ssh")?;
         self.still_runs(status)?;
         Ok(status)
     }
 
-    /// An interactive shell with a terminal, or a command with one.
+    /// Runs an interactive shell, or a command with a terminal.
     pub fn shell<S: AsRef<str>>(&self, args: &[S]) -> Result<ExitStatus> {
         self.channel()?.command(args, true).status().context("cannot run ssh")
     }
 
-    /// Starts a command that goes on by itself; its output goes to `/var/log/lab/NAME.log` in the lab. Returns
-    /// its process id there; it leads a session of its own.
+    /// Starts a command in the background, in a session of its own, with output to `/var/log/lab/NAME.log` in
+    /// the lab. Returns its process id in the lab.
     pub fn spawn<S: AsRef<str>>(&self, name: &str, args: &[S]) -> Result<u32> {
         ensure!(config::is_name(name), "{name:?} is no name for a log");
         let script = format!(
@@ -207,7 +209,7 @@ impl Lab {
         pid.trim().parse().with_context(|| format!("the lab {} gave no process id: {pid:?}", self.name))
     }
 
-    /// Puts a file or a directory into the lab, at exactly this path.
+    /// Copies a file or directory to exactly this path in the lab.
     pub fn put(&self, local: &Path, remote: &str) -> Result<()> {
         let parent = Path::new(remote).parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
         self.check(&["mkdir", "-p", &parent])?;
@@ -216,14 +218,14 @@ impl Lab {
         Ok(())
     }
 
-    /// Gets a file or a directory out of the lab.
+    /// Copies a file or directory out of the lab.
     pub fn get(&self, remote: &str, local: &Path) -> Result<()> {
         let status = self.channel()?.get(remote, local).status().context("cannot run scp")?;
         ensure!(status.success(), "cannot get {remote} from the lab {}: {status}", self.name);
         Ok(())
     }
 
-    /// Collects the lab's logs into [`Lab::dir`], beside its console's, and returns that directory.
+    /// Copies the lab's logs into [`Lab::dir`] and returns that directory.
     pub fn logs(&self) -> Result<&Path> {
         let script = "dmesg > /var/log/dmesg.log; dmsetup table > /var/log/dmsetup.log 2>&1; \
                       ps -ef > /var/log/processes.log; exec tar -C /var -cf - log";
@@ -249,12 +251,12 @@ impl Lab {
         Ok(&self.dir)
     }
 
-    /// Stops it; nothing but its logs is left.
+    /// Stops the lab and removes everything but its logs.
     pub fn stop(self) {
         drop(self);
     }
 
-    /// 255 may be the command's own, or the channel's because the machine has ended.
+    /// Fails if the machine has exited: status 255 can come from the command or from a broken channel.
     fn still_runs(&self, status: ExitStatus) -> Result<()> {
         if status.code() == Some(255) { self.machine.check_soon() } else { Ok(()) }
     }
@@ -267,7 +269,7 @@ impl Drop for Lab {
         }
         self.machine.stop();
         self.attachment.leave();
-        // Only logs are worth keeping.
+        // Keep only logs.
         drop(fs::remove_file(self.dir.join(files::SCRATCH)));
     }
 }

@@ -1,7 +1,7 @@
-//! The labs' network: one bridge in the caller's network namespace, one tap device per lab, no uplink.
+//! Network of labs: one bridge in the caller's network namespace, one tap device per lab, no uplink.
 //!
-//! A tap belongs to its lab's QEMU and vanishes with it, however that ends. The bridge is removed by the last
-//! lab; one that a killed run left behind is taken over.
+//! The kernel removes a lab's tap device when its QEMU exits. The last lab removes the bridge. A bridge that
+//! a killed run left is reused.
 
 use std::{
     env,
@@ -18,17 +18,17 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::files;
 
-/// How many labs fit into one network.
+/// Maximum number of labs in one network.
 const PLACES: u8 = 16;
-/// How long QEMU may take to make its tap device.
+/// Time limit for QEMU to create its tap device.
 const TAP_LIMIT: Duration = Duration::from_secs(30);
 
-/// The labs' network, a /24: this machine is its first address, labs take the next ones.
+/// Network of labs, a /24: this machine has the first address, labs have the next ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Subnet([u8; 3]);
 
 impl Default for Subnet {
-    /// `LAB_SUBNET`, or 10.200.77.0/24.
+    /// Returns `LAB_SUBNET`, or 10.200.77.0/24.
     fn default() -> Self {
         let asked = env::var("LAB_SUBNET").ok().and_then(|subnet| subnet.parse().ok());
         asked.unwrap_or(Self([10, 200, 77]))
@@ -39,7 +39,7 @@ impl FromStr for Subnet {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || format!("{text:?} is no network for labs: give one like 10.200.77.0/24");
+        let wrong = || format!("{text:?} is not a subnet for labs: use a private /24 such as 10.200.77.0/24");
         let address: Ipv4Addr =
             text.strip_suffix("/24").with_context(wrong)?.parse().ok().with_context(wrong)?;
         let [a, b, c, d] = address.octets();
@@ -62,12 +62,12 @@ impl Subnet {
 
     fn bridge(self) -> String {
         let [a, b, c] = self.0;
-        // Names of interfaces have at most 15 bytes.
+        // Interface names have at most 15 bytes.
         format!("lab{a:02x}{b:02x}{c:02x}")
     }
 }
 
-/// Held while a lab takes or leaves its place, by all labs of this repository.
+/// Lock that serializes attaching and detaching of all labs of this repository.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -81,7 +81,7 @@ impl Lock {
     }
 }
 
-/// One lab's place in a network.
+/// Address of one lab in its subnet.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     subnet: Subnet,
@@ -103,15 +103,14 @@ impl Place {
     }
 }
 
-/// The first place that no lab has in this network namespace.
+/// Finds the first address that no lab uses in this network namespace.
 pub(super) fn free_place(subnet: Subnet, _lock: &Lock) -> Result<Place> {
-    (2..2 + PLACES)
-        .map(|last| Place { subnet, last })
-        .find(|place| !exists(&place.tap()))
-        .with_context(|| format!("{PLACES} labs run in {subnet} already: stop some, or take another network"))
+    (2..2 + PLACES).map(|last| Place { subnet, last }).find(|place| !exists(&place.tap())).with_context(
+        || format!("{PLACES} labs run in {subnet} already: stop some, or use another subnet (LAB_SUBNET)"),
+    )
 }
 
-/// A lab that is attached to its network.
+/// Connection of a lab to its network.
 #[derive(Debug)]
 pub(super) struct Attachment {
     place: Place,
@@ -119,7 +118,7 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    /// Attaches the tap device that QEMU makes at its start, and makes the bridge if this is the first lab.
+    /// Attaches the tap device that QEMU creates, and creates the bridge for the first lab.
     pub(super) fn new(place: Place, alive: impl Fn() -> Result<()>, lock: &Lock) -> Result<Self> {
         let attached = attach(&place, alive);
         if attached.is_err() {
@@ -136,13 +135,13 @@ impl Attachment {
         self.place.subnet.address(1)
     }
 
-    /// Removes the bridge if this was the last lab. The tap went with QEMU.
+    /// Removes the bridge after the last lab. The tap device is removed with QEMU.
     pub(super) fn leave(&mut self) {
         if std::mem::replace(&mut self.left, true) {
             return;
         }
         let Ok(lock) = Lock::take() else { return };
-        // The kernel removes a tap a moment after its process has ended.
+        // The kernel removes a tap device a moment after its process has exited.
         let start = Instant::now();
         while exists(&self.place.tap()) && start.elapsed() < TAP_LIMIT {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,4 +1,4 @@
-//! The disk with the files that a lab finds at its start: read-only, shared by labs with the same files.
+//! Read-only disk with the files that a lab is given; labs with the same files share it.
 
 use std::{
     fs, io,
@@ -14,10 +14,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::files;
 
-/// How many of these disks are kept for the next lab.
+/// Number of payload disks kept for reuse.
 const KEPT: usize = 3;
 
-/// The disk with these files, made unless the last ones of that kind are still there.
+/// Returns the disk with these files; builds it unless one with unchanged files exists.
 pub(super) fn build(given: &[(PathBuf, PathBuf)]) -> Result<PathBuf> {
     let base = files::base().join("payload");
     fs::create_dir_all(&base).with_context(|| format!("cannot create {}", base.display()))?;
@@ -44,7 +44,7 @@ pub(super) fn build(given: &[(PathBuf, PathBuf)]) -> Result<PathBuf> {
         place(local, &root.join(remote.strip_prefix("/").unwrap_or(remote)))?;
     }
     let unfinished = staged.path().join("disk");
-    // Room for the file system's own tables.
+    // Add space for file system metadata.
     let mebibytes = size / 1024 / 1024 * 11 / 10 + 32;
     let output = Command::new("mke2fs")
         .args(["-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-L", "payload", "-d"])
@@ -63,10 +63,10 @@ pub(super) fn build(given: &[(PathBuf, PathBuf)]) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// Adds what tells one state of a file from another, without reading it.
+/// Hashes the metadata that identifies the version of a file, without reading its content.
 fn measure(path: &Path, hash: &mut Sha256, size: &mut u64) -> Result<()> {
-    let meta = fs::metadata(path)
-        .with_context(|| format!("{} is to be in the lab and is not there", path.display()))?;
+    let meta =
+        fs::metadata(path).with_context(|| format!("cannot read {}, a file for the lab", path.display()))?;
     if meta.is_dir() {
         for entry in sorted(path)? {
             hash.update(entry.as_os_str().as_encoded_bytes());
@@ -91,7 +91,7 @@ fn sorted(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(entries)
 }
 
-/// Puts a file or a directory where the disk is made from, as links where that is possible.
+/// Adds a file or directory to the tree from which the disk is built, as hard links if possible.
 fn place(local: &Path, staged: &Path) -> Result<()> {
     let failed = || format!("cannot stage {} for the lab", local.display());
     if local.is_dir() {
@@ -105,7 +105,7 @@ fn place(local: &Path, staged: &Path) -> Result<()> {
         fs::create_dir_all(parent).with_context(failed)?;
     }
     let file = local.canonicalize().with_context(failed)?;
-    // The disk is made from what is there now; only another file system needs a copy for that.
+    // Hard links suffice because the disk is built at once; copy only across file systems.
     fs::hard_link(&file, staged).or_else(|_| fs::copy(&file, staged).map(drop)).with_context(failed)
 }
 
@@ -115,7 +115,7 @@ fn touch(disk: &Path) -> Result<()> {
         .with_context(|| format!("cannot touch {}", disk.display()))
 }
 
-/// Labs that run keep the disk that they have open.
+/// Removes the oldest disks. Running labs keep using a removed disk, because they have it open.
 fn forget_old(base: &Path) -> Result<()> {
     let mut disks: Vec<_> = sorted(base)?
         .into_iter()

@@ -1,4 +1,4 @@
-//! Input that must be refused with a helpful answer, and leave nothing behind.
+//! Invalid input: rejected with a helpful error, without side effects.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(crate) async fn every_endpoint_wants_a_key(stack: Arc<Stack>) -> Result<()> 
     Ok(())
 }
 
-/// Creates that cannot be.
+/// Creates with invalid parameters.
 pub(crate) async fn a_create_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     let refused = [
         (json!({"vcpus": 0}), 400, "invalid_request"),
@@ -65,7 +65,7 @@ pub(crate) async fn a_create_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// Ids that are malformed or belong to nobody; methods and paths that do not exist.
+/// Malformed and unknown ids; unknown methods and paths.
 pub(crate) async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
     let nobody = format!("/v1/sandboxes/{NOBODY}");
     stack.api.get(&nobody).await?.expect_error(404, "not_found")?;
@@ -80,7 +80,7 @@ pub(crate) async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// Paths and commands that no guest can take.
+/// Invalid paths and commands.
 pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let long = "x".repeat(5000);
@@ -111,13 +111,13 @@ pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// A create with a body as it is.
+/// Sends a create with a raw body.
 async fn create_raw(stack: &Stack, kind: &str, body: Vec<u8>) -> Result<wrenn_testkit::Reply> {
     let request = stack.api.request(Method::POST, "/v1/sandboxes").header("content-type", kind);
     stack.api.send(request.body(body)).await
 }
 
-/// Bodies that are too large, of another kind, or no JSON.
+/// Bodies that are too large, have another content type, or are invalid JSON.
 pub(crate) async fn bodies_that_are_not_taken(stack: Arc<Stack>) -> Result<()> {
     let json = "application/json";
     let large = format!(r#"{{"envs":{{"A":"{}"}}}}"#, "x".repeat(2 << 20));
@@ -136,14 +136,14 @@ pub(crate) async fn bodies_that_are_not_taken(stack: Arc<Stack>) -> Result<()> {
         let reply = create_raw(&stack, json, body).await?;
         reply.expect_error(400, "invalid_request").map_err(|error| error.context(begin))?;
     }
-    // A charset is no other kind.
+    // A charset parameter is allowed.
     create_raw(&stack, "application/json; charset=utf-8", b"{\"vcpus\":0}".to_vec())
         .await?
         .expect_error(400, "invalid_request")?;
     Ok(())
 }
 
-/// Environments up to the bound arrive, those beyond are refused.
+/// Environments within the limits work, larger ones are rejected.
 pub(crate) async fn environments_at_their_bounds(stack: Arc<Stack>) -> Result<()> {
     let refused = [
         json!({"A": "x".repeat(1 << 20)}),

@@ -1,4 +1,4 @@
-//! Many sandboxes come and go side by side over the API, and everything that they take is counted before and after.
+//! Creates and deletes many sandboxes concurrently and compares all resources before and after.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -14,7 +14,7 @@ const WAYS: usize = 8;
 
 const MANY: usize = 500;
 
-/// What agent and server hold of the kernel beyond what [`Resources`] sees, by name.
+/// Counts the resources of agent and server that [`Resources`] does not see, by name.
 fn held(stack: &Stack) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
     for part in ["agent", "server"] {
@@ -30,7 +30,7 @@ fn held(stack: &Stack) -> Result<BTreeMap<String, usize>> {
     Ok(counts)
 }
 
-/// Sandboxes whose guests have been seen to run.
+/// Lists sandboxes whose guests have started.
 async fn started(stack: &Stack) -> Result<Vec<String>> {
     let starting = stack.api.get("/v1/sandboxes?status=starting&limit=100").await?.expect(200)?.json();
     let ids = starting.as_array().into_iter().flatten().filter_map(|sandbox| sandbox["id"].as_str());
@@ -38,7 +38,7 @@ async fn started(stack: &Stack) -> Result<Vec<String>> {
     Ok(running.map(str::to_owned).collect())
 }
 
-/// Deletes every sandbox that has started, until `done`.
+/// Deletes every sandbox that has started, until `done` is true.
 async fn delete_started(stack: &Stack, done: watch::Receiver<bool>) -> Result<()> {
     while !*done.borrow() {
         let running = started(stack).await?;
@@ -56,7 +56,7 @@ async fn create_and_delete(stack: &Stack, count: usize) -> Result<()> {
         let creates = stream::iter(0..count).map(|_| stack.api.post("/v1/sandboxes", &body));
         let answers: Vec<_> = creates.buffer_unordered(WAYS).try_collect().await?;
         finished.send_replace(true);
-        // Every one of them started, and was deleted while it waited for its envd.
+        // Each of them started and was deleted while its create waited for envd.
         answers.into_iter().try_for_each(|answer| answer.expect_error(409, "conflict").map(drop))
     };
     let ((), ()) = futures::try_join!(creates, delete_started(stack, done))?;
@@ -66,7 +66,7 @@ async fn create_and_delete(stack: &Stack, count: usize) -> Result<()> {
 }
 
 async fn churn(stack: &Stack) -> Result<()> {
-    // The first ones make what stays: threads, connections.
+    // The first ones create what stays, such as threads and connections.
     create_and_delete(stack, 2 * WAYS).await?;
     let (before, held_before) = (Resources::now(&stack.state_dir), held(stack)?);
     let begin = std::time::Instant::now();
@@ -75,9 +75,9 @@ async fn churn(stack: &Stack) -> Result<()> {
 
     let mut more = Vec::new();
     let same = wait_until("as much as before", Duration::from_secs(30), async || {
-        // The slots that are ready have other numbers now.
+        // Warm slots have other numbers now.
         more = Resources::now(&stack.state_dir).grown(&before);
-        // Connections and threads of pools come and go by themselves; a leak is one of each sandbox.
+        // Pooled connections and threads vary; a leak would grow with each sandbox.
         let slack = |name: &str| if name.contains(" of the ") { MANY / 2 } else { 0 };
         let grown =
             held(stack).ok()?.into_iter().filter(|(name, now)| *now > held_before[name] + slack(name));
@@ -87,21 +87,21 @@ async fn churn(stack: &Stack) -> Result<()> {
     same.await.with_context(|| format!("there is more than before: {more:#?}"))?;
     let stopped = stack.sql("SELECT count(*) FROM sandboxes WHERE status = 'stopped'")?;
     ensure!(stopped == (MANY + 2 * WAYS).to_string(), "{stopped} were stopped");
-    // What is named after any sandbox.
+    // Match resources of any sandbox.
     nothing_remains(stack, "sb").await
 }
 
-/// Hundreds on the real Firecracker, eight at a time.
+/// 500 sandboxes on the real Firecracker, eight at a time.
 pub(crate) async fn hundreds_come_and_go() -> Result<()> {
     with_test_guests(churn).await
 }
 
-/// As many as a host of two processors takes.
+/// Maximum number of sandboxes of a host with two CPUs.
 const TOGETHER: usize = 32;
 
 async fn reaped(stack: &Stack) -> Result<()> {
     let body = json!({"memory_mb": 128});
-    // Whatever they are told when their agent dies.
+    // Any result: their agent is killed meanwhile.
     let creates = futures::future::join_all((0..TOGETHER).map(|_| stack.api.post("/v1/sandboxes", &body)));
     let dies = async {
         let all = async || started(stack).await.ok().filter(|ids| ids.len() == TOGETHER);
@@ -120,14 +120,14 @@ async fn reaped(stack: &Stack) -> Result<()> {
     let (_, died) = futures::join!(creates, dies);
     died?;
     let ids = listed(stack).await?;
-    ensure!(ids.len() == TOGETHER, "{} of {TOGETHER} are told of", ids.len());
+    ensure!(ids.len() == TOGETHER, "{} of {TOGETHER} are listed", ids.len());
     for id in &ids {
         delete_wholly(stack, id).await?;
     }
     nothing_remains(stack, "sb").await
 }
 
-/// Their agent is killed while many of them start on the real Firecracker: the next one ends every VMM.
+/// The agent is killed while many sandboxes start on the real Firecracker: the next agent kills every VMM.
 pub(crate) async fn those_that_start_are_reaped_with_their_agent() -> Result<()> {
     with_test_guests(reaped).await
 }

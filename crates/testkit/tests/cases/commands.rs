@@ -35,7 +35,7 @@ pub(crate) async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// The answer says that the time was over and carries the output so far; no descendant survives.
+/// The response reports the timeout and has the output so far; no descendant process survives.
 pub(crate) async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let body = json!({
@@ -51,7 +51,7 @@ pub(crate) async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Resu
     Ok(())
 }
 
-/// Short commands with 64 KiB at the end, again and again.
+/// Runs short commands that write 64 KiB just before they exit, 200 times.
 pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     for round in 0..200 {
@@ -65,7 +65,7 @@ pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Res
     Ok(())
 }
 
-/// `wrenn run` is the command, seen from outside.
+/// `wrenn run` prints the output of the command and returns its exit status.
 pub(crate) async fn the_command_line_passes_the_exit_status_on(stack: Arc<Stack>) -> Result<()> {
     let run = stack.clone();
     let output = tokio::task::spawn_blocking(move || {

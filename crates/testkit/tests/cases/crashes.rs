@@ -1,4 +1,4 @@
-//! Parts of Wrenn are killed without warning; sandboxes go on.
+//! Processes of Wrenn are killed with SIGKILL; sandboxes keep running.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use wrenn_testkit::{Stack, wait_until};
 
 use super::support::{start_counter, still_counts};
 
-/// The agent dies and comes back: it adopts what runs.
+/// The agent is killed and restarted: it adopts the running sandbox.
 pub(crate) async fn the_agent(stack: Arc<Stack>) -> Result<()> {
     let kept = stack.api.create(&json!({})).await?;
     let pid = start_counter(&stack, &kept).await?;
@@ -26,7 +26,7 @@ pub(crate) async fn the_agent(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// The control plane dies and comes back: nothing happened to the sandboxes.
+/// The control plane is killed and restarted: the sandbox is not affected.
 pub(crate) async fn the_control_plane(stack: Arc<Stack>) -> Result<()> {
     let kept = stack.api.create(&json!({})).await?;
     let pid = start_counter(&stack, &kept).await?;

@@ -1,4 +1,4 @@
-//! What clients are told while it happens.
+//! Event stream of a sandbox's life.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ fn kinds(events: &[Event]) -> Vec<&str> {
     events.iter().map(|event| event.kind.as_str()).collect()
 }
 
-/// A life in order; whoever comes back gets exactly what came after what it saw last.
+/// Events arrive in order; a client that resumes gets exactly the events after the last one it saw.
 pub(crate) async fn a_life_is_told_in_order_and_resumed_anywhere(stack: Arc<Stack>) -> Result<()> {
     let mut events = Events::open(&stack.api, None).await?;
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
@@ -35,11 +35,11 @@ pub(crate) async fn a_life_is_told_in_order_and_resumed_anywhere(stack: Arc<Stac
     Ok(())
 }
 
-/// Places that no stream has.
+/// Event ids that no stream has are rejected.
 pub(crate) async fn a_place_that_is_none_is_refused(stack: Arc<Stack>) -> Result<()> {
     for id in ["x", "$", "1-", "-1", "1-2-3", "1 2", "99999999999999999999999", "", "0-*"] {
         let request = stack.api.request(Method::GET, "/v1/events/stream").header("Last-Event-ID", id);
-        // A stream that is opened by mistake never ends.
+        // A stream opened by mistake would never end.
         let response = request.send().await?;
         anyhow::ensure!(response.status() == 400, "Last-Event-ID {id:?}: {}", response.status());
     }

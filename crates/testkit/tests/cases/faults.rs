@@ -1,4 +1,4 @@
-//! Agent and control plane are killed at every step of a create and of a delete.
+//! Kills agent and control plane at every step of a create and of a delete.
 
 use std::{
     collections::BTreeSet,
@@ -14,14 +14,15 @@ use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
 use super::support::{delete_wholly, listed, nothing_remains, wait_exec, wait_status, with_test_guests};
 
-/// What runs in the sandboxes.
+/// Operating system of the sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Guests {
     Linux,
     Test,
 }
 
-/// Deletes are between creates: a host whose creates fail one after the other gets no more.
+/// Fault points. Deletes are between creates, because a host with several failed creates in a row gets no
+/// more sandboxes.
 const POINTS: [&str; 18] = [
     "agent.create.journal",
     "agent.destroy.recorded",
@@ -43,10 +44,10 @@ const POINTS: [&str; 18] = [
     "agent.create.running",
 ];
 
-/// The statuses that a sandbox may have in the end.
+/// Final statuses of a sandbox.
 const SETTLED: [&str; 4] = ["running", "error", "stopped", "stopping"];
 
-/// Has a fault point fire while `act` runs; then everything is up again.
+/// Arms a fault point, runs `act`, and waits until the killed process is restarted and healthy.
 async fn kill_at(stack: &Stack, point: &str, act: impl Future) -> Result<()> {
     let part = point.split('.').next().context("no part")?;
     let old = stack.child(part)?;
@@ -74,14 +75,14 @@ async fn create_and_die(stack: &Stack, point: &str) -> Result<()> {
     delete_wholly(stack, id).await
 }
 
-/// A sandbox with a guest that runs.
+/// Creates a sandbox and waits until its guest runs.
 async fn guest(stack: &Stack, kind: Guests) -> Result<String> {
     let body = json!({"memory_mb": 256});
     if kind == Guests::Linux {
         return stack.api.create(&body).await;
     }
     let api = stack.api.clone();
-    // It is answered when the sandbox has been deleted.
+    // The response comes only when the sandbox is deleted.
     tokio::spawn(async move { api.post("/v1/sandboxes", &body).await });
     let running = async || {
         let ids = listed(stack).await.ok()?;
@@ -93,14 +94,14 @@ async fn guest(stack: &Stack, kind: Guests) -> Result<String> {
 async fn delete_and_die(stack: &Stack, point: &str, kind: Guests) -> Result<()> {
     let id = guest(stack, kind).await?;
     kill_at(stack, point, stack.api.delete(&format!("/v1/sandboxes/{id}"))).await?;
-    // Nobody asks again: what was begun is finished.
+    // The delete must finish without another request.
     wait_status(stack, &id, &["stopped"], 40).await?;
     nothing_remains(stack, &id).await?;
     stack.api.remove(&id).await?;
     Ok(())
 }
 
-/// What the sources of a part name as its points.
+/// Collects the names of the fault points in the sources of a crate.
 fn named_in(part: &str, dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(dir)?.flatten() {
@@ -118,7 +119,7 @@ fn named_in(part: &str, dir: &Path) -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// No point of the sources is left out.
+/// Fails unless `POINTS` has all fault points of the sources.
 fn all_are_listed() -> Result<()> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no directory of crates")?;
     let mut named = named_in("agent", &crates.join("host/src"))?;
@@ -128,20 +129,21 @@ fn all_are_listed() -> Result<()> {
     Ok(())
 }
 
-/// Every create ends in a status that the user can act on, every delete is finished, and nothing is left.
+/// Every create ends in a status that the user can act on, every delete finishes, and nothing is left.
 pub(crate) async fn at_every_step(stack: Arc<Stack>) -> Result<()> {
     all_are_listed()?;
     at(&stack, &POINTS, Guests::Linux).await
 }
 
-/// The same on the real Firecracker, with test guests, whose creates never end by themselves.
+/// Same on the real Firecracker with test guests, whose creates never succeed.
 pub(crate) async fn on_firecracker() -> Result<()> {
-    // Deleting one interrupts its create, which then takes back what it has made.
+    // Deleting a test guest cancels its create, which then undoes its own steps.
     let ended = |point: &&str| {
         point.starts_with("server.")
             || ["create.init", "create.running", "destroy.recorded"].iter().any(|end| point.ends_with(end))
     };
-    // In a lab, where everything is emulated, those at which what it alone has is half made or half gone.
+    // Labs are slow, so test there only the points at which devices that only a lab has are partly created or
+    // removed.
     let chosen = |point: &&str| {
         let device = ["create.volume", "create.vmm_started", "destroy.vmm", "destroy.volume"];
         !in_lab() || device.iter().any(|end| point.ends_with(end))
@@ -154,7 +156,7 @@ async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {
     let mut failures = Vec::new();
     for point in points {
         if kind == Guests::Test {
-            // None of its creates ever went well.
+            // All creates of test guests have failed.
             stack.sql("UPDATE hosts SET failed_creates = 0, ejected_until = NULL")?;
         }
         let begin = Instant::now();
@@ -170,7 +172,7 @@ async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {
         );
         if let Err(error) = result {
             failures.push(format!("killed at {point}: {error:#}"));
-            // The next point begins with nothing.
+            // Start the next point without sandboxes.
             stack.disarm(point);
             stack.wait_healthy().await?;
             for id in listed(stack).await? {

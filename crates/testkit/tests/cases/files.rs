@@ -1,4 +1,4 @@
-//! Files in and out.
+//! Reading and writing files.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use wrenn_testkit::Stack;
 
-/// 64 MiB, and a name that needs care.
+/// Writes and reads 64 MiB, with a file name that must be escaped.
 pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let content: Vec<u8> = (0..64_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -23,7 +23,7 @@ pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> 
     Ok(())
 }
 
-/// Missing files, directories, and a body above the limit.
+/// Missing files, directories, and a request body above the limit.
 pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     stack.api.read(&id, "/no/such/file").await?.expect_error(404, "not_found")?;
@@ -36,7 +36,8 @@ pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// A disk that is full refuses with a code of its own, keeps what it has, and is of use again.
+/// Writing to a full disk fails with `insufficient_storage`, keeps the old file, and works again after files
+/// are deleted.
 pub(crate) async fn a_full_disk_of_a_guest(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"disk_size_mb": 512, "memory_mb": 256})).await?;
     stack.api.write(&id, "kept", b"as it was".to_vec()).await?.expect(204)?;
@@ -53,7 +54,7 @@ pub(crate) async fn a_full_disk_of_a_guest(stack: Arc<Stack>) -> Result<()> {
     reply.expect_error(507, "insufficient_storage")?;
     let half = stack.api.exec(&id, &["test", "-e", &format!("piece{number}")]).await?;
     anyhow::ensure!(half["exit_code"] == 1, "half a file was left: {half}");
-    // Replacing a file needs room for the new one: the old one must survive.
+    // Replacing a file needs space for the new one; the old one must survive.
     stack.api.write(&id, "kept", piece).await?.expect_error(507, "insufficient_storage")?;
     let kept = stack.api.read(&id, "kept").await?.expect(200)?;
     anyhow::ensure!(kept.bytes == b"as it was", "{} bytes", kept.bytes.len());

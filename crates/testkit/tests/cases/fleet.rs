@@ -9,24 +9,24 @@ use wrenn_testkit::{Stack, in_lab};
 
 use super::support::{delete_wholly, listed, start_counter, still_counts, wait_exec};
 
-/// Emulated guests take their time, and a host of two processors takes 32 sandboxes.
+/// Number of sandboxes. Emulated guests are slow, and a host with two CPUs accepts 32 sandboxes.
 fn many() -> usize {
     if in_lab() { 3 } else { 30 }
 }
 
-/// Creates and deletes side by side: as many as there are processors.
+/// Number of concurrent creates and deletes: one per CPU.
 fn ways() -> usize {
     if in_lab() { 1 } else { 2 }
 }
 
-/// Creates sandboxes, a few at a time.
+/// Creates `count` sandboxes, a few at a time.
 pub(crate) async fn create_many(stack: &Stack, count: usize) -> Result<Vec<String>> {
     let body = json!({"memory_mb": 128});
     let creates = stream::iter(0..count).map(|_| stack.api.create(&body));
     creates.buffer_unordered(ways()).try_collect().await
 }
 
-/// Deletes them all, a few at a time.
+/// Deletes sandboxes, a few at a time.
 pub(crate) async fn delete_many(stack: &Stack, ids: &[String]) -> Result<()> {
     let deletes = stream::iter(ids).map(|id| delete_wholly(stack, id));
     deletes.buffer_unordered(ways()).try_collect().await
@@ -40,7 +40,7 @@ fn check_processes(stack: &Stack, ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// The agent dies and comes back: it adopts every one of them, and nothing in them noticed.
+/// The agent is killed and restarted: it adopts all sandboxes, and their processes keep running.
 pub(crate) async fn many_survive_the_agent(stack: Arc<Stack>) -> Result<()> {
     let many = many();
     let ids = create_many(&stack, many).await?;

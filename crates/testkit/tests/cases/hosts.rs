@@ -1,4 +1,4 @@
-//! Hosts that are in trouble: disk full, guests that do not boot, few files.
+//! Hosts with problems: full disk, guests that do not boot, few file descriptors.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use super::{
     support::{delete_wholly, end, listed, nothing_remains, wait_exec},
 };
 
-/// A Wrenn that does not try KVM first; the shared one did.
+/// Environment of a Wrenn that does not probe KVM; the shared one did.
 pub(crate) fn quick_driver() -> Vec<(String, String)> {
     let driver = if in_lab() { "firecracker" } else { "tcg" };
     vec![("WRENN_AGENT_DRIVER".to_owned(), driver.to_owned())]
@@ -29,8 +29,8 @@ async fn start(env: &[(&str, &str)], open_files: Option<u64>) -> Result<Stack> {
     Stack::start_with(Setup { env: variables, open_files }).await
 }
 
-/// Fills the store of disks: to the last block where it has a file system of its own, else as far as the rest of
-/// Wrenn does not notice.
+/// Fills the volume store: completely if it has a file system of its own, else so far that the rest of Wrenn
+/// is not affected.
 fn fill(stack: &Stack) -> Result<PathBuf> {
     let path = stack.state_dir.join("agent/volumes/filler");
     if in_lab() {
@@ -59,7 +59,8 @@ fn fill(stack: &Stack) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// No room for a disk: a code of its own, nothing left, and creates work once there is room.
+/// Without disk space creates fail with `insufficient_storage` and leave nothing; they work once there is
+/// space again.
 async fn disk_full(stack: &Stack) -> Result<()> {
     let before = stack.api.create(&json!({"memory_mb": 256})).await?;
     let filler = fill(stack)?;
@@ -72,18 +73,18 @@ async fn disk_full(stack: &Stack) -> Result<()> {
         nothing_remains(stack, &failed).await?;
         sandboxes.push(failed);
     }
-    // The one that ran before is held: it could not keep what it writes. Nothing of it is lost.
+    // The sandbox that ran before is paused, because it could not store its writes. It loses no data.
     let held = async || {
         let path = format!("/v1/sandboxes/{before}/exec");
-        // One that was under way when the guest was held waits with it.
+        // A request that was in progress when the guest was paused waits with it.
         let exec = stack.api.request(Method::POST, &path).timeout(Duration::from_secs(2));
         let reply = stack.api.send(exec.json(&json!({"cmd": "true"}))).await.ok()?;
         reply.expect_error(507, "insufficient_storage").ok().map(drop)
     };
-    wait_until("the sandbox to be held", Duration::from_secs(60), held).await?;
+    wait_until("the sandbox to be paused", Duration::from_secs(60), held).await?;
     fs::remove_file(filler)?;
-    wait_exec(stack, &before, 60).await.context("the one that was held")?;
-    // A full disk is no fault of the host: it was not left out.
+    wait_exec(stack, &before, 60).await.context("the sandbox that was paused")?;
+    // A full disk is not counted as a failure of the host, so the host still gets sandboxes.
     let after = stack.api.create(&json!({"memory_mb": 256})).await?;
     sandboxes.push(after);
     for id in sandboxes {
@@ -92,12 +93,13 @@ async fn disk_full(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// What spoils a guest: its initial RAM disk, or its kernel in a lab, where it would take long to miss a RAM disk.
+/// File that is corrupted: the initial RAM disk, or in a lab the kernel, where missing the RAM disk would
+/// take long.
 fn spoilt() -> &'static str {
     if in_lab() { "vmlinux" } else { "initrd.img" }
 }
 
-/// A file that begins as a good one does, with no instruction that a processor knows behind.
+/// Returns the content of a file with everything after its headers replaced by invalid instructions.
 fn spoil(good: &Path) -> Result<Vec<u8>> {
     const HEADERS: usize = 4096;
     let mut content = fs::read(good)?;
@@ -106,7 +108,7 @@ fn spoil(good: &Path) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// A template whose image is no file system.
+/// Name of a template whose image is not a file system.
 const NO_FILE_SYSTEM: &str = "no-file-system";
 
 fn bad_template(dir: &Path) -> Result<()> {
@@ -116,7 +118,7 @@ fn bad_template(dir: &Path) -> Result<()> {
     Ok(fs::write(dir.join("rootfs.ext4"), vec![0x5a; 8 << 20])?)
 }
 
-/// A share directory whose guests do not boot; the good one.
+/// Creates a share directory whose guests do not boot; returns the path of the good one.
 fn broken_share(dir: &Path) -> Result<PathBuf> {
     let good: PathBuf = std::env::var_os("WRENN_SHARE_DIR").context("WRENN_SHARE_DIR is not set")?.into();
     let bad = dir.join("share");
@@ -131,7 +133,7 @@ fn broken_share(dir: &Path) -> Result<PathBuf> {
     Ok(good)
 }
 
-/// A template's image that is no file system is named as the cause, and nothing is left of the sandbox.
+/// A template image that is not a file system is named as the cause, and nothing is left of the sandbox.
 async fn bad_root(stack: &Stack) -> Result<()> {
     let body = json!({"memory_mb": 256, "template": NO_FILE_SYSTEM});
     let reply = stack.api.post("/v1/sandboxes", &body).await?;
@@ -143,7 +145,7 @@ async fn bad_root(stack: &Stack) -> Result<()> {
     delete_wholly(stack, id).await
 }
 
-/// A host whose guests never boot is left out after three failures.
+/// A host whose guests never boot gets no more sandboxes after three failures.
 async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
     for number in 0..3 {
         let reply = stack.api.post("/v1/sandboxes", &json!({"memory_mb": 256})).await?;
@@ -158,8 +160,8 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
         nothing_remains(stack, id).await.context("before it is deleted")?;
     }
 
-    // It gets another chance after a minute; here the minute is over, and the cause repaired. The three have
-    // memory for the whole host if they still hold any.
+    // The host is tried again after a minute; skip that minute and repair the cause. A create would fail if
+    // the three failed ones still occupied memory.
     fs::copy(good.join(spoilt()), stack.state_dir.join("agent/boot").join(spoilt()))?;
     stack.sql("UPDATE hosts SET ejected_until = now()")?;
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
@@ -171,7 +173,8 @@ async fn bad_host(stack: &Stack, good: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Guests that never boot, an image that is none, then a full disk: one Wrenn for all, because in a lab its start is most of the time.
+/// Guests that never boot, an invalid image, then a full disk. One Wrenn for all, because in a lab most of
+/// the time is its start.
 pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let good = broken_share(dir.path())?;
@@ -187,7 +190,8 @@ pub(crate) async fn bad_guests_and_a_full_disk() -> Result<()> {
     end(stack, result).await
 }
 
-/// How many more open files are chance, such as an idle connection: fewer than the eight sandboxes that come and go.
+/// Growth in open files that is not counted as a leak, such as idle connections: less than the eight
+/// sandboxes.
 const MORE_FILES: usize = 6;
 
 fn open_files(stack: &Stack) -> Result<[usize; 2]> {
@@ -216,7 +220,7 @@ async fn few_files(stack: &Stack) -> Result<()> {
     same.with_context(|| format!("agent and server had {before:?} and have {now:?}"))
 }
 
-/// Ten sandboxes come and go with few open files, and none stays open.
+/// Ten sandboxes are created and deleted with a low limit of open files, and none leaks a file descriptor.
 pub(crate) async fn few_open_files() -> Result<()> {
     let stack = start(&[], Some(256)).await?;
     let result = few_files(&stack).await;

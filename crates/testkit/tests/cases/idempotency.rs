@@ -1,4 +1,4 @@
-//! Creates whose answer is lost.
+//! Creates whose response is lost.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use wrenn_testkit::Stack;
 
-/// Sends a create and closes the connection without waiting.
+/// Sends a create and closes the connection after `patience` without reading the response.
 async fn send_and_leave(stack: &Stack, key: &str, body: &Value, patience: Duration) -> Result<()> {
     let address = stack.url().trim_start_matches("http://").to_owned();
     let body = body.to_string();
@@ -21,7 +21,7 @@ async fn send_and_leave(stack: &Stack, key: &str, body: &Value, patience: Durati
     let mut stream = TcpStream::connect(&address).await?;
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    // How far the server gets before it sees the end is what differs.
+    // Vary how far the server gets before it sees the closed connection.
     tokio::time::sleep(patience).await;
     Ok(())
 }
@@ -32,7 +32,7 @@ async fn ask(stack: &Stack, key: &str, body: &Value) -> Result<String> {
     Ok(answer["id"].as_str().context("no id")?.to_owned())
 }
 
-/// The sandboxes with this much memory: nobody else asks for so odd a number.
+/// Lists the sandboxes with this memory size; no other case uses it.
 async fn with_memory(stack: &Stack, memory_mb: u32) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for list in ["/v1/sandboxes?limit=100", "/v1/sandboxes?limit=100&status=stopped"] {
@@ -43,7 +43,7 @@ async fn with_memory(stack: &Stack, memory_mb: u32) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Thirty lost answers, one sandbox.
+/// Thirty creates with one key and lost responses make one sandbox.
 pub(crate) async fn lost_answers_make_one_sandbox(stack: Arc<Stack>) -> Result<()> {
     let body = json!({"memory_mb": 131});
     for number in 0..30 {
@@ -56,7 +56,7 @@ pub(crate) async fn lost_answers_make_one_sandbox(stack: Arc<Stack>) -> Result<(
     Ok(())
 }
 
-/// However early the client leaves: what the server accepted it makes, and the next request gets it.
+/// A create that the server has accepted is completed although the client has left, and a retry returns it.
 pub(crate) async fn leaving_interrupts_no_create(stack: Arc<Stack>) -> Result<()> {
     let body = json!({"memory_mb": 133});
     let keys: Vec<String> = (0..6).map(|number| format!("left-{number}")).collect();

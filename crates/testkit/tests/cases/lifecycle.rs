@@ -1,4 +1,4 @@
-//! The life of a sandbox.
+//! Life of a sandbox.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -10,7 +10,7 @@ use wrenn_testkit::{Stack, in_lab};
 
 use super::support::{delete_wholly, power_off, wait_status};
 
-/// From nothing to nothing.
+/// Creates, uses and deletes a sandbox.
 pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"vcpus": 2, "memory_mb": 300})).await?;
     anyhow::ensure!(id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{id}");
@@ -43,7 +43,7 @@ pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// The answer was lost; the client asks again with the same key.
+/// A repeated create with the same key returns the same sandbox.
 pub(crate) async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Result<()> {
     let create = async |body: serde_json::Value| {
         let request =
@@ -60,7 +60,7 @@ pub(crate) async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Re
     Ok(())
 }
 
-/// `disk_size_mb` is what the guest sees.
+/// The guest sees a disk of `disk_size_mb`.
 pub(crate) async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"disk_size_mb": 3000})).await?;
     let ran = stack.api.exec(&id, &["df", "--output=size", "-BM", "/"]).await?;
@@ -71,7 +71,7 @@ pub(crate) async fn the_disk_has_the_size_asked_for(stack: Arc<Stack>) -> Result
     Ok(())
 }
 
-/// A guest that ends on its own is noticed, explained, and can be deleted.
+/// A guest that exits by itself puts the sandbox in status `error` with an explanation; it can be deleted.
 pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({})).await?;
     let got = power_off(&stack, &id).await?;
@@ -81,26 +81,26 @@ pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stac
     Ok(())
 }
 
-/// A limit of a sandbox's control group, as version 2 or version 1 has it.
+/// Reads a limit of a sandbox's control group, of version 2 or 1.
 fn limit(id: &str, files: [&str; 2]) -> Result<u64> {
     let files = files.map(|file| Path::new("/sys/fs/cgroup").join(file.replace("ID", id)));
     let file = files.iter().find(|file| file.exists()).with_context(|| format!("none of {files:?}"))?;
     Ok(fs::read_to_string(file)?.trim().parse()?)
 }
 
-/// The VMM is in the sandbox's control group, which bounds its memory and its tasks.
+/// Fails unless the VMM is in the sandbox's control group, which limits its memory and its tasks.
 fn check_bounds(vmm: Pid, id: &str) -> Result<()> {
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", vmm.as_raw_nonzero()))?;
     anyhow::ensure!(groups.lines().any(|line| line.ends_with(&format!("/wrenn/{id}"))), "it is in {groups}");
     let memory = limit(id, ["wrenn/ID/memory.max", "memory/wrenn/ID/memory.limit_in_bytes"])?;
-    // An emulator has more than its guest.
+    // An emulator uses more memory than its guest.
     anyhow::ensure!((128 << 20..2 << 30).contains(&memory), "it may use {memory} bytes");
     let tasks = limit(id, ["wrenn/ID/pids.max", "pids/wrenn/ID/pids.max"])?;
     anyhow::ensure!((16..1024).contains(&tasks), "it may have {tasks} tasks");
     Ok(())
 }
 
-/// A VMM that somebody kills is noticed, its last lines are told, and the sandbox can be deleted.
+/// A killed VMM puts the sandbox in status `error` with the last lines of the VMM's log; it can be deleted.
 pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
     let vmm = stack.vmm(&id)?;
@@ -115,7 +115,8 @@ pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()
     delete_wholly(&stack, &id).await
 }
 
-/// The file with a sandbox's changes is removed from the host: it is ended before it works on in vain.
+/// A sandbox whose disk file is removed from the host is stopped, so that it does not write data that is
+/// lost.
 pub(crate) async fn a_disk_deleted_underneath_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
     let volumes = stack.state_dir.join("agent/volumes/volumes");

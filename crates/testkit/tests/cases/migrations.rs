@@ -1,4 +1,4 @@
-//! The schema, brought up to date by several servers that start at once.
+//! Database migration by several servers that start at once.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use futures::future::try_join_all;
 use wrenn_testkit::Stack;
 
-/// Each of them ends well, and the schema is there once.
+/// All succeed, and the schema is created once.
 pub(crate) async fn several_at_once(stack: Arc<Stack>) -> Result<()> {
     stack.sql("CREATE DATABASE fresh")?;
     let sockets = stack.state_dir.join("run/sockets").display().to_string().replace('/', "%2F");

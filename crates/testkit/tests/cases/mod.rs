@@ -1,4 +1,4 @@
-//! The cases, by subject.
+//! List of test cases by subject.
 
 mod bad_input;
 mod churn;
@@ -25,11 +25,11 @@ use std::{pin::Pin, sync::Arc};
 use anyhow::Result;
 use wrenn_testkit::{Stack, test_guests};
 
-/// What a case gives.
+/// Result of a case.
 type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
-/// One case: it gets the shared Wrenn and cleans up what it made.
+/// Case that uses the shared Wrenn and removes what it creates.
 pub(crate) type Case = fn(Arc<Stack>) -> Outcome;
-/// One that starts a Wrenn of its own, and stops it.
+/// Case that starts and stops a Wrenn of its own.
 pub(crate) type OwnCase = fn() -> Outcome;
 /// Cases by name.
 pub(crate) type Cases<T> = Vec<(&'static str, T)>;
@@ -52,7 +52,7 @@ macro_rules! own_cases {
     };
 }
 
-/// What runs in a lab: names, or how they begin.
+/// Names, or prefixes of names, of the cases that run in a lab.
 pub(crate) const LAB: &[&str] = &[
     "faults::on_firecracker",
     "fleet::",
@@ -62,7 +62,7 @@ pub(crate) const LAB: &[&str] = &[
     "network::",
 ];
 
-/// Cases that may run side by side.
+/// Cases that may run concurrently.
 pub(crate) fn beside() -> Cases<Case> {
     cases![
         bad_input::every_endpoint_wants_a_key,
@@ -100,7 +100,7 @@ pub(crate) fn beside() -> Cases<Case> {
     ]
 }
 
-/// Cases that restart parts of Wrenn.
+/// Cases that restart processes of Wrenn.
 pub(crate) fn alone() -> Cases<Case> {
     cases![
         crashes::the_agent,

@@ -1,6 +1,6 @@
-//! What real guests reach: the internet, and nothing else. The host side is a network namespace of its own
-//! without an uplink, the world around it stands in further ones: no packet leaves the machine, even where the
-//! policy fails.
+//! Network access of real guests: the internet and nothing else. The host runs in a network namespace without
+//! an uplink, and further namespaces simulate the rest of the world, so no packet leaves the machine even if
+//! the policy fails.
 
 mod space;
 mod world;
@@ -23,17 +23,17 @@ use super::{
 };
 
 const GUEST: &str = include_str!("network/guest.py");
-/// At once, with one address and one hardware address.
+/// Number of guests that run at once, all with the same IP and MAC address.
 fn many() -> usize {
     if wrenn_testkit::in_lab() { 3 } else { 6 }
 }
 
-/// The addresses of a sandbox's network, as the design numbers them.
+/// Addresses of a sandbox's network slot.
 #[derive(Debug)]
 struct Slot {
-    /// Where the host reaches the guest.
+    /// Address at which the host reaches the guest.
     host: Ipv4Addr,
-    /// The ends of the link between host and slot.
+    /// Addresses of the link between host and slot.
     link: [Ipv4Addr; 2],
 }
 
@@ -48,7 +48,7 @@ fn slot(stack: &Stack, id: &str) -> Result<Slot> {
     Ok(Slot { host: of(hosts, index), link: [of(links, 2 * index), of(links, 2 * index + 1)] })
 }
 
-/// Runs the guest's program as root; its output.
+/// Runs the guest's program as root and returns its output.
 async fn guest(stack: &Stack, id: &str, args: &[&str]) -> Result<String> {
     let all = [&["python3", "/tmp/guest.py"], args].concat();
     let body = json!({"cmd": "sudo", "args": all, "timeout_sec": 120});
@@ -68,7 +68,7 @@ fn joined<T: ToString>(things: &[T]) -> String {
     things.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-/// Where a guest must get no answer from.
+/// Addresses from which a guest must get no answer.
 fn forbidden(own: &Slot, other: &Slot) -> Vec<Ipv4Addr> {
     let samples = [
         HOST,
@@ -91,7 +91,7 @@ fn forbidden(own: &Slot, other: &Slot) -> Vec<Ipv4Addr> {
     slots.chain(samples).collect()
 }
 
-/// Names in which a guest must send nothing.
+/// Source addresses with which a guest must not be able to send anything.
 fn forged(own: &Slot, other: &Slot) -> Vec<Ipv4Addr> {
     let others = [
         HOST,
@@ -107,7 +107,7 @@ fn forged(own: &Slot, other: &Slot) -> Vec<Ipv4Addr> {
     slots.chain(others).collect()
 }
 
-/// Fails unless the internet, and only it, answered the attacker; it had all its means.
+/// Fails unless only the internet answered the attacker, and unless the attacker tried everything.
 fn check_attack(said: &str) -> Result<()> {
     let answers = said.lines().filter_map(|line| line.strip_prefix("answer "));
     let ours = [format!("tcp {INTERNET} "), format!("udp {INTERNET} ")];
@@ -135,7 +135,7 @@ fn check_attack(said: &str) -> Result<()> {
     Ok(())
 }
 
-/// Fails unless its agent is all that the other guest heard.
+/// Fails if the other guest received anything but requests of its agent.
 fn check_watch(said: &str, own: &Slot) -> Result<()> {
     let sources: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("source ")).collect();
     let fine = !said.contains("heard") && sources == [own.link[0].to_string()];
@@ -146,11 +146,11 @@ fn check_watch(said: &str, own: &Slot) -> Result<()> {
 async fn attack(stack: &Stack, attacker: &str, victim: &str) -> Result<()> {
     let (own, other) = (slot(stack, attacker)?, slot(stack, victim)?);
     let port = stack.url().rsplit(':').next().unwrap_or_default().to_owned();
-    // The services that the world has, the API, and the guests' own daemon.
+    // Ports of the simulated services, of the API and of envd.
     let ports = format!("{},{port},49983", joined(&SERVICES));
     let (forbidden, forged) = (joined(&forbidden(&own, &other)), joined(&forged(&own, &other)));
     let watched = async {
-        // The daemon's port is taken.
+        // Without the port of envd, which is in use.
         guest(stack, victim, &["watch", &joined(&SERVICES)]).await
     };
     let attacked = async {
@@ -166,7 +166,8 @@ async fn attack(stack: &Stack, attacker: &str, victim: &str) -> Result<()> {
     check_watch(&watched?, &other)
 }
 
-/// A hostile guest scans, lies and forges, as root; it reaches the internet, in the host's name.
+/// Lets two guests attack each other as root with scans, false ARP and forged packets; only the internet may
+/// answer, and only with packets from the host's address may they reach it.
 async fn attack_each_other(stack: &Stack, world: &World, ids: [&str; 2]) -> Result<()> {
     let [one, two] = ids;
     for (attacker, victim) in [(one, two), (two, one)] {
@@ -176,7 +177,7 @@ async fn attack_each_other(stack: &Stack, world: &World, ids: [&str; 2]) -> Resu
     Ok(())
 }
 
-/// What a guest has for addresses.
+/// Returns the MAC and IP address of a guest.
 async fn addresses(stack: &Stack, id: &str) -> Result<(String, String)> {
     let script =
         "cat /sys/class/net/e*/address; ip -4 -o addr show scope link; ip -4 -o addr show scope global";
@@ -187,15 +188,15 @@ async fn addresses(stack: &Stack, id: &str) -> Result<(String, String)> {
     Ok((mac, inet.to_owned()))
 }
 
-/// All guests have the same address and hardware address: they get out and are reached side by side, each by
-/// an address of its own.
+/// All guests have the same IP and MAC address inside. They reach the internet at the same time, and the host
+/// reaches each at an address of its own.
 async fn talk_at_once(stack: &Stack, world: &World, ids: &[String]) -> Result<()> {
     let port = ROLL_CALL.to_string();
     let out =
         ids.iter().map(async |id| guest(stack, id, &["report", &INTERNET.to_string(), &port, id]).await);
     let meanwhile = async {
         let called = world.roll_call(many()).await?;
-        // All of them hold a connection now, from one address and port inside.
+        // All of them have a connection open now, from the same address and port inside.
         let names: BTreeSet<_> = called.iter().map(|guest| guest.name.clone()).collect();
         anyhow::ensure!(names == ids.iter().cloned().collect(), "{names:?} are not {ids:?}");
         let peers: BTreeSet<_> = called.iter().map(|guest| guest.peer).collect();
@@ -210,7 +211,7 @@ async fn talk_at_once(stack: &Stack, world: &World, ids: &[String]) -> Result<()
         }
         Ok(())
     };
-    // A guest that fails ends it at once; nobody waits for one that does not come.
+    // If a guest fails, the case fails at once instead of waiting for the others.
     let (said, ()) = future::try_join(future::try_join_all(out), meanwhile).await?;
     for (id, text) in ids.iter().zip(&said) {
         anyhow::ensure!(text.trim() == format!("goodbye {id}"), "{id} was told {text:?}");
@@ -231,8 +232,8 @@ async fn reach(stack: &Stack, world: &World) -> Result<()> {
     delete_many(stack, &ids).await
 }
 
-/// What two of several guests try, and what all of them do at once: one Wrenn for both, because in a lab its
-/// start is most of the time.
+/// Attacks between two guests, and connections of all guests at once. One Wrenn for both, because in a lab
+/// most of the time is its start.
 pub(crate) async fn guests_reach_the_internet_and_nothing_else() -> Result<()> {
     apart(async || {
         let world = World::new()?;

@@ -1,4 +1,4 @@
-//! What Wrenn needs is away for a while: PostgreSQL, Redis, the host.
+//! Temporary failures of PostgreSQL, Redis and the host.
 
 use std::{
     sync::Arc,
@@ -12,17 +12,17 @@ use wrenn_testkit::{Events, Frozen, Reply, Stack, wait_until};
 
 use super::support::{delete_wholly, nothing_remains, record, wait_exec, wait_status};
 
-/// A GET that must be answered within 10 s.
+/// Sends a GET request that must be answered within 10 s.
 async fn get_soon(stack: &Stack, path: &str) -> Result<Reply> {
     let request = stack.api.request(Method::GET, path).timeout(Duration::from_secs(10));
     stack.api.send(request).await.with_context(|| format!("GET {path} within 10 s"))
 }
 
-/// Requests are refused while the database hangs, and go on without a restart.
+/// Requests fail while the database hangs, and work again without a restart of the control plane.
 async fn database_hangs(stack: &Stack, id: &str) -> Result<()> {
     let server = stack.child("server")?;
     let frozen = Frozen::new(stack.child("postgres")?)?;
-    // Twice: connections that were idle, and those that had to be made.
+    // Twice: first with idle pooled connections, then with new ones.
     for _ in 0..2 {
         get_soon(stack, "/v1/sandboxes").await?.expect_error(503, "service_unavailable")?;
         let health = get_soon(stack, "/health").await?.expect(503)?.json();
@@ -38,7 +38,7 @@ async fn database_hangs(stack: &Stack, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// PostgreSQL hangs, then dies: refusals meanwhile, afterwards all is as it was.
+/// PostgreSQL hangs, then is killed. Requests fail meanwhile; afterwards the state is unchanged.
 pub(crate) async fn postgres(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let created = record(&stack, &id).await.context("no record")?;
@@ -52,7 +52,8 @@ pub(crate) async fn postgres(stack: Arc<Stack>) -> Result<()> {
     delete_wholly(&stack, &id).await
 }
 
-/// Redis hangs, then dies: sandboxes come and go, and the events of that time arrive afterwards.
+/// Redis hangs, then is killed. Sandboxes can be created and deleted, and the events are delivered
+/// afterwards.
 pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     let mut events = Events::open(&stack.api, None).await?;
     let first = stack.api.create(&json!({"memory_mb": 256})).await?;
@@ -70,7 +71,7 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     stack.wait_healthy().await?;
     let (arrived, _) = Events::open(&stack.api, Some(&last)).await?.until(&during, "sandbox.stopped").await?;
     let mut kinds: Vec<&str> = arrived.iter().map(|event| event.kind.as_str()).collect();
-    // They come at least once.
+    // Events are delivered at least once.
     kinds.dedup();
     let expected = ["sandbox.starting", "sandbox.running", "sandbox.stopping", "sandbox.stopped"];
     anyhow::ensure!(kinds == expected, "{arrived:#?}");
@@ -82,7 +83,7 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// What can be asked of a sandbox whose host has fallen silent.
+/// Checks the responses for a sandbox whose host does not answer.
 async fn host_is_away(stack: &Stack, id: &str) -> Result<()> {
     let silent = async || (stack.api.get("/health").await.ok()?.json()["hosts_online"] == 0).then_some(());
     wait_until("no host online", Duration::from_secs(20), silent).await?;
@@ -94,7 +95,7 @@ async fn host_is_away(stack: &Stack, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A delete is accepted without the host.
+/// A delete is accepted while the host does not answer.
 async fn delete_without_host(stack: &Stack, id: &str) -> Result<()> {
     let delete = stack.api.request(Method::DELETE, &format!("/v1/sandboxes/{id}"));
     stack.api.send(delete.timeout(Duration::from_secs(70))).await?.expect(204)?;
@@ -103,8 +104,8 @@ async fn delete_without_host(stack: &Stack, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The host falls silent: its sandboxes are missing, and there again when it is; what was deleted meanwhile
-/// goes then.
+/// The host does not answer for a while: its sandboxes become `missing`, later `running` again; a sandbox
+/// that was deleted meanwhile is removed then.
 pub(crate) async fn the_host(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let unwanted = stack.api.create(&json!({"memory_mb": 256})).await?;

@@ -1,4 +1,4 @@
-//! Nothing secret is in logs or on command lines.
+//! Secrets must not appear in logs or on command lines.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, processes};
 
-/// Given to a sandbox; nobody else may see it.
+/// Secret value of an environment variable of a sandbox.
 const VALUE: &str = "correct-horse-battery-staple-9731";
 
-/// The token with which the agent speaks to the guest.
+/// Returns the token with which the agent authenticates to envd.
 fn access_token(stack: &Stack, id: &str) -> Result<String> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
@@ -20,7 +20,7 @@ fn access_token(stack: &Stack, id: &str) -> Result<String> {
     token.with_context(|| format!("no access_token in {text}"))
 }
 
-/// Logs and command lines with their names.
+/// Returns all logs and command lines with their names.
 fn public_texts(stack: &Stack) -> Result<Vec<(String, Vec<u8>)>> {
     let mut texts = Vec::new();
     for entry in fs::read_dir(stack.state_dir.join("logs"))? {
@@ -35,7 +35,7 @@ fn public_texts(stack: &Stack) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(texts)
 }
 
-/// After all that the suite did.
+/// Runs after all other cases, so that their logs are searched too.
 pub(crate) async fn none_in_logs_or_command_lines(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"PASSWORD": VALUE}})).await?;
     let ran = stack.api.exec(&id, &["sh", "-c", "echo $PASSWORD"]).await?;
@@ -45,7 +45,7 @@ pub(crate) async fn none_in_logs_or_command_lines(stack: Arc<Stack>) -> Result<(
     stack.api.post(&path, &given).await?.expect(200)?;
     let failing = json!({"cmd": "no-such-command", "envs": {"OTHER": VALUE}});
     stack.api.post(&path, &failing).await?.expect(404)?;
-    // A refused request must not be quoted either.
+    // A rejected request must not be quoted either.
     let refused = json!({"cmd": "true", "envs": {"A=B": VALUE}});
     stack.api.post(&path, &refused).await?.expect(400)?;
     let token = access_token(&stack, &id)?;

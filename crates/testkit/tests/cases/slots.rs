@@ -1,4 +1,4 @@
-//! Networks that pass from a sandbox that failed to the next one.
+//! Reuse of network slots of failed sandboxes.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
     support::{delete_wholly, end, power_off, wait_exec, wait_status},
 };
 
-/// The number of a sandbox's network.
+/// Returns the slot index of a sandbox.
 fn slot(stack: &Stack, id: &str) -> Result<Value> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let text = std::fs::read_to_string(path)?;
@@ -21,10 +21,10 @@ fn slot(stack: &Stack, id: &str) -> Result<Value> {
     Ok(slot["index"].clone())
 }
 
-/// A sandbox that gets the network that `failed` had.
+/// Creates a sandbox, which must get the slot of the sandbox `failed`.
 async fn heir(stack: &Stack, failed: &str) -> Result<String> {
     let had = slot(stack, failed)?;
-    // The failure is told first, then what it had is taken back.
+    // The failure is reported before the slot is freed.
     let journaled = stack.state_dir.join(format!("agent/network/slots/{had}"));
     let free = async || (!journaled.exists()).then_some(());
     wait_until("the failed one's network to be free", Duration::from_secs(30), free).await?;
@@ -34,7 +34,7 @@ async fn heir(stack: &Stack, failed: &str) -> Result<String> {
     Ok(id)
 }
 
-/// Kills a VMM while its agent cannot see it, and the agent too; the next one tells of the failure.
+/// Kills a VMM while its agent is stopped, then the agent; the next agent must report the failure.
 async fn die_unseen(stack: &Stack, id: &str) -> Result<()> {
     let (vmm, agent) = (stack.vmm(id)?, stack.child("agent")?);
     let frozen = Frozen::new(agent)?;
@@ -82,10 +82,10 @@ async fn pass_on(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
-/// Sandboxes that failed, seen by their agent or not, give their networks back at once; deleting their records
-/// later, or starting the agent again, must not take those networks from their next owners.
+/// Failed sandboxes free their slots at once, even if they failed while no agent ran. Deleting their records
+/// later, or restarting the agent, must not remove the slots' new users.
 pub(crate) async fn a_failed_one_takes_nothing_from_its_heir() -> Result<()> {
-    // None ready: what was given back is handed out next.
+    // No warm slots, so that a freed slot is used next.
     let mut env = quick_driver();
     env.push(("WRENN_AGENT_WARM_SLOTS".to_owned(), "0".to_owned()));
     let stack = Stack::start_with(Setup { env, open_files: None }).await?;

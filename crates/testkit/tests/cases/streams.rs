@@ -1,4 +1,4 @@
-//! Commands whose output comes while they run.
+//! Streaming output of commands.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,7 @@ async fn start(stack: &Stack, id: &str, command: &[&str]) -> Result<ExecStream> 
     Ok(Client::new(&stack.url(), Some(stack.api.key()))?.exec_stream(id, &request).await?)
 }
 
-/// The events after the first, which must tell of the start.
+/// Returns the events after the first one, which must be `Start`.
 async fn rest(stream: &mut ExecStream) -> Result<Vec<ExecEvent>> {
     let first = stream.next().await?;
     anyhow::ensure!(matches!(first, Some(ExecEvent::Start { pid }) if pid > 1), "first came {first:?}");
@@ -31,7 +31,7 @@ async fn rest(stream: &mut ExecStream) -> Result<Vec<ExecEvent>> {
     Ok(events)
 }
 
-/// Start, output in the order in which it was written, exit.
+/// Events are start, output in the order in which it was written, exit.
 pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let script =
@@ -57,7 +57,7 @@ fn stdout(event: &ExecEvent) -> &[u8] {
     }
 }
 
-/// Bytes without any order.
+/// Pseudorandom bytes.
 fn noise(size: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -69,7 +69,7 @@ fn noise(size: usize) -> Vec<u8> {
     (0..size).map(|_| next()).collect()
 }
 
-/// 1 MiB that is no text comes back byte for byte.
+/// 1 MiB of binary output arrives unchanged.
 pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let content = noise(1 << 20);
@@ -83,7 +83,7 @@ pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Resul
     Ok(())
 }
 
-/// A client that goes away takes its command along, children included.
+/// Closing the stream kills its command and the command's children.
 pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let mut stream = start(&stack, &id, &["sh", "-c", "sleep 1000 & sleep 1000; echo over"]).await?;
@@ -103,7 +103,7 @@ pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Resul
     Ok(())
 }
 
-/// What cannot be started is told as an error with its code.
+/// A command that cannot be started is reported as an error with its code.
 pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     for (command, wanted) in [("no-such-command", "not_found"), ("", "invalid_request")] {
@@ -123,7 +123,7 @@ pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()
     Ok(())
 }
 
-/// A sandbox that goes takes its commands along, and whoever waits for them is told at once.
+/// Deleting a sandbox ends its commands, and waiting clients get an error at once.
 pub(crate) async fn a_deleted_sandbox_ends_its_commands(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let mut stream = start(&stack, &id, &["sleep", "1000"]).await?;

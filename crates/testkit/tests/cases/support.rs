@@ -1,4 +1,4 @@
-//! What several subjects need.
+//! Helpers of several test modules.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, test_guests, wait_until};
 
-/// The record of a sandbox, whatever its status.
+/// Returns the record of a sandbox in any status.
 pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
     let reply = stack.api.get(&format!("/v1/capsules/{id}")).await.ok()?;
     (reply.status == 200).then(|| reply.json())
 }
 
-/// Waits until a sandbox has one of these statuses, and gives its record.
+/// Waits until a sandbox has one of `statuses` and returns its record.
 pub(crate) async fn wait_status(stack: &Stack, id: &str, statuses: &[&str], limit: u64) -> Result<Value> {
     let mut last = Value::Null;
     let settled = async || {
@@ -25,7 +25,7 @@ pub(crate) async fn wait_status(stack: &Stack, id: &str, statuses: &[&str], limi
     found.with_context(|| format!("it is last seen as {last}"))
 }
 
-/// Waits until code can run in a sandbox.
+/// Waits until a sandbox runs commands.
 pub(crate) async fn wait_exec(stack: &Stack, id: &str, limit: u64) -> Result<()> {
     let path = format!("/v1/sandboxes/{id}/exec");
     let mut last = String::new();
@@ -38,21 +38,21 @@ pub(crate) async fn wait_exec(stack: &Stack, id: &str, limit: u64) -> Result<()>
     ran.with_context(|| format!("the last answer was {last}"))
 }
 
-/// The ids in the list.
+/// Lists the ids of sandboxes.
 pub(crate) async fn listed(stack: &Stack) -> Result<Vec<String>> {
     let list = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
     let all = list.as_array().context("no list")?;
     Ok(all.iter().filter_map(|sandbox| sandbox["id"].as_str()).map(str::to_owned).collect())
 }
 
-/// Deletes a sandbox, waits until it is stopped, and fails if the agent still has anything of it.
+/// Deletes a sandbox, waits until it is stopped, and fails if the agent has not removed everything.
 pub(crate) async fn delete_wholly(stack: &Stack, id: &str) -> Result<()> {
     stack.api.remove(id).await?;
     wait_status(stack, id, &["stopped"], 40).await?;
     nothing_remains(stack, id).await
 }
 
-/// Waits until the agent has nothing of a sandbox any more.
+/// Waits until the agent has removed everything of a sandbox.
 pub(crate) async fn nothing_remains(stack: &Stack, id: &str) -> Result<()> {
     let mut left = Vec::new();
     let gone = async || {
@@ -63,7 +63,7 @@ pub(crate) async fn nothing_remains(stack: &Stack, id: &str) -> Result<()> {
     clean.with_context(|| format!("the agent still has {left:#?}"))
 }
 
-/// Starts a counter in the sandbox and gives its process id.
+/// Starts a counter process in the sandbox and returns its process id.
 pub(crate) async fn start_counter(stack: &Stack, id: &str) -> Result<String> {
     let script =
         "setsid sh -c 'while :; do date +%s%N > /tmp/beat; sleep 0.2; done' > /dev/null 2>&1 & echo $!";
@@ -71,7 +71,7 @@ pub(crate) async fn start_counter(stack: &Stack, id: &str) -> Result<String> {
     Ok(ran["stdout"].as_str().unwrap_or_default().trim().to_owned())
 }
 
-/// The counter is the same process, and still counts.
+/// Fails unless the counter is the same process and still runs.
 pub(crate) async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<()> {
     let alive = stack.api.exec(id, &["kill", "-0", pid]).await?;
     anyhow::ensure!(alive["exit_code"] == 0, "process {pid} is gone: {alive}");
@@ -82,20 +82,20 @@ pub(crate) async fn still_counts(stack: &Stack, id: &str, pid: &str) -> Result<(
     Ok(())
 }
 
-/// Ends a guest from inside, and gives the sandbox's record.
+/// Resets a guest from inside and returns the sandbox's record.
 pub(crate) async fn power_off(stack: &Stack, id: &str) -> Result<Value> {
-    // A reset: not every VMM has a power button.
+    // Not every VMM has a power button.
     let script = "echo 1 > /proc/sys/kernel/sysrq; echo b > /proc/sysrq-trigger; sleep 60";
     let body = json!({"cmd": "sudo", "args": ["sh", "-c", script], "timeout_sec": 60});
     let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
-    // The one who waits for the command is told when the guest has ended, not when the time is over.
+    // The waiting request must be answered when the guest exits, not at the timeout.
     let reply =
         stack.api.send(exec.timeout(Duration::from_secs(15))).await.context("the guest ended meanwhile")?;
     reply.expect_error(409, "invalid_state")?;
     wait_status(stack, id, &["error"], 30).await
 }
 
-/// Has a Wrenn of its own for a case, whose sandboxes are test guests on the real Firecracker.
+/// Runs a case with a Wrenn of its own whose sandboxes are test guests on the real Firecracker.
 pub(crate) async fn with_test_guests(case: impl AsyncFnOnce(&Stack) -> Result<()>) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
@@ -103,7 +103,7 @@ pub(crate) async fn with_test_guests(case: impl AsyncFnOnce(&Stack) -> Result<()
     end(stack, result).await
 }
 
-/// Ends a Wrenn after its case; what went wrong first is told first.
+/// Stops a Wrenn after its case and returns the first error.
 pub(crate) async fn end(stack: Stack, result: Result<()>) -> Result<()> {
     let result = result.map_err(|error| anyhow::anyhow!("{error:#}\n{}", stack.logs()));
     let stopped = stack.stop().await;

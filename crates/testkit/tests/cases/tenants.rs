@@ -1,4 +1,4 @@
-//! One team and another; lists page by page.
+//! Isolation between teams; paged lists.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use reqwest::{Method, multipart};
 use serde_json::{Value, json};
 use wrenn_testkit::{Api, Stack};
 
-/// A client of a new team.
+/// Creates a team and returns its client.
 fn team(stack: &Stack, name: &str) -> Result<Api> {
     let key = format!("wrn_test{name}");
     stack.sql(&format!(
@@ -23,7 +23,7 @@ fn ids(list: &Value) -> Vec<String> {
     all.filter_map(|sandbox| sandbox["id"].as_str()).map(str::to_owned).collect()
 }
 
-/// What belongs to another team looks as if it were not there.
+/// A sandbox of another team is reported as not found.
 pub(crate) async fn another_teams_sandbox_does_not_exist(stack: Arc<Stack>) -> Result<()> {
     let other = team(&stack, "stranger")?;
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
@@ -56,7 +56,7 @@ pub(crate) async fn another_teams_sandbox_does_not_exist(stack: Arc<Stack>) -> R
     Ok(())
 }
 
-/// Pages have the size asked for and lead from one to the next, newest first.
+/// Pages have the requested size and a cursor to the next page, newest first.
 pub(crate) async fn lists_come_in_pages(stack: Arc<Stack>) -> Result<()> {
     let api = team(&stack, "pages")?;
     let mut made = Vec::new();

@@ -1,6 +1,6 @@
-"""What a guest tries, and what one hears of another: `attack`, `watch` or `report`.
+"""Network attacks of a guest and what another guest receives: `attack`, `watch` or `report`.
 
-Only modules of the smallest Python. One line of output for each thing that somebody answered or that was heard.
+Uses only modules of the minimal Python. Prints one line per answer or received frame.
 """
 
 import errno
@@ -21,7 +21,7 @@ LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name.starts
 
 
 def tap():
-    """Every frame on the link, from now on."""
+    """Opens a socket that receives every frame on the link."""
     sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     sniffer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     sniffer.bind((LINK, 3))
@@ -40,7 +40,7 @@ def drain(sniffer):
 
 
 def strange(frame):
-    """What is wrong with a frame that came, and nothing if it is the gateway's own or the agent's."""
+    """Returns why a received frame is suspicious, or None for frames of the gateway and the agent."""
     source, kind = frame[6:12], struct.unpack("!H", frame[12:14])[0]
     if source != GATEWAY_MAC:
         return "frame of %s, type %#x" % (source.hex(), kind)
@@ -53,7 +53,7 @@ def strange(frame):
     return None
 
 
-# What is tried by the kernel's own means.
+# Attempts through the kernel's network stack.
 
 
 def knock(address, port, poll, sockets):
@@ -82,7 +82,7 @@ def outcome(kind, peer):
 
 
 def scan(addresses, ports, fence):
-    """Knocks everywhere at once; silence is what stays silent for a while after the internet has answered."""
+    """Connects everywhere at once; counts as silent what has not answered 2 s after the internet did."""
     poll, sockets = select.epoll(), {}
     knocks = [(address, port) for address in addresses for port in ports]
     for address, port in knocks:
@@ -99,7 +99,7 @@ def scan(addresses, ports, fence):
     print("knocked", len(knocks))
 
 
-# What is tried with frames of its own making.
+# Attempts with handmade frames.
 
 
 def checksum(data):
@@ -148,17 +148,17 @@ def ipv6(payload):
 
 
 def frames(forbidden, internet, forged):
-    # In its own name, to where it must not get: also around the guest's own routes.
+    # Own address, forbidden destination; also around the guest's own routes.
     for to in forbidden:
         for protocol, payload in [(17, udp(b"hostile")), (6, syn(GUEST, to, 80)), (1, ping())]:
             for mac in (GATEWAY_MAC, BROADCAST_MAC, bytes.fromhex("01005e000001")):
                 yield ether(IPV4, ipv4(GUEST, to, protocol, payload), to=mac)
-        # In two pieces, and to be told by whom it is passed on.
+        # In two fragments, and with a TTL that makes each router report itself.
         whole = udp(b"hostile pieces")
         for fragment, piece in [(0x2000, whole[:16]), (2, whole[16:])]:
             yield ether(IPV4, ipv4(GUEST, to, 17, piece, fragment=fragment))
         yield ether(IPV4, ipv4(GUEST, to, 17, udp(b"hostile hops"), hops=2))
-    # In the names of others.
+    # Forged source addresses.
     for source in forged:
         for to in forbidden + [internet]:
             yield ether(IPV4, ipv4(source, to, 17, udp(b"hostile forged")))
@@ -169,7 +169,7 @@ def frames(forbidden, internet, forged):
     for first, then in [(internet, forbidden[0]), (GATEWAY, internet)]:
         route = bytes([131, 7, 4]) + socket.inet_aton(then) + b"\0"
         yield ether(IPV4, ipv4(GUEST, first, 17, udp(b"hostile route"), route))
-    # What lies about who is where, and asks what is none of its business.
+    # False ARP announcements, and ARP requests for other addresses.
     for claimed in [GATEWAY, internet] + forged:
         for operation in (1, 2):
             yield ether(ARP, arp(operation, claimed, GATEWAY), to=BROADCAST_MAC)
@@ -178,7 +178,7 @@ def frames(forbidden, internet, forged):
         if asked != GATEWAY:
             yield ether(ARP, arp(1, GUEST, asked), to=BROADCAST_MAC)
     yield ether(ARP, arp(2, GUEST, GATEWAY, mac=bytes.fromhex("020000000009")))
-    # What is no IPv4.
+    # Other protocols than IPv4.
     for mac in (GATEWAY_MAC, BROADCAST_MAC, bytes.fromhex("333300000001")):
         yield ether(IPV6, ipv6(udp(b"hostile six")), to=mac)
     for tag in (0x8100, 0x88A8):
@@ -191,7 +191,7 @@ def frames(forbidden, internet, forged):
 
 
 def converse(address, port, text):
-    """There and back."""
+    """Sends a datagram and prints the answer."""
     peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     peer.settimeout(PATIENCE)
     peer.sendto(text.encode(), (address, port))
@@ -210,7 +210,7 @@ def attack(internet, forbidden, forged, ports):
         raw.send(frame.ljust(60, b"\0"))
         count += 1
     print("frames", count)
-    # Behind all that was sent before, and on paths that are still open.
+    # After all frames sent before, and through connections that are still open.
     converse(internet, ECHO, "fence")
     for line in open("/etc/resolv.conf"):
         if line.startswith("nameserver"):
@@ -221,7 +221,7 @@ def attack(internet, forbidden, forged, ports):
 
 
 def watch(ports):
-    """Tells what comes until somebody writes /tmp/stop."""
+    """Prints received frames until /tmp/stop exists."""
     sniffer, listeners = tap(), {}
     for port in ports.split(","):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -251,7 +251,7 @@ def watch(ports):
 
 
 def report(internet, port, name):
-    """Connects from a port that every guest uses, says its name, and waits for the answer."""
+    """Connects from a port that every guest uses, sends its name and prints the answer."""
     peer = socket.socket()
     peer.settimeout(PATIENCE)
     peer.bind((GUEST, 5555))

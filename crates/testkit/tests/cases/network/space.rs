@@ -1,4 +1,4 @@
-//! Network namespaces as threads that are in them: nothing of them is left when the thread ends.
+//! Network namespaces, each owned by a thread; the kernel removes a namespace when its thread exits.
 
 use std::{
     io::Write as _,
@@ -14,21 +14,21 @@ use tokio::sync::oneshot;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread in a namespace of its own.
+/// Thread in a network namespace of its own.
 #[derive(Debug)]
 pub(super) struct Space {
     thread: Pid,
     jobs: mpsc::Sender<Job>,
 }
 
-/// Moves the calling thread, which must not go back to a pool, into a new namespace.
+/// Moves the calling thread into a new network namespace. The thread must not return to a pool.
 fn leave() -> Result<()> {
-    // SAFETY: files are not unshared; the namespace is this thread's alone.
+    // SAFETY: file descriptors are not unshared; only this thread changes its namespace.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.context("cannot make a network namespace")?;
     ip("link set lo up")
 }
 
-/// Runs a case, and everything that it starts, in a namespace without an uplink.
+/// Runs a case and everything that it starts in a network namespace without an uplink.
 pub(super) async fn apart<F>(case: F) -> Result<()>
 where
     F: AsyncFnOnce() -> Result<()> + Send + 'static,
@@ -45,7 +45,7 @@ where
 }
 
 impl Space {
-    /// A new one.
+    /// Creates a namespace and its thread.
     pub(super) fn new() -> Result<Self> {
         let (jobs, work) = mpsc::channel::<Job>();
         let (tell, told) = mpsc::channel();
@@ -57,12 +57,12 @@ impl Space {
         Ok(Self { thread: told.recv().context("the namespace's thread died")??, jobs })
     }
 
-    /// How `ip link set … netns` names it.
+    /// Name of the namespace for `ip link set … netns`.
     pub(super) fn name(&self) -> String {
         self.thread.as_raw_nonzero().to_string()
     }
 
-    /// Does something inside.
+    /// Runs `work` in the namespace.
     pub(super) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -96,19 +96,20 @@ pub(super) fn ip(args: &str) -> Result<()> {
     program("ip", &args.split(' ').collect::<Vec<_>>(), "").map(drop)
 }
 
-/// The links of the calling thread's namespace. `/sys/class/net` has those of where it was mounted.
+/// Lists the network links of the calling thread's namespace. `/sys/class/net` would show those of the
+/// namespace in which it was mounted.
 pub(super) fn links() -> Result<Vec<String>> {
     let listed: Value = serde_json::from_str(&program("ip", &["-j", "link", "show"], "")?)?;
     let all = listed.as_array().context("no list of links")?;
     Ok(all.iter().filter_map(|link| Some(link["ifname"].as_str()?.to_owned())).collect())
 }
 
-/// Adds rules to the packet filter of the calling thread's namespace.
+/// Adds nftables rules in the calling thread's namespace.
 pub(super) fn add_rules(rules: &str) -> Result<()> {
     program("nft", &["-f", "-"], rules).map(drop)
 }
 
-/// How much the counters of the calling thread's namespace counted, by name.
+/// Reads the nftables counters of the calling thread's namespace, by name.
 pub(super) fn counted() -> Result<Vec<(String, u64)>> {
     let listed: Value = serde_json::from_str(&program("nft", &["-j", "list", "counters"], "")?)?;
     let objects = listed["nftables"].as_array().context("no list of counters")?;
@@ -119,7 +120,7 @@ pub(super) fn counted() -> Result<Vec<(String, u64)>> {
     Ok(counters.collect())
 }
 
-/// Pairs of source and destination in a set, each as `FROM > TO`, in order.
+/// Reads the source and destination pairs of an nftables set, each as `FROM > TO`, sorted.
 pub(super) fn pairs(family: &str, table: &str, set: &str) -> Result<Vec<String>> {
     let listed: Value =
         serde_json::from_str(&program("nft", &["-j", "list", "set", family, table, set], "")?)?;

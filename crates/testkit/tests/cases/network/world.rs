@@ -1,5 +1,5 @@
-//! What stands in for the world around a host: the internet behind its default route, a metadata service and a
-//! neighbour, each in a namespace of its own. All that comes there is counted, and answered.
+//! Simulated networks around a host: the internet behind its default route, a metadata service and a
+//! neighbour, each in a network namespace. Each counts and answers all packets that arrive.
 
 use std::{
     fs,
@@ -19,17 +19,17 @@ pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(super) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub(super) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
-/// Where everybody sends back what comes.
+/// Port of the echo service.
 pub(super) const ECHO: u16 = 7;
-/// Where the internet's answer is kept back until [`World::roll_call`] is complete.
+/// Port on the internet that answers only after [`World::roll_call`] is complete.
 pub(super) const ROLL_CALL: u16 = 9;
-/// Ports that hosts and metadata services have something at.
+/// Ports of typical services of hosts and metadata servers.
 pub(super) const SERVICES: [u16; 4] = [ECHO, 22, 80, 8080];
 
-/// What was heard where, a line each.
+/// Log of received packets, one line each.
 type Heard = Arc<Mutex<Vec<String>>>;
 
-/// The world, and the calling thread's namespace as its host. Dropped, it is gone.
+/// Simulated networks; the calling thread's namespace is the host. Dropping this removes them.
 #[derive(Debug)]
 pub(super) struct World {
     internet: Space,
@@ -39,8 +39,8 @@ pub(super) struct World {
     heard_on_host: Heard,
 }
 
-/// Those that the agent takes from the machine's configuration: what a guest's packets can reach, or its own
-/// choice where there is none.
+/// Lists the resolvers that the agent uses: those of the machine's configuration that guests can reach, else
+/// its defaults.
 fn resolvers() -> Vec<Ipv4Addr> {
     let usable = |text: String| -> Vec<Ipv4Addr> {
         let named = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
@@ -51,8 +51,8 @@ fn resolvers() -> Vec<Ipv4Addr> {
     found.next().unwrap_or_else(|| vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)])
 }
 
-/// A link from the calling thread's namespace to `in0` in another one, up on that end only. Without IPv6 there
-/// is no chatter on it.
+/// Creates a link from the calling thread's namespace to `in0` in another one and sets the latter end up.
+/// Without IPv6, no unsolicited packets are sent on it.
 fn link(name: &str, address: Ipv4Addr, host: Ipv4Addr, space: &Space, ipv6: bool) -> Result<()> {
     ip(&format!("link add {name} type veth peer name in0 netns {}", space.name()))?;
     let quiet = move |link: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
@@ -112,7 +112,7 @@ fn serve_datagrams(socket: UdpSocket, heard: Heard) -> Result<()> {
 
 type Sockets = (Vec<TcpListener>, Vec<UdpSocket>);
 
-/// Sockets in the calling thread's namespace.
+/// Binds sockets in the calling thread's namespace.
 fn bind(address: Ipv4Addr, ports: &[u16]) -> Result<Sockets> {
     let streams = ports.iter().map(|&port| TcpListener::bind((address, port)));
     let datagrams = ports.iter().map(|&port| UdpSocket::bind((address, port)));
@@ -124,7 +124,7 @@ fn serve((streams, datagrams): Sockets, heard: &Heard) -> Result<()> {
     datagrams.into_iter().try_for_each(|socket| serve_datagrams(socket, heard.clone()))
 }
 
-/// At a stand-in that nobody may reach, every frame counts.
+/// Rules that count every frame, for namespaces that no guest may reach.
 const COUNT_ALL: &str = r#"
 table netdev world {
     set strays { type ipv4_addr . ipv4_addr; flags dynamic; size 1024; }
@@ -137,7 +137,7 @@ table netdev world {
 }
 "#;
 
-/// On the internet, all but what the host itself sends there, and its own chatter about addresses.
+/// Rules that count, on the internet, everything but packets of the host itself and neighbour discovery.
 fn count_internet(names: &str) -> String {
     format!(
         r#"
@@ -158,7 +158,7 @@ table netdev world {{
     )
 }
 
-/// On the host, what comes out of the networks of sandboxes, before any rule of the product there.
+/// Rules that count, on the host, packets from sandbox networks before any rule of Wrenn.
 fn count_host(names: &str) -> String {
     format!(
         r#"
@@ -180,7 +180,7 @@ table inet seen {{
 }
 
 impl World {
-    /// Makes it; in a namespace that has nothing.
+    /// Creates the networks in a new namespace.
     pub(super) fn new() -> Result<Self> {
         let (heard, heard_on_host) = (Heard::default(), Heard::default());
         let resolvers = resolvers();
@@ -190,7 +190,7 @@ impl World {
         link("up0", INTERNET, HOST, &internet, true)?;
         let sockets = internet.run(move || {
             resolvers.iter().try_for_each(|resolver| ip(&format!("addr add {resolver}/32 dev in0")))?;
-            // Whatever a policy lets through wrongly is answered.
+            // Answer packets to private networks too, which a wrong policy might let through.
             for network in ["10.0.0.0/8", "172.16.0.0/12", "100.64.0.0/10", "198.18.0.0/15"] {
                 ip(&format!("route add local {network} dev lo"))?;
             }
@@ -227,7 +227,8 @@ impl World {
         Ok(Self { internet, silent, roll_call, heard, heard_on_host })
     }
 
-    /// Fails if anything is known of a guest but what it sent in the host's name to the internet.
+    /// Fails if anything from a guest was received other than packets from the host's address to the
+    /// internet.
     pub(super) fn only_honest(&self) -> Result<()> {
         let counts = self.internet.run(|| Ok((counted()?, pairs("netdev", "world", "strays")?)))?;
         println!("  internet: {counts:?}");
@@ -252,12 +253,12 @@ impl World {
         Ok(())
     }
 
-    /// Who spoke to whom outside, by what the host saw of the networks of sandboxes.
+    /// Returns the source and destination pairs that the host saw from sandbox networks.
     pub(super) fn guests_seen() -> Result<Vec<String>> {
         pairs("inet", "seen", "guests")
     }
 
-    /// Waits until `count` guests have connected and said who they are; they wait for [`Called::dismiss`].
+    /// Waits until `count` guests have connected and sent their names; they wait for [`Called::dismiss`].
     pub(super) async fn roll_call(&self, count: usize) -> Result<Vec<Called>> {
         let mut all = Vec::new();
         while all.len() < count {
@@ -275,18 +276,18 @@ fn lines(heard: &Heard) -> Vec<String> {
     heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// A guest that waits for an answer of the internet's.
+/// Guest that waits for an answer from the internet.
 #[derive(Debug)]
 pub(super) struct Called {
-    /// What it calls itself.
+    /// Name that the guest sent.
     pub(super) name: String,
-    /// Where it comes from, by what the internet sees.
+    /// Source address as seen on the internet.
     pub(super) peer: SocketAddr,
     stream: TcpStream,
 }
 
 impl Called {
-    /// Answers it with its name.
+    /// Answers the guest with its name.
     pub(super) async fn dismiss(mut self) -> Result<()> {
         let answer = format!("goodbye {}", self.name);
         self.stream.write_all(answer.as_bytes()).await.context("the guest's connection is gone")

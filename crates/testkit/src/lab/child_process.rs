@@ -1,4 +1,4 @@
-//! A process that ends when this one does, however that ends, and at the latest when its time is over.
+//! Child process that is killed when this process exits for whatever reason, and when its time limit is over.
 
 use std::{
     fmt,
@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// How often its thread looks whether it has ended.
+/// Interval between checks whether the process has exited.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
-/// A kept process; it is ended when this is dropped.
-pub(super) struct Kept {
+/// Child process; dropping it kills the process.
+pub(super) struct ChildProcess {
     pid: u32,
     deadline: Arc<Mutex<Instant>>,
     end: Arc<Mutex<Option<String>>>,
@@ -25,16 +25,16 @@ pub(super) struct Kept {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A command for [`Kept::start`]. It has a session of its own: a key pressed for what runs in the foreground is not
-/// for it, and it may read from a terminal that a command hands to it.
+/// Builds a command for [`ChildProcess::start`]. It runs in a session of its own, so that Ctrl-C in the
+/// foreground does not reach it and it may read from a terminal that a command passes to it.
 pub(super) fn command(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--", "setsid", program]);
     command
 }
 
-impl Kept {
-    /// Starts a command that [`command`] made; `on_end` runs when it has ended.
+impl ChildProcess {
+    /// Starts a command built by [`command`]; `on_end` runs after it has exited.
     pub(super) fn start(
         mut command: Command,
         limit: Duration,
@@ -46,8 +46,8 @@ impl Kept {
         let ended = end.clone();
         let (stop, stopped) = mpsc::channel();
         let (started, pid) = mpsc::channel();
-        // The kernel kills it when the thread that started it ends, so that thread must live as long as it
-        // does: the caller's may be one of a pool.
+        // The kernel kills the process when the thread that started it exits (PDEATHSIG), so that thread must
+        // live as long as the process. The caller's thread may belong to a pool.
         let thread = thread::Builder::new()
             .name("lab".into())
             .spawn(move || {
@@ -55,7 +55,7 @@ impl Kept {
                     Ok(child) => child,
                     Err(error) => return drop(started.send(Err(error))),
                 };
-                // What it inherits of ours is not kept open.
+                // Close this process's copies of the file descriptors that the child inherits.
                 drop(command);
                 drop(started.send(Ok(child.id())));
                 let why = watch(child, &stopped, &until);
@@ -74,45 +74,48 @@ impl Kept {
         self.pid
     }
 
-    /// Brings its deadline forward: it is killed when this much time is over.
+    /// Moves the deadline forward: the process is killed after `left`.
     pub(super) fn end_within(&self, left: Duration) {
         let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         *deadline = (*deadline).min(Instant::now() + left);
     }
 
-    /// Why it has ended, if it has.
+    /// Returns why the process has exited, or `None` while it runs.
     pub(super) fn ended(&self) -> Option<String> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Ends it and waits for that.
+    /// Kills the process and waits for its exit.
     pub(super) fn stop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It does nothing that could panic, and there would be nothing to do about it.
+            // The thread has no code that panics, and nothing could be done about a panic.
             drop(thread.join());
         }
     }
 }
 
-impl Drop for Kept {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.stop();
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for ChildProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kept").field("pid", &self.pid).field("ended", &self.ended()).finish_non_exhaustive()
+        f.debug_struct("ChildProcess")
+            .field("pid", &self.pid)
+            .field("ended", &self.ended())
+            .finish_non_exhaustive()
     }
 }
 
-/// Waits for its end, for being told to stop, or for its time to be over.
+/// Waits until the process exits, a stop is requested or the time limit is over; returns the reason.
 fn watch(mut child: Child, stopped: &mpsc::Receiver<()>, deadline: &Mutex<Instant>) -> String {
     let begin = Instant::now();
     loop {
         match child.try_wait() {
-            Ok(Some(status)) => return format!("has ended: {status}"),
+            Ok(Some(status)) => return format!("has exited: {status}"),
             Ok(None) => {}
             Err(error) => return format!("cannot be waited for: {error}"),
         }
