@@ -1,4 +1,4 @@
-//! Generates the services and messages of proto/ without protoc.
+//! Generates Rust code for the services and messages of proto/, without protoc.
 
 use std::{env, fs, path::PathBuf};
 
@@ -12,8 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     compiler.include_imports(true).open_files(files)?;
     let descriptors = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");
     fs::write(&descriptors, compiler.encode_file_descriptor_set())?;
-    // The generator has cargo watch this file. As old as what it is made of, it is no change of its own, with
-    // which cargo would run this script, and build all that depends on it, every time.
+    // cargo watches this generated file too. Give it the age of its inputs, else cargo would rerun this
+    // script, and rebuild all dependents, on every build.
     let ages = files.iter().map(|file| fs::metadata(root.join(file))?.modified());
     if let Some(newest) = ages.collect::<Result<Vec<_>, _>>()?.into_iter().max() {
         fs::File::options().write(true).open(&descriptors)?.set_modified(newest)?;

@@ -1,4 +1,4 @@
-//! Assembles the guest by binutils.
+//! Assembles the test guest with binutils.
 #![allow(clippy::unwrap_used)]
 
 use std::{env, path::Path, process::Command};
@@ -14,7 +14,7 @@ fn main() {
     let out = env::var_os("OUT_DIR").unwrap();
     let (object, elf) = (Path::new(&out).join("guest.o"), Path::new(&out).join("guest.elf"));
     if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch != "x86_64") {
-        // Its instructions are those of x86; elsewhere there is none.
+        // The guest is x86 code; on other architectures the file is empty.
         return std::fs::write(elf, []).unwrap();
     }
     run(Command::new("as").args(["--64", "src/guest.S", "-o"]).arg(&object));

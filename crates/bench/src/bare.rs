@@ -1,4 +1,4 @@
-//! Firecracker in its jail, started by hand: as few steps as it takes, and its API spoken over a plain socket.
+//! Bare client of Firecracker and its jailer: the floor for Wrenn's driver, with as few steps as possible.
 
 use std::{
     fs::{self, File},
@@ -17,13 +17,13 @@ use wrenn_vmm::{
     firecracker::{JAILER, PROGRAM},
 };
 
-/// Longer than Firecracker takes to answer, in the lab too.
+/// Longer than Firecracker takes to answer, even in the lab.
 const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_micros(200);
-/// What the driver gives every guest.
+/// Kernel command line that the driver gives every guest.
 const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1";
 
-/// Firecracker's and its jailer's programs.
+/// Paths of Firecracker and its jailer.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     pub(crate) firecracker: PathBuf,
@@ -31,7 +31,7 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Those fetched for tests, or else those that are installed.
+    /// Finds the programs fetched for tests, else the installed ones.
     pub(crate) fn find() -> Result<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let dirs = [PathBuf::from("target/firecracker")].into_iter().chain(std::env::split_paths(&path));
@@ -45,7 +45,7 @@ impl Programs {
     }
 }
 
-/// A Firecracker started by hand. It ends with this.
+/// Firecracker started by hand. Dropping this kills it.
 pub(crate) struct Bare {
     child: Child,
     base: PathBuf,
@@ -53,15 +53,15 @@ pub(crate) struct Bare {
 
 impl Drop for Bare {
     fn drop(&mut self) {
-        // It is killed whatever state it is in, and reaped.
+        // Kill and reap it in any state.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The jailer left its program and devices.
+        // Remove the program and devices that the jailer made.
         let _ = fs::remove_dir_all(&self.base);
     }
 }
 
-/// One call; a connection serves many.
+/// Sends one API request; a connection serves many.
 fn call(stream: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
     let body = body.to_string();
     let head = format!(
@@ -69,7 +69,7 @@ fn call(stream: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
         body.len()
     );
     stream.write_all((head + &body).as_bytes())?;
-    // A refusal comes in one piece as well.
+    // An error also arrives in one read.
     let mut answer = [0; 4096];
     let length = stream.read(&mut answer)?;
     let text = String::from_utf8_lossy(&answer[..length]);
@@ -77,7 +77,7 @@ fn call(stream: &mut UnixStream, path: &str, body: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The calls that make what the driver makes of the same description.
+/// Sends the API requests that the driver sends for the same description.
 fn configure(stream: &mut UnixStream, spec: &BootSpec) -> Result<()> {
     let machine = json!({"vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mb, "track_dirty_pages": spec.track_changes});
     call(stream, "/machine-config", &machine)?;
@@ -100,8 +100,8 @@ fn configure(stream: &mut UnixStream, spec: &BootSpec) -> Result<()> {
 }
 
 impl Bare {
-    /// Makes a jail in `base`, which has no other and is on the file system of the guest's files, and starts a
-    /// guest in it whose console goes to `console`.
+    /// Creates a jail in `base` and boots a guest in it with its console in `console`. `base` must have no
+    /// other jail and be on the file system of the guest's files, because they are hard-linked.
     pub(crate) fn boot(programs: &Programs, base: &Path, spec: &BootSpec, console: &Path) -> Result<Self> {
         let root = base.join("firecracker").join(&spec.id).join("root");
         fs::create_dir_all(&root)?;

@@ -1,4 +1,4 @@
-//! The same VMM with the same guest, started by hand.
+//! QEMU with the same guest as the driver's, started by hand: the floor for a create.
 
 use std::{
     net::TcpListener,
@@ -17,7 +17,7 @@ struct Qemu(Child);
 
 impl Drop for Qemu {
     fn drop(&mut self) {
-        // It is killed whatever state it is in, and reaped.
+        // Kill and reap it in any state.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -53,7 +53,7 @@ fn command(share: &Path, disk: &Path, port: u16, accel: &str) -> Command {
     command
 }
 
-/// From the start of QEMU until envd answers. The disk is there already.
+/// Returns the time from the start of QEMU until envd answers. The disk exists already.
 pub(crate) async fn boot(share: &Path, disk: &Path, accel: &str) -> Result<Duration> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let client = reqwest::Client::builder().timeout(Duration::from_millis(500)).build()?;

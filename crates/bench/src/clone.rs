@@ -1,4 +1,4 @@
-//! Cloning a large image against cloning a small one: with shared extents the size must not matter.
+//! Time to clone a large image compared with a small one: with shared extents the size must not matter.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ const SMALL: u64 = 300;
 const LARGE: u64 = 5120;
 const ROUNDS: usize = 60;
 
-/// An image that is full of data, none of it zero.
+/// Writes an image without zeros.
 fn write_image(path: &Path, mib: u64) -> Result<()> {
     let mut file = File::create(path)?;
     let mut block = vec![0_u8; MIB as usize];
@@ -52,7 +52,7 @@ async fn rounds(dir: &Path, store_dir: &Path, backend: Backend, what: &'static s
     Ok(Row::ratio(what, &large, &small, 1.2))
 }
 
-/// Measures shared extents on an XFS of its own.
+/// Measures clones with shared extents on a new XFS.
 pub(crate) async fn large_against_small() -> Result<Row> {
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
     let (file, mount) = (dir.path().join("store.xfs"), dir.path().join("store"));
@@ -64,9 +64,9 @@ pub(crate) async fn large_against_small() -> Result<Row> {
     row
 }
 
-/// Measures snapshots of device-mapper; `None` where this machine has none.
+/// Measures dm-snapshots; `None` if this machine has no device-mapper.
 pub(crate) async fn snapshots() -> Result<Option<Row>> {
-    // Large enough for the images, and in the lab not memory.
+    // A directory that is large enough for the images and not in memory.
     let place = if std::env::var_os("IN_LAB").is_some() { "/var/lib/wrenn" } else { "/var/tmp" };
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in(place)?;
     let store = dir.path().join("store");

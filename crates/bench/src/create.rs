@@ -1,4 +1,5 @@
-//! A sandbox from nothing to its first command, against the bare VMM until envd answers.
+//! Time from the creation of a sandbox to the end of its first command, compared with QEMU by hand until envd
+//! answers.
 
 use std::{
     path::Path,
@@ -24,7 +25,7 @@ async fn over_the_api(stack: &Stack) -> Result<Duration> {
     Ok(took)
 }
 
-/// A copy of the template's image, as large as a sandbox's disk, for the VMM started by hand.
+/// Copies the template's image for QEMU by hand, enlarged to the size of a sandbox's disk.
 pub(crate) fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
     let target = dir.join("disk.img");
     let image = share.join("images/minimal/rootfs.ext4");
@@ -34,7 +35,7 @@ pub(crate) fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
     Ok(target)
 }
 
-/// How the stack runs guests, so that both sides run them alike.
+/// Returns the accelerator that the stack uses, so that both sides use the same.
 fn accel(stack: &Stack) -> Result<&'static str> {
     let output = stack.wrenn(&["doctor", "--json"])?;
     let report: serde_json::Value =
@@ -42,7 +43,7 @@ fn accel(stack: &Stack) -> Result<&'static str> {
     Ok(if report["kvm"]["usable"] == true { "kvm" } else { "tcg" })
 }
 
-/// Measures in turns, so that a busy moment hits both sides.
+/// Measures both sides alternately, so that other load affects both.
 pub(crate) async fn first_exec(stack: &Stack, share: &Path) -> Result<Row> {
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
     let accel = accel(stack)?;

@@ -1,4 +1,4 @@
-//! A command over the API, against the same command asked of envd directly, from the host.
+//! Time of a command through the API, compared with the same command sent directly to envd from the host.
 
 use std::{
     fs,
@@ -13,10 +13,10 @@ use wrenn_testkit::Stack;
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 400;
-/// Linux counts processor time in these.
+/// Ticks in which Linux counts CPU time.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Where envd is, and its token: the agent's journal knows both.
+/// Reads the address of envd and its token from the agent's journal.
 fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let text = fs::read_to_string(&path).context("the sandbox has no journal")?;
@@ -30,7 +30,7 @@ fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
     Ok((address, token.context("no token in the journal")?))
 }
 
-/// One message in the framing of Connect's streams.
+/// Encodes one message as Connect streams do.
 fn framed(message: &Value) -> Vec<u8> {
     let body = message.to_string().into_bytes();
     [&[0], (body.len() as u32).to_be_bytes().as_slice(), &body].concat()
@@ -62,7 +62,7 @@ impl Direct {
     }
 }
 
-/// Processor time of control plane and agent, in milliseconds.
+/// CPU time of control plane and agent in milliseconds.
 fn cpu_ms(pids: &[Pid]) -> Result<f64> {
     let mut ticks = 0_u64;
     for pid in pids {
@@ -76,7 +76,7 @@ fn cpu_ms(pids: &[Pid]) -> Result<f64> {
     Ok(ticks as f64 / TICKS_PER_SECOND * 1000.0)
 }
 
-/// Measures in turns, then the processor time of a run of our own.
+/// Measures both sides alternately, then the CPU time of commands through the API.
 pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     let id = stack.api.create(&json!({})).await?;
     let (address, token) = envd(stack, &id)?;
@@ -94,7 +94,7 @@ pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS + 20 {
         let (one, other) = (direct.exec().await?, over_the_api().await?);
-        // The first ones open connections and warm caches.
+        // The first rounds open connections and warm caches.
         if round >= 20 {
             floor.push(one);
             ours.push(other);

@@ -1,7 +1,8 @@
-//! A sandbox from the agent's create until its guest's first byte, against the same calls of Firecracker's API by a
-//! bare client. The guest is the test guest, which runs on every KVM; it has no envd, so no create ends here.
+//! Time from the agent's create to the first byte of its guest, compared with a bare client of Firecracker's
+//! API. The guest is the test guest, which runs on every KVM; it has no envd, so its creates never finish.
 //!
-//! The agent makes a disk and takes a network slot; the bare client has got a disk and a tap device beforehand.
+//! The agent also creates a disk and acquires a network slot; the bare client gets a disk and a tap device
+//! beforehand.
 
 use std::{
     fs,
@@ -30,19 +31,20 @@ use crate::{
 };
 
 const ROUNDS: usize = 25;
-/// The first ones fill caches.
+/// Rounds that fill caches and are not counted.
 const WARM: usize = 3;
-/// Not a user of anything else.
+/// User id that nothing else uses.
 const UID: u32 = 64_998;
 const MEMORY_MB: u32 = 128;
 const DISK_MB: u64 = 5120;
-/// Longer than the guest needs for a byte.
+/// Longer than a guest takes to its first byte.
 const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_micros(200);
-/// Before each measurement: what the one before leaves to do, such as another slot for the pool, is done by then.
+/// Pause before each measurement, in which work of the previous one ends, such as refilling the pool of
+/// slots.
 const REST: Duration = Duration::from_millis(300);
 
-/// A network namespace with a tap device in it, for the bare client.
+/// Network namespace with a tap device, for the bare client.
 struct Netns(String);
 
 impl Netns {
@@ -70,7 +72,7 @@ impl Drop for Netns {
     }
 }
 
-/// Waits until the guest has said that it runs. Both sides are asked in the same way.
+/// Waits for the first byte of the guest; both sides poll the same file in the same way.
 fn wait_for_byte(console: &Path) -> Result<()> {
     let begin = Instant::now();
     while !test_guests::started(console) {
@@ -80,7 +82,7 @@ fn wait_for_byte(console: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A client of the stack's agent, as the control plane has one.
+/// Creates a client of the stack's agent like that of the control plane.
 fn client(stack: &Stack) -> Result<AgentClient> {
     let file = |name: &str| stack.state_dir.join("pki").join(name);
     let tls = AgentTls { ca: file("ca.pem"), cert: file("control.pem"), key: file("control.key") };
@@ -121,12 +123,12 @@ fn by_hand(programs: &Programs, dir: &Path, spec: &BootSpec) -> Result<Duration>
     Ok(took)
 }
 
-/// What the agent gives its guests, with a disk and in a slot that are there already.
+/// Describes a guest like the agent's, with a disk and a slot that exist already.
 fn spec(dir: &Path, parts: &Path, tap: Tap) -> Result<BootSpec> {
     let [disk, kernel, initrd] = ["disk.img", "guest.elf", "initrd.img"].map(|name| dir.join(name));
     fs::File::create(&disk)?.set_len(DISK_MB << 20)?;
     fs::write(&kernel, ELF)?;
-    // Beside the others, so that a jail made by hand can have a link to it.
+    // On the same file system as the others, so that the bare client can hard-link it.
     fs::copy(parts.join("initrd.img"), &initrd)?;
     Ok(BootSpec {
         id: "bench".into(),
@@ -143,10 +145,10 @@ fn spec(dir: &Path, parts: &Path, tap: Tap) -> Result<BootSpec> {
     })
 }
 
-/// Measures in turns.
+/// Measures both sides alternately.
 async fn rounds(stack: &Stack, programs: &Programs, dir: &Path, spec: &BootSpec) -> Result<Row> {
     let agent = client(stack)?;
-    // The connection is there, as the control plane's is.
+    // Open the connection before the measurement, as the control plane has one open.
     agent.ping(PingRequest::default()).await?;
     let (mut times, mut floor) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS + WARM {
@@ -165,7 +167,7 @@ async fn rounds(stack: &Stack, programs: &Programs, dir: &Path, spec: &BootSpec)
     Ok(Row::ratio(what, &times, &floor, 1.25))
 }
 
-/// Measures in turns; `None` where there is no KVM.
+/// Measures both sides alternately; `None` without KVM.
 pub(crate) async fn agent_against_client(parts: &Path) -> Result<Option<Row>> {
     if !Path::new("/dev/kvm").exists() {
         eprintln!("bench: no row for the guest's first byte here: there is no /dev/kvm");
@@ -177,7 +179,7 @@ pub(crate) async fn agent_against_client(parts: &Path) -> Result<Option<Row>> {
     let netns = Netns::new()?;
     let spec = spec(dir.path(), parts, netns.tap())?;
     let stack = Stack::start_with(test_guests::setup(dir.path())?).await?;
-    // It would have the agent remove what it does not know.
+    // Stop the server, which would have the agent destroy sandboxes without a row.
     let server = Frozen::new(stack.child("server")?)?;
     let row = rounds(&stack, &programs, dir.path(), &spec).await;
     drop(server);

@@ -1,4 +1,4 @@
-//! The agent's own memory for each sandbox that does nothing.
+//! Memory of the agent per idle sandbox.
 
 use std::{fs, time::Duration};
 
@@ -9,14 +9,14 @@ use wrenn_testkit::Stack;
 
 use crate::row::Row;
 
-/// There before the first look, so that whatever exists once is there too.
+/// Sandboxes before the first measurement, so that one-time allocations are not counted.
 const FIRST: usize = 2;
-/// Made between the two looks.
+/// Sandboxes created between the two measurements.
 const MORE: usize = 16;
-/// After the last creation, for whatever it left to be done.
+/// Pause after the last create, in which background work ends.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What a process holds, in KiB.
+/// Resident memory of a process in KiB.
 fn resident(pid: Pid) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in status")?;
@@ -40,7 +40,7 @@ async fn remove(stack: &Stack, ids: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Measures between few and many sandboxes.
+/// Compares the agent's memory with few and with many sandboxes.
 pub(crate) async fn agent_memory(stack: &Stack) -> Result<Row> {
     let agent = stack.child("agent")?;
     remove(stack, &create(stack, FIRST).await?).await?;

@@ -1,5 +1,5 @@
-//! In the lab: Firecracker with Linux until envd answers, by the driver and by a bare client. Both get a slot, a
-//! copy of the image and the guest's parts beforehand.
+//! Time until envd answers in the lab, with Linux on Firecracker: by the driver and by a bare client. Both
+//! get a slot, a copy of the image and the other files of the guest beforehand.
 
 use std::{
     fs,
@@ -22,18 +22,18 @@ use crate::{
     row::Row,
 };
 
-/// One boot differs from the next by seconds, so that fewer would not tell a twentieth.
+/// Number of rounds. Boot times vary by seconds, so fewer rounds could not show a difference of 5 %.
 const ROUNDS: usize = 24;
 const INSTANCE: &str = "bnch";
-/// Not a user of anything else.
+/// User id that nothing else uses.
 const UID: u32 = 64_998;
 /// Longer than any boot.
 const LIMIT: Duration = Duration::from_secs(180);
-/// A packet to a guest that has no network yet is lost, and would be sent again only after a second.
+/// Connect timeout. A SYN to a guest without network is lost and would be retransmitted only after a second.
 const CONNECT: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Waits for envd as the agent does.
+/// Waits for envd in the same way as the agent.
 async fn ready(client: &reqwest::Client, slot: &SlotSpec) -> Result<()> {
     let (url, begin) = (format!("http://{}:49983/health", slot.host_address), Instant::now());
     while !client.get(&url).send().await.is_ok_and(|response| response.status().is_success()) {
@@ -43,7 +43,8 @@ async fn ready(client: &reqwest::Client, slot: &SlotSpec) -> Result<()> {
     Ok(())
 }
 
-/// What else an emulated processor does comes in seconds, and only ever adds.
+/// Returns the faster half of the times: other load of the emulated CPU takes seconds and only makes boots
+/// slower.
 fn faster_half(mut times: Vec<Duration>) -> Vec<Duration> {
     times.sort();
     times.truncate(times.len().div_ceil(2));
@@ -62,14 +63,14 @@ impl Bench {
     fn new(dir: &Path, share: &Path) -> Result<Self> {
         let (programs, jails) = (Programs::find()?, dir.join("jails"));
         fs::create_dir(&jails)?;
-        // Beside the disks, so that a jail made by hand can have links to them.
+        // On the file system of the disks, so that the bare client can hard-link them.
         for name in ["vmlinux", "initrd.img"] {
             fs::copy(share.join(name), dir.join(name))?;
         }
         let isolation = Isolation::Jailer { program: programs.jailer.clone(), dir: jails };
         let driver = Firecracker::new(&programs.firecracker, isolation)?;
         let client = reqwest::Client::builder().connect_timeout(CONNECT).timeout(Duration::from_secs(5));
-        // A new guest knows nothing of connections to the one before.
+        // No idle connections, because they belong to the previous guest.
         let client = client.pool_max_idle_per_host(0).build()?;
         Ok(Self { dir: dir.to_owned(), share: share.to_owned(), programs, driver, client })
     }
@@ -121,7 +122,7 @@ impl Bench {
 
     async fn rounds(&self, pool: &SlotPool) -> Result<Row> {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        // The first round fills caches; then each side is first in turn.
+        // Round 0 fills caches; then the sides alternate in being first.
         for round in 0..=ROUNDS {
             let mut times = [Duration::ZERO; 2];
             for side in [round % 2, 1 - round % 2] {
@@ -156,7 +157,7 @@ async fn pool(dir: &Path) -> Result<Arc<SlotPool>> {
     Ok(SlotPool::start(config).await?)
 }
 
-/// Measures in turns.
+/// Measures both sides alternately.
 pub(crate) async fn until_envd(share: &Path) -> Result<Row> {
     ensure!(std::env::var_os("IN_LAB").is_some(), "this row is measured in the lab: see `make bench`");
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/var/lib/wrenn")?;

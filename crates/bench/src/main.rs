@@ -1,5 +1,5 @@
-//! `make bench`: ours against the floor, the same work by hand, side by side in one run. Prints a table and
-//! writes JSON. Ratios count: they hold on any machine.
+//! `make bench`: compares Wrenn with the floor, the same work by hand, side by side in one run. Prints a
+//! table and writes JSON. Only ratios are comparable between machines.
 
 mod bare;
 mod by_hand;
@@ -23,12 +23,12 @@ use wrenn_testkit::Stack;
 
 use row::Row;
 
-/// Where the guest's parts are.
+/// Directory of the guest's files.
 fn share() -> Result<PathBuf> {
     env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set: run `make bench`")
 }
 
-/// What needs a running Wrenn.
+/// Measures what needs a running Wrenn.
 async fn with_wrenn() -> Result<Vec<Row>> {
     eprintln!("bench: starting Wrenn");
     let stack = Stack::start().await?;
@@ -72,14 +72,14 @@ async fn lab() -> Result<Vec<Row>> {
     Ok([vec![boot], snapshots().await?].concat())
 }
 
-/// All that is measured on the machine itself.
+/// Measures everything that needs no lab.
 async fn all() -> Result<Vec<Row>> {
     Ok([clones().await?, slots().await?, first_byte().await?, with_wrenn().await?].concat())
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Two providers in one program would make rustls ask which.
+    // With two crypto providers in one program, rustls needs an explicit default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let rows = match env::args().nth(1).as_deref() {
         None => all().await?,
@@ -87,7 +87,7 @@ async fn main() -> Result<()> {
         Some("slots") => slots().await?,
         Some("first-byte") => first_byte().await?,
         Some("wrenn") => with_wrenn().await?,
-        // In the lab, where KVM runs Linux and device-mapper is.
+        // Only in the lab, where KVM runs Linux and there is device-mapper.
         Some("snapshots") => snapshots().await?,
         Some("lab") => lab().await?,
         Some(other) => {
@@ -99,7 +99,7 @@ async fn main() -> Result<()> {
     write(&rows)
 }
 
-/// The table for people; the figures as JSON into a file, or to the output where that file is `-`.
+/// Prints the table and writes the figures as JSON, to standard output if BENCH_JSON is `-`.
 fn write(rows: &[Row]) -> Result<()> {
     let (table, json) = (row::table(rows), serde_json::to_vec_pretty(rows)?);
     let path = env::var_os("BENCH_JSON").map_or_else(|| PathBuf::from("target/bench.json"), PathBuf::from);

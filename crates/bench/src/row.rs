@@ -1,51 +1,51 @@
-//! What was measured: ours, the floor, and what we set ourselves.
+//! Row of the result table: Wrenn, floor and goal.
 
 use std::time::Duration;
 
 use comfy_table::Table;
 use serde::Serialize;
 
-/// One row of the table.
+/// Row of the table.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Row {
-    /// What was measured.
+    /// Name of the measurement.
     pub(crate) what: &'static str,
-    /// What `ours` and `floor` are in.
+    /// Unit of `ours` and `floor`.
     pub(crate) unit: &'static str,
-    /// Ours; the median.
+    /// Median of Wrenn.
     pub(crate) ours: f64,
-    /// The floor; the median. Absent for a figure that stands for itself.
+    /// Median of the floor; `None` for a figure without a floor.
     pub(crate) floor: Option<f64>,
-    /// Ours divided by the floor, or ours.
+    /// Ratio of `ours` to `floor`, or `ours` without a floor.
     pub(crate) figure: f64,
-    /// The largest figure that SPECIFICATION.md allows.
+    /// Maximum that SPECIFICATION.md allows for `figure`.
     pub(crate) goal: f64,
-    /// How often each side was measured.
+    /// Number of measurements of each side.
     pub(crate) runs: usize,
 }
 
 impl Row {
-    /// Ours against the floor.
+    /// Creates a row that compares Wrenn with the floor.
     pub(crate) fn ratio(what: &'static str, ours: &[Duration], floor: &[Duration], goal: f64) -> Self {
         let (runs, ours, floor) = (ours.len(), median(ours), median(floor));
         Self { what, unit: "ms", ours, floor: Some(floor), figure: ours / floor, goal, runs }
     }
 
-    /// A time that stands for itself, in milliseconds.
+    /// Creates a row with a time in milliseconds and no floor.
     pub(crate) fn time(what: &'static str, ours: &[Duration], goal: f64) -> Self {
         let (runs, ours) = (ours.len(), median(ours));
         Self { what, unit: "ms", ours, floor: None, figure: ours, goal, runs }
     }
 }
 
-/// The median in milliseconds.
+/// Median in milliseconds.
 pub(crate) fn median(times: &[Duration]) -> f64 {
     let mut sorted: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1000.0).collect();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The table as text.
+/// Formats the table.
 pub(crate) fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.set_header(["measured", "ours", "floor", "", "figure", "goal", "", "runs"]);

@@ -1,5 +1,5 @@
-//! Network slots: one from the warm pool, and building one against the same by `ip` and `nft` commands.
-//! Everything is in a network namespace of its own without an uplink.
+//! Time to acquire a network slot from the warm pool, and to build one compared with `ip` and `nft` commands.
+//! Runs in a network namespace without an uplink.
 
 use std::{
     io::Write as _,
@@ -19,7 +19,7 @@ const INSTANCE: &str = "bnch";
 /// Longer than any slot takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs a program with arguments between blanks.
+/// Runs a program; `args` are separated by spaces.
 pub(crate) fn run(program: &str, args: &str) -> Result<()> {
     let output = Command::new(program)
         .args(args.split(' '))
@@ -31,7 +31,7 @@ pub(crate) fn run(program: &str, args: &str) -> Result<()> {
     Ok(())
 }
 
-/// The rules of a slot, as one would write them by hand.
+/// nftables rules of a slot, as written by hand.
 const RULES: &str = r#"
 table netdev guard {
     chain ingress {
@@ -115,7 +115,7 @@ fn by_hand() -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         let built = build_by_hand(&name);
-        // Whatever there is of it; the link goes with the namespace, later.
+        // Remove it even if incomplete. The kernel removes the link with the namespace, but later.
         let _ = run("ip", &format!("link del {name}"));
         let removed = run("ip", &format!("netns del {name}"));
         times.push(built?);
@@ -160,7 +160,7 @@ async fn times(dir: &Path, warm: usize) -> Result<Vec<Duration>> {
 }
 
 fn measure() -> Result<Vec<Row>> {
-    // SAFETY: affects this thread and those it starts, all of which end with it.
+    // SAFETY: affects only this thread and those it starts; all exit with it.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
         return Err(std::io::Error::last_os_error()).context("the bench needs root for a network namespace");
     }
@@ -174,7 +174,7 @@ fn measure() -> Result<Vec<Row>> {
     Ok(vec![ready, built])
 }
 
-/// Both rows, on a thread of their own: the namespace that it enters is not for others.
+/// Measures both rows on a new thread, because the namespace must not affect other threads.
 pub(crate) fn warm_and_built() -> Result<Vec<Row>> {
     let measured = thread::spawn(measure).join();
     measured.unwrap_or_else(|_| bail!("the measuring thread died"))

@@ -1,34 +1,34 @@
-//! Why a call of the API failed.
+//! Errors of API calls.
 
 use wrenn_api::ErrorBody;
 
-/// Of an answer that is no error envelope, this much is quoted.
+/// Maximum number of characters quoted from a response without an error object.
 const QUOTE_MAX: usize = 300;
 
-/// Why a call of the API failed.
+/// Error of an API call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API refused.
+    /// The API returned an error.
     #[error("{message} ({code}{})", request(request_id.as_deref()))]
     Api {
         /// HTTP status.
         status: u16,
         /// Stable code, see [`wrenn_api::ErrorCode`].
         code: String,
-        /// The thing, the cause and the remedy.
+        /// Error message, with cause and remedy.
         message: String,
-        /// Finds the request in the server's log.
+        /// Id of the request in the server's log.
         request_id: Option<String>,
     },
-    /// Nothing answered.
+    /// No connection to the API.
     #[error("cannot reach the API at {url}: {cause}; is it running? Start it with `wrenn up`")]
     Connect {
-        /// Where the API was expected.
+        /// URL of the API.
         url: String,
-        /// Why it could not be reached.
+        /// Cause of the failure.
         cause: String,
     },
-    /// Something answered that does not speak this API.
+    /// The response does not conform to the API.
     #[error("unexpected answer from the API: {0}")]
     Protocol(String),
 }
@@ -38,12 +38,12 @@ fn request(id: Option<&str>) -> String {
 }
 
 impl Error {
-    /// The stable code of an error that the API sent.
+    /// Returns the stable code of an API error.
     pub fn code(&self) -> Option<&str> {
         if let Self::Api { code, .. } = self { Some(code) } else { None }
     }
 
-    /// Builds the error for an answer that is not a success.
+    /// Builds the error for an unsuccessful response.
     pub(crate) fn from_answer(status: u16, request_id: Option<String>, body: &[u8]) -> Self {
         if let Ok(ErrorBody { error }) = serde_json::from_slice(body) {
             let (code, message) = (error.code.as_str().to_owned(), error.message);

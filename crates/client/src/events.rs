@@ -1,4 +1,4 @@
-//! The stream of events, resumed where it broke off.
+//! Event stream that reconnects after the last event.
 
 use std::{collections::VecDeque, pin::Pin, time::Duration};
 
@@ -13,21 +13,21 @@ use crate::{
     sse::{Message, Parser},
 };
 
-/// The server sends a comment more often than this; longer silence is a dead connection.
+/// Time without data after which the connection counts as dead. The server sends a comment more often.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// Between two attempts to connect: the first wait, which doubles, and the longest one.
+/// First and longest delay between attempts to connect; each delay doubles.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Attempts without an event in between.
+/// Maximum number of attempts without an event in between.
 const ATTEMPTS_MAX: u32 = 12;
 
-/// Something that happened.
+/// Event of the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// Its place in the stream: pass it to [`Client::events`] to go on behind it.
+    /// Event id: pass it to [`Client::events`] to resume after this event.
     pub id: Option<String>,
-    /// What kind of event, such as `sandbox.running`.
+    /// Event type, such as `sandbox.running`.
     pub event: String,
-    /// What happened to what.
+    /// Content as JSON.
     pub data: serde_json::Value,
 }
 
@@ -43,8 +43,8 @@ struct Source {
 }
 
 impl Client {
-    /// Events as they happen, after `last_event_id` where given. A broken connection is taken up again
-    /// behind the last event; the stream ends with an error when that fails for too long.
+    /// Streams events, after `last_event_id` if given. Reconnects after the last event if the connection
+    /// breaks; ends with an error if that fails for too long.
     pub async fn events(
         &self,
         last_event_id: Option<&str>,
@@ -57,7 +57,7 @@ impl Client {
             ready: VecDeque::new(),
             attempts: 0,
         };
-        // A wrong key or address is to be told at once, not after all attempts.
+        // Connect once here, so that a wrong key or address fails at once and not after all attempts.
         source.connect().await?;
         let next = |mut source: Source| async move {
             let event = source.next().await?;
@@ -91,7 +91,7 @@ impl Source {
             match &mut self.pieces {
                 Some(pieces) => match timeout(IDLE_LIMIT, pieces.next()).await {
                     Ok(Some(Ok(bytes))) => self.take(&bytes)?,
-                    // Broken, ended or silent: it is all the same.
+                    // Broken, ended or idle: reconnect.
                     _ => self.pieces = None,
                 },
                 None => self.reconnect().await?,

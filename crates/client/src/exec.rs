@@ -1,4 +1,4 @@
-//! A command whose output comes while it runs, over a WebSocket.
+//! Command whose output is streamed over a WebSocket.
 
 use std::time::Duration;
 
@@ -24,30 +24,30 @@ use crate::{
     transport::{REQUEST_LIMIT, causes, decode},
 };
 
-/// A silent command is normal, a silent peer is not: after so long it is asked for a sign of life.
+/// Time without frames after which a ping is sent; a command may be silent, the server may not.
 const PING_EVERY: Duration = Duration::from_secs(30);
-/// So many signs of life may stay out.
+/// Maximum number of unanswered pings in a row.
 const PINGS_MAX: u32 = 4;
-/// A frame is never larger.
+/// Maximum size of a frame in bytes.
 const FRAME_MAX: usize = 16 << 20;
-/// How long a frame may take to be sent.
+/// Time limit for sending a frame.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
 
-/// What happens to a running command.
+/// Event of a running command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecEvent {
-    /// It runs.
+    /// The command has started.
     Start {
-        /// Its process id in the sandbox.
+        /// Process id in the sandbox.
         pid: u32,
     },
-    /// It wrote to its standard output.
+    /// Standard output.
     Stdout(Bytes),
-    /// It wrote to its standard error.
+    /// Standard error.
     Stderr(Bytes),
-    /// It ended; nothing follows.
+    /// The command has exited; this is the last event.
     Exit {
-        /// Its exit status; 128 + N when signal N ended it.
+        /// Exit status; 128 + N if signal N ended the command.
         exit_code: i32,
     },
 }
@@ -78,7 +78,7 @@ struct Output {
     encoding: Option<String>,
 }
 
-/// A running command. Dropping it ends the command.
+/// Running command. Dropping this kills the command.
 #[derive(Debug)]
 pub struct ExecStream {
     socket: WebSocketStream<Upgraded>,
@@ -86,7 +86,7 @@ pub struct ExecStream {
 }
 
 impl Client {
-    /// Starts a command; its output comes from [`ExecStream::next`]. `timeout_sec` is not for streams.
+    /// Starts a command; [`ExecStream::next`] returns its output. `timeout_sec` is ignored.
     pub async fn exec_stream(&self, id: SandboxId, request: &ExecRequest) -> Result<ExecStream> {
         let key = generate_key();
         let call = self
@@ -123,7 +123,7 @@ fn start_frame(request: &ExecRequest) -> serde_json::Value {
 }
 
 impl ExecStream {
-    /// The next event; `None` after the exit.
+    /// Returns the next event; `None` after the exit.
     pub async fn next(&mut self) -> Result<Option<ExecEvent>> {
         let mut pings = 0;
         while !self.done {
@@ -147,7 +147,7 @@ impl ExecStream {
         Ok(None)
     }
 
-    /// Ends the command; its exit still comes from [`ExecStream::next`].
+    /// Stops the command; [`ExecStream::next`] still returns its exit.
     pub async fn stop(&mut self) -> Result<()> {
         self.send(Message::text(json!({ "type": "stop" }).to_string())).await
     }

@@ -1,4 +1,4 @@
-//! Files of a sandbox, streamed both ways.
+//! Reading and writing files of a sandbox as streams.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use wrenn_api::{ReadFile, SandboxId};
 
 use crate::{Client, Error, Result, transport::causes};
 
-/// How long an upload may take in all.
+/// Time limit of an upload.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(3600);
-/// How long the API may take to begin an answer, and then between two pieces of it.
+/// Time limit for the start of a response, and between two pieces of it.
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 impl Client {
-    /// Writes a file; missing directories are made.
+    /// Writes a file and creates missing parent directories.
     pub async fn write_file(&self, id: SandboxId, path: &str, content: impl Into<Body>) -> Result<()> {
-        // The path comes first: the server streams the file on and must know where to.
+        // The path must be the first part: the server streams the file and needs the path before.
         let part = multipart::Part::stream(content.into()).file_name("upload");
         let form = multipart::Form::new().text("path", path.to_owned()).part("file", part);
         let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/files/write"));
         self.send(call.timeout(UPLOAD_LIMIT).multipart(form)).await.map(drop)
     }
 
-    /// Reads a file, piece by piece.
+    /// Reads a file as a stream.
     pub async fn read_file(
         &self,
         id: SandboxId,

@@ -14,5 +14,5 @@ pub use exec::{ExecEvent, ExecStream};
 pub use reqwest::Body;
 pub use transport::Client;
 
-/// What every call gives.
+/// Result of an API call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

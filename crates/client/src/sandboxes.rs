@@ -1,4 +1,4 @@
-//! Sandboxes and commands that are run to their end.
+//! Calls for sandboxes, for commands that run to their end, and for the health check.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use crate::{
     transport::{REQUEST_LIMIT, decode, read_all},
 };
 
-/// Under emulation a create takes tens of seconds; the server gives up after 180.
+/// Time limit of a create. Emulated guests take tens of seconds; the server's limit is 180 s.
 const CREATE_LIMIT: Duration = Duration::from_secs(210);
-/// A health check that takes longer is no health.
+/// Time limit of a health check.
 const HEALTH_LIMIT: Duration = Duration::from_secs(10);
-/// What the API runs a command for at most when the request does not say.
+/// Time limit of a command in seconds that the API uses if the request has none.
 const EXEC_DEFAULT_SECONDS: u32 = 30;
-/// The most entries of a page.
+/// Maximum number of entries per page.
 const PAGE: u32 = 100;
-/// The most pages of [`Client::list_all`]: a server that repeats cursors must not keep a client for ever.
+/// Maximum number of pages of [`Client::list_all`], in case a server repeats cursors.
 const PAGES_MAX: usize = 10_000;
-/// A health answer is never larger.
+/// Maximum size of a health response in bytes.
 const HEALTH_MAX: usize = 64 << 10;
-/// A page is never larger.
+/// Maximum size of a page in bytes.
 const LIST_MAX: usize = 64 << 20;
 
 impl Client {
-    /// Creates a sandbox and waits until code can run in it. With the same `idempotency_key` a repeated
-    /// request gives the sandbox of the first one.
+    /// Creates a sandbox and waits until it can run commands. A repeated request with the same
+    /// `idempotency_key` returns the sandbox of the first one.
     pub async fn create(&self, request: &CreateSandbox, idempotency_key: Option<&str>) -> Result<Sandbox> {
         let mut call = self.request(Method::POST, "/v1/sandboxes").timeout(CREATE_LIMIT).json(request);
         if let Some(key) = idempotency_key {
@@ -36,7 +36,7 @@ impl Client {
         self.json(call).await
     }
 
-    /// One page of sandboxes, newest first, and the cursor of the next page.
+    /// Lists one page of sandboxes, newest first; also returns the cursor of the next page.
     pub async fn list(&self, limit: u32, cursor: Option<&str>) -> Result<(Vec<Sandbox>, Option<String>)> {
         let limit = limit.to_string();
         let mut query = vec![("limit", limit.as_str())];
@@ -48,7 +48,7 @@ impl Client {
         Ok((decode(&read_all(response, LIST_MAX).await?)?, next))
     }
 
-    /// All sandboxes, newest first.
+    /// Lists all sandboxes, newest first.
     pub async fn list_all(&self) -> Result<Vec<Sandbox>> {
         let (mut all, mut cursor) = (Vec::new(), None);
         for _ in 0..PAGES_MAX {
@@ -62,18 +62,18 @@ impl Client {
         Err(Error::Protocol(format!("the list of sandboxes does not end after {PAGES_MAX} pages")))
     }
 
-    /// One sandbox.
+    /// Returns one sandbox.
     pub async fn get(&self, id: SandboxId) -> Result<Sandbox> {
         self.json(self.request(Method::GET, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT)).await
     }
 
-    /// Removes a sandbox and waits until its host has.
+    /// Deletes a sandbox and waits until its host has removed it.
     pub async fn delete(&self, id: SandboxId) -> Result<()> {
         let call = self.request(Method::DELETE, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT);
         self.send(call).await.map(drop)
     }
 
-    /// Runs a command to its end and collects its output.
+    /// Runs a command to its end and returns its output.
     pub async fn exec(&self, id: SandboxId, request: &ExecRequest) -> Result<ExecResponse> {
         let seconds = request.timeout_sec.unwrap_or(EXEC_DEFAULT_SECONDS);
         let limit = Duration::from_secs(u64::from(seconds)) + REQUEST_LIMIT;
@@ -81,13 +81,13 @@ impl Client {
         self.json(call.timeout(limit).json(request)).await
     }
 
-    /// The state of the control plane; `degraded` too is an answer.
+    /// Returns the state of the control plane, also if it is `degraded`.
     pub async fn health(&self) -> Result<Health> {
         let call = self.request(Method::GET, "/health").timeout(HEALTH_LIMIT);
         let response = self.send_unchecked(call).await?;
         let status = response.status().as_u16();
         let body = read_all(response, HEALTH_MAX).await?;
-        // Degraded comes with status 503 and the same body.
+        // A degraded control plane answers 503 with the same body.
         decode(&body).map_err(|_| Error::from_answer(status, None, &body))
     }
 }

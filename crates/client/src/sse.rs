@@ -1,11 +1,11 @@
-//! Reads server-sent events out of bytes as they come.
+//! Incremental parser of server-sent events.
 
 use crate::{Error, Result};
 
-/// An event is never larger.
+/// Maximum size of an event in bytes.
 const EVENT_MAX: usize = 1 << 20;
 
-/// One event as sent.
+/// Event as sent.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) id: Option<String>,
@@ -13,7 +13,7 @@ pub(crate) struct Message {
     pub(crate) data: String,
 }
 
-/// Takes bytes in and gives messages out.
+/// Parser of server-sent events.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
     buffer: Vec<u8>,
@@ -22,7 +22,7 @@ pub(crate) struct Parser {
 }
 
 impl Parser {
-    /// Adds bytes and gives the messages that are complete now.
+    /// Adds bytes and returns the messages that are complete.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Message>> {
         self.buffer.extend_from_slice(bytes);
         let mut messages = Vec::new();
@@ -61,7 +61,7 @@ impl Parser {
                 }
                 self.message.data.push_str(value);
             }
-            // Comments keep the connection alive; unknown fields are to be ignored.
+            // Comments keep the connection alive; the standard says to ignore unknown fields.
             _ => {}
         }
         None

@@ -1,4 +1,4 @@
-//! The HTTP connection pool, and how requests are made and answers checked.
+//! HTTP connection pool: sends requests and checks responses.
 
 use std::{error::Error as _, time::Duration};
 
@@ -9,16 +9,16 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// How long a connection may take.
+/// Time limit for opening a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long an ordinary request may take.
+/// Time limit of an ordinary request.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(60);
-/// A JSON answer is never larger: the largest is an exec with two outputs of 16 MiB in base 64.
+/// Maximum size of a JSON response in bytes: the largest is an exec with two outputs of 16 MiB in base 64.
 const ANSWER_MAX: usize = 64 << 20;
-/// An error is never larger.
+/// Maximum size of an error response in bytes.
 const ERROR_MAX: usize = 64 << 10;
 
-/// A client of one control plane. Cheap to clone.
+/// Client of one control plane. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
@@ -27,7 +27,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for the API at `url`; without a key only [`Client::health`] is of use.
+    /// Creates a client for the API at `url`. Without an API key only [`Client::health`] works.
     pub fn new(url: &str, api_key: Option<&str>) -> Result<Self> {
         let connect = |cause: String| Error::Connect { url: url.to_owned(), cause };
         let base = Url::parse(url).map_err(|error| connect(format!("not a URL: {error}")))?;
@@ -43,12 +43,12 @@ impl Client {
         Ok(Self { http, base, api_key: api_key.map(str::to_owned) })
     }
 
-    /// Where the API is.
+    /// URL of the API.
     pub fn url(&self) -> &str {
         self.base.as_str().trim_end_matches('/')
     }
 
-    /// A request with the key set. Time limits are the caller's.
+    /// Builds a request with the API key. The caller sets the time limit.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url()));
         match &self.api_key {
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// Sends a request; an answer that is not a success becomes an error.
+    /// Sends a request and turns an unsuccessful response into an error.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response> {
         let response = self.send_unchecked(request).await?;
         let status = response.status();
@@ -70,14 +70,14 @@ impl Client {
         Err(Error::from_answer(status.as_u16(), request_id, &body))
     }
 
-    /// Sends a request and gives any answer.
+    /// Sends a request and returns the response with any status.
     pub(crate) async fn send_unchecked(&self, request: RequestBuilder) -> Result<Response> {
         let failed =
             |error: reqwest::Error| Error::Connect { url: self.url().to_owned(), cause: causes(&error) };
         request.send().await.map_err(failed)
     }
 
-    /// Sends a request and reads its JSON answer.
+    /// Sends a request and decodes its JSON response.
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
         decode(&read_all(self.send(request).await?, ANSWER_MAX).await?)
     }
@@ -88,7 +88,7 @@ fn is_loopback(url: &Url) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// reqwest's own text names only the outermost cause.
+/// Returns the innermost cause of an error, which reqwest's own text does not show.
 pub(crate) fn causes(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() { "no answer in time".to_owned() } else { error.to_string() };
     let mut source = error.source();
@@ -99,13 +99,13 @@ pub(crate) fn causes(error: &reqwest::Error) -> String {
     if error.is_timeout() && !text.contains("time") { format!("no answer in time: {text}") } else { text }
 }
 
-/// Reads a JSON text.
+/// Decodes JSON.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::Protocol(format!("not the documented JSON: {error}")))
 }
 
-/// Reads a body of at most `max` bytes.
+/// Reads a response body of at most `max` bytes.
 pub(crate) async fn read_all(response: Response, max: usize) -> Result<Bytes> {
     let mut body = Vec::new();
     let mut chunks = response.bytes_stream();

@@ -1,4 +1,4 @@
-//! The client against a server that answers as the API is documented to.
+//! Tests of the client against a server that behaves as the API documentation says.
 
 #![allow(clippy::unwrap_used)]
 
@@ -88,7 +88,7 @@ async fn health() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 
-/// Breaks off after each event.
+/// Sends one event and closes the stream.
 async fn events(State(fake): State<Fake>, headers: HeaderMap) -> Response {
     fake.connections.fetch_add(1, Ordering::SeqCst);
     let last = headers.get("last-event-id").map_or(0, |id| id.to_str().unwrap().parse::<u32>().unwrap());

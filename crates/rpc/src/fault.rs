@@ -1,4 +1,4 @@
-//! The detail `host.v1.Fault` of a Connect error: a stable code of the REST API, and whose fault it is.
+//! Error detail `host.v1.Fault` of Connect errors: a stable code of the REST API and whose fault it is.
 
 use base64::{
     Engine as _,
@@ -10,16 +10,16 @@ use connectrpc::{ConnectError, ErrorDetail};
 use crate::host::v1::Fault;
 pub use crate::host::v1::fault::Of;
 
-/// The detail's name on the wire.
+/// Type name of the detail in the protocol.
 const NAME: &str = "host.v1.Fault";
 
-/// Attaches a code, and whose fault it is, to an error.
+/// Attaches a code and whose fault it is to an error.
 pub fn attach(error: ConnectError, code: &str, of: Of) -> ConnectError {
     let fault = Fault { code: code.to_owned(), of: of.into(), ..Default::default() };
     error.with_detail(ErrorDetail::from_message(NAME, &fault))
 }
 
-/// Reads the code and whose fault it is; `None` where the error has no such detail, or one that is malformed.
+/// Reads the code and whose fault it is; `None` if the error has no such detail or a malformed one.
 pub fn of(error: &ConnectError) -> Option<(String, Of)> {
     let detail = error.details.iter().find(|detail| detail.type_url.rsplit('/').next() == Some(NAME))?;
     let text = detail.value.as_deref()?;

@@ -1,12 +1,12 @@
-//! Text of another trust domain (a guest, a tenant, an agent of somebody else's machine), as it may stand in a log.
+//! Untrusted text (of a guest, a tenant or an agent), escaped and cut for logs.
 
 use std::fmt;
 
-/// Longer texts are cut, in bytes.
+/// Maximum number of bytes shown of a text.
 pub const SHOWN: usize = 512;
 
-/// Text that somebody else chose. It is shown escaped, so that it neither forges a line of the log nor drives a terminal,
-/// and cut after [`SHOWN`] bytes.
+/// Untrusted text. `Display` escapes it, so that it can neither forge a log line nor control a terminal, and
+/// cuts it after [`SHOWN`] bytes.
 ///
 /// ```
 /// # use wrenn_rpc::Foreign;
@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn foreign_text_stays_on_its_line() {
-        let forged = "x\n2026-01-01T00:00:00Z  INFO wrenn: FORGED\r\u{1b}[31mRED\u{1b}[2J\u{9b}31m\u{2028}\u{202e}";
+        let forged =
+            "x\n2026-01-01T00:00:00Z  INFO wrenn: FORGED\r\u{1b}[31mRED\u{1b}[2J\u{9b}31m\u{2028}\u{202e}";
         let shown = Foreign(forged).to_string();
         assert!(!shown.chars().any(|c| c.is_control() || ['\u{2028}', '\u{202e}'].contains(&c)), "{shown}");
         assert_eq!(format!("{:?}", Foreign(forged)), shown);

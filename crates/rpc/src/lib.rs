@@ -1,5 +1,5 @@
-//! Services and messages of proto/: `process` and `filesystem` (envd) and `host::v1` (host agent).
-//! No I/O happens here.
+//! Services and messages of proto/: `process` and `filesystem` (envd) and `host::v1` (host agent). Does no
+//! I/O.
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
 pub mod fault;
@@ -7,8 +7,8 @@ mod foreign;
 
 pub use foreign::Foreign;
 
-/// The header of every call of `host.v1.Host` that names the host it is meant for. An agent of another host refuses the
-/// call: addresses change hands.
+/// Header with the id of the host for which a `host.v1.Host` call is meant. An agent of another host rejects
+/// the call, because an address can pass to another host.
 pub const HOST_HEADER: &str = "x-wrenn-host";
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

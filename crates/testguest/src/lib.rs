@@ -1,31 +1,31 @@
-//! A guest of a few dozen instructions, for tests of microVMs where no stock kernel runs.
+//! Test guest of a few dozen instructions, for microVM tests on machines whose KVM cannot run Linux.
 //!
-//! It says over the serial port that it runs and that its memory is what it was; see `guest.S`.
+//! It reports over the serial port that it runs and that its memory is unchanged; see `guest.S`.
 
-/// The guest, an ELF file with a PVH entry point; empty where the processor is no x86-64.
+/// Guest as an ELF file with a PVH entry point; empty on other architectures than x86-64.
 pub const ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 
-/// What it prints first.
+/// First byte that the guest prints.
 pub const STARTED: u8 = b'S';
-/// What it prints as often as it has found its pattern in memory.
+/// Byte that the guest prints each time it finds its pattern intact.
 pub const INTACT: u8 = b'K';
-/// What it prints when its memory has changed behind its back.
+/// Byte that the guest prints if its memory has changed unexpectedly.
 pub const BROKEN: u8 = b'X';
 
-/// Size of a page.
+/// Page size in bytes.
 pub const PAGE: u64 = 4096;
-/// Guest-physical address of the number of its rounds, 32 bits.
+/// Guest-physical address of the 32-bit round counter.
 pub const COUNTER: u64 = 0x30_0000;
-/// Where its pattern begins.
+/// Guest-physical address of the pattern.
 pub const PATTERN: u64 = 0x40_0000;
-/// How many 32-bit words the pattern has; word `i` is `i ^ 0x5a5a_a5a5`.
+/// Number of 32-bit words of the pattern; word `i` is `i ^ 0x5a5a_a5a5`.
 pub const PATTERN_WORDS: u32 = 4096;
-/// The first of the [`RING_PAGES`] that it writes in turn.
+/// Guest-physical address of the first of [`RING_PAGES`] pages that the guest writes in turn.
 pub const RING: u64 = 0x50_0000;
-/// See [`RING`].
+/// Number of pages at [`RING`].
 pub const RING_PAGES: u64 = 8;
 
-/// Whether the page at this address changes while the guest runs its rounds.
+/// Returns whether the guest writes to the page at this address in its rounds.
 pub fn changes(address: u64) -> bool {
     let page = address / PAGE * PAGE;
     page == COUNTER || (RING..RING + RING_PAGES * PAGE).contains(&page)

@@ -1,4 +1,4 @@
-//! What developers of Wrenn run: `cargo xtask`.
+//! Development tasks of Wrenn: `cargo xtask`.
 
 mod lab;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "xtask", bin_name = "cargo xtask", about = "What developers of Wrenn run")]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "Development tasks of Wrenn")]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -16,7 +16,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// The virtual host with KVM, device-mapper and Firecracker
+    /// Virtual host with KVM, device-mapper and Firecracker
     #[command(subcommand)]
     Lab(lab::Task),
 }

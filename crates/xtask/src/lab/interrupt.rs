@@ -1,4 +1,4 @@
-//! Ctrl-C: it reaches what runs in the foreground, and this process goes on to stop the lab.
+//! Ctrl-C handling: the foreground command gets the signal, and this process survives to stop the lab.
 
 use std::thread;
 
@@ -8,10 +8,10 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// Has Ctrl-C no longer end this process.
+/// Installs a handler so that Ctrl-C does not end this process.
 pub(super) fn outlive() -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context("no runtime for signals")?;
-    // The handler is in place when this returns.
+    // `signal` installs the handler before it returns.
     let guard = runtime.enter();
     let mut signals = signal(SignalKind::interrupt()).context("no handler for Ctrl-C")?;
     drop(guard);

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: a virtual host with KVM, device-mapper and Firecracker. `docs/lab.md` tells more.
+//! `cargo xtask lab`: a virtual host with KVM, device-mapper and Firecracker. See `docs/lab.md`.
 
 mod interrupt;
 mod programs;
@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 use wrenn_testkit::{Lab, LabConfig, lab::Subnet};
 
-/// What to do with a lab.
+/// Subcommands for the lab.
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// Build its image, unless it is up to date
+    /// Build the lab's image unless it is up to date
     Build,
-    /// Boot a lab, run a command in it, and exit as that does
+    /// Boot a lab, run a command in it, and exit with the command's status
     Run {
         #[command(flatten)]
         machine: MachineArgs,
@@ -32,7 +32,7 @@ pub(crate) enum Task {
         #[command(flatten)]
         machine: MachineArgs,
     },
-    /// Run the tests that need what a lab has
+    /// Run the tests that need the features of a lab
     Test {
         #[command(flatten)]
         machine: MachineArgs,
@@ -41,25 +41,25 @@ pub(crate) enum Task {
     },
 }
 
-/// What the lab is made of.
+/// Options of a lab.
 #[derive(Args)]
 pub(crate) struct MachineArgs {
-    /// Its name; one lab of a name runs at a time
+    /// Name of the lab; only one lab of a name can run at a time
     #[arg(long, default_value = "lab")]
     name: String,
-    /// Its memory in MiB
+    /// Memory in MiB
     #[arg(long, default_value_t = 4096)]
     memory: u32,
-    /// Its processors; with more than one it now and then stands still
+    /// Number of CPUs; with more than one the lab sometimes hangs
     #[arg(long, default_value_t = 1)]
     cpus: u32,
-    /// When it is ended, whatever goes on in it; with `test`, when all of them are
+    /// Time limit in minutes after which the lab is killed; with `test`, the limit for all labs
     #[arg(long, default_value_t = 45)]
     minutes: u64,
-    /// Its network; labs of one network reach each other [default: 10.200.77.0/24]
+    /// Subnet; labs of one subnet can reach each other [default: 10.200.77.0/24]
     #[arg(long, env = "LAB_SUBNET")]
     subnet: Option<Subnet>,
-    /// A file or directory that it finds at its start, as HERE=THERE
+    /// File or directory to provide in the lab, as HERE=THERE
     #[arg(long = "file", value_name = "HERE=THERE", value_parser = file)]
     files: Vec<(String, String)>,
 }
@@ -93,7 +93,7 @@ pub(crate) fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Shell { machine } => {
             let lab = start(&machine.config())?;
-            eprintln!("lab: {} is {}; it ends with this shell", lab.name(), lab.address());
+            eprintln!("lab: {} is {}; it stops when this shell exits", lab.name(), lab.address());
             let status = lab.shell::<&str>(&[])?;
             Ok(finish(lab, status))
         }
@@ -113,7 +113,8 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"))
 }
 
-/// Starts a lab of the current image. From now on a Ctrl-C ends what runs in it, and the lab is stopped in order.
+/// Builds the image and starts a lab. From now on Ctrl-C stops the command in the lab, and the lab is stopped
+/// properly.
 fn start(config: &LabConfig) -> Result<Lab> {
     build()?;
     interrupt::outlive()?;
@@ -122,10 +123,10 @@ fn start(config: &LabConfig) -> Result<Lab> {
     Ok(lab)
 }
 
-/// Stops the lab, and exits as the command did.
+/// Stops the lab and returns the exit code of the command.
 fn finish(lab: Lab, status: ExitStatus) -> ExitCode {
     lab.stop();
-    // Ended by a signal: there is no code, and the shell's convention does not matter here.
+    // A command ended by a signal has no code; the exact value does not matter.
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(130);
     ExitCode::from(code)
 }

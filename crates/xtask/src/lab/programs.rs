@@ -1,4 +1,4 @@
-//! Test programs: which of their cases run in the lab, in which order, and where cargo puts the programs.
+//! Test programs of the lab: which cases run there, in which order, and where cargo puts the programs.
 
 use std::{
     collections::BTreeMap,
@@ -11,28 +11,29 @@ use serde_json::Value;
 
 use super::repository;
 
-/// A test target of a package.
+/// Test target of a package.
 #[derive(Debug)]
 pub(super) struct Target {
-    /// The package.
+    /// Package name.
     package: &'static str,
-    /// The target.
+    /// Target name.
     test: &'static str,
-    /// More variables of its environment.
+    /// Additional environment variables.
     pub(super) env: &'static [&'static str],
 }
 
-/// Cases of a test program that run together. A lab that stands still costs those of one run.
+/// Cases of a test program that run together. If the lab hangs, all cases of the run are repeated.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Run {
     pub(super) target: &'static Target,
-    /// What chooses them, as the program's arguments; all without any.
+    /// Arguments of the program that select the cases; empty for all.
     pub(super) cases: &'static [&'static str],
-    /// Whether they also run outside of a lab, where the machine has a usable `/dev/kvm`.
+    /// Whether the cases also run outside of a lab on machines with a usable `/dev/kvm`.
     pub(super) outside_too: bool,
 }
 
-/// The end-to-end cases. Their state directories are on a disk: the lab's temporary directory is memory.
+/// End-to-end cases. Their state directories are on a disk, because the lab's temporary directory is in
+/// memory.
 const E2E: Target = Target {
     package: "wrenn-testkit",
     test: "e2e",
@@ -45,9 +46,9 @@ const fn run(target: &'static Target, cases: &'static [&'static str]) -> Run {
     Run { target, cases, outside_too: false }
 }
 
-/// What runs in the lab, the longest first, so that labs side by side end at about the same time. These targets see
-/// `IN_LAB=1` there, and then take what only a lab has. What shares a Wrenn is one run: its start takes longer than
-/// most cases.
+/// Runs of the lab, the longest first, so that concurrent labs end at about the same time. With `IN_LAB=1`
+/// the targets select what only a lab has. Cases that share a Wrenn are one run, because starting it takes
+/// longer than most cases.
 pub(super) const RUNS: &[Run] = &[
     run(&VMM, &["firecracker_jailed_linux::"]),
     run(&E2E, &["--skip=hosts::", "--skip=network::", "--skip=faults::"]),
@@ -60,16 +61,17 @@ pub(super) const RUNS: &[Run] = &[
 ];
 
 impl Target {
-    /// Its name in the lab.
+    /// File name of the program in the lab.
     pub(super) fn name(&self) -> String {
         format!("{}-{}", self.package, self.test)
     }
 }
 
-/// Builds the test programs, and says where each is, by its target's name.
+/// Builds the test programs and returns their paths by target name.
 ///
-/// All of the workspace is chosen, as `make test` does: with other packages other features would be in force, and
-/// their dependencies would be compiled once more. In CI, where they have been built, that is an error.
+/// Selects the whole workspace, as `make test` does: other packages would have other features, and their
+/// dependencies would be compiled again. In CI, where everything is already built, compiling again is an
+/// error.
 pub(super) fn build() -> Result<BTreeMap<String, PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)

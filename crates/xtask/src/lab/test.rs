@@ -1,4 +1,4 @@
-//! `cargo xtask lab test`: labs side by side, and in them one run of a test program after another.
+//! `cargo xtask lab test`: runs the test programs one after another in several concurrent labs.
 
 use std::{
     collections::VecDeque,
@@ -20,11 +20,11 @@ use super::{
     programs::{self, Run},
 };
 
-/// How many labs there are at a time. Each has one processor, and keeps one of this machine's busy.
+/// Number of concurrent labs. Each has one CPU and keeps one CPU of this machine busy.
 const LABS: usize = 2;
-/// How many labs may stand still in one run before it is the tests' fault after all.
+/// Number of labs that may hang during one run before the run counts as failed.
 const LOST_MAX: u32 = 3;
-/// Where test programs are in a lab.
+/// Directory of the test programs in a lab.
 const DIR: &str = "/usr/local/lib/wrenn-tests";
 
 impl Run {
@@ -39,10 +39,10 @@ impl Run {
     }
 }
 
-/// What the labs share.
+/// State shared by the labs.
 struct Work {
     config: LabConfig,
-    /// When all of it is over, whatever still runs.
+    /// Time when everything is stopped, even if tests still run.
     deadline: Instant,
     waiting: Mutex<VecDeque<Run>>,
     failed: Mutex<Vec<String>>,
@@ -82,7 +82,7 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
         labs.into_iter().map(|lab| lab.join().unwrap_or_else(|_| bail!("a lab's thread died"))).collect()
     });
     let lost = work.lost.into_inner();
-    eprintln!("lab: {:.0} s in all; {lost} labs stood still", begin.elapsed().as_secs_f64());
+    eprintln!("lab: {:.0} s in all; {lost} labs hung", begin.elapsed().as_secs_f64());
     ended.into_iter().collect::<Result<()>>()?;
     let failed = lock(&work.failed);
     if failed.is_empty() {
@@ -93,7 +93,7 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
 }
 
 impl Work {
-    /// Takes one run after another in a lab of this number, as long as any waits.
+    /// Runs one run after another in the lab `number` until none is left.
     fn take_part(&self, number: usize) -> Result<()> {
         let name = format!("{}-{number}", self.config.name);
         let config = LabConfig { name, ..self.config.clone() };
@@ -106,7 +106,7 @@ impl Work {
         Ok(())
     }
 
-    /// Runs it to its end, in another lab where one stands still.
+    /// Executes a run, in a new lab if the lab hangs.
     fn see_through(&self, config: &LabConfig, lab: &mut Option<Lab>, run: Run) -> Result<()> {
         for _ in 0..=LOST_MAX {
             let here = match lab.take() {
@@ -116,17 +116,13 @@ impl Work {
             let outcome = run_one(&here, run);
             let good = *outcome.as_ref().unwrap_or(&false);
             if !good && here.check(&["true"]).is_err() {
-                eprintln!(
-                    "lab: {} ended or stands still; its console ends: {}",
-                    config.name,
-                    here.console_end()
-                );
+                eprintln!("lab: {} exited or hangs; its console ends: {}", config.name, here.console_end());
                 here.stop();
                 self.check_time().with_context(|| format!("in {}", run.name()))?;
-                // Not a test that failed: its host stands still. Emulated processors that emulate processors do that
-                // at times; another one takes its place, and the run begins anew.
+                // The lab hangs, which nested emulation sometimes does; this is not a failed test. Start a
+                // new lab and repeat the run.
                 self.lost.fetch_add(1, Ordering::Relaxed);
-                eprintln!("lab: another one is started for {}", run.name());
+                eprintln!("lab: starting another one for {}", run.name());
                 continue;
             }
             if !good {
@@ -139,7 +135,7 @@ impl Work {
             *lab = Some(here);
             return Ok(());
         }
-        bail!("labs stood still in {}, one after the other: this machine cannot run it", run.name())
+        bail!("several labs hung in {}: this machine cannot run it", run.name())
     }
 
     fn check_time(&self) -> Result<()> {
@@ -148,7 +144,7 @@ impl Work {
         Ok(())
     }
 
-    /// A lab that lives no longer than what is left of the time.
+    /// Starts a lab with the remaining time as its limit.
     fn start(&self, config: &LabConfig) -> Result<Lab> {
         self.check_time()?;
         let time_limit = self.deadline.saturating_duration_since(Instant::now());
@@ -158,8 +154,8 @@ impl Work {
     }
 }
 
-/// Whether all of its cases passed, of which there is one at least. Its output is shown when it ends: that of two at a
-/// time would be nobody's.
+/// Executes a run; returns whether all of its cases passed. Fails if there are none. Prints the output at the
+/// end, because the output of two labs would be mixed up.
 fn run_one(lab: &Lab, run: Run) -> Result<bool> {
     let begin = Instant::now();
     eprintln!("lab: {}: {}", lab.name(), run.name());
@@ -173,11 +169,11 @@ fn run_one(lab: &Lab, run: Run) -> Result<bool> {
     out.write_all(&text).and_then(|()| out.flush())?;
     eprintln!("lab: {}: {}: {status}, {:.1} s", lab.name(), run.name(), begin.elapsed().as_secs_f64());
     let passed = passed(&String::from_utf8_lossy(&text));
-    ensure!(!status.success() || passed > 0, "no case has this name: it would pass whatever is broken");
+    ensure!(!status.success() || passed > 0, "no case matches: the run would always pass");
     Ok(status.success())
 }
 
-/// How many cases passed, by the summaries of a test program.
+/// Counts the passed cases in the summaries of a test program.
 fn passed(output: &str) -> u32 {
     let summaries = output.lines().filter_map(|line| line.strip_prefix("test result: ok. "));
     summaries.filter_map(|summary| summary.split_once(" passed")?.0.parse::<u32>().ok()).sum()
