@@ -15,8 +15,8 @@ use crate::{
     sandbox::{
         actor::{self, Handle, Shared, Start, State},
         guest::Guest,
-        remove,
         spec::Spec,
+        summary::Summary,
     },
 };
 
@@ -52,6 +52,7 @@ fn not_running(id: &str, state: &State) -> AgentError {
         State::Running => "is running",
         State::Stopping => "is being deleted",
         State::Failed(_) => "has failed; delete it",
+        State::Unknown(cause) => return AgentError::new(ErrorCode::InvalidState, cause.message.clone()),
         State::Gone(_) => "is gone",
     };
     AgentError::new(ErrorCode::InvalidState, format!("sandbox {id} {why}"))
@@ -152,7 +153,7 @@ impl Agent {
         let state = settled.map_or(State::Gone(None), |published| published.state.clone());
         match state {
             State::Running => Ok(handle),
-            State::Failed(error) | State::Gone(Some(error)) => Err(error),
+            State::Failed(error) | State::Unknown(error) | State::Gone(Some(error)) => Err(error),
             State::Starting | State::Stopping | State::Gone(None) => {
                 Err(AgentError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting"))
             }
@@ -182,7 +183,8 @@ impl Agent {
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
         let start = Start::Create(wanted.envs);
-        let handle = actor::spawn(self.shared.clone(), wanted.id.clone(), spec, None, start);
+        let handle =
+            actor::spawn(self.shared.clone(), wanted.id.clone(), spec, (None, Summary::default()), start);
         self.keep(&mut sandboxes, wanted.id, handle.clone());
         Ok(handle)
     }
@@ -192,7 +194,7 @@ impl Agent {
         let handle = self.sandboxes().get(id).cloned();
         match handle {
             Some(handle) => handle.destroy().await,
-            None if id.parse::<SandboxId>().is_ok() => remove::remove_unread(&self.shared, id).await,
+            // Every directory of a sandbox has its handle.
             None => Ok(()),
         }
     }

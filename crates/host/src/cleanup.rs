@@ -17,8 +17,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
     remove::end_vmm(&layout::probe(state_dir), None).await?;
-    let mut ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
-    ids.extend(recover::unreadable(&sandboxes, &records));
+    let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir) {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;

@@ -53,10 +53,7 @@ pub(crate) fn of_files(what: &str, error: &std::io::Error) -> AgentError {
 
 impl From<JournalError> for AgentError {
     fn from(error: JournalError) -> Self {
-        match &error {
-            JournalError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => full(),
-            _ => Self::fault("writing the sandbox's journal", &error),
-        }
+        of_files("writing the sandbox's journal", &error.source)
     }
 }
 

@@ -91,16 +91,19 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         uid: config.vmm_uid_base,
         keep: true,
     };
-    let records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
+    let mut records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
+    recover::presume_slots(&sandboxes_dir, &mut records, config.vmm_uid_base);
     recover::end_strays(&sandboxes_dir, &records).await;
-    let alive = records.iter().filter(|record| record.adoptable());
-    let (slots_in_use, mut disks): (Vec<_>, Vec<_>) =
-        alive.filter_map(|record| Some((record.slot()?, record.id.clone()))).unzip();
-    // Nothing is known of them, so nothing of them is thrown away.
-    disks.extend(recover::unreadable(&sandboxes_dir, &records));
-    let reclaimed = volumes.reclaim(&disks).await.context("the leftovers of disks cannot be removed")?;
-    if reclaimed != Reclaimed::default() {
-        tracing::info!(?reclaimed, "disks that nobody owns");
+    let kept = || records.iter().filter(|record| record.is_kept());
+    let slots_in_use = kept().filter_map(recover::Record::slot).collect();
+    let disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
+    match volumes.reclaim(&disks).await {
+        Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
+        Ok(reclaimed) => tracing::info!(?reclaimed, "disks that nobody owns"),
+        // The sandboxes that run need them not.
+        Err(error) => {
+            tracing::error!(%error, "the leftovers of disks could not all be removed; the next start tries again")
+        }
     }
     // Both take seconds at the very first start.
     let (templates, chosen) =

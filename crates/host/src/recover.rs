@@ -1,12 +1,12 @@
 //! The start of an agent after another one: each sandbox in the journal is adopted, kept as a failure, or
 //! undone; nothing else is touched.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::Context;
 use wrenn_api::ErrorCode;
-use wrenn_network::SlotSpec;
-use wrenn_vmm::{MicroVm, ProcessId};
+use wrenn_network::{MAX_SLOTS, SlotSpec};
+use wrenn_vmm::MicroVm;
 
 use crate::{
     error::AgentError,
@@ -14,60 +14,33 @@ use crate::{
     sandbox::{
         actor::{self, Handle, Shared, Start},
         create,
-        journal::{Entry, Journal, JournalError, Undo, adoptable, forget, undo},
+        journal::{Entry, Found, Journal, NotUnderstood},
         remove,
         spec::Spec,
+        summary::{Summary, Undo},
     },
 };
 
 /// One sandbox that a former agent wrote down.
 pub(crate) struct Record {
     pub(crate) id: String,
-    journal: Journal,
-    entries: Vec<Entry>,
+    summary: Summary,
+    journal: Result<Journal, NotUnderstood>,
 }
 
 impl Record {
-    fn spec(&self) -> Option<&Spec> {
-        self.entries.iter().find_map(|entry| match entry {
-            Entry::Spec(spec) => Some(spec),
-            _ => None,
-        })
-    }
-
-    fn failure(&self) -> Option<AgentError> {
-        self.entries.iter().find_map(|entry| match entry {
-            Entry::Failed { code, message } => {
-                Some(AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message))
-            }
-            _ => None,
-        })
-    }
-
     /// Its network slot.
     pub(crate) fn slot(&self) -> Option<u16> {
-        self.entries.iter().find_map(|entry| match entry {
-            Entry::Slot { index } => Some(*index),
-            _ => None,
-        })
+        self.summary.slot
     }
 
-    fn process(&self) -> Option<&ProcessId> {
-        // The last: a guest that did not come up was booted once more.
-        self.entries.iter().rev().find_map(|entry| match entry {
-            Entry::Vmm { process } => Some(process),
-            _ => None,
-        })
-    }
-
-    /// Whether it may still run.
-    pub(crate) fn adoptable(&self) -> bool {
-        self.spec().is_some() && self.slot().is_some() && adoptable(&self.entries)
+    /// Whether its slot and its disk stay as they are: it may run.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.journal.is_err() || self.summary.adoptable()
     }
 }
 
-/// Reads every journal. Directories that were being removed are removed; one whose journal makes no sense is
-/// reported. Fails where the kernel does not give one: what it holds must not be taken for nobody's.
+/// Reads every journal. Directories that were being removed are removed. Fails where the kernel does not give one: what it holds must not be taken for nobody's.
 pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     fs::create_dir_all(sandboxes)?;
     let present = present::look(sandboxes)?;
@@ -85,140 +58,165 @@ pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     let mut records = Vec::new();
     for id in present.ids {
         let dir = actor::directory(sandboxes, &id);
-        match Journal::open(&dir) {
-            Ok(Some((journal, entries))) => records.push(Record { id, journal, entries }),
-            Ok(None) => remove_empty(&id, &dir),
-            Err(error @ JournalError::Io { .. }) => return Err(error).context(format!("sandbox {id}")),
-            Err(error) => tracing::error!(id, %error, "a sandbox's journal cannot be used; it is left alone"),
+        match Journal::open(&dir).with_context(|| format!("sandbox {id}"))? {
+            Found::Journal(journal) => {
+                records.push(Record { id, summary: journal.summary().clone(), journal: Ok(journal) });
+            }
+            Found::Nothing => remove_empty(&id, &dir),
+            Found::NotUnderstood(reason) => {
+                tracing::error!(id, %reason, "a sandbox's journal is not understood: the sandbox is left as it is");
+                records.push(Record { id, summary: Summary::presumed(None), journal: Err(reason) });
+            }
         }
     }
     Ok(records)
 }
 
-/// Removes a directory in which a crash came before its journal. Whatever is in one without a journal, the agent has not
-/// put it there.
+/// Finds the slots of sandboxes whose journals are not understood: a VMM's user has the number of its slot, and owns the
+/// directory that it runs in. A slot that a journal names is not taken for another sandbox's.
+pub(crate) fn presume_slots(sandboxes: &Path, records: &mut [Record], uid_base: u32) {
+    let named: Vec<u16> = records.iter().filter_map(Record::slot).collect();
+    for record in records.iter_mut().filter(|record| record.journal.is_err()) {
+        let owner = fs::metadata(actor::directory(sandboxes, &record.id).join("run")).map(|meta| meta.uid());
+        let index = owner.ok().and_then(|owner| u16::try_from(owner.checked_sub(uid_base)?).ok());
+        let slot = index.filter(|index| (1..=MAX_SLOTS).contains(index) && !named.contains(index));
+        record.summary = Summary::presumed(slot);
+    }
+}
+
+/// Removes a directory in which a crash came before its journal.
 fn remove_empty(id: &str, dir: &Path) {
     if let Err(error) = fs::remove_dir(dir) {
-        tracing::error!(id, %error, "a sandbox's directory has no journal; it is left alone");
+        tracing::error!(id, %error, "an empty directory of a sandbox could not be removed");
     }
 }
 
 /// Takes up one sandbox; `None` when nothing of it is left. Fails where it cannot be known whether it still runs.
 pub(crate) async fn take_up(
     shared: &Arc<Shared>,
-    mut record: Record,
+    record: Record,
 ) -> anyhow::Result<Option<(String, Handle)>> {
-    let id = record.id.clone();
-    let Some(spec) = record.spec().cloned() else {
+    let Record { id, summary, journal } = record;
+    let journal = match journal {
+        Ok(journal) => journal,
+        Err(reason) => {
+            let message = format!(
+                "the agent does not understand the journal of sandbox {id}, and leaves the sandbox as it is: {reason}; \
+                 or delete the sandbox"
+            );
+            let start = Start::Unknown(AgentError::new(ErrorCode::AgentError, message));
+            let handle = actor::spawn(shared.clone(), id.clone(), Spec::default(), (None, summary), start);
+            return Ok(Some((id, handle)));
+        }
+    };
+    let Some(spec) = summary.spec.clone() else {
         // It had not got far enough to own anything.
         if let Err(error) = remove::remove_record(&shared.dir, &id).await {
             tracing::error!(id, %error, "the remains of a sandbox could not be removed");
         }
         return Ok(None);
     };
-    let running = running(shared, &record, &spec).await;
+    let mut known = Known { id: id.clone(), summary, journal };
+    let running = known.running(shared, &spec).await;
     let start = match running.with_context(|| format!("sandbox {id} cannot be adopted"))? {
         Some((vm, slot)) => {
             tracing::info!(id, "adopted");
             Start::Adopt(vm, slot)
         }
-        None => {
-            match record.failure().map(|failure| (failure, true)).or_else(|| ended_meanwhile(&mut record)) {
-                Some((failure, told)) => {
-                    undo_all(shared, &mut record, told).await;
-                    Start::Failed(failure)
-                }
-                None => {
-                    tracing::info!(id, "undone");
-                    if undo_all(shared, &mut record, true).await
-                        && let Ok(()) = remove::remove_record(&shared.dir, &id).await
-                    {
-                        return Ok(None);
-                    }
-                    let message = "it could not be removed completely; delete it again";
-                    Start::Failed(AgentError::new(ErrorCode::AgentError, message))
-                }
+        None => match known.failure().map(|failure| (failure, true)).or_else(|| known.ended_meanwhile()) {
+            Some((failure, told)) => {
+                known.undo_all(shared, told).await;
+                Start::Failed(failure)
             }
-        }
+            None => {
+                tracing::info!(id, "undone");
+                if known.undo_all(shared, true).await
+                    && let Ok(()) = remove::remove_record(&shared.dir, &id).await
+                {
+                    return Ok(None);
+                }
+                let message = "it could not be removed completely; delete it again";
+                Start::Failed(AgentError::new(ErrorCode::AgentError, message))
+            }
+        },
     };
-    let journal = Some((record.journal, record.entries));
-    Ok(Some((id.clone(), actor::spawn(shared.clone(), id, spec, journal, start))))
+    let record = (Some(known.journal), known.summary);
+    Ok(Some((id.clone(), actor::spawn(shared.clone(), id, spec, record, start))))
 }
 
-async fn running(
-    shared: &Shared,
-    record: &Record,
-    spec: &Spec,
-) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
-    let Some(index) = record.slot().filter(|_| record.adoptable()) else { return Ok(None) };
-    let slot = shared.plan.slot(index)?;
-    let boot = create::boot_spec(shared, &record.id, spec, &slot, None);
-    Ok(shared.vmm.adopt(&boot, record.process()).await?.map(|vm| (vm, slot)))
+/// A sandbox whose journal is understood.
+struct Known {
+    id: String,
+    summary: Summary,
+    journal: Journal,
 }
 
-/// A failure that nobody has noticed yet, for a sandbox that ran. It is written down, or else the second value is
-/// false: its slot must not be given to others then, since a later start would take it for one that runs.
-fn ended_meanwhile(record: &mut Record) -> Option<(AgentError, bool)> {
-    if !record.adoptable() {
-        return None;
+impl Known {
+    fn failure(&self) -> Option<AgentError> {
+        let (code, message) = self.summary.failure.as_ref()?;
+        Some(AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message))
     }
-    let message =
-        "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
-    let failure = AgentError::new(ErrorCode::AgentError, message);
-    let entry = Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
-    let told = record.journal.append(&[entry]);
-    if let Err(error) = &told {
-        tracing::error!(id = record.id, %error, "a failure could not be recorded");
-    }
-    Some((failure, told.is_ok()))
-}
 
-/// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
-/// has removed the others, and may have built new ones under their numbers. One that it keeps stays where `slot_too`
-/// is false.
-async fn undo_all(shared: &Shared, record: &mut Record, slot_too: bool) -> bool {
-    if let Some(index) = record.slot().filter(|_| !record.adoptable() || !slot_too) {
-        forget(&mut record.entries, &Undo::Slot(index));
+    async fn running(
+        &self,
+        shared: &Shared,
+        spec: &Spec,
+    ) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
+        let Some(index) = self.summary.slot.filter(|_| self.summary.adoptable()) else { return Ok(None) };
+        let slot = shared.plan.slot(index)?;
+        let boot = create::boot_spec(shared, &self.id, spec, &slot, None);
+        Ok(shared.vmm.adopt(&boot, self.summary.process()).await?.map(|vm| (vm, slot)))
     }
-    for step in undo(&record.entries) {
-        if let Err(error) = remove::undo_step(shared, &record.id, &step).await {
-            tracing::error!(id = record.id, %error, "a sandbox still holds something");
-            return false;
+
+    /// A failure that nobody has noticed yet, for a sandbox that ran. It is written down, or else the second value is
+    /// false: its slot must not be given to others then, since a later start would take it for one that runs.
+    fn ended_meanwhile(&mut self) -> Option<(AgentError, bool)> {
+        if !self.summary.adoptable() {
+            return None;
         }
-        forget(&mut record.entries, &step);
+        let message =
+            "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
+        let failure = AgentError::new(ErrorCode::AgentError, message);
+        let entry =
+            Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
+        let told = self.journal.append(&[entry]);
+        if let Err(error) = &told {
+            tracing::error!(id = self.id, %error, "a failure could not be recorded");
+        }
+        Some((failure, told.is_ok()))
     }
-    true
-}
 
-/// The sandboxes that have a directory and no journal that can be read.
-pub(crate) fn unreadable(sandboxes: &Path, records: &[Record]) -> Vec<String> {
-    let mut ids = directories(sandboxes);
-    ids.retain(|id| !records.iter().any(|record| record.id == *id));
-    ids
-}
-
-fn directories(sandboxes: &Path) -> Vec<String> {
-    present::look(sandboxes).map(|present| present.ids).unwrap_or_default()
+    /// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
+    /// has removed the others, and may have built new ones under their numbers. One that it keeps stays where `slot_too`
+    /// is false.
+    async fn undo_all(&mut self, shared: &Shared, slot_too: bool) -> bool {
+        if let Some(index) = self.summary.slot.filter(|_| !self.summary.adoptable() || !slot_too) {
+            self.summary.forget(&Undo::Slot(index));
+        }
+        for step in self.summary.undo() {
+            if let Err(error) = remove::undo_step(shared, &self.id, &step).await {
+                tracing::error!(id = self.id, %error, "a sandbox still holds something");
+                return false;
+            }
+            self.summary.forget(&step);
+        }
+        true
+    }
 }
 
 /// Ends the VMM of every sandbox, whatever its journal says.
 pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
-    for id in directories(sandboxes) {
+    for id in present::look(sandboxes).map(|present| present.ids).unwrap_or_default() {
         remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
     }
     Ok(())
 }
 
 /// Ends the VMMs of sandboxes that will not be adopted, before their slots, and with them their user ids, go to
-/// others. Also of those of which nothing is known but their directory.
+/// others.
 pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
-    for id in unreadable(sandboxes, records) {
-        if let Err(error) = remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await {
-            tracing::error!(id, %error, "a microVM could not be ended");
-        }
-    }
-    for record in records.iter().filter(|record| !record.adoptable()) {
-        for step in undo(&record.entries) {
+    for record in records.iter().filter(|record| !record.is_kept()) {
+        for step in record.summary.undo() {
             let Undo::Vmm(known) = step else { continue };
             let run_dir = actor::directory(sandboxes, &record.id).join("run");
             if let Err(error) = remove::end_vmm(&run_dir, known.as_ref()).await {
@@ -253,7 +251,6 @@ mod tests {
         }
         let records = read(sandboxes)?;
         assert_eq!(records.iter().map(|record| &record.id).collect::<Vec<_>>(), [&id]);
-        assert!(unreadable(sandboxes, &records).is_empty(), "clean-up is told of sandboxes only");
         for file in &files {
             assert_eq!(fs::read_to_string(file)?, "theirs", "{}", file.display());
         }
@@ -262,19 +259,37 @@ mod tests {
     }
 
     #[test]
-    fn remains_and_directories_of_before_the_journal_go_and_others_stay() -> anyhow::Result<()> {
+    fn remains_and_empty_directories_go_and_what_is_not_understood_stays_with_its_slot() -> anyhow::Result<()>
+    {
         let dir = tempfile::tempdir()?;
         let sandboxes = dir.path();
-        let [empty, full, removed] = [(); 3].map(|()| SandboxId::new().to_string());
-        fs::create_dir(sandboxes.join(&empty))?;
-        fs::create_dir(sandboxes.join(&full))?;
-        fs::write(sandboxes.join(&full).join("backup"), "theirs")?;
+        let [empty, without, newer, removed] = [(); 4].map(|()| SandboxId::new().to_string());
+        for id in [&empty, &without, &newer] {
+            fs::create_dir(sandboxes.join(id))?;
+        }
+        fs::create_dir(sandboxes.join(&without).join("run"))?;
+        fs::create_dir(sandboxes.join(&newer).join("run"))?;
+        let journal = sandboxes.join(&newer).join("journal.json");
+        let text = "{\"journal\":3,\"agent\":\"9.1.0\"}\n";
+        fs::write(&journal, text)?;
         fs::create_dir_all(present::remains_of(sandboxes, &removed).join("run"))?;
-        let records = read(sandboxes)?;
-        assert!(records.is_empty());
-        assert_eq!(unreadable(sandboxes, &records), std::slice::from_ref(&full));
-        assert_eq!(fs::read_dir(sandboxes)?.count(), 1);
-        assert_eq!(fs::read_to_string(sandboxes.join(full).join("backup"))?, "theirs");
+        let mut records = read(sandboxes)?;
+        assert_eq!(fs::read_dir(sandboxes)?.count(), 2);
+        assert_eq!(fs::read_to_string(&journal)?, text);
+        assert!(records.iter().all(Record::is_kept), "their disks are kept");
+        // The directory of a VMM in slot 7 has this owner.
+        let owner = fs::metadata(sandboxes.join(&newer).join("run"))?.uid();
+        presume_slots(sandboxes, &mut records, owner.wrapping_sub(7));
+        let slots: Vec<_> = records.iter().map(Record::slot).collect();
+        if owner >= 7 {
+            assert_eq!(slots, [Some(7), Some(7)]);
+        }
+        presume_slots(sandboxes, &mut records, owner);
+        assert!(records.iter().all(|record| record.slot().is_none()), "slot 0 is none");
+        assert!(
+            !records.iter().any(|record| record.summary.undo().is_empty()),
+            "a destroy looks for what there is"
+        );
         Ok(())
     }
 }

@@ -17,13 +17,27 @@ fn hold(held: bool, now: Pressure) -> bool {
 /// Starts to watch; the receiver says whether sandboxes are to be held. It ends with the last receiver.
 pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
     let first = volumes.pressure().await.is_ok_and(|now| hold(false, now));
+    let mut unknown = false;
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !sender.is_closed() {
             ticks.tick().await;
-            let Ok(now) = volumes.pressure().await else { continue };
+            let now = match volumes.pressure().await {
+                Ok(now) => now,
+                Err(error) => {
+                    // What is held stays held, and what runs goes on: an error says nothing of the room.
+                    if !unknown {
+                        tracing::error!(%error, "the volume store's room cannot be seen: nothing is held when it ends");
+                    }
+                    unknown = true;
+                    continue;
+                }
+            };
+            if std::mem::take(&mut unknown) {
+                tracing::info!("the volume store's room can be seen again");
+            }
             let held = *sender.borrow();
             let wanted = hold(held, now);
             if wanted != held {

@@ -56,6 +56,7 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         State::Starting => (SandboxState::SANDBOX_STATE_STARTING, None),
         State::Running => (SandboxState::SANDBOX_STATE_RUNNING, None),
         State::Stopping => (SandboxState::SANDBOX_STATE_STOPPING, None),
+        State::Unknown(error) => (SandboxState::SANDBOX_STATE_UNKNOWN, Some(error)),
         State::Failed(error) => (SandboxState::SANDBOX_STATE_FAILED, Some(error)),
         State::Gone(error) => (SandboxState::SANDBOX_STATE_FAILED, error),
     };

@@ -19,9 +19,10 @@ use wrenn_vmm::{Exit, MicroVm, Vmm};
 
 use super::{
     guest::Guest,
-    journal::{Entry, Journal, Undo, forget, undo},
+    journal::{Entry, Journal},
     remove::{remove_record, undo_step},
     spec::Spec,
+    summary::{Summary, Undo},
 };
 use crate::{assets::Assets, config::Rates, error::AgentError, fault, memory::Memory};
 
@@ -69,6 +70,8 @@ pub(crate) enum State {
     Stopping,
     /// It ended by itself; its record waits for a destroy.
     Failed(AgentError),
+    /// Its journal is not understood: it may run, and is left as it is until somebody destroys it.
+    Unknown(AgentError),
     /// Nothing of it is left; with the reason when it never ran.
     Gone(Option<AgentError>),
 }
@@ -105,6 +108,8 @@ pub(crate) enum Start {
     Adopt(Box<dyn MicroVm>, SlotSpec),
     /// A record of a failure.
     Failed(AgentError),
+    /// What is not understood, and is left as it is.
+    Unknown(AgentError),
 }
 
 pub(super) struct Actor {
@@ -112,7 +117,8 @@ pub(super) struct Actor {
     pub(super) spec: Arc<Spec>,
     pub(super) shared: Arc<Shared>,
     pub(super) journal: Option<Journal>,
-    pub(super) entries: Vec<Entry>,
+    /// What it holds, also where the journal could not be told.
+    pub(super) summary: Summary,
     pub(super) vm: Option<Box<dyn MicroVm>>,
     publish: watch::Sender<Published>,
     pub(super) give_up: CancellationToken,
@@ -148,12 +154,12 @@ impl Handle {
     }
 }
 
-/// Starts the task of a sandbox. `journal` is `None` for a new one.
+/// Starts the task of a sandbox. `journal` is `None` for a new one, and for one whose journal is left alone.
 pub(crate) fn spawn(
     shared: Arc<Shared>,
     id: String,
     spec: Spec,
-    journal: Option<(Journal, Vec<Entry>)>,
+    (journal, summary): (Option<Journal>, Summary),
     start: Start,
 ) -> Handle {
     let spec = Arc::new(spec);
@@ -161,10 +167,8 @@ pub(crate) fn spawn(
     let (publish, published) = watch::channel(first);
     let (destroys, requests) = mpsc::channel(8);
     let give_up = CancellationToken::new();
-    let (journal, entries) =
-        journal.map_or((None, Vec::new()), |(journal, entries)| (Some(journal), entries));
     let handle = Handle { spec: spec.clone(), published, destroys, give_up: give_up.clone() };
-    let actor = Actor { id, spec, shared, journal, entries, vm: None, publish, give_up };
+    let actor = Actor { id, spec, shared, journal, summary, vm: None, publish, give_up };
     tokio::spawn(actor.run(start, requests));
     handle
 }
@@ -217,6 +221,7 @@ impl Actor {
                 }
             }
             Start::Failed(error) => self.set(State::Failed(error)),
+            Start::Unknown(error) => self.set(State::Unknown(error)),
         }
         let mut held = self.shared.held.clone();
         // Also what was adopted is held, or goes on.
@@ -304,15 +309,15 @@ impl Actor {
         });
     }
 
-    /// Writes an entry; the file system may block, so not on the runtime's threads.
-    pub(super) async fn record(&mut self, entry: Entry) -> Result<(), AgentError> {
+    /// Writes entries; the file system may block, so not on the runtime's threads.
+    pub(super) async fn record(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
         // Remembered even when the write fails: what they name is there, and must be taken back.
-        self.entries.push(entry.clone());
+        entries.iter().for_each(|entry| self.summary.add(entry));
         let Some(mut journal) = self.journal.take() else {
             return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
         };
         let result = tokio::task::spawn_blocking(move || {
-            let result = journal.append(&[entry]);
+            let result = journal.append(&entries);
             (journal, result)
         });
         let (journal, result) =
@@ -344,25 +349,32 @@ impl Actor {
         let message = format!("{why}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
-        let told = self.record(entry).await;
+        let told = self.record(vec![entry]).await;
         if let Err(cause) = &told {
             tracing::error!(id = self.id, %cause, "a failure could not be recorded");
         }
         self.set(State::Failed(error));
         // What it held is free again at once; its record stays. Its slot stays with a record that does not tell of the
         // failure: the next start would take it from its next owner.
+        let held = self.summary.undo();
         if let Err(cause) = self.release(told.is_ok()).await {
             tracing::error!(id = self.id, %cause, "a failed sandbox still holds something");
+        }
+        let left = self.summary.undo();
+        let gone = held.iter().filter(|step| !left.contains(step));
+        let released = gone.map(|step| Entry::Released { thing: step.thing() }).collect();
+        if let Err(cause) = self.record(released).await {
+            tracing::error!(id = self.id, %cause, "what a failed sandbox gave back could not be recorded");
         }
     }
 
     async fn destroy(&mut self) -> Result<(), AgentError> {
         self.set(State::Stopping);
         let result = async {
-            if self.journal.is_some() && self.record(Entry::Destroy).await.is_err() {
+            if self.journal.is_some() && self.record(vec![Entry::Destroy]).await.is_err() {
                 // Perhaps there is no room, and what it holds makes some.
                 self.release(false).await?;
-                self.record(Entry::Destroy).await?;
+                self.record(vec![Entry::Destroy]).await?;
             }
             fault::point("destroy.recorded");
             self.take_back().await
@@ -386,12 +398,12 @@ impl Actor {
     /// Undoes what the journal lists, latest first; the slot only where that is said.
     async fn release(&mut self, slot_too: bool) -> Result<(), AgentError> {
         self.kill_vm().await?;
-        for step in undo(&self.entries) {
+        for step in self.summary.undo() {
             if !slot_too && matches!(step, Undo::Slot(_)) {
                 continue;
             }
             undo_step(&self.shared, &self.id, &step).await?;
-            forget(&mut self.entries, &step);
+            self.summary.forget(&step);
             fault::point(match step {
                 Undo::Vmm(_) => "destroy.vmm",
                 Undo::Volume => "destroy.volume",

@@ -109,7 +109,7 @@ impl Actor {
         step("boot");
         guest.init(&self.spec, envs).await?;
         fault::point("create.init");
-        self.record(Entry::Running).await?;
+        self.record(vec![Entry::Running]).await?;
         fault::point("create.running");
         step("init");
         self.running(guest, timings);
@@ -128,7 +128,7 @@ impl Actor {
     /// Makes the directory of the sandbox and begins its journal.
     async fn begin_record(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
         // Remembered even when the write fails: what they name is there, and must be taken back.
-        self.entries.extend(entries.iter().cloned());
+        entries.iter().for_each(|entry| self.summary.add(entry));
         let dir = directory(&self.shared.dir, &self.id);
         let begun = spawn_blocking(move || {
             make_dir(&dir, 0o711)?;
@@ -186,7 +186,7 @@ impl Actor {
         let process = vm.process();
         self.vm = Some(vm);
         fault::point("create.vmm_started");
-        self.record(Entry::Vmm { process }).await?;
+        self.record(vec![Entry::Vmm { process }]).await?;
         fault::point("create.vmm");
         self.wait_ready(guest, until).await
     }

@@ -8,6 +8,7 @@ use connectrpc::{ConnectError, ErrorCode as Wire};
 use tokio::{sync::mpsc, time::Instant};
 use wrenn_api::ErrorCode;
 use wrenn_rpc::{
+    Foreign,
     fault::{self, Of},
     process::{
         __buffa::oneof::{process_event, process_event::data_event::Output, process_selector},
@@ -120,7 +121,7 @@ fn refused(error: &ConnectError) -> AgentError {
         }
         Wire::PermissionDenied => AgentError::new(ErrorCode::ProgramNotExecutable, shorten(text)),
         Wire::Unavailable => {
-            tracing::warn!(error = shorten(text), "a guest's agent does not answer");
+            tracing::warn!(error = %Foreign(text), "a guest's agent does not answer");
             let message =
                 "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
             AgentError::new(ErrorCode::HostUnavailable, message)

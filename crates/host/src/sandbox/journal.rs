@@ -1,8 +1,11 @@
 //! The journal of one sandbox: JSON lines, written and synced before each step that creates something
 //! outside the process. Calls block on the disk; async callers run them on the blocking pool.
+//!
+//! The first line names the version of the format. An agent that does not understand a journal leaves the sandbox and all
+//! that belongs to it as it is: it may be the agent that is too old.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -11,33 +14,65 @@ use std::{
 use serde::{Deserialize, Serialize};
 use wrenn_vmm::ProcessId;
 
-use super::spec::Spec;
+use super::{spec::Spec, summary::Summary};
 
-/// The most that a journal may hold; a real one has a few KiB.
+/// The version that is written. 1 had no first line of this kind, and is read.
+const VERSION: u32 = 2;
+/// The most that a journal may hold.
 const MAX_BYTES: u64 = 1 << 20;
+/// A journal that has grown to this is written anew, with nothing but its sum.
+const CHECKPOINT: u64 = 64 << 10;
 
 /// Why a journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JournalError {
-    /// The kernel refused.
-    #[error("cannot {action} the sandbox's journal: {source}; check the state directory's disk")]
-    Io {
-        /// What was being done.
-        action: &'static str,
-        /// Why it failed.
-        source: io::Error,
+#[error("cannot {action} the sandbox's journal: {source}; check the state directory's disk")]
+pub(crate) struct JournalError {
+    /// What was being done.
+    pub(crate) action: &'static str,
+    /// Why it failed.
+    #[source]
+    pub(crate) source: io::Error,
+}
+
+/// Why a journal is not understood.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotUnderstood {
+    /// The agent that wrote it is newer than this one.
+    #[error(
+        "it was written by a newer agent ({agent}, journal version {version}): upgrade this host's agent"
+    )]
+    Newer {
+        /// The version of that agent.
+        agent: String,
+        /// The version of the format.
+        version: u32,
     },
     /// A complete line is not an entry.
-    #[error("line {line} of the sandbox's journal is not an entry: {reason}; destroy the sandbox")]
+    #[error(
+        "its line {line} is none that this agent knows: upgrade this host's agent if a newer one wrote it"
+    )]
     Malformed {
         /// Which line, from 1.
         line: usize,
-        /// What is wrong with it.
-        reason: String,
     },
     /// It is larger than any journal the agent writes.
-    #[error("the sandbox's journal is larger than {MAX_BYTES} bytes; destroy the sandbox")]
+    #[error("it is larger than {MAX_BYTES} bytes")]
     TooLarge,
+    /// There is none, beside other files.
+    #[error("it is missing")]
+    Missing,
+}
+
+/// A part of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Thing {
+    /// Its VMM.
+    Vmm,
+    /// Its disk.
+    Volume,
+    /// Its network slot.
+    Slot,
 }
 
 /// One line of a journal.
@@ -62,6 +97,11 @@ pub(crate) enum Entry {
     },
     /// Code can run in it.
     Running,
+    /// It does not hold this any more, which may have become another sandbox's.
+    Released {
+        /// What.
+        thing: Thing,
+    },
     /// It failed; what it had is being taken back, its record stays until it is destroyed.
     Failed {
         /// The code, as in the REST API.
@@ -73,62 +113,38 @@ pub(crate) enum Entry {
     Destroy,
 }
 
-/// One thing to take back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Undo {
-    /// End the VMM; without a process it is looked for by its run directory.
-    Vmm(Option<ProcessId>),
-    /// Remove the volume.
-    Volume,
-    /// Give the slot back.
-    Slot(u16),
+/// The first line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    journal: u32,
+    /// The version of the agent that wrote it.
+    #[serde(default)]
+    agent: String,
 }
 
-/// Whether a sandbox of these entries may be adopted: it ran, did not fail, and no destroy began.
-pub(crate) fn adoptable(entries: &[Entry]) -> bool {
-    let ended = |entry: &Entry| matches!(entry, Entry::Failed { .. } | Entry::Destroy);
-    entries.contains(&Entry::Running) && !entries.iter().any(ended)
-}
-
-/// What must be taken back, latest first; each thing once.
-pub(crate) fn undo(entries: &[Entry]) -> Vec<Undo> {
-    let mut steps: Vec<Undo> = Vec::new();
-    for entry in entries {
-        let step = match entry {
-            Entry::Slot { index } => Undo::Slot(*index),
-            Entry::Volume => Undo::Volume,
-            Entry::VmmIntent => Undo::Vmm(None),
-            Entry::Vmm { process } => {
-                steps.retain(|step| *step != Undo::Vmm(None));
-                Undo::Vmm(Some(process.clone()))
-            }
-            Entry::Spec(_) | Entry::Running | Entry::Failed { .. } | Entry::Destroy => continue,
-        };
-        if !steps.contains(&step) {
-            steps.push(step);
-        }
-    }
-    steps.reverse();
-    steps
-}
-
-/// Forgets what was taken back, so that it is taken back once: a slot's next owner is another sandbox.
-pub(crate) fn forget(entries: &mut Vec<Entry>, done: &Undo) {
-    entries.retain(|entry| match (entry, done) {
-        (Entry::Slot { index }, Undo::Slot(gone)) => index != gone,
-        (Entry::Volume, Undo::Volume) | (Entry::VmmIntent | Entry::Vmm { .. }, Undo::Vmm(_)) => false,
-        _ => true,
-    });
+/// What was found as a sandbox's journal.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// None, not even a file.
+    Nothing,
+    /// One that this agent goes on with.
+    Journal(Journal),
+    /// One that it must not touch.
+    NotUnderstood(NotUnderstood),
 }
 
 /// An open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    dir: PathBuf,
     file: File,
+    summary: Summary,
+    /// Whether its first line names this version.
+    versioned: bool,
 }
 
 fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
-    move |source| JournalError::Io { action, source }
+    move |source| JournalError { action, source }
 }
 
 /// How the file of a journal is opened.
@@ -142,69 +158,130 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("journal.json")
 }
 
+fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))
+}
+
+fn put(lines: &mut Vec<u8>, line: &impl Serialize) -> Result<(), JournalError> {
+    serde_json::to_writer(&mut *lines, line).map_err(io::Error::from).map_err(io("encode"))?;
+    lines.push(b'\n');
+    Ok(())
+}
+
 impl Journal {
     /// Makes the journal in `dir`, which has none, with its first entries. All of it is on the disk when this
     /// returns.
     pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
-        let mut journal = Self { file: options().create_new(true).open(path(dir)).map_err(io("open"))? };
-        journal.append(entries)?;
+        let file = options().create_new(true).open(path(dir)).map_err(io("open"))?;
+        let mut journal = Self { dir: dir.to_owned(), file, summary: Summary::default(), versioned: false };
+        let mut lines = header()?;
+        entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
+        journal.write(&lines)?;
+        (journal.summary, journal.versioned) = (Summary::of(entries), true);
         // After the file: file systems that write both at once have nothing left to wait for.
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))?;
+        sync_dir(dir)?;
         Ok(journal)
     }
 
-    /// Opens the journal in `dir`, which exists, and gives the entries so far; none where a crash came before the
-    /// first. Makes none: what has no journal is not ours. A last line cut short by a crash was never acted on and is
-    /// dropped.
-    pub(crate) fn open(dir: &Path) -> Result<Option<(Self, Vec<Entry>)>, JournalError> {
+    /// Opens the journal in `dir`, which exists. A last line cut short by a crash was never acted on and is dropped. Changes
+    /// nothing of what is not understood.
+    pub(crate) fn open(dir: &Path) -> Result<Found, JournalError> {
         let mut file = match options().open(path(dir)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let empty = fs::read_dir(dir).map_err(io("look for"))?.next().is_none();
+                return Ok(if empty { Found::Nothing } else { Found::NotUnderstood(NotUnderstood::Missing) });
+            }
             opened => opened.map_err(io("open"))?,
         };
         let mut bytes = Vec::new();
         (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io("read"))?;
         if bytes.len() as u64 > MAX_BYTES {
-            return Err(JournalError::TooLarge);
+            return Ok(Found::NotUnderstood(NotUnderstood::TooLarge));
         }
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        let entries = parse(&bytes[..whole])?;
+        let (versioned, entries) = match parse(&bytes[..whole]) {
+            Ok(parsed) => parsed,
+            Err(reason) => return Ok(Found::NotUnderstood(reason)),
+        };
         file.set_len(whole as u64).map_err(io("trim"))?;
         file.seek(SeekFrom::End(0)).map_err(io("seek in"))?;
-        Ok(Some((Self { file }, entries)))
+        Ok(Found::Journal(Self { dir: dir.to_owned(), file, summary: Summary::of(&entries), versioned }))
+    }
+
+    /// What is written in it, in sum.
+    pub(crate) fn summary(&self) -> &Summary {
+        &self.summary
     }
 
     /// Writes entries; they are on the disk when this returns. Where it fails, none of them is there.
     pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        let mut sum = self.summary.clone();
+        entries.iter().for_each(|entry| sum.add(entry));
         let mut lines = Vec::new();
-        for entry in entries {
-            serde_json::to_writer(&mut lines, entry).map_err(io::Error::from).map_err(io("encode"))?;
-            lines.push(b'\n');
+        entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
+        let size = self.file.stream_position().map_err(io("seek in"))? + lines.len() as u64;
+        if !self.versioned || size > CHECKPOINT {
+            self.rewrite(&sum)?;
+        } else {
+            self.write(&lines)?;
         }
+        self.summary = sum;
+        Ok(())
+    }
+
+    fn write(&mut self, lines: &[u8]) -> Result<(), JournalError> {
         let before = self.file.stream_position().map_err(io("seek in"))?;
-        let written = self.file.write_all(&lines).map_err(io("write"));
+        let written = self.file.write_all(lines).map_err(io("write"));
         written.and_then(|()| self.file.sync_data().map_err(io("sync"))).inspect_err(|_| {
             // Half a line would spoil the next one.
             let _ = self.file.set_len(before).and_then(|()| self.file.seek(SeekFrom::Start(before)));
         })
     }
+
+    /// Puts a journal with nothing but this sum in the place of the present one.
+    fn rewrite(&mut self, sum: &Summary) -> Result<(), JournalError> {
+        let mut lines = header()?;
+        sum.entries().iter().try_for_each(|entry| put(&mut lines, entry))?;
+        let beside = self.dir.join("journal.new");
+        let mut file = options().create(true).truncate(true).open(&beside).map_err(io("open a new"))?;
+        file.write_all(&lines).and_then(|()| file.sync_all()).map_err(io("write"))?;
+        fs::rename(&beside, path(&self.dir)).map_err(io("replace"))?;
+        (self.file, self.versioned) = (file, true);
+        sync_dir(&self.dir)
+    }
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<Entry>, JournalError> {
-    let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-    lines
-        .enumerate()
-        .map(|(at, line)| {
-            serde_json::from_slice(line)
-                .map_err(|e| JournalError::Malformed { line: at + 1, reason: e.to_string() })
+fn header() -> Result<Vec<u8>, JournalError> {
+    let mut lines = Vec::new();
+    put(&mut lines, &Header { journal: VERSION, agent: env!("CARGO_PKG_VERSION").to_owned() })?;
+    Ok(lines)
+}
+
+/// Whether the first line names this version, and the entries.
+fn parse(bytes: &[u8]) -> Result<(bool, Vec<Entry>), NotUnderstood> {
+    let mut lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).enumerate().peekable();
+    let header = lines.peek().and_then(|(_, line)| serde_json::from_slice::<Header>(line).ok());
+    let versioned = header.is_some();
+    if let Some(Header { journal: version, agent }) = header {
+        if version > VERSION {
+            return Err(NotUnderstood::Newer { agent, version });
+        }
+        lines.next();
+    }
+    let entry = |(at, line): (usize, &[u8])| {
+        serde_json::from_slice(line).map_err(|error| {
+            tracing::error!(line = at + 1, %error, "a line of a journal is not understood");
+            NotUnderstood::Malformed { line: at + 1 }
         })
-        .collect()
+    };
+    Ok((versioned, lines.map(entry).collect::<Result<_, _>>()?))
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn life() -> Vec<Entry> {
+    pub(crate) fn life() -> Vec<Entry> {
         let process = ProcessId { pid: 7, start_time: 9 };
         let spec = Entry::Spec(Spec {
             template: "minimal".into(),
@@ -220,56 +297,114 @@ mod tests {
         vec![spec, slot, Entry::Volume, Entry::VmmIntent, vmm, Entry::Running, Entry::Destroy]
     }
 
-    #[test]
-    fn every_prefix_undoes_exactly_what_it_lists() {
-        let vmm = Undo::Vmm(Some(ProcessId { pid: 7, start_time: 9 }));
-        let expected = [
-            vec![],
-            vec![],
-            vec![Undo::Slot(3)],
-            vec![Undo::Volume, Undo::Slot(3)],
-            vec![Undo::Vmm(None), Undo::Volume, Undo::Slot(3)],
-            vec![vmm.clone(), Undo::Volume, Undo::Slot(3)],
-            vec![vmm.clone(), Undo::Volume, Undo::Slot(3)],
-            vec![vmm, Undo::Volume, Undo::Slot(3)],
-        ];
-        let life = life();
-        for (len, wanted) in expected.iter().enumerate() {
-            assert_eq!(&undo(&life[..len]), wanted, "prefix of {len}");
-            assert_eq!(adoptable(&life[..len]), len == 6, "prefix of {len}");
+    fn opened(dir: &Path) -> anyhow::Result<Journal> {
+        match Journal::open(dir)? {
+            Found::Journal(journal) => Ok(journal),
+            other => anyhow::bail!("{other:?}"),
         }
     }
 
     #[test]
-    fn what_was_taken_back_is_not_taken_back_again() {
-        let mut entries = life();
-        for left in (0..3).rev() {
-            let steps = undo(&entries);
-            forget(&mut entries, &steps[0]);
-            assert_eq!(undo(&entries), steps[1..]);
-            assert_eq!(steps.len() - 1, left);
-        }
-        assert!(entries.contains(&Entry::Running) && !adoptable(&entries));
-    }
-
-    #[test]
-    fn a_journal_cut_at_any_byte_opens_and_takes_entries() {
-        let dir = tempfile::tempdir().expect("a directory");
+    fn a_journal_cut_at_any_byte_opens_and_takes_entries() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
         let life = life();
-        assert!(Journal::open(dir.path()).expect("no error").is_none(), "none is made");
-        let mut journal = Journal::begin(dir.path(), &[]).expect("begins");
-        life.chunks(2).for_each(|some| journal.append(some).expect("appends"));
+        assert!(matches!(Journal::open(dir.path())?, Found::Nothing), "none is made");
+        let mut journal = Journal::begin(dir.path(), &[])?;
+        for some in life.chunks(2) {
+            journal.append(some)?;
+        }
         let path = dir.path().join("journal.json");
-        let bytes = std::fs::read(&path).expect("reads");
+        let bytes = fs::read(&path)?;
         for cut in 0..=bytes.len() {
-            std::fs::write(&path, &bytes[..cut]).expect("writes");
-            let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
-            let (mut journal, entries) = Journal::open(dir.path()).expect("opens").expect("is there");
-            assert_eq!(entries, life[..whole]);
-            journal.append(&[Entry::Destroy]).expect("appends");
-            let (_, again) = Journal::open(dir.path()).expect("opens again").expect("is there");
-            assert_eq!(again.len(), whole + 1);
-            assert_eq!(again.last(), Some(&Entry::Destroy));
+            fs::write(&path, &bytes[..cut])?;
+            let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count().saturating_sub(1);
+            let mut journal = opened(dir.path())?;
+            let mut sum = Summary::of(&life[..whole]);
+            assert_eq!(journal.summary(), &sum);
+            journal.append(&[Entry::Destroy])?;
+            sum.add(&Entry::Destroy);
+            assert_eq!(opened(dir.path())?.summary(), &sum);
+            let text = fs::read_to_string(&path)?;
+            assert!(text.starts_with(r#"{"journal":2,"#), "{text}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_journal_stays_small_however_long_its_sandbox_lives() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut journal = Journal::begin(dir.path(), &life()[..6])?;
+        let path = dir.path().join("journal.json");
+        for pid in 0..2000 {
+            let process = ProcessId { pid, start_time: 1 };
+            journal.append(&[
+                Entry::Released { thing: Thing::Vmm },
+                Entry::Released { thing: Thing::Slot },
+                Entry::Slot { index: pid as u16 },
+                Entry::Vmm { process },
+            ])?;
+            assert!(fs::metadata(&path)?.len() <= CHECKPOINT);
+        }
+        assert_eq!(opened(dir.path())?.summary(), journal.summary());
+        assert_eq!(journal.summary().slot, Some(1999));
+        assert_eq!(journal.summary().spec, Summary::of(&life()).spec);
+        Ok(())
+    }
+
+    /// Journals of every version, and what is to be understood of each.
+    #[test]
+    fn journals_of_all_versions_are_understood_or_left_alone() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("journal.json");
+        let running = Summary::of(&life()[..6]);
+        let resumed = {
+            let process = ProcessId { pid: 8, start_time: 10 };
+            let mut summary = running.clone();
+            summary.add(&Entry::Slot { index: 5 });
+            summary.add(&Entry::Vmm { process });
+            summary
+        };
+        let released = {
+            let mut summary = resumed.clone();
+            summary.add(&Entry::Released { thing: Thing::Slot });
+            summary.add(&Entry::Released { thing: Thing::Vmm });
+            summary
+        };
+        let without_fields = {
+            let mut summary = running.clone();
+            summary.add(&Entry::Spec(Spec { template: "minimal".into(), ..Spec::default() }));
+            summary
+        };
+        for (name, summary) in [
+            ("1-running", running.clone()),
+            ("1-without-later-fields", without_fields),
+            ("2-running", running),
+            ("2-resumed", resumed),
+            ("2-released", released),
+        ] {
+            fs::copy(golden(name), &path)?;
+            assert_eq!(opened(dir.path())?.summary(), &summary, "{name}");
+        }
+        let newer = NotUnderstood::Newer { agent: "9.1.0".into(), version: 3 };
+        for (name, reason) in [
+            ("3-newer", newer),
+            ("2-unknown-step", NotUnderstood::Malformed { line: 8 }),
+            ("damaged", NotUnderstood::Malformed { line: 1 }),
+        ] {
+            fs::copy(golden(name), &path)?;
+            let before = fs::read(&path)?;
+            let found = Journal::open(dir.path())?;
+            assert!(matches!(&found, Found::NotUnderstood(seen) if *seen == reason), "{name}: {found:?}");
+            assert_eq!(fs::read(&path)?, before, "{name} is left as it is");
+        }
+        fs::write(&path, vec![b'\n'; MAX_BYTES as usize + 1])?;
+        assert!(matches!(Journal::open(dir.path())?, Found::NotUnderstood(NotUnderstood::TooLarge)));
+        fs::rename(&path, dir.path().join("other"))?;
+        assert!(matches!(Journal::open(dir.path())?, Found::NotUnderstood(NotUnderstood::Missing)));
+        Ok(())
+    }
+
+    fn golden(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/journals/{name}.jsonl"))
     }
 }

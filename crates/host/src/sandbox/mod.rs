@@ -8,3 +8,4 @@ pub(crate) mod guest;
 pub(crate) mod journal;
 pub(crate) mod remove;
 pub(crate) mod spec;
+pub(crate) mod summary;

@@ -6,7 +6,7 @@ use wrenn_vmm::{ProcessId, process};
 
 use super::{
     actor::{Shared, directory},
-    journal::Undo,
+    summary::Undo,
 };
 use crate::{cgroup, error::AgentError, present};
 
@@ -21,17 +21,6 @@ pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), Agen
     });
     let result = removed.await.unwrap_or_else(|error| Err(error.into()));
     result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
-}
-
-/// Removes a sandbox whose journal could not be read: what there is under its name.
-pub(crate) async fn remove_unread(shared: &Shared, id: &str) -> Result<(), AgentError> {
-    let dir = directory(&shared.dir, id);
-    if !dir.exists() {
-        return Ok(());
-    }
-    end_vmm(&dir.join("run"), None).await?;
-    shared.volumes.remove(id).await?;
-    remove_record(&shared.dir, id).await
 }
 
 fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {

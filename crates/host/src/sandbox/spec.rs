@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 /// Enough to describe a sandbox and to speak to its envd after an adoption. The environment is not part of
-/// it: envd holds it, and a journal needs no more secrets than it must have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// it: envd holds it, and a journal needs no more secrets than it must have. Fields that a former
+/// agent did not write have their default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Spec {
     /// The template.
     pub(crate) template: String,
