@@ -1,30 +1,31 @@
-//! The error envelope `{"error":{"code","message"}}` and its codes.
+//! The error body `{"error":{"code","message"}}` and its codes.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// The body of every response that is not a success.
+/// The body of every error response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// What went wrong.
     pub error: ErrorDetail,
 }
 
-/// What went wrong, for programs (`code`) and for people (`message`).
+/// What went wrong: `code` for programs, `message` for people.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"code": "not_found", "message": "there is no sandbox sb03halx8fdhw2fu3txwbd0kdw0"}))]
 pub struct ErrorDetail {
-    /// Stable across versions.
+    /// What kind of error. Codes do not change between versions; new ones may be added.
     pub code: ErrorCode,
-    /// The thing, the cause and the remedy.
+    /// What failed, why, and what to do. The wording may change between versions.
     pub message: String,
 }
 
 macro_rules! error_codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $status:literal;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $status:literal;)*) => {
         /// Stable error codes; the HTTP status follows from the code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum ErrorCode {
-            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+            $($(#[doc = $doc])* #[serde(rename = $text)] $name,)*
         }
 
         impl ErrorCode {
@@ -40,56 +41,61 @@ macro_rules! error_codes {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
             }
+
+            /// When a response has this code, as a sentence.
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii_start(),)* }
+            }
         }
     };
 }
 
 error_codes! {
-    /// The request is malformed.
+    /// The request is malformed, or a value is out of range.
     InvalidRequest = "invalid_request", 400;
-    /// No valid API key.
+    /// The API key is missing or not valid.
     Unauthorized = "unauthorized", 401;
-    /// The key is valid but may not do this.
+    /// The API key, or the user in the sandbox, does not have the permission.
     Forbidden = "forbidden", 403;
-    /// The thing does not exist, or belongs to another team.
-    NotFound = "not_found", 404;
-    /// The sandbox has no such program, or not the interpreter that its first line names.
-    ProgramNotFound = "program_not_found", 404;
-    /// The program cannot be executed: it is a directory, or its mode or format does not allow it.
+    /// The sandbox has the program but cannot execute it: it is a directory, or its mode or format does not allow it.
     ProgramNotExecutable = "program_not_executable", 403;
-    /// The sandbox has no such user.
+    /// The sandbox, template or file does not exist, or belongs to another team.
+    NotFound = "not_found", 404;
+    /// The sandbox does not have the program, or not the interpreter in the program's first line.
+    ProgramNotFound = "program_not_found", 404;
+    /// The sandbox does not have the user.
     UserNotFound = "user_not_found", 404;
-    /// The sandbox has no such directory to start in.
+    /// The sandbox does not have the working directory.
     DirectoryNotFound = "directory_not_found", 404;
-    /// The path exists but not for this method.
+    /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", 405;
-    /// The sandbox is not in a status that allows this.
+    /// The status of the sandbox does not allow this, for example because it is not running.
     InvalidState = "invalid_state", 409;
-    /// The request contradicts the present state.
+    /// The request conflicts with the current state.
     Conflict = "conflict", 409;
-    /// No host is large enough for this sandbox.
+    /// The sandbox is larger than any host allows.
     ExceedsCapacity = "exceeds_capacity", 409;
-    /// The idempotency key was used with another request.
+    /// The idempotency key was used before with a different request.
     IdempotencyMismatch = "idempotency_request_mismatch", 409;
-    /// The first request with this idempotency key is still being answered.
+    /// The first request with this idempotency key has not finished yet.
     IdempotencyInProgress = "idempotency_in_progress", 409;
-    /// The body is larger than allowed.
+    /// The body is larger than the limit.
     TooLarge = "too_large", 413;
-    /// The body is not of the documented media type.
+    /// The body does not have the documented media type.
     UnsupportedMediaType = "unsupported_media_type", 415;
-    /// A limit on concurrent requests or streams was reached.
+    /// The limit on concurrent requests, open streams or sandboxes of the team was reached; try again later.
     TooManyRequests = "too_many_requests", 429;
-    /// A fault of ours; the request id finds it in the log.
+    /// The control plane failed; its log has the reason under the request id.
     InternalError = "internal_error", 500;
-    /// The host answered with a fault of its own.
+    /// The host failed; its log has the reason.
     AgentError = "agent_error", 502;
-    /// No host can take the sandbox now.
+    /// No host has room for the sandbox now; try again later.
     NoHostsAvailable = "no_hosts_available", 503;
-    /// The sandbox's host cannot be reached.
+    /// The host of the sandbox does not respond; try again later.
     HostUnavailable = "host_unavailable", 503;
-    /// PostgreSQL or Redis cannot be reached.
+    /// The control plane cannot reach PostgreSQL or Redis; try again later.
     ServiceUnavailable = "service_unavailable", 503;
-    /// The sandbox did not answer in time.
+    /// The host or the sandbox did not respond in time.
     Timeout = "timeout", 504;
     /// The disk of the host or of the sandbox is full.
     InsufficientStorage = "insufficient_storage", 507;
@@ -124,5 +130,41 @@ impl std::str::FromStr for ErrorCode {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         Self::ALL.iter().copied().find(|code| code.as_str() == text).ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::ErrorCode;
+
+    /// Rows of a Markdown table whose first cell is one status or several, and whose second has codes.
+    fn documented(page: &str) -> BTreeMap<String, u16> {
+        let section = page.split("\n## Errors\n").nth(1).expect("the section Errors");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| {
+            let mut cells = line.trim_matches('|').split('|').map(str::trim);
+            let status: u16 = cells.next()?.parse().ok()?;
+            let code = cells.next()?.trim_matches('`');
+            Some((code.to_owned(), status))
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn the_documentation_lists_every_code_with_its_status() {
+        let documented = documented(include_str!("../../../docs/api.md"));
+        let of_the_code =
+            ErrorCode::ALL.iter().map(|code| (code.as_str().to_owned(), code.status())).collect();
+        assert_eq!(documented, of_the_code, "the table in docs/api.md, section Errors");
+    }
+
+    #[test]
+    fn descriptions_are_sentences() {
+        for code in ErrorCode::ALL {
+            let text = code.description();
+            assert!(text.starts_with(char::is_uppercase) && text.ends_with('.'), "{code}: {text:?}");
+        }
     }
 }

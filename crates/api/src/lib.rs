@@ -4,10 +4,15 @@
 mod error;
 mod id;
 mod sandbox;
+mod stream;
 mod whole;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
     CreateSandbox, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox, SandboxStatus,
+};
+pub use stream::{
+    Event, ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart,
+    ExecStarted,
 };

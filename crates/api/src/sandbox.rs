@@ -14,23 +14,23 @@ use utoipa::{
 
 use crate::{SandboxId, whole};
 
-/// Where a sandbox is in its life.
+/// The status of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SandboxStatus {
-    /// Accepted; no host works on it yet.
+    /// The request was accepted; no host works on it yet.
     Pending,
-    /// A host is booting it.
+    /// A host boots the sandbox.
     Starting,
-    /// Code can run in it.
+    /// The sandbox can run code.
     Running,
-    /// A host is removing it.
+    /// A host deletes the sandbox.
     Stopping,
-    /// Gone; kept for the record.
+    /// The sandbox was deleted; its record is kept.
     Stopped,
-    /// Its host cannot be reached.
+    /// The host of the sandbox does not respond. The sandbox comes back with its host.
     Missing,
-    /// It failed; `error` says why. Delete it.
+    /// The sandbox failed; `error` has the reason. It uses no resources any more; delete it.
     Error,
 }
 
@@ -68,162 +68,199 @@ impl std::str::FromStr for SandboxStatus {
     }
 }
 
-/// One sandbox.
+/// A sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+    "status": "running",
+    "template": "minimal",
+    "vcpus": 1,
+    "memory_mb": 512,
+    "disk_size_mb": 5120,
+    "created_at": "2026-01-31T09:30:00.000000Z",
+    "started_at": "2026-01-31T09:30:02.500000Z",
+    "last_updated": "2026-01-31T09:30:02.500000Z",
+    "metadata": {"agent_version": "0.1.0", "vmm": "firecracker 1.12.0"}
+}))]
 pub struct Sandbox {
-    /// `sb` and 25 base-36 digits.
+    /// The id: `sb` and 25 digits or lower-case letters.
     #[schema(value_type = String, pattern = "^sb[0-9a-z]{25}$")]
     pub id: SandboxId,
-    /// Where it is in its life.
+    /// The status.
     pub status: SandboxStatus,
-    /// The template that it started from.
+    /// The template that the sandbox was created from.
     pub template: String,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
-    /// Size of the root file system in MiB.
+    /// Size of the disk in MiB.
     pub disk_size_mb: u32,
-    /// When it was asked for.
+    /// When the request to create it was accepted.
     pub created_at: DateTime<Utc>,
-    /// When it became ready.
+    /// When it became `running`; absent before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<DateTime<Utc>>,
-    /// When its status last changed.
+    /// When the status last changed.
     pub last_updated: DateTime<Utc>,
-    /// Versions of kernel, VMM, agent and envd; what each step of its creation took.
+    /// Information about how the sandbox was created: `agent_version`, `vmm` (name and version), and the duration of each
+    /// step in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Why it failed, with status `error`.
+    /// Why the sandbox failed; only with status `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<crate::ErrorDetail>,
 }
 
-/// A request for a sandbox. Every field has a default; `{}` is a valid request.
+/// The sandbox to create. Every field has a default, so `{}` is a valid request. A host may allow less than the maximum
+/// of a field; by default it allows 16 virtual CPUs, 64 GiB of memory and 128 GiB of disk.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"template": "minimal", "vcpus": 1, "memory_mb": 512, "disk_size_mb": 5120, "envs": {"GREETING": "hello"}}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
-    /// The template to start from. Default: `minimal`.
+    /// Name of the template to create the sandbox from. Default: `minimal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub template: Option<String>,
-    /// Virtual CPUs. Default: 1.
+    /// Number of virtual CPUs, 1 to 64. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 64)]
     pub vcpus: Option<u32>,
-    /// Memory in MiB. Default: 512.
+    /// Memory in MiB, 128 to 1048576 (1 TiB). Default: 512.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 128, maximum = 1_048_576)]
     pub memory_mb: Option<u32>,
-    /// Size of the root file system in MiB. Default: 5120.
+    /// Size of the disk in MiB, 512 to 1048576 (1 TiB). Default: 5120.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 512, maximum = 1_048_576)]
     pub disk_size_mb: Option<u32>,
-    /// Environment of every process in the sandbox: at most 1024 variables, 128 KiB each and 1 MiB in all.
+    /// Environment variables of every process in the sandbox: at most 1024, less than 128 KiB each and 1 MiB in total.
+    /// Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
 }
 
-/// Text without NUL, which no kernel takes.
+/// Text without NUL, which the kernel does not accept in arguments and environments.
 fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[^\\x00]*$"))
 }
 
-fn environment() -> impl Into<RefOr<Schema>> {
+/// Environment variables. `schema_with` drops the field's doc comment, so the description is here.
+pub(crate) fn environment() -> impl Into<RefOr<Schema>> {
     let names = text().pattern(Some("^[^\\x00=]+$")).max_length(Some(255)).build();
     ObjectBuilder::new()
+        .description(Some(
+            "Environment variables: at most 1024, less than 128 KiB each and 1 MiB in total. Those of a command are added \
+             to those of its sandbox. Default: none.",
+        ))
         .property_names(Some(names))
         .additional_properties(Some(RefOr::T(Schema::from(text().build()))))
         .max_properties(Some(1024))
         .build()
 }
 
-fn arguments() -> impl Into<RefOr<Schema>> {
-    ArrayBuilder::new().items(text().build()).max_items(Some(4096)).build()
+/// Arguments of a command; with a description for the same reason.
+pub(crate) fn arguments() -> impl Into<RefOr<Schema>> {
+    let description = "Arguments of the program: at most 4096, less than 128 KiB each. Default: none.";
+    ArrayBuilder::new().description(Some(description)).items(text().build()).max_items(Some(4096)).build()
 }
 
-/// A command to run to its end.
+/// A command to run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"cmd": "python3", "args": ["-c", "print(6*7)"], "timeout_sec": 60}))]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
-    /// The program, found in `PATH`; no shell is involved.
+    /// The program, found in `PATH` or given as a path; no shell is involved.
     #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$")]
     pub cmd: String,
-    /// Its arguments: at most 4096, 128 KiB each.
+    /// Arguments of the program: at most 4096, less than 128 KiB each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(schema_with = arguments)]
     pub args: Vec<String>,
-    /// Environment variables on top of the sandbox's, within the same bounds.
+    /// Environment variables in addition to the sandbox's, with the same limits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
-    /// Working directory. Default: the user's home.
+    /// Working directory. Default: the home directory of the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 4096, pattern = "^[^\\x00]*$")]
     pub cwd: Option<String>,
-    /// The user to run as. Default: the template's.
+    /// The user to run as. Default: the default user of the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
-    /// Seconds after which the command's process group is killed. Default: 30.
+    /// Seconds after which the command and its descendants are killed, 1 to 86400 (a day). Default: 30.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 86_400)]
     pub timeout_sec: Option<u32>,
 }
 
-/// How `stdout` and `stderr` are written.
+/// How `stdout` and `stderr` are encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub enum Encoding {
-    /// As text.
+    /// Both are text.
     #[default]
     #[serde(rename = "utf-8")]
     Utf8,
-    /// Both as base 64, because one of them is not UTF-8.
+    /// Both are encoded as base 64, because at least one of them is not valid UTF-8.
     #[serde(rename = "base64")]
     Base64,
 }
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "sandbox_id": "sb03halx8fdhw2fu3txwbd0kdw0",
+    "cmd": "python3",
+    "stdout": "42\n",
+    "stderr": "",
+    "exit_code": 0,
+    "timed_out": false,
+    "truncated": false,
+    "duration_ms": 62,
+    "encoding": "utf-8"
+}))]
 pub struct ExecResponse {
-    /// The sandbox it ran in.
+    /// The sandbox that the command ran in.
     #[schema(value_type = String)]
     pub sandbox_id: SandboxId,
-    /// The program.
+    /// The program, as in the request.
     pub cmd: String,
-    /// Standard output, in `encoding`.
+    /// Standard output, encoded as `encoding` says; at most 16 MiB unless configured otherwise.
     pub stdout: String,
-    /// Standard error, in `encoding`.
+    /// Standard error, encoded as `encoding` says; at most 16 MiB unless configured otherwise.
     pub stderr: String,
-    /// The exit status; 128 + N when signal N ended it.
+    /// The exit status; 128 + N if signal N ended the command.
     pub exit_code: i32,
-    /// Whether it was killed because its time was over; the output is what came until then.
+    /// Whether the command was killed because it ran longer than `timeout_sec`; the output is what it wrote until then.
     pub timed_out: bool,
-    /// Whether output beyond the limit was dropped.
+    /// Whether output is missing because it was larger than the limit.
     pub truncated: bool,
-    /// How long it ran, in milliseconds.
+    /// How long the command ran, in milliseconds.
     pub duration_ms: u64,
-    /// How the output is written.
+    /// How the output is encoded.
     pub encoding: Encoding,
 }
 
-/// A file to read.
+/// The file to read.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"path": "/etc/debian_version"}))]
 #[serde(deny_unknown_fields)]
 pub struct ReadFile {
-    /// Absolute, or relative to the default user's home; at most 4096 characters.
+    /// Path of the file: absolute, or relative to the home directory of the template's default user. 1 to 4096 characters.
     #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$")]
     pub path: String,
 }
 
-/// The state of the control plane.
+/// The health of the control plane.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"status": "ok", "version": "0.1.0", "hosts_online": 1}))]
 pub struct Health {
-    /// `ok` or `degraded`.
+    /// `ok`, or `degraded` if PostgreSQL or Redis cannot be reached.
     pub status: String,
-    /// The version of the control plane.
+    /// Version of the control plane.
     pub version: String,
-    /// Hosts that are online; without any no sandbox can be created.
+    /// Number of hosts that are online; without one no sandbox can be created.
     pub hosts_online: u32,
 }

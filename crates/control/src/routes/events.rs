@@ -10,18 +10,20 @@ use futures::{Stream, stream};
 use http::HeaderMap;
 use wrenn_api::ErrorCode;
 
+use super::refusals::OfLook;
 use crate::{error::ApiError, events::is_id, extract::Caller, state::App};
 
-/// Stream what happens to the team's sandboxes.
+/// Stream the events of the team's sandboxes.
 ///
-/// Server-sent events: `id`, `event` (as `sandbox.running`) and `data`, a JSON object with `type`, `at` and
-/// `sandbox`. A client that comes back with `Last-Event-ID` misses nothing of about the last 10000 events, and
-/// may see one twice.
+/// The response is a stream of server-sent events that does not end by itself. An event has an `id`, an `event` (such as
+/// `sandbox.running`) and `data`, a JSON object of the schema `Event`. A client that connects again with `Last-Event-ID` gets
+/// all events since then, of the last 10,000 or so, and may get one twice.
 #[utoipa::path(
-    get, path = "/v1/events/stream", tag = "events", security(("api_key" = [])),
-    params(("Last-Event-ID" = Option<String>, Header, description = "Go on after this event.",
+    get, path = "/v1/events/stream", operation_id = "streamEvents", tag = "events", security(("api_key" = [])),
+    params(("Last-Event-ID" = Option<String>, Header, description = "Send the events after the one with this id. Default: only new events.",
         pattern = "^[0-9]{1,18}(-[0-9]{1,18})?$")),
-    responses((status = 200, description = "The events.", content_type = "text/event-stream"))
+    responses((status = 200, description = "The events.", body = String, content_type = "text/event-stream",
+        example = json!("id: 1769851802500-0\nevent: sandbox.running\ndata: {\"type\":\"sandbox.running\",\"at\":\"2026-01-31T09:30:02.5Z\",\"sandbox\":{…}}\n\n")), OfLook)
 )]
 pub(super) async fn stream(
     State(app): State<App>,

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::{Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use wrenn_api::{Encoding, ErrorBody, ExecRequest, ExecResponse};
+use wrenn_api::{Encoding, ExecRequest, ExecResponse};
 use wrenn_rpc::host::v1::{Command, ExecRequest as AgentExec};
 
+use super::refusals::OfExec;
 use crate::{
     agents::{deadline, within},
     error::ApiError,
@@ -64,22 +65,18 @@ fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
     }
 }
 
-/// Run a command and wait for its end.
+/// Run a command and wait until it ends.
 ///
-/// The program is started directly, without a shell. When its time is over its whole process group is
-/// killed, `timed_out` is true and the output is what came until then.
+/// The program is started directly, without a shell; for a shell, run `sh -c`. A command that runs longer than `timeout_sec`
+/// is killed with its descendants; `timed_out` is then true, and the output is what it wrote until then.
 #[utoipa::path(
-    post, path = "/v1/sandboxes/{id}/exec", tag = "sandboxes", security(("api_key" = [])),
+    post, path = "/v1/sandboxes/{id}/exec", operation_id = "execCommand", tag = "commands", security(("api_key" = [])),
     params(
-        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
-        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = ExecRequest,
-    responses(
-        (status = 200, description = "The command ended.", body = ExecResponse),
-        (status = 404, description = "The team has no such sandbox, or the sandbox no such program, directory or user.", body = ErrorBody),
-        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
-    )
+    responses((status = 200, description = "The command ended, with whatever exit status.", body = ExecResponse), OfExec)
 )]
 pub(super) async fn exec(
     State(app): State<App>,

@@ -1,6 +1,6 @@
 //! Commands whose output is streamed over a WebSocket.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use axum::{
     extract::{
@@ -11,14 +11,17 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use connectrpc::ConnectError;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use wrenn_api::{ErrorBody, ErrorCode};
+use wrenn_api::{
+    ErrorCode, ExecClientFrame as FromClient, ExecError, ExecExit, ExecLost, ExecOutput,
+    ExecServerFrame as ToClient, ExecStart, ExecStarted,
+};
 use wrenn_rpc::host::v1::{__buffa::oneof::exec_stream_response::Event, ExecStreamRequest};
 
 use super::{
     exec::check,
     progress::{By, moving},
+    refusals::OfExecStream,
     utf8::{Piece, Pieces},
 };
 use crate::{agents::AgentClient, error::ApiError, extract::Target, sandboxes as service, state::App};
@@ -30,75 +33,24 @@ const FRAME_MAX: usize = 2 << 20;
 /// A sign of life, so that nothing between client and server takes the connection for dead.
 const PING: Duration = Duration::from_secs(20);
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum FromClient {
-    Start {
-        cmd: String,
-        #[serde(default)]
-        args: Vec<String>,
-        #[serde(default)]
-        envs: BTreeMap<String, String>,
-        cwd: Option<String>,
-        user: Option<String>,
-        timeout_sec: Option<u32>,
-    },
-    Stop,
-}
-
-#[derive(Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum ToClient {
-    Start {
-        pid: u32,
-    },
-    Stdout(Output),
-    Stderr(Output),
-    /// Output was dropped here.
-    Lost {
-        bytes: u64,
-    },
-    Exit {
-        exit_code: i32,
-        timed_out: bool,
-    },
-    Error {
-        data: String,
-        code: ErrorCode,
-    },
-}
-
-#[derive(Serialize)]
-struct Output {
-    data: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<&'static str>,
-}
-
-impl From<Piece> for Output {
+impl From<Piece> for ExecOutput {
     fn from(piece: Piece) -> Self {
         match piece {
             Piece::Text(data) => Self { data, encoding: None },
-            Piece::Bytes(bytes) => Self { data: STANDARD.encode(bytes), encoding: Some("base64") },
+            Piece::Bytes(bytes) => Self { data: STANDARD.encode(bytes), encoding: Some("base64".to_owned()) },
         }
     }
 }
 
 /// Run a command and stream its output over a WebSocket.
 ///
-/// The client's first frame is `{"type":"start","cmd":…,"args":[…],"envs":{…},"cwd":…,"user":…}`. The server
-/// answers with frames of type `start` (`pid`), `stdout` and `stderr` (`data`, with `"encoding":"base64"` where
-/// the bytes are no text), and ends with `exit` (`exit_code`) or `error` (`data`, `code`). The command is
-/// killed when the client sends `{"type":"stop"}` or goes away.
+/// Frames are JSON text: the client sends frames of the schema `ExecClientFrame`, first `start`; the server sends frames of
+/// the schema `ExecServerFrame`, last `exit` or `error`. The command is killed with its descendants when the client sends
+/// `stop` or closes the connection.
 #[utoipa::path(
-    get, path = "/v1/sandboxes/{id}/exec/stream", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
-    responses(
-        (status = 101, description = "The connection is a WebSocket now."),
-        (status = 400, description = "The request is not a WebSocket upgrade.", body = ErrorBody),
-        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
-        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
-    )
+    get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands", security(("api_key" = [])),
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
 )]
 pub(super) async fn exec_stream(
     State(app): State<App>,
@@ -144,7 +96,7 @@ impl From<ConnectError> for Early {
 async fn take_leave(socket: &mut WebSocket, ended: Result<(), Early>) -> Result<(), Early> {
     if let Err(early) = ended {
         let Early::Failed(error) = early else { return Err(early) };
-        send(socket, &ToClient::Error { data: error.message, code: error.code }).await?;
+        send(socket, &ToClient::Error(ExecError { data: error.message, code: error.code })).await?;
     }
     transmit(socket, Message::Close(None)).await
 }
@@ -183,7 +135,7 @@ async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiEr
 
 async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSocket) -> Result<(), Early> {
     let request = match first_frame(socket).await? {
-        Some(FromClient::Start { cmd, args, envs, cwd, user, timeout_sec }) => ExecStreamRequest {
+        Some(FromClient::Start(ExecStart { cmd, args, envs, cwd, user, timeout_sec })) => ExecStreamRequest {
             sandbox_id: id,
             command: check(cmd, args, envs, cwd, user)?.into(),
             timeout_ms: timeout_sec.unwrap_or_default().saturating_mul(1000),
@@ -219,18 +171,18 @@ async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSoc
         let mut frames = Vec::new();
         let mut last = false;
         match event {
-            Some(Event::Start(start)) => frames.push(ToClient::Start { pid: start.pid }),
+            Some(Event::Start(start)) => frames.push(ToClient::Start(ExecStarted { pid: start.pid })),
             Some(Event::Stdout(bytes)) => {
                 frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into())));
             }
             Some(Event::Stderr(bytes)) => {
                 frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())));
             }
-            Some(Event::Lost(lost)) => frames.push(ToClient::Lost { bytes: lost.bytes }),
+            Some(Event::Lost(lost)) => frames.push(ToClient::Lost(ExecLost { bytes: lost.bytes })),
             Some(Event::End(end)) => {
                 frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));
                 frames.extend(stderr.finish().map(|piece| ToClient::Stderr(piece.into())));
-                frames.push(ToClient::Exit { exit_code: end.exit_code, timed_out: end.timed_out });
+                frames.push(ToClient::Exit(ExecExit { exit_code: end.exit_code, timed_out: end.timed_out }));
                 last = true;
             }
             None => {}

@@ -16,7 +16,7 @@ use futures::{SinkExt as _, channel::mpsc, stream};
 use http::{StatusCode, header};
 use serde::Deserialize;
 use utoipa::ToSchema;
-use wrenn_api::{ErrorBody, ErrorCode, ReadFile};
+use wrenn_api::{ErrorCode, ReadFile};
 use wrenn_rpc::host::v1::{
     __buffa::oneof::{read_file_response, write_file_request::Part},
     ReadFileRequest, WriteFileRequest,
@@ -26,6 +26,7 @@ use wrenn_rpc::host::v1::{
 use super::{
     download,
     progress::{By, moving},
+    refusals::OfFiles,
     surround::InWork,
 };
 use crate::{
@@ -49,19 +50,26 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long a guest may take to bring a whole file to its disk, which may be slow.
 const SETTLE: Duration = Duration::from_secs(600);
 
-/// A file to write.
+/// The file to write.
 #[derive(ToSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"path": "hello.txt", "file": "hello\n"}))]
 #[allow(dead_code, reason = "describes the form; its parts are read one by one")]
 pub(super) struct Upload {
-    /// Where to; absolute, or relative to the default user's home. It comes before `file`, unless the file has
-    /// less than 1 MiB.
+    /// Path of the file: absolute, or relative to the home directory of the template's default user. Send this part before
+    /// `file`; for files up to 1 MiB any order works.
     #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$")]
     path: String,
-    /// The content.
+    /// The content, at most 100 MiB unless configured otherwise.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
+
+/// The content of a file.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "describes the body, which is streamed")]
+pub(super) struct Content(Vec<u8>);
 
 fn check_path(path: &str) -> Result<(), ApiError> {
     if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
@@ -165,21 +173,18 @@ async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
     }
 }
 
-/// Write a file, parents included. The old content stays until the new one is complete.
+/// Write a file.
+///
+/// Missing parent directories are created. The upload replaces the file only when it is complete; if it fails, the old file
+/// stays.
 #[utoipa::path(
-    post, path = "/v1/sandboxes/{id}/files/write", tag = "sandboxes", security(("api_key" = [])),
+    post, path = "/v1/sandboxes/{id}/files/write", operation_id = "writeFile", tag = "files", security(("api_key" = [])),
     params(
-        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
-        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body(content = Upload, content_type = "multipart/form-data"),
-    responses(
-        (status = 204, description = "It is written."),
-        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
-        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
-        (status = 413, description = "The file is larger than 100 MiB.", body = ErrorBody),
-        (status = 507, description = "The sandbox's disk is full.", body = ErrorBody),
-    )
+    responses((status = 204, description = "The file is written."), OfFiles)
 )]
 pub(super) async fn write(
     State(app): State<App>,
@@ -270,18 +275,14 @@ async fn write_streamed(
 
 /// Read a file.
 #[utoipa::path(
-    post, path = "/v1/sandboxes/{id}/files/read", tag = "sandboxes", security(("api_key" = [])),
+    post, path = "/v1/sandboxes/{id}/files/read", operation_id = "readFile", tag = "files", security(("api_key" = [])),
     params(
-        ("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
-        ("X-Request-ID" = Option<String>, Header, description = "Comes back with the answer and names the request in the log."),
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = ReadFile,
-    responses(
-        (status = 200, description = "Its content.", content_type = "application/octet-stream"),
-        (status = 400, description = "The path is malformed, or names a directory.", body = ErrorBody),
-        (status = 404, description = "There is no such sandbox, or no such file.", body = ErrorBody),
-        (status = 409, description = "The sandbox does not run.", body = ErrorBody),
-    )
+    responses((status = 200, description = "The content of the file.", body = inline(Content),
+        content_type = "application/octet-stream"), OfFiles)
 )]
 pub(super) async fn read(
     State(app): State<App>,

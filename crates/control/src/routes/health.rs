@@ -11,12 +11,13 @@ use crate::{db::hosts, state::App};
 /// Longer than this is as good as away.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Whether the control plane and its services work.
+/// Get the health of the control plane.
 #[utoipa::path(
-    get, path = "/health", tag = "service",
+    get, path = "/health", operation_id = "getHealth", tag = "service",
     responses(
-        (status = 200, description = "All is well.", body = Health),
-        (status = 503, description = "PostgreSQL or Redis cannot be reached; status is `degraded`.", body = Health),
+        (status = 200, description = "The control plane reaches PostgreSQL and Redis.", body = Health),
+        (status = 503, description = "PostgreSQL or Redis cannot be reached; `status` is `degraded`.", body = Health,
+            example = json!({"status": "degraded", "version": "0.1.0", "hosts_online": 0})),
     )
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
@@ -35,10 +36,11 @@ pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>)
     (status, Json(health))
 }
 
-/// Figures in the format of Prometheus.
+/// Get metrics in the text format of Prometheus.
 #[utoipa::path(
-    get, path = "/metrics", tag = "service",
-    responses((status = 200, description = "The figures.", body = String, content_type = "text/plain"))
+    get, path = "/metrics", operation_id = "getMetrics", tag = "service",
+    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain",
+        example = json!("# TYPE wrenn_sandboxes gauge\nwrenn_sandboxes{status=\"running\"} 3\n")))
 )]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render())

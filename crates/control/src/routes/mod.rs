@@ -8,6 +8,7 @@ mod files;
 mod health;
 mod openapi;
 mod progress;
+mod refusals;
 mod sandboxes;
 mod surround;
 mod utf8;

@@ -1,78 +1,96 @@
 //! The OpenAPI 3.1 document, made from the handlers, and its viewer.
 
-use axum::{Router, response::IntoResponse as _, routing::get};
-use http::header;
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::Path,
+    response::{IntoResponse, Redirect, Response},
+    routing::get,
+};
+use http::{StatusCode, header};
 use utoipa::{
-    OpenApi as _, ToSchema as _,
+    OpenApi as _,
     openapi::{
-        OpenApi, Ref, RefOr, ResponseBuilder,
-        content::ContentBuilder,
+        OpenApi, PathItem, RefOr, Schema,
+        path::{Operation, ParameterIn},
+        schema::{SchemaType, Type},
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
-use utoipa_swagger_ui::{Config, SwaggerUi};
-use wrenn_api::ErrorBody;
+use utoipa_swagger_ui::Config;
+use wrenn_api::{ErrorBody, Event, ExecClientFrame, ExecServerFrame};
 
+use super::refusals;
 use crate::state::App;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(
         title = "Wrenn",
-        description = "Runs untrusted code in microVMs. Every error has the body `{\"error\":{\"code\",\"message\"}}`.",
+        description = "Runs untrusted code in microVMs. Every error response has the body `{\"error\":{\"code\",\"message\"}}`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    components(schemas(ErrorBody)),
+    servers(
+        (url = "/", description = "The server that this document comes from."),
+        (url = "http://127.0.0.1:9725", description = "The default address of `wrenn up`."),
+    ),
+    components(schemas(ErrorBody, ExecClientFrame, ExecServerFrame, Event)),
     tags(
-        (name = "sandboxes", description = "MicroVMs, and code and files in them."),
-        (name = "events", description = "What happens to sandboxes."),
+        (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),
+        (name = "commands", description = "Commands in sandboxes."),
+        (name = "files", description = "Files in sandboxes."),
+        (name = "events", description = "Events of sandboxes."),
         (name = "service", description = "The control plane itself."),
     )
 )]
 struct Frame;
 
-/// The document.
+/// Makes the OpenAPI document.
 pub(crate) fn document() -> OpenApi {
     let mut document = Frame::openapi();
-    let (_, open) = super::open().split_for_parts();
+    let (_, mut open) = super::open().split_for_parts();
+    for operation in open.paths.paths.values_mut().flat_map(operations) {
+        operation.security = Some(Vec::new());
+    }
     let (_, protected) = super::protected().split_for_parts();
     document.merge(open);
     document.merge(protected);
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        forbid_null_in_headers(operation);
+    }
     let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
         "X-API-Key",
-        "A key of the team. `wrenn up` makes the first one.",
+        "An API key of the team. `wrenn up` creates the first one and writes it to its configuration file.",
     )));
-    document.components.get_or_insert_default().add_security_scheme("api_key", scheme);
-    add_errors(&mut document);
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme("api_key", scheme);
+    components.examples = refusals::examples().map(|(name, example)| (name, RefOr::T(example))).collect();
     document
 }
 
-/// Every operation can be refused; what it may be refused with beyond its own list is the same for all.
-fn add_errors(document: &mut OpenApi) {
-    let reference = RefOr::Ref(Ref::from_schema_name(ErrorBody::name()));
-    let refusal = |description: &str| {
-        let content = ContentBuilder::new().schema(Some(reference.clone())).build();
-        RefOr::T(ResponseBuilder::new().description(description).content("application/json", content).build())
-    };
-    for (path, item) in &mut document.paths.paths {
-        if !path.starts_with("/v1/") {
-            continue;
-        }
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            let responses = &mut operation.responses.responses;
-            for (status, description) in [
-                ("400", "The request is malformed."),
-                ("401", "The API key is missing or not valid."),
-                ("default", "Any other refusal; the code says which."),
-            ] {
-                responses.entry(status.to_owned()).or_insert_with(|| refusal(description));
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    let all = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+    all.into_iter().flatten()
+}
+
+/// Removes the type `null`, which an `Option` brings, from headers: they are absent or text.
+fn forbid_null_in_headers(operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(parameter) = parameter else { continue };
+        if parameter.parameter_in == ParameterIn::Header
+            && let Some(RefOr::T(Schema::Object(object))) = &mut parameter.schema
+            && let SchemaType::Array(types) = &mut object.schema_type
+        {
+            types.retain(|kind| *kind != Type::Null);
+            if let [only] = types.as_slice() {
+                object.schema_type = SchemaType::Type(only.clone());
             }
         }
     }
 }
 
-/// The document in both notations, and its viewer.
+/// Serves the document as JSON and YAML, and its viewer.
 pub(super) fn routes() -> Router<App> {
     let document = document();
     let json = document.to_json().unwrap_or_default();
@@ -83,15 +101,118 @@ pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/openapi.json", served("application/json", json))
         .route("/openapi.yaml", served("application/yaml", yaml))
-        .merge(SwaggerUi::new("/docs").config(Config::from("/openapi.json")))
+        .merge(viewer())
+}
+
+/// Serves Swagger UI at `/docs`, without the bar that offers to open other documents.
+fn viewer() -> Router<App> {
+    let config = Config::from("/openapi.json").use_base_layout().persist_authorization(true);
+    let config = Arc::new(config.display_operation_id(true).try_it_out_enabled(true));
+    let first = config.clone();
+    Router::new()
+        .route("/docs", get(async || Redirect::to("/docs/")))
+        .route("/docs/", get(async move || viewer_file("index.html", first)))
+        .route("/docs/{*file}", get(async move |Path(file): Path<String>| viewer_file(&file, config)))
+}
+
+fn viewer_file(name: &str, config: Arc<Config<'static>>) -> Response {
+    const TITLE: &str = "<title>Wrenn API</title>";
+    match utoipa_swagger_ui::serve(name, config) {
+        Ok(Some(file)) if name == "index.html" => {
+            let page = String::from_utf8_lossy(&file.bytes).replace("<title>Swagger UI</title>", TITLE);
+            ([(header::CONTENT_TYPE, file.content_type)], page).into_response()
+        }
+        Ok(Some(file)) => {
+            ([(header::CONTENT_TYPE, file.content_type)], file.bytes.into_owned()).into_response()
+        }
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot serve a file of Swagger UI");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Every operation of the document, by its id.
+    fn all() -> Vec<(String, Value)> {
+        let document = serde_json::to_value(document()).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths").values();
+        let operations = paths.flat_map(|item| item.as_object().expect("operations").values().cloned());
+        operations.map(|it| (it["operationId"].as_str().unwrap_or_default().to_owned(), it)).collect()
+    }
+
     #[test]
     fn the_committed_document_is_the_one_of_the_code() {
         let committed = include_str!("../../../../openapi.yaml");
-        let current = super::document().to_yaml().expect("YAML");
+        let current = document().to_yaml().expect("YAML");
         assert!(committed == current, "openapi.yaml is out of date: run `make openapi` and commit it");
+    }
+
+    #[test]
+    fn operation_ids_are_different_and_have_two_words() {
+        let ids: BTreeSet<_> = all().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids.len(), all().len(), "{ids:?}");
+        for id in ids {
+            assert!(id.starts_with(char::is_lowercase) && id.contains(char::is_uppercase), "{id}");
+        }
+    }
+
+    #[test]
+    fn bodies_and_errors_have_examples() {
+        let document = serde_json::to_value(document()).expect("JSON");
+        let with_example = |content: &Value| {
+            let schema = &content["schema"];
+            let schema = schema["items"]["$ref"].as_str().or(schema["$ref"].as_str());
+            let named = schema.and_then(|path| document.pointer(path.trim_start_matches('#')));
+            ["example", "examples"].iter().any(|key| content[key] != Value::Null)
+                || named.is_some_and(|schema| schema["example"] != Value::Null)
+        };
+        for (id, operation) in all() {
+            let bodies = std::iter::once(("request", &operation["requestBody"])).chain(
+                operation["responses"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(status, body)| (status.as_str(), body)),
+            );
+            for (of, body) in bodies {
+                for (kind, content) in body["content"].as_object().into_iter().flatten() {
+                    let binary = content["schema"]["format"] == "binary";
+                    assert!(binary || with_example(content), "{id}, {of}, {kind}: no example");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_operation_says_whether_it_needs_a_key_and_which_errors_it_has() {
+        for (id, operation) in all() {
+            let open = ["getHealth", "getMetrics"].contains(&id.as_str());
+            let security = operation["security"].as_array().expect("security");
+            assert_eq!(security.is_empty(), open, "{id}");
+            for status in ["400", "401", "429", "500", "503"] {
+                assert!(open || operation["responses"][status].is_object(), "{id}: {status}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_viewer_has_our_title_and_no_foreign_bar() {
+        let config = || Arc::new(Config::from("/openapi.json").use_base_layout());
+        assert_eq!(viewer_file("index.html", config()).status(), 200);
+        let index = utoipa_swagger_ui::serve("index.html", config()).ok().flatten().expect("the page");
+        assert!(
+            String::from_utf8_lossy(&index.bytes).contains("<title>Swagger UI</title>"),
+            "the title moved"
+        );
+        assert_eq!(viewer_file("nothing", config()).status(), 404);
     }
 }

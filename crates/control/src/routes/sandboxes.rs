@@ -7,9 +7,12 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::Deserialize;
-use wrenn_api::{CreateSandbox, ErrorBody, ErrorCode, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId, SandboxStatus};
 
-use super::OlderPath;
+use super::{
+    OlderPath,
+    refusals::{OfCreate, OfDelete, OfGet, OfLook},
+};
 use crate::{
     db,
     error::ApiError,
@@ -38,22 +41,17 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
 }
 
-/// Create a sandbox; the answer comes when code can run in it.
+/// Create a sandbox.
 ///
-/// Without effect when it is repeated with the same `Idempotency-Key` within 24 hours: the first answer is
-/// given again.
+/// The response is sent once the sandbox is ready to run code. Repeating the request with the same `Idempotency-Key` within
+/// 24 hours returns the first response and creates nothing; a different request with the same key is rejected with 409.
 #[utoipa::path(
-    post, path = "/v1/sandboxes", tag = "sandboxes", security(("api_key" = [])),
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes repeating the request safe.",
-        min_length = 1, max_length = 255, pattern = "^[!-~]+$")),
+    post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes", security(("api_key" = [])),
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Any text that is unique to this sandbox, for example a UUID. It makes it safe to repeat the request.",
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "01890a5d-ac96-774b-bcce-b302099a8057")),
     request_body = CreateSandbox,
-    responses(
-        (status = 201, description = "It runs.", body = Sandbox),
-        (status = 404, description = "There is no such template.", body = ErrorBody),
-        (status = 409, description = "No host is large enough, or the key was used otherwise.", body = ErrorBody),
-        (status = 503, description = "No host can take it now.", body = ErrorBody),
-        (status = 507, description = "The host's disk is full.", body = ErrorBody),
-    )
+    responses((status = 201, description = "The sandbox is running.", body = Sandbox), OfCreate)
 )]
 pub(super) async fn create(
     State(app): State<App>,
@@ -77,16 +75,18 @@ pub(super) struct Paging {
     status: Option<SandboxStatus>,
 }
 
-/// List the team's sandboxes, newest first: all that are not stopped, or those of one status.
+/// List the team's sandboxes, newest first.
+///
+/// Without `status`, sandboxes of every status but `stopped` are listed.
 #[utoipa::path(
-    get, path = "/v1/sandboxes", tag = "sandboxes", security(("api_key" = [])),
+    get, path = "/v1/sandboxes", operation_id = "listSandboxes", tag = "sandboxes", security(("api_key" = [])),
     params(
-        ("limit" = Option<u32>, Query, description = "How many, at most. Default: 50.", minimum = 1, maximum = 100),
-        ("cursor" = Option<String>, Query, description = "`x-next-cursor` of the page before.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
-        ("status" = Option<SandboxStatus>, Query, description = "Only these; `stopped` shows what was deleted."),
+        ("limit" = Option<u32>, Query, description = "Maximum number of sandboxes in the response. Default: 50.", minimum = 1, maximum = 100),
+        ("cursor" = Option<String>, Query, description = "The header `x-next-cursor` of the previous page.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("status" = Option<SandboxStatus>, Query, description = "List only sandboxes of this status; `stopped` lists deleted ones."),
     ),
-    responses((status = 200, description = "One page.", body = Vec<Sandbox>,
-        headers(("x-next-cursor" = String, description = "Pass it as `cursor` for the next page; absent on the last one."))))
+    responses((status = 200, description = "A page of sandboxes.", body = Vec<Sandbox>,
+        headers(("x-next-cursor" = String, description = "Pass it as `cursor` to get the next page; absent on the last page."))), OfLook)
 )]
 pub(super) async fn list(
     State(app): State<App>,
@@ -117,17 +117,14 @@ pub(super) async fn list(
     Ok(response)
 }
 
-/// Show one sandbox that is not stopped.
+/// Get a sandbox.
 ///
-/// A deleted one is not found any more; `GET /v1/sandboxes?status=stopped` has its record. Under the older
-/// path `/v1/capsules/{id}` its record is shown, as the clients of that path expect.
+/// A deleted sandbox gives 404; `GET /v1/sandboxes?status=stopped` lists its record. The older path `/v1/capsules/{id}`
+/// returns the record, as the clients of that path expect.
 #[utoipa::path(
-    get, path = "/v1/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
-    responses(
-        (status = 200, description = "The sandbox.", body = Sandbox),
-        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
-    )
+    get, path = "/v1/sandboxes/{id}", operation_id = "getSandbox", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 200, description = "The sandbox.", body = Sandbox), OfGet)
 )]
 pub(super) async fn get(
     State(app): State<App>,
@@ -141,16 +138,13 @@ pub(super) async fn get(
     Ok(Json(sandbox))
 }
 
-/// Delete a sandbox with all it holds, whatever its status. Repeating it is fine.
+/// Delete a sandbox and its disk, whatever its status.
 ///
-/// When its host does not answer, the sandbox stays `stopping` and goes as soon as the host is back.
+/// Repeating it is safe. If the host is offline, the sandbox stays in `stopping` and is deleted when the host comes back.
 #[utoipa::path(
-    delete, path = "/v1/sandboxes/{id}", tag = "sandboxes", security(("api_key" = [])),
-    params(("id" = String, Path, description = "The sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$")),
-    responses(
-        (status = 204, description = "It is gone, or going."),
-        (status = 404, description = "The team has no such sandbox.", body = ErrorBody),
-    )
+    delete, path = "/v1/sandboxes/{id}", operation_id = "deleteSandbox", tag = "sandboxes", security(("api_key" = [])),
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 204, description = "The sandbox is deleted, or will be when its host comes back."), OfDelete)
 )]
 pub(super) async fn delete(State(app): State<App>, target: Target) -> Result<StatusCode, ApiError> {
     service::destroy::destroy(&app, target.team, target.id).await?;

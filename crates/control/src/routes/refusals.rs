@@ -1,0 +1,125 @@
+//! The error responses of each operation, for the OpenAPI document: which codes it can answer with, and an example of each.
+
+use std::collections::BTreeMap;
+
+use utoipa::{
+    IntoResponses, ToSchema as _,
+    openapi::{
+        Ref, RefOr, Response, ResponseBuilder,
+        content::ContentBuilder,
+        example::{Example, ExampleBuilder},
+    },
+};
+use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail};
+
+macro_rules! refusals {
+    ($($(#[$doc:meta])* $name:ident: $($code:ident)*;)*) => {$(
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                by_status(&[$(ErrorCode::$code),*])
+            }
+        }
+    )*};
+}
+
+refusals! {
+    /// Error responses of `createSandbox`.
+    OfCreate: NotFound Conflict ExceedsCapacity IdempotencyMismatch IdempotencyInProgress TooLarge UnsupportedMediaType
+        AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of operations that read the control plane's database only.
+    OfLook:;
+    /// Error responses of `getSandbox`.
+    OfGet: NotFound;
+    /// Error responses of `deleteSandbox`.
+    OfDelete: NotFound Conflict;
+    /// Error responses of `execCommand`.
+    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState TooLarge
+        UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `execStream`, before the connection is a WebSocket.
+    OfExecStream: NotFound InvalidState HostUnavailable;
+    /// Error responses of `readFile` and `writeFile`.
+    OfFiles: Forbidden NotFound InvalidState Conflict TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout
+        InsufficientStorage;
+}
+
+/// Codes of every operation that needs an API key.
+const EVERYWHERE: [ErrorCode; 5] = [
+    ErrorCode::InvalidRequest,
+    ErrorCode::Unauthorized,
+    ErrorCode::TooManyRequests,
+    ErrorCode::InternalError,
+    ErrorCode::ServiceUnavailable,
+];
+
+/// One response per status, with an example of each of its codes.
+fn by_status(own: &[ErrorCode]) -> BTreeMap<String, RefOr<Response>> {
+    let mut statuses: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
+    for code in own.iter().chain(&EVERYWHERE) {
+        statuses.entry(code.status()).or_default().push(*code);
+    }
+    statuses.into_iter().map(|(status, codes)| (status.to_string(), RefOr::T(response(&codes)))).collect()
+}
+
+fn response(codes: &[ErrorCode]) -> Response {
+    let lines: Vec<_> = codes.iter().map(|code| format!("`{code}`: {}", code.description())).collect();
+    let examples = codes.iter().map(|code| {
+        let name = code.as_str();
+        (name.to_owned(), RefOr::Ref(Ref::new(format!("#/components/examples/{name}"))))
+    });
+    let schema = RefOr::Ref(Ref::from_schema_name(ErrorBody::name()));
+    let content = ContentBuilder::new().schema(Some(schema)).examples_from_iter(examples).build();
+    ResponseBuilder::new().description(lines.join("\n\n")).content("application/json", content).build()
+}
+
+/// An example of every code, under its name.
+pub(super) fn examples() -> impl Iterator<Item = (String, Example)> {
+    ErrorCode::ALL.iter().map(|&code| {
+        let body = ErrorBody { error: ErrorDetail { code, message: message(code).to_owned() } };
+        let value = serde_json::to_value(body).unwrap_or_default();
+        let example = ExampleBuilder::new().summary(code.description()).value(Some(value)).build();
+        (code.as_str().to_owned(), example)
+    })
+}
+
+/// The message of a code's example.
+fn message(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidRequest => "vcpus is 0: it must be 1 to 64",
+        ErrorCode::Unauthorized => "Missing or invalid API key. Send it in the header X-API-Key.",
+        ErrorCode::Forbidden => "cannot write /proc/version: permission denied",
+        ErrorCode::ProgramNotExecutable => "/etc/passwd: permission denied",
+        ErrorCode::NotFound => "there is no sandbox sb03halx8fdhw2fu3txwbd0kdw0",
+        ErrorCode::ProgramNotFound => "python4: command not found",
+        ErrorCode::UserNotFound => "there is no user \"alice\" in the sandbox",
+        ErrorCode::DirectoryNotFound => "there is no directory \"/work\" in the sandbox",
+        ErrorCode::MethodNotAllowed => "this path does not take this method; GET /docs lists what it takes",
+        ErrorCode::InvalidState => "sandbox sb03halx8fdhw2fu3txwbd0kdw0 is starting, not running",
+        ErrorCode::Conflict => "the sandbox was deleted while it was starting",
+        ErrorCode::ExceedsCapacity => "no host takes a sandbox with 64 vCPUs; the largest takes 16",
+        ErrorCode::IdempotencyMismatch => {
+            "this Idempotency-Key was used with a different request; use a new key"
+        }
+        ErrorCode::IdempotencyInProgress => {
+            "the first request with this Idempotency-Key is still being processed"
+        }
+        ErrorCode::TooLarge => "the body is larger than 2097152 bytes",
+        ErrorCode::UnsupportedMediaType => {
+            "send the body as JSON, with the header Content-Type: application/json"
+        }
+        ErrorCode::TooManyRequests => {
+            "the control plane has too many requests in work; try again in a moment"
+        }
+        ErrorCode::InternalError => "the control plane could not do this; its log says why",
+        ErrorCode::AgentError => "the sandbox's host could not do this; its log says why",
+        ErrorCode::NoHostsAvailable => "no host has room for the sandbox; try again later",
+        ErrorCode::HostUnavailable => "the sandbox's host does not answer; try again in a moment",
+        ErrorCode::ServiceUnavailable => "the control plane cannot reach its database; try again in a moment",
+        ErrorCode::Timeout => "the sandbox's host did not answer in time; try again",
+        ErrorCode::InsufficientStorage => {
+            "the host's disk is full: delete sandboxes, or give the host more disk"
+        }
+    }
+}
