@@ -1,4 +1,5 @@
-//! Configuration: one table of keys, read from flags, environment, `.env` and a TOML file, in this order.
+//! Configuration: one table of keys, read from flags, the environment, a file named by `--env-file` and a TOML file, in
+//! this order. Nothing is read from the working directory.
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +9,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::{failure::Failure, output::note};
 
 /// What a value must look like.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +76,12 @@ const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", "WRENN_BIN"];
 const FAULT_PREFIX: &str = "WRENN_FAULT_";
 /// Keys that a server or agent has no use for.
 const CLIENT_KEYS: &[&str] = &["url", "api_key"];
+/// Keys whose variables have names that other programs use too: they count only in the real environment.
+const SHARED_NAMES: &[&str] = &["database_url", "redis_url"];
+/// Keys with a flag of their own; the others are set by `--set`.
+const OWN_FLAGS: &[&str] = &["url", "api_key", "state_dir", "share_dir"];
+/// How similar two names must be for one to be suggested for the other, as in clap.
+const SIMILAR: f64 = 0.8;
 
 impl Key {
     /// `a.b` is `WRENN_A_B`; the two URLs have the names that everybody uses.
@@ -105,85 +114,151 @@ impl Key {
 
 fn known(name: &str) -> Result<&'static Key> {
     KEYS.iter().find(|key| key.name == name).with_context(|| {
-        let names: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
-        format!("there is no configuration key {name:?}; the keys are {}", names.join(", "))
+        let hint = similar(name, KEYS.iter().map(|key| key.name.to_owned()));
+        format!("there is no configuration key {name:?}{hint}; docs/operations.md lists all keys")
     })
+}
+
+/// `: did you mean X?`, or nothing when no name is similar.
+fn similar(name: &str, names: impl Iterator<Item = String>) -> String {
+    // What all variables begin with makes none similar.
+    let bare = |name: &str| name.trim_start_matches("WRENN_").to_owned();
+    let score = |other: &String| strsim::jaro_winkler(&bare(name), &bare(other));
+    let best = names.max_by(|a, b| score(a).total_cmp(&score(b))).filter(|best| score(best) > SIMILAR);
+    best.map(|best| format!(": did you mean {best}?")).unwrap_or_default()
+}
+
+/// Where a value comes from, the weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Default,
+    File,
+    EnvFile,
+    Environment,
+    Flag,
+}
+
+#[derive(Debug, Clone)]
+struct Value {
+    text: String,
+    origin: Origin,
+}
+
+/// What decides where configuration is read from.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    /// Pairs of key and value.
+    pub(crate) flags: Vec<(String, String)>,
+    /// The file of `--env-file`.
+    pub(crate) env_file: Option<PathBuf>,
+    /// Whether unknown `WRENN_` variables are refused. Clients are not: other software may use such names.
+    pub(crate) strict: bool,
 }
 
 /// The values in force.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Config {
-    values: BTreeMap<&'static str, String>,
+    values: BTreeMap<&'static str, Value>,
     faults: BTreeMap<String, String>,
-    flags: Vec<(String, String)>,
+    request: Request,
     file: PathBuf,
+    /// The API that the file alone leads to: the only one that gets the file's key.
+    file_url: String,
 }
 
-/// Where values come from, the strongest first.
+/// What was read, the strongest first.
 #[derive(Debug, Default)]
 struct Sources {
     flags: Vec<(String, String)>,
     environment: Vec<(String, String)>,
-    dotenv: Vec<(String, String)>,
+    env_file: Vec<(String, String)>,
     toml: String,
+    strict: bool,
 }
 
 impl Config {
-    /// Reads everything; `flags` are pairs of key and value.
-    pub(crate) fn load(flags: Vec<(String, String)>) -> Result<Self> {
+    /// Reads everything.
+    pub(crate) fn load(request: Request) -> Result<Self> {
+        Self::read(request).map_err(|error| invalid(format!("{error:#}")))
+    }
+
+    fn read(request: Request) -> Result<Self> {
         let file = crate::client_config::path()?;
         let toml = crate::client_config::read(&file)?;
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let sources = Sources { flags, environment, dotenv: dotenv(Path::new(".env"))?, toml };
-        let mut config = Self::resolve(&sources)
-            .with_context(|| format!("the configuration is not valid (its file is {})", file.display()))?;
-        (config.file, config.flags) = (file, sources.flags);
+        let env_file = request.env_file.as_deref().map_or_else(|| Ok(Vec::new()), env_file)?;
+        let flags = request.flags.clone();
+        let sources = Sources { flags, environment, env_file, toml, strict: request.strict };
+        let mut config = Self::resolve(&sources, &file, request.env_file.as_deref())?;
+        (config.file, config.request) = (file, request);
         config.make_absolute()?;
         Ok(config)
     }
 
-    fn resolve(sources: &Sources) -> Result<Self> {
+    fn resolve(sources: &Sources, file: &Path, env_file: Option<&Path>) -> Result<Self> {
         let mut config = Self::default();
         for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
-            config.values.insert(key.name, key.default.to_owned());
+            let value = Value { text: key.default.to_owned(), origin: Origin::Default };
+            config.values.insert(key.name, value);
         }
-        let table: toml::Table = sources.toml.parse().context("it is not TOML")?;
-        for (name, value) in flatten("", &table)? {
-            config.set(known(&name)?, value, &name)?;
+        config.take_toml(&sources.toml).with_context(|| format!("{} is not valid", file.display()))?;
+        config.file_url = config.url()?;
+        if let Some(path) = env_file {
+            let taken = config.take_variables(&sources.env_file, Origin::EnvFile, sources.strict);
+            taken.with_context(|| format!("{} is not valid", path.display()))?;
         }
-        config.take_variables(&sources.dotenv)?;
-        config.take_variables(&sources.environment)?;
+        config.take_variables(&sources.environment, Origin::Environment, sources.strict)?;
         for (name, value) in &sources.flags {
-            config.set(known(name)?, value.clone(), name)?;
+            let flag = if OWN_FLAGS.contains(&name.as_str()) {
+                format!("--{}", name.replace('_', "-"))
+            } else {
+                format!("--set {name}")
+            };
+            let key = known(name).with_context(|| flag.clone())?;
+            config.set(key, value.clone(), Origin::Flag, &flag)?;
         }
         Ok(config)
     }
 
-    fn take_variables(&mut self, variables: &[(String, String)]) -> Result<()> {
+    fn take_toml(&mut self, text: &str) -> Result<()> {
+        let table: toml::Table = text.parse().context("it is not TOML")?;
+        for (name, value) in flatten("", &table)? {
+            self.set(known(&name)?, value, Origin::File, &name)?;
+        }
+        Ok(())
+    }
+
+    fn take_variables(&mut self, variables: &[(String, String)], origin: Origin, strict: bool) -> Result<()> {
         for (name, value) in variables {
             if name.starts_with(FAULT_PREFIX) {
                 self.faults.insert(name.clone(), value.clone());
             } else if let Some(key) = KEYS.iter().find(|key| key.env() == *name) {
-                self.set(key, value.clone(), name)?;
-            } else if name.starts_with("WRENN_") && !OTHER_VARIABLES.contains(&name.as_str()) {
-                let names: Vec<String> = KEYS.iter().map(Key::env).collect();
-                bail!(
-                    "there is no environment variable {name}; unset it, or use one of {}",
-                    names.join(", ")
+                ensure!(
+                    origin == Origin::Environment || !SHARED_NAMES.contains(&key.name),
+                    "{name} counts only in the environment itself: export it, or write {} to the configuration file",
+                    key.name
                 );
+                self.set(key, value.clone(), origin, name)?;
+            } else if name.starts_with("WRENN_") && !OTHER_VARIABLES.contains(&name.as_str()) {
+                let hint = similar(name, KEYS.iter().map(Key::env));
+                let message = format!("there is no environment variable {name}{hint}");
+                ensure!(!strict, "{message}; unset it, or use one of docs/operations.md");
+                if !hint.is_empty() {
+                    note(&format!("wrenn: ignored: {message}"));
+                }
             }
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &'static Key, value: String, origin: &str) -> Result<()> {
-        if value.is_empty() {
+    fn set(&mut self, key: &'static Key, text: String, origin: Origin, by: &str) -> Result<()> {
+        if text.is_empty() {
             return Ok(());
         }
-        key.check(&value).with_context(|| format!("{origin} is {value:?}"))?;
-        self.values.insert(key.name, value);
+        key.check(&text).with_context(|| format!("{by}={text}"))?;
+        self.values.insert(key.name, Value { text, origin });
         Ok(())
     }
 
@@ -191,9 +266,9 @@ impl Config {
     fn make_absolute(&mut self) -> Result<()> {
         for key in KEYS.iter().filter(|key| matches!(key.kind, Kind::Path)) {
             if let Some(value) = self.values.get_mut(key.name) {
-                let path =
-                    std::path::absolute(&*value).with_context(|| format!("{} is {value:?}", key.name))?;
-                *value = path.into_os_string().into_string().ok().context("a path is not UTF-8")?;
+                let path = std::path::absolute(&value.text)
+                    .with_context(|| format!("{} is {:?}", key.name, value.text))?;
+                value.text = path.into_os_string().into_string().ok().context("a path is not UTF-8")?;
             }
         }
         Ok(())
@@ -201,7 +276,7 @@ impl Config {
 
     /// The value of a key of the table.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+        self.values.get(name).map(|value| value.text.as_str())
     }
 
     /// The value of a key that was checked when it was read, or the given default.
@@ -245,6 +320,28 @@ impl Config {
         self.get("url").map_or_else(|| self.local_url(), |url| Ok(url.to_owned()))
     }
 
+    /// The API key for the API at `url`. The one of the configuration file goes only to the API that the file leads to.
+    pub(crate) fn api_key_for(&self, url: &str) -> Result<&str> {
+        let Some(key) = self.values.get("api_key") else {
+            let file = self.file.display();
+            let message = format!(
+                "no API key: set WRENN_API_KEY, or write `url` and `api_key` to {file} (`wrenn up` does that for the user \
+                 who starts it)"
+            );
+            return Err(Failure::new("no_api_key", message).into());
+        };
+        if key.origin == Origin::File && !same_url(url, &self.file_url) {
+            let message = format!(
+                "the API key in {} is for {} and is not sent to {url}: give the key for {url} in WRENN_API_KEY, or by \
+                 --api-key",
+                self.file.display(),
+                self.file_url
+            );
+            return Err(invalid(message));
+        }
+        Ok(&key.text)
+    }
+
     /// The file that this was read from; it need not exist.
     pub(crate) fn file(&self) -> &Path {
         &self.file
@@ -252,7 +349,7 @@ impl Config {
 
     /// The same, read again.
     pub(crate) fn reload(&self) -> Result<Self> {
-        Self::load(self.flags.clone())
+        Self::load(self.request.clone())
     }
 
     /// The environment for a server or agent with this configuration: it reads no file.
@@ -266,12 +363,18 @@ impl Config {
     }
 }
 
-fn dotenv(path: &Path) -> Result<Vec<(String, String)>> {
-    match dotenvy::from_path_iter(path) {
-        Ok(entries) => entries.collect::<Result<_, _>>().context(".env in this directory cannot be read"),
-        Err(dotenvy::Error::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).context(".env in this directory cannot be read"),
-    }
+fn env_file(path: &Path) -> Result<Vec<(String, String)>> {
+    let unreadable = || format!("--env-file {} cannot be read", path.display());
+    let entries = dotenvy::from_path_iter(path).with_context(unreadable)?;
+    entries.collect::<Result<_, _>>().with_context(unreadable)
+}
+
+fn invalid(message: String) -> anyhow::Error {
+    Failure::new("invalid_configuration", message).into()
+}
+
+fn same_url(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/').eq_ignore_ascii_case(other.trim_end_matches('/'))
 }
 
 fn flatten(prefix: &str, table: &toml::Table) -> Result<Vec<(String, String)>> {
@@ -297,16 +400,20 @@ mod tests {
         list.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 
+    fn resolve(sources: &Sources) -> Result<Config> {
+        Config::resolve(sources, Path::new("/x/config.toml"), Some(Path::new("/x/file.env")))
+    }
+
     #[test]
     fn the_stronger_source_wins() -> Result<()> {
         let mut sources = Sources::default();
         let listen = |sources: &Sources| -> Result<String> {
-            Ok(Config::resolve(sources)?.get("server.listen").unwrap_or_default().to_owned())
+            Ok(resolve(sources)?.get("server.listen").unwrap_or_default().to_owned())
         };
         assert_eq!(listen(&sources)?, "127.0.0.1:9725");
         sources.toml = "[server]\nlisten = \"127.0.0.1:1\"\n".to_owned();
         assert_eq!(listen(&sources)?, "127.0.0.1:1");
-        sources.dotenv = pairs(&[("WRENN_SERVER_LISTEN", "127.0.0.1:2"), ("OTHER", "x")]);
+        sources.env_file = pairs(&[("WRENN_SERVER_LISTEN", "127.0.0.1:2"), ("OTHER", "x")]);
         assert_eq!(listen(&sources)?, "127.0.0.1:2");
         sources.environment = pairs(&[("WRENN_SERVER_LISTEN", "127.0.0.1:3"), ("HOME", "/root")]);
         assert_eq!(listen(&sources)?, "127.0.0.1:3");
@@ -316,21 +423,35 @@ mod tests {
     }
 
     fn refusal(sources: &Sources) -> String {
-        Config::resolve(sources).err().map(|error| format!("{error:#}")).unwrap_or_default()
+        resolve(sources).err().map(|error| format!("{error:#}")).unwrap_or_default()
     }
 
     #[test]
-    fn unknown_names_are_refused_by_name() {
+    fn unknown_names_are_refused_by_name_and_the_right_one_is_suggested() {
         let toml = Sources { toml: "[server]\nlissten = 1\n".to_owned(), ..Sources::default() };
-        assert!(refusal(&toml).contains("\"server.lissten\""), "{}", refusal(&toml));
-        let environment = Sources { environment: pairs(&[("WRENN_STATEDIR", "x")]), ..Sources::default() };
-        assert!(refusal(&environment).contains("WRENN_STATEDIR"), "{}", refusal(&environment));
-        let flags = Sources { flags: pairs(&[("x.y", "z")]), ..Sources::default() };
-        assert!(refusal(&flags).contains("\"x.y\""), "{}", refusal(&flags));
+        let flags = Sources { flags: pairs(&[("server.lissten", "z")]), ..Sources::default() };
+        let environment = pairs(&[("WRENN_STATEDIR", "x")]);
+        let environment = Sources { environment, strict: true, ..Sources::default() };
+        for (sources, told) in [
+            (&toml, ["/x/config.toml", "\"server.lissten\"", "mean server.listen?"]),
+            (&flags, ["--set server.lissten", "docs/operations.md", "mean server.listen?"]),
+            (&environment, ["WRENN_STATEDIR", "docs/operations.md", "mean WRENN_STATE_DIR?"]),
+        ] {
+            let text = refusal(sources);
+            assert!(told.iter().all(|part| text.contains(part)) && text.len() < 300, "{text}");
+        }
+        let unlike = Sources { flags: pairs(&[("x.y", "z")]), ..Sources::default() };
+        assert!(!refusal(&unlike).contains("did you mean"), "{}", refusal(&unlike));
     }
 
     #[test]
-    fn bad_values_name_their_key_and_what_is_possible() {
+    fn unknown_variables_break_no_client() {
+        let environment = pairs(&[("WRENN_FOO", "1"), ("WRENN_STATEDIR", "x")]);
+        assert_eq!(refusal(&Sources { environment, ..Sources::default() }), "");
+    }
+
+    #[test]
+    fn bad_values_name_where_they_were_given_and_what_is_possible() {
         for (name, value) in [
             ("WRENN_AGENT_DRIVER", "xen"),
             ("WRENN_SERVER_LISTEN", "9725"),
@@ -339,8 +460,47 @@ mod tests {
         ] {
             let sources = Sources { environment: pairs(&[(name, value)]), ..Sources::default() };
             let text = refusal(&sources);
-            assert!(text.contains(name) && text.contains("not "), "{text}");
+            assert!(text.contains(name) && text.contains("not ") && !text.contains("config.toml"), "{text}");
         }
+        let flags = Sources { flags: pairs(&[("agent.driver", "kvmm")]), ..Sources::default() };
+        let text = refusal(&flags);
+        assert!(
+            text.starts_with("--set agent.driver=kvmm: not one of auto") && !text.contains("toml"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_stores_of_another_program_are_not_taken_from_a_file() {
+        let env_file = pairs(&[("DATABASE_URL", "postgres://shop@db/shop")]);
+        let text = refusal(&Sources { env_file, ..Sources::default() });
+        assert!(text.contains("/x/file.env") && text.contains("DATABASE_URL"), "{text}");
+        assert!(!text.contains("shop@db"), "{text}");
+    }
+
+    fn key_for(url: &str, sources: &Sources) -> Result<String> {
+        Ok(resolve(sources)?.api_key_for(url)?.to_owned())
+    }
+
+    #[test]
+    fn a_key_of_the_file_goes_only_to_the_url_of_the_file() -> Result<()> {
+        let toml = "url = \"http://home:1/\"\napi_key = \"k\"\n".to_owned();
+        let mut sources = Sources { toml, ..Sources::default() };
+        assert_eq!(key_for("http://home:1", &sources)?, "k");
+        for elsewhere in ["http://home:2", "https://home:1", "http://127.0.0.1:9725", "http://home:1.evil"] {
+            let text = key_for(elsewhere, &sources).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(text.contains(elsewhere) && text.contains("http://home:1/"), "{text}");
+        }
+        sources.environment = pairs(&[("WRENN_API_KEY", "e"), ("WRENN_URL", "http://away:1")]);
+        assert_eq!(key_for("http://away:1", &sources)?, "e");
+        // A file without a URL leads to the server of its own settings.
+        let toml = "api_key = \"k\"\n[server]\nlisten = \"127.0.0.1:3\"\n".to_owned();
+        let environment = pairs(&[("WRENN_SERVER_LISTEN", "127.0.0.1:4")]);
+        let sources = Sources { environment, toml, ..Sources::default() };
+        assert_eq!(key_for("http://127.0.0.1:3", &sources)?, "k");
+        assert!(key_for("http://127.0.0.1:4", &sources).is_err());
+        assert!(key_for("http://127.0.0.1:3", &Sources::default()).is_err());
+        Ok(())
     }
 
     #[test]
@@ -352,10 +512,10 @@ mod tests {
             ("WRENN_FAULT_AGENT", "boot"),
             ("WRENN_BIN", "/x"),
         ]);
-        let child = Config::resolve(&Sources { environment, ..Sources::default() })?.for_child();
+        let child = resolve(&Sources { environment, strict: true, ..Sources::default() })?.for_child();
         assert!(!child.iter().any(|(_, value)| value == "secret"));
         assert!(child.contains(&("WRENN_FAULT_AGENT".to_owned(), "boot".to_owned())));
-        let again = Config::resolve(&Sources { environment: child, ..Sources::default() })?;
+        let again = resolve(&Sources { environment: child, strict: true, ..Sources::default() })?;
         assert_eq!(again.get("agent.driver"), Some("tcg"));
         assert_eq!(again.get("database_url"), Some("postgres://x"));
         Ok(())

@@ -9,7 +9,7 @@ use crate::output::{Format, line};
 /// What `wrenn events` was asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Go on behind this event
+    /// Show events after this event id (the first column of the output)
     #[arg(long, value_name = "ID")]
     after: Option<String>,
 }

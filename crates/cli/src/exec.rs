@@ -1,111 +1,155 @@
 //! A command in a sandbox whose output and exit status become ours.
 
-use std::io;
+use std::{
+    collections::BTreeMap,
+    io,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use wrenn_api::{ErrorCode, ExecRequest, SandboxId};
-use wrenn_client::{Client, Error, ExecEvent, ExecStream};
+use wrenn_api::{Encoding, ExecRequest, SandboxId};
+use wrenn_client::{Client, ExecEvent, ExecStream};
 
-use crate::output::{Format, note};
+use crate::{
+    failure::TIMED_OUT,
+    output::{Format, note},
+    stdin::{self, Input},
+};
 
-/// The exit status of a shell for a command that it cannot find.
-const NOT_FOUND: u8 = 127;
-/// The exit status of a shell for a command that it cannot run.
-const NOT_RUN: u8 = 126;
 /// The exit status of a program whose output nobody reads.
 const READER_GONE: u8 = 141;
 /// With `--json`, this much of each output is kept.
 const KEPT_MAX: usize = 16 << 20;
+/// The longest `--timeout`, in seconds: a day.
+const TIMEOUT_MAX: i64 = 86_400;
 
-/// Where output goes.
+/// How the exit status of `run` and `exec` is to be read.
+pub(crate) const EXIT_STATUS: &str = "\
+Exit status:
+  the command's own, 128 + N when signal N ended it, or
+  124  the command was killed because the time of --timeout was over
+  125  Wrenn failed: no such sandbox, no connection, a wrong key, ...
+  126  the program is not executable, or the user or the directory does not exist in the sandbox
+  127  the program does not exist in the sandbox
+  2    the command line is wrong
+  130, 143, 129  interrupted by SIGINT, SIGTERM, SIGHUP; the command is killed
+
+Standard input is not passed on: the command reads an empty one. Copy files with `wrenn sandbox cp`.";
+
+/// A command and how it is run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Program {
+    /// Run as this user of the sandbox instead of the template's default one
+    #[arg(long, short = 'u', value_name = "NAME")]
+    user: Option<String>,
+    /// Start in this directory of the sandbox instead of the user's home
+    #[arg(long, short = 'w', value_name = "DIR")]
+    cwd: Option<String>,
+    /// Kill the command after so many seconds; without this it may run for ever
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=TIMEOUT_MAX))]
+    timeout: Option<u32>,
+    /// The program, found in the sandbox's PATH, and its arguments; for a shell write sh -c '...'
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Program {
+    /// The request to run it with these variables on top of the sandbox's.
+    pub(crate) fn request(&self, envs: &[(String, String)]) -> Result<ExecRequest> {
+        let (cmd, args) = self.command.split_first().context("no command")?;
+        let envs: BTreeMap<String, String> = envs.iter().cloned().collect();
+        let (cwd, user) = (self.cwd.clone(), self.user.clone());
+        Ok(ExecRequest { cmd: cmd.clone(), args: args.to_vec(), envs, cwd, user, timeout_sec: self.timeout })
+    }
+}
+
+/// Where output goes, and what is known of it.
 struct Sink {
     format: Format,
     stdout: tokio::io::Stdout,
     stderr: tokio::io::Stderr,
     kept: [Vec<u8>; 2],
-    truncated: bool,
+    silent: bool,
+    lost_bytes: u64,
+}
+
+/// How a command ended.
+struct End {
+    exit_code: i32,
+    timed_out: bool,
+    duration: Duration,
 }
 
 /// Runs a command to its end and gives its exit status.
 pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, format: Format) -> Result<u8> {
+    let input = stdin::look();
+    if input == Input::Waiting {
+        note_input();
+    }
     let mut stream = client.exec_stream(id, request).await?;
     let mut sink = Sink {
         format,
         stdout: tokio::io::stdout(),
         stderr: tokio::io::stderr(),
         kept: [Vec::new(), Vec::new()],
-        truncated: false,
+        silent: true,
+        lost_bytes: 0,
     };
-    match follow(&mut stream, &mut sink).await {
-        Ok(exit_code) => {
-            sink.finish(id, exit_code)?;
-            // A status beyond 255 cannot be passed on, but must not become success.
-            Ok(u8::try_from(exit_code).unwrap_or(u8::MAX))
-        }
+    let end = match follow(&mut stream, &mut sink).await {
+        Ok(end) => end,
         Err(error) if crate::output::reader_gone(&error) => {
             let _ = stream.stop().await;
-            Ok(READER_GONE)
+            return Ok(READER_GONE);
         }
-        Err(error) => match error.downcast_ref::<NotStarted>() {
-            Some(refused) => {
-                note(&format!("wrenn: {}: {}", request.cmd, refused.0));
-                Ok(refused.status())
-            }
-            None => Err(error),
-        },
+        Err(error) => return Err(error),
+    };
+    let silent_success = sink.silent && end.exit_code == 0;
+    if input != Input::Waiting && stdin::is_missed(stdin::look(), request.args.len(), silent_success) {
+        note_input();
     }
+    sink.finish(id, request, &end)?;
+    if end.timed_out {
+        note(&format!("wrenn: the command was killed after {} s", request.timeout_sec.unwrap_or_default()));
+        return Ok(TIMED_OUT);
+    }
+    // A status beyond 255 cannot be passed on, but must not become success.
+    Ok(u8::try_from(end.exit_code).unwrap_or(u8::MAX))
 }
 
-/// The sandbox could not run the command.
-#[derive(Debug)]
-struct NotStarted(Error);
-
-impl std::fmt::Display for NotStarted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
+fn note_input() {
+    note(
+        "wrenn: the command gets no input: standard input is not passed on to sandboxes; copy a file with `wrenn sandbox \
+         cp - ID:PATH` and let the command read that",
+    );
 }
 
-impl std::error::Error for NotStarted {}
-
-impl NotStarted {
-    fn status(&self) -> u8 {
-        match &self.0 {
-            Error::Api { code, .. } if code == ErrorCode::Forbidden.as_str() => NOT_RUN,
-            _ => NOT_FOUND,
-        }
-    }
-}
-
-async fn follow(stream: &mut ExecStream, sink: &mut Sink) -> Result<i32> {
-    let mut started = false;
+async fn follow(stream: &mut ExecStream, sink: &mut Sink) -> Result<End> {
+    let mut begin = Instant::now();
     loop {
-        match stream.next().await {
-            Ok(Some(ExecEvent::Start { .. })) => started = true,
-            Ok(Some(ExecEvent::Stdout(bytes))) => sink.take(0, bytes).await?,
-            Ok(Some(ExecEvent::Stderr(bytes))) => sink.take(1, bytes).await?,
-            Ok(Some(ExecEvent::Exit { exit_code })) => return Ok(exit_code),
-            Ok(None) => anyhow::bail!("the command's stream ended without its exit status"),
-            Err(error) if !started && is_refusal(&error) => return Err(NotStarted(error).into()),
-            Err(error) => return Err(error.into()),
+        match stream.next().await? {
+            Some(ExecEvent::Start { .. }) => begin = Instant::now(),
+            Some(ExecEvent::Stdout(bytes)) => sink.take(0, bytes).await?,
+            Some(ExecEvent::Stderr(bytes)) => sink.take(1, bytes).await?,
+            Some(ExecEvent::Lost { bytes }) => sink.lost(bytes),
+            Some(ExecEvent::Exit { exit_code, timed_out }) => {
+                return Ok(End { exit_code, timed_out, duration: begin.elapsed() });
+            }
+            None => anyhow::bail!("the command's stream ended without its exit status"),
         }
     }
-}
-
-/// What the sandbox says about the command itself, as opposed to faults on the way.
-fn is_refusal(error: &Error) -> bool {
-    matches!(error.code(), Some("not_found" | "invalid_request" | "forbidden"))
 }
 
 impl Sink {
     async fn take(&mut self, which: usize, bytes: Bytes) -> Result<()> {
+        self.silent &= bytes.is_empty();
         if self.format == Format::Json {
-            let room = KEPT_MAX - self.kept[which].len();
-            self.truncated |= bytes.len() > room;
-            self.kept[which].extend_from_slice(&bytes[..bytes.len().min(room)]);
+            let kept = bytes.len().min(KEPT_MAX - self.kept[which].len());
+            self.lost_bytes += (bytes.len() - kept) as u64;
+            self.kept[which].extend_from_slice(&bytes[..kept]);
             return Ok(());
         }
         let written = match which {
@@ -115,23 +159,62 @@ impl Sink {
         written.context("cannot pass the command's output on")
     }
 
-    fn finish(self, id: SandboxId, exit_code: i32) -> Result<()> {
+    fn lost(&mut self, bytes: u64) {
+        self.silent = false;
+        self.lost_bytes += bytes;
+        note(&format!("wrenn: {bytes} bytes of the command's output are missing here"));
+    }
+
+    fn finish(self, id: SandboxId, request: &ExecRequest, end: &End) -> Result<()> {
         if self.format == Format::Text {
             return Ok(());
         }
-        let [stdout, stderr] = self.kept.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        let value: Value = json!({
+        let (stdout, stderr, encoding) = encode(self.kept);
+        let value = json!({
             "sandbox_id": id,
-            "exit_code": exit_code,
+            "cmd": request.cmd,
+            "exit_code": end.exit_code,
             "stdout": stdout,
             "stderr": stderr,
-            "truncated": self.truncated,
+            "encoding": encoding,
+            "timed_out": end.timed_out,
+            "truncated": self.lost_bytes > 0,
+            "lost_bytes": self.lost_bytes,
+            "duration_ms": u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
         });
         self.format.print(&value, String::new)
+    }
+}
+
+/// Both outputs as text, or in base 64 when one of them is not UTF-8, as in the REST API.
+fn encode(kept: [Vec<u8>; 2]) -> (String, String, Encoding) {
+    let [stdout, stderr] = kept.map(String::from_utf8);
+    match (stdout, stderr) {
+        (Ok(stdout), Ok(stderr)) => (stdout, stderr, Encoding::Utf8),
+        (stdout, stderr) => {
+            let bytes = |text: Result<String, std::string::FromUtf8Error>| match text {
+                Ok(text) => STANDARD.encode(text),
+                Err(error) => STANDARD.encode(error.as_bytes()),
+            };
+            (bytes(stdout), bytes(stderr), Encoding::Base64)
+        }
     }
 }
 
 async fn write(output: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     output.write_all(bytes).await?;
     output.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_no_text_stay_exact() {
+        let (stdout, stderr, encoding) = encode([b"\x89PNG\xff".to_vec(), b"e".to_vec()]);
+        assert_eq!((stdout.as_str(), stderr.as_str(), encoding), ("iVBOR/8=", "ZQ==", Encoding::Base64));
+        let (stdout, _, encoding) = encode(["ä".into(), Vec::new()]);
+        assert_eq!((stdout.as_str(), encoding), ("ä", Encoding::Utf8));
+    }
 }

@@ -2,35 +2,59 @@
 
 mod client_config;
 mod config;
+mod creation;
 mod doctor;
 mod down;
 mod events;
 mod exec;
+mod failure;
 mod layout;
 mod leak_check;
 mod logging;
 mod output;
 mod pki;
 mod process;
+mod progress;
 mod run;
 mod sandbox;
 mod serve;
 mod signals;
 mod status;
+mod stdin;
 mod up;
 mod users;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use config::Config;
+use config::{Config, Request};
+use failure::Report;
 use output::Format;
+
+/// The heading of the options that every command takes.
+const GLOBAL: &str = "Global options";
+/// What is printed below the help of `wrenn` itself.
+const MORE: &str = "\
+Examples:
+  wrenn up --detach                            start Wrenn (as root)
+  wrenn run python3 -c 'print(6*7)'            run a command in a sandbox of its own
+  id=$(wrenn sandbox create)                   create a sandbox that stays
+  wrenn sandbox exec $id -- sh -c 'ls | wc'    run a command in it
+  wrenn sandbox rm $id                         remove it
+  source <(wrenn completion bash)              complete commands on Tab
+
+Environment:
+  WRENN_URL, WRENN_API_KEY   address and key of the API; else from ~/.config/wrenn/config.toml (or WRENN_CONFIG).
+                             A key from that file is sent only to the URL in that file
+  Other keys and their variables: docs/operations.md. No file of the working directory is read.
+
+Exit status: 0 success; 1 failure; 2 wrong command line. `run` and `sandbox exec` pass the command's on: see their --help.";
 
 /// Runs untrusted code in microVMs.
 #[derive(Debug, Parser)]
-#[command(name = "wrenn", version, propagate_version = true)]
+#[command(name = "wrenn", version, propagate_version = true, after_help = MORE)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -40,54 +64,76 @@ struct Cli {
 
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Print one JSON value instead of text
-    #[arg(long, global = true)]
+    /// Print one JSON value instead of text, also for errors: {"error":{"code","message","request_id"}}
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
-    /// Where the API is
-    #[arg(long, global = true, value_name = "URL")]
+    /// Address of the API, http://HOST:PORT
+    #[arg(long, global = true, value_name = "URL", help_heading = GLOBAL)]
     url: Option<String>,
-    /// The API key; better in WRENN_API_KEY or the configuration file, where process lists do not show it
-    #[arg(long, global = true, value_name = "KEY")]
+    /// API key; better in WRENN_API_KEY or the configuration file, because process lists show arguments
+    #[arg(long, global = true, value_name = "KEY", help_heading = GLOBAL)]
     api_key: Option<String>,
-    /// Where Wrenn keeps everything
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Directory in which Wrenn keeps its state [default: /var/lib/wrenn]
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     state_dir: Option<String>,
-    /// Where kernel and templates are
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Directory with the guest kernel and the templates
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     share_dir: Option<String>,
-    /// Any key of the configuration, such as agent.driver=tcg; may be repeated
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = run::variable)]
+    /// Set a key of the configuration, such as agent.driver=tcg; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = creation::variable, help_heading = GLOBAL)]
     set: Vec<(String, String)>,
+}
+
+/// Global options that only programs on the machine of Wrenn itself have a use for.
+const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
+/// Global options that only clients have a use for.
+const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
+const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "events"];
+const MACHINE_COMMANDS: &[&str] = &["up", "down", "doctor", "leak-check", "server", "agent", "migrate"];
+const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
+
+/// What long-running commands take in addition.
+#[derive(Debug, clap::Args)]
+struct Service {
+    /// Read variables from this file; those of the environment are stronger
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start Wrenn on this machine
-    Up(up::Args),
-    /// Stop Wrenn on this machine
-    Down,
-    /// Show what runs, and where
-    Status,
-    /// Check whether Wrenn can run here
-    Doctor,
     /// Run a command in a sandbox made for it
+    #[command(after_help = run::EXAMPLES, after_long_help = format!("{}\n\n{}", run::EXAMPLES, exec::EXIT_STATUS))]
     Run(run::Args),
     /// Create, list, use and remove sandboxes
     #[command(subcommand)]
     Sandbox(sandbox::Command),
-    /// Show what happens, until interrupted
+    /// Stream sandbox events until interrupted
     Events(events::Args),
-    /// Show what a stopped Wrenn left behind
+    /// Start Wrenn on this machine
+    Up {
+        #[command(flatten)]
+        up: up::Args,
+        #[command(flatten)]
+        service: Service,
+    },
+    /// Stop Wrenn on this machine and remove its sandboxes
+    Down,
+    /// Show which parts of Wrenn run, and their addresses
+    Status,
+    /// Check whether Wrenn can run on this machine
+    Doctor,
+    /// List kernel resources that a stopped Wrenn did not clean up
     LeakCheck,
     /// Run the control plane only
-    Server,
+    Server(Service),
     /// Run the host agent only
-    Agent,
+    Agent(Service),
     /// Bring the database to this version
-    Migrate,
-    /// Print the API's description (OpenAPI, YAML)
+    Migrate(Service),
+    /// Print the API's description (OpenAPI; YAML, or JSON with --json)
     Openapi,
-    /// Print completions for a shell
+    /// Print a completion script for a shell
     Completion {
         /// The shell
         shell: clap_complete::Shell,
@@ -105,36 +151,112 @@ impl Global {
         let named = named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         self.set.iter().cloned().chain(named).collect()
     }
+
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { Format::Text }
+    }
+}
+
+impl Cli {
+    /// Where its configuration comes from.
+    fn request(&self) -> Request {
+        let service = match &self.command {
+            Command::Up { service, .. }
+            | Command::Server(service)
+            | Command::Agent(service)
+            | Command::Migrate(service) => Some(service),
+            _ => None,
+        };
+        Request {
+            flags: self.global.flags(),
+            env_file: service.and_then(|service| service.env_file.clone()),
+            strict: service.is_some(),
+        }
+    }
+
+    /// Whether the exit status is one of a command in a sandbox, so that a failure of ours needs one of its own.
+    fn passes_status_on(&self) -> bool {
+        matches!(self.command, Command::Run(_) | Command::Sandbox(sandbox::Command::Exec { .. }))
+    }
+}
+
+/// The command line, in which each command shows only the global options that it has a use for.
+fn command_line() -> clap::Command {
+    let mut command = Cli::command();
+    let hide = |names: &[&str], command: &clap::Command| -> Vec<clap::Arg> {
+        let options = command.get_arguments().filter(|option| names.contains(&option.get_id().as_str()));
+        options.map(|option| option.clone().hide(true)).collect()
+    };
+    let (machine, client) = (hide(MACHINE_OPTIONS, &command), hide(CLIENT_OPTIONS, &command));
+    for (commands, hidden) in [
+        (CLIENT_COMMANDS, &machine),
+        (MACHINE_COMMANDS, &client),
+        (PRINTING_COMMANDS, &machine),
+        (PRINTING_COMMANDS, &client),
+    ] {
+        for name in commands {
+            command = command.mut_subcommand(name, |command| command.args(hidden));
+        }
+    }
+    command
 }
 
 fn main() -> ExitCode {
+    // Before there are threads.
+    forget_relative_path();
     // Started by way of /proc/self/exe, it would be called "exe".
     let _ = rustix::thread::set_name(c"wrenn");
     // An error only says that one was installed before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
+    let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && wants_json() => {
+            failure::tell_usage(&error);
+            return ExitCode::from(failure::USAGE);
+        }
+        Err(error) => error.exit(),
+    };
     match start(&cli) {
         Ok(status) => ExitCode::from(status),
         // The reader of our output went away, as `head` does: nothing is wrong.
         Err(error) if output::reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::note(&format!("wrenn: {error:#}"));
+            failure::tell(&error, cli.global.format());
+            if cli.passes_status_on() {
+                return ExitCode::from(Report::of(&error).exit_status());
+            }
             ExitCode::FAILURE
         }
     }
 }
 
+/// Takes directories out of PATH that depend on the working directory, so that no program is run from there.
+fn forget_relative_path() {
+    let Some(path) = std::env::var_os("PATH") else { return };
+    let absolute: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
+    if let Ok(path) = std::env::join_paths(absolute) {
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var("PATH", path) };
+    }
+}
+
+/// Whether a command line that was not understood asks for JSON.
+fn wants_json() -> bool {
+    std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
 fn start(cli: &Cli) -> Result<u8> {
     // These need no configuration, so a broken one does not stop them.
     match &cli.command {
-        Command::Openapi => return output::line(wrenn_control::openapi_yaml().trim_end()).map(|()| 0),
+        Command::Openapi => return openapi(cli.global.format()),
         Command::Completion { shell } => return completion(*shell),
         _ => {}
     }
-    let config = Config::load(cli.global.flags())?;
+    let config = Config::load(cli.request())?;
     let mut builder = match cli.command {
         // Its children are tied to the life of the thread that starts them.
-        Command::Up(_) => tokio::runtime::Builder::new_current_thread(),
+        Command::Up { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder.enable_all().build().context("cannot start the runtime")?;
@@ -145,9 +267,9 @@ fn start(cli: &Cli) -> Result<u8> {
 }
 
 async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
-    let format = if cli.global.json { Format::Json } else { Format::Text };
+    let format = cli.global.format();
     match &cli.command {
-        Command::Up(args) => up::run(config, args, format).await,
+        Command::Up { up, .. } => up::run(config, up, format).await,
         Command::Down => down::run(config, format).await,
         Command::Status => status::run(config, format).await,
         Command::Doctor => doctor::run(config, format).await,
@@ -155,16 +277,24 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         Command::Sandbox(what) => sandbox::run(&sandbox::client(config)?, what, format).await,
         Command::Events(args) => events::run(&sandbox::client(config)?, args, format).await,
         Command::LeakCheck => leak_check::run(config, format).await,
-        Command::Server => serve::server(config).await,
-        Command::Agent => serve::agent(config).await,
-        Command::Migrate => serve::migrate(config).await,
+        Command::Server(_) => serve::server(config).await,
+        Command::Agent(_) => serve::agent(config).await,
+        Command::Migrate(_) => serve::migrate(config).await,
         Command::Openapi | Command::Completion { .. } => Ok(0),
     }
 }
 
+fn openapi(format: Format) -> Result<u8> {
+    let text = match format {
+        Format::Text => wrenn_control::openapi_yaml(),
+        Format::Json => wrenn_control::openapi_json(),
+    };
+    output::line(text.trim_end()).map(|()| 0)
+}
+
 fn completion(shell: clap_complete::Shell) -> Result<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "wrenn", &mut text);
+    clap_complete::generate(shell, &mut command_line(), "wrenn", &mut text);
     output::line(String::from_utf8_lossy(&text).trim_end()).map(|()| 0)
 }
 
@@ -172,18 +302,80 @@ fn completion(shell: clap_complete::Shell) -> Result<u8> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+    fn parse(words: &[&str]) -> Result<Cli> {
+        let matches = command_line().try_get_matches_from(words)?;
+        Ok(Cli::from_arg_matches(&matches)?)
     }
 
     #[test]
-    fn what_is_behind_two_dashes_is_the_command() -> Result<()> {
-        let cli = Cli::try_parse_from(["wrenn", "run", "--env", "A=b", "--", "sh", "-c", "--json"])?;
-        assert!(!cli.global.json);
+    fn the_command_line_is_consistent() {
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn what_is_behind_the_program_is_the_command_s() -> Result<()> {
+        let id = wrenn_api::SandboxId::new().to_string();
+        for words in [
+            &["wrenn", "run", "--env", "A=b", "--", "sh", "-c", "--json"][..],
+            &["wrenn", "run", "--env", "A=b", "sh", "-c", "--json"],
+            &["wrenn", "sandbox", "exec", &id, "sh", "-c", "--json"],
+            &["wrenn", "sandbox", "exec", "-u", "root", &id, "--", "sh", "-c", "--json"],
+        ] {
+            let cli = parse(words)?;
+            assert!(!cli.global.json, "{words:?}");
+            let request = match &cli.command {
+                Command::Run(args) => args.command_request()?,
+                Command::Sandbox(sandbox::Command::Exec { command, .. }) => command.request(&[])?,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(
+                (request.cmd.as_str(), request.args.as_slice()),
+                ("sh", &["-c", "--json"].map(str::to_owned)[..])
+            );
+        }
+        // A second pair of dashes is an argument, and a flag that is misspelt is no program.
+        let cli = parse(&["wrenn", "run", "env", "--", "x"])?;
+        let Command::Run(args) = &cli.command else { panic!("{cli:?}") };
+        assert_eq!(args.command_request()?.args, ["--", "x"]);
+        assert!(parse(&["wrenn", "run", "--tmeplate", "x", "true"]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn global_options_stand_before_and_behind_the_command_hidden_or_not() -> Result<()> {
         let flags = ["wrenn", "status", "--set", "agent.driver=tcg", "--state-dir", "/x"];
-        let flags = Cli::try_parse_from(flags)?.global.flags();
-        assert_eq!(flags.len(), 2);
+        assert_eq!(parse(&flags)?.global.flags().len(), 2);
+        assert_eq!(parse(&["wrenn", "--set", "a=b", "migrate"])?.global.flags().len(), 1);
+        assert_eq!(parse(&["wrenn", "sandbox", "ls", "--state-dir", "/x"])?.global.flags().len(), 1);
+        assert_eq!(parse(&["wrenn", "--state-dir", "/x", "sandbox", "ls"])?.global.flags().len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn commands_show_the_options_that_they_have_a_use_for() -> Result<()> {
+        let mut command = command_line();
+        command.build();
+        let mut help = |words: &[&str]| -> Result<String> {
+            let mut found = &mut command;
+            for word in words {
+                found = found.find_subcommand_mut(word).context("no such command")?;
+            }
+            Ok(found.render_long_help().to_string())
+        };
+        for words in [&["run"][..], &["sandbox", "exec"], &["sandbox", "ls"]] {
+            let text = help(words)?;
+            assert!(text.contains("Global options:") && text.contains("--url"), "{text}");
+            assert!(!text.contains("--state-dir") && !text.contains("--set"), "{text}");
+        }
+        let text = help(&["up"])?;
+        assert!(
+            text.contains("--state-dir") && text.contains("--env-file") && !text.contains("--api-key"),
+            "{text}"
+        );
+        for words in [&["run"][..], &["sandbox", "exec"]] {
+            let text = help(words)?;
+            assert!(["Exit status:", "125", "Examples:"].iter().all(|part| text.contains(part)), "{text}");
+        }
         Ok(())
     }
 }

@@ -53,9 +53,10 @@ async fn look(config: &Config) -> Result<Status> {
     let (mut health, mut sandboxes) = ("not running".to_owned(), None);
     let url = config.local_url()?;
     if up.is_some() {
-        let client = Client::new(&url, config.get("api_key"))?;
+        let key = config.api_key_for(&url).ok();
+        let client = Client::new(&url, key)?;
         health = client.health().await.map_or_else(|error| error.to_string(), |health| health.status);
-        if config.get("api_key").is_some() {
+        if key.is_some() {
             sandboxes = client.list_all().await.ok().map(|all| all.len());
         }
     }

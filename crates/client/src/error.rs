@@ -20,14 +20,25 @@ pub enum Error {
         /// Id of the request in the server's log.
         request_id: Option<String>,
     },
-    /// No connection to the API.
-    #[error("cannot reach the API at {url}: {cause}; is it running? Start it with `wrenn up`")]
+    /// The given address of the API is not a URL.
+    #[error("{url:?} is not the URL of an API: {cause}")]
+    Url {
+        /// The given address.
+        url: String,
+        /// Cause, and the right form.
+        cause: String,
+    },
+    /// No connection to the API; the request was not sent.
+    #[error("cannot reach the API at {url}: {cause}")]
     Connect {
         /// URL of the API.
         url: String,
-        /// Cause of the failure.
+        /// Cause and remedy.
         cause: String,
     },
+    /// The connection broke before the response was complete; the request may have been carried out.
+    #[error("{0}")]
+    Lost(String),
     /// The response does not conform to the API.
     #[error("unexpected answer from the API: {0}")]
     Protocol(String),
@@ -38,6 +49,11 @@ fn request(id: Option<&str>) -> String {
 }
 
 impl Error {
+    /// Returns whether the request may have been carried out although no complete response came.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self, Self::Lost(_))
+    }
+
     /// Returns the stable code of an API error.
     pub fn code(&self) -> Option<&str> {
         if let Self::Api { code, .. } = self { Some(code) } else { None }

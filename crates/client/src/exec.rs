@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        Error as WsError, Message,
         handshake::{client::generate_key, derive_accept_key},
         protocol::{Role, WebSocketConfig},
     },
@@ -28,8 +28,8 @@ use crate::{
 const PING_EVERY: Duration = Duration::from_secs(30);
 /// Maximum number of unanswered pings in a row.
 const PINGS_MAX: u32 = 4;
-/// Maximum size of a frame in bytes.
-const FRAME_MAX: usize = 16 << 20;
+/// Maximum size of a frame in bytes: the largest message of an agent, 4 MiB, with every byte escaped.
+const FRAME_MAX: usize = 25 << 20;
 /// Time limit for sending a frame.
 const SEND_LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,10 +45,17 @@ pub enum ExecEvent {
     Stdout(Bytes),
     /// Standard error.
     Stderr(Bytes),
+    /// Output is missing between the previous event and the next one.
+    Lost {
+        /// Number of missing bytes.
+        bytes: u64,
+    },
     /// The command has exited; this is the last event.
     Exit {
         /// Exit status; 128 + N if signal N ended the command.
         exit_code: i32,
+        /// Whether the command was killed because of its timeout.
+        timed_out: bool,
     },
 }
 
@@ -60,8 +67,13 @@ enum Frame {
     },
     Stdout(Output),
     Stderr(Output),
+    Lost {
+        bytes: u64,
+    },
     Exit {
         exit_code: i32,
+        #[serde(default)]
+        timed_out: bool,
     },
     Error {
         #[serde(default)]
@@ -86,7 +98,7 @@ pub struct ExecStream {
 }
 
 impl Client {
-    /// Starts a command; [`ExecStream::next`] returns its output. `timeout_sec` is ignored.
+    /// Starts a command; [`ExecStream::next`] returns its output. Without `timeout_sec` there is no time limit.
     pub async fn exec_stream(&self, id: SandboxId, request: &ExecRequest) -> Result<ExecStream> {
         let key = generate_key();
         let call = self
@@ -114,6 +126,9 @@ impl Client {
 fn start_frame(request: &ExecRequest) -> serde_json::Value {
     let mut frame =
         json!({ "type": "start", "cmd": request.cmd, "args": request.args, "envs": request.envs });
+    if let Some(seconds) = request.timeout_sec {
+        frame["timeout_sec"] = json!(seconds);
+    }
     for (name, value) in [("cwd", &request.cwd), ("user", &request.user)] {
         if let Some(value) = value {
             frame[name] = json!(value);
@@ -139,9 +154,9 @@ impl ExecStream {
             match received {
                 Some(Ok(Message::Text(text))) => return self.event(text.as_bytes()).map(Some),
                 Some(Ok(Message::Binary(_))) => return Err(Error::Protocol("a binary frame".to_owned())),
-                Some(Ok(Message::Close(_))) | None => return Err(broken("it closed the WebSocket")),
+                Some(Ok(Message::Close(_))) | None => return Err(broken(None)),
                 Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(broken(&error.to_string())),
+                Some(Err(error)) => return Err(broken(Some(&error))),
             }
         }
         Ok(None)
@@ -155,7 +170,7 @@ impl ExecStream {
     async fn send(&mut self, message: Message) -> Result<()> {
         match timeout(SEND_LIMIT, self.socket.send(message)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(broken(&error.to_string())),
+            Ok(Err(error)) => Err(broken(Some(&error))),
             Err(_) => Err(silent()),
         }
     }
@@ -172,7 +187,8 @@ fn event(frame: Frame) -> Result<ExecEvent> {
         Frame::Start { pid } => ExecEvent::Start { pid },
         Frame::Stdout(output) => ExecEvent::Stdout(bytes(output)?),
         Frame::Stderr(output) => ExecEvent::Stderr(bytes(output)?),
-        Frame::Exit { exit_code } => ExecEvent::Exit { exit_code },
+        Frame::Lost { bytes } => ExecEvent::Lost { bytes },
+        Frame::Exit { exit_code, timed_out } => ExecEvent::Exit { exit_code, timed_out },
         Frame::Error { data, code } => {
             let status = code.parse::<ErrorCode>().map_or(500, ErrorCode::status);
             return Err(Error::Api { status, code, message: data, request_id: None });
@@ -192,11 +208,19 @@ fn bytes(output: Output) -> Result<Bytes> {
 }
 
 fn silent() -> Error {
-    Error::Protocol("no sign of life on the command's stream; the command may still run".to_owned())
+    Error::Lost("the API server does not answer any more; the command may still run".to_owned())
 }
 
-fn broken(cause: &str) -> Error {
-    Error::Protocol(format!("the command's stream broke before its exit came: {cause}"))
+/// The server ends a command with its connection, so that a broken one tells what became of the command.
+fn broken(cause: Option<&WsError>) -> Error {
+    let what = "the API server went away while the command ran; the command was ended";
+    match cause {
+        Some(WsError::Capacity(error)) => {
+            Error::Protocol(format!("a frame of the command's stream: {error}"))
+        }
+        Some(WsError::Io(error)) => Error::Lost(format!("{what} ({error})")),
+        _ => Error::Lost(what.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -214,7 +238,9 @@ mod tests {
         let bytes = Bytes::from_static(&[0xff, 0]);
         let frame = r#"{"type":"stderr","data":"/wA=","encoding":"base64"}"#;
         assert_eq!(read(frame)?, ExecEvent::Stderr(bytes));
-        assert_eq!(read(r#"{"type":"exit","exit_code":3}"#)?, ExecEvent::Exit { exit_code: 3 });
+        assert_eq!(read(r#"{"type":"lost","bytes":9}"#)?, ExecEvent::Lost { bytes: 9 });
+        let exit = ExecEvent::Exit { exit_code: 3, timed_out: false };
+        assert_eq!(read(r#"{"type":"exit","exit_code":3}"#)?, exit);
         Ok(())
     }
 

@@ -16,10 +16,21 @@ const UPLOAD_LIMIT: Duration = Duration::from_secs(3600);
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 
 impl Client {
-    /// Writes a file and creates missing parent directories.
-    pub async fn write_file(&self, id: SandboxId, path: &str, content: impl Into<Body>) -> Result<()> {
+    /// Writes a file and creates missing parent directories. With `size`, the server can reject a file that is too large
+    /// before it is transferred.
+    pub async fn write_file(
+        &self,
+        id: SandboxId,
+        path: &str,
+        content: impl Into<Body>,
+        size: Option<u64>,
+    ) -> Result<()> {
         // The path must be the first part: the server streams the file and needs the path before.
-        let part = multipart::Part::stream(content.into()).file_name("upload");
+        let part = match size {
+            Some(size) => multipart::Part::stream_with_length(content, size),
+            None => multipart::Part::stream(content),
+        };
+        let part = part.file_name("upload");
         let form = multipart::Form::new().text("path", path.to_owned()).part("file", part);
         let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/files/write"));
         self.send(call.timeout(UPLOAD_LIMIT).multipart(form)).await.map(drop)
@@ -39,7 +50,7 @@ impl Client {
 }
 
 fn silent() -> Error {
-    Error::Protocol(format!("nothing came for {} s", IDLE_LIMIT.as_secs()))
+    Error::Lost(format!("the API sent nothing for {} s", IDLE_LIMIT.as_secs()))
 }
 
 fn pieces(response: Response) -> impl Stream<Item = Result<Bytes>> + Send {
@@ -49,7 +60,7 @@ fn pieces(response: Response) -> impl Stream<Item = Result<Bytes>> + Send {
             Err(_) => Err(silent()),
             Ok(None) => Ok(None),
             Ok(Some(Ok(piece))) => Ok(Some((piece, body))),
-            Ok(Some(Err(error))) => Err(Error::Protocol(format!("the file broke off: {}", causes(&error)))),
+            Ok(Some(Err(error))) => Err(Error::Lost(format!("the file broke off: {}", causes(&error)))),
         }
     })
 }

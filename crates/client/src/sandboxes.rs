@@ -7,7 +7,7 @@ use wrenn_api::{CreateSandbox, ExecRequest, ExecResponse, Health, Sandbox, Sandb
 
 use crate::{
     Client, Error, Result,
-    transport::{REQUEST_LIMIT, decode, read_all},
+    transport::{ANSWER_MAX, REQUEST_LIMIT, decode, read_all},
 };
 
 /// Time limit of a create. Emulated guests take tens of seconds; the server's limit is 180 s.
@@ -24,6 +24,12 @@ const PAGES_MAX: usize = 10_000;
 const HEALTH_MAX: usize = 64 << 10;
 /// Maximum size of a page in bytes.
 const LIST_MAX: usize = 64 << 20;
+/// Maximum of `agent.exec_output`, the size of one output of a command, in bytes.
+const OUTPUT_MAX: usize = 31 << 20;
+/// Maximum length of a byte in JSON: `\u0000`.
+const ESCAPE_MAX: usize = 6;
+/// Maximum size of the response to an exec in bytes: two outputs with every byte escaped.
+const EXEC_MAX: usize = 2 * OUTPUT_MAX * ESCAPE_MAX + ANSWER_MAX;
 
 impl Client {
     /// Creates a sandbox and waits until it can run commands. A repeated request with the same
@@ -33,7 +39,7 @@ impl Client {
         if let Some(key) = idempotency_key {
             call = call.header("Idempotency-Key", key);
         }
-        self.json(call).await
+        self.json(call, ANSWER_MAX).await
     }
 
     /// Lists one page of sandboxes, newest first; also returns the cursor of the next page.
@@ -64,7 +70,8 @@ impl Client {
 
     /// Returns one sandbox.
     pub async fn get(&self, id: SandboxId) -> Result<Sandbox> {
-        self.json(self.request(Method::GET, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT)).await
+        let call = self.request(Method::GET, &format!("/v1/sandboxes/{id}"));
+        self.json(call.timeout(REQUEST_LIMIT), ANSWER_MAX).await
     }
 
     /// Deletes a sandbox and waits until its host has removed it.
@@ -78,7 +85,7 @@ impl Client {
         let seconds = request.timeout_sec.unwrap_or(EXEC_DEFAULT_SECONDS);
         let limit = Duration::from_secs(u64::from(seconds)) + REQUEST_LIMIT;
         let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/exec"));
-        self.json(call.timeout(limit).json(request)).await
+        self.json(call.timeout(limit).json(request), EXEC_MAX).await
     }
 
     /// Returns the state of the control plane, also if it is `degraded`.

@@ -4,7 +4,7 @@ use std::{error::Error as _, time::Duration};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use reqwest::{Method, RequestBuilder, Response, Url};
+use reqwest::{Method, RequestBuilder, Response, Url, header::HeaderValue};
 use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
@@ -13,8 +13,8 @@ use crate::{Error, Result};
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit of an ordinary request.
 pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(60);
-/// Maximum size of a JSON response in bytes: the largest is an exec with two outputs of 16 MiB in base 64.
-const ANSWER_MAX: usize = 64 << 20;
+/// Maximum size of the JSON response that describes one sandbox, in bytes.
+pub(crate) const ANSWER_MAX: usize = 4 << 20;
 /// Maximum size of an error response in bytes.
 const ERROR_MAX: usize = 64 << 10;
 
@@ -23,24 +23,38 @@ const ERROR_MAX: usize = 64 << 10;
 pub struct Client {
     http: reqwest::Client,
     base: Url,
-    api_key: Option<String>,
+    api_key: Option<HeaderValue>,
 }
 
 impl Client {
     /// Creates a client for the API at `url`. Without an API key only [`Client::health`] works.
     pub fn new(url: &str, api_key: Option<&str>) -> Result<Self> {
-        let connect = |cause: String| Error::Connect { url: url.to_owned(), cause };
-        let base = Url::parse(url).map_err(|error| connect(format!("not a URL: {error}")))?;
-        if !matches!(base.scheme(), "http" | "https") {
-            return Err(connect("the URL must begin with http:// or https://".to_owned()));
+        let refused = |cause: &str| Error::Url { url: url.to_owned(), cause: cause.to_owned() };
+        let form = "write http://HOST:PORT or https://HOST:PORT";
+        let base = Url::parse(url).map_err(|_| refused(form))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(refused(form));
         }
-        // WebSocket upgrades exist in HTTP/1.1 only.
-        let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).http1_only();
+        // WebSocket upgrades exist in HTTP/1.1 only. A redirect would take the API key along to another address.
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_LIMIT)
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none());
         if is_loopback(&base) {
             builder = builder.no_proxy();
         }
-        let http = builder.build().map_err(|error| connect(causes(&error)))?;
-        Ok(Self { http, base, api_key: api_key.map(str::to_owned) })
+        let http = builder.build().map_err(|error| refused(&causes(&error)))?;
+        let api_key = match api_key {
+            Some(key) => {
+                let unusable =
+                    |_| Error::Protocol("the API key has characters that no API key has".to_owned());
+                let mut key = HeaderValue::from_str(key).map_err(unusable)?;
+                key.set_sensitive(true);
+                Some(key)
+            }
+            None => None,
+        };
+        Ok(Self { http, base, api_key })
     }
 
     /// URL of the API.
@@ -52,7 +66,7 @@ impl Client {
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url()));
         match &self.api_key {
-            Some(key) => request.header("X-API-Key", key),
+            Some(key) => request.header("X-API-Key", key.clone()),
             None => request,
         }
     }
@@ -64,6 +78,11 @@ impl Client {
         if status.is_success() || status.as_u16() == 101 {
             return Ok(response);
         }
+        if let Some(place) = response.headers().get("location").filter(|_| status.is_redirection()) {
+            let place = String::from_utf8_lossy(place.as_bytes());
+            let message = format!("{} redirects to {place}: give that server as the URL", self.url());
+            return Err(Error::Protocol(message));
+        }
         let id = response.headers().get("x-request-id");
         let request_id = id.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = read_all(response, ERROR_MAX).await?;
@@ -72,14 +91,28 @@ impl Client {
 
     /// Sends a request and returns the response with any status.
     pub(crate) async fn send_unchecked(&self, request: RequestBuilder) -> Result<Response> {
-        let failed =
-            |error: reqwest::Error| Error::Connect { url: self.url().to_owned(), cause: causes(&error) };
-        request.send().await.map_err(failed)
+        request.send().await.map_err(|error| self.failed(&error))
     }
 
-    /// Sends a request and decodes its JSON response.
-    pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T> {
-        decode(&read_all(self.send(request).await?, ANSWER_MAX).await?)
+    fn failed(&self, error: &reqwest::Error) -> Error {
+        let (url, cause) = (self.url(), causes(error));
+        if !error.is_connect() {
+            let message = format!("the connection to the API at {url} broke before the answer came: {cause}");
+            return Error::Lost(message);
+        }
+        let cause = match cause {
+            cause if cause.contains("InvalidContentType") => {
+                "the server does not speak TLS there: use http://".to_owned()
+            }
+            cause if is_loopback(&self.base) => format!("{cause}; is it running? Start it with `wrenn up`"),
+            cause => format!("{cause}; is it running?"),
+        };
+        Error::Connect { url: url.to_owned(), cause }
+    }
+
+    /// Sends a request and decodes its JSON response of at most `max` bytes.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder, max: usize) -> Result<T> {
+        decode(&read_all(self.send(request).await?, max).await?)
     }
 }
 
@@ -111,7 +144,7 @@ pub(crate) async fn read_all(response: Response, max: usize) -> Result<Bytes> {
     let mut chunks = response.bytes_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk =
-            chunk.map_err(|error| Error::Protocol(format!("the answer broke off: {}", causes(&error))))?;
+            chunk.map_err(|error| Error::Lost(format!("the API's answer broke off: {}", causes(&error))))?;
         if body.len() + chunk.len() > max {
             return Err(Error::Protocol(format!("the answer is longer than {max} bytes")));
         }
@@ -125,9 +158,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_without_scheme_is_refused() {
-        assert!(matches!(Client::new("localhost:9725", None), Err(Error::Connect { .. })));
-        assert!(matches!(Client::new("nonsense", None), Err(Error::Connect { .. })));
+    fn what_is_no_url_is_refused_with_the_right_form() {
+        for url in ["localhost:9725", "localhost", "nonsense", "ftp://x", ""] {
+            let Err(error) = Client::new(url, None) else { panic!("{url} was taken") };
+            let text = error.to_string();
+            assert!(text.contains("http://HOST:PORT") && !text.contains("wrenn up"), "{text}");
+        }
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
-use wrenn_api::{CreateSandbox, ExecRequest, SandboxId};
+use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, SandboxId};
 use wrenn_client::{Client, Error, ExecEvent};
 
 #[derive(Clone, Default)]
@@ -96,6 +96,27 @@ async fn events(State(fake): State<Fake>, headers: HeaderMap) -> Response {
     Stream::new(stream::iter([Ok::<_, Infallible>(event)])).into_response()
 }
 
+/// As many bytes as a command may be asked for by its only argument, each of them NUL.
+async fn run(Json(request): Json<Value>) -> Response {
+    let size = request["args"][0].as_str().unwrap().parse().unwrap();
+    let answer = ExecResponse {
+        sandbox_id: SandboxId::new(),
+        cmd: "head".to_owned(),
+        stdout: "\0".repeat(size),
+        stderr: String::new(),
+        exit_code: 0,
+        timed_out: false,
+        truncated: false,
+        duration_ms: 1,
+        encoding: Encoding::Utf8,
+    };
+    Json(answer).into_response()
+}
+
+async fn elsewhere() -> Response {
+    (StatusCode::TEMPORARY_REDIRECT, [("location", "http://127.0.0.1:1/v1/sandboxes")]).into_response()
+}
+
 async fn exec(Path(id): Path<SandboxId>, upgrade: WebSocketUpgrade) -> Response {
     if id.to_string().ends_with("none") { refused(404, "not_found") } else { upgrade.on_upgrade(talk) }
 }
@@ -131,7 +152,9 @@ async fn start() -> (Client, Fake) {
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{id}/files/write", post(write))
         .route("/v1/sandboxes/{id}/files/read", post(read))
+        .route("/v1/sandboxes/{id}/exec", post(run))
         .route("/v1/sandboxes/{id}/exec/stream", get(exec))
+        .route("/moved/v1/sandboxes", get(elsewhere))
         .route("/v1/events/stream", get(events))
         .route("/health", get(health))
         .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
@@ -170,7 +193,7 @@ async fn files_are_streamed_both_ways() {
     let (client, fake) = start().await;
     let id = SandboxId::new();
     let pieces = stream::iter((0..32).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1_u8; 65_536]))));
-    client.write_file(id, "a/b", wrenn_client::Body::wrap_stream(pieces)).await.unwrap();
+    client.write_file(id, "a/b", wrenn_client::Body::wrap_stream(pieces), None).await.unwrap();
     assert_eq!(*fake.written.lock().unwrap(), [("a/b".to_owned(), 2 << 20)]);
     let pieces: Vec<Bytes> = client.read_file(id, "/big").await.unwrap().try_collect().await.unwrap();
     assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 4 << 20);
@@ -203,7 +226,7 @@ async fn a_command_s_output_comes_as_it_is() {
         ExecEvent::Start { pid: 42 },
         ExecEvent::Stdout(Bytes::from_static(b"hi")),
         ExecEvent::Stderr(Bytes::from_static(&[0xff, 0])),
-        ExecEvent::Exit { exit_code: 3 },
+        ExecEvent::Exit { exit_code: 3, timed_out: false },
     ];
     assert_eq!(seen, expected);
 }
@@ -215,7 +238,7 @@ async fn a_command_can_be_stopped() {
     let mut stream = client.exec_stream(SandboxId::new(), &request).await.unwrap();
     assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Start { pid: 42 }));
     stream.stop().await.unwrap();
-    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Exit { exit_code: 143 }));
+    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Exit { exit_code: 143, timed_out: false }));
     assert_eq!(stream.next().await.unwrap(), None);
 }
 
@@ -233,4 +256,51 @@ async fn a_stream_that_is_refused_is_an_error_of_the_api() {
     let id: SandboxId = "sb000000000000000000000none".parse().unwrap();
     let error = client.exec_stream(id, &ExecRequest::default()).await.err().unwrap();
     assert_eq!(error.code(), Some("not_found"));
+}
+
+#[tokio::test]
+async fn the_largest_output_of_a_command_is_taken() {
+    let (client, _) = start().await;
+    let size = 12 << 20;
+    let request =
+        ExecRequest { cmd: "head".to_owned(), args: vec![size.to_string()], ..ExecRequest::default() };
+    let answer = client.exec(SandboxId::new(), &request).await.unwrap();
+    assert_eq!(answer.stdout.len(), size);
+}
+
+#[tokio::test]
+async fn a_redirect_is_told_and_gets_no_key() {
+    let (client, _) = start().await;
+    let client = Client::new(&format!("{}/moved", client.url()), Some("key")).unwrap();
+    let error = client.list(1, None).await.unwrap_err().to_string();
+    assert!(error.contains("redirects to http://127.0.0.1:1/"), "{error}");
+}
+
+/// Reads a request and closes the connection; with TLS the answer is one of plain HTTP.
+async fn hang_up(answer: &'static [u8]) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut request = [0; 16384];
+        let _ = tokio::io::AsyncReadExt::read(&mut socket, &mut request).await;
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut socket, answer).await;
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_is_not_taken_for_a_server_that_is_away() {
+    let url = format!("http://{}", hang_up(b"").await);
+    let client = Client::new(&url, Some("key")).unwrap();
+    let error = client.create(&CreateSandbox::default(), Some("once")).await.unwrap_err();
+    assert!(error.may_have_happened() && !error.to_string().contains("wrenn up"), "{error}");
+}
+
+#[tokio::test]
+async fn tls_to_a_server_without_it_is_told_as_that() {
+    let url = format!("https://{}", hang_up(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+    let client = Client::new(&url, Some("key")).unwrap();
+    let error = client.list(1, None).await.unwrap_err();
+    assert!(!error.may_have_happened() && error.to_string().contains("use http://"), "{error}");
 }

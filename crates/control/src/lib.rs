@@ -148,3 +148,8 @@ pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()
 pub fn openapi_yaml() -> String {
     routes::document().to_yaml().unwrap_or_default()
 }
+
+/// The OpenAPI 3.1 document in JSON.
+pub fn openapi_json() -> String {
+    routes::document().to_pretty_json().unwrap_or_default()
+}

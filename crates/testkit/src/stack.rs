@@ -38,6 +38,17 @@ pub struct Stack {
     env: Vec<(String, String)>,
 }
 
+/// What the directory has in which `wrenn` is run: if anything of it counted, nothing would start.
+const FOREIGN_VARIABLES: &str = "\
+WRENN_URL=http://127.0.0.1:1
+WRENN_AGENT_FIRECRACKER=/nonexistent
+WRENN_SHARE_DIR=/nonexistent
+DATABASE_URL=postgres://shop@127.0.0.1:1/shop
+REDIS_URL=redis://127.0.0.1:1
+WRENN_SHOP=1
+this line is no variable
+";
+
 fn program() -> Result<PathBuf> {
     let path = env::var_os("WRENN_BIN").map(PathBuf::from).context(
         "WRENN_BIN is not set: run the tests by `make test`, or name a wrenn built with --features fault-points",
@@ -100,6 +111,7 @@ impl Stack {
         fs::create_dir(&faults)?;
         // The unprivileged server removes the file of a fault point that has fired.
         fs::set_permissions(&faults, fs::Permissions::from_mode(0o777))?;
+        fs::write(home.path().join(".env"), FOREIGN_VARIABLES)?;
         let mut env = vec![
             ("HOME".to_owned(), home.path().display().to_string()),
             ("WRENN_STATE_DIR".to_owned(), state_dir.display().to_string()),

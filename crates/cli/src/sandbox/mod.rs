@@ -1,19 +1,37 @@
 //! `wrenn sandbox`: sandboxes one by one.
 
 mod copy;
+mod local;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use comfy_table::{Table, presets};
 use serde_json::json;
-use wrenn_api::{Sandbox, SandboxId};
+use wrenn_api::{ErrorCode, Sandbox, SandboxId};
 use wrenn_client::Client;
 
 use crate::{
+    creation::{self, New, idempotency_key, variable},
     exec,
+    failure::{Failure, Report},
     output::{Format, note},
-    run::{New, command, idempotency_key, variable},
     signals::{Stop, exit_status},
 };
+
+/// What is printed below the help of `exec`.
+const EXEC_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox exec ID python3 -c 'print(6*7)'
+  wrenn sandbox exec -u root ID -- apt-get update
+  wrenn sandbox exec ID -- tar cz -C project . | tar xz -C project";
+/// What is printed below the help of `cp`.
+const CP_EXAMPLES: &str = "\
+One regular file is copied; its mode is kept. `-` is standard input or output.
+
+Examples:
+  wrenn sandbox cp main.py ID:              into the home directory
+  wrenn sandbox cp main.py ID:/tmp/         into a directory
+  wrenn sandbox cp ID:/etc/hostname -       to standard output
+  tar cz -C project . | wrenn sandbox cp - ID:project.tgz";
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -22,45 +40,37 @@ pub(crate) enum Command {
     Create {
         #[command(flatten)]
         new: New,
-        /// The same key gives the same sandbox
+        /// Create at most one sandbox for this key: repeating it within 24 hours prints the same id
         #[arg(long, value_name = "KEY")]
         idempotency_key: Option<String>,
     },
     /// List the sandboxes
+    #[command(visible_alias = "list")]
     Ls,
     /// Show one sandbox
     Get {
-        /// Which one
+        /// The sandbox's id
         id: SandboxId,
     },
-    /// Run a command in a sandbox; its exit status becomes ours
+    /// Run a command in a sandbox
+    #[command(after_help = EXEC_EXAMPLES, after_long_help = format!("{EXEC_EXAMPLES}\n\n{}", exec::EXIT_STATUS))]
     Exec {
-        /// Which sandbox
+        /// The sandbox's id
         id: SandboxId,
-        /// A variable for the command; may be repeated
+        /// Set a variable for the command; may be repeated
         #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = variable)]
         envs: Vec<(String, String)>,
-        /// Working directory
-        #[arg(long, value_name = "DIR")]
-        cwd: Option<String>,
-        /// The user to run as
-        #[arg(long, value_name = "NAME")]
-        user: Option<String>,
-        /// The command and its arguments
-        #[arg(last = true, required = true, value_name = "COMMAND")]
-        command: Vec<String>,
+        #[command(flatten)]
+        command: exec::Program,
     },
-    /// Copy a file into or out of a sandbox; the sandbox's side is ID:PATH
-    Cp {
-        /// What to copy
-        source: String,
-        /// Where to
-        destination: String,
-    },
+    /// Copy a file into or out of a sandbox
+    #[command(after_help = CP_EXAMPLES)]
+    Cp(copy::Args),
     /// Remove sandboxes
+    #[command(visible_alias = "delete")]
     Rm {
-        /// Which ones
-        #[arg(required = true)]
+        /// The sandboxes' ids
+        #[arg(required = true, value_name = "ID")]
         ids: Vec<SandboxId>,
     },
 }
@@ -68,10 +78,8 @@ pub(crate) enum Command {
 /// Runs `wrenn sandbox`.
 pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Result<u8> {
     match what {
-        Command::Create { new, idempotency_key: key } => {
-            let key = key.clone().unwrap_or_else(idempotency_key);
-            let sandbox = client.create(&new.request(), Some(&key)).await?;
-            format.print(&sandbox, || sandbox.id.to_string())?;
+        Command::Create { new, idempotency_key } => {
+            return create(client, new, idempotency_key.as_deref(), format).await;
         }
         Command::Ls => {
             let all = client.list_all().await?;
@@ -81,9 +89,8 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             let sandbox = client.get(*id).await?;
             format.print(&sandbox, || text(&sandbox))?;
         }
-        Command::Exec { id, envs, cwd, user, command: words } => {
-            let mut request = command(words, envs)?;
-            (request.cwd, request.user) = (cwd.clone(), user.clone());
+        Command::Exec { id, envs, command } => {
+            let request = command.request(envs)?;
             let mut stop = Stop::new()?;
             // Going away ends the command.
             return tokio::select! {
@@ -91,29 +98,69 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
-        Command::Cp { source, destination } => {
-            let copied = copy::run(client, source, destination).await?;
-            format.print(&copied, String::new)?;
+        Command::Cp(args) => {
+            let copied = copy::run(client, args).await?;
+            // Standard output may be what was copied to.
+            if !args.to_stdout() {
+                format.print(&copied, String::new)?;
+            }
         }
         Command::Rm { ids } => return remove(client, ids, format).await,
     }
     Ok(0)
 }
 
+async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -> Result<u8> {
+    let mut stop = Stop::new()?;
+    let own_key = key.map_or_else(idempotency_key, str::to_owned);
+    let (sandbox, stopped) = creation::create(client, &new.request(), &own_key, &mut stop).await?;
+    let id = sandbox.id;
+    if let Some(name) = stopped {
+        if key.is_some() {
+            // An earlier request may have made it, for somebody who uses it.
+            note(&format!("wrenn: the sandbox of this idempotency key is {id}; it was not removed"));
+        } else {
+            creation::remove(client, id).await?;
+            note(&format!("wrenn: removed sandbox {id}"));
+        }
+        return Ok(exit_status(name));
+    }
+    if key.is_some() {
+        check_alive(client, id).await?;
+    }
+    format.print(&sandbox, || id.to_string())?;
+    Ok(0)
+}
+
+/// An idempotency key gives the sandbox of its first request, whatever became of that.
+async fn check_alive(client: &Client, id: SandboxId) -> Result<()> {
+    match client.get(id).await {
+        Err(error) if error.code() == Some(ErrorCode::NotFound.as_str()) => {
+            let message = format!(
+                "the sandbox of this idempotency key, {id}, was made before and is deleted: use a new key for a new one"
+            );
+            Err(Failure::new("sandbox_deleted", message).into())
+        }
+        found => Ok(found.map(drop)?),
+    }
+}
+
 async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8> {
-    let (mut removed, mut failed) = (Vec::new(), 0);
+    let (mut removed, mut failed) = (Vec::new(), Vec::new());
     for id in ids {
         match client.delete(*id).await {
             Ok(()) => removed.push(id.to_string()),
             // The others are to go all the same.
             Err(error) => {
-                failed += 1;
-                note(&format!("wrenn: {id}: {error}"));
+                let text = error.to_string();
+                let subject = if text.contains(&id.to_string()) { String::new() } else { format!("{id}: ") };
+                note(&format!("wrenn: {subject}{text}"));
+                failed.push(json!({ "id": id, "error": Report::of(&anyhow!(error)) }));
             }
         }
     }
     format.print(&json!({ "removed": removed, "failed": failed }), || removed.join("\n"))?;
-    Ok(u8::from(failed > 0))
+    Ok(u8::from(!failed.is_empty()))
 }
 
 fn table(all: &[Sandbox]) -> String {
@@ -155,8 +202,6 @@ fn plain(value: &serde_json::Value) -> String {
 
 /// The client for this configuration.
 pub(crate) fn client(config: &crate::config::Config) -> Result<Client> {
-    let key = config.get("api_key").with_context(|| {
-        format!("no API key: set WRENN_API_KEY, or let `wrenn up` write one to {}", config.file().display())
-    })?;
-    Ok(Client::new(&config.url()?, Some(key))?)
+    let url = config.url()?;
+    Ok(Client::new(&url, Some(config.api_key_for(&url)?))?)
 }

@@ -37,7 +37,7 @@ pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
     let script =
         "echo one; sleep 0.5; echo two >&2; sleep 0.5; printf 'dr\\303'; sleep 0.5; printf '\\244i'; exit 7";
     let events = rest(&mut start(&stack, &id, &["sh", "-c", script]).await?).await?;
-    let Some((ExecEvent::Exit { exit_code: 7 }, output)) = events.split_last() else {
+    let Some((ExecEvent::Exit { exit_code: 7, .. }, output)) = events.split_last() else {
         anyhow::bail!("it did not end with exit 7: {events:?}")
     };
     let [ExecEvent::Stdout(one), ExecEvent::Stderr(two), three @ ..] = output else {
@@ -75,7 +75,11 @@ pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Resul
     let content = noise(1 << 20);
     stack.api.write(&id, "noise", content.clone()).await?.expect(204)?;
     let events = rest(&mut start(&stack, &id, &["cat", "noise"]).await?).await?;
-    anyhow::ensure!(events.last() == Some(&ExecEvent::Exit { exit_code: 0 }), "{:?}", events.last());
+    anyhow::ensure!(
+        events.last() == Some(&ExecEvent::Exit { exit_code: 0, timed_out: false }),
+        "{:?}",
+        events.last()
+    );
     let got: Vec<u8> = events.iter().flat_map(|event| stdout(event).to_vec()).collect();
     let same = got.iter().zip(&content).take_while(|(a, b)| a == b).count();
     anyhow::ensure!(got == content, "{} bytes, the first {same} are right", got.len());

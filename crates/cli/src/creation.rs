@@ -1,0 +1,168 @@
+//! Creates a sandbox so that none is left behind unnamed: a lost answer is asked for again with the same idempotency key,
+//! and an interrupted create is waited for.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::time::sleep;
+use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId};
+use wrenn_client::{Client, Error};
+
+use crate::{output::note, signals::Stop};
+
+/// How long the answer to a create is asked for again when it was lost, and the wait in between.
+const REPEATS: Duration = Duration::from_secs(20);
+const REPEAT_WAIT: Duration = Duration::from_millis(500);
+/// How often the removal of a sandbox is tried, and the wait in between.
+const REMOVALS: u32 = 4;
+const REMOVAL_WAIT: Duration = Duration::from_secs(1);
+
+/// What a new sandbox is to be.
+#[derive(Debug, clap::Args)]
+pub(crate) struct New {
+    /// The template to start from [default: minimal]
+    #[arg(long, value_name = "NAME")]
+    template: Option<String>,
+    /// Set a variable for every process in the sandbox; may be repeated
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = variable)]
+    envs: Vec<(String, String)>,
+    /// Virtual CPUs [default: 1]
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory in MiB, or with a unit, such as 1g [default: 512]
+    #[arg(long, visible_alias = "memory", value_name = "MIB", value_parser = mebibytes)]
+    memory_mb: Option<u32>,
+    /// Size of the root file system in MiB, or with a unit, such as 10g [default: 5120]
+    #[arg(long, visible_alias = "disk", value_name = "MIB", value_parser = mebibytes)]
+    disk_size_mb: Option<u32>,
+}
+
+impl New {
+    /// The request for the sandbox.
+    pub(crate) fn request(&self) -> CreateSandbox {
+        CreateSandbox {
+            template: self.template.clone(),
+            vcpus: self.vcpus,
+            memory_mb: self.memory_mb,
+            disk_size_mb: self.disk_size_mb,
+            envs: self.envs.iter().cloned().collect(),
+        }
+    }
+}
+
+/// Reads `NAME=VALUE`.
+pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// Reads a size: a number of MiB, or a number with the unit `m` or `g`.
+fn mebibytes(text: &str) -> Result<u32, String> {
+    let lower = text.to_ascii_lowercase();
+    let plain = lower.trim_end_matches("ib").trim_end_matches('b');
+    let (number, factor) = match plain.strip_suffix('g') {
+        Some(number) => (number, 1024),
+        None => (plain.strip_suffix('m').unwrap_or(plain), 1),
+    };
+    let size = number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    size.ok_or_else(|| "write a number of MiB, such as 1024, or a number with a unit, such as 1g".to_owned())
+}
+
+/// A key that makes a repeated request the same request.
+pub(crate) fn idempotency_key() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// Creates the sandbox, and says which signal came meanwhile: the end of the create is awaited all the same, because only
+/// then is it known what to remove. A second signal gives up.
+pub(crate) async fn create(
+    client: &Client,
+    request: &CreateSandbox,
+    key: &str,
+    stop: &mut Stop,
+) -> Result<(Sandbox, Option<&'static str>)> {
+    let mut creation = std::pin::pin!(until_answered(client, request, key));
+    let name = tokio::select! {
+        created = &mut creation => return Ok((created?, None)),
+        name = stop.received() => name,
+    };
+    note(
+        "wrenn: interrupted. Waiting for the sandbox to start, to see which one it is. Press Ctrl-C again to exit now (the \
+         sandbox may keep running).",
+    );
+    tokio::select! {
+        created = creation => Ok((created?, Some(name))),
+        _ = stop.received() => {
+            anyhow::bail!("the sandbox may still be created; check `wrenn sandbox ls`")
+        }
+    }
+}
+
+/// Asks until there is an answer: what came of a request whose answer was lost is told by the same request.
+async fn until_answered(client: &Client, request: &CreateSandbox, key: &str) -> Result<Sandbox> {
+    let first = match client.create(request, Some(key)).await {
+        Err(error) if is_open(&error) => error,
+        answer => return Ok(answer?),
+    };
+    note(&format!("wrenn: {first}; asking again what became of the sandbox"));
+    let begin = Instant::now();
+    loop {
+        sleep(REPEAT_WAIT).await;
+        match client.create(request, Some(key)).await {
+            // While the server starts again, nothing listens there.
+            Err(error) if is_open(&error) || matches!(error, Error::Connect { .. }) => {
+                if begin.elapsed() > REPEATS {
+                    return Err(error).context("the sandbox may still be created; check `wrenn sandbox ls`");
+                }
+            }
+            answer => return Ok(answer?),
+        }
+    }
+}
+
+/// Whether it is not known what became of a request.
+fn is_open(error: &Error) -> bool {
+    let open = [ErrorCode::ServiceUnavailable, ErrorCode::IdempotencyInProgress];
+    error.may_have_happened() || open.iter().any(|code| error.code() == Some(code.as_str()))
+}
+
+/// Removes a sandbox, and tries again when that fails.
+pub(crate) async fn remove(client: &Client, id: SandboxId) -> Result<()> {
+    let mut attempt = 1;
+    loop {
+        match client.delete(id).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.code() == Some(ErrorCode::NotFound.as_str()) => return Ok(()),
+            Err(error) if attempt == REMOVALS => {
+                return Err(error).with_context(|| {
+                    format!("sandbox {id} was not removed: remove it by `wrenn sandbox rm {id}`")
+                });
+            }
+            Err(_) => sleep(REMOVAL_WAIT).await,
+        }
+        attempt += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_need_a_name() {
+        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert!(variable("=x").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn sizes_have_units_or_are_mebibytes() {
+        for (text, size) in [("512", 512), ("512m", 512), ("1g", 1024), ("2GiB", 2048), ("3GB", 3072)] {
+            assert_eq!(mebibytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "g", "1k", "-1", "1.5g", "9999999g", "one"] {
+            assert!(mebibytes(text).is_err_and(|error| error.contains("1024")), "{text}");
+        }
+    }
+}
