@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::network;
+use crate::{identity, network, regular};
 
 const ROOT_DISK: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
@@ -52,7 +52,8 @@ pub(crate) fn run() {
     attach_console();
     grow_root();
     protect();
-    name_machine();
+    identity::begin();
+    allow_ping();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if let Err(error) = network::configure(&line) {
         say(&format!("network: {error}"));
@@ -60,7 +61,7 @@ pub(crate) fn run() {
 }
 
 /// Writes one line to the console.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let line = format!("envd: {text}\n");
     match OpenOptions::new().write(true).open("/dev/console") {
         Ok(mut console) => drop(console.write_all(line.as_bytes())),
@@ -195,19 +196,17 @@ fn protect() {
     }
 }
 
-fn name_machine() {
-    let name = fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name = if name.trim().is_empty() { "sandbox" } else { name.trim() };
-    if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
-        say(&format!("host name: {error}"));
+/// Everybody may send ICMP echo requests, as on a Debian machine.
+fn allow_ping() {
+    if let Err(error) = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647") {
+        say(&format!("ping_group_range: {error}"));
     }
-    write_if_empty("/etc/hosts", &format!("127.0.0.1 localhost {name}\n::1 localhost\n"));
 }
 
 /// Writes a file of the template only where it has none.
 pub(crate) fn write_if_empty(path: &str, text: &str) {
     if fs::metadata(Path::new(path)).map_or(0, |m| m.len()) == 0
-        && let Err(error) = fs::write(path, text)
+        && let Err(error) = regular::write_text(Path::new(path), text, 0o644)
     {
         say(&format!("{path}: {error}"));
     }

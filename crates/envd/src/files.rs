@@ -1,14 +1,10 @@
 //! `GET` and `POST /files`: whole files over plain HTTP, streamed in pieces of bounded size.
 
 use std::{
-    ffi::OsString,
-    fs, io,
-    os::unix::fs::{MetadataExt as _, fchown},
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -27,10 +23,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use crate::{
-    filesystem::make_parents,
-    paths,
+    paths, regular,
     server::error,
     settings::{self, Settings},
+    upload::Upload,
     users::{self, User},
 };
 
@@ -49,7 +45,7 @@ pub(crate) struct Params {
 }
 
 /// Checks token or signature and finds the user.
-fn admit(
+async fn admit(
     settings: &Settings,
     headers: &HeaderMap,
     params: &Params,
@@ -65,7 +61,7 @@ fn admit(
         None => users::requested(headers).map_err(|e| unauthorized(e.to_string()))?,
     };
     let name = named.or(settings.snapshot().default_user).unwrap_or_else(|| "root".into());
-    users::lookup(&name).map_err(|e| unauthorized(e.to_string()))
+    users::find(name).await.map_err(|e| unauthorized(e.to_string()))
 }
 
 fn check_signature(settings: &Settings, params: &Params, operation: &str) -> Result<(), &'static str> {
@@ -114,56 +110,136 @@ pub(crate) async fn get(
 }
 
 async fn read(settings: &Settings, params: &Params, headers: &HeaderMap) -> Result<Response, Response> {
-    let user = admit(settings, headers, params, "read")?;
+    let user = admit(settings, headers, params, "read").await?;
     let bad = |e: paths::PathError| error(StatusCode::BAD_REQUEST, e.to_string());
     let path = paths::resolve(params.path.as_deref().unwrap_or_default(), &user).map_err(bad)?;
-    // A FIFO or device could block for ever: look before opening.
-    let meta = tokio::fs::metadata(&path).await.map_err(|e| failed("read", &path, &e))?;
-    if !meta.is_file() {
-        let what = if meta.is_dir() { "a directory" } else { "not a regular file" };
-        return Err(error(StatusCode::BAD_REQUEST, format!("{} is {what}", path.display())));
-    }
-    let mut file = tokio::fs::File::open(&path).await.map_err(|e| failed("read", &path, &e))?;
-    let size = file.metadata().await.map_err(|e| failed("read", &path, &e))?.size();
-    let wanted =
-        headers.get(header::RANGE).and_then(|v| v.to_str().ok()).map_or(Ok(None), |v| range(v, size));
-    let Ok(wanted) = wanted else {
-        let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, format!("the file has {size} bytes"));
-        if let Ok(value) = format!("bytes */{size}").parse() {
-            response.headers_mut().insert(header::CONTENT_RANGE, value);
-        }
-        return Err(response);
+    let content = Content::open(&path).await.map_err(|e| unreadable(&path, &e))?;
+    let asked = headers.get(header::RANGE).and_then(|v| v.to_str().ok());
+    let wanted = match (asked, content.size()) {
+        (Some(asked), Some(size)) => range(asked, size).map_err(|()| unsatisfiable(size))?,
+        // Without a size there is nothing to take a part of: the whole is a valid answer.
+        _ => None,
     };
-    let (start, length) = wanted.unwrap_or((0, size));
-    file.seek(io::SeekFrom::Start(start)).await.map_err(|e| failed("read", &path, &e))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut response = Response::builder()
         .status(if wanted.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK })
         .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::CONTENT_LENGTH, length)
         .header(header::ACCEPT_RANGES, "bytes")
         .header(header::CONTENT_DISPOSITION, format!("inline; filename*=UTF-8''{}", percent_encode(&name)));
-    if wanted.is_some() {
+    if let (Some((start, length)), Some(size)) = (wanted, content.size()) {
         let end = start + length - 1;
         response = response.header(header::CONTENT_RANGE, format!("bytes {start}-{end}/{size}"));
     }
-    let body = Body::from_stream(pieces(file, length));
+    if let Some(length) = wanted.map(|(_, length)| length).or(content.size()) {
+        response = response.header(header::CONTENT_LENGTH, length);
+    }
+    let body = content.body(wanted).await.map_err(|e| unreadable(&path, &e))?;
     response.body(body).map_err(|e| error(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))
 }
 
-/// A file's next `length` bytes; a file that shrinks meanwhile breaks the transfer, visibly.
+fn unreadable(path: &Path, cause: &io::Error) -> Response {
+    let refused = |what| error(StatusCode::BAD_REQUEST, format!("{} is {what}", path.display()));
+    match cause.kind() {
+        io::ErrorKind::IsADirectory => refused("a directory"),
+        io::ErrorKind::InvalidInput => refused("not a regular file"),
+        _ => failed("read", path, cause),
+    }
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    let mut response = error(StatusCode::RANGE_NOT_SATISFIABLE, format!("the file has {size} bytes"));
+    if let Ok(value) = format!("bytes */{size}").parse() {
+        response.headers_mut().insert(header::CONTENT_RANGE, value);
+    }
+    response
+}
+
+/// The content of a file, of which the beginning has been read.
+enum Content {
+    /// All of it: it is short, and the size that the file system tells does not count.
+    Whole(Bytes),
+    /// It is longer than one piece, and has the size that it had when it was opened.
+    Sized(tokio::fs::File, u64),
+    /// It is longer than one piece, and nobody knows how long: a file that the kernel makes up.
+    Unsized(tokio::fs::File, Bytes),
+}
+
+impl Content {
+    async fn open(path: &Path) -> io::Result<Self> {
+        let path = path.to_owned();
+        let opened = tokio::task::spawn_blocking(move || {
+            let mut file = regular::open(&path)?;
+            let size = file.metadata()?.size();
+            let known = size > 0 && !regular::is_pseudo(&file)?;
+            // Files in /proc and /sys say that they have no bytes, or a page.
+            let mut start = Vec::new();
+            (&mut file).take(PIECE as u64).read_to_end(&mut start)?;
+            Ok::<_, io::Error>((file, start, known.then_some(size)))
+        });
+        let (file, start, size) = opened.await.map_err(io::Error::other)??;
+        let file = tokio::fs::File::from_std(file);
+        Ok(match size {
+            _ if start.len() < PIECE => Self::Whole(start.into()),
+            Some(size) if size >= PIECE as u64 => Self::Sized(file, size),
+            _ => Self::Unsized(file, start.into()),
+        })
+    }
+
+    fn size(&self) -> Option<u64> {
+        match self {
+            Self::Whole(content) => Some(content.len() as u64),
+            Self::Sized(_, size) => Some(*size),
+            Self::Unsized(..) => None,
+        }
+    }
+
+    /// All of it, or the part from a start with a length.
+    async fn body(self, part: Option<(u64, u64)>) -> io::Result<Body> {
+        match self {
+            Self::Whole(content) => {
+                let part = part.and_then(|(start, length)| {
+                    let start = usize::try_from(start).ok()?;
+                    Some(start..start.checked_add(usize::try_from(length).ok()?)?)
+                });
+                Ok(Body::from(part.map_or(content.clone(), |part| content.slice(part))))
+            }
+            Self::Sized(mut file, size) => {
+                let (start, length) = part.unwrap_or((0, size));
+                file.seek(io::SeekFrom::Start(start)).await?;
+                Ok(Body::from_stream(pieces(file, length)))
+            }
+            Self::Unsized(file, start) => {
+                let rest = stream::try_unfold(file, |mut file| async move {
+                    let piece = piece(&mut file, PIECE).await?;
+                    Ok((!piece.is_empty()).then_some((piece, file)))
+                });
+                Ok(Body::from_stream(stream::once(async { Ok::<_, io::Error>(start) }).chain(rest)))
+            }
+        }
+    }
+}
+
+async fn piece(file: &mut tokio::fs::File, most: usize) -> io::Result<Bytes> {
+    let mut piece = vec![0; most];
+    let read = file.read(&mut piece).await?;
+    piece.truncate(read);
+    Ok(piece.into())
+}
+
+/// A file's next `length` bytes. Of a file that grows meanwhile it is what there was when it was opened; one that shrinks
+/// breaks the transfer, visibly.
 fn pieces(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((file, length), |(mut file, left)| async move {
         if left == 0 {
             return Ok(None);
         }
-        let mut piece = vec![0; PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
-        let n = file.read(&mut piece).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let piece = piece(&mut file, PIECE.min(usize::try_from(left).unwrap_or(PIECE))).await?;
+        if piece.is_empty() {
+            let text = format!("the file shrank while it was read: {left} bytes are missing");
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
         }
-        piece.truncate(n);
-        Ok(Some((Bytes::from(piece), (file, left - n as u64))))
+        let left = left - piece.len() as u64;
+        Ok(Some((piece, (file, left))))
     })
 }
 
@@ -208,7 +284,7 @@ pub(crate) async fn post(
 }
 
 async fn write(settings: &Settings, params: &Params, request: Request) -> Result<Response, Response> {
-    let user = admit(settings, request.headers(), params, "write")?;
+    let user = admit(settings, request.headers(), params, "write").await?;
     let encoded = request.headers().get(header::CONTENT_ENCODING).is_some_and(|v| v != "identity");
     if encoded {
         return Err(error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the file without Content-Encoding"));
@@ -248,7 +324,7 @@ async fn store(
 ) -> Result<Value, Response> {
     let path = paths::resolve(given, user).map_err(|e| error(StatusCode::BAD_REQUEST, e.to_string()))?;
     let (place, owner) = (path.clone(), user.clone());
-    let opened = tokio::task::spawn_blocking(move || Upload::open(place, &owner, atomic)).await;
+    let opened = tokio::task::spawn_blocking(move || Upload::open(&place, &owner, atomic)).await;
     let mut upload = opened.map_err(io::Error::other).flatten().map_err(|e| failed("write", &path, &e))?;
     let mut data = std::pin::pin!(data);
     while let Some(piece) = data.next().await {
@@ -259,61 +335,6 @@ async fn store(
     upload.finish().await.map_err(|e| failed("write", &path, &e))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(json!({"name": name, "path": path.to_string_lossy(), "type": "file"}))
-}
-
-/// A file being written. Dropped before `finish`, it removes its temporary file.
-struct Upload {
-    file: tokio::fs::File,
-    path: PathBuf,
-    temporary: Option<PathBuf>,
-}
-
-impl Upload {
-    fn open(path: PathBuf, user: &User, atomic: bool) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        make_parents(&path, user)?;
-        let old = fs::metadata(&path).ok();
-        if let Some(meta) = &old {
-            if meta.is_dir() {
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
-            if !meta.is_file() {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-            }
-        }
-        // A link keeps pointing where it points.
-        let path = if atomic { fs::canonicalize(&path).unwrap_or(path) } else { path };
-        let temporary = atomic.then(|| {
-            let mut name = OsString::from(format!(".envd-{}-", NEXT.fetch_add(1, Ordering::Relaxed)));
-            name.push(std::process::id().to_string());
-            path.with_file_name(name)
-        });
-        let file = fs::File::create(temporary.as_ref().unwrap_or(&path))?;
-        let upload = Self { file: tokio::fs::File::from_std(file.try_clone()?), path, temporary };
-        if let (true, Some(meta)) = (atomic, &old) {
-            file.set_permissions(meta.permissions())?;
-        }
-        fchown(&file, Some(user.uid), Some(user.gid))?;
-        Ok(upload)
-    }
-
-    async fn finish(mut self) -> io::Result<()> {
-        self.file.flush().await?;
-        if let Some(temporary) = &self.temporary {
-            self.file.sync_all().await?;
-            tokio::fs::rename(temporary, &self.path).await?;
-            self.temporary = None;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(temporary) = &self.temporary {
-            let _ = fs::remove_file(temporary);
-        }
-    }
 }
 
 #[cfg(test)]

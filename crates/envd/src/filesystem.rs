@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Metadata},
     io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, chown},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, lchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,7 +35,7 @@ impl Filesystem for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, StatRequest>,
     ) -> ServiceResult<impl Encodable<StatResponse> + Send + use<'a>> {
-        let user = self.user(&ctx)?;
+        let user = self.user(&ctx).await?;
         let path = resolve(&request.to_owned_message().path, &user)?;
         let entry =
             blocking(move || entry(&path, &Names::load()).map_err(|e| failed("stat", &path, &e))).await?;
@@ -47,7 +47,7 @@ impl Filesystem for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, ListDirRequest>,
     ) -> ServiceResult<impl Encodable<ListDirResponse> + Send + use<'a>> {
-        let user = self.user(&ctx)?;
+        let user = self.user(&ctx).await?;
         let request = request.to_owned_message();
         let path = resolve(&request.path, &user)?;
         let entries = blocking(move || list(&path, request.depth.max(1))).await?;
@@ -59,7 +59,7 @@ impl Filesystem for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, MakeDirRequest>,
     ) -> ServiceResult<impl Encodable<MakeDirResponse> + Send + use<'a>> {
-        let user = self.user(&ctx)?;
+        let user = self.user(&ctx).await?;
         let path = resolve(&request.to_owned_message().path, &user)?;
         let entry = blocking(move || make_dir(&path, &user)).await?;
         Response::ok(MakeDirResponse { entry: entry.into(), ..Default::default() })
@@ -70,7 +70,7 @@ impl Filesystem for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, MoveRequest>,
     ) -> ServiceResult<impl Encodable<MoveResponse> + Send + use<'a>> {
-        let user = self.user(&ctx)?;
+        let user = self.user(&ctx).await?;
         let request = request.to_owned_message();
         let (from, to) = (resolve(&request.source, &user)?, resolve(&request.destination, &user)?);
         let entry = blocking(move || {
@@ -87,7 +87,7 @@ impl Filesystem for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
-        let user = self.user(&ctx)?;
+        let user = self.user(&ctx).await?;
         let path = resolve(&request.to_owned_message().path, &user)?;
         blocking(move || {
             let result = match fs::symlink_metadata(&path) {
@@ -106,11 +106,8 @@ impl Filesystem for Service {
 }
 
 impl Service {
-    fn user(&self, ctx: &RequestContext) -> Result<User, ConnectError> {
-        let deny = |e: users::UserError| ConnectError::unauthenticated(e.to_string());
-        let named = users::requested(ctx.headers()).map_err(deny)?;
-        let name = named.or(self.settings.snapshot().default_user).unwrap_or_else(|| "root".into());
-        users::lookup(&name).map_err(deny)
+    async fn user(&self, ctx: &RequestContext) -> Result<User, ConnectError> {
+        users::of_call(ctx.headers(), self.settings.snapshot().default_user).await
     }
 }
 
@@ -200,7 +197,8 @@ fn make_owned_dirs(path: &Path, user: &User) -> io::Result<()> {
     }
     make_parents(path, user)?;
     match fs::create_dir(path) {
-        Ok(()) => chown(path, Some(user.uid), Some(user.gid)),
+        // Not of what a link names that somebody has put there meanwhile.
+        Ok(()) => lchown(path, Some(user.uid), Some(user.gid)),
         // Somebody else made it meanwhile.
         Err(_) if path.is_dir() => Ok(()),
         Err(error) => Err(error),

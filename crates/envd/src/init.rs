@@ -1,17 +1,17 @@
 //! `POST /init`: what the host sets before the first call, and after every resume.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use axum::{
     Json,
     body::Bytes,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
 
-use crate::{server::error, settings::Settings};
+use crate::{identity, log, server::error, settings::Settings};
 
 /// Fields that are absent stay as they are.
 #[derive(Deserialize, Default)]
@@ -27,7 +27,8 @@ struct Init {
 }
 
 /// Applies the settings. The caller's token has been checked.
-pub(crate) async fn post(State(settings): State<Arc<Settings>>, body: Bytes) -> Response {
+pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderMap, body: Bytes) -> Response {
+    let request = log::request_id(&headers);
     let init: Init = match if body.is_empty() { Ok(Init::default()) } else { serde_json::from_slice(&body) } {
         Ok(init) => init,
         Err(cause) => {
@@ -43,13 +44,14 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, body: Bytes) -> 
     if let Some((seconds, nanos)) = now {
         let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: nanos };
         if let Err(cause) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
-            eprintln!("envd: cannot set the clock: {cause}");
+            log::line(request, format_args!("cannot set the clock: {cause}"));
         }
     }
-    if let Some(name) = init.hostname.filter(|n| !n.is_empty())
-        && let Err(cause) = rustix::system::sethostname(name.as_bytes())
-    {
-        eprintln!("envd: cannot set the host name: {cause}");
+    if let Some(name) = init.hostname.filter(|n| !n.is_empty()) {
+        let named = tokio::task::spawn_blocking(move || identity::take_name(&name)).await;
+        if let Err(cause) = named.map_err(io::Error::other).flatten() {
+            log::line(request, format_args!("cannot set the host name: {cause}"));
+        }
     }
     settings.update(|values| {
         if let Some(envs) = init.env_vars {

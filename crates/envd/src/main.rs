@@ -1,21 +1,31 @@
 //! envd, the guest agent: PID 1 of every microVM. It boots the system, reaps, and serves the sandbox's API.
 //!
-//! Started as an ordinary process (`envd --port N`) it only serves, which is how its tests run it.
+//! Started as an ordinary process (`envd --port N`) it only serves, which is how its tests run it. Its bounds can be
+//! given too (`--kept BYTES`, `--drains N`, `--running N`); those of PID 1 follow from the machine's memory.
 
 mod boot;
+mod connections;
 mod files;
 mod filesystem;
+mod identity;
 mod init;
+mod limits;
+mod log;
 mod metrics;
 mod network;
 mod paths;
+mod power;
 mod process;
 mod reaper;
+mod regular;
 mod server;
 mod settings;
+mod upload;
 mod users;
 
 use std::process::ExitCode;
+
+use process::registry::Bounds;
 
 /// The port that sandbox clients know.
 const PORT: u16 = 49983;
@@ -28,10 +38,11 @@ fn main() -> ExitCode {
     // Whatever was inherited stays here and does not reach the processes of the sandbox.
     // SAFETY: marking descriptors close-on-exec closes nothing now.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
-    let port = match port(std::env::args().skip(1)) {
-        Ok(port) => port,
+    limits::raise(first);
+    let options = match options(std::env::args().skip(1)) {
+        Ok(options) => options,
         // The kernel passes words of its command line to PID 1; they are not for us.
-        Err(_) if first => PORT,
+        Err(_) if first => Options::default(),
         Err(message) => {
             eprintln!("envd: {message}");
             return ExitCode::FAILURE;
@@ -42,21 +53,46 @@ fn main() -> ExitCode {
         .max_blocking_threads(64)
         .enable_all()
         .build();
-    match runtime.and_then(|runtime| runtime.block_on(server::run(port))) {
+    match runtime.and_then(|runtime| {
+        if first {
+            runtime.spawn(power::obey());
+        }
+        runtime.block_on(server::run(options.port, options.bounds))
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("envd: cannot serve on port {port}: {error}");
+            eprintln!("envd: cannot serve on port {}: {error}", options.port);
             ExitCode::FAILURE
         }
     }
 }
 
-fn port(mut args: impl Iterator<Item = String>) -> Result<u16, String> {
-    match (args.next().as_deref(), args.next()) {
-        (None, _) => Ok(PORT),
-        (Some("--port"), Some(value)) => {
-            value.parse().map_err(|_| format!("'{value}' is not a port (0 to 65535)"))
-        }
-        _ => Err("usage: envd [--port N]".into()),
+struct Options {
+    port: u16,
+    bounds: Bounds,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { port: PORT, bounds: Bounds::default() }
     }
+}
+
+fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N]";
+    let mut options = Options::default();
+    while let Some(name) = args.next() {
+        let value = args.next().ok_or(USAGE)?;
+        let number = || value.parse().map_err(|_| format!("{name}: '{value}' is not a number"));
+        match name.as_str() {
+            "--port" => {
+                options.port = value.parse().map_err(|_| format!("'{value}' is not a port (0 to 65535)"))?;
+            }
+            "--kept" => options.bounds.kept = number()?,
+            "--drains" => options.bounds.drains = number()?,
+            "--running" => options.bounds.running = number()?,
+            _ => return Err(USAGE.into()),
+        }
+    }
+    Ok(options)
 }

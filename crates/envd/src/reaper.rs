@@ -1,14 +1,16 @@
 //! Collects every ended child, orphans included, and hands the status of our own children to who waits.
 //!
-//! One thread waits with WNOWAIT (the zombie stays), takes the lock and only then reaps. Children are
-//! spawned and signalled under the same lock, so a status is never lost before its pid is registered and a
-//! signal never reaches a reused pid.
+//! One thread waits with WNOWAIT (the zombie stays), takes the lock and only then reaps. Children are forked,
+//! registered and signalled under the same lock, so a status is never lost before its pid is registered and a
+//! signal never reaches a reused pid. The lock is held while a child is forked and not until its program runs: a
+//! program on a file system that hangs holds nobody up.
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     io,
     os::unix::process::ExitStatusExt as _,
-    process::{Command, ExitStatus},
+    process::ExitStatus,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
@@ -18,7 +20,7 @@ use tokio::sync::oneshot;
 /// The children of this process.
 pub(crate) struct Reaper {
     children: Mutex<Children>,
-    spawned: Condvar,
+    forked: Condvar,
 }
 
 #[derive(Default)]
@@ -30,22 +32,33 @@ struct Children {
 impl Reaper {
     /// Starts the reaper's thread.
     pub(crate) fn start() -> io::Result<Arc<Self>> {
-        let reaper = Arc::new(Self { children: Mutex::default(), spawned: Condvar::new() });
+        let reaper = Arc::new(Self { children: Mutex::default(), forked: Condvar::new() });
         let shared = Arc::clone(&reaper);
         thread::Builder::new().name("reaper".into()).stack_size(128 << 10).spawn(move || shared.run())?;
         Ok(reaper)
     }
 
-    /// Starts a child; the receiver gets its status. Blocks until the child has executed its program.
-    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<(i32, oneshot::Receiver<ExitStatus>)> {
+    /// Forks a child, in which every signal is blocked; the receiver gets its status.
+    ///
+    /// # Safety
+    /// `child` runs in a copy of a process with several threads: it may only make async-signal-safe calls.
+    pub(crate) unsafe fn fork(
+        &self,
+        child: impl FnOnce() -> Infallible,
+    ) -> io::Result<(i32, oneshot::Receiver<ExitStatus>)> {
         let mut children = self.lock();
-        // The handle is dropped without a wait: the reaper's thread does that.
-        #[allow(clippy::zombie_processes)]
-        let pid = command.spawn()?.id() as i32;
+        let pid = blocking_signals(|| {
+            // SAFETY: the caller promises what the child may do.
+            let pid = unsafe { libc::fork() };
+            if pid == 0 {
+                match child() {}
+            }
+            if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+        })?;
         let (tx, rx) = oneshot::channel();
         children.waiting.insert(pid, tx);
         children.generation += 1;
-        self.spawned.notify_all();
+        self.forked.notify_all();
         Ok((pid, rx))
     }
 
@@ -54,6 +67,15 @@ impl Reaper {
         let children = self.lock();
         // SAFETY: kill has no memory effects; pid is a child that is not reaped, so it names its group.
         children.waiting.contains_key(&pid) && unsafe { libc::kill(-pid, signal) } == 0
+    }
+
+    /// Signals a child that may not lead a group yet.
+    pub(crate) fn signal(&self, pid: i32, signal: i32) {
+        let children = self.lock();
+        if children.waiting.contains_key(&pid) {
+            // SAFETY: kill has no memory effects; pid is a child that is not reaped.
+            unsafe { libc::kill(pid, signal) };
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Children> {
@@ -72,10 +94,10 @@ impl Reaper {
                 // SAFETY: waitid succeeded, so the pid field is set.
                 self.reap(unsafe { info.si_pid() });
             } else if io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD) {
-                // Nobody to wait for: sleep until something is spawned.
+                // Nobody to wait for: sleep until something is forked.
                 let mut children = self.lock();
                 while children.generation == seen {
-                    children = self.spawned.wait(children).unwrap_or_else(PoisonError::into_inner);
+                    children = self.forked.wait(children).unwrap_or_else(PoisonError::into_inner);
                 }
                 seen = children.generation;
             }
@@ -85,7 +107,7 @@ impl Reaper {
     fn reap(&self, pid: i32) {
         let mut children = self.lock();
         let mut status = 0;
-        // SAFETY: `status` outlives the call. WNOHANG: a spawn that failed may have collected it already.
+        // SAFETY: `status` outlives the call. WNOHANG: it is there, or somebody else has collected it.
         let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
         if reaped == pid
             && let Some(waiter) = children.waiting.remove(&pid)
@@ -93,5 +115,39 @@ impl Reaper {
             // Nobody may be waiting any more; that is fine.
             let _ = waiter.send(ExitStatus::from_raw(status));
         }
+    }
+}
+
+/// Runs `work` with every signal blocked: a handler of ours must not run in a child.
+fn blocking_signals<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: both sets are initialised by the calls before they are read.
+    unsafe {
+        let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let result = work();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_child_whose_program_does_not_begin_holds_nobody_up() {
+        let reaper = Reaper::start().unwrap();
+        let hangs = || loop {
+            // SAFETY: pause has no memory effects.
+            unsafe { libc::pause() };
+        };
+        // SAFETY: the child makes no other call.
+        let (hung, status) = unsafe { reaper.fork(hangs) }.unwrap();
+        // SAFETY: nor does this one.
+        let (_, ended) = unsafe { reaper.fork(|| libc::_exit(7)) }.unwrap();
+        assert_eq!(ended.await.unwrap().code(), Some(7));
+        reaper.signal(hung, libc::SIGKILL);
+        assert_eq!(status.await.unwrap().signal(), Some(libc::SIGKILL));
     }
 }

@@ -1,6 +1,6 @@
 //! The HTTP server: routes, the token check, and the shape of errors.
 
-use std::{io, sync::Arc};
+use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -9,30 +9,31 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
-    serve::ListenerExt as _,
 };
+use futures::FutureExt as _;
 use serde_json::json;
 use tokio::net::TcpListener;
 use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
-    files, filesystem, init, metrics,
-    process::{registry::Registry, service::Service},
+    connections::Connections,
+    files, filesystem, init, log, metrics,
+    process::{
+        registry::{Bounds, Registry},
+        service::Service,
+    },
     reaper::Reaper,
     settings::Settings,
 };
 
 /// Serves until the process ends. RPC messages are limited to 4 MiB, the library's default.
-pub(crate) async fn run(port: u16) -> io::Result<()> {
+pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
-    let registry = Registry::new(Reaper::start()?);
+    let registry = Registry::new(Reaper::start()?, bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // One line that tests and operators can wait for; with port 0 it tells the port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    axum::serve(listener, router(&settings, &registry)).await
+    axum::serve(Connections::new(listener), followed(router(&settings, &registry))).await
 }
 
 fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
@@ -56,6 +57,30 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
 }
 
+/// Logs what goes wrong in a request, with its id. One that panics is answered, and ends nothing else.
+fn followed(router: Router) -> Router {
+    router.layer(middleware::from_fn(async |request: Request, next: Next| {
+        let id = log::request_id(request.headers()).map(str::to_owned);
+        let about = format!("{} {}", request.method(), request.uri().path());
+        let ran = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+        let response = ran.unwrap_or_else(|panic| {
+            let text = format!("envd failed on this request: {}", words(&*panic));
+            error(StatusCode::INTERNAL_SERVER_ERROR, text)
+        });
+        if response.status().is_server_error() {
+            let told = response.extensions().get::<Told>().map_or("", |told| &told.0);
+            log::line(id.as_deref(), format_args!("{about}: status {} {told}", response.status().as_u16()));
+        }
+        response
+    }))
+}
+
+/// What a panic says.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+}
+
 /// Lets a call pass that carries the token.
 async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next: Next) -> Response {
     let given = request.headers().get("x-access-token").and_then(|v| v.to_str().ok());
@@ -72,7 +97,39 @@ async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next
     error(StatusCode::UNAUTHORIZED, text)
 }
 
+/// The message of an error's answer, for the log.
+#[derive(Clone)]
+struct Told(String);
+
 /// The error shape of the plain HTTP endpoints.
 pub(crate) fn error(status: StatusCode, message: impl Into<String>) -> Response {
-    (status, Json(json!({"code": status.as_u16(), "message": message.into()}))).into_response()
+    let message = message.into();
+    let mut response = (status, Json(json!({"code": status.as_u16(), "message": message}))).into_response();
+    response.extensions_mut().insert(Told(message));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_that_panics_is_answered_and_the_next_one_too() {
+        let router = Router::new()
+            .route("/panics", get(async || -> StatusCode { panic!("of a test") }))
+            .route("/works", get(async || StatusCode::NO_CONTENT));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(axum::serve(Connections::new(listener), followed(router)).into_future());
+        // Over one connection: that does not end either.
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /panics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /works HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).await.unwrap();
+        assert!(answers.starts_with("HTTP/1.1 500") && answers.contains("of a test"), "{answers}");
+        assert!(answers.contains("HTTP/1.1 204"), "{answers}");
+    }
 }

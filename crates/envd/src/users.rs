@@ -1,9 +1,18 @@
 //! Users and groups from `/etc/passwd` and `/etc/group`, parsed here because a static glibc cannot load NSS.
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, path::Path};
 
 use base64::Engine as _;
+use connectrpc::ConnectError;
 use http::HeaderMap;
+use wrenn_rpc::fault::{self, Of};
+
+use crate::regular;
+
+/// Bytes of `/etc/passwd` and `/etc/group` that are read.
+const MOST: u64 = 4 << 20;
+/// Characters of a name that an error shows.
+const SHOWN: usize = 64;
 
 /// A user that a request acts as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +35,26 @@ pub(crate) enum UserError {
     Header,
 }
 
-/// Finds a user by name.
-pub(crate) fn lookup(name: &str) -> Result<User, UserError> {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let group = fs::read_to_string("/etc/group").unwrap_or_default();
-    parse(name, &passwd, &group).ok_or_else(|| UserError::Unknown(name.to_owned()))
+/// The user of a Connect call: the one that it names, else the sandbox's default, else root.
+pub(crate) async fn of_call(headers: &HeaderMap, default: Option<String>) -> Result<User, ConnectError> {
+    let named = requested(headers).map_err(|error| ConnectError::unauthenticated(error.to_string()))?;
+    let found = find(named.or(default).unwrap_or_else(|| "root".into())).await;
+    // Clients of this wire contract know an unknown user as unauthenticated.
+    found.map_err(|error| {
+        fault::attach(ConnectError::unauthenticated(error.to_string()), "user_not_found", Of::OF_CALLER)
+    })
+}
+
+/// Finds a user by name. Reads files, on a thread for that.
+pub(crate) async fn find(name: String) -> Result<User, UserError> {
+    let shown = name.chars().take(SHOWN).collect();
+    let found = tokio::task::spawn_blocking(move || parse(&name, &read("/etc/passwd"), &read("/etc/group")));
+    found.await.ok().flatten().ok_or(UserError::Unknown(shown))
+}
+
+/// The text of a file; nothing where it cannot be read, or is no file.
+fn read(path: &str) -> String {
+    regular::read_text(Path::new(path), MOST).unwrap_or_default()
 }
 
 fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
@@ -93,10 +117,9 @@ pub(crate) struct Names {
 impl Names {
     /// Reads both files once.
     pub(crate) fn load() -> Self {
-        let read = |path| {
-            let text = fs::read_to_string(path).unwrap_or_default();
+        let load = |path| {
             let mut map = HashMap::new();
-            for line in text.lines() {
+            for line in read(path).lines() {
                 let f: Vec<_> = line.split(':').collect();
                 if f.len() >= 3
                     && let Ok(id) = f[2].parse()
@@ -106,7 +129,7 @@ impl Names {
             }
             map
         };
-        Self { users: read("/etc/passwd"), groups: read("/etc/group") }
+        Self { users: load("/etc/passwd"), groups: load("/etc/group") }
     }
 
     /// The user's name, or its number.

@@ -1,7 +1,13 @@
 //! Processes: starting them, their output, their end, and the Connect service over all of it.
 
 pub(crate) mod cgroup;
+mod drains;
+mod ending;
+mod fork;
+mod input;
+mod interpreter;
 pub(crate) mod output;
 pub(crate) mod registry;
+pub(crate) mod retention;
 pub(crate) mod service;
 pub(crate) mod spawn;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    os::fd::OwnedFd,
     process::ExitStatus,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,26 +16,32 @@ use bytes::Bytes;
 use rustix::termios::Winsize;
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::{oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
 
 use super::{
     cgroup::{Cgroup, Cgroups},
-    output::{Channel, Chunk, End, Log, Reader},
+    drains::{DRAINS, Drains},
+    ending::describe,
+    input::{Input, InputError},
+    output::{CHUNK, Channel, Chunk, Hold, Log, Reader},
+    retention::{self, Retention},
     spawn::{self, SpawnError, Spec, nonblocking},
 };
 use crate::reaper::Reaper;
 
-/// Ended processes whose output can still be read.
+/// Ended processes whose end, and output as far as it is kept, can still be read.
 const RETAINED: usize = 256;
-/// Processes running at once that were started over the API.
+/// Processes running at once that were started over the API, at most.
 const RUNNING: usize = 4096;
+/// Memory for which one of them may run.
+const RUNNING_MEMORY: usize = 256 << 10;
 /// How long output is awaited after the process ended while a descendant holds its pipes.
 const GRACE: Duration = Duration::from_millis(200);
-const PIPE_CHUNK: usize = 32 << 10;
-const PTY_CHUNK: usize = 16 << 10;
+/// Bytes of arguments and environment that a listing shows of each process.
+const LISTED: usize = 16 << 10;
 
 /// What is started, for listings.
 pub(crate) struct Description {
@@ -43,16 +49,38 @@ pub(crate) struct Description {
     pub(crate) args: Vec<String>,
     pub(crate) envs: Vec<(String, String)>,
     pub(crate) cwd: Option<String>,
-    pub(crate) tag: Option<String>,
+}
+
+impl Description {
+    /// Keeps as many arguments and variables as have room, in their order: this is memory of PID 1.
+    fn shorten(&mut self) {
+        let mut left = LISTED;
+        let mut fits = |size: usize| {
+            left = left.saturating_sub(size);
+            left > 0
+        };
+        for text in [Some(&mut self.cmd), self.cwd.as_mut()].into_iter().flatten() {
+            if !fits(text.len()) {
+                text.clear();
+            }
+        }
+        let args = self.args.iter().take_while(|arg| fits(arg.len() + size_of::<String>())).count();
+        self.args.truncate(args);
+        let envs = self.envs.iter().take_while(|(k, v)| fits(k.len() + v.len() + 2 * size_of::<String>()));
+        let envs = envs.count();
+        self.envs.truncate(envs);
+        self.args.shrink_to_fit();
+        self.envs.shrink_to_fit();
+    }
 }
 
 /// One process.
 pub(crate) struct Process {
     pub(crate) pid: u32,
-    pub(crate) description: Description,
+    pub(crate) tag: Option<String>,
     pub(crate) pty: bool,
     log: Arc<Log>,
-    input: tokio::sync::Mutex<Option<AsyncFd<OwnedFd>>>,
+    input: Input,
     /// The terminal, for resizing.
     terminal: Mutex<Option<OwnedFd>>,
     cgroup: Mutex<Option<Cgroup>>,
@@ -66,43 +94,64 @@ pub(crate) enum Selector {
     Tag(String),
 }
 
-/// Why input was not taken.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum InputError {
-    #[error("standard input of process {0} is closed; start it with stdin: true")]
-    Closed(u32),
-    #[error("process {0} stopped reading its input: {1}")]
-    Write(u32, io::Error),
-}
-
 /// Why no process was started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    #[error("{RUNNING} processes are running, the limit of one sandbox; end some first")]
-    TooMany,
+    #[error("{0} processes are running, the limit of this sandbox; end some first")]
+    TooMany(usize),
     #[error("cannot watch the process: {0}")]
     Io(#[from] io::Error),
+}
+
+/// Bounds that tests make smaller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Bytes of output kept of all processes together.
+    pub(crate) kept: usize,
+    /// Pipes of daemons that are read away.
+    pub(crate) drains: usize,
+    /// Processes running at once.
+    pub(crate) running: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let running = (retention::memory() / RUNNING_MEMORY).clamp(64, RUNNING);
+        Self { kept: retention::default_limit(), drains: DRAINS, running }
+    }
 }
 
 /// All processes.
 pub(crate) struct Registry {
     reaper: Arc<Reaper>,
     cgroups: Cgroups,
+    retention: Arc<Retention>,
+    drains: Drains,
+    bounds: Bounds,
+    places: Arc<Semaphore>,
     table: Mutex<Table>,
 }
 
 #[derive(Default)]
 struct Table {
-    running: Vec<Arc<Process>>,
+    running: Vec<(Arc<Process>, Arc<Description>)>,
     ended: VecDeque<Arc<Process>>,
 }
 
 impl Registry {
     /// An empty registry.
-    pub(crate) fn new(reaper: Arc<Reaper>) -> Arc<Self> {
-        Arc::new(Self { reaper, cgroups: Cgroups::open(), table: Mutex::default() })
+    pub(crate) fn new(reaper: Arc<Reaper>, bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            reaper,
+            cgroups: Cgroups::open(),
+            retention: Retention::new(bounds.kept),
+            drains: Drains::new(bounds.drains),
+            bounds,
+            places: Arc::new(Semaphore::new(bounds.running)),
+            table: Mutex::default(),
+        })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -114,78 +163,89 @@ impl Registry {
         self: &Arc<Self>,
         spec: Spec,
         description: Description,
+        tag: Option<String>,
         deadline: Option<std::time::Instant>,
     ) -> Result<(Arc<Process>, Reader), StartError> {
         // Its own task: a client that goes away meanwhile must not leave a process that nobody knows.
         let registry = Arc::clone(self);
-        let starting = tokio::spawn(async move { registry.start_task(spec, description, deadline).await });
+        let starting =
+            tokio::spawn(async move { registry.start_task(spec, description, tag, deadline).await });
         starting.await.map_err(io::Error::other)?
     }
 
     async fn start_task(
         self: Arc<Self>,
         spec: Spec,
-        description: Description,
+        mut description: Description,
+        tag: Option<String>,
         deadline: Option<std::time::Instant>,
     ) -> Result<(Arc<Process>, Reader), StartError> {
-        if self.table().running.len() >= RUNNING {
-            return Err(StartError::TooMany);
-        }
-        let log = Arc::new(Log::default());
-        let reader = log.read();
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let place = place.map_err(|_| StartError::TooMany(self.bounds.running))?;
+        description.shorten();
+        let log = self.retention.log();
+        let reader = log.read(Hold::Always);
+        let pty = spec.pty.is_some();
         let registry = Arc::clone(&self);
-        let (spawned, group, pty) = tokio::task::spawn_blocking(move || {
+        let (forked, group) = tokio::task::spawn_blocking(move || {
             let group = registry.cgroups.create();
-            match spawn::spawn(&registry.reaper, &spec, group.as_ref()) {
-                Ok(spawned) => Ok((spawned, group, spec.pty.is_some())),
-                Err(error) => {
-                    group.into_iter().for_each(|g| registry.cgroups.remove(g));
-                    Err(error)
-                }
-            }
+            let forked = spawn::spawn(&registry.reaper, spec, group.as_ref());
+            (forked, group)
         })
         .await
-        .map_err(io::Error::other)??;
-
-        let wired = match wire(spawned.input, spawned.outputs, pty) {
-            Ok(wired) => wired,
+        .map_err(io::Error::other)?;
+        let begun = match forked {
+            Ok(forked) => forked.running(&self.reaper).await,
+            Err(error) => Err(error),
+        };
+        let running = match begun {
+            Ok(running) => running,
             Err(error) => {
-                // Nobody could ever read or end it.
-                self.reaper.signal_group(spawned.pid, libc::SIGKILL);
                 group.into_iter().for_each(|g| self.cgroups.remove(g));
                 return Err(error.into());
             }
         };
+
+        let wired = match wire(running.input, running.outputs, pty) {
+            Ok(wired) => wired,
+            Err(error) => {
+                // Nobody could ever read or end it.
+                self.reaper.signal_group(running.pid, libc::SIGKILL);
+                group.into_iter().for_each(|g| self.cgroups.remove(g));
+                return Err(error.into());
+            }
+        };
+        let (ended, end_seen) = watch::channel(false);
+        let pid = running.pid as u32;
         let process = Arc::new(Process {
-            pid: spawned.pid as u32,
-            description,
+            pid,
+            tag,
             pty,
             log: Arc::clone(&log),
-            input: tokio::sync::Mutex::new(wired.input),
+            input: Input::new(pid, wired.input, end_seen.clone()),
             terminal: Mutex::new(wired.terminal),
             cgroup: Mutex::new(group),
             timed_out: AtomicBool::new(false),
             reaper: Arc::clone(&self.reaper),
         });
-        let (ended, end_seen) = watch::channel(false);
         let mut pumps = JoinSet::new();
         for (channel, fd) in wired.outputs {
-            pumps.spawn(pump(channel, fd, Arc::clone(&log), end_seen.clone()));
+            pumps.spawn(pump(Arc::clone(&self), channel, fd, Arc::clone(&log), end_seen.clone()));
         }
-        self.table().running.push(Arc::clone(&process));
-        tokio::spawn(self.supervise(Arc::clone(&process), spawned.status, pumps, ended, deadline));
+        self.table().running.push((Arc::clone(&process), Arc::new(description)));
+        let following = Following { process: Arc::clone(&process), pumps, ended, place };
+        tokio::spawn(self.supervise(following, running.status, deadline));
         Ok((process, reader))
     }
 
     /// Follows one process to its end.
     async fn supervise(
         self: Arc<Self>,
-        process: Arc<Process>,
+        following: Following,
         mut status: oneshot::Receiver<ExitStatus>,
-        mut pumps: JoinSet<()>,
-        ended: watch::Sender<bool>,
         deadline: Option<std::time::Instant>,
     ) {
+        let Following { process, mut pumps, ended, place } = following;
         let expiry = async {
             match deadline {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -201,25 +261,28 @@ impl Registry {
             }
         };
         ended.send_replace(true);
+        process.input.close();
         while pumps.join_next().await.is_some() {}
         process.log.finish(describe(result.ok(), process.timed_out.load(Ordering::Relaxed)));
-        *process.input.lock().await = None;
         process.terminal.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(group) = process.cgroup.lock().unwrap_or_else(PoisonError::into_inner).take() {
             self.cgroups.remove(group);
         }
+        self.retention.ended(&process.log);
         let mut table = self.table();
-        table.running.retain(|p| !Arc::ptr_eq(p, &process));
+        table.running.retain(|(p, _)| !Arc::ptr_eq(p, &process));
         // A pid comes back some day; the newer process has it then.
         table.ended.retain(|p| p.pid != process.pid);
         table.ended.push_back(process);
         if table.ended.len() > RETAINED {
             table.ended.pop_front();
         }
+        drop(table);
+        drop(place);
     }
 
-    /// The running processes.
-    pub(crate) fn running(&self) -> Vec<Arc<Process>> {
+    /// The running processes and what was started.
+    pub(crate) fn running(&self) -> Vec<(Arc<Process>, Arc<Description>)> {
         self.table().running.clone()
     }
 
@@ -227,18 +290,26 @@ impl Registry {
     pub(crate) fn find(&self, selector: &Selector, ended: bool) -> Option<Arc<Process>> {
         let matches = |p: &&Arc<Process>| match selector {
             Selector::Pid(pid) => p.pid == *pid,
-            Selector::Tag(tag) => p.description.tag.as_ref() == Some(tag),
+            Selector::Tag(tag) => p.tag.as_ref() == Some(tag),
         };
         let table = self.table();
-        let running = table.running.iter().rev().find(matches);
+        let running = table.running.iter().rev().map(|(process, _)| process).find(matches);
         running.or_else(|| table.ended.iter().rev().filter(|_| ended).find(matches)).cloned()
     }
+}
+
+/// What the supervisor of a process has.
+struct Following {
+    process: Arc<Process>,
+    pumps: JoinSet<()>,
+    ended: watch::Sender<bool>,
+    place: OwnedSemaphorePermit,
 }
 
 impl Process {
     /// Attaches a client.
     pub(crate) fn read(&self) -> Reader {
-        self.log.read()
+        self.log.read(Hold::Briefly)
     }
 
     /// Whether it has ended and all its output is in the log.
@@ -260,22 +331,13 @@ impl Process {
     }
 
     /// Writes all of `data`, as fast as the process takes it.
-    pub(crate) async fn write(&self, mut data: &[u8]) -> Result<(), InputError> {
-        let slot = self.input.lock().await;
-        let input = slot.as_ref().ok_or(InputError::Closed(self.pid))?;
-        while !data.is_empty() {
-            let written = input
-                .async_io(Interest::WRITABLE, |fd| rustix::io::write(fd, data).map_err(io::Error::from))
-                .await
-                .map_err(|cause| InputError::Write(self.pid, cause))?;
-            data = &data[written..];
-        }
-        Ok(())
+    pub(crate) async fn write(&self, data: &[u8]) -> Result<(), InputError> {
+        self.input.write(data).await
     }
 
-    /// Closes standard input.
-    pub(crate) async fn close_input(&self) {
-        *self.input.lock().await = None;
+    /// Closes standard input, once what is being written is written.
+    pub(crate) fn close_input(&self) {
+        self.input.close();
     }
 
     /// Resizes the terminal; false when there is none.
@@ -285,45 +347,14 @@ impl Process {
     }
 }
 
-fn describe(status: Option<ExitStatus>, timed_out: bool) -> End {
-    let signal = status.and_then(|s| s.signal());
-    match (status.and_then(|s| s.code()), signal) {
-        (Some(code), _) => {
-            End { exit_code: code, exited: true, status: format!("exit status {code}"), timed_out }
-        }
-        (None, Some(signal)) => End {
-            exit_code: -1,
-            exited: false,
-            status: format!("signal: {}", signal_name(signal)),
-            timed_out,
-        },
-        (None, None) => End { exit_code: -1, exited: false, status: "status unknown".into(), timed_out },
-    }
-}
-
-fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        libc::SIGHUP => "hangup",
-        libc::SIGINT => "interrupt",
-        libc::SIGQUIT => "quit",
-        libc::SIGILL => "illegal instruction",
-        libc::SIGABRT => "aborted",
-        libc::SIGBUS => "bus error",
-        libc::SIGFPE => "floating point exception",
-        libc::SIGKILL => "killed",
-        libc::SIGSEGV => "segmentation fault",
-        libc::SIGPIPE => "broken pipe",
-        libc::SIGALRM => "alarm clock",
-        libc::SIGTERM => "terminated",
-        other => return format!("signal {other}"),
-    };
-    name.into()
-}
-
 /// Moves output into the log until end of file, or until a while after the process ended.
-async fn pump(channel: Channel, fd: AsyncFd<OwnedFd>, log: Arc<Log>, mut ended: watch::Receiver<bool>) {
-    let size = if channel == Channel::Pty { PTY_CHUNK } else { PIPE_CHUNK };
-    let mut buffer = vec![0; size];
+async fn pump(
+    registry: Arc<Registry>,
+    channel: Channel,
+    fd: AsyncFd<OwnedFd>,
+    log: Arc<Log>,
+    mut ended: watch::Receiver<bool>,
+) {
     let mut until: Option<Instant> = None;
     loop {
         let grace = async {
@@ -337,29 +368,32 @@ async fn pump(channel: Channel, fd: AsyncFd<OwnedFd>, log: Arc<Log>, mut ended: 
         tokio::select! {
             // Output first: the grace is only for silence.
             biased;
-            read = read(&fd, &mut buffer) => match read {
-                Ok(0) | Err(_) => return,
-                Ok(n) => log.append(Chunk { channel, data: Bytes::copy_from_slice(&buffer[..n]) }).await,
+            read = read(&fd) => match read {
+                Ok(data) if !data.is_empty() => log.append(Chunk { channel, data }).await,
+                _ => return,
             },
             () = grace => break,
         }
         if until.is_some_and(|at| Instant::now() > at) {
             // A descendant that never stops writing does not delay the end either.
-            drain(channel, &fd, &log, &mut buffer).await;
+            drain(channel, &fd, &log).await;
             break;
         }
     }
     // A descendant still has the pipe: keep it from being killed by a write that nobody reads.
-    tokio::spawn(async move { while read(&fd, &mut buffer).await.is_ok_and(|n| n > 0) {} });
+    registry.drains.add(fd);
 }
 
 /// Takes what is there now, at most what the largest pipe holds.
-async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log, buffer: &mut [u8]) {
+async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log) {
     let mut left: usize = 1 << 20;
     while left > 0 {
-        let Ok(n @ 1..) = rustix::io::read(fd.get_ref(), &mut *buffer) else { return };
-        left = left.saturating_sub(n);
-        log.append(Chunk { channel, data: Bytes::copy_from_slice(&buffer[..n]) }).await;
+        let Ok(data) = read_now(fd.get_ref()) else { return };
+        if data.is_empty() {
+            return;
+        }
+        left = left.saturating_sub(data.len());
+        log.append(Chunk { channel, data }).await;
     }
 }
 
@@ -384,6 +418,15 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
-    fd.async_io(Interest::READABLE, |fd| rustix::io::read(fd, &mut *buffer).map_err(io::Error::from)).await
+/// The next output; nothing at end of file.
+pub(super) async fn read(fd: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
+    fd.async_io(Interest::READABLE, read_now).await
+}
+
+/// What is there. The memory is taken only when there is something: an idle process costs none.
+fn read_now(fd: &OwnedFd) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(CHUNK);
+    rustix::io::read(fd, rustix::buffer::spare_capacity(&mut piece))?;
+    piece.shrink_to_fit();
+    Ok(piece.into())
 }

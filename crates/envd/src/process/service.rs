@@ -7,6 +7,7 @@ use connectrpc::{
 };
 use futures::{StreamExt as _, stream};
 use rustix::termios::Winsize;
+use wrenn_rpc::fault::{self, Of};
 use wrenn_rpc::process::{
     __buffa::oneof::{
         process_event::Event, process_event::data_event::Output, process_input::Input, process_selector,
@@ -15,12 +16,13 @@ use wrenn_rpc::process::{
     Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
     SendInputResponse, SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse,
     UpdateRequest, UpdateResponse,
-    process_event::{DataEvent, EndEvent, StartEvent},
+    process_event::{DataEvent, EndEvent, Lost, StartEvent},
 };
 
 use super::{
+    input::InputError,
     output::{Channel, Chunk, End, Item, LIMIT, Reader},
-    registry::{Description, InputError, Process, Registry, Selector, StartError},
+    registry::{Description, Process, Registry, Selector, StartError},
     spawn::{SpawnError, Spec},
 };
 use crate::{settings::Settings, users};
@@ -42,7 +44,8 @@ impl ProcessService for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
-        let processes = self.registry.running().iter().map(|p| info(p)).collect();
+        let processes =
+            self.registry.running().iter().map(|(process, started)| info(process, started)).collect();
         Response::ok(ListResponse { processes, ..Default::default() })
     }
 
@@ -51,9 +54,11 @@ impl ProcessService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, StartRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<StartResponse> + Send + use<>>> {
-        let (spec, description) = self.plan(&ctx, request.to_owned_message())?;
-        let (process, reader) =
-            self.registry.start(spec, description, ctx.deadline()).await.map_err(|e| start_error(&e))?;
+        let mut request = request.to_owned_message();
+        let tag = request.tag.take();
+        let (spec, description) = self.plan(&ctx, request).await?;
+        let started = self.registry.start(spec, description, tag, ctx.deadline()).await;
+        let (process, reader) = started.map_err(|e| start_error(&e))?;
         let mut feed = Feed::new(&ctx, process, reader);
         feed.kill_on_drop = ctx.header(KILL_ON_DISCONNECT).is_some_and(|v| v == "1");
         feed.report_deadline = true;
@@ -94,7 +99,9 @@ impl ProcessService for Service {
             None => return Err(ConnectError::invalid_argument("input is missing; send `stdin` or `pty`")),
         };
         process.write(&data).await.map_err(|e| match e {
-            InputError::Closed(_) | InputError::Write(..) => ConnectError::failed_precondition(e.to_string()),
+            InputError::Closed(_) | InputError::Write(..) | InputError::Ended(_) => {
+                ConnectError::failed_precondition(e.to_string())
+            }
         })?;
         Response::ok(SendInputResponse::default())
     }
@@ -130,7 +137,7 @@ impl ProcessService for Service {
         if process.pty {
             return Err(wrong_input(&process, "has a terminal; send Ctrl-D (0x04) instead"));
         }
-        process.close_input().await;
+        process.close_input();
         Response::ok(CloseStdinResponse::default())
     }
 
@@ -151,12 +158,13 @@ impl ProcessService for Service {
 }
 
 impl Service {
-    fn plan(&self, ctx: &RequestContext, request: StartRequest) -> Result<(Spec, Description), ConnectError> {
+    async fn plan(
+        &self,
+        ctx: &RequestContext,
+        request: StartRequest,
+    ) -> Result<(Spec, Description), ConnectError> {
         let settings = self.settings.snapshot();
-        let named =
-            users::requested(ctx.headers()).map_err(|e| ConnectError::unauthenticated(e.to_string()))?;
-        let name = named.or(settings.default_user).unwrap_or_else(|| "root".into());
-        let user = users::lookup(&name).map_err(|e| ConnectError::unauthenticated(e.to_string()))?;
+        let user = users::of_call(ctx.headers(), settings.default_user).await?;
         let Some(config) = request.process.into_option() else {
             return Err(ConnectError::invalid_argument("process is missing"));
         };
@@ -168,7 +176,6 @@ impl Service {
             args: config.args.clone(),
             envs: config.envs.into_iter().collect(),
             cwd: cwd.clone(),
-            tag: request.tag,
         };
         let spec = Spec {
             cmd: config.cmd,
@@ -201,13 +208,23 @@ fn wrong_input(process: &Process, what: &str) -> ConnectError {
 
 fn start_error(error: &StartError) -> ConnectError {
     let text = error.to_string();
+    let callers = |error, code| fault::attach(error, code, Of::OF_CALLER);
     match error {
-        StartError::Spawn(SpawnError::CommandNotFound(_)) => ConnectError::not_found(text),
-        StartError::Spawn(SpawnError::Cwd(_) | SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
-        StartError::Spawn(SpawnError::Denied { .. }) => ConnectError::permission_denied(text),
-        StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany => {
+        StartError::Spawn(SpawnError::CommandNotFound(_)) => {
+            callers(ConnectError::not_found(text), "program_not_found")
+        }
+        StartError::Spawn(SpawnError::Cwd(_)) => {
+            callers(ConnectError::invalid_argument(text), "directory_not_found")
+        }
+        StartError::Spawn(SpawnError::Denied { .. } | SpawnError::Interpreter { .. }) => {
+            callers(ConnectError::permission_denied(text), "program_not_executable")
+        }
+        StartError::Spawn(SpawnError::CwdDenied { .. }) => ConnectError::permission_denied(text),
+        StartError::Spawn(SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
+        StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany(_) => {
             ConnectError::resource_exhausted(text)
         }
+        StartError::Spawn(SpawnError::Hung { .. }) => ConnectError::unavailable(text),
         StartError::Io(_) => ConnectError::internal(text),
     }
 }
@@ -223,8 +240,7 @@ fn window(pty: &PTY) -> Winsize {
     }
 }
 
-fn info(process: &Process) -> ProcessInfo {
-    let d = &process.description;
+fn info(process: &Process, d: &Description) -> ProcessInfo {
     let config = ProcessConfig {
         cmd: d.cmd.clone(),
         args: d.args.clone(),
@@ -232,7 +248,7 @@ fn info(process: &Process) -> ProcessInfo {
         cwd: d.cwd.clone(),
         ..Default::default()
     };
-    ProcessInfo { config: config.into(), pid: process.pid, tag: d.tag.clone(), ..Default::default() }
+    ProcessInfo { config: config.into(), pid: process.pid, tag: process.tag.clone(), ..Default::default() }
 }
 
 /// One client's stream of events.
@@ -275,6 +291,7 @@ impl Feed {
             Stage::Output => match tokio::time::timeout(self.keepalive, self.reader.next()).await {
                 Err(_) => Event::Keepalive(Box::default()),
                 Ok(Item::Chunk(chunk)) => data(&chunk),
+                Ok(Item::Lost(bytes)) => Event::Lost(Box::new(Lost { bytes, ..Default::default() })),
                 Ok(Item::End(end, lost)) => {
                     self.stage =
                         if end.timed_out && self.report_deadline { Stage::Deadline } else { Stage::Done };
@@ -312,13 +329,15 @@ fn data(chunk: &Chunk) -> Event {
 
 fn end_event(end: &End, lost: u64) -> Event {
     let error = (lost > 0).then(|| {
-        format!("{lost} bytes of earlier output were dropped: {} KiB are kept per process", LIMIT >> 10)
+        format!("{lost} bytes of output were dropped: at most {} KiB are kept per process", LIMIT >> 10)
     });
     Event::End(Box::new(EndEvent {
         exit_code: end.exit_code,
         exited: end.exited,
         status: end.status.clone(),
         error,
+        signal: end.signal,
+        lost_bytes: lost,
         ..Default::default()
     }))
 }

@@ -2,24 +2,35 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::{CString, OsStr},
     fs::File,
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::ExitStatus,
+    time::Duration,
 };
 
 use rustix::{fs::OFlags, pipe::PipeFlags, pty::OpenptFlags, termios::Winsize};
 use tokio::sync::oneshot;
 
-use super::{cgroup::Cgroup, output::Channel};
+use super::{
+    cgroup::Cgroup,
+    fork::{self, Image, Step},
+    interpreter,
+    output::Channel,
+};
 use crate::{reaper::Reaper, users::User};
 
 /// PATH of a process when nobody set one.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// How long the kernel may take to begin a program, whose file system may hang.
+const EXECUTE: Duration = Duration::from_secs(30);
+/// Characters of a name that an error shows.
+const SHOWN: usize = 256;
 
 /// What to start.
 pub(crate) struct Spec {
@@ -39,8 +50,12 @@ pub(crate) struct Spec {
 pub(crate) enum SpawnError {
     #[error("command not found: {0}")]
     CommandNotFound(String),
+    #[error("cannot execute {cmd}: its interpreter {interpreter:?} does not exist{hint}")]
+    Interpreter { cmd: String, interpreter: String, hint: &'static str },
     #[error("cwd '{0}' does not exist or is not a directory")]
     Cwd(String),
+    #[error("cwd '{cwd}' cannot be entered: {cause}")]
+    CwdDenied { cwd: String, cause: io::Error },
     #[error("{0} must not contain a NUL byte")]
     Nul(&'static str),
     #[error(
@@ -49,6 +64,8 @@ pub(crate) enum SpawnError {
     Denied { cmd: String, cause: io::Error },
     #[error("cannot start {cmd}: {cause}; the sandbox may be out of processes, memory or open files")]
     Resources { cmd: String, cause: io::Error },
+    #[error("{cmd} did not begin within {} s: its file system does not answer", EXECUTE.as_secs())]
+    Hung { cmd: String },
 }
 
 /// A started process with our ends of its channels.
@@ -57,10 +74,27 @@ pub(crate) struct Spawned {
     pub(crate) status: oneshot::Receiver<ExitStatus>,
     pub(crate) outputs: Vec<(Channel, OwnedFd)>,
     pub(crate) input: Option<OwnedFd>,
+    begins: Begins,
 }
 
-/// Starts the process. Blocks until its program runs.
-pub(crate) fn spawn(reaper: &Reaper, spec: &Spec, group: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
+/// What is needed to tell why a program did not begin.
+struct Begins {
+    report: OwnedFd,
+    cmd: String,
+    cwd: String,
+    program: PathBuf,
+}
+
+/// A name as an error shows it: whoever made it decided how long it is.
+fn shown(name: &str) -> String {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+/// Forks the process. Its program may not run yet.
+pub(crate) fn spawn(reaper: &Reaper, spec: Spec, group: Option<&Cgroup>) -> Result<Spawned, SpawnError> {
     let nul = |text: &str| text.contains('\0');
     if nul(&spec.cmd) || spec.args.iter().any(|a| nul(a)) {
         return Err(SpawnError::Nul("command and arguments"));
@@ -68,25 +102,101 @@ pub(crate) fn spawn(reaper: &Reaper, spec: &Spec, group: Option<&Cgroup>) -> Res
     if spec.envs.iter().any(|(k, v)| k.is_empty() || k.contains('=') || nul(k) || nul(v)) {
         return Err(SpawnError::Nul("an environment variable must have a name without '=', and it"));
     }
-    let cwd = directory(spec)?;
-    let envs = environment(spec);
+    let cwd = directory(&spec)?;
+    let envs = environment(&spec);
     let program = find(&spec.cmd, envs.get("PATH").map_or(DEFAULT_PATH, String::as_str), &cwd)?;
-    let resources = |cause: io::Error| SpawnError::Resources { cmd: spec.cmd.clone(), cause };
+    let cmd = shown(&spec.cmd);
+    let resources = |cause: io::Error| SpawnError::Resources { cmd: cmd.clone(), cause };
+    let (standard, outputs, input) = connect(&spec).map_err(resources)?;
+    let group = group.map(Cgroup::joining).transpose().map_err(resources)?.map(File::into);
+    let terminal = spec.pty.is_some();
+    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|error| resources(error.into()));
+    let cwd_shown = shown(if spec.cwd.is_empty() { &spec.user.home } else { &spec.cwd });
+    let image = Image {
+        program: text(program.as_os_str())?,
+        arguments: [&spec.cmd]
+            .into_iter()
+            .chain(&spec.args)
+            .map(|a| text(a.as_ref()))
+            .collect::<Result<_, _>>()?,
+        environment: envs.iter().map(|(k, v)| text(format!("{k}={v}").as_ref())).collect::<Result<_, _>>()?,
+        directory: text(cwd.as_os_str())?,
+        user: spec.user,
+        standard,
+        terminal,
+        group,
+    };
+    let child = fork::fork(reaper, &image).map_err(resources)?;
+    let begins = Begins { report: child.report, cmd, cwd: cwd_shown, program };
+    Ok(Spawned { pid: child.pid, status: child.status, outputs, input, begins })
+}
 
-    let mut command = Command::new(&program);
-    command.arg0(&spec.cmd).args(&spec.args).env_clear().envs(&envs);
-    let (outputs, input) = connect(&mut command, spec).map_err(resources)?;
-    prepare_child(&mut command, spec, &cwd, group).map_err(resources)?;
-    let result = reaper.spawn(&mut command);
-    match result {
-        Ok((pid, status)) => Ok(Spawned { pid, status, outputs, input }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(SpawnError::CommandNotFound(spec.cmd.clone())),
-        Err(cause) => Err(match cause.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::EISDIR | libc::E2BIG) => {
-                SpawnError::Denied { cmd: spec.cmd.clone(), cause }
+/// A process whose program runs, with our ends of its channels.
+pub(crate) struct Running {
+    pub(crate) pid: i32,
+    pub(crate) status: oneshot::Receiver<ExitStatus>,
+    pub(crate) outputs: Vec<(Channel, OwnedFd)>,
+    pub(crate) input: Option<OwnedFd>,
+}
+
+impl Spawned {
+    /// Waits until its program runs.
+    pub(crate) async fn running(self, reaper: &Reaper) -> Result<Running, SpawnError> {
+        let Self { pid, status, outputs, input, begins } = self;
+        let Begins { report, cmd, cwd, program } = begins;
+        let Ok(executed) = tokio::time::timeout(EXECUTE, fork::executed(report)).await else {
+            reaper.signal(pid, libc::SIGKILL);
+            return Err(SpawnError::Hung { cmd });
+        };
+        match executed {
+            Ok(Ok(())) => Ok(Running { pid, status, outputs, input }),
+            Ok(Err((step, cause))) => {
+                let why = move || refusal(step, cause, cmd, cwd, &program);
+                Err(tokio::task::spawn_blocking(why).await.unwrap_or_else(|error| SpawnError::Resources {
+                    cmd: String::new(),
+                    cause: error.into(),
+                }))
             }
-            _ => resources(cause),
-        }),
+            Err(cause) => {
+                reaper.signal(pid, libc::SIGKILL);
+                Err(SpawnError::Resources { cmd, cause })
+            }
+        }
+    }
+}
+
+/// Why a child did not become its program.
+fn refusal(step: Step, cause: io::Error, cmd: String, cwd: String, program: &Path) -> SpawnError {
+    match (step, cause.raw_os_error()) {
+        (Step::Directory, Some(libc::ENOENT | libc::ENOTDIR)) => SpawnError::Cwd(cwd),
+        (Step::Directory, _) => SpawnError::CwdDenied { cwd, cause },
+        (Step::Execute, Some(libc::ENOENT | libc::ENOTDIR)) => match interpreter::missing(program) {
+            Some(interpreter) => {
+                let dos = interpreter.ends_with('\r');
+                let hint = if dos {
+                    ": the lines of the script end as on Windows (CRLF); they must end with LF"
+                } else {
+                    ""
+                };
+                SpawnError::Interpreter { cmd, interpreter: shown(&interpreter), hint }
+            }
+            None => SpawnError::CommandNotFound(cmd),
+        },
+        (
+            Step::Execute,
+            Some(
+                libc::EACCES
+                | libc::EPERM
+                | libc::ENOEXEC
+                | libc::EISDIR
+                | libc::E2BIG
+                | libc::ELOOP
+                | libc::ETXTBSY
+                | libc::EINVAL
+                | libc::ELIBBAD,
+            ),
+        ) => SpawnError::Denied { cmd, cause },
+        _ => SpawnError::Resources { cmd, cause },
     }
 }
 
@@ -102,7 +212,7 @@ fn directory(spec: &Spec) -> Result<PathBuf, SpawnError> {
         _ => home.join(&spec.cwd),
     };
     if spec.cwd.contains('\0') || !cwd.is_dir() {
-        return Err(SpawnError::Cwd(spec.cwd.replace('\0', "\\0")));
+        return Err(SpawnError::Cwd(shown(&spec.cwd.replace('\0', "\\0"))));
     }
     Ok(cwd)
 }
@@ -136,19 +246,22 @@ fn find(cmd: &str, path: &str, cwd: &Path) -> Result<PathBuf, SpawnError> {
     if cmd.is_empty() {
         return Err(SpawnError::CommandNotFound(String::new()));
     }
+    if cmd.contains('/') && candidates.iter().any(|path| path.is_dir()) {
+        return Err(SpawnError::Denied { cmd: shown(cmd), cause: io::ErrorKind::IsADirectory.into() });
+    }
     candidates
         .iter()
         .filter(file)
         .find(executable)
         .or_else(|| candidates.iter().find(file))
         .cloned()
-        .ok_or_else(|| SpawnError::CommandNotFound(cmd.into()))
+        .ok_or_else(|| SpawnError::CommandNotFound(shown(cmd)))
 }
 
-type Ends = (Vec<(Channel, OwnedFd)>, Option<OwnedFd>);
+type Ends = ([OwnedFd; 3], Vec<(Channel, OwnedFd)>, Option<OwnedFd>);
 
-/// Gives the child its standard files; returns our ends.
-fn connect(command: &mut Command, spec: &Spec) -> io::Result<Ends> {
+/// Makes the standard files of the child, and gives our ends of them.
+fn connect(spec: &Spec) -> io::Result<Ends> {
     if let Some(size) = spec.pty {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = rustix::pty::openpt(flags)?;
@@ -158,63 +271,20 @@ fn connect(command: &mut Command, spec: &Spec) -> io::Result<Ends> {
         rustix::termios::tcsetwinsize(&master, size)?;
         // Not every kernel lets the user write to its own terminal unless it owns it.
         let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(spec.user.uid)), None);
-        command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
+        let standard = [slave.try_clone()?, slave.try_clone()?, slave];
         let input = master.try_clone()?;
-        return Ok((vec![(Channel::Pty, master)], Some(input)));
+        return Ok((standard, vec![(Channel::Pty, master)], Some(input)));
     }
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
     let (out, out_child) = pipe()?;
     let (err, err_child) = pipe()?;
-    command.stdout(out_child).stderr(err_child);
-    let input = if spec.stdin {
+    let (in_child, input) = if spec.stdin {
         let (child, ours) = pipe()?;
-        command.stdin(child);
-        Some(ours)
+        (child, Some(ours))
     } else {
-        command.stdin(Stdio::null());
-        None
+        (File::open("/dev/null")?.into(), None)
     };
-    Ok((vec![(Channel::Stdout, out), (Channel::Stderr, err)], input))
-}
-
-/// Registers what the child does between fork and exec: only system calls, nothing that allocates.
-fn prepare_child(command: &mut Command, spec: &Spec, cwd: &Path, group: Option<&Cgroup>) -> io::Result<()> {
-    let procs: Option<File> = group.map(|g| g.procs.try_clone()).transpose()?;
-    let dir = std::ffi::CString::new(cwd.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
-    let (uid, gid, groups, pty) =
-        (spec.user.uid, spec.user.gid, spec.user.groups.clone(), spec.pty.is_some());
-    // SAFETY: geteuid cannot fail.
-    let switch = unsafe { libc::geteuid() } == 0;
-    let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    let child = move || {
-        // SAFETY: async-signal-safe calls on values made before the fork.
-        unsafe {
-            check(libc::setsid())?;
-            if pty {
-                check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
-            }
-            if let Some(procs) = &procs {
-                // Without the cgroup the process group still works.
-                libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1);
-            }
-            // envd is protected from the OOM killer; its children are not.
-            let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            if score >= 0 {
-                libc::write(score, c"0".as_ptr().cast(), 1);
-                libc::close(score);
-            }
-            libc::umask(0o022);
-            if switch {
-                check(libc::setgroups(groups.len(), groups.as_ptr()))?;
-                check(libc::setgid(gid))?;
-                check(libc::setuid(uid))?;
-            }
-            check(libc::chdir(dir.as_ptr()))
-        }
-    };
-    // SAFETY: the closure only makes async-signal-safe calls.
-    unsafe { command.pre_exec(child) };
-    Ok(())
+    Ok(([in_child, out_child, err_child], vec![(Channel::Stdout, out), (Channel::Stderr, err)], input))
 }
 
 /// Makes a descriptor of ours non-blocking.

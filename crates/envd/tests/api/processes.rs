@@ -1,203 +1,11 @@
-//! Runs the real envd as an ordinary process and speaks to it as sandbox clients do.
-#![allow(clippy::unwrap_used)]
+//! Processes: their output, input, end and errors.
 
-use std::{
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, TcpStream},
-    path::Path,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{net::Shutdown, thread};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-const LONG: Duration = Duration::from_secs(30);
-
-/// A running envd; dropped, it ends.
-struct Envd {
-    child: Child,
-    address: String,
-}
-
-impl Envd {
-    fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_envd"))
-            .args(["--port", "0"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        log.read_line(&mut line).unwrap();
-        let port = line.trim().rsplit(':').next().unwrap().to_owned();
-        thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, address: format!("127.0.0.1:{port}") }
-    }
-
-    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\n");
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += &format!("content-length: {}\r\n\r\n", body.len());
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        stream
-    }
-
-    /// One plain exchange: status and body.
-    fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, Vec<u8>) {
-        let mut reader = BufReader::new(self.send(method, path, headers, body));
-        let (status, chunked) = head(&mut reader);
-        let mut body = Vec::new();
-        if chunked {
-            while let Some(chunk) = chunk(&mut reader) {
-                body.extend(chunk);
-            }
-        } else {
-            reader.read_to_end(&mut body).unwrap();
-        }
-        (status, body)
-    }
-
-    fn unary(&self, method: &str, body: &Value) -> (u16, Value) {
-        let headers = [("content-type", "application/json")];
-        let (status, body) = self.http("POST", &format!("/{method}"), &headers, body.to_string().as_bytes());
-        (status, serde_json::from_slice(&body).unwrap())
-    }
-
-    fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
-        let body = body.to_string();
-        let mut message = vec![0];
-        message.extend((body.len() as u32).to_be_bytes());
-        message.extend(body.as_bytes());
-        let mut all = vec![("content-type", "application/connect+json"), ("connect-protocol-version", "1")];
-        all.extend(headers);
-        let mut reader =
-            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &message));
-        assert_eq!(head(&mut reader).0, 200);
-        Events { reader, buffer: Vec::new() }
-    }
-
-    fn sh(&self, script: &str) -> Events {
-        self.stream("Start", &[], &json!({"process": {"cmd": "sh", "args": ["-c", script]}, "stdin": false}))
-    }
-}
-
-impl Drop for Envd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn head(reader: &mut impl std::io::BufRead) -> (u16, bool) {
-    let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
-    let status = line.split(' ').nth(1).unwrap().parse().unwrap();
-    let mut chunked = false;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        match line.trim() {
-            "" => return (status, chunked),
-            other => chunked |= other.eq_ignore_ascii_case("transfer-encoding: chunked"),
-        }
-    }
-}
-
-fn chunk(reader: &mut impl std::io::BufRead) -> Option<Vec<u8>> {
-    let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
-    let size = usize::from_str_radix(line.trim(), 16).unwrap();
-    let mut data = vec![0; size + 2];
-    reader.read_exact(&mut data).unwrap();
-    data.truncate(size);
-    (size > 0).then_some(data)
-}
-
-/// The messages of a stream.
-struct Events {
-    reader: BufReader<TcpStream>,
-    buffer: Vec<u8>,
-}
-
-/// A whole run.
-#[derive(Default, Debug)]
-struct Run {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    pty: Vec<u8>,
-    end: Value,
-    error: Value,
-}
-
-impl Events {
-    /// The next message: its flag and content.
-    fn next(&mut self) -> (u8, Value) {
-        loop {
-            if self.buffer.len() >= 5 {
-                let size = u32::from_be_bytes(self.buffer[1..5].try_into().unwrap()) as usize;
-                if self.buffer.len() >= 5 + size {
-                    let message: Vec<u8> = self.buffer.drain(..5 + size).collect();
-                    return (message[0], serde_json::from_slice(&message[5..]).unwrap());
-                }
-            }
-            self.buffer.extend(chunk(&mut self.reader).expect("the stream ended without its last message"));
-        }
-    }
-
-    fn pid(&mut self) -> u64 {
-        self.next().1["event"]["start"]["pid"].as_u64().expect("the first event is `start`")
-    }
-
-    /// The next output of any kind.
-    fn data(&mut self) -> Vec<u8> {
-        let message = self.next().1;
-        let data = message["event"]["data"].as_object().unwrap_or_else(|| panic!("no output: {message}"));
-        STANDARD.decode(data.values().next().unwrap().as_str().unwrap()).unwrap()
-    }
-
-    fn finish(mut self) -> Run {
-        let mut run = Run::default();
-        loop {
-            let (flag, message) = self.next();
-            if flag & 2 != 0 {
-                run.error = message["error"].clone();
-                return run;
-            }
-            let event = &message["event"];
-            assert!(run.end.is_null(), "nothing comes after the end: {event}");
-            for (name, sink) in
-                [("stdout", &mut run.stdout), ("stderr", &mut run.stderr), ("pty", &mut run.pty)]
-            {
-                if let Some(text) = event["data"][name].as_str() {
-                    sink.extend(STANDARD.decode(text).unwrap());
-                }
-            }
-            if event["end"].is_object() {
-                run.end = event["end"].clone();
-            }
-        }
-    }
-}
-
-fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < LONG, "{what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn alive(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.contains(") Z ")
-}
+use crate::client::{Envd, alive, eventually};
 
 #[test]
 fn output_is_complete_to_the_last_byte() {
@@ -393,28 +201,117 @@ fn once_set_the_token_is_required_everywhere_but_for_health() {
     );
 }
 
+/// The code of the detail that tells what was wrong.
+fn fault(error: &Value) -> String {
+    let detail = &error["details"][0];
+    assert_eq!(detail["type"], "host.v1.Fault", "{error}");
+    let bytes =
+        base64::engine::general_purpose::STANDARD_NO_PAD.decode(detail["value"].as_str().unwrap()).unwrap();
+    // Field 1, a string.
+    String::from_utf8(bytes[2..2 + usize::from(bytes[1])].to_vec()).unwrap()
+}
+
 #[test]
-fn files_come_back_as_written_and_a_broken_upload_leaves_the_old_one() {
+fn why_a_process_was_not_started_has_a_code_of_its_own() {
     let envd = Envd::start();
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("new/file");
-    let url = format!("/files?atomic=true&path={}", file.display());
-    let octets = [("content-type", "application/octet-stream")];
-    let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
-    assert_eq!(envd.http("POST", &url, &octets, &content).0, 200);
-    assert!(envd.http("GET", &url, &[], b"").1 == content);
-    assert_eq!(envd.http("GET", &url, &[("range", "bytes=10-19")], b""), (206, content[10..20].to_vec()));
-    let folder = |path: &Path| format!("/files?path={}", path.display());
-    assert_eq!(envd.http("GET", &folder(dir.path()), &[], b"").0, 400);
-    assert_eq!(envd.http("GET", "/files?path=/no/such", &[], b"").0, 404);
+    let script = |name: &str, text: &str, mode: u32| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let refused = |headers: &[(&str, &str)], process: Value| {
+        let error = envd.stream("Start", headers, &json!({"process": process})).finish().error;
+        (
+            error["code"].as_str().unwrap().to_owned(),
+            fault(&error),
+            error["message"].as_str().unwrap().to_owned(),
+        )
+    };
+    let (code, fault, _) = refused(&[], json!({"cmd": "no-such"}));
+    assert_eq!((&*code, &*fault), ("not_found", "program_not_found"));
+    let (code, fault, _) = refused(&[], json!({"cmd": "true", "cwd": "/no/such"}));
+    assert_eq!((&*code, &*fault), ("invalid_argument", "directory_not_found"));
+    let nobody = [("authorization", "Basic bm9ib2R5LWhlcmU6")];
+    let (code, fault, _) = refused(&nobody, json!({"cmd": "true"}));
+    assert_eq!((&*code, &*fault), ("unauthenticated", "user_not_found"));
+    for cmd in ["/etc/passwd", "/tmp", &script("no-x", "#!/bin/sh\n", 0o644)] {
+        let (code, fault, _) = refused(&[], json!({"cmd": cmd}));
+        assert_eq!((&*code, &*fault), ("permission_denied", "program_not_executable"), "{cmd}");
+    }
+    let (_, fault, text) = refused(&[], json!({"cmd": script("missing", "#!/opt/no/python\n", 0o755)}));
+    assert!(
+        fault == "program_not_executable" && text.contains("\"/opt/no/python\" does not exist"),
+        "{text}"
+    );
+    let (_, fault, text) = refused(&[], json!({"cmd": script("dos", "#!/bin/sh\r\necho\r\n", 0o755)}));
+    assert!(
+        fault == "program_not_executable" && text.contains("/bin/sh\\r") && text.contains("CRLF"),
+        "{text}"
+    );
+    // A script that names no interpreter is the shell's.
+    let plain = json!({"process": {"cmd": script("plain", "echo ran", 0o755)}, "stdin": false});
+    assert_eq!(envd.stream("Start", &[], &plain).finish().stdout, b"ran\n");
+    // However long the name, the answer is short; the client of this test looks at that.
+    let long = "x".repeat(1 << 20);
+    assert_eq!(refused(&[], json!({"cmd": long})).1, "program_not_found");
+    assert_eq!(refused(&[], json!({"cmd": "true", "cwd": long})).1, "directory_not_found");
+}
 
-    let mut stream = TcpStream::connect(&envd.address).unwrap();
-    let head = format!("POST {url} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(&vec![1; 100_000]).unwrap();
-    let entries = || std::fs::read_dir(file.parent().unwrap()).unwrap().count();
-    eventually("the upload has begun", || entries() == 2);
-    drop(stream);
-    eventually("its temporary file is removed", || entries() == 1);
-    assert!(std::fs::read(&file).unwrap() == content);
+#[test]
+fn every_signal_that_ends_a_process_is_told_by_its_number() {
+    let envd = Envd::start();
+    let ended = |signal: u32| envd.sh(&format!("kill -{signal} $$")).finish().end;
+    for (signal, status) in
+        [(10, "user defined signal 1"), (14, "alarm clock"), (31, "bad system call"), (35, "35")]
+    {
+        let end = ended(signal);
+        assert_eq!((&end["signal"], &end["exitCode"]), (&json!(signal), &json!(-1)), "{end}");
+        let told = end["status"].as_str().unwrap().trim_end_matches(" (core dumped)");
+        assert_eq!(told, format!("signal: {status}"));
+    }
+    assert!(envd.sh("exit 3").finish().end["signal"].is_null());
+}
+
+#[test]
+fn output_that_is_missing_is_told_where_it_is_missing() {
+    let envd = Envd::start();
+    let mut events = envd.sh("head -c 3000000 /dev/zero; echo end");
+    let pid = events.pid();
+    let whole = events.finish();
+    assert!(whole.lost.is_empty() && whole.stdout.len() == 3_000_004);
+    let late = envd.stream("Connect", &[], &json!({"process": {"pid": pid}})).finish();
+    let [(lost, 0)] = late.lost[..] else { panic!("{:?}", late.lost) };
+    assert_eq!(lost as usize + late.stdout.len(), 3_000_004);
+    assert_eq!(late.end["lostBytes"], lost.to_string());
+}
+
+#[test]
+fn input_that_nobody_reads_stops_neither_close_nor_end() {
+    let envd = Envd::start();
+    let request = json!({"process": {"cmd": "sleep", "args": ["1000"]}, "stdin": true});
+    let mut events = envd.stream("Start", &[], &request);
+    let pid = events.pid();
+    let process = json!({"pid": pid});
+    // More than a pipe holds.
+    let input = json!({"process": process, "input": {"stdin": STANDARD.encode(vec![0; 1 << 20])}});
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| envd.unary("process.Process/SendInput", &input));
+        eventually("the pipe is full", || pipe_holds(pid) == 64 << 10);
+        assert_eq!(envd.unary("process.Process/CloseStdin", &json!({"process": process})).0, 200);
+        let kill = json!({"process": process, "signal": "SIGNAL_SIGKILL"});
+        assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 200);
+        assert_eq!(events.finish().end["signal"], 9);
+        eventually("it is no more listed", || {
+            envd.unary("process.Process/List", &json!({})).1["processes"].as_array().is_none_or(Vec::is_empty)
+        });
+        assert_eq!(writing.join().unwrap().1["code"], "failed_precondition");
+    });
+}
+
+/// Bytes that wait in the standard input of a process.
+fn pipe_holds(pid: u64) -> u64 {
+    let pipe = std::fs::File::open(format!("/proc/{pid}/fd/0")).unwrap();
+    rustix::io::ioctl_fionread(&pipe).unwrap()
 }

@@ -1,0 +1,111 @@
+//! Accepts connections, so many at a time: those of the guest's own programs have a bound of their own, and cannot take
+//! the host's.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::serve::Listener;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+/// Connections from elsewhere, which is the host, at a time.
+const OUTER: usize = 2048;
+/// Connections from the guest itself.
+const INNER: usize = 256;
+/// How long nothing is accepted after an error, of which the usual one is that no descriptor is left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The listener.
+pub(crate) struct Connections {
+    listener: TcpListener,
+    outer: Arc<Semaphore>,
+    inner: Arc<Semaphore>,
+}
+
+impl Connections {
+    pub(crate) fn new(listener: TcpListener) -> Self {
+        Self { listener, outer: Arc::new(Semaphore::new(OUTER)), inner: Arc::new(Semaphore::new(INNER)) }
+    }
+
+    /// A place for a connection; `None` where its kind has all of its places taken.
+    fn place(&self, stream: &TcpStream, peer: SocketAddr) -> Option<OwnedSemaphorePermit> {
+        let own = stream.local_addr().is_ok_and(|address| address.ip() == peer.ip());
+        let places = if own || peer.ip().is_loopback() { &self.inner } else { &self.outer };
+        Arc::clone(places).try_acquire_owned().ok()
+    }
+}
+
+impl Listener for Connections {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    // One without a place is closed at once.
+                    let Some(place) = self.place(&stream, peer) else { continue };
+                    let _ = stream.set_nodelay(true);
+                    // A peer that is gone without a word does not hold its place, or a process, for ever.
+                    let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+                    return (Connection { stream, _place: place }, peer);
+                }
+                Err(error) => {
+                    crate::log::line(None, format_args!("cannot accept a connection: {error}"));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection in its place.
+pub(crate) struct Connection {
+    stream: TcpStream,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,214 @@
+//! The bound on the output kept of all processes together: the oldest ended ones lose theirs first, then the largest.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::output::{FLOOR, Log};
+
+/// At most; more is of little use to anybody.
+const MOST: usize = 64 << 20;
+/// At least, for the smallest guests.
+const LEAST: usize = 4 << 20;
+
+/// The kept output of all processes, in bytes.
+pub(crate) struct Retention {
+    limit: usize,
+    used: AtomicUsize,
+    logs: Mutex<Logs>,
+}
+
+#[derive(Default)]
+struct Logs {
+    running: Vec<Weak<Log>>,
+    /// In the order in which they ended.
+    ended: VecDeque<Weak<Log>>,
+}
+
+/// A twenty-fifth of the memory, within its bounds.
+pub(crate) fn default_limit() -> usize {
+    (memory() / 25).clamp(LEAST, MOST)
+}
+
+/// The bytes of memory that this machine has; 0 where it does not say.
+pub(crate) fn memory() -> usize {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
+}
+
+impl Retention {
+    /// Nothing is kept yet; at most `limit` bytes will be, beside one chunk of each running process.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0), logs: Mutex::default() })
+    }
+
+    fn logs(&self) -> MutexGuard<'_, Logs> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log of a process that is to be started.
+    pub(crate) fn log(self: &Arc<Self>) -> Arc<Log> {
+        let log = Arc::new(Log::new(Arc::clone(self)));
+        self.logs().running.push(Arc::downgrade(&log));
+        log
+    }
+
+    /// Its process has ended: from now on it is among those that lose their output first.
+    pub(crate) fn ended(&self, log: &Arc<Log>) {
+        let mut logs = self.logs();
+        logs.running.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&Arc::downgrade(log)));
+        logs.ended.retain(|other| other.strong_count() > 0);
+        logs.ended.push_back(Arc::downgrade(log));
+    }
+
+    /// Takes room for so many bytes, at the cost of others' output where need be; false where clients hold all of it.
+    pub(super) fn reserve(&self, bytes: usize) -> bool {
+        self.try_take(bytes) || (self.make_room(bytes) && self.try_take(bytes))
+    }
+
+    /// Takes room without asking: what is within the floor of a process.
+    pub(super) fn take(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Gives room back.
+    pub(super) fn release(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let more = |used: usize| used.checked_add(bytes).filter(|used| *used <= self.limit);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    }
+
+    fn make_room(&self, bytes: usize) -> bool {
+        let enough = || self.used.load(Ordering::Acquire).saturating_add(bytes) <= self.limit;
+        let mut logs = self.logs();
+        let mut held = VecDeque::new();
+        while !enough() {
+            let Some(next) = logs.ended.pop_front() else { break };
+            let Some(log) = next.upgrade() else { continue };
+            log.shrink(0);
+            if log.cost() > 0 {
+                held.push_back(next);
+            }
+        }
+        held.append(&mut logs.ended);
+        logs.ended = held;
+        if enough() {
+            return true;
+        }
+        let mut running: Vec<_> = logs.running.iter().filter_map(Weak::upgrade).collect();
+        drop(logs);
+        running.sort_by_cached_key(|log| std::cmp::Reverse(log.cost()));
+        for log in running {
+            // To a half and not by the few bytes asked for: this is not to be done again for the next ones.
+            log.shrink((log.cost() / 2).max(FLOOR));
+            if enough() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{
+        super::output::{CHUNK, Channel, Chunk, End, Hold, Item, LIMIT},
+        *,
+    };
+
+    fn chunk() -> Chunk {
+        Chunk { channel: Channel::Stdout, data: vec![0; CHUNK].into() }
+    }
+
+    fn end() -> End {
+        End { exit_code: 0, exited: true, status: "exit status 0".into(), signal: None, timed_out: false }
+    }
+
+    async fn ended_with(retention: &Arc<Retention>, chunks: usize) -> Arc<Log> {
+        let log = retention.log();
+        for _ in 0..chunks {
+            log.append(chunk()).await;
+        }
+        log.finish(end());
+        retention.ended(&log);
+        log
+    }
+
+    #[tokio::test]
+    async fn the_oldest_ended_process_loses_its_output_first_and_keeps_its_end() {
+        let retention = Retention::new(3 * LIMIT);
+        let mut logs = Vec::new();
+        for _ in 0..4 {
+            logs.push(ended_with(&retention, 32).await);
+            assert!(retention.used.load(Ordering::Acquire) <= 3 * LIMIT);
+        }
+        assert_eq!(logs[0].cost(), 0);
+        assert!(logs[2].cost() > 0 && logs[3].cost() > LIMIT / 2);
+        let mut late = logs[0].read(Hold::Briefly);
+        assert!(matches!(late.next().await, Item::Lost(bytes) if bytes == 32 * CHUNK as u64));
+        assert!(matches!(late.next().await, Item::End(end, _) if end.exited));
+        drop(late);
+        drop(logs);
+        assert_eq!(retention.used.load(Ordering::Acquire), 0, "all room is given back");
+    }
+
+    #[tokio::test]
+    async fn a_process_without_clients_gives_way_to_others() {
+        let retention = Retention::new(2 * LIMIT);
+        let quiet = [retention.log(), retention.log()];
+        for log in &quiet {
+            for _ in 0..31 {
+                log.append(chunk()).await;
+            }
+        }
+        let log = retention.log();
+        let _reader = log.read(Hold::Always);
+        for _ in 0..16 {
+            log.append(chunk()).await;
+        }
+        assert!(quiet.iter().any(|log| log.cost() < LIMIT / 2 + FLOOR));
+        assert!(retention.used.load(Ordering::Acquire) <= 2 * LIMIT);
+    }
+
+    #[tokio::test]
+    async fn clients_that_hold_all_room_do_not_stop_other_processes() {
+        let retention = Retention::new(LIMIT);
+        let full = retention.log();
+        let _unread = full.read(Hold::Always);
+        let filling = {
+            let full = Arc::clone(&full);
+            tokio::spawn(async move {
+                loop {
+                    full.append(chunk()).await;
+                }
+            })
+        };
+        while full.cost() < LIMIT - FLOOR {
+            tokio::task::yield_now().await;
+        }
+        // With one client that reads, and with none.
+        for mut reader in [None, Some(retention.log()).map(|log| (log.read(Hold::Always), log))] {
+            let log = reader.as_ref().map_or_else(|| retention.log(), |(_, log)| Arc::clone(log));
+            for _ in 0..100 {
+                let appended = tokio::time::timeout(Duration::from_secs(30), log.append(chunk())).await;
+                assert!(appended.is_ok(), "it waits for room that others hold");
+                if let Some((reader, _)) = &mut reader {
+                    assert!(matches!(reader.next().await, Item::Chunk(_)));
+                }
+            }
+        }
+        filling.abort();
+        assert!(full.cost() >= LIMIT - FLOOR, "nothing that a client holds is dropped");
+    }
+}

@@ -1,0 +1,111 @@
+//! Opens regular files without ever waiting: a FIFO, device or terminal in a file's place is refused, not waited for.
+
+use std::{
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+/// Magic numbers of file systems whose files have no size, or one that is not theirs (linux/magic.h): proc, sysfs,
+/// cgroup, cgroup2, debugfs, tracefs, securityfs, configfs, bpf, efivarfs, pstore, selinuxfs, binfmt_misc.
+const PSEUDO: [i64; 13] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x6265_6570,
+    0xcafe_4a11,
+    0xde5e_81e4,
+    0x6165_676c,
+    0xf97c_ff8c,
+    0x4249_4e4d,
+];
+
+/// Opens a regular file for reading.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    checked(file)
+}
+
+/// Opens a regular file that exists for writing; it keeps what it has until it is truncated.
+pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
+    checked(file)
+}
+
+fn checked(opened: io::Result<File>) -> io::Result<File> {
+    let file = match opened {
+        // A FIFO that nobody reads, a socket, a device without a driver.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(not_regular()),
+        other => other?,
+    };
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// Refuses what is not a regular file.
+pub(crate) fn check(meta: &Metadata) -> io::Result<()> {
+    if meta.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if meta.is_file() { Ok(()) } else { Err(not_regular()) }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
+}
+
+/// Whether the kernel makes up the file's content when it is read.
+pub(crate) fn is_pseudo(file: &File) -> io::Result<bool> {
+    Ok(PSEUDO.contains(&rustix::fs::fstatfs(file)?.f_type))
+}
+
+/// Reads a small text file; what is not UTF-8 is replaced, and what is beyond `most` bytes is not read.
+pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Writes a small text file whole; one that is new gets `mode`.
+pub(crate) fn write_text(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(mode);
+    let mut file = checked(options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path))?;
+    file.set_len(0)?;
+    file.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifo_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o666),
+            0,
+        )
+        .unwrap();
+        assert_eq!(open(&fifo).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(open_to_write(&fifo).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(open(dir.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(open(Path::new("/dev/null")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn files_that_the_kernel_makes_up_are_known() {
+        assert!(is_pseudo(&open(Path::new("/proc/cpuinfo")).unwrap()).unwrap());
+        assert!(!is_pseudo(&tempfile::tempfile().unwrap()).unwrap());
+        assert!(read_text(Path::new("/proc/cpuinfo"), 64).unwrap().len() == 64);
+    }
+}

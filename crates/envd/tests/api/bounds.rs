@@ -1,0 +1,116 @@
+//! What many processes, their output and their descendants may take of envd, which is PID 1 of a small machine.
+
+use std::{fs, process::Command};
+
+use serde_json::json;
+
+use crate::client::{Envd, Events, alive, eventually};
+
+/// Resident memory in KiB.
+fn resident(envd: &Envd) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", envd.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn descriptors(envd: &Envd) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", envd.child.id())).unwrap().count()
+}
+
+#[test]
+fn the_output_kept_of_all_processes_together_has_a_bound() {
+    let envd = Envd::start_with(&["--kept", "4194304"]);
+    envd.sh("head -c 2M /dev/zero").finish();
+    let before = resident(&envd);
+    let mut pids = Vec::new();
+    for _ in 0..60 {
+        let mut events = envd.sh("head -c 2M /dev/zero");
+        pids.push(events.pid());
+        assert_eq!(events.finish().stdout.len(), 2 << 20);
+    }
+    let grown = resident(&envd).saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more are resident");
+    // The oldest has lost its output and says so; the newest has it.
+    let late = |pid| envd.stream("Connect", &[], &json!({"process": {"pid": pid}})).finish();
+    let (oldest, newest) = (late(pids[0]), late(pids[59]));
+    assert_eq!((oldest.lost[..].to_vec(), oldest.stdout.len()), (vec![(2 << 20, 0)], 0));
+    assert_eq!(oldest.end["status"], "exit status 0");
+    assert!(newest.stdout.len() > 900 << 10);
+}
+
+#[test]
+fn arguments_and_environment_of_ended_processes_are_not_kept() {
+    let envd = Envd::start();
+    let run = || {
+        let envs: serde_json::Map<_, _> =
+            (0..12).map(|i| (format!("V{i}"), json!("x".repeat(100_000)))).collect();
+        let request = json!({"process": {"cmd": "true", "envs": envs}, "stdin": false});
+        assert_eq!(envd.stream("Start", &[], &request).finish().end["exitCode"].as_i64().unwrap_or(0), 0);
+    };
+    (0..5).for_each(|_| run());
+    let before = resident(&envd);
+    (0..40).for_each(|_| run());
+    let grown = resident(&envd).saturating_sub(before);
+    assert!(grown < 16 << 10, "{grown} KiB more are resident");
+}
+
+/// Each daemon keeps the pipes of the command that started it.
+#[test]
+fn daemons_leave_descriptors_for_the_next_command() {
+    let mut command = Command::new("sh");
+    let script = "ulimit -n 128; exec \"$0\" --port 0 --drains 40";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_envd")]);
+    let envd = Envd::spawn(command);
+    let mut daemons = Vec::new();
+    for _ in 0..80 {
+        let run = envd.sh("sleep 1000 & echo $!").finish();
+        daemons.push(String::from_utf8(run.stdout).unwrap().trim().to_owned());
+        assert_eq!(run.end["status"], "exit status 0", "after {} daemons: {}", daemons.len(), run.error);
+    }
+    eventually("the oldest pipes are closed", || descriptors(&envd) < 80);
+    assert!(daemons.iter().all(|pid| alive(pid)), "no daemon is ended by that");
+    let run = envd.sh(&format!("kill {}; echo repaired", daemons.join(" "))).finish();
+    assert_eq!(run.stdout, b"repaired\n");
+    eventually("their pipes are closed", || descriptors(&envd) < 30);
+}
+
+#[test]
+fn envd_may_open_more_files_than_what_it_starts() {
+    let mut command = Command::new("sh");
+    let script = "ulimit -Sn 100; ulimit -Hn 300; exec \"$0\" --port 0";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_envd")]);
+    let envd = Envd::spawn(command);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", envd.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().collect::<Vec<_>>()[3..5], ["300", "300"]);
+    assert_eq!(envd.sh("ulimit -Sn; ulimit -Hn").finish().stdout, b"100\n300\n");
+}
+
+#[test]
+fn only_so_many_run_at_a_time_and_a_place_is_free_again() {
+    let envd = Envd::start_with(&["--running", "2"]);
+    let mut held = [envd.sh("sleep 1000"), envd.sh("sleep 1000")];
+    let pids = held.each_mut().map(Events::pid);
+    assert_eq!(envd.sh("true").finish().error["code"], "resource_exhausted");
+    let kill = json!({"process": {"pid": pids[0]}, "signal": "SIGNAL_SIGKILL"});
+    assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 200);
+    eventually("a place is free", || envd.sh("true").finish().error.is_null());
+    let kill = json!({"process": {"pid": pids[1]}, "signal": "SIGNAL_SIGKILL"});
+    assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 200);
+    eventually("it ended", || !alive(&pids[1].to_string()));
+}
+
+#[test]
+fn the_guests_own_connections_do_not_take_those_of_the_host() {
+    let envd = Envd::start();
+    let open: Vec<_> = (0..600).map(|_| std::net::TcpStream::connect(&envd.address).unwrap()).collect();
+    eventually("connections beyond the bound are closed", || descriptors(&envd) < 300);
+    drop(open);
+    eventually("there are places again", || {
+        let mut stream = std::net::TcpStream::connect(&envd.address).unwrap();
+        let asked = std::io::Write::write_all(&mut stream, b"GET /health HTTP/1.0\r\n\r\n");
+        let mut answer = String::new();
+        let read = std::io::Read::read_to_string(&mut stream, &mut answer);
+        asked.is_ok() && read.is_ok() && answer.contains("204")
+    });
+}

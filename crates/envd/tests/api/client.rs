@@ -1,0 +1,220 @@
+//! A client of envd over plain HTTP and Connect with JSON, as sandbox clients speak it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+/// Hosts refuse larger messages of a stream.
+const MESSAGE: usize = 64 << 10;
+
+/// A running envd; dropped, it ends.
+pub(crate) struct Envd {
+    pub(crate) child: Child,
+    pub(crate) address: String,
+}
+
+impl Envd {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With bounds of its own.
+    pub(crate) fn start_with(bounds: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_envd"));
+        command.args(["--port", "0"]).args(bounds);
+        Self::spawn(command)
+    }
+
+    /// Started by a command that execs envd.
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let port = line.trim().rsplit(':').next().unwrap().to_owned();
+        thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self { child, address: format!("127.0.0.1:{port}") }
+    }
+
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("content-length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        stream
+    }
+
+    /// One plain exchange: status and body.
+    pub(crate) fn http(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> (u16, Vec<u8>) {
+        let mut reader = BufReader::new(self.send(method, path, headers, body));
+        let (status, chunked) = head(&mut reader);
+        let mut body = Vec::new();
+        if chunked {
+            while let Some(chunk) = chunk(&mut reader) {
+                body.extend(chunk);
+            }
+        } else {
+            reader.read_to_end(&mut body).unwrap();
+        }
+        (status, body)
+    }
+
+    pub(crate) fn unary(&self, method: &str, body: &Value) -> (u16, Value) {
+        let headers = [("content-type", "application/json")];
+        let (status, body) = self.http("POST", &format!("/{method}"), &headers, body.to_string().as_bytes());
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    pub(crate) fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
+        let body = body.to_string();
+        let mut message = vec![0];
+        message.extend((body.len() as u32).to_be_bytes());
+        message.extend(body.as_bytes());
+        let mut all = vec![("content-type", "application/connect+json"), ("connect-protocol-version", "1")];
+        all.extend(headers);
+        let mut reader =
+            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &message));
+        assert_eq!(head(&mut reader).0, 200);
+        Events { reader, buffer: Vec::new() }
+    }
+
+    pub(crate) fn sh(&self, script: &str) -> Events {
+        self.stream("Start", &[], &json!({"process": {"cmd": "sh", "args": ["-c", script]}, "stdin": false}))
+    }
+}
+
+impl Drop for Envd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn head(reader: &mut impl std::io::BufRead) -> (u16, bool) {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+    let mut chunked = false;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        match line.trim() {
+            "" => return (status, chunked),
+            other => chunked |= other.eq_ignore_ascii_case("transfer-encoding: chunked"),
+        }
+    }
+}
+
+fn chunk(reader: &mut impl std::io::BufRead) -> Option<Vec<u8>> {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    let size = usize::from_str_radix(line.trim(), 16).unwrap();
+    let mut data = vec![0; size + 2];
+    reader.read_exact(&mut data).unwrap();
+    data.truncate(size);
+    (size > 0).then_some(data)
+}
+
+/// The messages of a stream.
+pub(crate) struct Events {
+    pub(crate) reader: BufReader<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+/// A whole run.
+#[derive(Default, Debug)]
+pub(crate) struct Run {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) pty: Vec<u8>,
+    pub(crate) end: Value,
+    pub(crate) error: Value,
+    /// Bytes that were told as lost, and those of output that came before.
+    pub(crate) lost: Vec<(u64, usize)>,
+}
+
+impl Events {
+    /// The next message: its flag and content.
+    pub(crate) fn next(&mut self) -> (u8, Value) {
+        loop {
+            if self.buffer.len() >= 5 {
+                let size = u32::from_be_bytes(self.buffer[1..5].try_into().unwrap()) as usize;
+                assert!(size <= MESSAGE, "a message of {size} bytes");
+                if self.buffer.len() >= 5 + size {
+                    let message: Vec<u8> = self.buffer.drain(..5 + size).collect();
+                    return (message[0], serde_json::from_slice(&message[5..]).unwrap());
+                }
+            }
+            self.buffer.extend(chunk(&mut self.reader).expect("the stream ended without its last message"));
+        }
+    }
+
+    pub(crate) fn pid(&mut self) -> u64 {
+        self.next().1["event"]["start"]["pid"].as_u64().expect("the first event is `start`")
+    }
+
+    /// The next output of any kind.
+    pub(crate) fn data(&mut self) -> Vec<u8> {
+        let message = self.next().1;
+        let data = message["event"]["data"].as_object().unwrap_or_else(|| panic!("no output: {message}"));
+        STANDARD.decode(data.values().next().unwrap().as_str().unwrap()).unwrap()
+    }
+
+    pub(crate) fn finish(mut self) -> Run {
+        let mut run = Run::default();
+        loop {
+            let (flag, message) = self.next();
+            if flag & 2 != 0 {
+                run.error = message["error"].clone();
+                return run;
+            }
+            let event = &message["event"];
+            assert!(run.end.is_null(), "nothing comes after the end: {event}");
+            for (name, sink) in
+                [("stdout", &mut run.stdout), ("stderr", &mut run.stderr), ("pty", &mut run.pty)]
+            {
+                if let Some(text) = event["data"][name].as_str() {
+                    sink.extend(STANDARD.decode(text).unwrap());
+                }
+            }
+            if let Some(bytes) = event["lost"]["bytes"].as_str() {
+                run.lost.push((bytes.parse().unwrap(), run.stdout.len()));
+            }
+            if event["end"].is_object() {
+                run.end = event["end"].clone();
+            }
+        }
+    }
+}
+
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < LONG, "{what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(crate) fn alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
