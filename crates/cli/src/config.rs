@@ -55,6 +55,7 @@ const KEYS: &[Key] = &[
     key("agent.driver", Kind::OneOf(&["auto", "firecracker", "kvm", "tcg"]), "auto"),
     key("agent.firecracker", Kind::Path, ""),
     key("agent.unjailed", Kind::OneOf(&["true", "false"]), "false"),
+    key("agent.require_security_boundary", Kind::OneOf(&["auto", "true", "false"]), "auto"),
     key("agent.egress", Kind::OneOf(&["internet", "none"]), "internet"),
     key("agent.network_rate", Kind::Number(1 << 16, 10_000_000_000), ""),
     key("agent.disk_rate", Kind::Number(1 << 16, 100_000_000_000), ""),

@@ -77,6 +77,9 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
         driver: driver(config),
         firecracker: config.get("agent.firecracker").map(PathBuf::from),
         unjailed: config.or("agent.unjailed", false),
+        require_security_boundary: config
+            .get("agent.require_security_boundary")
+            .and_then(|value| value.parse().ok()),
         egress: match config.get("agent.egress") {
             Some("none") => wrenn_host::Egress::None,
             _ => wrenn_host::Egress::Internet,

@@ -6,11 +6,13 @@ use std::{
 };
 
 use rand::RngCore as _;
+use tracing::Span;
 use wrenn_api::{ErrorCode, SandboxId};
 
 use crate::{
     config::Config,
     error::AgentError,
+    fleet::Fleets,
     machine,
     sandbox::{
         actor::{self, Handle, Shared, Start, State},
@@ -38,6 +40,7 @@ pub(crate) struct Wanted {
 pub(crate) struct Agent {
     pub(crate) config: Config,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) fleets: Fleets,
     pub(crate) driver_reason: String,
     sandboxes: Mutex<HashMap<String, Handle>>,
 }
@@ -68,10 +71,11 @@ impl Agent {
     pub(crate) fn new(
         config: Config,
         shared: Arc<Shared>,
+        fleets: Fleets,
         driver_reason: String,
         sandboxes: HashMap<String, Handle>,
     ) -> Arc<Self> {
-        let agent = Arc::new(Self { config, shared, driver_reason, sandboxes: Mutex::default() });
+        let agent = Arc::new(Self { config, shared, fleets, driver_reason, sandboxes: Mutex::default() });
         for (id, handle) in sandboxes {
             agent.keep(&mut agent.sandboxes(), id, handle);
         }
@@ -87,11 +91,15 @@ impl Agent {
         let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
         sandboxes.insert(id.clone(), handle);
         tokio::spawn(async move {
-            // An error says that the task of the sandbox is gone, and the sandbox with it.
-            let _ = published.wait_for(|published| matches!(published.state, State::Gone(_))).await;
-            if let Some(agent) = agent.upgrade() {
-                agent.sandboxes().remove(&id);
+            let gone =
+                published.wait_for(|published| matches!(published.state, State::Gone(_))).await.is_ok();
+            let Some(agent) = agent.upgrade() else { return };
+            if !gone {
+                // What the sandbox holds is still there, and only the next start can take it up.
+                tracing::error!(id, "the task of a sandbox died; restart the agent");
+                return;
             }
+            agent.sandboxes().remove(&id);
         });
     }
 
@@ -182,7 +190,7 @@ impl Agent {
             let message = format!("this host has {count} sandboxes, as many as it may: delete some");
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
-        let start = Start::Create(wanted.envs);
+        let start = Start::Create(wanted.envs, Span::current());
         let handle =
             actor::spawn(self.shared.clone(), wanted.id.clone(), spec, (None, Summary::default()), start);
         self.keep(&mut sandboxes, wanted.id, handle.clone());

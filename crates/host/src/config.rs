@@ -85,6 +85,24 @@ fn output_memory(memory_mb: u64) -> usize {
     ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
 }
 
+impl Config {
+    /// Why a driver must not be used that does not keep hostile code from the host; `None` where it may.
+    pub(crate) fn refusal_of_no_boundary(&self, driver: &str, reason: &str) -> Option<String> {
+        let by_itself = self.driver == Driver::Auto && !self.listen.ip().is_loopback();
+        let why = match self.require_security_boundary {
+            Some(false) => return None,
+            Some(true) => "agent.require_security_boundary is true",
+            None if by_itself => "agent.listen is open to other machines",
+            None => return None,
+        };
+        Some(format!(
+            "{driver} would run the guests, which is no security boundary ({reason}), and {why}: make KVM work here \
+             (`wrenn doctor` says what is missing), or set agent.require_security_boundary to false to run trusted code \
+             without"
+        ))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -118,6 +136,9 @@ pub struct Config {
     pub firecracker: Option<PathBuf>,
     /// Whether Firecracker may run without its jailer, where it cannot be used.
     pub unjailed: bool,
+    /// Whether the agent refuses to start where the driver is no security boundary; `None`: where the driver is chosen by
+    /// a probe and others than this machine reach the agent.
+    pub require_security_boundary: Option<bool>,
     /// What guests may reach.
     pub egress: Egress,
     /// What each sandbox's devices may move in a second.
@@ -130,4 +151,45 @@ pub struct Config {
     pub vmm_uid_base: u32,
     /// Limits.
     pub limits: Limits,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulation_is_refused_where_it_was_not_asked_for() {
+        let refused = |driver: Driver, listen: &str, required: Option<bool>| {
+            let tls = TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() };
+            let config = Config {
+                host_id: HostId::new(),
+                state_dir: PathBuf::new(),
+                share_dir: PathBuf::new(),
+                listen: listen.parse().expect("an address"),
+                tls,
+                driver,
+                firecracker: None,
+                unjailed: false,
+                require_security_boundary: required,
+                egress: Egress::None,
+                rates: Rates::default(),
+                warm_slots: 0,
+                store_size_mb: 1024,
+                vmm_uid_base: 210_000,
+                limits: Limits::default(),
+            };
+            config.refusal_of_no_boundary("qemu", "no /dev/kvm").is_some()
+        };
+        let (here, everywhere) = ("127.0.0.1:9726", "0.0.0.0:9726");
+        assert!(!refused(Driver::Auto, here, None));
+        assert!(refused(Driver::Auto, everywhere, None));
+        assert!(!refused(Driver::Tcg, everywhere, None), "it was asked for");
+        assert!(refused(Driver::Tcg, here, Some(true)));
+        assert!(!refused(Driver::Auto, everywhere, Some(false)));
+    }
+
+    #[test]
+    fn the_memory_for_output_is_a_share_of_the_machines() {
+        assert_eq!([4 << 10, 24 << 10, 1 << 20].map(output_memory), [64 << 20, 96 << 20, 512 << 20]);
+    }
 }

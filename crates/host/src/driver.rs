@@ -1,8 +1,9 @@
-//! Which VMM runs the guests, and why. The probe's result is kept: it stands for this boot of this machine
-//! with this VMM and this kernel.
+//! Which VMM runs the guests, and why. A probe that succeeded is kept: it stands for this boot of this machine
+//! with this VMM and this kernel. One that failed is tried again at each start: its cause may have been removed.
 
 use std::{
     fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use wrenn_vmm::{
     qemu::{self, Accel, Qemu},
 };
 
-use crate::{assets::kernel_file, config::Driver, layout, machine};
+use crate::{assets::kernel_file, config::Driver, layout, machine, sandbox::remove::end_vmm};
 
 /// What is asked for, and with what it is tried.
 #[derive(Debug, Clone)]
@@ -51,6 +52,20 @@ pub struct Chosen {
 struct Kept {
     valid_for: String,
     probe: Probe,
+}
+
+const KVM: &str = "/dev/kvm";
+
+/// Why a VMM that runs as a user of its own cannot open `/dev/kvm`, where its mode is the cause, and the remedy.
+fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
+    let meta = fs::metadata(kvm).ok()?;
+    let (mode, group) = (meta.permissions().mode() & 0o777, meta.gid());
+    let open = mode & 0o006 == 0o006 || (group != 0 && mode & 0o060 == 0o060);
+    let reason = format!(
+        "QEMU, which runs as a user of its own, may not open /dev/kvm (mode {mode:04o}, group {group}): \
+         groupadd -f --system kvm && chgrp kvm /dev/kvm && chmod 0660 /dev/kvm, or a udev rule that does so at each boot"
+    );
+    (!open).then_some(reason)
 }
 
 fn boot_id() -> String {
@@ -124,7 +139,10 @@ impl Wish {
         };
         tracing::info!(reason = without, "Firecracker is not used");
         let with_kvm = qemu(Accel::Kvm)?;
-        let probe = self.probe(&with_kvm).await;
+        let probe = match kvm_closed_to_others(Path::new(KVM)) {
+            Some(reason) if self.uid != 0 => Probe::untried(reason),
+            _ => self.probe(&with_kvm).await,
+        };
         if probe.usable {
             let reason =
                 format!("a guest kernel ran with hardware virtualisation; not Firecracker: {without}");
@@ -142,16 +160,21 @@ impl Wish {
         let valid_for = format!("{} {} {} {}", boot_id(), vmm.name(), vmm.version(), meta.len());
         let file = self.dir.join(format!("probe-{}.json", vmm.name()));
         let kept = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
-        if let Some(kept) = kept.filter(|kept| self.keep && kept.valid_for == valid_for) {
+        if let Some(kept) = kept.filter(|kept| self.keep && kept.probe.usable && kept.valid_for == valid_for)
+        {
             return kept.probe;
         }
         let run_dir = layout::probe(&self.dir);
+        // One that was killed with its agent may spin for ever. It is known by the directory, as it is now.
+        if let Err(error) = end_vmm(&run_dir, None).await {
+            tracing::error!(%error, "the microVM of a former probe could not be ended");
+        }
         if let Err(error) = fresh(&run_dir) {
             return Probe::untried(format!("the probe's directory cannot be made: {error}"));
         }
         let probe = probe(vmm, &kernel, &run_dir, self.uid, PROBE_LIMIT).await;
         let _ = fs::remove_dir_all(&run_dir);
-        if self.keep {
+        if self.keep && probe.usable {
             keep(&file, &Kept { valid_for, probe: probe.clone() });
         }
         probe
@@ -181,6 +204,63 @@ mod tests {
     fn program(path: &Path, says: &str) {
         let script = format!("printf '#!/bin/sh\necho {says}\n' > {0} && chmod +x {0}", path.display());
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    }
+
+    #[test]
+    fn a_device_that_only_root_may_open_is_told_with_its_remedy() -> anyhow::Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        let mode = |mode: u32| -> anyhow::Result<Option<String>> {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode))?;
+            Ok(kvm_closed_to_others(file.path()))
+        };
+        let reason = mode(0o600)?.expect("closed");
+        assert!(reason.contains("chgrp kvm /dev/kvm && chmod 0660"), "{reason}");
+        assert_eq!(mode(0o666)?, None);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(file.path(), None, Some(0))?;
+            assert!(mode(0o660)?.is_some(), "group root is nobody's");
+            std::os::unix::fs::chown(file.path(), None, Some(106))?;
+            assert_eq!(mode(0o660)?, None);
+        }
+        assert_eq!(kvm_closed_to_others(Path::new("/nonexistent")), None, "absence has its own words");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn only_probes_that_succeeded_are_kept() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let share = dir.path().join("share");
+        fs::create_dir(&share)?;
+        // VMMs that run no guest: they say their version, and end.
+        let program_path = dir.path().join("firecracker");
+        program(&program_path, "Firecracker v1.12.1");
+        let vmm = firecracker(Some(&program_path), true, dir.path())?;
+        let kernel = share.join(kernel_file(vmm.capabilities().kernel));
+        fs::write(&kernel, "kernel")?;
+        let wish = Wish {
+            driver: Driver::Auto,
+            firecracker: Some(program_path),
+            unjailed: true,
+            share_dir: share,
+            dir: dir.path().to_owned(),
+            uid: rustix::process::geteuid().as_raw(),
+            keep: true,
+        };
+        let file = dir.path().join(format!("probe-{}.json", vmm.name()));
+        let valid_for =
+            format!("{} {} {} {}", boot_id(), vmm.name(), vmm.version(), fs::metadata(&kernel)?.len());
+        let kept = |usable: bool| Kept {
+            valid_for: valid_for.clone(),
+            probe: Probe { usable, ..Probe::untried("what was found") },
+        };
+        keep(&file, &kept(true));
+        assert_eq!(wish.probe(&vmm).await.reason, "what was found");
+        keep(&file, &kept(false));
+        assert_ne!(wish.probe(&vmm).await.reason, "what was found", "a failure is no answer for ever");
+        fs::remove_file(&file)?;
+        assert!(!wish.probe(&vmm).await.usable);
+        assert!(!file.exists(), "no failure is kept");
+        Ok(())
     }
 
     #[test]

@@ -7,12 +7,14 @@
 mod agent;
 mod answer;
 mod assets;
+mod call;
 mod cgroup;
 mod cleanup;
 mod config;
 pub mod driver;
 mod error;
 mod fault;
+mod fleet;
 mod layout;
 mod listener;
 mod machine;
@@ -36,7 +38,10 @@ use wrenn_rpc::host::v1::HostExt as _;
 
 pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
 
-use crate::{agent::Agent, config::MESSAGE_MAX, memory::Memory, sandbox::actor::Shared, service::Service};
+use crate::{
+    agent::Agent, config::MESSAGE_MAX, fleet::Fleets, memory::Memory, sandbox::actor::Shared,
+    service::Service,
+};
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);
@@ -113,6 +118,9 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         anyhow::bail!(lack);
     }
     if !can.security_boundary {
+        if let Some(refusal) = config.refusal_of_no_boundary(chosen.vmm.name(), &chosen.reason) {
+            anyhow::bail!(refusal);
+        }
         tracing::warn!(vmm = chosen.vmm.name(), "guests are not kept from this host as hostile code must be");
     }
     let (kernel, initrd) = assets::take_boot_files(&config.share_dir, &state, can.kernel)?;
@@ -120,6 +128,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     tracing::info!(
         vmm = chosen.vmm.name(),
         reason = chosen.reason,
+        security_boundary = can.security_boundary,
         volumes = volumes.backend(),
         "driver chosen"
     );
@@ -140,6 +149,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     })
     .await
     .context("the network slots cannot be made")?;
+    let fleets = Fleets::open(&state)?;
     let held = room::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
@@ -158,7 +168,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     for record in records {
         sandboxes.extend(recover::take_up(&shared, record).await?);
     }
-    Ok(Agent::new(config, shared, chosen.reason, sandboxes))
+    Ok(Agent::new(config, shared, fleets, chosen.reason, sandboxes))
 }
 
 /// Keeps a second agent, which may listen elsewhere, from the same state directory. Blocks for a while: a child of one

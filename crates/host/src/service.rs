@@ -11,6 +11,7 @@ use connectrpc::{
     ServiceStream,
 };
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
+use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::host::v1::{
     __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
@@ -25,12 +26,14 @@ use wrenn_rpc::host::v1::{
 use crate::{
     agent::{Agent, Wanted},
     answer::Answer,
+    call::Call,
     error::AgentError,
     machine,
     memory::STREAM,
     sandbox::{
         actor::{Handle, State},
         exec::{self, Command, Event},
+        guest::Guest,
     },
 };
 
@@ -44,6 +47,22 @@ const PENDING: usize = 4;
 /// The service.
 pub(crate) struct Service {
     pub(crate) agent: Arc<Agent>,
+}
+
+impl Service {
+    fn call(
+        &self,
+        context: &RequestContext,
+        operation: &'static str,
+        sandbox: &str,
+    ) -> Result<Call, AgentError> {
+        Call::of(context, self.agent.config.host_id, operation, sandbox)
+    }
+
+    /// The way into a running sandbox, for one call.
+    fn guest(&self, sandbox: &str, call: &Call) -> Result<Guest, AgentError> {
+        Ok(self.agent.guest(sandbox)?.for_request(call.request_id.clone()))
+    }
 }
 
 fn invalid(message: impl Into<String>) -> ConnectError {
@@ -115,10 +134,13 @@ fn checked_path(path: &str) -> Result<(), ConnectError> {
 impl Host for Service {
     async fn ping<'a>(
         &'a self,
-        _ctx: RequestContext,
-        _request: ServiceRequest<'_, PingRequest>,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, PingRequest>,
     ) -> ServiceResult<impl Encodable<PingResponse> + Send + use<'a>> {
+        let call = self.call(&ctx, "ping", "")?;
         let agent = &self.agent;
+        let fleet = request.to_owned_message().fleet.into_option();
+        let quarantine = agent.fleets.check(fleet.as_ref()).instrument(call.span).await.err();
         let (disk_mb, disk_free_mb) = agent.disk_mb().await?;
         let (max_vcpus, max_memory_mb, max_disk_size_mb) = agent.most();
         Response::ok(PingResponse {
@@ -136,17 +158,20 @@ impl Host for Service {
             max_vcpus,
             max_memory_mb,
             max_disk_size_mb,
+            security_boundary: agent.shared.vmm.capabilities().security_boundary,
+            quarantine: quarantine.map(|cause| cause.message).unwrap_or_default(),
             ..Default::default()
         })
     }
 
     async fn create<'a>(
         &'a self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, CreateRequest>,
     ) -> ServiceResult<impl Encodable<CreateResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let id = request.sandbox_id.clone();
+        let call = self.call(&ctx, "create", &id)?;
         let wanted = Wanted {
             id: request.sandbox_id,
             template: request.template,
@@ -156,7 +181,7 @@ impl Host for Service {
             envs: request.envs.into_iter().collect(),
             default_user: request.default_user,
         };
-        let handle = self.agent.create(wanted).await?;
+        let handle = self.agent.create(wanted).instrument(call.span).await?;
         let timings = handle.now().timings.into_iter().map(|(step, took)| StepTiming {
             step: step.to_owned(),
             micros: took.as_micros() as u64,
@@ -171,28 +196,39 @@ impl Host for Service {
 
     async fn destroy<'a>(
         &'a self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, DestroyRequest>,
     ) -> ServiceResult<impl Encodable<DestroyResponse> + Send + use<'a>> {
-        self.agent.destroy(request.sandbox_id).await?;
+        let call = self.call(&ctx, "destroy", request.sandbox_id)?;
+        let request = request.to_owned_message();
+        let destroy = async {
+            self.agent.fleets.check(request.fleet.as_option()).await?;
+            self.agent.destroy(&request.sandbox_id).await
+        };
+        let destroyed = destroy.instrument(call.span.clone()).await;
+        destroyed.inspect_err(|error| {
+            call.span.in_scope(|| tracing::warn!(code = %error.code, %error, "a destroy failed"));
+        })?;
         Response::ok(DestroyResponse::default())
     }
 
     async fn get<'a>(
         &'a self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, GetRequest>,
     ) -> ServiceResult<impl Encodable<GetResponse> + Send + use<'a>> {
         let id = request.sandbox_id;
+        self.call(&ctx, "get", id)?;
         let handle = self.agent.get(id)?;
         Response::ok(GetResponse { sandbox: describe(&self.agent, id, &handle).into(), ..Default::default() })
     }
 
     async fn list<'a>(
         &'a self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         _request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
+        self.call(&ctx, "list", "")?;
         let all = self.agent.list();
         let sandboxes = all.iter().map(|(id, handle)| describe(&self.agent, id, handle)).collect();
         Response::ok(ListResponse { sandboxes, ..Default::default() })
@@ -204,14 +240,17 @@ impl Host for Service {
         request: ServiceRequest<'_, ExecRequest>,
     ) -> ServiceResult<impl Encodable<ExecResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
-        let guest = self.agent.guest(&request.sandbox_id)?;
+        let call = self.call(&ctx, "exec", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call)?;
         let command = command(request.command.into_option())?;
         let limit = match request.timeout_ms {
             0 => EXEC_TIMEOUT,
             given => Duration::from_millis(u64::from(given)),
         };
         let begin = Instant::now();
-        let finished = exec::run(&guest, command, limit, self.agent.config.limits.exec_output).await?;
+        let finished = exec::run(&guest, command, limit, self.agent.config.limits.exec_output)
+            .instrument(call.span)
+            .await?;
         if let Some(answer) = ctx.extensions().get::<Answer>() {
             answer.hold(finished.memory);
         }
@@ -229,14 +268,15 @@ impl Host for Service {
 
     async fn exec_stream(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, ExecStreamRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ExecStreamResponse> + Send + use<>>> {
         let request = request.to_owned_message();
-        let guest = self.agent.guest(&request.sandbox_id)?;
+        let call = self.call(&ctx, "exec_stream", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call)?;
         let command = command(request.command.into_option())?;
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
-        let running = exec::stream(&guest, command, limit).await?;
+        let running = exec::stream(&guest, command, limit).instrument(call.span).await?;
         let start =
             exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
         // With the stream, what it holds is free again.
@@ -266,14 +306,15 @@ impl Host for Service {
 
     async fn read_file(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, ReadFileRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ReadFileResponse> + Send + use<>>> {
         let request = request.to_owned_message();
         checked_path(&request.path)?;
-        let guest = self.agent.guest(&request.sandbox_id)?;
+        let call = self.call(&ctx, "read_file", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call)?;
         let memory = self.agent.shared.memory.reserve(STREAM)?;
-        let (size, content) = guest.read_file(&request.path, &request.user).await?;
+        let (size, content) = guest.read_file(&request.path, &request.user).instrument(call.span).await?;
         let first = stream::once(async move {
             Ok(size.map_or_else(
                 || read_file_response::Part::Unsized(Unsized::default().into()),
@@ -294,7 +335,7 @@ impl Host for Service {
 
     async fn write_file(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         mut requests: InboundStream<WriteFileRequest>,
     ) -> ServiceResult<impl Encodable<WriteFileResponse> + Send + use<>> {
         let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
@@ -302,7 +343,8 @@ impl Host for Service {
             return Err(invalid("the first message must carry `open`"));
         };
         checked_path(&open.path)?;
-        let guest = self.agent.guest(&open.sandbox_id)?;
+        let call = self.call(&ctx, "write_file", &open.sandbox_id)?;
+        let guest = self.guest(&open.sandbox_id, &call)?;
         let _memory = self.agent.shared.memory.reserve(STREAM)?;
         let (mut pieces, content) = mpsc::channel::<Result<Bytes, std::io::Error>>(PENDING);
         let (path, user) = (open.path.clone(), open.user.clone());
@@ -337,7 +379,7 @@ impl Host for Service {
                 }
             }
         };
-        let (written, size) = futures::join!(writing, feeding);
+        let (written, size) = async { futures::join!(writing, feeding) }.instrument(call.span).await;
         // A broken upload is the cause of the guest's complaint, not the other way round.
         let size = size?;
         written.map_err(|error: AgentError| ConnectError::from(error))?;

@@ -12,6 +12,7 @@ use tokio::{
     time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 use wrenn_api::ErrorCode;
 use wrenn_disk::{DiskError, Health, Volumes};
 use wrenn_network::{Plan, Policy, SlotPool, SlotSpec};
@@ -96,14 +97,17 @@ pub(crate) struct Handle {
     pub(crate) spec: Arc<Spec>,
     /// What it is now.
     pub(crate) published: watch::Receiver<Published>,
-    destroys: mpsc::Sender<oneshot::Sender<Result<(), AgentError>>>,
+    destroys: mpsc::Sender<DestroyRequest>,
     give_up: CancellationToken,
 }
 
+/// A call that wants the sandbox destroyed: where the result goes, and the call's span.
+type DestroyRequest = (oneshot::Sender<Result<(), AgentError>>, Span);
+
 /// With what a sandbox's task begins.
 pub(crate) enum Start {
-    /// Nothing: make it, with this environment.
-    Create(HashMap<String, String>),
+    /// Nothing: make it, with this environment, for the call of this span.
+    Create(HashMap<String, String>, Span),
     /// A microVM that a former agent left running, in this slot.
     Adopt(Box<dyn MicroVm>, SlotSpec),
     /// A record of a failure.
@@ -138,14 +142,18 @@ impl Handle {
     pub(crate) async fn destroy(&self) -> Result<(), AgentError> {
         self.give_up.cancel();
         let (reply, answer) = oneshot::channel();
-        if self.destroys.send(reply).await.is_err() {
+        if self.destroys.send((reply, Span::current())).await.is_ok()
+            && let Ok(result) = answer.await
+        {
+            return result;
+        }
+        // The task ended, as a rule with the sandbox.
+        if matches!(self.now().state, State::Gone(_)) {
             return Ok(());
         }
-        match answer.await {
-            Ok(result) => result,
-            // The task ended with the sandbox.
-            Err(_) => Ok(()),
-        }
+        let message =
+            "the sandbox's task in its host's agent died; restart the agent, then delete the sandbox again";
+        Err(AgentError::new(ErrorCode::InternalError, message))
     }
 
     /// What it is now.
@@ -169,7 +177,8 @@ pub(crate) fn spawn(
     let give_up = CancellationToken::new();
     let handle = Handle { spec: spec.clone(), published, destroys, give_up: give_up.clone() };
     let actor = Actor { id, spec, shared, journal, summary, vm: None, publish, give_up };
-    tokio::spawn(actor.run(start, requests));
+    let span = tracing::info_span!("sandbox", id = actor.id);
+    tokio::spawn(actor.run(start, requests).instrument(span));
     handle
 }
 
@@ -187,16 +196,13 @@ pub(super) fn last_lines(log: &str, sandboxes: &Path) -> String {
 }
 
 impl Actor {
-    async fn run(
-        mut self,
-        start: Start,
-        mut destroys: mpsc::Receiver<oneshot::Sender<Result<(), AgentError>>>,
-    ) {
+    async fn run(mut self, start: Start, mut destroys: mpsc::Receiver<DestroyRequest>) {
         match start {
-            Start::Create(envs) => {
-                if let Err(error) = self.create(&envs).await {
+            Start::Create(envs, call) => {
+                if let Err(error) = self.create(&envs).instrument(call.clone()).await {
+                    call.in_scope(|| tracing::warn!(code = %error.code, %error, "a create failed"));
                     // Nobody can use what is left, so it goes at once; what cannot go stays on record.
-                    match self.take_back().await {
+                    match self.take_back().instrument(call).await {
                         Ok(()) => return self.set(State::Gone(Some(error))),
                         Err(stuck) => {
                             tracing::error!(id = self.id, %stuck, "a failed create could not be undone");
@@ -251,8 +257,8 @@ impl Actor {
                 _ = looks.tick(), if self.vm.is_some() => self.check_disk().await,
                 request = destroys.recv() => {
                     // Without a sender the agent stops; the microVM goes on.
-                    let Some(reply) = request else { return };
-                    let result = self.destroy().await;
+                    let Some((reply, call)) = request else { return };
+                    let result = self.destroy().instrument(call).await;
                     let done = result.is_ok();
                     if done {
                         self.set(State::Gone(None));

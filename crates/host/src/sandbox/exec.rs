@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use bytes::Bytes;
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use tokio::{sync::mpsc, time::Instant};
+use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::{
     Foreign,
@@ -185,7 +186,7 @@ async fn start(
 
     let (sender, events) = mpsc::channel(PENDING);
     let (guest, mut seen) = (guest.clone(), Seen::default());
-    tokio::spawn(async move {
+    let passing_on = async move {
         let mut deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let mut pending: Option<Event> = None;
         loop {
@@ -237,7 +238,8 @@ async fn start(
                 }
             }
         }
-    });
+    };
+    tokio::spawn(passing_on.in_current_span());
     Ok(Running { pid, events, memory })
 }
 

@@ -20,6 +20,7 @@ use wrenn_rpc::process::ProcessClient;
 
 use super::spec::Spec;
 use crate::{
+    call::REQUEST_ID,
     error::AgentError,
     memory::{Memory, Share},
 };
@@ -70,6 +71,8 @@ pub(crate) struct Guest {
     /// For calls whose answers are read at once: all share one connection, and its window.
     pub(super) processes: Processes,
     gone: CancellationToken,
+    /// The id of the request that is in work, for envd's log; empty: none.
+    request_id: String,
     /// What its output may take of the host's memory.
     pub(super) share: Share,
 }
@@ -124,8 +127,14 @@ impl Guest {
             token: token.to_owned(),
             http,
             gone: CancellationToken::new(),
+            request_id: String::new(),
             share,
         })
+    }
+
+    /// The same guest, for the calls of one request.
+    pub(crate) fn for_request(self, request_id: String) -> Self {
+        Self { request_id, ..self }
     }
 
     /// Breaks off what is in work: nothing will come any more, and the network does not tell.
@@ -154,7 +163,10 @@ impl Guest {
 
     /// Options of a Connect call: the token, and the user unless it is the default one.
     pub(super) fn options(&self, user: &str) -> CallOptions {
-        let options = CallOptions::default().with_header("x-access-token", self.token.as_str());
+        let mut options = CallOptions::default().with_header("x-access-token", self.token.as_str());
+        if !self.request_id.is_empty() {
+            options = options.with_header(REQUEST_ID, self.request_id.as_str());
+        }
         if user.is_empty() {
             return options;
         }
@@ -162,12 +174,15 @@ impl Guest {
     }
 
     fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, AgentError> {
-        Request::builder()
+        let request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.authority))
-            .header("x-access-token", &self.token)
-            .body(body)
-            .map_err(|error| AgentError::new(ErrorCode::InvalidRequest, error.to_string()))
+            .header("x-access-token", &self.token);
+        let request = match self.request_id.as_str() {
+            "" => request,
+            id => request.header(REQUEST_ID, id),
+        };
+        request.body(body).map_err(|error| AgentError::new(ErrorCode::InvalidRequest, error.to_string()))
     }
 
     /// Waits until envd answers; the caller bounds it.
