@@ -1,4 +1,5 @@
-//! A file that is written beside its final name: whoever sees the name sees the whole file.
+//! Atomic file writes: a file is written under a temporary name beside its final name and renamed when it is
+//! complete.
 
 use std::{
     fs::{self, File},
@@ -7,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file under a name of its own, removed unless it is kept.
+/// File under a temporary name, which is removed on drop unless it was renamed.
 pub(crate) struct Beside {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
@@ -15,14 +16,14 @@ pub(crate) struct Beside {
 }
 
 impl Beside {
-    /// How the names end of files that nobody finished.
+    /// Suffix of temporary names.
     pub(crate) const SUFFIX: &str = ".partial";
 
     pub(crate) fn new(target: &Path, mode: u32) -> io::Result<Self> {
         let mut name = target.as_os_str().to_owned();
         name.push(Self::SUFFIX);
         let path = PathBuf::from(name);
-        // A former one may be read-only, or belong to somebody else.
+        // A previous one may be read-only or belong to another user.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -31,7 +32,7 @@ impl Beside {
         Ok(Self { file, path, target: target.to_owned() })
     }
 
-    /// Gives the file its name, and makes sure that both survive a loss of power.
+    /// Renames the file to its final name and syncs file and directory, so that both survive a power loss.
     pub(crate) fn keep(self) -> io::Result<()> {
         self.file.sync_all()?;
         let dir = self.target.parent().map(File::open).transpose()?;
@@ -39,17 +40,17 @@ impl Beside {
         dir.map_or(Ok(()), |dir| dir.sync_all())
     }
 
-    /// Gives the file its name.
+    /// Renames the file to its final name without syncing.
     pub(crate) fn rename(self) -> io::Result<()> {
         fs::rename(&self.path, &self.target)
     }
 
-    /// The name that it gets.
+    /// Final path.
     pub(crate) fn target(&self) -> &Path {
         &self.target
     }
 
-    /// The same under another name in the same file system, known only when the content is.
+    /// Changes the final path within the same file system, for names that depend on the content.
     pub(crate) fn aimed_at(mut self, target: &Path) -> Self {
         target.clone_into(&mut self.target);
         self
@@ -58,12 +59,12 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // After the rename there is nothing of this name.
+        // Fails after the rename, because the temporary name is gone.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Puts `text` into `target`, whole or not at all.
+/// Writes `text` to `target` atomically.
 pub(crate) fn write(target: &Path, text: &[u8]) -> io::Result<()> {
     let beside = Beside::new(target, 0o600)?;
     io::Write::write_all(&mut &beside.file, text)?;

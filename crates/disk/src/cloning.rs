@@ -1,4 +1,4 @@
-//! How the content of one file gets into another: by sharing extents, or by copying what is not a hole.
+//! Copying file content: by sharing extents (reflink) or by sparse copies.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
@@ -7,15 +7,15 @@ use rustix::{
     io::Errno,
 };
 
-/// Bytes copied at a time.
+/// Number of bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Shares the extents of `source` with `target`: a matter of microseconds whatever the size.
+/// Shares the extents of `source` with `target`, in microseconds for any size.
 pub(crate) fn reflink(source: &File, target: &File) -> io::Result<()> {
     Ok(ioctl_ficlone(target, source)?)
 }
 
-/// Copies the data of `source` to `target` and leaves its holes holes. `go_on` is asked before every piece.
+/// Copies the data of `source` to `target` and keeps holes. Calls `go_on` before each piece.
 pub(crate) fn sparse_copy(
     source: &File,
     target: &File,
@@ -28,7 +28,7 @@ pub(crate) fn sparse_copy(
     while at < length {
         let start = match seek(source, SeekFrom::Data(at)) {
             Ok(start) => start,
-            // Nothing but a hole is left.
+            // Only a hole is left.
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };
@@ -51,11 +51,11 @@ pub(crate) fn sparse_copy(
     Ok(())
 }
 
-/// Bytes that are zero together to become a hole: the block of the file systems on both sides.
+/// Block size in which zeros become holes, that of the file systems on both sides.
 const BLOCK: usize = 4096;
 
-/// Copies `length` bytes of a block device, which does not tell its holes, to `target`: blocks of zeros
-/// become holes. `go_on` is asked before every piece.
+/// Copies `length` bytes of a block device, which cannot report holes, to `target`: blocks of zeros become
+/// holes. Calls `go_on` before each piece.
 pub(crate) fn copy_without_zeros(
     source: &File,
     target: &File,
@@ -90,7 +90,7 @@ pub(crate) fn copy_without_zeros(
     Ok(())
 }
 
-/// Whether files in `dir` can share extents, by trying.
+/// Returns whether files in `dir` can share extents, by trying it.
 pub(crate) fn can_reflink(dir: &Path) -> io::Result<bool> {
     let source = tempfile_in(dir, ".reflink-probe-source")?;
     source.1.write_all_at(&[1; 4096], 0)?;
@@ -98,12 +98,12 @@ pub(crate) fn can_reflink(dir: &Path) -> io::Result<bool> {
     Ok(reflink(&source.1, &target.1).is_ok())
 }
 
-/// A file that is removed when it is dropped.
+/// File that is removed on drop.
 struct Removed(std::path::PathBuf);
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The file may be gone already.
         let _ = std::fs::remove_file(&self.0);
     }
 }

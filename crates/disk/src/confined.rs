@@ -1,8 +1,8 @@
-//! Runs the ext4 tools on what a guest wrote, so that a bug in them harms nobody.
+//! Sandbox for the ext4 tools, which read untrusted file systems.
 //!
-//! A tool sees one file and the read-only system directories, in namespaces of its own without a network,
-//! as a user that owns nothing else, with limits of memory, processes, processor time, wall time and output.
-//! Tools that run at the same time are different users, so that none can signal or trace another.
+//! A tool sees one file and the read-only system directories, in new namespaces without a network, as a user
+//! that owns nothing else, with limits on memory, processes, CPU time, run time and output. Concurrent tools
+//! run as different users, so that none can signal or trace another.
 
 use std::{
     ffi::{CString, OsStr},
@@ -17,35 +17,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The first of the users that tools run as. No account has one, and each owns one file at a time.
+/// First user id of tools. No account has one, and each user owns at most one file at a time.
 const FIRST_USER: u32 = 2_147_000_000;
-/// How many such users there are; far fewer tools run at the same time.
+/// Number of user ids; far fewer tools run concurrently.
 const USERS: u32 = 4096;
-/// Processes of one tool. The tools themselves start none.
+/// Maximum number of processes of one tool. The tools themselves start none.
 const PROCESSES: u64 = 16;
-/// Where the tool finds its file.
+/// Path at which the tool finds its file.
 pub(crate) const FILE: &str = "/image";
-/// Address space. Sound file systems of terabytes need less.
+/// Limit of the address space in bytes. Valid file systems of terabytes need less.
 const MEMORY: u64 = 2 << 30;
-/// Of what a tool says, the end is kept.
+/// Number of bytes kept from the end of a tool's output.
 const SAID_MAX: usize = 2048;
-/// How often it is looked whether a tool ended.
+/// Interval between checks whether a tool has exited.
 const TICK: Duration = Duration::from_millis(5);
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
-/// What a dynamically linked program needs; absent ones are left out.
+/// Directories that dynamically linked programs need; missing ones are skipped.
 const SYSTEM: [&str; 5] = ["/usr", "/lib", "/lib64", "/bin", "/sbin"];
 
-/// How a tool ended.
+/// Result of a tool.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Its exit code, or that it got none.
+    /// How the tool ended.
     pub(crate) end: End,
-    /// The end of what it printed, in one line.
+    /// Last part of the output, in one line.
     pub(crate) said: String,
 }
 
-/// Exit, signal or time limit.
+/// Exit code, signal or time limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     Code(i32),
@@ -53,7 +53,7 @@ pub(crate) enum End {
     TooLong,
 }
 
-/// One step of the making of the tool's root directory.
+/// Step of building the tool's root directory.
 enum Step {
     Directory(CString),
     Empty(CString),
@@ -61,7 +61,7 @@ enum Step {
         target: CString,
         path: CString,
     },
-    /// A directory's content, only to be read.
+    /// Read-only bind mount of a directory.
     Bind {
         source: CString,
         path: CString,
@@ -72,7 +72,7 @@ fn text(path: impl AsRef<OsStr>) -> io::Result<CString> {
     Ok(CString::new(path.as_ref().as_bytes())?)
 }
 
-/// What the root directory in `jail` consists of.
+/// Steps that build the root directory in `jail`.
 fn steps(jail: &Path) -> io::Result<Vec<Step>> {
     let inside = |path: &str| text(jail.join(path.trim_start_matches('/')));
     let mut steps = Vec::new();
@@ -88,7 +88,7 @@ fn steps(jail: &Path) -> io::Result<Vec<Step>> {
             Err(_) => {}
         }
     }
-    // The tools look whether their file is mounted, and give up where they cannot.
+    // The tools check whether their file is mounted, and fail if they cannot.
     for dir in ["/proc", "/etc"] {
         steps.push(Step::Directory(inside(dir)?));
     }
@@ -102,20 +102,20 @@ fn done(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Mounts in the child: only system calls, nothing that allocates.
+/// Calls mount(2) in the child: makes only system calls and does not allocate.
 fn mount(source: &CString, path: &CString, kind: Option<&CString>, flags: libc::c_ulong) -> io::Result<()> {
     let kind = kind.map_or(ptr::null(), |kind| kind.as_ptr());
-    // SAFETY: all strings end with zero and outlive the call.
+    // SAFETY: all strings are zero-terminated and outlive the call.
     done(unsafe { libc::mount(source.as_ptr(), path.as_ptr(), kind, flags, ptr::null()) })
 }
 
 impl Step {
     fn take(&self) -> io::Result<()> {
         match self {
-            // SAFETY: the string ends with zero and outlives the call; so in the next arms.
+            // SAFETY: the string is zero-terminated and outlives the call; the same holds for the next arms.
             Self::Directory(path) => done(unsafe { libc::mkdir(path.as_ptr(), 0o755) }),
             Self::Link { target, path } => done(unsafe { libc::symlink(target.as_ptr(), path.as_ptr()) }),
-            // Without a descriptor: one open for writing would keep the jail writable.
+            // mknod instead of open, because a descriptor open for writing would keep the jail writable.
             Self::Empty(path) => done(unsafe { libc::mknod(path.as_ptr(), libc::S_IFREG | 0o644, 0) }),
             Self::Bind { source, path } => {
                 mount(source, path, None, libc::MS_BIND)?;
@@ -126,36 +126,36 @@ impl Step {
     }
 }
 
-/// The file at `path` as a mount that has no place yet: the jail covers the path.
+/// Opens the file at `path` as a detached mount, because the jail will cover the path.
 fn detached(path: &CString) -> io::Result<libc::c_int> {
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-    // SAFETY: the string ends with zero and outlives the call.
+    // SAFETY: the string is zero-terminated and outlives the call.
     let mount = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
     done(mount as libc::c_int)?;
     Ok(mount as libc::c_int)
 }
 
-/// Gives such a mount its place.
+/// Attaches a detached mount at `path`.
 fn placed(mount: libc::c_int, path: &CString) -> io::Result<()> {
     let (here, nothing) = (libc::AT_FDCWD, c"".as_ptr());
-    // SAFETY: both strings end with zero and outlive the call.
+    // SAFETY: both strings are zero-terminated and outlive the call.
     let result = unsafe {
         libc::syscall(libc::SYS_move_mount, mount, nothing, here, path.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
     };
     done(result as libc::c_int)
 }
 
-/// The user of the next tool. Where it begins is by chance of the process id: other agents run tools too.
+/// Returns the user id of the next tool. Starts at the process id, because other agents run tools too.
 fn next_user() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id());
     FIRST_USER + number % USERS
 }
 
-/// What the child needs, made before the fork: after it, nothing may be allocated.
+/// Data of the child, allocated before the fork: after it, nothing may be allocated.
 struct Prison {
     jail: CString,
-    /// The file outside, and where it is to be inside.
+    /// Path of the file outside, then inside the jail.
     file: CString,
     place: CString,
     root: CString,
@@ -163,7 +163,7 @@ struct Prison {
     tmpfs: CString,
     steps: Vec<Step>,
     user: u32,
-    /// Length of the file: nothing that is written may be longer.
+    /// Length of the file, which is also the limit of written files.
     length: u64,
     seconds: u64,
 }
@@ -181,7 +181,8 @@ impl Prison {
         }
         placed(file, &self.place)?;
         mount(&self.tmpfs, &self.jail, None, libc::MS_REMOUNT | libc::MS_RDONLY | libc::MS_NOSUID)?;
-        // SAFETY: all strings end with zero. The old root goes below the new one and is then taken away.
+        // SAFETY: all strings are zero-terminated. The old root is stacked below the new one and then
+        // unmounted.
         unsafe {
             done(libc::chdir(self.jail.as_ptr()))?;
             let here = self.here.as_ptr();
@@ -190,7 +191,8 @@ impl Prison {
             done(libc::chdir(self.root.as_ptr()))?;
         }
         self.limit()?;
-        // SAFETY: plain system calls; the user comes last, because it takes the right to the others.
+        // SAFETY: plain system calls. The user id is changed last, because that drops the right to change the
+        // others.
         unsafe {
             done(libc::setgroups(0, ptr::null()))?;
             done(libc::setresgid(self.user, self.user, self.user))?;
@@ -219,7 +221,7 @@ impl Prison {
     }
 }
 
-/// The tool's program, or what to do to get it.
+/// Finds a tool's program; the error says which package to install.
 fn program(name: &str) -> io::Result<PathBuf> {
     let places = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
     places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists()).ok_or_else(|| {
@@ -227,7 +229,7 @@ fn program(name: &str) -> io::Result<PathBuf> {
     })
 }
 
-/// The end of what comes, in one line of printable characters.
+/// Reads to the end and returns the last part as one line of printable characters.
 fn last_words(mut from: impl Read) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(read @ 1..) = from.read(&mut buffer) {
@@ -246,8 +248,8 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<End> {
             return Ok(status.code().map_or_else(signal, End::Code));
         }
         if Instant::now() >= deadline {
-            // With all that it started: what holds the pipe open would be waited for.
-            // SAFETY: the group is the child's own, and the child was not waited for yet.
+            // Kill the whole process group, because a child of the tool could keep the pipe open.
+            // SAFETY: the process group is the child's own, and the child has not been reaped.
             done(unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) })?;
             child.wait()?;
             return Ok(End::TooLong);
@@ -256,9 +258,10 @@ fn wait(child: &mut Child, deadline: Instant) -> io::Result<End> {
     }
 }
 
-/// Runs `name ARGUMENTS /image`, where `/image` is the file at `path`, until `deadline`. Needs root.
+/// Runs `name ARGUMENTS /image` until `deadline`; `/image` is the file at `path`. Needs root.
 pub(crate) fn run(name: &str, arguments: &[&str], path: &Path, deadline: Instant) -> io::Result<Ended> {
-    // A thread of its own: what it makes the namespace of its children stays so, and the tool dies with it.
+    // On a new thread, because `unshare` below changes the PID namespace of all its children, and because the
+    // tool is killed when this thread exits.
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("ext4-tool".into());
         let tool = thread.spawn_scoped(scope, || run_here(name, arguments, path, deadline))?;
@@ -287,15 +290,15 @@ fn run_here(name: &str, arguments: &[&str], path: &Path, deadline: Instant) -> i
     let mut command = Command::new(program(name)?);
     command.args(arguments).arg(FILE).env_clear().current_dir("/").process_group(0);
     command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
-    // SAFETY: the closure makes system calls on what was allocated before, and nothing else.
+    // SAFETY: the closure only makes system calls on memory allocated before the fork.
     unsafe { command.pre_exec(move || prison.enter()) };
     let listener = thread::Builder::new().name("ext4-said".into()).spawn(move || last_words(output))?;
-    // The tool is the first process of a namespace: it can name no process of another one, and whatever it has
-    // started ends with it, before its end is told.
-    // SAFETY: affects the children of this thread alone, which starts no more of them.
+    // The tool is the first process of a PID namespace: it cannot signal processes outside, and the kernel
+    // kills all its children when it exits, before the exit is reported.
+    // SAFETY: affects only the children of this thread, which starts no others.
     done(unsafe { libc::unshare(libc::CLONE_NEWPID) })?;
     let mut child = command.spawn()?;
-    // It holds the pipe's other end, which the listener must see closed when the tool ends.
+    // Close the write end of the pipe, so that the listener sees its end when the tool exits.
     drop(command);
     let end = wait(&mut child, deadline)?;
     let said = listener.join().unwrap_or_default();
@@ -334,10 +337,11 @@ mod tests {
         assert!(ended.said.ends_with("2097152"), "{}", ended.said);
         assert_eq!(fs::read(&path).unwrap(), b"changed\n");
         assert_eq!(fs::read(dir.path().join("secret")).unwrap(), b"other");
-        // Another one is another user.
+        // Another tool has another user id.
         let ended = run("sh", &["-c", "id -u; :"], &path, soon()).unwrap();
         assert_ne!(ended.said.parse(), Ok(user));
-        // Longer than it was is refused; the tool is the first of its processes, so the signal does not end it.
+        // Writing more than the old length fails. The tool is the first process of its namespace, so SIGXFSZ
+        // does not kill it.
         let ended =
             run("sh", &["-c", "echo far more than there was before > /image"], &path, soon()).unwrap();
         assert!(ended.end != End::Code(0), "{ended:?}");
@@ -347,7 +351,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "mounts or files were left");
     }
 
-    /// Processes with this user.
+    /// Counts the processes of a user.
     fn processes_of(user: u32) -> usize {
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let owner = |entry: fs::DirEntry| Some(std::os::unix::fs::MetadataExt::uid(&entry.metadata().ok()?));
@@ -359,7 +363,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         fs::write(&path, "content\n").unwrap();
-        // With the pipe kept, and without it.
+        // One child with the pipe open, one without.
         for child in ["setsid sleep 600", "setsid sleep 600 > /proc/mounts 2>&1"] {
             let begin = Instant::now();
             let ended = run("sh", &["-c", &format!("id -u; {child} & exit 0; :")], &path, soon()).unwrap();

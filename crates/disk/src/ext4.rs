@@ -1,7 +1,7 @@
-//! What a guest wrote becomes an image: checked, repaired and made as small as it can be.
+//! Converts a volume written by a guest into an image: checks, repairs and shrinks its ext4.
 //!
-//! All of it is input: the file system is never mounted on this host. The tools run confined; this program
-//! itself reads two numbers, and believes them only within the file's length.
+//! All of it is untrusted input: the file system is never mounted on this host. The tools run confined; this
+//! code itself reads only the superblock's size, and accepts it only within the file's length.
 
 use std::{
     fs::File,
@@ -18,16 +18,16 @@ use crate::{
     failed,
 };
 
-/// For everything together. A sound file system of 20 GiB takes seconds.
+/// Time limit for all tools together. A valid file system of 20 GiB takes seconds.
 const LIMIT: Duration = Duration::from_secs(600);
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: u16 = 0xef53;
-/// `INCOMPAT_64BIT`: the number of blocks has an upper half.
+/// `INCOMPAT_64BIT`: the block count has an upper half.
 const WIDE: u32 = 0x80;
-/// Repairs can uncover what needs another one.
+/// Maximum number of e2fsck runs, because a repair can uncover another fault.
 const CHECKS: usize = 3;
 
-/// The length of the file system in `bytes`, its superblock.
+/// Parses the file system's length in bytes from a superblock.
 fn length(bytes: &[u8; 1024]) -> Result<u64, &'static str> {
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -43,7 +43,7 @@ fn length(bytes: &[u8; 1024]) -> Result<u64, &'static str> {
     blocks.checked_mul(1024 << shift).filter(|&length| length > 0).ok_or("its length makes no sense")
 }
 
-/// The length of the file system in `file`, at most the file's.
+/// Reads the length of the file system in `file`; fails if it is longer than the file.
 fn measured(file: &File) -> Result<u64, String> {
     let mut bytes = [0; 1024];
     file.read_exact_at(&mut bytes, SUPERBLOCK).map_err(|_| "it is too short for a file system")?;
@@ -61,7 +61,7 @@ struct Tools<'a> {
 }
 
 impl Tools<'_> {
-    /// Runs a tool; gives its exit code, and fails where it got none.
+    /// Runs a tool; returns its exit code and output, and fails if it was killed.
     fn run(&self, name: &str, arguments: &[&str]) -> Result<(i32, String), Failure> {
         let ended = confined::run(name, arguments, self.path, self.deadline).map_err(Failure::Host)?;
         match ended.end {
@@ -73,13 +73,13 @@ impl Tools<'_> {
         }
     }
 
-    /// Checks and repairs until there is nothing to repair, and gives back the room of unused blocks.
+    /// Runs e2fsck until there is nothing to repair.
     fn check(&self, arguments: &[&str]) -> Result<(), Failure> {
         let mut said = String::new();
         for _ in 0..CHECKS {
             match self.run("e2fsck", arguments)? {
                 (0, _) => return Ok(()),
-                // Repaired (1, 2), or not all of it (4); others say that e2fsck itself failed.
+                // 1 and 2: repaired; 4: partly repaired; others: e2fsck itself failed.
                 (1..8, words) => said = words,
                 (code, words) => return Err(Failure::Guest(format!("e2fsck ended with {code}: {words}"))),
             }
@@ -88,7 +88,7 @@ impl Tools<'_> {
     }
 }
 
-/// Whose fault it is.
+/// Origin of a failure.
 enum Failure {
     Host(io::Error),
     Guest(String),
@@ -104,11 +104,11 @@ fn shrink_file(file: &File, path: &Path) -> Result<(), Failure> {
     }
     let length = measured(file).map_err(Failure::Guest)?;
     file.set_len(length).map_err(Failure::Host)?;
-    // Removed files may hold secrets, and take room: their blocks become holes.
+    // Punch holes into unused blocks: deleted files may contain secrets and take space.
     tools.check(&["-f", "-y", "-E", "discard"])
 }
 
-/// Checks, repairs and shrinks the ext4 in an unfinished file, `what`.
+/// Checks, repairs and shrinks the ext4 in an unfinished image; `what` names it in errors.
 pub(crate) fn shrink(made: &Beside, what: &str) -> Result<(), DiskError> {
     shrink_file(&made.file, &made.path).map_err(|failure| match failure {
         Failure::Host(error) => failed(format!("shrink {what}"))(error),

@@ -1,7 +1,7 @@
-//! Volumes that are files, with extents shared with their image or copied from it.
+//! Store whose volumes are files: reflinks or copies of their image.
 //!
-//! `volumes/ID.img` are the clones. They appear under their names only when they are complete, and need
-//! their image no more.
+//! Volumes are `volumes/ID.img`. They get their name only when they are complete, and are independent of
+//! their image.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use crate::{
     room::Room,
 };
 
-/// Images and volumes in one directory.
+/// Store of images and volumes in one directory.
 #[derive(Debug, Clone)]
 pub struct FileStore {
     dir: Arc<Path>,
@@ -65,7 +65,7 @@ impl FileStore {
         self.images.fill(&source.file, &beside.file).map_err(fail())?;
         beside.file.set_len(size).map_err(fail())?;
         fchown(&beside.file, Some(owner), Some(owner)).map_err(fail())?;
-        // Not synced: a volume whose host lost power belongs to a microVM that is gone.
+        // Not synced: after a power loss the volume's microVM is gone anyway.
         beside.rename().map_err(fail())?;
         Ok(BlockDevice { path: target, size, numbers: None })
     }
@@ -76,7 +76,7 @@ impl FileStore {
         Ok(BlockDevice { path, size: meta.len(), numbers: None })
     }
 
-    /// A file takes nothing of the kernel; but from here on it may be needed after a loss of power.
+    /// Syncs the volume, so that it survives a power loss. File volumes have no kernel resources to release.
     fn detach_now(&self, id: &str) -> Result<(), DiskError> {
         let fail = || failed(format!("keep volume {id:?}"));
         let path = match self.present(id) {
@@ -174,7 +174,7 @@ impl Volumes for FileStore {
         let (store, id) = (self.clone(), id.to_owned());
         blocking(move || {
             match store.present(&id) {
-                // Without its file nothing tells that there ever was a volume.
+                // Without its file nothing shows that the volume ever existed.
                 Err(DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
                 other => other?,
             };

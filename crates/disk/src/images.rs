@@ -1,7 +1,7 @@
-//! The images of a store: immutable files under a name and the hash of their content.
+//! Images of a store: immutable files with a name and the hash of their content.
 //!
-//! `images/NAME/HASH.img` is the content, `HASH.seal` tells whether somebody changed it since, and
-//! `current` says which hash the name stands for, and from which file it came.
+//! `images/NAME/HASH.img` is the content, `HASH.seal` has its metadata to detect later changes, and `current`
+//! has the current hash of the name and the origin of the content.
 
 use std::{
     fs::{self, File},
@@ -22,7 +22,7 @@ use crate::{
     room::Room,
 };
 
-/// Images end where a block of a device-mapper table can end.
+/// Granularity of image lengths, as device-mapper tables need it.
 const GRAIN: u64 = 4096;
 
 /// Images in one directory.
@@ -33,7 +33,7 @@ pub(crate) struct Images {
     room: Room,
 }
 
-/// An image, open, and proven to be what was taken in.
+/// Open image whose seal was verified.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) file: File,
@@ -55,12 +55,12 @@ fn hash(mut file: &File) -> io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// What tells whether a file is the one that was seen, without reading it.
+/// Metadata that identifies the version of a file without reading it.
 fn fingerprint(meta: &fs::Metadata) -> String {
     format!("{} {} {}.{}", meta.len(), meta.ino(), meta.mtime(), meta.mtime_nsec())
 }
 
-/// The names in `dir` that end with `suffix`, without it.
+/// Lists the names in `dir` that end with `suffix`, without the suffix.
 pub(crate) fn names(dir: &Path, suffix: &str) -> Result<Vec<String>, DiskError> {
     let entries = fs::read_dir(dir).map_err(failed("list the volume store"))?;
     let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(suffix).map(str::to_owned);
@@ -69,7 +69,7 @@ pub(crate) fn names(dir: &Path, suffix: &str) -> Result<Vec<String>, DiskError> 
     Ok(names)
 }
 
-/// Removes a file; a missing one is fine.
+/// Removes a file. Does nothing if there is none.
 pub(crate) fn remove_file(path: &Path) -> Result<(), DiskError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -80,7 +80,7 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), DiskError> {
 }
 
 impl Images {
-    /// The images of the store with this room, whose files share extents or not.
+    /// Creates the image collection of a store; `reflink` says whether its files can share extents.
     pub(crate) fn new(room: Room, reflink: bool) -> Self {
         Self { dir: room.dir.join("images").into(), reflink, room }
     }
@@ -89,7 +89,7 @@ impl Images {
         Ok(self.dir.join(checked(name)?))
     }
 
-    /// Puts the content of a file into another one, sharing extents where that works.
+    /// Copies the content of a file to another one, with shared extents if possible.
     pub(crate) fn fill(&self, source: &File, target: &File) -> io::Result<()> {
         if self.reflink && reflink(source, target).is_ok() {
             return Ok(());
@@ -97,7 +97,7 @@ impl Images {
         sparse_copy(source, target, || self.room.check_piece())
     }
 
-    /// The hash that `name` stands for at the moment.
+    /// Returns the current hash of `name`.
     fn current(&self, name: &str) -> Result<String, DiskError> {
         let text =
             fs::read_to_string(self.home(name)?.join("current")).map_err(|error| match error.kind() {
@@ -107,12 +107,12 @@ impl Images {
         Ok(checked(text.lines().next().unwrap_or_default())?.to_owned())
     }
 
-    /// The image that `name` stands for at the moment.
+    /// Opens the current content of `name`.
     pub(crate) fn open(&self, name: &str) -> Result<Opened, DiskError> {
         self.open_hash(name, &self.current(name)?)
     }
 
-    /// The content `hash` that `name` stands for or stood for.
+    /// Opens the content `hash`, current or former, of `name`.
     pub(crate) fn open_hash(&self, name: &str, hash: &str) -> Result<Opened, DiskError> {
         let path = self.home(name)?.join(format!("{}.img", checked(hash)?));
         let file = File::open(&path).map_err(|error| match error.kind() {
@@ -127,7 +127,7 @@ impl Images {
         Ok(Opened { file, hash: hash.to_owned(), size: meta.len() })
     }
 
-    /// Takes in `source` under `name`.
+    /// Imports `source` as image `name`.
     pub(crate) fn prepare(&self, name: &str, source: &Path) -> Result<(), DiskError> {
         let home = self.home(name)?;
         let action = format!("take in image {name:?} from {}", source.display());
@@ -138,13 +138,13 @@ impl Images {
         if known.lines().nth(1) == Some(&seen) && self.open(name).is_ok() {
             return Ok(());
         }
-        // The copy is what is hashed: `source` may change while it is read.
+        // Hash the copy, because `source` may change while it is read.
         let copy = self.begin(name, "file")?;
         self.fill(&from, &copy.file).map_err(fail())?;
         self.adopt(name, copy, &seen).map(drop)
     }
 
-    /// Gives a finished image its name, unwritable, and its seal.
+    /// Makes a finished image read-only, gives it its final name and writes its seal.
     fn seal(image: Beside) -> io::Result<u64> {
         let length = image.file.metadata()?.len().next_multiple_of(GRAIN);
         image.file.set_len(length)?;
@@ -156,7 +156,7 @@ impl Images {
         Ok(length)
     }
 
-    /// A file to make the content of image `name` in, for the one that makes it from `id`.
+    /// Creates a temporary file for the content of image `name`; `id` distinguishes concurrent creators.
     pub(crate) fn begin(&self, name: &str, id: &str) -> Result<Beside, DiskError> {
         let home = self.home(name)?;
         let made =
@@ -164,7 +164,7 @@ impl Images {
         made.map_err(failed(format!("begin image {name:?}")))
     }
 
-    /// Makes a finished file the content that `name` stands for; `origin` says where it came from.
+    /// Makes a finished file the current content of `name`; `origin` says where it came from.
     pub(crate) fn adopt(&self, name: &str, made: Beside, origin: &str) -> Result<Image, DiskError> {
         let home = self.home(name)?;
         let fail = || failed(format!("keep image {name:?}"));
@@ -177,17 +177,17 @@ impl Images {
         Ok(Image { name: name.to_owned(), hash, size })
     }
 
-    /// Names of all images.
+    /// Lists the names of all images.
     pub(crate) fn list(&self) -> Result<Vec<String>, DiskError> {
         let mut names = names(&self.dir, "")?;
         names.retain(|name| self.current(name).is_ok());
         Ok(names)
     }
 
-    /// Removes image `name` with all its contents; a missing one is fine.
+    /// Removes image `name` with all its contents. Does nothing if there is none.
     pub(crate) fn remove(&self, name: &str) -> Result<(), DiskError> {
         let home = self.home(name)?;
-        // First what makes it an image: an interrupted removal leaves nothing that could be cloned.
+        // Remove `current` first, so that an interrupted removal leaves nothing that can be cloned.
         remove_file(&home.join("current"))?;
         match fs::remove_dir_all(home) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove the image")(error)),
@@ -195,8 +195,8 @@ impl Images {
         }
     }
 
-    /// Removes contents that no name stands for and that `used` (name, hash) denies, and what nobody
-    /// finished. Returns how many.
+    /// Removes contents that are neither current nor `used` (name, hash), and temporary files. Returns their
+    /// number.
     pub(crate) fn sweep(&self, used: impl Fn(&str, &str) -> bool) -> Result<usize, DiskError> {
         let mut removed = 0;
         for name in names(&self.dir, "")? {
@@ -214,7 +214,7 @@ impl Images {
                 }
             }
             if current.is_empty() {
-                // Fails while a content is in use, as it should.
+                // Fails while a content is still used, as intended.
                 let _ = fs::remove_dir(&home);
             }
         }

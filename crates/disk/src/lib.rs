@@ -25,10 +25,10 @@ pub use dm::store::{DmStore, cleanup};
 pub use files::FileStore;
 pub use open::{Backend, StoreConfig, is_of_device_mapper, open};
 
-/// Why a volume could not be made or changed.
+/// Errors of volumes and images.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// No image of this name was prepared.
+    /// No image of this name has been prepared.
     #[error("no image named {0:?} on this host")]
     UnknownImage(String),
     /// There is no such volume.
@@ -37,69 +37,69 @@ pub enum DiskError {
     /// The name is not `[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}`.
     #[error("{0:?} is not a valid name: use letters, digits, '.', '_' and '-'")]
     InvalidName(String),
-    /// The size asked for is smaller than the image.
+    /// The requested size is smaller than the image.
     #[error("a disk of {asked_mb} MiB is smaller than its image of {image_mb} MiB")]
     TooSmall {
-        /// What was asked for.
+        /// Requested size in MiB.
         asked_mb: u64,
-        /// What the image needs.
+        /// Size of the image in MiB.
         image_mb: u64,
     },
     /// The host's disk is full.
     #[error("the host's disk is full: free space or remove sandboxes")]
     Full,
-    /// Somebody wrote to an image after it was taken in.
-    #[error("image {0:?} was changed after it was taken in: prepare it again")]
+    /// An image was modified after its import.
+    #[error("image {0:?} was modified after its import: prepare it again")]
     ImageChanged(String),
-    /// Volumes read the image.
+    /// Volumes depend on the image.
     #[error("image {image:?} is used by {volumes} volume(s): remove them first")]
     ImageInUse {
-        /// Which image.
+        /// Name of the image.
         image: String,
-        /// How many volumes.
+        /// Number of volumes.
         volumes: usize,
     },
-    /// The file with a volume's changes was deleted or replaced underneath.
+    /// The copy-on-write file of a volume was deleted or replaced.
     #[error("the file with the changes of volume {0:?} is gone: the volume is lost, remove it")]
     CowMissing(String),
-    /// The volume lost changes because the store had no room for them.
+    /// The volume lost changes because the store was full.
     #[error("volume {0:?} lost changes when the store was full: remove it, and give the store more room")]
     Invalidated(String),
-    /// Something still holds the device.
+    /// The device is in use.
     #[error("device {device} is busy (open {open_count} times): end what uses it and try again")]
     Busy {
-        /// Its name in device-mapper.
+        /// Name of the device.
         device: String,
-        /// How often it is open.
+        /// Number of open handles.
         open_count: u32,
     },
-    /// What a guest wrote is not a file system that can be made an image.
+    /// The volume has no valid file system.
     #[error("{what} holds no sound ext4: {reason}")]
     BadFileSystem {
-        /// Which volume.
+        /// Name of the volume.
         what: String,
-        /// What a tool said, shortened.
+        /// Output of a tool, shortened.
         reason: String,
     },
-    /// This backend does not work here.
+    /// The backend does not work on this machine.
     #[error("volumes by {backend} do not work here: {reason}")]
     Unsupported {
-        /// Which one.
+        /// Name of the backend.
         backend: &'static str,
-        /// Why, and what to do.
+        /// Cause and remedy.
         reason: String,
     },
-    /// The kernel refused.
+    /// A system call failed.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was being done.
+        /// Failed action.
         action: String,
-        /// Why it failed.
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// Turns a kernel's refusal into an error that says what was being done.
+/// Converts an I/O error into an error with the failed action.
 fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> DiskError {
     let action = action.into();
     move |source| match source.raw_os_error() {
@@ -108,7 +108,7 @@ fn failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> DiskError {
     }
 }
 
-/// Names become file names: no separators, no leading dot, no surprises.
+/// Checks a name, which becomes a file name: no separators and no leading dot.
 fn checked(name: &str) -> Result<&str, DiskError> {
     let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     let valid = name.len() <= 64
@@ -117,106 +117,106 @@ fn checked(name: &str) -> Result<&str, DiskError> {
     if valid { Ok(name) } else { Err(DiskError::InvalidName(name.to_owned())) }
 }
 
-/// Runs what waits for the kernel off the runtime's own threads.
+/// Runs blocking work on a thread outside the async runtime.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
 ) -> Result<T, DiskError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| failed("finish disk work")(error.into()))?
 }
 
-/// A volume that a VMM can open.
+/// Volume that a VMM can open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockDevice {
-    /// A raw image file, or the node of a block device that belongs to the owner.
+    /// Path of a raw image file, or of a block device node that belongs to the owner.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Major and minor number where it is a block device: what to make a node of inside a jail.
+    /// Major and minor number of a block device, to create its node in a jail.
     pub numbers: Option<(u32, u32)>,
 }
 
-/// A prepared image.
+/// Prepared image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// The name that it is cloned by.
+    /// Name of the image.
     pub name: String,
-    /// SHA-256 of its content.
+    /// SHA-256 of the content.
     pub hash: String,
-    /// Its length in bytes; what it occupies may be less.
+    /// Length in bytes; it may occupy less space.
     pub size: u64,
 }
 
-/// How a volume is.
+/// State of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It works.
+    /// The volume works.
     Ok,
-    /// It works, and the store has so little room left that it may soon not: pause what writes to it.
+    /// The volume works, but the store is almost full: writers should be paused.
     Low {
         /// Bytes free in the store.
         free: u64,
         /// Bytes that should stay free.
         reserve: u64,
     },
-    /// It lost changes; reads and writes fail.
+    /// The volume lost changes; reads and writes fail.
     Invalid,
-    /// The file with its changes is gone.
+    /// The copy-on-write file is gone.
     CowMissing,
 }
 
-/// How much room a store has.
+/// Free space of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pressure {
-    /// Bytes of its file system.
+    /// Size of the file system in bytes.
     pub total: u64,
-    /// Bytes that are free.
+    /// Free bytes.
     pub free: u64,
-    /// Bytes that guests wrote and that may still take room.
+    /// Bytes written by guests that may still need space on writeback.
     pub unwritten: u64,
-    /// Bytes that should stay free: below, nothing is cloned, and what runs should be paused.
+    /// Bytes that should stay free; below it clones fail and guests should be paused.
     pub reserve: u64,
 }
 
 impl Pressure {
-    /// Bytes that are free and will be.
+    /// Returns the free bytes after writeback.
     pub fn available(&self) -> u64 {
         self.free.saturating_sub(self.unwritten)
     }
 
-    /// Whether less is available than should be.
+    /// Returns whether less than the reserve is available.
     pub fn is_low(&self) -> bool {
         self.available() < self.reserve
     }
 }
 
-/// What a reclaim found.
+/// Result of a reclaim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reclaimed {
-    /// Volumes that nobody claimed and that are gone now.
+    /// Removed volumes that were not in `keep`.
     pub volumes: Vec<String>,
-    /// Volumes that nobody claimed and that something still holds; they are whole.
+    /// Volumes that were not in `keep` but are in use; they are unchanged.
     pub busy: Vec<String>,
-    /// Contents of images that nothing referred to any more, and files that nobody finished.
+    /// Number of removed unused image contents and temporary files.
     pub images: usize,
 }
 
-/// Images and the volumes cloned from them.
+/// Store of images and the volumes cloned from them.
 #[async_trait]
 pub trait Volumes: Send + Sync {
-    /// `dm-snapshot`, `reflink` or `copy`.
+    /// Name of the backend: `dm-snapshot`, `reflink` or `copy`.
     fn backend(&self) -> &'static str;
-    /// Whether volumes read their image as long as they live, so that it cannot be removed.
+    /// Returns whether volumes depend on their image, so that it cannot be removed.
     fn shares_images(&self) -> bool;
-    /// Takes in the image file `source` under `name`. Immutable from then on; the same content again is
-    /// a matter of microseconds, other content replaces it for later clones only.
+    /// Imports the image file `source` as `name`. It is immutable from then on. Unchanged content takes
+    /// microseconds; other content replaces it only for later clones.
     async fn prepare(&self, name: &str, source: &Path) -> Result<(), DiskError>;
-    /// Names of the prepared images.
+    /// Lists the names of the prepared images.
     async fn images(&self) -> Result<Vec<String>, DiskError>;
-    /// Removes an image, unless volumes depend on it; a missing one is fine.
+    /// Removes an image unless volumes depend on it. Does nothing if there is none.
     async fn remove_image(&self, name: &str) -> Result<(), DiskError>;
-    /// Makes volume `id` of `size_mb` MiB from an image; one of that id is replaced unless it is in use.
-    /// Content beyond the image reads as zeros and takes no space; the guest grows its file system.
-    /// `owner` is the user that opens it.
+    /// Clones volume `id` of `size_mb` MiB from an image; replaces a volume with the same id unless it is in
+    /// use. Content after the image reads as zeros and takes no space; the guest grows its file system.
+    /// `owner` is the user id that may open the volume.
     async fn clone_image(
         &self,
         image: &str,
@@ -224,28 +224,27 @@ pub trait Volumes: Send + Sync {
         size_mb: u64,
         owner: u32,
     ) -> Result<BlockDevice, DiskError>;
-    /// Makes an existing volume usable, also after a restart of the machine, with all that was written.
+    /// Makes an existing volume usable with its content, also after a reboot.
     async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError>;
-    /// Gives back what a volume takes of the kernel; its content stays.
+    /// Releases the kernel resources of a volume; its content stays.
     async fn detach(&self, id: &str) -> Result<(), DiskError>;
-    /// Makes image `name` of what volume `id` holds: sparse, checked and as small as its file system can
-    /// be. Nothing may write to the volume meanwhile. What a guest wrote is only ever read by confined
-    /// programs, never mounted.
+    /// Creates image `name` from the content of volume `id`: sparse, checked and shrunk. Nothing may write to
+    /// the volume meanwhile. The file system is only read by confined programs, never mounted.
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError>;
-    /// Bytes that volume `id` occupies.
+    /// Returns the number of bytes that volume `id` occupies.
     async fn usage(&self, id: &str) -> Result<u64, DiskError>;
-    /// How volume `id` is.
+    /// Returns the state of volume `id`.
     async fn health(&self, id: &str) -> Result<Health, DiskError>;
-    /// How much room the store has.
+    /// Returns the free space of the store.
     async fn pressure(&self) -> Result<Pressure, DiskError>;
-    /// Ids of all volumes.
+    /// Lists the ids of all volumes.
     async fn list(&self) -> Result<Vec<String>, DiskError>;
-    /// Removes volume `id`; a missing one is fine.
+    /// Removes volume `id`. Does nothing if there is none.
     async fn remove(&self, id: &str) -> Result<(), DiskError>;
-    /// Removes every volume, device and unfinished file of this store that `keep` does not list. For the
-    /// start, before anything is made: what another instance or program made is never touched.
+    /// Removes all volumes, devices and temporary files of this store that are not in `keep`. For use at the
+    /// start, before anything is created. Does not touch devices of other instances or programs.
     async fn reclaim(&self, keep: &[String]) -> Result<Reclaimed, DiskError>;
-    /// Total and free bytes of the store.
+    /// Returns total and free bytes of the store.
     async fn space(&self) -> Result<(u64, u64), DiskError> {
         let pressure = self.pressure().await?;
         Ok((pressure.total, pressure.free))

@@ -1,7 +1,7 @@
-//! Loop devices: a file as a block device, freed by the kernel when its last user closes it.
+//! Loop devices that the kernel frees when their last user closes them.
 //!
-//! Nobody counts users here. The device is made with the autoclear flag, so the kernel counts: openers,
-//! mounts and device-mapper tables. A process that dies at any point leaves no loop device behind.
+//! Devices are attached with the autoclear flag, so the kernel counts their users: open handles, mounts and
+//! device-mapper tables. A process that dies at any point leaves no loop device behind.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
-/// Others may take the free loop device first; so often it is tried again.
+/// Number of attempts, because other programs may take the free loop device first.
 const ATTEMPTS: u32 = 64;
 
 /// `struct loop_info64` (linux/loop.h).
@@ -49,33 +49,34 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-/// How a file is attached.
+/// Mode of attaching a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// For reading, through the page cache: all sandboxes of an image read its pages once.
+    /// Read-only, through the page cache: all sandboxes of an image share its cached pages.
     Shared,
-    /// For writing, past the page cache where the file system allows it: the pages would be kept twice.
+    /// Writable, bypassing the page cache if the file system allows it, because the pages would be cached
+    /// twice.
     Private,
-    /// For writing, through the page cache.
+    /// Writable, through the page cache.
     Cached,
 }
 
-/// An attached loop device. It stays while this is open, or something else uses it.
+/// Attached loop device. It stays while this handle is open or something else uses it.
 #[derive(Debug)]
 pub(crate) struct Loop {
     device: File,
-    /// Its node.
+    /// Path of the device node.
     pub(crate) path: PathBuf,
 }
 
 impl Loop {
-    /// Major and minor number.
+    /// Returns major and minor number.
     pub(crate) fn numbers(&self) -> io::Result<(u32, u32)> {
         let device = self.device.metadata()?.rdev();
         Ok((libc::major(device), libc::minor(device)))
     }
 
-    /// What the kernel says is attached; `None` where nothing is.
+    /// Returns the kernel's status, or `None` if nothing is attached.
     fn status(&self) -> io::Result<Option<LoopInfo>> {
         // SAFETY: plain data for which all zeros is valid.
         let mut info: LoopInfo = unsafe { std::mem::zeroed() };
@@ -106,7 +107,7 @@ pub(crate) fn attach(backing: &File, how: Use) -> io::Result<Loop> {
             return Err(io::Error::last_os_error());
         }
         let found = match Loop::opened(PathBuf::from(format!("/dev/loop{number}")), true) {
-            // It was freed a moment ago and the kernel is not through with it.
+            // The device was freed a moment ago and is not usable yet.
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => continue,
             other => other?,
         };
@@ -131,11 +132,11 @@ pub(crate) fn attach(backing: &File, how: Use) -> io::Result<Loop> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "other programs took every free loop device"))
 }
 
-/// The loop device at `path`, held open, if all of `backing` is attached there as [`Use::Shared`] asks.
+/// Opens the loop device at `path` if all of `backing` is attached to it as by [`Use::Shared`].
 pub(crate) fn held(path: PathBuf, backing: &File) -> io::Result<Option<Loop>> {
     let meta = backing.metadata()?;
     let Ok(found) = Loop::opened(path, false) else { return Ok(None) };
-    // Asked only now: while it is open, nobody frees it and takes it for something else.
+    // Check after opening: while the device is open, it cannot be freed and reused for another file.
     let flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
     let shared = found.status()?.is_some_and(|info| {
         (info.device, info.inode) == (meta.dev(), meta.ino())
@@ -145,17 +146,17 @@ pub(crate) fn held(path: PathBuf, backing: &File) -> io::Result<Option<Loop>> {
     Ok(shared.then_some(found))
 }
 
-/// Whether the loop device at `path` keeps its content in `file`.
+/// Returns whether `file` is attached to the loop device at `path`.
 pub(crate) fn backs(path: &Path, file: &File) -> io::Result<bool> {
     let meta = file.metadata()?;
     let info = Loop::opened(path.to_owned(), false)?.status()?;
     Ok(info.is_some_and(|info| (info.device, info.inode) == (meta.dev(), meta.ino())))
 }
 
-/// A loop device that `backing` is attached to already for reading, held open.
+/// Finds a read-only loop device to which `backing` is attached, and opens it.
 pub(crate) fn find(backing: &File) -> io::Result<Option<Loop>> {
     for entry in fs::read_dir("/sys/block")?.flatten() {
-        // Only attached ones have this directory; those that can be written belong to others.
+        // Only attached devices have the directory `loop`. Writable ones are not ours.
         let read_only = fs::read_to_string(entry.path().join("ro")).is_ok_and(|text| text.trim() == "1");
         if !read_only || !entry.path().join("loop").exists() {
             continue;
@@ -194,7 +195,7 @@ mod tests {
         drop(device);
         assert!(find(&file).unwrap().is_some(), "its second user does not hold it");
         drop(again);
-        // A child that another test is about to start holds copies of all files until it becomes its program.
+        // A child that another test is starting has copies of all descriptors until its exec.
         let deadline = Instant::now() + Duration::from_secs(10);
         while let Some(still) = find(&file).unwrap() {
             drop(still);

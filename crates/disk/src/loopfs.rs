@@ -1,6 +1,6 @@
-//! An XFS in a file, for hosts whose own file system shares no extents.
+//! XFS in a file, for hosts whose file system cannot share extents.
 //!
-//! The loop device frees itself with the unmount, so that nothing but the file is left.
+//! The loop device frees itself on unmount, so that only the file is left.
 
 use std::{
     fs::{self, File},
@@ -19,17 +19,17 @@ use crate::{
     loopdev::{self, Use},
 };
 
-/// How long an unmount waits for others, and how often it looks.
+/// Time limit of an unmount while files are open, and interval between attempts.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Whether something is mounted on `dir`.
+/// Returns whether something is mounted on `dir`.
 fn is_mounted(dir: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
     dir.parent().is_some_and(|parent| dir.exists() && device(dir) != device(parent))
 }
 
-/// Whether there are volumes in the directory of a store.
+/// Returns whether the store directory has volumes.
 fn holds_volumes(dir: &Path) -> bool {
     fs::read_dir(dir.join("volumes")).is_ok_and(|mut entries| entries.next().is_some())
 }
@@ -48,14 +48,14 @@ fn make_file(path: &Path, size: u64) -> io::Result<()> {
     fs::rename(beside, path)
 }
 
-/// Mounts the XFS in `file` on `dir`, made with `size` bytes (sparse) when it is missing. Does nothing when
-/// it is mounted. Blocks; needs root and mkfs.xfs.
+/// Mounts the XFS in `file` on `dir`; creates it with `size` bytes (sparse) if it is missing. Does nothing if
+/// it is mounted. Blocking; needs root and mkfs.xfs.
 pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> {
     fs::create_dir_all(dir).map_err(failed("make the mount point"))?;
     if is_mounted(dir) {
         return Ok(());
     }
-    // Volumes that were made without it would be hidden, and taken for lost.
+    // Existing volumes would be hidden by the mount and treated as lost.
     if holds_volumes(dir) {
         return Err(DiskError::Unsupported {
             backend: "xfs",
@@ -63,17 +63,17 @@ pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> 
         });
     }
     make_file(file, size).map_err(failed("make an XFS for volumes"))?;
-    // The device must stay open until it is mounted, or it frees itself.
+    // Keep the device open until it is mounted, else it frees itself.
     let backing = File::options().read(true).write(true).open(file);
     let device = backing
         .and_then(|backing| loopdev::attach(&backing, Use::Cached))
         .map_err(failed("attach the volumes' XFS to a loop device"))?;
     let flags = MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
-    // What is removed is given back to the file system that the file is in.
+    // With discard, deleted files free space in the file system of `file`.
     mount(&device.path, dir, "xfs", flags, c"discard").map_err(|e| failed("mount the volumes' XFS")(e.into()))
 }
 
-/// Unmounts what [`mount_store`] mounted; does nothing when it is not mounted.
+/// Unmounts the file system of [`mount_store`]. Does nothing if it is not mounted.
 pub fn unmount_store(dir: &Path) -> Result<(), DiskError> {
     if !is_mounted(dir) {
         return Ok(());
@@ -81,7 +81,7 @@ pub fn unmount_store(dir: &Path) -> Result<(), DiskError> {
     let begin = Instant::now();
     loop {
         match unmount(dir, UnmountFlags::empty()) {
-            // A process that was just ended, or is just being started, may still hold a file in it.
+            // A process that is just exiting or starting may still have a file open in it.
             Err(rustix::io::Errno::BUSY) if begin.elapsed() < PATIENCE => thread::sleep(LOOK),
             done => return done.map_err(|e| failed("unmount the volumes' XFS")(e.into())),
         }

@@ -1,4 +1,4 @@
-//! Which kind of store a host gets.
+//! Selection of the store's backend.
 
 use std::{
     fs,
@@ -11,12 +11,12 @@ use crate::{
     images::names, room::Room,
 };
 
-/// How volumes are made.
+/// Backend of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// The best that works here: device-mapper, else shared extents, else copies.
+    /// The best that works: device-mapper, else reflinks, else copies.
     Auto,
-    /// Snapshots of device-mapper over read-only loop devices.
+    /// Device-mapper snapshots over read-only loop devices.
     Dm,
     /// Shared extents (XFS, Btrfs).
     Reflink,
@@ -24,24 +24,25 @@ pub enum Backend {
     Copy,
 }
 
-/// What a store needs to know.
+/// Configuration of a store.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    /// Where it keeps images and volumes.
+    /// Directory of images and volumes.
     pub dir: PathBuf,
-    /// How volumes are made.
+    /// Backend of new stores.
     pub backend: Backend,
-    /// Tells this agent's devices from another's: one to sixteen letters and digits.
+    /// Instance tag in device names, which distinguishes this agent's devices from others: 1 to 16 letters
+    /// and digits.
     pub instance: String,
-    /// Bytes that should stay free; `None`: a twentieth of the file system, at most 2 GiB, and at least 1 GiB or a
-    /// quarter.
+    /// Bytes that should stay free. Default: 5 % of the file system, at most 2 GiB, but at least 1 GiB or 25
+    /// %.
     pub reserve: Option<u64>,
-    /// A directory beside the file that the store is mounted from, if it is: the room there counts too.
+    /// Directory with the file from which the store is mounted, if any; its free space counts too.
     pub below: Option<PathBuf>,
 }
 
 impl StoreConfig {
-    /// A store with the usual reserve.
+    /// Creates a configuration with the default reserve.
     pub fn new(dir: impl Into<PathBuf>, backend: Backend, instance: impl Into<String>) -> Self {
         Self { dir: dir.into(), backend, instance: instance.into(), reserve: None, below: None }
     }
@@ -56,12 +57,12 @@ impl StoreConfig {
     }
 }
 
-/// Whether there is, or was, a store of device-mapper in `dir`.
+/// Returns whether `dir` is or was a device-mapper store.
 pub fn is_of_device_mapper(dir: &Path) -> bool {
     dir.join(NODES).exists()
 }
 
-/// Opens the store, making it where it is missing.
+/// Opens the store; creates it if it is missing.
 pub async fn open(config: StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
     blocking(move || open_now(&config)).await
 }
@@ -71,12 +72,12 @@ fn open_now(config: &StoreConfig) -> Result<Arc<dyn Volumes>, DiskError> {
     for part in ["images", "volumes"] {
         fs::create_dir_all(config.dir.join(part)).map_err(failed("make the volume store"))?;
     }
-    // A full store shares as it did: nothing can be tried in it, and nothing is cloned either.
+    // A full store cannot be tested; clones fail in it anyway.
     let possible = match can_reflink(&config.dir).map_err(failed("try the volume store")) {
         Err(DiskError::Full) => false,
         tried => tried?,
     };
-    // Its volumes are in use, or will be: another kind of store would not know them, and take them for lost.
+    // Keep the backend of existing volumes: another one would not find them and treat them as lost.
     let volumes = config.dir.join("volumes");
     if !names(&volumes, ".json")?.is_empty() {
         return Ok(Arc::new(DmStore::new(config, possible)?));

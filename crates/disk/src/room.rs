@@ -1,4 +1,4 @@
-//! How much room a store has, and how much of it is kept.
+//! Free space and reserve of a store.
 
 use std::{
     fs, io,
@@ -7,25 +7,26 @@ use std::{
 
 use crate::{DiskError, Health, Pressure, failed};
 
-/// At most so much is kept free where the configuration says nothing, and at most a twentieth.
+/// Maximum of the default reserve, which is 5 % of the file system.
 const RESERVE_MAX: u64 = 2 << 30;
-/// But no less than this, or a quarter: what guests write between two looks must fit.
+/// Minimum of the default reserve (or 25 % of a small file system): data written by guests between two checks
+/// must fit.
 const RESERVE_MIN: u64 = 1 << 30;
 
-/// The room of one store.
+/// Free space of one store.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
-    /// The store's directory.
+    /// Directory of the store.
     pub(crate) dir: PathBuf,
-    /// Where the file is that the store's file system is in: it is sparse, so the room there counts too.
+    /// Directory of the sparse file in which the store's file system is; its free space counts too.
     pub(crate) below: Option<PathBuf>,
     /// Bytes that should stay free.
     pub(crate) reserve: Option<u64>,
-    /// Whether guests write to block devices: nothing has set room aside for what the kernel has not written yet.
+    /// Whether guests write to block devices, for whose dirty pages no space is reserved in the file system.
     pub(crate) devices: bool,
 }
 
-/// Bytes of block devices' pages that are not written yet, at most.
+/// Upper bound of the dirty pages of block devices in bytes.
 fn unwritten() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let bytes = |name: &str| {
@@ -36,7 +37,7 @@ fn unwritten() -> u64 {
     (bytes("Dirty:") + bytes("Writeback:")).min(bytes("Buffers:"))
 }
 
-/// Total and free bytes of the file system of `dir`.
+/// Returns total and free bytes of the file system of `dir`.
 fn measure(dir: &Path) -> Result<(u64, u64), DiskError> {
     let stat = rustix::fs::statvfs(dir).map_err(|e| failed("measure the volume store")(e.into()))?;
     Ok((stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
@@ -47,7 +48,7 @@ fn usual_reserve(total: u64) -> u64 {
 }
 
 impl Room {
-    /// What there is at the moment.
+    /// Returns the current free space.
     pub(crate) fn pressure(&self) -> Result<Pressure, DiskError> {
         let (total, mut free) = measure(&self.dir)?;
         if let Some(below) = &self.below {
@@ -58,24 +59,24 @@ impl Room {
         Ok(Pressure { total, free, unwritten, reserve })
     }
 
-    /// Refuses where less room is left than should be.
+    /// Fails if less than the reserve is available.
     pub(crate) fn check(&self) -> Result<(), DiskError> {
         if self.pressure()?.is_low() { Err(DiskError::Full) } else { Ok(()) }
     }
 
-    /// How a sound volume of the store is.
+    /// Returns the health of a valid volume of the store.
     pub(crate) fn health(&self) -> Result<Health, DiskError> {
         let now = self.pressure()?;
         let low = Health::Low { free: now.available(), reserve: now.reserve };
         Ok(if now.is_low() { low } else { Health::Ok })
     }
 
-    /// Whether there is room, asked between two pieces of something long that is written: it must not take the room of
-    /// what runs.
+    /// Fails with ENOSPC if less than the reserve is available. Called between pieces of a long copy, which
+    /// must not use up the space of running sandboxes.
     pub(crate) fn check_piece(&self) -> io::Result<()> {
         match self.check() {
             Err(DiskError::Full) => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            // Writing will tell.
+            // The next write fails if there is a real problem.
             _ => Ok(()),
         }
     }
@@ -110,7 +111,7 @@ mod tests {
             reserve: None,
             devices: false,
         };
-        // A file system that has no room at all stands for a full one.
+        // /proc has no free space, like a full file system.
         assert_eq!(Room { dir: "/tmp".into(), ..room(Some("/proc")) }.pressure().unwrap().free, 0);
         assert!(Room { dir: "/tmp".into(), ..room(None) }.pressure().unwrap().free > 0);
     }

@@ -1,10 +1,10 @@
-//! IPv4 networks as people write them, and arithmetic on the ranges of addresses that they are.
+//! IPv4 networks in CIDR notation, and set operations on address ranges.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// An IPv4 network such as `203.0.113.0/24`; a lone address is a network of one.
+/// IPv4 network such as `203.0.113.0/24`. A single address is a network of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
@@ -12,49 +12,49 @@ pub struct Cidr {
     prefix: u8,
 }
 
-/// Why a text is no [`Cidr`].
+/// Error of parsing a [`Cidr`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CidrError {
-    /// Not an address, or a prefix length that is no number up to 32.
+    /// Not an IPv4 address, or the prefix length is not a number up to 32.
     #[error("{0:?} is not an IPv4 network: write it as 203.0.113.0/24, or one address as 203.0.113.9")]
     Malformed(String),
-    /// An IPv6 network.
+    /// IPv6 network.
     #[error("{0:?} is an IPv6 network: sandboxes have no IPv6, name IPv4 networks")]
     Version6(String),
-    /// Bits behind the prefix are set.
-    #[error("{text:?} has bits set behind its prefix: did you mean {network}?")]
+    /// Bits after the prefix are set.
+    #[error("{text:?} has bits set after its prefix: did you mean {network}?")]
     HostBits {
-        /// What was given.
+        /// Input text.
         text: String,
-        /// The network that the address is in.
+        /// Network that contains the address.
         network: Cidr,
     },
 }
 
 impl Cidr {
-    /// The network of `prefix` bits that `address` is in; prefixes over 32 count as 32.
+    /// Creates the network of `prefix` bits that contains `address`; prefixes over 32 count as 32.
     pub const fn containing(address: Ipv4Addr, prefix: u8) -> Self {
         let prefix = if prefix > 32 { 32 } else { prefix };
         let address = Ipv4Addr::from_bits(address.to_bits() & mask(prefix));
         Self { address, prefix }
     }
 
-    /// The first address.
+    /// First address.
     pub const fn address(&self) -> Ipv4Addr {
         self.address
     }
 
-    /// The length of the prefix.
+    /// Prefix length.
     pub const fn prefix(&self) -> u8 {
         self.prefix
     }
 
-    /// Whether `address` is in the network.
+    /// Returns whether the network contains `address`.
     pub const fn contains(&self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.prefix) == self.address.to_bits()
     }
 
-    /// The prefix as a mask.
+    /// Prefix as a bit mask.
     pub(crate) const fn mask(self) -> u32 {
         mask(self.prefix)
     }
@@ -86,7 +86,7 @@ impl FromStr for Cidr {
         let malformed = || CidrError::Malformed(text.to_owned());
         let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
         let address: Ipv4Addr = address.parse().map_err(|_| malformed())?;
-        // `+8` and `008` are numbers to the parser, and mistakes here.
+        // The integer parser accepts `+8` and `008`, which are mistakes here.
         let plain = prefix.len() <= 2 && prefix.bytes().all(|byte| byte.is_ascii_digit());
         let prefix: u8 = prefix.parse().ok().filter(|prefix| plain && *prefix <= 32).ok_or_else(malformed)?;
         let network = Self::containing(address, prefix);
@@ -111,7 +111,7 @@ impl From<Cidr> for String {
     }
 }
 
-/// Addresses from the first to the last, both included.
+/// Range of addresses, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Range {
     pub(crate) first: u32,
@@ -131,7 +131,7 @@ impl fmt::Display for Range {
     }
 }
 
-/// The same addresses as ascending ranges of which no two touch.
+/// Merges networks into sorted ranges that neither overlap nor adjoin.
 pub(crate) fn union(cidrs: impl IntoIterator<Item = Cidr>) -> Vec<Range> {
     let mut ranges: Vec<Range> = cidrs.into_iter().map(Range::from).collect();
     ranges.sort_unstable();
@@ -147,11 +147,11 @@ pub(crate) fn union(cidrs: impl IntoIterator<Item = Cidr>) -> Vec<Range> {
     merged
 }
 
-/// The addresses of `from` that are not in `without`; both as [`union`] gives them.
+/// Returns the addresses of `from` that are not in `without`; both must be results of [`union`].
 pub(crate) fn difference(from: &[Range], without: &[Range]) -> Vec<Range> {
     let mut left = Vec::new();
     for range in from {
-        // The first address that is not yet decided; none once the end of all addresses is passed.
+        // First address not yet decided; `None` after the last IPv4 address.
         let mut next = Some(range.first);
         for hole in without {
             let Some(first) = next.filter(|first| hole.last >= *first && hole.first <= range.last) else {
@@ -175,7 +175,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn cidr() -> impl Strategy<Value = Cidr> {
-        // Small networks of few bits, so that they meet.
+        // Use few bits, so that networks overlap.
         (any::<u32>(), 0_u8..=32)
             .prop_map(|(bits, prefix)| Cidr::containing(Ipv4Addr::from_bits(bits & 0xF000_0003), prefix))
     }

@@ -1,4 +1,4 @@
-//! Flows that the kernel remembers, and forgetting them (linux/netfilter/nfnetlink_conntrack.h).
+//! Deletion of conntrack entries by netlink (linux/netfilter/nfnetlink_conntrack.h).
 
 use std::{io, net::Ipv4Addr};
 
@@ -19,14 +19,14 @@ const FILTER_REPLY: u16 = 2;
 const FAMILY_ANY: u8 = 0;
 const FAMILY_IPV4: u8 = 2;
 
-/// Which flows are meant: by the first packet's addresses.
+/// Selects flows by source or destination address of their first packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flows {
     From(Ipv4Addr),
     To(Ipv4Addr),
 }
 
-/// What tells one flow from all others.
+/// Key of one conntrack entry.
 struct Flow {
     tuple: Vec<u8>,
     identity: Vec<u8>,
@@ -42,7 +42,7 @@ fn head(kind: u16, flags: libc::c_int, family: u8) -> Head {
 
 fn result_of(code: i32) -> io::Result<()> {
     match -code {
-        // Gone by itself meanwhile.
+        // The kernel has deleted the entry meanwhile.
         0 | libc::ENOENT => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
@@ -56,7 +56,7 @@ fn send_and_check(socket: &Socket, messages: &Messages) -> io::Result<()> {
     result_of(code.ok_or(io::ErrorKind::UnexpectedEof)?)
 }
 
-/// Forgets every flow of the calling thread's namespace.
+/// Deletes all conntrack entries of the calling thread's namespace.
 pub(crate) fn forget_all(socket: &Socket) -> Result<(), NetworkError> {
     let mut messages = Messages::default();
     messages.message(head(DELETE, libc::NLM_F_ACK, FAMILY_ANY), |_| {});
@@ -64,7 +64,7 @@ pub(crate) fn forget_all(socket: &Socket) -> Result<(), NetworkError> {
 }
 
 fn ask(which: Flows) -> Messages {
-    // The bits and the attribute kinds of the source and the destination.
+    // Filter bit and attribute type of the source or destination address.
     let (bit, kind, address) = match which {
         Flows::From(address) => (1_u32, 1, address),
         Flows::To(address) => (2, 2, address),
@@ -104,7 +104,7 @@ fn list(socket: &Socket, which: Flows) -> io::Result<Vec<Flow>> {
             }
             let part = |kind| attribute(message.attributes(), kind).unwrap_or_default().to_vec();
             let flow = Flow { tuple: part(TUPLE_ORIGINAL), identity: part(IDENTITY) };
-            // An old kernel may not know the filter.
+            // An old kernel may ignore the filter.
             if matches(which, &flow.tuple) {
                 flows.push(flow);
             }
@@ -113,33 +113,34 @@ fn list(socket: &Socket, which: Flows) -> io::Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Whether the calling thread's namespace remembers anything: a look at all flows walks a table that is
-/// sized for hundreds of thousands, and takes as long when it is empty.
+/// Returns whether the calling thread's namespace has conntrack entries. Listing walks a hash table sized for
+/// hundreds of thousands of entries, even if it is empty.
 fn any() -> bool {
-    // A kernel that does not say may have some.
+    // Assume that there are some if the kernel does not say.
     let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
     count.map_or(true, |count| count.trim() != "0")
 }
 
-/// How many flows the kernel remembers, for all namespaces together.
+/// Sysctl with the maximum number of conntrack entries of all namespaces together.
 const TABLE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// Lets the kernel remember at least so many flows: what does not fit is dropped, whose packet it may be.
+/// Raises `nf_conntrack_max` to at least `flows`. When the table is full, the kernel drops new connections of
+/// every sandbox and of the host.
 pub(crate) fn make_room(flows: u64) {
     let room = std::fs::read_to_string(TABLE).ok().and_then(|text| text.trim().parse::<u64>().ok());
     if room.is_some_and(|room| room >= flows) {
         return;
     }
-    // A network namespace of its own, as agents have in tests, may not.
+    // Fails in a network namespace other than the initial one, as agents have in tests.
     if let Err(error) = std::fs::write(TABLE, flows.to_string()) {
         tracing::warn!(
             %error,
-            "guests may fill the kernel's table of flows: set net.netfilter.nf_conntrack_max to {flows} or more"
+            "guests may fill the kernel's conntrack table: set net.netfilter.nf_conntrack_max to {flows} or more"
         );
     }
 }
 
-/// Forgets some flows of the calling thread's namespace; how many they were.
+/// Deletes selected conntrack entries of the calling thread's namespace; returns their number.
 pub(crate) fn forget(socket: &Socket, which: Flows) -> Result<usize, NetworkError> {
     if !any() {
         return Ok(0);

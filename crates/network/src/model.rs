@@ -1,19 +1,20 @@
-//! Packet filters as values: tables, sets, chains and rules. [`rules`](crate::rules) makes them,
-//! [`nft`](crate::nft) puts them into the kernel, and as text they read like `nft`.
+//! nftables rulesets as values: tables, sets, chains and rules. [`rules`](crate::rules) creates them,
+//! [`nft`](crate::nft) sends them to the kernel, and `Display` prints them in a syntax similar to that of
+//! `nft`.
 
 use std::{fmt, net::Ipv4Addr};
 
 use crate::cidr::{Cidr, Range};
 
-/// Whose packets a table sees.
+/// Address family of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Ip,
-    /// Frames as one device takes them in.
+    /// Frames received by one device.
     Netdev,
 }
 
-/// What belongs together: replaced or removed at once.
+/// Table, which is replaced or removed as a whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: Family,
@@ -22,18 +23,18 @@ pub(crate) struct Table {
     pub(crate) chains: Vec<Chain>,
 }
 
-/// A set of addresses that rules look up by its name.
+/// Set of addresses, which rules look up by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
-    /// Ascending, no two touch.
+    /// Sorted ranges that neither overlap nor adjoin.
     pub(crate) ranges: Vec<Range>,
 }
 
-/// Where on a packet's way a chain is asked.
+/// Hook at which a chain is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// As the device takes a frame in, before the kernel looks at it.
+    /// When the named device receives a frame, before the kernel processes it.
     Ingress(String),
     Prerouting,
     Input,
@@ -53,7 +54,7 @@ pub(crate) struct Chain {
     pub(crate) kind: Kind,
     pub(crate) hook: Hook,
     pub(crate) priority: i32,
-    /// What becomes of packets that no rule decides on.
+    /// Verdict for packets that no rule matches.
     pub(crate) policy: Verdict,
     pub(crate) rules: Vec<Rule>,
 }
@@ -64,10 +65,10 @@ pub(crate) enum Verdict {
     Drop,
 }
 
-/// What is done to a packet that passes every test, and is over the limit where there is one.
+/// Rule: applies `action` to a packet that matches all `tests` and, if there is a limit, exceeds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// The comment that the rule carries in the kernel, and its name in errors.
+    /// Comment of the rule in the kernel, and its name in errors.
     pub(crate) why: &'static str,
     pub(crate) tests: Vec<Test>,
     pub(crate) over: Option<Limit>,
@@ -82,7 +83,7 @@ pub(crate) enum Action {
     Masquerade,
 }
 
-/// What may be had of something; what is within it goes to the next rule.
+/// Limit of a rule; packets within it continue with the next rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Limit {
     Bytes {
@@ -93,51 +94,51 @@ pub(crate) enum Limit {
         per_second: u64,
         burst: u32,
     },
-    /// Flows at a time. The packet that it is asked for must be the first of its flow: the kernel may count
-    /// a later one as one more flow.
+    /// Number of concurrent flows. The rule must match only the first packet of a flow, because the kernel
+    /// may count a later packet as another flow.
     Flows(u32),
 }
 
-/// A part of a packet or of what the kernel knows of it.
+/// Field of a packet or of its metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key {
     InLink,
     OutLink,
     EtherSource,
-    /// As it was on the wire: a VLAN tag is one.
+    /// Type on the wire; a VLAN tag counts as a type.
     EtherType,
-    /// Hardware type, protocol type and the lengths of both addresses.
+    /// Hardware type, protocol type and both address lengths.
     ArpHead,
     ArpSenderMac,
     ArpSenderAddress,
     ArpTargetAddress,
-    /// Version and header length in one byte.
+    /// Byte with version and header length.
     IpHead,
     IpSource,
     IpDestination,
-    /// TCP, UDP, …
+    /// Transport protocol: TCP, UDP, …
     Protocol,
     DestinationPort,
     FlowState,
     FlowDirection,
     FlowStatus,
-    /// Where the first packet of the flow was addressed to, before any translation.
+    /// Original destination of the flow's first packet, before translation.
     FlowDestination,
 }
 
-/// What a part must be.
+/// Condition on a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Want {
     Is(Vec<u8>),
     Not(Vec<u8>),
-    /// The leading bytes, of a name.
+    /// Prefix of a name.
     Begins(String),
     BeginsNot(String),
     AnyBit(u32),
     NoBit(u32),
     Within(Cidr),
     Outside(Cidr),
-    /// In the set of this name.
+    /// Member of the named set.
     In(&'static str),
 }
 
@@ -160,9 +161,9 @@ impl Key {
         self.is(address.octets())
     }
 
-    /// The link of this name.
+    /// Matches the link of this name.
     pub(crate) fn link(self, name: &str) -> Test {
-        // The kernel compares all sixteen bytes of a name.
+        // The kernel compares all 16 bytes of a name.
         let mut bytes = name.as_bytes().to_vec();
         bytes.resize(libc::IFNAMSIZ, 0);
         self.is(bytes)

@@ -1,31 +1,31 @@
-//! A netlink socket to the kernel's netfilter, and messages as it reads them (linux/netfilter/nfnetlink.h).
+//! Netlink socket to netfilter, and encoding of its messages (linux/netfilter/nfnetlink.h).
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// Of one message to or from the kernel; more never fits the socket's buffer.
+/// Maximum size of one message in bytes; more never fits the socket's buffer.
 pub(crate) const MAX_MESSAGE: usize = 192 * 1024;
 
 const HEADER: usize = 16;
-/// Family, version and resource of a netfilter message.
+/// Size of the netfilter header: family, version and resource.
 const FAMILY_HEADER: usize = 4;
 const NESTED: u16 = 0x8000;
 const ATTRIBUTE_KIND: u16 = 0x3FFF;
 
-/// Messages in the making, one behind another.
+/// Buffer in which messages are built.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
     bytes: Vec<u8>,
-    /// Where the last message begins.
+    /// Offset of the last message.
     begin: usize,
 }
 
-/// What stands at the head of a message.
+/// Header fields of a message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Head {
-    /// Subsystem and command in one.
+    /// Subsystem and command.
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
@@ -34,7 +34,7 @@ pub(crate) struct Head {
 }
 
 impl Messages {
-    /// A message; what `fill` adds are its attributes.
+    /// Appends a message; `fill` adds its attributes.
     pub(crate) fn message(&mut self, head: Head, fill: impl FnOnce(&mut Self)) {
         self.begin = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
@@ -79,7 +79,7 @@ impl Messages {
         self.attribute(kind | NESTED, fill);
     }
 
-    /// Attributes as they came from the kernel.
+    /// Appends attributes as received from the kernel.
     pub(crate) fn append(&mut self, attributes: &[u8]) {
         self.bytes.extend_from_slice(attributes);
     }
@@ -90,12 +90,12 @@ impl Messages {
     }
 }
 
-/// One message from the kernel.
+/// Message from the kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Received<'a> {
     pub(crate) kind: u16,
     pub(crate) sequence: u32,
-    /// Behind the header.
+    /// Content after the header.
     pub(crate) body: &'a [u8],
 }
 
@@ -103,7 +103,7 @@ fn number_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// The messages of a datagram; what is cut off at its end is left out.
+/// Iterates over the messages of a datagram; ignores a truncated last one.
 pub(crate) fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(number_at(bytes, 0)?) as usize;
@@ -118,28 +118,28 @@ pub(crate) fn received(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
 }
 
 impl<'a> Received<'a> {
-    /// What NLMSG_ERROR says: zero is an acknowledgement.
+    /// Returns the error code of an NLMSG_ERROR; 0 is an acknowledgement.
     pub(crate) fn error(&self) -> Option<i32> {
         let is_error = i32::from(self.kind) == libc::NLMSG_ERROR;
         number_at(self.body, 0).filter(|_| is_error).map(i32::from_ne_bytes)
     }
 
-    /// The kernel's own words on an error, where it has any.
+    /// Returns the kernel's error text, if any.
     pub(crate) fn reason(&self) -> Option<String> {
         const MESSAGE: u16 = 1;
-        // The error number and the header of the message that it is about.
+        // Skip the error number and the header of the rejected message.
         let attributes = self.body.get(4 + HEADER..)?;
         let text = attribute(attributes, MESSAGE)?;
         Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
     }
 
-    /// The attributes of a netfilter message.
+    /// Returns the attributes of a netfilter message.
     pub(crate) fn attributes(&self) -> &'a [u8] {
         self.body.get(FAMILY_HEADER..).unwrap_or_default()
     }
 }
 
-/// The contents of the first attribute of a kind.
+/// Returns the content of the first attribute of a type.
 pub(crate) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = u16::from_ne_bytes(number_at(bytes, 0)?) as usize;
@@ -152,7 +152,7 @@ pub(crate) fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// A socket to the netfilter of the namespace that its thread was in.
+/// Socket to netfilter, bound to the namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Socket(OwnedFd);
 
@@ -163,7 +163,7 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
 impl Socket {
     pub(crate) fn open() -> io::Result<Self> {
         const TYPE: libc::c_int = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: no pointers are passed; the descriptor that comes back is ours alone.
+        // SAFETY: no pointers are passed; the returned descriptor is owned here alone.
         let socket = unsafe {
             let fd = checked(libc::socket(libc::AF_NETLINK, TYPE, libc::NETLINK_NETFILTER))?;
             Self(OwnedFd::from_raw_fd(fd))
@@ -186,16 +186,16 @@ impl Socket {
             return Err(io::Error::other(format!("{} bytes are too much at once", messages.bytes.len())));
         }
         let (data, length) = (messages.bytes.as_ptr().cast(), messages.bytes.len());
-        // SAFETY: the buffer is as long as is said.
+        // SAFETY: pointer and length describe a live buffer.
         let sent = unsafe { libc::send(self.fd(), data, length, 0) };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// The next datagram; `None` when there is none. The kernel answers before a send returns, or while what
-    /// it answered before is read: nothing is ever waited for.
+    /// Returns the next datagram, or `None` if there is none. Never blocks: the kernel answers before a send
+    /// returns, or while earlier answers are read.
     pub(crate) fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         let (data, length) = (buffer.as_mut_ptr().cast(), buffer.len());
-        // SAFETY: the buffer is as long as is said.
+        // SAFETY: pointer and length describe a live buffer.
         let got = unsafe { libc::recv(self.fd(), data, length, libc::MSG_DONTWAIT) };
         if got >= 0 {
             return Ok(buffer.get(..got as usize));

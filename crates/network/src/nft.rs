@@ -1,4 +1,4 @@
-//! Packet filters into the kernel: one nfnetlink batch, all of it or nothing (linux/netfilter/nf_tables.h).
+//! Sends nftables rulesets to the kernel: one atomic nfnetlink batch (linux/netfilter/nf_tables.h).
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::{
     netfilter::{Head, Messages, Socket, received},
 };
 
-/// Numbers of `nf_tables.h` and `nfnetlink.h`.
+/// Constants of `nf_tables.h` and `nfnetlink.h`.
 mod kernel {
     pub(super) const SUBSYSTEM: u16 = 10;
     pub(super) const BATCH_BEGIN: u16 = 0x10;
@@ -22,24 +22,24 @@ mod kernel {
     pub(super) const NEW_SET: u16 = 9;
     pub(super) const NEW_ELEMENTS: u16 = 12;
     pub(super) const LIST_ELEMENT: u16 = 1;
-    /// The first data register; the verdict is register 0.
+    /// First data register; register 0 is the verdict.
     pub(super) const REGISTER: u32 = 1;
     pub(super) const SET_CONSTANT: u32 = 2;
     pub(super) const SET_INTERVAL: u32 = 4;
-    /// What `nft` calls a set of IPv4 addresses.
+    /// Type number that `nft` uses for IPv4 addresses.
     pub(super) const TYPE_ADDRESS: u32 = 7;
     pub(super) const INTERVAL_END: u32 = 1;
-    /// For a limit: what is over it matches.
+    /// Flag of a limit: packets over the limit match.
     pub(super) const LIMIT_OVER: u32 = 1;
-    /// The same for a count of flows.
+    /// Flag of a flow count: packets over the count match.
     pub(super) const COUNT_OVER: u32 = 1;
 }
 
-/// Changes that happen together.
+/// Atomic batch of changes.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     messages: Messages,
-    /// What each message is about; a message's place is its sequence number.
+    /// Description of each message; the sequence number of a message is its position plus one.
     about: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ impl Batch {
         self.messages.message(head, |_| {});
     }
 
-    /// A batch of what `fill` says.
+    /// Creates a batch; `fill` adds its changes.
     pub(crate) fn of(fill: impl FnOnce(&mut Self)) -> Self {
         let mut batch = Self::default();
         batch.edge(kernel::BATCH_BEGIN);
@@ -78,23 +78,23 @@ impl Batch {
         batch
     }
 
-    /// Removes a table; none is fine.
+    /// Removes a table. Does nothing if there is none.
     pub(crate) fn remove(&mut self, family: Family, name: &str) {
-        // Made first where it is missing, so that its removal is no error.
+        // Create the table first, so that removing a missing one is no error.
         for (what, command) in [("table", kernel::NEW_TABLE), ("the removal of table", kernel::DELETE_TABLE)]
         {
             self.push(format!("{what} {name}"), command, family, |message| message.text(1, name));
         }
     }
 
-    /// Puts a table in the place of the one of its name, if there is one.
+    /// Replaces or creates a table.
     pub(crate) fn replace(&mut self, table: &Table) {
         self.remove(table.family, &table.name);
         self.add(table);
     }
 
-    /// Adds a table where there is none of its name. Cheaper than to replace nothing: the kernel makes the
-    /// caller wait for the end of what was removed.
+    /// Adds a table that does not exist. Cheaper than [`Self::replace`], because after a removal the kernel
+    /// makes the caller wait.
     pub(crate) fn add(&mut self, table: &Table) {
         self.push(format!("table {}", table.name), kernel::NEW_TABLE, table.family, |message| {
             message.text(1, &table.name);
@@ -136,7 +136,7 @@ impl Batch {
         });
     }
 
-    /// Hands the batch to the kernel of the calling thread's namespace.
+    /// Sends the batch to the kernel of the calling thread's namespace.
     pub(crate) fn apply(self, socket: &Socket) -> Result<(), NetworkError> {
         let failed = |what: &str, source| NetworkError::Rules { what: what.to_owned(), source };
         let all = "the packet filter";
@@ -166,9 +166,9 @@ impl Batch {
     }
 }
 
-/// Whether there is a table of this name in the calling thread's namespace.
+/// Returns whether the calling thread's namespace has a table of this name.
 pub(crate) fn has_table(socket: &Socket, family: Family, name: &str) -> Result<bool, NetworkError> {
-    let failed = |source| NetworkError::Rules { what: format!("the question for table {name}"), source };
+    let failed = |source| NetworkError::Rules { what: format!("the query for table {name}"), source };
     let kind = kernel::SUBSYSTEM << 8 | kernel::GET_TABLE;
     let mut messages = Messages::default();
     let head = Head { kind, flags: 0, sequence: 1, family: family_number(family), resource: 0 };
@@ -184,7 +184,7 @@ pub(crate) fn has_table(socket: &Socket, family: Family, name: &str) -> Result<b
     }
 }
 
-/// A comment as `nft` writes it: kind, length, text.
+/// Encodes a comment like `nft`: type, length, text.
 fn comment(text: &str) -> Vec<u8> {
     let mut bytes = vec![0, text.len() as u8 + 1];
     bytes.extend_from_slice(text.as_bytes());
@@ -228,7 +228,7 @@ fn encode_range(list: &mut Messages, range: Range) {
         });
     };
     element(range.first, 0);
-    // A range up to the last address has no end.
+    // A range up to the last address has no end element.
     if let Some(end) = range.last.checked_add(1) {
         element(end, kernel::INTERVAL_END);
     }
@@ -296,7 +296,7 @@ fn encode_limit(list: &mut Messages, limit: Limit) {
     });
 }
 
-/// Where the kernel finds a part.
+/// Source of a field in the kernel.
 enum Source {
     Meta(u32),
     /// Header, offset, length.
@@ -377,7 +377,7 @@ fn encode_test(list: &mut Messages, test: &Test, table: &Table) {
         Want::Begins(prefix) => encode_compare(list, true, prefix.as_bytes()),
         Want::BeginsNot(prefix) => encode_compare(list, false, prefix.as_bytes()),
         Want::AnyBit(bits) | Want::NoBit(bits) => {
-            // The kernel keeps these in its own byte order.
+            // The kernel stores these in host byte order.
             encode_mask(list, bits.to_ne_bytes());
             encode_compare(list, matches!(test.want, Want::NoBit(_)), &[0; 4]);
         }
@@ -391,7 +391,7 @@ fn encode_test(list: &mut Messages, test: &Test, table: &Table) {
             expression(list, "lookup", |data| {
                 data.text(1, name);
                 data.number(2, kernel::REGISTER);
-                // A set that is not there is refused by the kernel, with this rule's name.
+                // The kernel rejects an unknown set, and the error names this rule.
                 data.number(4, place.map_or(0, |place| place as u32 + 1));
             });
         }

@@ -1,4 +1,4 @@
-//! Addresses and names of slots. Nothing here touches the kernel.
+//! Address plan and names of slots. Pure; makes no system calls.
 
 use std::{
     net::Ipv4Addr,
@@ -9,46 +9,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::{NetworkError, cidr::Cidr};
 
-/// The highest slot number.
+/// Highest slot number.
 pub const MAX_SLOTS: u16 = 32767;
-/// Every guest's address.
+/// IP address of every guest.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 21);
-/// The gateway that a guest sees: the tap device in its slot.
+/// Gateway of every guest: the address of the tap device in its slot.
 pub const TAP_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 22);
-/// The prefix length of the network between the two.
+/// Prefix length of the network between guest and tap device.
 pub(crate) const TAP_PREFIX: u8 = 30;
-/// Every guest's hardware address: snapshots restore in any slot.
+/// MAC address of every guest, so that snapshots can be restored in any slot.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0xfc, 0, 0, 0, 0x05];
-/// Every tap's hardware address: what a restored guest remembers of its gateway holds in any slot.
+/// MAC address of every tap device, so that the neighbour entry of a restored guest is valid in any slot.
 pub(crate) const TAP_MAC: [u8; 6] = [0x02, 0xfc, 0, 0, 0, 0x16];
 
-/// Where the host reaches guests.
+/// Network of the addresses at which the host reaches guests.
 pub(crate) const HOST_NETWORK: Cidr = Cidr::containing(Ipv4Addr::new(10, 11, 0, 0), 16);
-/// The veth pairs' addresses.
+/// Network of the veth pairs' addresses.
 pub(crate) const VETH_NETWORK: Cidr = Cidr::containing(Ipv4Addr::new(10, 12, 0, 0), 16);
 
-/// One slot.
+/// Names and addresses of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotSpec {
-    /// 1 to [`MAX_SLOTS`].
+    /// Number from 1 to [`MAX_SLOTS`].
     pub index: u16,
-    /// The file that the namespace is pinned at.
+    /// File at which the network namespace is mounted.
     pub netns: PathBuf,
-    /// Where the host reaches the guest.
+    /// Address at which the host reaches the guest.
     pub host_address: Ipv4Addr,
-    /// The host's end of the veth pair.
+    /// Name of the host's end of the veth pair.
     pub veth_host: String,
-    /// The address of that end.
+    /// Address of the host's end of the veth pair.
     pub veth_host_address: Ipv4Addr,
-    /// The address of the end in the namespace.
+    /// Address of the slot's end of the veth pair.
     pub veth_slot_address: Ipv4Addr,
-    /// The tap device in the namespace.
+    /// Name of the tap device in the namespace.
     pub tap: String,
-    /// The guest's hardware address.
+    /// MAC address of the guest.
     pub guest_mac: String,
 }
 
-/// The address plan of one agent.
+/// Address plan of one agent.
 #[derive(Debug, Clone)]
 pub struct Plan {
     instance: String,
@@ -56,8 +56,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan whose links carry `instance`, so that two agents on one machine tell theirs apart, and whose
-    /// namespaces are pinned in `netns_dir`.
+    /// Creates a plan. The names of its links contain `instance`, which distinguishes several agents on one
+    /// machine; its namespaces are mounted in `netns_dir`.
     pub fn new(instance: &str, netns_dir: &Path) -> Result<Self, NetworkError> {
         let valid = (1..=4).contains(&instance.len())
             && instance.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
@@ -67,32 +67,32 @@ impl Plan {
         Ok(Self { instance: instance.to_owned(), netns_dir: netns_dir.to_owned() })
     }
 
-    /// The agent's tag.
+    /// Instance tag of the agent.
     pub fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// What the names of the agent's links begin with.
+    /// Prefix of the agent's link names.
     pub fn link_prefix(&self) -> String {
         format!("wr{}-", self.instance)
     }
 
-    /// The slot whose link is called `name`; `None` for links of others.
+    /// Returns the slot of the link `name`, or `None` for other links.
     pub(crate) fn slot_of_link(&self, name: &str) -> Option<u16> {
         let number = name.strip_prefix(&self.link_prefix())?;
         let index = number.parse().ok()?;
-        // `+7` and `007` are numbers to the parser, and not what we write.
+        // The integer parser accepts `+7` and `007`, which are not names of slots.
         (self.slot(index).ok()?.veth_host == name).then_some(index)
     }
 
-    /// The slot whose host address is `address`.
+    /// Returns the slot whose host address is `address`.
     pub fn slot_of_address(&self, address: Ipv4Addr) -> Option<u16> {
         let offset = address.to_bits().checked_sub(HOST_NETWORK.address().to_bits())?;
         let index = u16::try_from(offset).ok()?;
         self.slot(index).is_ok().then_some(index)
     }
 
-    /// Slot `index`.
+    /// Names and addresses of slot `index`.
     pub fn slot(&self, index: u16) -> Result<SlotSpec, NetworkError> {
         if !(1..=MAX_SLOTS).contains(&index) {
             return Err(NetworkError::Index(index));
@@ -112,7 +112,7 @@ impl Plan {
 }
 
 impl SlotSpec {
-    /// The hardware addresses of the veth pair: the host's end, the slot's end.
+    /// MAC addresses of the veth pair: host's end, slot's end.
     pub(crate) fn veth_macs(&self) -> [[u8; 6]; 2] {
         let [high, low] = self.index.to_be_bytes();
         [1, 2].map(|end| [0x02, 0xfc, end, 0x00, high, low])
@@ -195,7 +195,7 @@ mod tests {
             };
             let (one, two) = (addresses(one), addresses(two));
             prop_assert_eq!(one == two, one.iter().any(|address| two.contains(address)));
-            // A pair is a network of its own: both ends and nothing else.
+            // Each pair is a network of two addresses.
             prop_assert_eq!(one[1].to_bits() ^ one[2].to_bits(), 1);
         }
     }

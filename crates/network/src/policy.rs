@@ -1,21 +1,21 @@
-//! What one sandbox may reach, and how fast. Nothing here touches the kernel.
+//! Network policy and rates of one sandbox. Pure; makes no system calls.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{NetworkError, cidr::Cidr};
 
-/// How many networks a list may have. Lists become sets in the kernel: their length costs memory, not time.
+/// Maximum length of a list of networks. Lists become kernel sets, so their length costs memory but no time.
 pub const MAX_LIST: usize = 256;
-/// The least bytes per second: below it a full frame would take more than a moment to earn.
+/// Minimum rate in bytes per second; with less, a full frame would wait too long.
 pub const MIN_BYTES: u64 = 1_000;
-/// The most bytes per second that the kernel's limiter counts without overflow.
+/// Maximum rate in bytes per second that the kernel's limiter can count without overflow.
 pub const MAX_BYTES: u64 = 10_000_000_000;
-/// The most packets per second.
+/// Maximum rate in packets per second.
 pub const MAX_PACKETS: u64 = 100_000_000;
 
-/// What a sandbox may reach outside.
+/// Outside addresses that a sandbox may reach.
 ///
-/// For each packet of a flow that the guest began, in both directions, the first of these decides:
+/// For each packet of a flow that the guest opened, in both directions, the first matching rule decides:
 /// 1. the resolvers, port 53 only: open if `dns`;
 /// 2. private, shared, link-local (metadata), loopback, multicast and reserved networks: closed, also where
 ///    `allow` names them, except what `allow` names within [`PoolConfig::permitted`](crate::PoolConfig);
@@ -27,15 +27,15 @@ pub const MAX_PACKETS: u64 = 100_000_000;
 pub struct Policy {
     /// Whether the internet is open.
     pub internet: bool,
-    /// Whether names can be looked up. An open resolver lets data out in names.
+    /// Whether DNS works. Data can leak out in DNS queries.
     pub dns: bool,
-    /// Networks that are open whatever the other fields say.
+    /// Networks that are open, even if `deny` or `internet` would close them.
     pub allow: Vec<Cidr>,
     /// Networks that are closed.
     pub deny: Vec<Cidr>,
-    /// From the guest.
+    /// Rate limit of packets from the guest.
     pub upload: Rate,
-    /// To the guest.
+    /// Rate limit of packets to the guest.
     pub download: Rate,
 }
 
@@ -48,12 +48,12 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Nothing is open.
+    /// Policy that closes everything.
     pub fn closed() -> Self {
         Self { internet: false, dns: false, ..Self::default() }
     }
 
-    /// Refuses what the kernel could not hold or would hold wrongly.
+    /// Rejects values that the kernel cannot represent.
     pub fn validate(&self) -> Result<(), NetworkError> {
         for (list, entries) in [("allow", &self.allow), ("deny", &self.deny)] {
             if entries.len() > MAX_LIST {
@@ -65,14 +65,14 @@ impl Policy {
     }
 }
 
-/// The most that passes in one direction; what is over it is dropped. Traffic between the agent and the
-/// guest does not count: a guest that uses up its rate can still be talked to.
+/// Rate limit in one direction; packets over it are dropped. Traffic between agent and guest does not count,
+/// so that a guest at its limit stays reachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rate {
-    /// Per second.
+    /// Bytes per second.
     pub bytes: Option<u64>,
-    /// Per second.
+    /// Packets per second.
     pub packets: Option<u64>,
 }
 

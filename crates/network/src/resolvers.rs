@@ -1,5 +1,5 @@
-//! Where guests' questions for names go. Guests always ask the same two link-local addresses, so that no
-//! snapshot carries a network's resolvers; each slot translates them to the resolvers of the host it is on.
+//! DNS resolvers of guests. Guests always use the same two link-local addresses, so that snapshots do not
+//! depend on a host's resolvers; each slot translates them to the resolvers of its host.
 
 use std::{
     fs,
@@ -7,16 +7,17 @@ use std::{
     path::Path,
 };
 
-/// What every guest has in its `/etc/resolv.conf`: the first and the second resolver.
+/// Resolvers in every guest's `/etc/resolv.conf`.
 pub const GUEST_RESOLVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(169, 254, 0, 53), Ipv4Addr::new(169, 254, 0, 54)];
-/// Used where the host names none that a guest's packets could reach.
+/// Resolvers used if the host has none that guests can reach.
 pub const FALLBACK: [Ipv4Addr; 2] = [Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)];
 
 const HOST: &str = "/etc/resolv.conf";
-/// What systemd-resolved itself asks, where the host's file names only its stub on loopback.
+/// File with the upstream resolvers of systemd-resolved, used if the host's file has only its loopback stub.
 const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 
-/// The IPv4 resolvers of a `resolv.conf` that packets from another namespace can reach: none on loopback.
+/// Lists the IPv4 resolvers of a `resolv.conf` that another network namespace can reach, thus none on
+/// loopback.
 fn reachable(text: &str) -> Vec<Ipv4Addr> {
     let named = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -45,12 +46,12 @@ fn of_files(files: &[&Path]) -> Vec<Ipv4Addr> {
     found
 }
 
-/// The host's resolvers, at most two, at least one. Blocking, for a moment.
+/// Returns the host's resolvers, one or two. Blocking, but short.
 pub fn of_host() -> Vec<Ipv4Addr> {
     of_files(&[Path::new(HOST), Path::new(BEHIND_STUB)])
 }
 
-/// Where each of [`GUEST_RESOLVERS`] leads: a lone resolver answers for both.
+/// Maps each of [`GUEST_RESOLVERS`] to a resolver of the host; a single one serves both.
 pub(crate) fn targets(resolvers: &[Ipv4Addr]) -> Vec<(Ipv4Addr, Ipv4Addr)> {
     let targets = resolvers.iter().cycle();
     GUEST_RESOLVERS.into_iter().zip(targets.copied()).collect()

@@ -1,14 +1,14 @@
-//! The control device of device-mapper: requests and answers as bytes (linux/dm-ioctl.h), one system call.
+//! Requests to the device-mapper control device (linux/dm-ioctl.h).
 //!
-//! A message is `struct dm_ioctl` (312 bytes, all integers in the machine's order), then what the command
-//! takes or gives. Everything that the kernel answers is read with bounds checked.
+//! A message is `struct dm_ioctl` (312 bytes, integers in host byte order), followed by the data of the
+//! command. All responses of the kernel are parsed with bounds checks.
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
 use super::table::{Target, TargetStatus};
 
 const CONTROL: &str = "/dev/mapper/control";
-/// The oldest interface that has all that is used here; every kernel since 2.6 speaks it.
+/// Interface version: the oldest with everything used here; all kernels since 2.6 support it.
 const VERSION: [u32; 3] = [4, 0, 0];
 const HEADER: usize = 312;
 const DATA_SIZE: usize = 12;
@@ -29,15 +29,15 @@ const READ_ONLY: u32 = 1;
 const ACTIVE_PRESENT: u32 = 1 << 5;
 const BUFFER_FULL: u32 = 1 << 8;
 const NO_FLUSH: u32 = 1 << 11;
-/// Flags for udev, in the upper half of the event number, where a host runs it: no rule is to look at the
-/// content, because a guest wrote it, and none is to make nodes, because we do.
+/// Flags for udev in the upper half of the event number. They tell udev not to scan the content, which is
+/// written by a guest, and not to create device nodes, which this crate does.
 const UDEV: u32 = (0x1 | 0x2 | 0x4 | 0x8 | 0x40) << 16;
 
-/// Answers start with this much room and may get as much as the second.
+/// Initial and maximum buffer size for a response.
 const ROOM: usize = 16 << 10;
 const ROOM_MAX: usize = 8 << 20;
 
-/// The commands that are used.
+/// Commands of device-mapper.
 #[derive(Debug, Clone, Copy)]
 enum Command {
     Version = 0,
@@ -51,7 +51,7 @@ enum Command {
     TableStatus = 12,
 }
 
-/// A block device's numbers.
+/// Device number: major and minor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Numbers {
     pub(crate) major: u32,
@@ -59,7 +59,7 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// As the kernel packs them (`huge_encode_dev`).
+    /// Decodes the kernel's format (`huge_encode_dev`).
     fn unpack(device: u64) -> Self {
         let major = (device >> 8) & 0xfff;
         let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
@@ -73,18 +73,18 @@ impl std::fmt::Display for Numbers {
     }
 }
 
-/// What is known of a device.
+/// State of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Info {
     pub(crate) numbers: Numbers,
-    /// How often it is open, by programs, mounts and other devices.
+    /// Number of open handles by programs, mounts and other devices.
     pub(crate) open_count: u32,
-    /// Whether it has a table that works; without one its making was interrupted.
+    /// Whether it has an active table; a device without one was not completed.
     pub(crate) active: bool,
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "device-mapper's answer makes no sense")
+    io::Error::new(io::ErrorKind::InvalidData, "malformed response of device-mapper")
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> io::Result<u32> {
@@ -97,14 +97,14 @@ fn u64_at(bytes: &[u8], at: usize) -> io::Result<u64> {
     Ok(u64::from_ne_bytes(*field))
 }
 
-/// The text that starts at `at` and ends with a zero before the bytes do.
+/// Reads the zero-terminated string at `at`.
 fn text_at(bytes: &[u8], at: usize) -> io::Result<String> {
     let rest = bytes.get(at..).ok_or_else(malformed)?;
     let end = rest.iter().position(|&byte| byte == 0).ok_or_else(malformed)?;
     Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
 }
 
-/// A request: the header, and `data` behind it, with room for an answer.
+/// Encodes a request: header, `data`, and buffer space for the response.
 fn request(name: &str, uuid: &str, flags: u32, data: &[u8], room: usize) -> io::Result<Vec<u8>> {
     if name.len() >= NAME_LENGTH || uuid.len() >= UUID_LENGTH {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device's name is too long"));
@@ -124,7 +124,7 @@ fn request(name: &str, uuid: &str, flags: u32, data: &[u8], room: usize) -> io::
     Ok(bytes)
 }
 
-/// What follows the header in an answer, as far as the kernel filled it.
+/// Returns the data after the header of a response, as far as the kernel filled it.
 fn answer(bytes: &[u8]) -> io::Result<&[u8]> {
     let (start, size) = (u32_at(bytes, DATA_START)? as usize, u32_at(bytes, DATA_SIZE)? as usize);
     bytes.get(start..size.min(bytes.len())).ok_or_else(malformed)
@@ -138,12 +138,12 @@ fn info(bytes: &[u8]) -> io::Result<Info> {
     })
 }
 
-/// A table as `struct dm_target_spec`s, each followed by its parameters.
+/// Encodes a table as `struct dm_target_spec`s, each followed by its parameters.
 fn encode_table(targets: &[Target]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for target in targets {
         let (kind, parameters) = (target.kind(), target.parameters());
-        // The next one is aligned, and found by this one's offset to it.
+        // The next entry is aligned; this entry has its offset.
         let size = (SPEC + parameters.len() + 1).next_multiple_of(8);
         let begin = bytes.len();
         bytes.resize(begin + size, 0);
@@ -157,7 +157,7 @@ fn encode_table(targets: &[Target]) -> Vec<u8> {
     bytes
 }
 
-/// The answer of a table's status. Offsets count from the first target here, not from each.
+/// Decodes the status of a table. Offsets count from the first target, not from each.
 fn decode_status(data: &[u8], count: u32) -> io::Result<Vec<TargetStatus>> {
     let (mut found, mut at) = (Vec::new(), 0);
     for _ in 0..count {
@@ -177,10 +177,10 @@ fn decode_status(data: &[u8], count: u32) -> io::Result<Vec<TargetStatus>> {
     Ok(found)
 }
 
-/// The answer of a listing: `struct dm_name_list`s, each with its offset to the next.
+/// Decodes a list of `struct dm_name_list`s, each with the offset of the next.
 fn decode_list(data: &[u8]) -> io::Result<Vec<(String, Numbers)>> {
     let (mut found, mut at) = (Vec::new(), 0);
-    // Without any device the kernel gives nothing, or one entry without a device.
+    // Without devices the kernel returns nothing, or one entry with device 0.
     while !data.is_empty() {
         let device = u64_at(data, at)?;
         if device == 0 {
@@ -195,20 +195,20 @@ fn decode_list(data: &[u8]) -> io::Result<Vec<(String, Numbers)>> {
     Ok(found)
 }
 
-/// The answer of a table's dependencies: how many, then their numbers.
+/// Decodes dependencies: a count, then device numbers.
 fn decode_deps(data: &[u8]) -> io::Result<Vec<Numbers>> {
     let count = u32_at(data, 0)? as usize;
     let numbers = |index| u64_at(data, 8 + index * 8).map(Numbers::unpack);
-    // Each takes eight bytes, so a count beyond the data fails before memory is taken for it.
+    // Each entry takes eight bytes, so a count beyond the data fails before memory is allocated for it.
     (0..count).map(numbers).collect()
 }
 
-/// Whether the error says that there is no such device.
+/// Returns whether the error means that there is no such device.
 pub(crate) fn is_missing(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ENXIO)
 }
 
-/// The control device, open.
+/// Open control device.
 #[derive(Debug)]
 pub(crate) struct Control(File);
 
@@ -222,13 +222,13 @@ impl Control {
     fn send(&self, command: Command, message: &mut [u8]) -> io::Result<()> {
         // `_IOWR(0xfd, command, struct dm_ioctl)`
         let number = (3 << 30) | ((HEADER as u32) << 16) | (0xfd << 8) | command as u32;
-        // SAFETY: the message starts with a header that names its own length, which is what the kernel
-        // reads and writes at most.
+        // SAFETY: the message starts with a header that has its length, which limits what the kernel reads
+        // and writes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), number as _, message.as_mut_ptr()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Sends a command, with more and more room for its answer.
+    /// Sends a command; enlarges the buffer until the response fits.
     fn call(&self, command: Command, name: &str, uuid: &str, flags: u32, data: &[u8]) -> io::Result<Vec<u8>> {
         let mut room = ROOM;
         loop {
@@ -244,12 +244,12 @@ impl Control {
         }
     }
 
-    /// Makes a device without a table.
+    /// Creates a device without a table.
     pub(crate) fn create(&self, name: &str, uuid: &str) -> io::Result<Numbers> {
         Ok(info(&self.call(Command::Create, name, uuid, 0, &[])?)?.numbers)
     }
 
-    /// Gives a device the table that it works by after [`Self::resume`].
+    /// Loads the table that becomes active with [`Self::resume`].
     pub(crate) fn load(&self, name: &str, targets: &[Target], read_only: bool) -> io::Result<()> {
         let data = encode_table(targets);
         let mut message = request(name, "", if read_only { READ_ONLY } else { 0 }, &data, 0)?;
@@ -261,12 +261,12 @@ impl Control {
         self.call(Command::Suspend, name, "", 0, &[]).map(drop)
     }
 
-    /// Removes a device that nobody has open.
+    /// Removes a device that is not open.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         self.call(Command::Remove, name, "", 0, &[]).map(drop)
     }
 
-    /// What is known of a device; `None` where there is none of this name.
+    /// Returns the state of a device, or `None` if there is no such device.
     pub(crate) fn info(&self, name: &str) -> io::Result<Option<Info>> {
         match self.call(Command::Status, name, "", 0, &[]) {
             Ok(message) => info(&message).map(Some),
@@ -275,18 +275,18 @@ impl Control {
         }
     }
 
-    /// The status of each target of a device's table.
+    /// Returns the status of each target of a device.
     pub(crate) fn status(&self, name: &str) -> io::Result<Vec<TargetStatus>> {
         let message = self.call(Command::TableStatus, name, "", NO_FLUSH, &[])?;
         decode_status(answer(&message)?, u32_at(&message, TARGET_COUNT)?)
     }
 
-    /// The devices that a device's table refers to.
+    /// Lists the devices to which a device's table refers.
     pub(crate) fn deps(&self, name: &str) -> io::Result<Vec<Numbers>> {
         decode_deps(answer(&self.call(Command::Deps, name, "", 0, &[])?)?)
     }
 
-    /// All devices of this machine.
+    /// Lists all devices of this machine.
     pub(crate) fn list(&self) -> io::Result<Vec<(String, Numbers)>> {
         decode_list(answer(&self.call(Command::List, "", "", 0, &[])?)?)
     }
@@ -296,7 +296,7 @@ impl Control {
 mod tests {
     use super::{super::table::Kind, *};
 
-    /// Answers of Linux 6.1 on x86-64, without their headers.
+    /// Responses of Linux 6.1 on x86-64, without headers.
     const LIST: &str = "00fd000000000000200000007265632d6261736500000000000000000000000001fd000000000000\
                         000000007265632d736e6170000000000000000000000000";
     const SNAPSHOT: &str = "000000000000000000100000000000000000000038000000736e617073686f740000000000000000\
@@ -339,7 +339,7 @@ mod tests {
         }
         assert!(decode_status(&bytes(SNAPSHOT), 2).is_err());
         assert!(decode_deps(&[0xff; 16]).is_err());
-        // Offsets that lead nowhere, or round in a circle.
+        // Invalid and circular offsets.
         let mut circle = bytes(BASE);
         circle[20..24].copy_from_slice(&0_u32.to_ne_bytes());
         assert!(decode_status(&circle, 2).is_err());

@@ -1,13 +1,13 @@
-//! The devices of one volume, made and removed as a whole.
+//! Device-mapper devices of one volume, created and removed together.
 //!
 //! ```text
-//! wrINSTANCE-ID       snapshot   what the VMM opens
-//! ├── loop            volumes/ID.cow, what was changed
+//! wrINSTANCE-ID       snapshot   opened by the VMM
+//! ├── loop            volumes/ID.cow, the changes
 //! └── wrINSTANCE-ID+base         read-only: the image, then zeros up to the disk's size
 //!     └── loop        images/NAME/HASH.img, read-only, one for all volumes of the image
 //! ```
-//! The loop devices are freed by the kernel when the last table that names them goes. So nothing counts
-//! users, and an agent that is killed anywhere leaves at most devices with names of its own.
+//! The kernel frees a loop device when the last table that uses it is removed, so nothing here counts users,
+//! and a killed agent leaves at most devices with names of its own.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -29,24 +29,24 @@ use crate::{
     loopdev::{self, Loop, Use},
 };
 
-/// Not in the alphabet of ids, so no id can look like another's base.
+/// Suffix of base devices. `+` is not allowed in ids, so no id can equal the name of another's base.
 const BASE: &str = "+base";
 const SECTOR: u64 = 512;
-/// How long a device that is to go may be in use: a VMM that was killed takes a moment to close it.
+/// Time limit for a device to be closed before its removal: a killed VMM takes a moment to close it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(10);
 
-/// Makes and removes devices of one instance.
+/// Creates and removes the devices of one instance.
 #[derive(Debug)]
 pub(crate) struct Mapper {
     control: Control,
     prefix: String,
-    /// Where the loop devices of images were found last. Only a hint: each is asked before it is used.
-    /// Held while one is looked for, so that two clones do not make two.
+    /// Last known loop devices of images; each is verified before use. Locked while one is looked up, so that
+    /// two concurrent clones do not attach two.
     images: Mutex<HashMap<(u64, u64), PathBuf>>,
 }
 
-/// Whether requests to a device are under way.
+/// Returns whether requests to a device are in progress.
 fn in_flight(numbers: Numbers) -> bool {
     let text = fs::read_to_string(format!("/sys/dev/block/{numbers}/inflight")).unwrap_or_default();
     text.split_whitespace().any(|count| count != "0")
@@ -66,7 +66,7 @@ impl Mapper {
         format!("{}{id}{BASE}", self.prefix)
     }
 
-    /// The loop device of an image, the present one or a new one.
+    /// Returns the loop device of an image; attaches one if there is none.
     fn image_loop(&self, image: &File) -> io::Result<Loop> {
         let meta = image.metadata()?;
         let key = (meta.dev(), meta.ino());
@@ -93,7 +93,7 @@ impl Mapper {
 
     fn make_both(&self, id: &str, image: &File, cow: &File, size: u64) -> io::Result<Numbers> {
         let numbers = |device: &Loop| device.numbers().map(|(major, minor)| Numbers { major, minor });
-        // Both are held open until the tables hold them.
+        // Keep both open until the tables use them.
         let (image_loop, cow_loop) = (self.image_loop(image)?, loopdev::attach(cow, Use::Private)?);
         let (sectors, size) = (image.metadata()?.len() / SECTOR, size / SECTOR);
         let base = table::base(numbers(&image_loop)?, sectors, size);
@@ -102,12 +102,12 @@ impl Mapper {
         self.make(&self.snapshot_name(id), &snapshot, false)
     }
 
-    /// Maps volume `id`: `image`, and what `cow` says differs from it, `size` bytes in all. Remains of a
-    /// mapping of that id that was interrupted are removed before.
+    /// Creates the devices of volume `id`: `image` with the changes in `cow`, `size` bytes in total. First
+    /// removes what an interrupted mapping of the same id left.
     pub(crate) fn map(&self, id: &str, image: &File, cow: &File, size: u64) -> Result<Numbers, DiskError> {
         self.unmap(id, PATIENCE)?;
         self.make_both(id, image, cow, size).map_err(|error| {
-            // What cannot be removed now is found by the next reclaim.
+            // The next reclaim finds what cannot be removed now.
             if let Err(left) = self.unmap(id, PATIENCE) {
                 tracing::warn!(%left, volume = id, "a volume that failed is not all gone");
             }
@@ -115,14 +115,14 @@ impl Mapper {
         })
     }
 
-    /// The device of volume `id` if it is mapped and works.
+    /// Returns the device of volume `id` if it is active.
     pub(crate) fn mapped(&self, id: &str) -> Result<Option<Info>, DiskError> {
         let info =
             self.control.info(&self.snapshot_name(id)).map_err(failed("ask for the volume's device"))?;
         Ok(info.filter(|info| info.active))
     }
 
-    /// How the snapshot of volume `id` is; `None` where it is not mapped.
+    /// Returns the snapshot status of volume `id`, or `None` if it is not mapped.
     pub(crate) fn status(&self, id: &str) -> Result<Option<SnapshotStatus>, DiskError> {
         match self.control.status(&self.snapshot_name(id)) {
             Ok(targets) => Ok(targets.first().and_then(table::TargetStatus::snapshot)),
@@ -131,7 +131,7 @@ impl Mapper {
         }
     }
 
-    /// Whether the mapped volume `id` keeps its changes in the file `cow`, and not in one that was deleted.
+    /// Returns whether the mapped volume `id` stores its changes in the file `cow`, not in a deleted one.
     pub(crate) fn uses(&self, id: &str, cow: &File) -> Result<bool, DiskError> {
         let fail = || failed("look up the volume's devices");
         let deps = self.control.deps(&self.snapshot_name(id)).map_err(fail())?;
@@ -146,7 +146,7 @@ impl Mapper {
         Ok(false)
     }
 
-    /// Removes one device, and waits for those that use it to close it.
+    /// Removes one device; waits until its users close it.
     fn remove(&self, name: &str, deadline: Instant) -> Result<(), DiskError> {
         let fail = || failed(format!("remove device {name}"));
         loop {
@@ -159,7 +159,8 @@ impl Mapper {
                     Err(error) => return Err(fail()(error)),
                 }
             }
-            // No deferred removal: the device would go at a moment that nobody knows, after its file.
+            // No deferred removal, because then the device would disappear at an unknown time, after its
+            // file.
             if Instant::now() >= deadline {
                 return Err(DiskError::Busy { device: name.to_owned(), open_count: info.open_count });
             }
@@ -167,14 +168,15 @@ impl Mapper {
         }
     }
 
-    /// Removes the devices of volume `id`; missing ones are fine. A busy one stays, and with it all below.
+    /// Removes the devices of volume `id`. Does nothing if there are none. A busy device stays, with the
+    /// devices below it.
     pub(crate) fn unmap(&self, id: &str, patience: Duration) -> Result<(), DiskError> {
         let deadline = Instant::now() + patience;
         self.remove(&self.snapshot_name(id), deadline)?;
         self.remove(&self.base_name(id), deadline)
     }
 
-    /// Ids of all volumes that have a device, whole or not.
+    /// Lists the ids of all volumes with at least one device.
     pub(crate) fn ids(&self) -> Result<BTreeSet<String>, DiskError> {
         let devices = self.control.list().map_err(failed("list the devices"))?;
         let id = |(name, _): (String, Numbers)| {

@@ -1,4 +1,4 @@
-//! Volumes by device-mapper: a read-only image, and a file with what one sandbox changed of it.
+//! Volumes with device-mapper: a read-only image and a file with the changes of one sandbox.
 
 pub(crate) mod ioctl;
 mod mapper;

@@ -1,8 +1,8 @@
-//! The store whose volumes are snapshots of device-mapper.
+//! Store whose volumes are device-mapper snapshots.
 //!
-//! `volumes/ID.json` says what a volume was cloned from, `volumes/ID.cow` keeps what was changed since, and
-//! `nodes/ID` is its block device while it is mapped. The record comes first and goes last, so that whatever
-//! an interrupted step left is found by its id.
+//! `volumes/ID.json` records from which image a volume was cloned, `volumes/ID.cow` has the changes, and
+//! `nodes/ID` is the block device while the volume is mapped. The record is created first and removed last,
+//! so that the remains of an interrupted operation are found by their id.
 
 use std::{
     collections::BTreeSet,
@@ -34,16 +34,16 @@ use crate::{
 };
 
 const BACKEND: &str = "dm-snapshot";
-/// The directory of the volumes' block devices.
+/// Directory of the volumes' block device nodes.
 pub(crate) const NODES: &str = "nodes";
-/// Of a volume that nobody claims; what holds it does not go away by waiting.
+/// Time limit for closing the device of an unclaimed volume; waiting longer would not help.
 const SHORT: Duration = Duration::from_millis(500);
-/// Not a valid id, so no volume's devices have this name.
+/// Id of the probe volume. Not a valid id, so no other volume has it.
 const PROBE: &str = "@probe";
-/// The kernel's mark in the first bytes of a file of changes, `SnAp`.
+/// Magic number of device-mapper at the start of a copy-on-write file, `SnAp`.
 const COW_MAGIC: u32 = 0x7041_6e53;
 
-/// What a volume was cloned from.
+/// Image from which a volume was cloned.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     image: String,
@@ -51,7 +51,7 @@ struct Record {
     size: u64,
 }
 
-/// Images, and snapshots of them, in one directory.
+/// Store of images and device-mapper snapshots in one directory.
 #[derive(Debug, Clone)]
 pub struct DmStore {
     inner: Arc<Inner>,
@@ -63,7 +63,7 @@ struct Inner {
     mapper: Mapper,
     images: Images,
     room: Room,
-    /// Held while a record is written or an image goes: no volume may lose its image in between.
+    /// Locked while a record is written or an image is removed, so that no volume loses its image.
     records: Mutex<()>,
 }
 
@@ -71,7 +71,7 @@ fn unsupported(reason: impl Into<String>) -> DiskError {
     DiskError::Unsupported { backend: BACKEND, reason: reason.into() }
 }
 
-/// Puts a block device's node at `path`, for `owner` alone.
+/// Creates the node of a block device at `path`, accessible only by `owner`.
 fn make_node(path: &Path, numbers: Numbers, owner: u32) -> Result<(), DiskError> {
     let fail = || failed(format!("make the node {}", path.display()));
     remove_file(path)?;
@@ -107,7 +107,7 @@ impl Inner {
         serde_json::from_slice(&text).map_err(|error| failed("read the volume's record")(error.into()))
     }
 
-    /// The file with a volume's changes; it must be one that the kernel has begun and not given up.
+    /// Opens a volume's copy-on-write file; fails if its header is missing or invalid.
     fn cow(&self, id: &str) -> Result<File, DiskError> {
         let opened = File::options().read(true).write(true).open(self.cow_path(id)?);
         let file = opened.map_err(|error| match error.kind() {
@@ -117,14 +117,15 @@ impl Inner {
         let mut header = [0; 8];
         file.read_exact_at(&mut header, 0).map_err(|_| DiskError::CowMissing(id.to_owned()))?;
         let [a, b, c, d, valid @ ..] = header;
-        // Without the mark the kernel would begin anew, and the guest would find its changes gone.
+        // Without the magic number the kernel would start an empty snapshot, and the guest would lose its
+        // changes.
         if u32::from_le_bytes([a, b, c, d]) != COW_MAGIC || u32::from_le_bytes(valid) != 1 {
             return Err(DiskError::Invalidated(id.to_owned()));
         }
         Ok(file)
     }
 
-    /// Fails where the mapped volume does not work any more.
+    /// Fails if the mapped volume no longer works.
     fn check_mapped(&self, id: &str) -> Result<(), DiskError> {
         if self.mapper.status(id)? != Some(SnapshotStatus::Invalid) {
             let cow = self.cow(id)?;
@@ -160,12 +161,12 @@ impl Inner {
         })
     }
 
-    /// Makes the file of changes and the devices.
+    /// Creates the copy-on-write file and the devices.
     fn begin(&self, id: &str, image: &File, size: u64, owner: u32) -> Result<BlockDevice, DiskError> {
         let beside = Beside::new(&self.cow_path(id)?, 0o600).map_err(failed("make the file of changes"))?;
         beside.file.set_len(cow_size(size)).map_err(failed("make the file of changes"))?;
         let cow = beside.file.try_clone().map_err(failed("make the file of changes"))?;
-        // Not synced: a volume whose host lost power before it was detached belongs to a microVM that is gone.
+        // Not synced: after a power loss before the volume is detached, its microVM is gone anyway.
         beside.rename().map_err(failed("make the file of changes"))?;
         let numbers = self.mapper.map(id, image, &cow, size)?;
         self.handed_over(id, numbers, size, owner)
@@ -200,7 +201,7 @@ impl Inner {
         let fail = || failed(format!("keep volume {id:?}"));
         self.mapper.unmap(id, PATIENCE)?;
         remove_file(&self.node_path(id))?;
-        // From here on it may be needed after a loss of power.
+        // Sync, because a detached volume may be needed after a power loss.
         for path in [self.cow_path(id)?, self.record_path(id)?, self.dir.join("volumes")] {
             match File::open(path) {
                 Ok(file) => file.sync_all().map_err(fail())?,
@@ -212,10 +213,10 @@ impl Inner {
     }
 
     fn remove_now(&self, id: &str, patience: Duration) -> Result<(), DiskError> {
-        // The devices first: while one is busy, everything stays as it is.
+        // Remove the devices first: if one is busy, nothing is changed.
         self.mapper.unmap(id, patience)?;
         remove_file(&self.node_path(id))?;
-        // What belongs to no valid id has no files.
+        // Invalid ids have no files.
         let (Ok(cow), Ok(record)) = (self.cow_path(id), self.record_path(id)) else { return Ok(()) };
         remove_file(&cow)?;
         remove_file(&record)
@@ -225,7 +226,7 @@ impl Inner {
         let record = self.record(id)?;
         let mapped = self.mapper.mapped(id)?.is_some();
         let (path, owner) = (self.node_path(id), 0);
-        // That the volume is lost says more than that the store is full.
+        // Check the volume first: that it is lost is more important than a full store.
         if mapped {
             self.check_mapped(id)?;
         } else {
@@ -241,7 +242,7 @@ impl Inner {
                 copy_without_zeros(&source, &made.file, record.size, || self.room.check_piece())
             })
             .map_err(failed(format!("read volume {id:?}")));
-        // A snapshot that broke on the way may have given anything.
+        // If the snapshot failed meanwhile, the copy may have wrong content.
         let sound = self.check_mapped(id);
         if !mapped {
             self.detach_now(id)?;
@@ -263,7 +264,7 @@ impl Inner {
             Err(DiskError::Invalidated(_)) => return Ok(Health::Invalid),
             other => other?,
         }
-        // The file of changes itself has room for every block: only the file system below can run out.
+        // The copy-on-write file itself has space for every block: only the file system below can be full.
         self.room.health()
     }
 
@@ -313,7 +314,7 @@ impl Inner {
         states.try_fold(false, |any, state| Ok(any || state?.is_some()))
     }
 
-    /// Makes a real tiny volume, reads it, and removes it.
+    /// Creates a tiny volume, reads it and removes it.
     fn probe(&self) -> Result<(), DiskError> {
         let fail = || failed("try device-mapper");
         let file = |name: &str, size: u64| {
@@ -336,13 +337,13 @@ impl Inner {
 }
 
 impl DmStore {
-    /// Opens the store, having tried whether device-mapper really works. `nodes` stays as the sign that it did.
+    /// Opens the store after testing device-mapper. The directory `nodes` stays as a sign that it worked.
     pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Result<Self, DiskError> {
         let nodes = config.dir.join(NODES);
         let known = nodes.exists();
         Self::tried(config, reflink, &nodes).inspect_err(|_| {
             if !known {
-                // Where it is not empty, something of it was made.
+                // Fails if it is not empty, because a device was created.
                 let _ = fs::remove_dir(&nodes);
             }
         })
@@ -368,10 +369,10 @@ impl DmStore {
             room,
             records: Mutex::default(),
         };
-        // One that is mapped proves it, also where the store is too full to try.
+        // A mapped volume proves that it works, even if the store is too full for the test.
         if !inner.any_mapped()? {
             match inner.probe() {
-                // Too full to try: nothing is cloned either, and only an open store can be emptied.
+                // Too full for the test. Clones fail too, but only an open store can be emptied.
                 Err(DiskError::Full) => {}
                 Err(error @ DiskError::Io { .. }) => {
                     return Err(unsupported(format!("{error}; load dm-snapshot, dm-zero and loop")));
@@ -478,13 +479,13 @@ impl Volumes for DmStore {
     }
 }
 
-/// Takes back everything that the instance has in the kernel, and the files of the volumes `ids`, whatever
-/// the backend. For the end, when no agent runs: the store need not work any more.
+/// Removes all kernel resources of the instance, and the files of the volumes `ids` of any backend. For use
+/// after the agent has stopped; the store need not work.
 pub async fn cleanup(dir: &Path, instance: &str, ids: &[String]) -> Result<(), DiskError> {
     StoreConfig::check_instance(instance)?;
     let (dir, instance, ids) = (dir.to_owned(), instance.to_owned(), ids.to_vec());
     blocking(move || {
-        // Where device-mapper does not answer, there is nothing in it.
+        // If device-mapper is not available, it has no devices.
         if let Ok(mapper) = Mapper::new(&instance) {
             for id in mapper.ids()? {
                 mapper.unmap(&id, PATIENCE)?;

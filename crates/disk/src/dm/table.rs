@@ -1,33 +1,33 @@
-//! Tables of device-mapper and what their targets say of themselves.
+//! Tables of device-mapper and the status of their targets.
 
 use super::ioctl::Numbers;
 
-/// Sectors of 512 bytes in a chunk: 4 KiB, the block of the file systems on it. Larger ones would copy
-/// what was not changed.
+/// Sectors of 512 bytes per chunk: 4 KiB, the block size of the file systems. Larger chunks would copy
+/// unchanged data.
 pub(crate) const CHUNK_SECTORS: u64 = 8;
 const CHUNK: u64 = CHUNK_SECTORS * 512;
-/// Chunks that one chunk of a snapshot's index describes.
+/// Number of chunks described by one chunk of a snapshot's index.
 const INDEXED: u64 = CHUNK / 16;
-/// The header, and the index chunk that is cleared ahead of the one in use.
+/// Chunks for the header and for the index chunk that is cleared ahead of the one in use.
 const SLACK: u64 = 16;
 
-/// What a stretch of a device stands for.
+/// Type of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// The same stretch of another device.
+    /// Range of another device.
     Linear {
         device: Numbers,
         offset: u64,
     },
     Zero,
-    /// `origin` with the changes that `cow` keeps.
+    /// `origin` with the changes in `cow`.
     Snapshot {
         origin: Numbers,
         cow: Numbers,
     },
 }
 
-/// One line of a table; in sectors.
+/// Line of a table; start and length in sectors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) start: u64,
@@ -48,13 +48,13 @@ impl Target {
         match &self.kind {
             Kind::Linear { device, offset } => format!("{device} {offset}"),
             Kind::Zero => String::new(),
-            // Persistent: the changes survive the mapping.
+            // P = persistent: the changes survive the mapping.
             Kind::Snapshot { origin, cow } => format!("{origin} {cow} P {CHUNK_SECTORS}"),
         }
     }
 }
 
-/// An image of `image` sectors followed by zeros, `size` sectors in all.
+/// Table of an image of `image` sectors followed by zeros up to `size` sectors.
 pub(crate) fn base(device: Numbers, image: u64, size: u64) -> Vec<Target> {
     let linear = Kind::Linear { device, offset: 0 };
     let mut targets = vec![Target { start: 0, length: image.min(size), kind: linear }];
@@ -64,37 +64,37 @@ pub(crate) fn base(device: Numbers, image: u64, size: u64) -> Vec<Target> {
     targets
 }
 
-/// Changes to `origin` of `size` sectors, kept in `cow`.
+/// Table of a snapshot of `origin` with `size` sectors and its changes in `cow`.
 pub(crate) fn snapshot(origin: Numbers, cow: Numbers, size: u64) -> Vec<Target> {
     vec![Target { start: 0, length: size, kind: Kind::Snapshot { origin, cow } }]
 }
 
-/// Bytes of a file that has room for every chunk of a device of `size` bytes changed, and for their index:
-/// what can run out is the file system below (it is sparse), never the file.
+/// Size in bytes of a copy-on-write file with space for every chunk of a device of `size` bytes and for their
+/// index. The file is sparse: only the file system below can be full, never the file.
 pub(crate) fn cow_size(size: u64) -> u64 {
     let chunks = size.div_ceil(CHUNK);
     (chunks + chunks.div_ceil(INDEXED) + SLACK) * CHUNK
 }
 
-/// What a target says of itself.
+/// Status of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TargetStatus {
     pub(crate) kind: String,
     pub(crate) text: String,
 }
 
-/// How a snapshot is.
+/// State of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SnapshotStatus {
-    /// It works; sectors used and there.
+    /// Valid; used and total sectors.
     Works { used: u64, total: u64 },
-    /// It lost changes, and reads fail.
+    /// It lost changes; reads fail.
     Invalid,
 }
 
 impl TargetStatus {
-    /// Reads `USED/TOTAL METADATA`; every other word of the kernel (`Invalid`, `Overflow`, `Merge failed`,
-    /// `Unknown`) says that the snapshot cannot be used.
+    /// Parses `USED/TOTAL METADATA`; all other texts of the kernel (`Invalid`, `Overflow`, `Merge failed`,
+    /// `Unknown`) mean that the snapshot is unusable.
     pub(crate) fn snapshot(&self) -> Option<SnapshotStatus> {
         if self.kind != "snapshot" {
             return None;
@@ -135,7 +135,7 @@ mod tests {
         for size in [4096, 1 << 20, (1 << 20) + 1, 300 << 20, 20 << 30] {
             let chunks: u64 = (size as u64).div_ceil(4096);
             let room = cow_size(size as u64) / 4096;
-            // Header, an index chunk for every 256, and the cleared one behind the last.
+            // Header, one index chunk per 256 chunks, and the cleared one after the last.
             assert!(room >= chunks + chunks.div_ceil(256) + 2, "{size}");
             assert!(room < chunks + chunks / 200 + 32, "{size}");
         }

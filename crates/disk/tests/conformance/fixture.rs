@@ -1,4 +1,4 @@
-//! A store of one kind in a directory of its own, and the proof that nothing of it is left.
+//! Store of one backend in a temporary directory, with a check that nothing of it is left.
 
 use std::{
     env, fs,
@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 use tempfile::TempDir;
 use wrenn_disk::{Backend, StoreConfig, Volumes, loopfs};
 
-/// A backend.
+/// Backend under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Copy,
@@ -42,11 +42,11 @@ impl Kind {
     }
 }
 
-/// The size of a store that a test fills.
+/// Size of a store that a test fills, in bytes.
 const SMALL: u64 = 320 << 20;
 const LARGE: u64 = 8 << 30;
 
-/// In the lab the temporary directory is memory.
+/// Creates a temporary directory; in the lab on a disk, because /tmp is in memory there.
 fn scratch() -> TempDir {
     let dir = if env::var_os("IN_LAB").is_some() { "/var/lib/wrenn".into() } else { env::temp_dir() };
     tempfile::Builder::new().prefix("disk-").tempdir_in(dir).unwrap()
@@ -56,19 +56,19 @@ async fn open(dir: &Path, kind: Kind, instance: &str) -> anyhow::Result<Arc<dyn 
     Ok(wrenn_disk::open(StoreConfig::new(dir, kind.backend(), instance)).await?)
 }
 
-/// Whether a store by device-mapper can be opened, or why not.
+/// Returns whether a device-mapper store can be opened, or why not.
 pub(crate) fn dm_works() -> anyhow::Result<()> {
     let dir = scratch();
     tokio::runtime::Runtime::new()?.block_on(open(dir.path(), Kind::Dm, &instance())).map(drop)
 }
 
-/// A tag that no other store of this or another run has.
+/// Returns a unique instance tag.
 pub(crate) fn instance() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("t{}n{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// What the kernel has of a directory, of device-mapper, and of this process.
+/// Kernel resources of a directory, of device-mapper and of this process.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Resources {
     loops: usize,
@@ -83,14 +83,14 @@ pub(crate) fn resources(dir: &Path) -> Resources {
     Resources { loops: loops(dir), mapped: mapped(""), mounts, descriptors }
 }
 
-/// Loop devices that are backed by a file below `dir`.
+/// Counts loop devices whose file is below `dir`.
 pub(crate) fn loops(dir: &Path) -> usize {
     let devices = fs::read_dir("/sys/block").unwrap().flatten();
     let backing = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("loop/backing_file")).ok();
     devices.filter_map(backing).filter(|file| Path::new(file.trim()).starts_with(dir)).count()
 }
 
-/// Devices of device-mapper whose names start so.
+/// Counts device-mapper devices whose names start with `prefix`.
 pub(crate) fn mapped(prefix: &str) -> usize {
     let devices = fs::read_dir("/sys/block").unwrap().flatten();
     let name = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("dm/name")).ok();
@@ -105,26 +105,26 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     Ok(said)
 }
 
-/// What a case works with.
+/// Arguments of a case.
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) kind: Kind,
     pub(crate) store: Arc<dyn Volumes>,
-    /// The store's directory.
+    /// Directory of the store.
     pub(crate) dir: PathBuf,
-    /// A directory for the case's own files; the store is below it.
+    /// Directory for files of the case; the store is below it.
     pub(crate) scratch: PathBuf,
     pub(crate) instance: String,
 }
 
 impl Shared {
-    /// The store, opened once more, as after a restart of the agent.
+    /// Opens the store again, as after a restart of the agent.
     pub(crate) async fn reopened(&self) -> Arc<dyn Volumes> {
         open(&self.dir, self.kind, &self.instance).await.unwrap()
     }
 }
 
-/// The store and what it is in.
+/// Store and its directory.
 pub(crate) struct Place {
     shared: Shared,
     scratch: TempDir,
@@ -132,7 +132,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// A store of this kind; a `small` one is on a file system that can be filled.
+    /// Creates a store; a `small` one is on a small file system that can be filled.
     pub(crate) fn new(kind: Kind, small: bool) -> anyhow::Result<Self> {
         let scratch = scratch();
         let dir = scratch.path().join("store");
@@ -142,7 +142,7 @@ impl Place {
             let size = if small { SMALL } else { LARGE };
             loopfs::mount_store(&scratch.path().join("store.xfs"), &dir, size)?;
         } else if small {
-            // With device nodes, which the mount above has not.
+            // Mounted with support for device nodes, unlike the store above.
             let file = scratch.path().join("store.ext4");
             fs::File::create(&file)?.set_len(SMALL)?;
             let (file, dir) = (file.to_str().context("path")?, dir.to_str().context("path")?);
@@ -160,7 +160,7 @@ impl Place {
         self.shared.clone()
     }
 
-    /// Shows that the case left nothing, and that nothing of the store is left in the kernel.
+    /// Fails if the case left volumes, or if kernel resources of the store are left.
     pub(crate) fn end(self) -> Result<(), String> {
         let Shared { store, dir, instance, .. } = self.share();
         let found = tokio::runtime::Runtime::new().unwrap().block_on(store.reclaim(&[]));
@@ -171,7 +171,7 @@ impl Place {
         if self.mounted {
             loopfs::unmount_store(&dir).map_err(|error| error.to_string())?;
         }
-        // The kernel frees a loop device a moment after its last user closed it.
+        // The kernel frees a loop device a moment after its last user has closed it.
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             let left = (mapped(&format!("wr{instance}")), loops(self.scratch.path()));
@@ -189,7 +189,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let Shared { dir, instance, .. } = &self.shared;
-        // Only where the case failed is anything left to do.
+        // There is something to do only if the case failed.
         let runtime = tokio::runtime::Runtime::new().unwrap();
         if let Err(error) = runtime.block_on(wrenn_disk::cleanup(dir, instance, &[])) {
             eprintln!("{error}");

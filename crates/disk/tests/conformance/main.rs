@@ -1,7 +1,7 @@
-//! What every kind of volume must do, on every kind that works here. Needs root: file systems are mounted.
+//! Conformance tests of all backends of volumes that work on this machine. Needs root to mount file systems.
 //!
-//! Device-mapper is part of it where this machine has it. Where it has not, a line says so and the list holds
-//! no test of it; in the lab it must be there, and is all that runs: the others run outside.
+//! Without device-mapper, its tests are not listed and a line says so. In the lab, device-mapper must work
+//! and only its tests run; the others run outside.
 #![allow(clippy::unwrap_used)]
 
 mod cases;
@@ -26,7 +26,7 @@ fn kinds() -> Vec<Kind> {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Devices, mounts and descriptors are counted, so nothing else may make any meanwhile.
+    // One at a time, because devices, mounts and descriptors are counted.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     for kind in kinds() {
@@ -34,7 +34,7 @@ fn main() {
             trials.push(Trial::test(format!("{}::{name}", kind.name()), move || {
                 let place = Place::new(kind, case.small)?;
                 let run = tokio::runtime::Runtime::new()?.block_on((case.run)(place.share()));
-                // With the causes.
+                // Print the causes too.
                 run.map_err(|error| format!("{error:?}"))?;
                 place.end()?;
                 Ok(())

@@ -1,4 +1,4 @@
-//! Frames by hand: what a guest could put on its wire.
+//! Encoders of network frames.
 
 use std::net::Ipv4Addr;
 
@@ -17,7 +17,7 @@ pub fn ether(to: Mac, from: Mac, kind: u16, body: &[u8]) -> Vec<u8> {
     [&to[..], &from, &kind.to_be_bytes(), body].concat()
 }
 
-/// The same frame with a VLAN tag.
+/// Inserts a VLAN tag into a frame.
 pub fn tagged(frame: &[u8], tag: u16, vlan: u16) -> Vec<u8> {
     [&frame[..12], &tag.to_be_bytes(), &vlan.to_be_bytes(), &frame[12..]].concat()
 }
@@ -31,7 +31,7 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
-/// `options` is a multiple of four bytes.
+/// `options` must be a multiple of four bytes.
 pub fn ipv4_with(options: &[u8], from: Ipv4Addr, to: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
     let words = 5 + options.len() / 4;
     let total = (words * 4 + body.len()) as u16;
@@ -52,11 +52,11 @@ pub fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> 
 
 pub fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let length = 8 + payload.len() as u16;
-    // No checksum: IPv4 does not ask for one.
+    // The checksum is optional in IPv4.
     [&from.to_be_bytes()[..], &to.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload].concat()
 }
 
-/// A first packet of a connection.
+/// First packet of a TCP connection.
 pub fn syn(addresses: (Ipv4Addr, Ipv4Addr), from: u16, to: u16) -> Vec<u8> {
     let mut segment = [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0, 0, 0, 1, 0, 0, 0, 0]].concat();
     segment.extend_from_slice(&[0x50, 2, 0x20, 0, 0, 0, 0, 0]);
@@ -77,7 +77,7 @@ pub fn arp(operation: u8, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr)) -> V
     [&head[..], &sender.0, &sender.1.octets(), &target.0, &target.1.octets()].concat()
 }
 
-/// An IPv6 packet with a UDP datagram.
+/// IPv6 packet with a UDP datagram.
 pub fn ipv6(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     let body = udp(7, 7, payload);
     let address =

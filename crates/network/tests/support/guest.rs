@@ -1,4 +1,4 @@
-//! What stands in for a microVM: it holds the slot's tap device and puts frames on its wire.
+//! Simulated microVM: opens a slot's tap device and writes frames.
 
 use std::{
     fs::File,
@@ -12,7 +12,7 @@ use wrenn_network::{GUEST_ADDRESS, SlotSpec};
 
 use super::{PATIENCE, frames, inside, space::Space};
 
-/// `struct virtio_net_hdr`, all zero: nothing is left to do for whoever takes the frame.
+/// Size of `struct virtio_net_hdr`; all zero means that nothing is offloaded.
 const HEADER: usize = 10;
 
 pub struct Guest {
@@ -22,7 +22,7 @@ pub struct Guest {
 impl Guest {
     pub fn new(slot: &SlotSpec) -> Self {
         let tap = Space::at(&slot.netns).run(|| open_tap("tap0"));
-        // The kernel sends nothing until it has noticed that somebody holds the other end.
+        // The kernel sends nothing before it has noticed that the tap device is open.
         let begin = Instant::now();
         while !inside(slot, &["ip", "link", "show", "tap0"]).contains("state UP") {
             assert!(begin.elapsed() < PATIENCE, "the tap does not come up");
@@ -30,13 +30,13 @@ impl Guest {
         Self { tap }
     }
 
-    /// Puts a frame on the wire.
+    /// Sends a frame.
     pub fn raw(&self, frame: &[u8]) {
         let written = (&self.tap).write(&[&[0; HEADER][..], frame].concat()).unwrap();
         assert_eq!(written, HEADER + frame.len());
     }
 
-    /// A packet as an honest guest sends it.
+    /// Sends an IP packet with correct addresses.
     pub fn packet(&self, to: Ipv4Addr, protocol: u8, body: &[u8]) {
         let packet = frames::ipv4(GUEST_ADDRESS, to, protocol, body);
         self.raw(&frames::ether(frames::TAP_MAC, frames::GUEST_MAC, frames::IPV4, &packet));
@@ -48,7 +48,7 @@ impl Guest {
 
     fn readable(&self, wait: Duration) -> bool {
         let mut poll = libc::pollfd { fd: self.tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, as is said.
+        // SAFETY: pointer and count describe one live entry.
         unsafe { libc::poll(&raw mut poll, 1, wait.as_millis() as i32) > 0 }
     }
 
@@ -58,7 +58,7 @@ impl Guest {
         buffer[HEADER..length].to_vec()
     }
 
-    /// What arrived by now.
+    /// Reads all frames that have arrived.
     pub fn drain(&self) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         while self.readable(Duration::ZERO) {
@@ -67,7 +67,7 @@ impl Guest {
         all
     }
 
-    /// Waits for a frame that passes a test, past others.
+    /// Waits for a frame that matches and ignores others.
     pub fn drain_until(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         let begin = Instant::now();
         while begin.elapsed() < PATIENCE {
@@ -81,7 +81,7 @@ impl Guest {
         panic!("no such frame came");
     }
 
-    /// Waits for a packet with this payload; the frame, and those that came before it.
+    /// Waits for a packet with this payload; returns its frame and the frames received before it.
     pub fn expect(&self, payload: &str) -> (Vec<u8>, Vec<Vec<u8>>) {
         let (begin, mut others) = (Instant::now(), Vec::new());
         while begin.elapsed() < PATIENCE {

@@ -1,5 +1,5 @@
-//! Namespaces and their stock, for tests in the real kernel. Everything happens in a network namespace of its
-//! own that has no uplink, made by running the test program again under `unshare`.
+//! Helpers for tests in the real kernel. Each test runs in a network namespace without an uplink, in which
+//! the test program is started again by `unshare`.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod frames;
@@ -17,10 +17,10 @@ use std::{
 use wrenn_network::{Egress, PoolConfig, SlotSpec};
 
 const INNER: &str = "WRENN_TEST_ISOLATED";
-/// Longer than anything here takes on a busy machine.
+/// Time limit for waiting, longer than anything takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs the test `name` in a namespace of its own; true in the process that is there.
+/// Runs the test `name` in a new namespace; returns true in the process that is inside.
 pub fn isolated(name: &str) -> bool {
     if std::env::var_os(INNER).is_some() {
         run("ip", &["link", "set", "lo", "up"]);
@@ -65,7 +65,7 @@ pub fn inside(slot: &SlotSpec, args: &[&str]) -> String {
     run("nsenter", &[&[netns.as_str()], args].concat())
 }
 
-/// Links, addresses, routes, mounts, packet filters, flows, open files, and the files of the state directory.
+/// Snapshot of links, addresses, routes, mounts, rules, open files and the files of the state directory.
 pub fn stock(dir: &Path) -> BTreeSet<String> {
     let mut stock = BTreeSet::new();
     let mut add = |what: &str, text: &str| stock.extend(text.lines().map(|line| format!("{what} {line}")));

@@ -1,4 +1,4 @@
-//! Images, clones, and what is refused.
+//! Images, clones and invalid arguments.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ pub(super) async fn clones_are_equal_and_independent(shared: Shared) -> anyhow::
     assert_eq!((byte_at(&one.path, 4 * MIB), byte_at(&one.path, 60 * MIB)), (7, 0));
     ensure!(store.usage("sb1").await? <= 2 * MIB, "the clone is not sparse");
 
-    // What one writes, neither the other nor the image sees; also beyond the image.
+    // Writes to a clone change neither the other clone nor the image, also after the image's end.
     write_at(&one.path, &[9], 4 * MIB)?;
     write_at(&one.path, &[5], 60 * MIB)?;
     assert_eq!((byte_at(&one.path, 4 * MIB), byte_at(&two.path, 4 * MIB)), (9, 7));
@@ -39,13 +39,13 @@ pub(super) async fn clones_are_equal_and_independent(shared: Shared) -> anyhow::
     let three = store.clone_image("minimal", "sb3", 16, 0).await?;
     assert_eq!(byte_at(&three.path, 4 * MIB), 7);
 
-    // Other content under the same name is for later clones only.
+    // New content under the same name affects only later clones.
     image(&source, 8);
     store.prepare("minimal", &source).await?;
     let four = store.clone_image("minimal", "sb4", 16, 0).await?;
     assert_eq!((byte_at(&four.path, 4 * MIB), byte_at(&two.path, 4 * MIB)), (8, 7));
 
-    // The same id again begins anew.
+    // Cloning an existing id replaces the volume.
     let again = store.clone_image("minimal", "sb1", 32, 1).await?;
     assert_eq!((byte_at(&again.path, 4 * MIB), length(&again.path)), (8, 32 * MIB));
 
@@ -96,7 +96,7 @@ pub(super) async fn refusals_leave_nothing(shared: Shared) -> anyhow::Result<()>
     Ok(())
 }
 
-/// The file that holds the content of image `name`.
+/// Path of the content of image `name`.
 fn content(shared: &Shared, name: &str) -> PathBuf {
     let files = fs::read_dir(shared.dir.join("images").join(name)).unwrap().flatten();
     files.map(|file| file.path()).find(|path| path.extension().is_some_and(|end| end == "img")).unwrap()
@@ -114,7 +114,7 @@ pub(super) async fn images_do_not_change(shared: Shared) -> anyhow::Result<()> {
     ensure!(fs::read(&path)? == fs::read(&source)?, "a volume wrote to its image");
     store.remove("sb1").await?;
 
-    // Only the administrator can write to it; that is noticed, and taking it in again repairs it.
+    // Only root can modify the content. The change is detected, and a new import repairs it.
     write_at(&path, b"changed", 0)?;
     let changed = store.clone_image("minimal", "sb1", 16, 0).await;
     ensure!(matches!(changed, Err(DiskError::ImageChanged(_))), "{changed:?}");

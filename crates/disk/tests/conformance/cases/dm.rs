@@ -1,4 +1,4 @@
-//! What only device-mapper can do wrong.
+//! Faults specific to device-mapper.
 
 use std::fs::File;
 
@@ -35,7 +35,7 @@ pub(super) async fn a_busy_device_stays_whole(shared: Shared) -> anyhow::Result<
     assert_eq!((found.volumes, found.busy), (vec![], vec!["sb1".to_owned()]));
     assert_eq!((byte_at(&volume.path, 4 * MIB), byte_at(&volume.path, 5 * MIB)), (7, 9));
     assert_eq!(store.list().await?, ["sb1"]);
-    // One that is closed meanwhile is waited for.
+    // Detach waits until the device is closed.
     let closing = tokio::task::spawn_blocking(move || {
         std::thread::sleep(std::time::Duration::from_millis(300));
         drop(holder);
@@ -49,7 +49,7 @@ pub(super) async fn a_busy_device_stays_whole(shared: Shared) -> anyhow::Result<
 
 pub(super) async fn foreign_devices_are_not_touched(shared: Shared) -> anyhow::Result<()> {
     prepared(&shared).await?;
-    // Another agent of this machine, and a device of somebody else whose name begins alike.
+    // Another agent on this machine, and a foreign device with a similar name.
     let (dir, other) = (shared.scratch.join("other"), instance());
     let second = wrenn_disk::open(StoreConfig::new(&dir, Backend::Dm, &other)).await?;
     second.prepare("minimal", &shared.scratch.join("source.img")).await?;
@@ -63,7 +63,7 @@ pub(super) async fn foreign_devices_are_not_touched(shared: Shared) -> anyhow::R
     assert_eq!((mapped(&foreign), mapped(&format!("wr{other}-"))), (1, 2));
     assert_eq!(byte_at(&theirs.path, 4 * MIB), 7);
 
-    // The end of one agent is not the other's.
+    // Cleaning up one agent does not affect the other.
     shared.store.clone_image("minimal", "sb2", 64, 0).await?;
     wrenn_disk::cleanup(&shared.dir, &shared.instance, &["sb2".into()]).await?;
     assert_eq!(mapped(&format!("wr{}-", shared.instance)), 0);
@@ -79,7 +79,7 @@ pub(super) async fn interrupted_mappings_are_made_again(shared: Shared) -> anyho
     prepared(&shared).await?;
     let store = &shared.store;
     let (snapshot, base) = (format!("wr{}-sb1", shared.instance), format!("wr{}-sb1+base", shared.instance));
-    // An agent that was killed between any two steps leaves some of this.
+    // A killed agent can leave any of these.
     let remains: [&[&str]; 3] = [&[&base], &[&base, &snapshot], &[&snapshot]];
     for names in remains {
         let volume = store.clone_image("minimal", "sb1", 64, 0).await?;
@@ -108,7 +108,7 @@ pub(super) async fn images_have_one_loop_device_while_they_are_used(shared: Shar
     }
     let images = shared.dir.join("images");
     assert_eq!((loops(&images), loops(&shared.dir)), (1, 4));
-    // Also for an agent that does not know what the one before it did.
+    // Also for an agent that does not know the previous agent's devices.
     shared.reopened().await.clone_image("minimal", "sb4", 64, 0).await?;
     assert_eq!((loops(&images), loops(&shared.dir)), (1, 5));
     for id in ["sb1", "sb2", "sb3"] {

@@ -1,4 +1,4 @@
-//! Volumes that become images: real file systems, sound and corrupt.
+//! Flattening of volumes with valid and corrupt file systems.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,7 @@ use wrenn_disk::DiskError;
 use super::MIB;
 use crate::fixture::{Shared, run};
 
-/// An ext4 of `mib` MiB with some files.
+/// Creates an ext4 of `mib` MiB with some files.
 fn file_system(shared: &Shared, mib: u64) -> anyhow::Result<std::path::PathBuf> {
     let (tree, path) = (shared.scratch.join("tree"), shared.scratch.join("root.ext4"));
     fs::create_dir_all(tree.join("etc"))?;
@@ -32,12 +32,12 @@ fn debugfs(path: &Path, command: &str) -> anyhow::Result<String> {
     run("debugfs", &["-w", "-R", command, path.to_str().context("path")?])
 }
 
-/// Fails unless the file system is sound.
+/// Fails unless the file system is valid.
 fn check(path: &Path) -> anyhow::Result<()> {
     run("e2fsck", &["-f", "-n", path.to_str().context("path")?]).map(drop)
 }
 
-/// The content that image `name` stands for.
+/// Path of the content of image `name`.
 fn content(shared: &Shared, name: &str, hash: &str) -> std::path::PathBuf {
     shared.dir.join("images").join(name).join(format!("{hash}.img"))
 }
@@ -46,7 +46,7 @@ pub(super) async fn a_flattened_volume_is_an_image_with_the_same_files(shared: S
     let store = &shared.store;
     store.prepare("root", &file_system(&shared, 32)?).await?;
     let volume = store.clone_image("root", "sb1", 200, 0).await?;
-    // What a guest does: it grows its disk, adds, and removes.
+    // Actions of a guest: grow the file system, add and remove files.
     run("resize2fs", &["-f", volume.path.to_str().context("path")?])?;
     let added = shared.scratch.join("added");
     fs::write(&added, "added words")?;
@@ -56,7 +56,7 @@ pub(super) async fn a_flattened_volume_is_an_image_with_the_same_files(shared: S
 
     for round in 0..2 {
         if round == 1 {
-            // Also where it is not attached.
+            // Also while the volume is detached.
             store.detach("sb1").await?;
         }
         let image = store.flatten("sb1", "made").await?;
@@ -78,7 +78,7 @@ pub(super) async fn a_flattened_volume_is_an_image_with_the_same_files(shared: S
     assert_eq!(debugfs(&clone.path, "cat /etc/file199")?, "199\n");
     assert_eq!(debugfs(&clone.path, "cat /large")?, "x".repeat(2 * MIB as usize));
     assert_eq!(debugfs(&clone.path, "cat /secret")?, "");
-    // Expanded at use.
+    // A clone can be grown.
     run("resize2fs", &[clone.path.to_str().context("path")?])?;
     check(&clone.path)?;
     let said = run("dumpe2fs", &["-h", clone.path.to_str().context("path")?])?;
@@ -88,7 +88,7 @@ pub(super) async fn a_flattened_volume_is_an_image_with_the_same_files(shared: S
     store.remove("sb1").await?;
     store.remove("sb2").await?;
 
-    // What is no file system is said so.
+    // An invalid file system is reported.
     let volume = store.clone_image("root", "sb3", 32, 0).await?;
     super::write_at(&volume.path, &vec![0; MIB as usize], 0)?;
     let refused = store.flatten("sb3", "bad").await;
@@ -97,7 +97,7 @@ pub(super) async fn a_flattened_volume_is_an_image_with_the_same_files(shared: S
     Ok(store.remove("sb3").await?)
 }
 
-/// A small generator: the same numbers in every run.
+/// Pseudorandom generator with the same numbers in every run.
 struct Random(u64);
 
 impl Random {
@@ -109,13 +109,13 @@ impl Random {
     }
 }
 
-/// Writes random bytes over what describes the file system, as a guest could.
+/// Overwrites file system metadata with random bytes, as a guest could.
 fn corrupt(bytes: &[u8], seed: u64) -> Vec<u8> {
     let (mut bytes, mut random) = (bytes.to_vec(), Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
     let length = bytes.len() as u64;
     for _ in 0..=random.next(40) {
-        // The superblock, in few, because most tools go no further then; what follows it (groups, bitmaps,
-        // inodes); or anything.
+        // Sometimes the superblock, but rarely, because most tools stop there; mostly the groups, bitmaps and
+        // inodes after it; else anything.
         let (from, to) = match random.next(4) {
             0 if seed.is_multiple_of(5) => (1024, 2048),
             0..=2 => (2048, 1 << 20),
@@ -149,7 +149,7 @@ pub(super) async fn corrupt_file_systems_are_refused_or_repaired(shared: Shared)
     let bytes = fs::read(&sound)?;
     let volume = store.clone_image("root", "sb1", 9, 0).await?;
     let (mut repaired, mut refused) = (0, 0);
-    // Where the machine is emulated, fewer: the tools that read them are the same.
+    // Fewer in the emulated lab; the tools are the same.
     let seeds = if std::env::var_os("IN_LAB").is_some() { 12 } else { 50 };
     for seed in 1..=seeds {
         let device = File::options().write(true).open(&volume.path)?;

@@ -1,4 +1,4 @@
-//! Volumes over restarts, leftovers, and many at once.
+//! Restarts, reclaim and concurrent use of volumes.
 
 use std::{
     fs::{self, File},
@@ -28,17 +28,17 @@ pub(super) async fn a_volume_comes_back_with_what_was_written(shared: Shared) ->
     write_at(&volume.path, &[9], 5 * MIB)?;
     write_at(&volume.path, &[8], 63 * MIB)?;
     let bytes = |path: &Path| (byte_at(path, 4 * MIB), byte_at(path, 5 * MIB), byte_at(path, 63 * MIB));
-    // While it is attached, it is the same once more.
+    // Attaching an attached volume returns the same device.
     assert_eq!(store.attach("sb1", 2).await?, volume);
     for _ in 0..3 {
         store.detach("sb1").await?;
         store.detach("sb1").await?;
         assert_eq!(store.health("sb1").await?, Health::Ok);
-        // Another agent finds it.
+        // Another agent can attach it.
         let again = shared.reopened().await.attach("sb1", 3).await?;
         assert_eq!((bytes(&again.path), again.size), ((7, 9, 8), 64 * MIB));
     }
-    // An agent that died leaves it attached.
+    // A killed agent leaves it attached.
     let again = shared.reopened().await.attach("sb1", 3).await?;
     assert_eq!(bytes(&again.path), (7, 9, 8));
     Ok(store.remove("sb1").await?)
@@ -59,7 +59,7 @@ pub(super) async fn reclaim_takes_what_nobody_claims(shared: Shared) -> anyhow::
     }
     let found = shared.reopened().await.reclaim(&["kept".into(), "unknown".into()]).await?;
     assert_eq!((found.volumes, found.busy), (vec!["detached".into(), "lost".into()], vec![]));
-    // Three files, and the first content where no volume reads it.
+    // Three temporary files, and the first content if no volume depends on it.
     assert_eq!(found.images, if store.shares_images() { 3 } else { 4 });
     assert_eq!(store.list().await?, ["kept"]);
     let path = store.attach("kept", 0).await?.path;
@@ -91,17 +91,17 @@ pub(super) async fn a_deleted_file_is_noticed(shared: Shared) -> anyhow::Result<
     Ok(store.remove("sb1").await?)
 }
 
-/// The kernel's messages from now on.
+/// Opens the kernel log at its end.
 fn messages() -> std::io::Result<File> {
     let mut log = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
     log.seek(SeekFrom::End(0))?;
     Ok(log)
 }
 
-/// Those of them that tell of failed input or output.
+/// Lists the messages about I/O errors.
 fn complaints(mut log: File) -> Vec<String> {
     let (mut found, mut buffer) = (Vec::new(), [0; 8192]);
-    // Each read gives one message; the last one would block.
+    // Each read returns one message; after the last one it would block.
     while let Ok(read) = log.read(&mut buffer) {
         let text = String::from_utf8_lossy(&buffer[..read]).to_lowercase();
         if text.contains("i/o error") || text.contains("invalidating snapshot") {
@@ -120,7 +120,7 @@ async fn round(store: Arc<dyn Volumes>, id: String) -> anyhow::Result<()> {
         let mut bytes = vec![0; mark.len()];
         std::os::unix::fs::FileExt::read_exact_at(&File::open(&path)?, &mut bytes, 4 * MIB + 100)?;
         ensure!(bytes == mark && byte_at(&path, 4 * MIB) == 7, "{id} reads what another wrote");
-        // Not waited for: it is written back while the device goes.
+        // Not synced: the kernel writes it back while the device is removed.
         std::os::unix::fs::FileExt::write_all_at(&File::options().write(true).open(&path)?, mark, 0)?;
         Ok(())
     })
@@ -131,7 +131,7 @@ async fn round(store: Arc<dyn Volumes>, id: String) -> anyhow::Result<()> {
 pub(super) async fn many_come_and_go_at_once(shared: Shared) -> anyhow::Result<()> {
     prepared(&shared).await?;
     let total = if shared.kind == Kind::Copy { 80 } else { 500 };
-    // One round before: the runtime's threads and the loop devices' names come and stay.
+    // One round before, which creates the runtime's threads and the loop device nodes; they stay.
     round(shared.store.clone(), "first".into()).await?;
     shared.store.remove("first").await?;
     let (log, before) = (messages()?, resources(&shared.scratch));

@@ -1,4 +1,4 @@
-//! The cases, by what they are about.
+//! List of test cases by subject.
 
 mod basics;
 mod dm;
@@ -19,10 +19,10 @@ use crate::fixture::{Kind, Shared};
 
 type Run = fn(Shared) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
-/// One case.
+/// Test case.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
-    /// Whether its store is on a file system that it fills.
+    /// Whether the store is on a small file system, which the case fills.
     pub(crate) small: bool,
     pub(crate) run: Run,
 }
@@ -33,7 +33,7 @@ macro_rules! cases {
     };
 }
 
-/// The cases of a kind of store.
+/// Lists the cases of a backend.
 pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
     let mut all = Vec::from(cases![false:
         basics::clones_are_equal_and_independent,
@@ -66,7 +66,7 @@ pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
 
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// An image of 16 MiB with `fill` in its fifth.
+/// Writes an image of 16 MiB with 1 MiB of `fill` at 4 MiB.
 fn image(path: &Path, fill: u8) {
     let file = File::create(path).unwrap();
     file.set_len(16 * MIB).unwrap();
@@ -79,14 +79,14 @@ fn byte_at(path: &Path, offset: u64) -> u8 {
     byte[0]
 }
 
-/// Writes, and waits until it is where it belongs.
+/// Writes and syncs.
 fn write_at(path: &Path, bytes: &[u8], offset: u64) -> std::io::Result<()> {
     let file = File::options().write(true).open(path)?;
     file.write_all_at(bytes, offset)?;
     file.sync_all()
 }
 
-/// The length of a file or block device.
+/// Returns the length of a file or block device.
 fn length(path: &Path) -> u64 {
     File::open(path).unwrap().seek(SeekFrom::End(0)).unwrap()
 }

@@ -1,4 +1,4 @@
-//! A store that fills up.
+//! Stores that are almost full.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
     image(&source, 7);
     store.prepare("minimal", &source).await?;
 
-    // More than there is room for: nothing of it stays.
+    // An image larger than the free space leaves nothing.
     let big = shared.scratch.join("big.img");
     fs::write(&big, vec![1; 400 * MIB as usize])?;
     let free = store.space().await?.1;
@@ -32,7 +32,7 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
     }
     assert_eq!(store.images().await?, ["minimal"]);
 
-    // A guest that writes all of a disk that is larger than the store.
+    // A guest fills a disk that is larger than the store.
     let volume = store.clone_image("minimal", "sb1", 1024, 0).await?;
     let other = store.clone_image("minimal", "sb2", 1024, 0).await?;
     let device = fs::File::options().write(true).open(&volume.path)?;
@@ -42,7 +42,7 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
             Health::Low { free, reserve } if noticed.is_none() => {
                 ensure!(free < reserve && store.pressure().await?.is_low());
                 noticed = Some(step);
-                // What runs goes on; nothing is added.
+                // Running guests continue; nothing new is cloned.
                 let refused = store.clone_image("minimal", "sb3", 64, 0).await;
                 ensure!(matches!(refused, Err(DiskError::Full)), "{refused:?}");
             }
@@ -69,10 +69,10 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
         let refused = store.attach("sb1", 0).await;
         ensure!(matches!(refused, Err(DiskError::Invalidated(_))), "{refused:?}");
     }
-    // The other one only had nothing to write.
+    // The other volume still reads its data.
     assert_eq!(byte_at(&other.path, 4 * MIB), 7);
     store.remove("sb1").await?;
-    // XFS gives the room of a removed file back in the background.
+    // XFS frees the space of a deleted file in the background.
     let deadline = Instant::now() + Duration::from_secs(30);
     while store.health("sb2").await? != Health::Ok {
         ensure!(Instant::now() < deadline, "the room of a removed volume does not come back");
@@ -82,7 +82,7 @@ pub(super) async fn little_room_is_noticed_before_it_is_gone(shared: Shared) -> 
     Ok(store.remove("sb2").await?)
 }
 
-/// Volume `sb1`, which is larger than the store, and its disk as a guest has it.
+/// Clones volume `sb1`, which is larger than the store, and opens it for writing.
 async fn large_volume(shared: &Shared) -> anyhow::Result<(BlockDevice, fs::File)> {
     let source = shared.scratch.join("source.img");
     image(&source, 7);
@@ -92,7 +92,7 @@ async fn large_volume(shared: &Shared) -> anyhow::Result<(BlockDevice, fs::File)
     Ok((volume, device))
 }
 
-/// A flatten that would take the room of what runs is given up, and leaves nothing.
+/// A flatten that would use up the reserve is cancelled and leaves nothing.
 pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Result<()> {
     let store = &shared.store;
     let (_, device) = large_volume(&shared).await?;
@@ -110,7 +110,7 @@ pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Resu
     ensure!(!before.is_low());
     let refused = store.flatten("sb1", "made").await;
     if shared.kind == Kind::Reflink {
-        // It takes no room to share, and what it holds is no file system.
+        // Sharing extents takes no space, but the volume has no valid file system.
         ensure!(matches!(refused, Err(DiskError::BadFileSystem { .. })), "{refused:?}");
     } else {
         ensure!(matches!(refused, Err(DiskError::Full)), "{refused:?}");
@@ -124,14 +124,14 @@ pub(super) async fn a_flatten_leaves_the_reserve(shared: Shared) -> anyhow::Resu
     Ok(store.remove("sb1").await?)
 }
 
-/// What a guest wrote is on its disk only when the kernel has written it: until then it counts as if it were.
+/// Data in the page cache that is not yet written to the disk counts as used space.
 pub(super) async fn what_is_not_written_yet_has_its_room(shared: Shared) -> anyhow::Result<()> {
     let store = &shared.store;
     let (volume, device) = large_volume(&shared).await?;
     let mut held = None;
     for step in 0..1024 {
         let now = store.pressure().await?;
-        // As the agent, which then stops who writes.
+        // Stop writing at the same threshold as the agent.
         if now.available() < now.reserve / 2 {
             held = Some((step, now));
             break;
