@@ -1,4 +1,4 @@
-//! The first stage as PID 1: from the initial RAM disk to the sandbox's own root file system.
+//! First boot stage as PID 1: switches from the initial RAM disk to the sandbox's root file system.
 
 use std::{
     ffi::CString,
@@ -22,7 +22,7 @@ const DISK_WAIT: Duration = Duration::from_secs(10);
 const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 
-/// Why there is no system to run.
+/// Errors that prevent the boot.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
     #[error("root disk {ROOT_DISK} did not appear within {} s; check the VMM's drive and the modules", DISK_WAIT.as_secs())]
@@ -33,7 +33,7 @@ enum BootError {
     Enter(io::Error),
 }
 
-/// Boots, or says why not and powers off.
+/// Boots, or prints the error and powers off.
 pub(crate) fn run() {
     let _ = fs::create_dir_all("/dev");
     mount("devtmpfs", "/dev", "devtmpfs", 0, "mode=0755");
@@ -43,7 +43,7 @@ pub(crate) fn run() {
     load_modules();
     if let Err(error) = enter_root() {
         say(&format!("{error}"));
-        thread::sleep(Duration::from_millis(50)); // the serial port drains before the power goes
+        thread::sleep(Duration::from_millis(50)); // let the serial port drain before power-off
         // SAFETY: reboot with these flags has no memory effects.
         unsafe { libc::reboot(libc::RB_POWER_OFF) };
         return;
@@ -69,7 +69,7 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Standard input from nowhere, output to the console.
+/// Connects standard input to /dev/null and output to the console.
 fn attach_console() {
     let redirect = |path: &str, write: bool, targets: &[RawFd]| {
         let Ok(file) = OpenOptions::new().read(!write).write(write).open(path) else { return };
@@ -104,7 +104,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Loads `/modules.order` line by line and frees the memory of the files.
+/// Loads the kernel modules listed in `/modules.order` and deletes their files to free memory.
 fn load_modules() {
     let Ok(order) = fs::read_to_string("/modules.order") else { return };
     for path in order.lines().map(str::trim).filter(|l| !l.is_empty()) {
@@ -133,7 +133,7 @@ fn enter_root() -> Result<(), BootError> {
     }
     fs::create_dir_all(NEW_ROOT).map_err(BootError::Mount)?;
     mount_raw(ROOT_DISK, NEW_ROOT, "ext4", libc::MS_NOATIME, "").map_err(BootError::Mount)?;
-    // The RAM disk's program is in use; its other files and mounts are not needed any more.
+    // The program on the RAM disk is in use; its other files and mounts are no longer needed.
     for old in [c"/proc", c"/sys", c"/dev"] {
         // SAFETY: a valid string.
         unsafe { libc::umount2(old.as_ptr(), libc::MNT_DETACH) };
@@ -171,7 +171,7 @@ fn mount_system() {
     }
 }
 
-/// Grows the root file system to its device while mounted.
+/// Grows the mounted root file system to the size of its device.
 fn grow_root() {
     let grow = || -> io::Result<()> {
         let root = File::open("/")?;
@@ -189,21 +189,21 @@ fn grow_root() {
     }
 }
 
-/// The OOM killer must not take PID 1.
+/// Protects PID 1 from the OOM killer.
 fn protect() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         say(&format!("oom_score_adj: {error}"));
     }
 }
 
-/// Everybody may send ICMP echo requests, as on a Debian machine.
+/// Allows all users to send ICMP echo requests, as on a Debian machine.
 fn allow_ping() {
     if let Err(error) = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647") {
         say(&format!("ping_group_range: {error}"));
     }
 }
 
-/// Writes a file of the template only where it has none.
+/// Writes a file unless the template has a non-empty one.
 pub(crate) fn write_if_empty(path: &str, text: &str) {
     if fs::metadata(Path::new(path)).map_or(0, |m| m.len()) == 0
         && let Err(error) = regular::write_text(Path::new(path), text, 0o644)

@@ -1,5 +1,5 @@
-//! Accepts connections, so many at a time: those of the guest's own programs have a bound of their own, and cannot take
-//! the host's.
+//! Accepts a limited number of connections. Those of the guest's own programs have a separate limit, so that
+//! they cannot use up the host's.
 
 use std::{
     io,
@@ -17,14 +17,14 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-/// Connections from elsewhere, which is the host, at a time.
+/// Maximum number of connections from outside, which is the host.
 const OUTER: usize = 2048;
-/// Connections from the guest itself.
+/// Maximum number of connections from the guest itself.
 const INNER: usize = 256;
-/// How long nothing is accepted after an error, of which the usual one is that no descriptor is left.
+/// Pause after a failed accept, usually for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listener.
+/// Listener with connection limits.
 pub(crate) struct Connections {
     listener: TcpListener,
     outer: Arc<Semaphore>,
@@ -36,7 +36,7 @@ impl Connections {
         Self { listener, outer: Arc::new(Semaphore::new(OUTER)), inner: Arc::new(Semaphore::new(INNER)) }
     }
 
-    /// A place for a connection; `None` where its kind has all of its places taken.
+    /// Takes a connection slot; `None` if all slots of its kind are in use.
     fn place(&self, stream: &TcpStream, peer: SocketAddr) -> Option<OwnedSemaphorePermit> {
         let own = stream.local_addr().is_ok_and(|address| address.ip() == peer.ip());
         let places = if own || peer.ip().is_loopback() { &self.inner } else { &self.outer };
@@ -52,10 +52,10 @@ impl Listener for Connections {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    // One without a place is closed at once.
+                    // Without a slot the connection is closed at once.
                     let Some(place) = self.place(&stream, peer) else { continue };
                     let _ = stream.set_nodelay(true);
-                    // A peer that is gone without a word does not hold its place, or a process, for ever.
+                    // A peer that vanished must not keep its slot, or a process, forever.
                     let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
                     return (Connection { stream, _place: place }, peer);
                 }
@@ -72,7 +72,7 @@ impl Listener for Connections {
     }
 }
 
-/// A connection in its place.
+/// Connection with its slot.
 pub(crate) struct Connection {
     stream: TcpStream,
     _place: OwnedSemaphorePermit,

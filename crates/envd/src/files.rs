@@ -1,4 +1,4 @@
-//! `GET` and `POST /files`: whole files over plain HTTP, streamed in pieces of bounded size.
+//! `GET` and `POST /files`: reads and writes whole files over plain HTTP, streamed in pieces of bounded size.
 
 use std::{
     io::{self, Read as _},
@@ -32,7 +32,7 @@ use crate::{
 
 const PIECE: usize = 64 << 10;
 
-/// The query of both methods.
+/// Query parameters of both methods.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(crate) struct Params {
@@ -40,11 +40,12 @@ pub(crate) struct Params {
     username: Option<String>,
     signature: Option<String>,
     signature_expiration: Option<String>,
-    /// Write beside, sync and rename: an upload that breaks off leaves the old file.
+    /// Whether to write a temporary file, sync and rename it, so that an interrupted upload leaves the old
+    /// file.
     atomic: bool,
 }
 
-/// Checks token or signature and finds the user.
+/// Checks the token or the signature and looks up the user.
 async fn admit(
     settings: &Settings,
     headers: &HeaderMap,
@@ -92,7 +93,7 @@ fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
         K::PermissionDenied | K::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
         K::StorageFull | K::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
         K::IsADirectory | K::InvalidInput => StatusCode::BAD_REQUEST,
-        // No such file can exist; what is there is in the way of making it.
+        // When reading, such a file cannot exist; when writing, an existing file is in the way.
         K::NotADirectory | K::InvalidFilename if action == "read" => StatusCode::NOT_FOUND,
         K::NotADirectory | K::InvalidFilename => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -100,7 +101,7 @@ fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
     error(status, format!("cannot {action} {}: {cause}", path.display()))
 }
 
-/// Reads a file, or one range of it.
+/// Reads a file or one range of it.
 pub(crate) async fn get(
     State(settings): State<Arc<Settings>>,
     Query(params): Query<Params>,
@@ -117,7 +118,7 @@ async fn read(settings: &Settings, params: &Params, headers: &HeaderMap) -> Resu
     let asked = headers.get(header::RANGE).and_then(|v| v.to_str().ok());
     let wanted = match (asked, content.size()) {
         (Some(asked), Some(size)) => range(asked, size).map_err(|()| unsatisfiable(size))?,
-        // Without a size there is nothing to take a part of: the whole is a valid answer.
+        // A file without a known size has no ranges; returning all of it is valid.
         _ => None,
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -154,13 +155,13 @@ fn unsatisfiable(size: u64) -> Response {
     response
 }
 
-/// The content of a file, of which the beginning has been read.
+/// Content of a file whose beginning has been read.
 enum Content {
-    /// All of it: it is short, and the size that the file system tells does not count.
+    /// Short file, read completely; the size reported by the file system is not used.
     Whole(Bytes),
-    /// It is longer than one piece, and has the size that it had when it was opened.
+    /// File longer than one piece, with its size when it was opened.
     Sized(tokio::fs::File, u64),
-    /// It is longer than one piece, and nobody knows how long: a file that the kernel makes up.
+    /// File longer than one piece whose size is unknown, such as a file of /proc.
     Unsized(tokio::fs::File, Bytes),
 }
 
@@ -171,7 +172,7 @@ impl Content {
             let mut file = regular::open(&path)?;
             let size = file.metadata()?.size();
             let known = size > 0 && !regular::is_pseudo(&file)?;
-            // Files in /proc and /sys say that they have no bytes, or a page.
+            // Files in /proc and /sys report a size of 0 or one page.
             let mut start = Vec::new();
             (&mut file).take(PIECE as u64).read_to_end(&mut start)?;
             Ok::<_, io::Error>((file, start, known.then_some(size)))
@@ -193,7 +194,7 @@ impl Content {
         }
     }
 
-    /// All of it, or the part from a start with a length.
+    /// Returns all of the content, or a range given by start and length.
     async fn body(self, part: Option<(u64, u64)>) -> io::Result<Body> {
         match self {
             Self::Whole(content) => {
@@ -226,8 +227,8 @@ async fn piece(file: &mut tokio::fs::File, most: usize) -> io::Result<Bytes> {
     Ok(piece.into())
 }
 
-/// A file's next `length` bytes. Of a file that grows meanwhile it is what there was when it was opened; one that shrinks
-/// breaks the transfer, visibly.
+/// Streams the next `length` bytes of a file. If the file grows meanwhile, only its bytes at opening are
+/// sent; if it shrinks, the transfer fails visibly.
 fn pieces(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold((file, length), |(mut file, left)| async move {
         if left == 0 {
@@ -243,7 +244,7 @@ fn pieces(file: tokio::fs::File, length: u64) -> impl Stream<Item = io::Result<B
     })
 }
 
-/// Start and length of a single range; `Ok(None)` for what RFC 9110 says to ignore.
+/// Parses a single range as start and length; `Ok(None)` for what RFC 9110 says to ignore.
 fn range(text: &str, size: u64) -> Result<Option<(u64, u64)>, ()> {
     let Some((first, last)) = text.strip_prefix("bytes=").and_then(|r| r.split_once('-')) else {
         return Ok(None);
@@ -274,7 +275,7 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
-/// Writes one file (octet-stream) or several (multipart).
+/// Writes one file (octet-stream) or several files (multipart).
 pub(crate) async fn post(
     State(settings): State<Arc<Settings>>,
     Query(params): Query<Params>,

@@ -1,4 +1,4 @@
-//! The Connect service `filesystem.Filesystem`.
+//! Connect service `filesystem.Filesystem`.
 
 use std::{
     fs::{self, Metadata},
@@ -21,10 +21,10 @@ use crate::{
     users::{self, Names, User},
 };
 
-/// Entries in one answer of ListDir; more would not fit the message limit of clients.
+/// Maximum number of entries in a ListDir response; more would exceed the message limit of clients.
 const MAX_ENTRIES: usize = 20_000;
 
-/// The service.
+/// Service over the guest's file system.
 pub(crate) struct Service {
     pub(crate) settings: Arc<Settings>,
 }
@@ -147,7 +147,7 @@ fn list(path: &Path, depth: u32) -> Result<Vec<EntryInfo>, ConnectError> {
     while let Some((dir, left)) = open.pop() {
         let items = match fs::read_dir(&dir) {
             Ok(items) => items,
-            // What vanished or is closed below the asked directory is left out.
+            // Skip directories below the requested one that vanished or are not readable.
             Err(_) if dir != path => continue,
             Err(error) => return Err(failed("list", &dir, &error)),
         };
@@ -176,7 +176,7 @@ fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, ConnectError> {
         }
         Ok(_) => {
             return Err(ConnectError::invalid_argument(format!(
-                "{} exists and is no directory",
+                "{} exists and is not a directory",
                 path.display()
             )));
         }
@@ -186,7 +186,7 @@ fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, ConnectError> {
     entry(path, &Names::load()).map_err(|e| failed("stat", path, &e))
 }
 
-/// Makes the missing parents of a path for a user.
+/// Creates the missing parents of a path for a user.
 pub(crate) fn make_parents(path: &Path, user: &User) -> io::Result<()> {
     path.parent().map_or(Ok(()), |parent| make_owned_dirs(parent, user))
 }
@@ -197,15 +197,15 @@ fn make_owned_dirs(path: &Path, user: &User) -> io::Result<()> {
     }
     make_parents(path, user)?;
     match fs::create_dir(path) {
-        // Not of what a link names that somebody has put there meanwhile.
+        // lchown, because a symbolic link may have been put in its place.
         Ok(()) => lchown(path, Some(user.uid), Some(user.gid)),
-        // Somebody else made it meanwhile.
+        // Another process has created it meanwhile.
         Err(_) if path.is_dir() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// Describes one entry; of a symbolic link, its target.
+/// Describes one entry; for a symbolic link, its target.
 fn entry(path: &Path, names: &Names) -> io::Result<EntryInfo> {
     let own = fs::symlink_metadata(path)?;
     let link = own.file_type().is_symlink();
@@ -242,7 +242,8 @@ fn kind(meta: &Metadata) -> FileType {
     }
 }
 
-/// The text that clients show: special bits as leading letters, then the nine permission characters.
+/// Formats permissions as clients show them: special bits as leading letters, then nine permission
+/// characters.
 fn permissions(meta: &Metadata) -> String {
     let (mode, file_type) = (meta.mode(), meta.file_type());
     let mut text = String::new();

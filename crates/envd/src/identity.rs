@@ -1,20 +1,20 @@
-//! The identity of the machine: its machine-id, its host name, and that this name resolves.
+//! Identity of the machine: machine-id and host name, which must resolve.
 
 use std::{fs, io, path::Path};
 
 use crate::{boot::say, regular};
 
 const MACHINE_ID: &str = "/etc/machine-id";
-/// An older place for the same; usually a link, or absent.
+/// Older path of the machine-id; usually a link, or absent.
 const DBUS_MACHINE_ID: &str = "/var/lib/dbus/machine-id";
 const HOSTS: &str = "/etc/hosts";
 const HOST_NAME: &str = "/etc/hostname";
-/// The address that a Debian machine has its own name under.
+/// Address of a Debian machine's own name in /etc/hosts.
 const OWN_ADDRESS: &str = "127.0.1.1";
-/// Bytes of such files that are read.
+/// Maximum number of bytes read of these files.
 const MOST: u64 = 1 << 20;
 
-/// Gives a machine that boots the name of its disk, and a machine-id if it has none yet.
+/// Sets the host name stored on the disk, and creates a machine-id at the first boot.
 pub(crate) fn begin() {
     if let Err(error) = take_machine_id() {
         say(&format!("machine-id: {error}"));
@@ -26,11 +26,15 @@ pub(crate) fn begin() {
     }
 }
 
-/// Takes a host name, now and for later boots, and lets it resolve. Only as PID 1: else the machine is somebody else's.
+/// Sets the host name, now and for later boots, and adds it to /etc/hosts. Does nothing unless this is PID 1,
+/// because the machine would not be a sandbox.
 pub(crate) fn take_name(name: &str) -> io::Result<()> {
     let letters = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
     if name.is_empty() || name.len() > 64 || !letters(name) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no host name")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is not a valid host name"),
+        ));
     }
     if std::process::id() != 1 {
         return Ok(());
@@ -46,7 +50,7 @@ pub(crate) fn take_name(name: &str) -> io::Result<()> {
     }
 }
 
-/// `/etc/hosts` with a name of the machine's own; `None` where it has it already.
+/// Returns `/etc/hosts` with the machine's own name added; `None` if it has the name already.
 fn hosts_with(hosts: &str, name: &str) -> Option<String> {
     let words = |line: &str| -> Vec<String> {
         line.split('#').next().unwrap_or_default().split_whitespace().map(str::to_owned).collect()
@@ -59,7 +63,7 @@ fn hosts_with(hosts: &str, name: &str) -> Option<String> {
     if !has("localhost") {
         text.push_str("127.0.0.1 localhost\n::1 localhost\n");
     }
-    // What stood there was the name of an earlier identity.
+    // Drop the line of a previous host name.
     for line in hosts.lines().filter(|line| words(line).first().is_none_or(|word| word != OWN_ADDRESS)) {
         text.push_str(line);
         text.push('\n');
@@ -68,7 +72,7 @@ fn hosts_with(hosts: &str, name: &str) -> Option<String> {
     Some(text)
 }
 
-/// Makes a machine-id at the first boot: templates have an empty one.
+/// Creates a machine-id at the first boot, because templates have an empty one.
 fn take_machine_id() -> io::Result<()> {
     let id = regular::read_text(Path::new(MACHINE_ID), MOST).unwrap_or_default();
     let mut id = id.trim().to_owned();
@@ -84,10 +88,10 @@ fn take_machine_id() -> io::Result<()> {
     Ok(())
 }
 
-/// A random one in the form that machine-id(5) asks for: a UUID of version 4 without its hyphens.
+/// Generates a random machine-id as in machine-id(5): a version 4 UUID without hyphens.
 fn new_machine_id() -> io::Result<String> {
     let mut bytes = [0_u8; 16];
-    // SAFETY: the buffer has that many bytes. Waits until the kernel has randomness; so few bytes come whole.
+    // SAFETY: the buffer has this length. Blocks until the kernel has entropy; so few bytes are never split.
     if unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) } != bytes.len() as isize {
         return Err(io::Error::last_os_error());
     }

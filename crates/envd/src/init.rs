@@ -1,4 +1,4 @@
-//! `POST /init`: what the host sets before the first call, and after every resume.
+//! `POST /init`: settings that the host sends before the first call and after every resume.
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{identity, log, server::error, settings::Settings};
 
-/// Fields that are absent stay as they are.
+/// Request body; absent fields keep their values.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Init {
@@ -21,7 +21,7 @@ struct Init {
     access_token: Option<String>,
     default_user: Option<String>,
     default_workdir: Option<String>,
-    /// RFC 3339; the clock is set to it.
+    /// Time in RFC 3339 to which the clock is set.
     timestamp: Option<String>,
     hostname: Option<String>,
 }
@@ -70,12 +70,12 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// `GET /envs`: the variables of the sandbox.
+/// `GET /envs`: returns the variables of the sandbox.
 pub(crate) async fn envs(State(settings): State<Arc<Settings>>) -> Response {
     Json(settings.snapshot().envs).into_response()
 }
 
-/// Seconds and nanoseconds since 1970.
+/// Parses RFC 3339 into seconds and nanoseconds since 1970.
 fn parse_rfc3339(text: &str) -> Option<(i64, i64)> {
     let bytes = text.as_bytes();
     if !text.is_ascii() || bytes.len() < 20 || bytes[4] != b'-' || bytes[7] != b'-' {
@@ -103,7 +103,7 @@ fn parse_rfc3339(text: &str) -> Option<(i64, i64)> {
             sign * (h.parse::<i64>().ok()? * 3600 + m.parse::<i64>().ok()? * 60)
         }
     };
-    // Days from 1970 of a Gregorian date, counting years from March.
+    // Days since 1970 of a Gregorian date, with years starting in March.
     let shifted = if month <= 2 { year - 1 } else { year };
     let era = shifted.div_euclid(400);
     let year_of_era = shifted.rem_euclid(400);

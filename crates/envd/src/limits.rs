@@ -1,13 +1,13 @@
-//! How many files may be open: as many as the kernel allows in envd, and the usual number in what it starts.
+//! Limits of open files: the maximum for envd, and the usual limit for the processes it starts.
 
 use std::sync::OnceLock;
 
-/// The limits of processes that are started; the usual ones of a Debian machine when envd is PID 1.
+/// Limits of started processes; if envd is PID 1, the usual ones of a Debian machine.
 static CHILDREN: OnceLock<libc::rlimit> = OnceLock::new();
 const SOFT: libc::rlim_t = 1024;
 const HARD: libc::rlim_t = 524_288;
 
-/// Raises envd's own limit; as PID 1 (`first`) also the hard limit, which is 4096 by the kernel's default.
+/// Raises envd's own limit; as PID 1 (`first`) also the hard limit, whose kernel default is 4096.
 pub(crate) fn raise(first: bool) {
     let Some(mut limit) = current() else { return };
     let raised = libc::rlimit { rlim_cur: limit.rlim_cur.max(SOFT), rlim_max: limit.rlim_max.max(HARD) };
@@ -23,7 +23,7 @@ pub(crate) fn raise(first: bool) {
     }
 }
 
-/// The limit that a started process gets.
+/// Returns the limit for started processes.
 pub(crate) fn of_children() -> libc::rlimit {
     let usual = libc::rlimit { rlim_cur: SOFT, rlim_max: SOFT };
     CHILDREN.get().copied().or_else(current).unwrap_or(usual)

@@ -1,21 +1,21 @@
-//! envd's log: lines on the console, which the host keeps. What concerns a request carries its id.
+//! envd's log: lines on the console, which the host keeps, with the id of the request.
 
 use std::fmt::Display;
 
 use http::HeaderMap;
 
-/// Characters of a request's id that are taken.
+/// Maximum length of a request id in characters.
 const ID: usize = 128;
-/// Characters of a line.
+/// Maximum length of a line in characters.
 const LINE: usize = 1024;
 
-/// The id of a request, if it has one that can be shown.
+/// Returns the id of a request if it is printable.
 pub(crate) fn request_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     (!id.is_empty() && id.len() <= ID && id.bytes().all(|byte| byte.is_ascii_graphic())).then_some(id)
 }
 
-/// Writes one line; its text may come from anybody.
+/// Writes one line; escapes its text, which may be untrusted.
 pub(crate) fn line(request: Option<&str>, text: impl Display) {
     eprintln!("envd: {}", shape(request, &text.to_string()));
 }

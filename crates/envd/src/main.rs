@@ -1,7 +1,8 @@
-//! envd, the guest agent: PID 1 of every microVM. It boots the system, reaps, and serves the sandbox's API.
+//! envd, the guest agent: PID 1 of every microVM. It boots the system, reaps processes, and serves the
+//! sandbox's API.
 //!
-//! Started as an ordinary process (`envd --port N`) it only serves, which is how its tests run it. Its bounds can be
-//! given too (`--kept BYTES`, `--drains N`, `--running N`); those of PID 1 follow from the machine's memory.
+//! As an ordinary process (`envd --port N`) it only serves, which its tests use. Its limits can be given as
+//! options (`--kept BYTES`, `--drains N`, `--running N`); those of PID 1 depend on the machine's memory.
 
 mod boot;
 mod connections;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 
 use process::registry::Bounds;
 
-/// The port that sandbox clients know.
+/// Port that sandbox clients use.
 const PORT: u16 = 49983;
 
 fn main() -> ExitCode {
@@ -35,13 +36,13 @@ fn main() -> ExitCode {
     if first {
         boot::run();
     }
-    // Whatever was inherited stays here and does not reach the processes of the sandbox.
-    // SAFETY: marking descriptors close-on-exec closes nothing now.
+    // Processes of the sandbox must not inherit open descriptors.
+    // SAFETY: marking descriptors close-on-exec closes none now.
     unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) };
     limits::raise(first);
     let options = match options(std::env::args().skip(1)) {
         Ok(options) => options,
-        // The kernel passes words of its command line to PID 1; they are not for us.
+        // The kernel passes words of its command line to PID 1; ignore them.
         Err(_) if first => Options::default(),
         Err(message) => {
             eprintln!("envd: {message}");

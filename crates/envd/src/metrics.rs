@@ -1,4 +1,4 @@
-//! `GET /metrics`: what the sandbox uses, in the shape that sandbox clients read.
+//! `GET /metrics`: resource usage of the sandbox in the format of sandbox clients.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use axum::{
 };
 use serde_json::json;
 
-/// Over what time the CPU share is measured.
+/// Time over which CPU usage is measured.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// Measures and answers.
+/// Measures and responds.
 pub(crate) async fn get() -> Response {
     let before = cpu_times();
     tokio::time::sleep(WINDOW).await;

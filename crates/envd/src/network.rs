@@ -1,4 +1,5 @@
-//! The guest's network from the kernel command line: `wrenn.ip=ADDR/BITS wrenn.gw=ADDR wrenn.dns=ADDR[,ADDR]`.
+//! Network configuration of the guest from the kernel command line: `wrenn.ip=ADDR/BITS wrenn.gw=ADDR
+//! wrenn.dns=ADDR[,ADDR]`.
 
 use std::{
     fs, io, mem,
@@ -14,7 +15,7 @@ use crate::boot::write_if_empty;
 const INTERFACE: &str = "eth0";
 const INTERFACE_WAIT: Duration = Duration::from_secs(5);
 
-/// What the command line asks for.
+/// Network parameters of the command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     address: Option<(Ipv4Addr, u32)>,
@@ -22,7 +23,7 @@ struct Plan {
     dns: Vec<Ipv4Addr>,
 }
 
-/// Why the network is not up.
+/// Errors of the network configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
     #[error("{INTERFACE} did not appear within {} s; check the VMM's network device", INTERFACE_WAIT.as_secs())]
@@ -50,7 +51,7 @@ fn parse(line: &str) -> Plan {
     plan
 }
 
-/// Brings up loopback and the interface.
+/// Sets up loopback and the interface.
 pub(crate) fn configure(line: &str) -> Result<(), NetworkError> {
     let plan = parse(line);
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|e| NetworkError::Step("open a socket", e))?;
@@ -72,7 +73,7 @@ pub(crate) fn configure(line: &str) -> Result<(), NetworkError> {
         add_default_route(fd, gateway).map_err(|e| NetworkError::Step("add the default route", e))?;
     }
     if let Some(resolvers) = resolver_file(&plan.dns) {
-        // A link to a resolver that does not run here is as good as missing.
+        // Remove a dangling link, for example to a resolver that does not run here.
         if fs::metadata("/etc/resolv.conf").is_err() {
             let _ = fs::remove_file("/etc/resolv.conf");
         }
@@ -81,7 +82,7 @@ pub(crate) fn configure(line: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// What programs read to find resolvers; a dead first one costs them a second, not five.
+/// Content of `/etc/resolv.conf`; with these options a dead first resolver costs one second, not five.
 fn resolver_file(resolvers: &[Ipv4Addr]) -> Option<String> {
     let servers: String = resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
     (!servers.is_empty()).then(|| servers + "options timeout:1 attempts:3\n")

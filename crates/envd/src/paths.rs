@@ -1,13 +1,13 @@
-//! Paths as clients give them: absolute, relative to the user's home, or starting with `~`.
+//! Paths in requests: absolute, relative to the user's home, or starting with `~`.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::users::User;
 
-/// In characters; the kernel refuses what is still too long for it.
+/// Maximum length in characters; the kernel may reject shorter paths too.
 const MAX: usize = 4096;
 
-/// Why a path cannot be used.
+/// Errors of a path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PathError {
     #[error("the path is empty")]
@@ -18,7 +18,7 @@ pub(crate) enum PathError {
     Nul,
 }
 
-/// The absolute form of a path, without `.` and with `..` taken back lexically.
+/// Resolves a path to its absolute form without `.`; `..` is resolved lexically.
 pub(crate) fn resolve(path: &str, user: &User) -> Result<PathBuf, PathError> {
     if path.is_empty() {
         return Err(PathError::Empty);

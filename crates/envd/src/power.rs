@@ -1,5 +1,5 @@
-//! Ends the guest when PID 1 is asked to: SIGTERM and SIGINT reboot, SIGUSR1 and SIGUSR2 power off, as with busybox's
-//! init. Either way the microVM ends.
+//! Shutdown of the guest on signals to PID 1: SIGTERM and SIGINT reboot, SIGUSR1 and SIGUSR2 power off, as
+//! with busybox init. Either ends the microVM.
 
 use std::{
     fs, io, thread,
@@ -10,10 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::boot::say;
 
-/// How long programs may take to end after SIGTERM.
+/// Time that programs have to exit after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Waits for one of the signals, and ends the guest.
+/// Waits for a signal and shuts the guest down.
 pub(crate) async fn obey() {
     match asked().await {
         Ok(how) => drop(tokio::task::spawn_blocking(move || end(how)).await),
@@ -45,8 +45,8 @@ fn end(how: How) {
         How::Reboot => ("reboot", libc::RB_AUTOBOOT),
         How::PowerOff => ("power off", libc::RB_POWER_OFF),
     };
-    say(&format!("the guest ends: {word} was asked for"));
-    // SAFETY: neither call has memory effects; -1 is every process but this one.
+    say(&format!("shutting down: {word} requested"));
+    // SAFETY: neither call has memory effects; -1 means every process but this one.
     unsafe { libc::kill(-1, libc::SIGTERM) };
     let until = Instant::now() + GRACE;
     while programs_run() && Instant::now() < until {
@@ -61,7 +61,7 @@ fn end(how: How) {
     say(&format!("{word}: {}", io::Error::last_os_error()));
 }
 
-/// Whether any program but this one runs; threads of the kernel have no command line.
+/// Returns whether another program runs; kernel threads have no command line.
 fn programs_run() -> bool {
     let Ok(entries) = fs::read_dir("/proc") else { return false };
     entries.flatten().any(|entry| {

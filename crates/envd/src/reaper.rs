@@ -1,9 +1,9 @@
-//! Collects every ended child, orphans included, and hands the status of our own children to who waits.
+//! Reaps all exited children including orphans, and reports the status of envd's own children.
 //!
-//! One thread waits with WNOWAIT (the zombie stays), takes the lock and only then reaps. Children are forked,
-//! registered and signalled under the same lock, so a status is never lost before its pid is registered and a
-//! signal never reaches a reused pid. The lock is held while a child is forked and not until its program runs: a
-//! program on a file system that hangs holds nobody up.
+//! One thread waits with WNOWAIT (the zombie stays), takes the lock and then reaps. Children are forked,
+//! registered and signalled under the same lock, so a status is never lost before its pid is registered, and
+//! a signal never reaches a reused pid. The lock is held during the fork but not until the exec, so that a
+//! program on a hanging file system blocks nothing else.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// The children of this process.
+/// Children of this process.
 pub(crate) struct Reaper {
     children: Mutex<Children>,
     forked: Condvar,
@@ -30,7 +30,7 @@ struct Children {
 }
 
 impl Reaper {
-    /// Starts the reaper's thread.
+    /// Starts the reaper thread.
     pub(crate) fn start() -> io::Result<Arc<Self>> {
         let reaper = Arc::new(Self { children: Mutex::default(), forked: Condvar::new() });
         let shared = Arc::clone(&reaper);
@@ -38,7 +38,7 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Forks a child, in which every signal is blocked; the receiver gets its status.
+    /// Forks a child with all signals blocked; the receiver gets its exit status.
     ///
     /// # Safety
     /// `child` runs in a copy of a process with several threads: it may only make async-signal-safe calls.
@@ -48,7 +48,7 @@ impl Reaper {
     ) -> io::Result<(i32, oneshot::Receiver<ExitStatus>)> {
         let mut children = self.lock();
         let pid = blocking_signals(|| {
-            // SAFETY: the caller promises what the child may do.
+            // SAFETY: the caller guarantees what the child does.
             let pid = unsafe { libc::fork() };
             if pid == 0 {
                 match child() {}
@@ -62,18 +62,18 @@ impl Reaper {
         Ok((pid, rx))
     }
 
-    /// Signals the process group that a child leads; false when the child has ended.
+    /// Signals the process group of a child; returns false if the child has exited.
     pub(crate) fn signal_group(&self, pid: i32, signal: i32) -> bool {
         let children = self.lock();
-        // SAFETY: kill has no memory effects; pid is a child that is not reaped, so it names its group.
+        // SAFETY: kill has no memory effects; pid is an unreaped child that leads its group.
         children.waiting.contains_key(&pid) && unsafe { libc::kill(-pid, signal) } == 0
     }
 
-    /// Signals a child that may not lead a group yet.
+    /// Signals a child that may not lead a process group yet.
     pub(crate) fn signal(&self, pid: i32, signal: i32) {
         let children = self.lock();
         if children.waiting.contains_key(&pid) {
-            // SAFETY: kill has no memory effects; pid is a child that is not reaped.
+            // SAFETY: kill has no memory effects; pid is an unreaped child.
             unsafe { libc::kill(pid, signal) };
         }
     }
@@ -94,7 +94,7 @@ impl Reaper {
                 // SAFETY: waitid succeeded, so the pid field is set.
                 self.reap(unsafe { info.si_pid() });
             } else if io::Error::last_os_error().raw_os_error() == Some(libc::ECHILD) {
-                // Nobody to wait for: sleep until something is forked.
+                // No children: sleep until the next fork.
                 let mut children = self.lock();
                 while children.generation == seen {
                     children = self.forked.wait(children).unwrap_or_else(PoisonError::into_inner);
@@ -107,18 +107,19 @@ impl Reaper {
     fn reap(&self, pid: i32) {
         let mut children = self.lock();
         let mut status = 0;
-        // SAFETY: `status` outlives the call. WNOHANG: it is there, or somebody else has collected it.
+        // SAFETY: `status` outlives the call. With WNOHANG, because the zombie exists or was reaped
+        // elsewhere.
         let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
         if reaped == pid
             && let Some(waiter) = children.waiting.remove(&pid)
         {
-            // Nobody may be waiting any more; that is fine.
+            // Sending fails if nothing waits for the status any more.
             let _ = waiter.send(ExitStatus::from_raw(status));
         }
     }
 }
 
-/// Runs `work` with every signal blocked: a handler of ours must not run in a child.
+/// Runs `work` with all signals blocked, because a signal handler of envd must not run in a child.
 fn blocking_signals<T>(work: impl FnOnce() -> T) -> T {
     // SAFETY: both sets are initialised by the calls before they are read.
     unsafe {
@@ -144,7 +145,7 @@ mod tests {
         };
         // SAFETY: the child makes no other call.
         let (hung, status) = unsafe { reaper.fork(hangs) }.unwrap();
-        // SAFETY: nor does this one.
+        // SAFETY: neither does this child.
         let (_, ended) = unsafe { reaper.fork(|| libc::_exit(7)) }.unwrap();
         assert_eq!(ended.await.unwrap().code(), Some(7));
         reaper.signal(hung, libc::SIGKILL);

@@ -1,4 +1,4 @@
-//! Opens regular files without ever waiting: a FIFO, device or terminal in a file's place is refused, not waited for.
+//! Opens regular files without blocking: FIFOs, devices and terminals are rejected.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-/// Magic numbers of file systems whose files have no size, or one that is not theirs (linux/magic.h): proc, sysfs,
+/// Magic numbers of file systems whose files report no size or a wrong one (linux/magic.h): proc, sysfs,
 /// cgroup, cgroup2, debugfs, tracefs, securityfs, configfs, bpf, efivarfs, pstore, selinuxfs, binfmt_misc.
 const PSEUDO: [i64; 13] = [
     0x9fa0,
@@ -31,7 +31,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     checked(file)
 }
 
-/// Opens a regular file that exists for writing; it keeps what it has until it is truncated.
+/// Opens an existing regular file for writing without truncating it.
 pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);
     checked(file)
@@ -39,7 +39,7 @@ pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
 
 fn checked(opened: io::Result<File>) -> io::Result<File> {
     let file = match opened {
-        // A FIFO that nobody reads, a socket, a device without a driver.
+        // A FIFO without reader, a socket, or a device without driver.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Err(not_regular()),
         other => other?,
     };
@@ -47,7 +47,7 @@ fn checked(opened: io::Result<File>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Refuses what is not a regular file.
+/// Fails unless this is a regular file.
 pub(crate) fn check(meta: &Metadata) -> io::Result<()> {
     if meta.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
@@ -59,19 +59,19 @@ fn not_regular() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
 }
 
-/// Whether the kernel makes up the file's content when it is read.
+/// Returns whether the kernel generates the file's content on reading.
 pub(crate) fn is_pseudo(file: &File) -> io::Result<bool> {
     Ok(PSEUDO.contains(&rustix::fs::fstatfs(file)?.f_type))
 }
 
-/// Reads a small text file; what is not UTF-8 is replaced, and what is beyond `most` bytes is not read.
+/// Reads at most `most` bytes of a text file; replaces invalid UTF-8.
 pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Writes a small text file whole; one that is new gets `mode`.
+/// Replaces the content of a text file; a new file gets `mode`.
 pub(crate) fn write_text(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(mode);

@@ -1,4 +1,4 @@
-//! The HTTP server: routes, the token check, and the shape of errors.
+//! HTTP server: routes, token check and error format.
 
 use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
 
@@ -26,12 +26,12 @@ use crate::{
     settings::Settings,
 };
 
-/// Serves until the process ends. RPC messages are limited to 4 MiB, the library's default.
+/// Serves until the process exits. RPC messages are limited to 4 MiB, the library's default.
 pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
     let registry = Registry::new(Reaper::start()?, bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
-    // One line that tests and operators can wait for; with port 0 it tells the port.
+    // Tests and operators can wait for this line; with port 0 it has the actual port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
     axum::serve(Connections::new(listener), followed(router(&settings, &registry))).await
 }
@@ -40,7 +40,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
     let process = Arc::new(Service { registry: Arc::clone(registry), settings: Arc::clone(settings) });
     let filesystem = Arc::new(filesystem::Service { settings: Arc::clone(settings) });
     let rpc = filesystem.register(process.register(connectrpc::Router::new()));
-    // Files check for themselves: a signature in the query may stand for the token.
+    // File requests check the token themselves: a signature in the query can replace it.
     let files = Router::new()
         .route("/files", get(files::get).post(files::post))
         .layer(DefaultBodyLimit::disable())
@@ -57,7 +57,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
 }
 
-/// Logs what goes wrong in a request, with its id. One that panics is answered, and ends nothing else.
+/// Logs server errors with the request id. A panic is answered with status 500 and affects no other request.
 fn followed(router: Router) -> Router {
     router.layer(middleware::from_fn(async |request: Request, next: Next| {
         let id = log::request_id(request.headers()).map(str::to_owned);
@@ -75,13 +75,13 @@ fn followed(router: Router) -> Router {
     }))
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic without a message")
 }
 
-/// Lets a call pass that carries the token.
+/// Rejects calls without the token.
 async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next: Next) -> Response {
     let given = request.headers().get("x-access-token").and_then(|v| v.to_str().ok());
     if settings.admits(given) {
@@ -90,18 +90,18 @@ async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next
     let text = "the X-Access-Token header is missing or wrong";
     let path = request.uri().path();
     if path.starts_with("/process.") || path.starts_with("/filesystem.") {
-        // Connect clients expect the name of the code.
+        // Connect clients expect the name of the error code.
         let body = json!({"code": "unauthenticated", "message": text});
         return (StatusCode::UNAUTHORIZED, Json(body)).into_response();
     }
     error(StatusCode::UNAUTHORIZED, text)
 }
 
-/// The message of an error's answer, for the log.
+/// Message of an error response, for the log.
 #[derive(Clone)]
 struct Told(String);
 
-/// The error shape of the plain HTTP endpoints.
+/// Builds an error response of the plain HTTP endpoints.
 pub(crate) fn error(status: StatusCode, message: impl Into<String>) -> Response {
     let message = message.into();
     let mut response = (status, Json(json!({"code": status.as_u16(), "message": message}))).into_response();
@@ -123,7 +123,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(axum::serve(Connections::new(listener), followed(router)).into_future());
-        // Over one connection: that does not end either.
+        // Both over one connection, which must survive the panic.
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET /panics HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         stream.write_all(b"GET /works HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();

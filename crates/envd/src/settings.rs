@@ -1,4 +1,4 @@
-//! What the host told envd at `/init`: token, variables, user; and the check of the token.
+//! Settings that the host sends to `/init`: token, variables, user; and the token check.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-/// The values that calls read.
+/// Values read by calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Values {
     pub(crate) envs: BTreeMap<String, String>,
@@ -16,7 +16,7 @@ pub(crate) struct Values {
     pub(crate) default_workdir: Option<String>,
 }
 
-/// The settings of this sandbox.
+/// Settings of this sandbox.
 #[derive(Default)]
 pub(crate) struct Settings {
     values: Mutex<Values>,
@@ -28,7 +28,7 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Settings {
-    /// A copy of the values.
+    /// Returns a copy of the values.
     pub(crate) fn snapshot(&self) -> Values {
         guard(&self.values).clone()
     }
@@ -38,17 +38,17 @@ impl Settings {
         change(&mut guard(&self.values));
     }
 
-    /// Sets the token that every later call must carry.
+    /// Sets the token that all later calls must have.
     pub(crate) fn set_token(&self, token: String) {
         *guard(&self.token) = Some(token);
     }
 
-    /// The token, to check signatures.
+    /// Returns the token, to check signatures.
     pub(crate) fn token(&self) -> Option<String> {
         guard(&self.token).clone()
     }
 
-    /// Whether a call with this token may proceed. Takes the same time whatever the token is.
+    /// Returns whether a call with this token may proceed. Runs in constant time.
     pub(crate) fn admits(&self, given: Option<&str>) -> bool {
         match &*guard(&self.token) {
             None => true,
@@ -57,7 +57,7 @@ impl Settings {
     }
 }
 
-/// Compares secrets in constant time; their length does not show either.
+/// Compares secrets in constant time, independent of their length.
 pub(crate) fn same(a: &str, b: &str) -> bool {
     Sha256::digest(a)[..].ct_eq(&Sha256::digest(b)[..]).into()
 }

@@ -1,4 +1,4 @@
-//! A file that is being written: in place, or beside its name until all of it has come.
+//! File upload: written in place, or to a temporary file that is renamed when it is complete.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions},
@@ -12,26 +12,27 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{filesystem::make_parents, regular, users::User};
 
-/// Links that are followed to find where a file is or would be, as many as the kernel follows.
+/// Maximum number of symbolic links followed to find the target, as in the kernel.
 const LINKS: usize = 40;
-/// Names that are tried for a temporary file.
+/// Maximum number of names tried for a temporary file.
 const NAMES: usize = 8;
 
-/// A file being written. Dropped before `finish`, it removes its temporary file.
+/// File being written. Dropping it before `finish` removes its temporary file.
 pub(crate) struct Upload {
     pub(crate) file: tokio::fs::File,
     path: PathBuf,
     temporary: Option<PathBuf>,
-    /// Whether it is on the disk before it has its name.
+    /// Whether it is synced to disk before the rename.
     sync: bool,
 }
 
 impl Upload {
-    /// Opens `path` for a user, with the parents it lacks. A file that exists keeps its owner and mode, a new one is the
-    /// user's with mode 0644; a symbolic link is followed, also to where nothing is yet. Blocks.
+    /// Opens `path` for a user and creates missing parents. An existing file keeps its owner and mode; a new
+    /// one belongs to the user with mode 0644. Follows a symbolic link, also to a file that does not exist
+    /// yet. Blocking.
     pub(crate) fn open(path: &Path, user: &User, atomic: bool) -> io::Result<Self> {
         make_parents(path, user)?;
-        // Said before links are followed: what some of /proc lead to has no path.
+        // Check before following links, because some links in /proc have no path.
         if let Ok(meta) = fs::metadata(path) {
             regular::check(&meta)?;
         }
@@ -46,7 +47,7 @@ impl Upload {
             Err(error) => return Err(error),
         };
         match old {
-            // The kernel's own files cannot be replaced, only written to.
+            // Kernel files cannot be replaced, only written.
             Some((file, _)) if !atomic || regular::is_pseudo(&file)? => {
                 file.set_len(0)?;
                 Ok(Self { file: tokio::fs::File::from_std(file), path, temporary: None, sync: false })
@@ -55,7 +56,7 @@ impl Upload {
         }
     }
 
-    /// Makes a new file, under a name of its own until it is finished: a file never has an owner that is not its own.
+    /// Creates a temporary file, so that a file never has a wrong owner.
     fn beside(path: PathBuf, user: &User, old: Option<&Metadata>, sync: bool) -> io::Result<Self> {
         let (file, temporary) = make_temporary(&path)?;
         let upload = Self {
@@ -66,12 +67,12 @@ impl Upload {
         };
         let (uid, gid) = old.map_or((user.uid, user.gid), |meta| (meta.uid(), meta.gid()));
         fchown(&file, Some(uid), Some(gid))?;
-        // After the owner, whose change takes the set-id bits away.
+        // Set the mode after the owner, because chown clears the set-id bits.
         file.set_permissions(Permissions::from_mode(old.map_or(0o644, |meta| meta.mode() & 0o7777)))?;
         Ok(upload)
     }
 
-    /// Gives the file its name, now that all of it has come.
+    /// Renames a temporary file to its final name.
     pub(crate) async fn finish(mut self) -> io::Result<()> {
         self.file.flush().await?;
         if let Some(temporary) = &self.temporary {
@@ -93,13 +94,13 @@ impl Drop for Upload {
     }
 }
 
-/// A new file beside `path`, whose name nobody can foresee.
+/// Creates a temporary file beside `path` with an unpredictable name.
 fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
     for attempt in 0..NAMES {
-        // Random keys, new ones each time.
+        // RandomState has new random keys each time.
         let temporary = path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(attempt)));
         match options.open(&temporary) {
             Ok(file) => return Ok((file, temporary)),
@@ -110,16 +111,16 @@ fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     Err(last)
 }
 
-/// Where a path leads when its last part is a symbolic link.
+/// Resolves a path whose last part may be a symbolic link.
 fn target(path: &Path) -> io::Result<PathBuf> {
-    // Of what exists the kernel knows it, links of /proc that lead to no path included.
+    // The kernel resolves existing paths, including links in /proc that have no path.
     if path.exists() {
         return fs::canonicalize(path);
     }
     let mut path = path.to_owned();
     for _ in 0..LINKS {
         match fs::read_link(&path) {
-            // A link's own directory counts, so that is looked up first.
+            // A link is relative to its own directory, so resolve that first.
             Ok(link) => path = real_directory(&path)?.join(link),
             Err(_) => return Ok(path),
         }

@@ -1,4 +1,4 @@
-//! Users and groups from `/etc/passwd` and `/etc/group`, parsed here because a static glibc cannot load NSS.
+//! Users and groups from `/etc/passwd` and `/etc/group`, parsed here because static glibc cannot load NSS.
 
 use std::{collections::HashMap, path::Path};
 
@@ -9,24 +9,24 @@ use wrenn_rpc::fault::{self, Of};
 
 use crate::regular;
 
-/// Bytes of `/etc/passwd` and `/etc/group` that are read.
+/// Maximum number of bytes read of `/etc/passwd` and `/etc/group`.
 const MOST: u64 = 4 << 20;
-/// Characters of a name that an error shows.
+/// Maximum number of characters of a name in an error message.
 const SHOWN: usize = 64;
 
-/// A user that a request acts as.
+/// User of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) name: String,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Supplementary groups, the primary one included.
+    /// Group ids, including the primary group.
     pub(crate) groups: Vec<u32>,
     pub(crate) home: String,
     pub(crate) shell: String,
 }
 
-/// Why a request has no user.
+/// Errors of finding a request's user.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UserError {
     #[error("invalid username: '{0}'")]
@@ -35,24 +35,24 @@ pub(crate) enum UserError {
     Header,
 }
 
-/// The user of a Connect call: the one that it names, else the sandbox's default, else root.
+/// Returns the user of a Connect call: the requested one, else the sandbox's default, else root.
 pub(crate) async fn of_call(headers: &HeaderMap, default: Option<String>) -> Result<User, ConnectError> {
     let named = requested(headers).map_err(|error| ConnectError::unauthenticated(error.to_string()))?;
     let found = find(named.or(default).unwrap_or_else(|| "root".into())).await;
-    // Clients of this wire contract know an unknown user as unauthenticated.
+    // Clients of this wire contract expect `unauthenticated` for an unknown user.
     found.map_err(|error| {
         fault::attach(ConnectError::unauthenticated(error.to_string()), "user_not_found", Of::OF_CALLER)
     })
 }
 
-/// Finds a user by name. Reads files, on a thread for that.
+/// Finds a user by name. Reads files on a blocking thread.
 pub(crate) async fn find(name: String) -> Result<User, UserError> {
     let shown = name.chars().take(SHOWN).collect();
     let found = tokio::task::spawn_blocking(move || parse(&name, &read("/etc/passwd"), &read("/etc/group")));
     found.await.ok().flatten().ok_or(UserError::Unknown(shown))
 }
 
-/// The text of a file; nothing where it cannot be read, or is no file.
+/// Reads a file; empty if it cannot be read or is not a regular file.
 fn read(path: &str) -> String {
     regular::read_text(Path::new(path), MOST).unwrap_or_default()
 }
@@ -61,7 +61,7 @@ fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
     let Some(fields) =
         passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 7 && f[0] == name)
     else {
-        // A root file system without /etc/passwd still has its superuser.
+        // Without /etc/passwd, root still exists.
         return (name == "root").then(|| User {
             name: name.into(),
             uid: 0,
@@ -94,11 +94,11 @@ fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
     })
 }
 
-/// The user named by `Authorization: Basic`, if any.
+/// Returns the user of `Authorization: Basic`, if any.
 pub(crate) fn requested(headers: &HeaderMap) -> Result<Option<String>, UserError> {
     let Some(value) = headers.get(http::header::AUTHORIZATION) else { return Ok(None) };
     let text = value.to_str().map_err(|_| UserError::Header)?;
-    // Other schemes are not about users: a proxy may have left them.
+    // Ignore other schemes, which a proxy may have added.
     let Some(code) = text.strip_prefix("Basic ").or_else(|| text.strip_prefix("basic ")) else {
         return Ok(None);
     };
@@ -115,7 +115,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Reads both files once.
+    /// Reads both files.
     pub(crate) fn load() -> Self {
         let load = |path| {
             let mut map = HashMap::new();
@@ -132,12 +132,12 @@ impl Names {
         Self { users: load("/etc/passwd"), groups: load("/etc/group") }
     }
 
-    /// The user's name, or its number.
+    /// Returns the user's name, or its number.
     pub(crate) fn user(&self, uid: u32) -> String {
         self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string())
     }
 
-    /// The group's name, or its number.
+    /// Returns the group's name, or its number.
     pub(crate) fn group(&self, gid: u32) -> String {
         self.groups.get(&gid).cloned().unwrap_or_else(|| gid.to_string())
     }

@@ -1,4 +1,4 @@
-//! One cgroup per process, so that killing reaches descendants that left the process group.
+//! One cgroup per process, so that a kill also reaches descendants that left the process group.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,35 +12,35 @@ use std::{
 
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Where process cgroups live; empty where there is no cgroup2.
+/// Parent cgroup of processes; without cgroup2 there is none.
 pub(crate) struct Cgroups {
     root: Option<PathBuf>,
-    /// Tasks that one process and its descendants may be; none where the kernel does not count them.
+    /// Maximum number of tasks of one process with its descendants; `None` if the kernel does not count them.
     tasks: Option<u64>,
     next: AtomicU64,
-    /// Groups that still had members when their process ended.
+    /// Cgroups that still had members when their process exited.
     leftover: Mutex<Vec<PathBuf>>,
 }
 
-/// The cgroup of one process.
+/// Cgroup of one process.
 pub(crate) struct Cgroup {
     path: PathBuf,
 }
 
 impl Cgroups {
-    /// Makes the parent group where cgroup2 is mounted and writable.
+    /// Creates the parent cgroup if cgroup2 is mounted and writable.
     pub(crate) fn open() -> Self {
         let parent = Path::new(MOUNT).join("wrenn");
         let usable = Path::new(MOUNT).join("cgroup.controllers").exists()
             && (fs::create_dir(&parent).is_ok() || parent.join("cgroup.procs").exists());
-        // Kept apart by our pid: another envd on the same machine (a test) has its own.
+        // Named after our process id, so that another envd on the same machine (in a test) has its own.
         let root = usable.then(|| parent.join(std::process::id().to_string()));
         let root = root.filter(|path| fs::create_dir(path).is_ok() || path.join("cgroup.procs").exists());
         let tasks = root.as_deref().and_then(|root| limit_tasks(&parent, root));
         Self { root, tasks, next: AtomicU64::new(1), leftover: Mutex::default() }
     }
 
-    /// A new group, or none where cgroups do not work: killing then falls back to the process group.
+    /// Creates a cgroup; `None` if cgroups do not work, in which case kills use the process group.
     pub(crate) fn create(&self) -> Option<Cgroup> {
         self.sweep();
         let path = self.root.as_ref()?.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
@@ -51,7 +51,7 @@ impl Cgroups {
         Some(Cgroup { path })
     }
 
-    /// Removes a group, now or once its last member is gone.
+    /// Removes a cgroup, now or after its last member has exited.
     pub(crate) fn remove(&self, group: Cgroup) {
         if fs::remove_dir(&group.path).is_err() {
             self.leftover.lock().unwrap_or_else(PoisonError::into_inner).push(group.path);
@@ -66,9 +66,9 @@ impl Cgroups {
     }
 }
 
-/// Bounds the tasks of all processes together, so that a fork bomb leaves envd and the kernel theirs: three quarters of
-/// what the machine has room for. One process with its descendants may have seven eighths of them, which leaves room for
-/// the command that repairs.
+/// Limits the tasks of all processes to three quarters of the machine's maximum, so that a fork bomb leaves
+/// some for envd and the kernel. One process with its descendants may have seven eighths of that, which
+/// leaves some for a command that repairs the sandbox.
 fn limit_tasks(parent: &Path, root: &Path) -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let most = number("/proc/sys/kernel/threads-max")?.min(number("/proc/sys/kernel/pid_max")?);
@@ -81,12 +81,12 @@ fn limit_tasks(parent: &Path, root: &Path) -> Option<u64> {
 }
 
 impl Cgroup {
-    /// `cgroup.procs`, which a child joins by writing "0".
+    /// Opens `cgroup.procs`, which a child joins by writing "0".
     pub(crate) fn joining(&self) -> io::Result<File> {
         OpenOptions::new().write(true).open(self.path.join("cgroup.procs"))
     }
 
-    /// Kills every member at once.
+    /// Kills all members at once.
     pub(crate) fn kill(&self) -> bool {
         fs::write(self.path.join("cgroup.kill"), "1").is_ok()
     }

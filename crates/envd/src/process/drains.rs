@@ -1,4 +1,4 @@
-//! Reads away what the descendants of ended processes go on writing, so that no write of theirs kills them.
+//! Reads and discards the output of descendants of exited processes, so that SIGPIPE does not kill them.
 
 use std::{
     collections::VecDeque,
@@ -10,10 +10,10 @@ use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
 use super::registry::read;
 
-/// Pipes and terminals that are read away at a time.
+/// Maximum number of pipes and terminals drained at a time.
 pub(super) const DRAINS: usize = 4096;
 
-/// Those of all ended processes; beyond the limit the oldest is closed.
+/// Drain tasks of all exited processes; above the limit the oldest is closed.
 pub(super) struct Drains {
     limit: usize,
     tasks: Mutex<VecDeque<AbortHandle>>,
@@ -24,7 +24,7 @@ impl Drains {
         Self { limit, tasks: Mutex::default() }
     }
 
-    /// Reads `fd` away until its last writer is gone.
+    /// Drains `fd` until its last writer has closed it.
     pub(super) fn add(&self, fd: AsyncFd<OwnedFd>) {
         let task = tokio::spawn(async move { while read(&fd).await.is_ok_and(|piece| !piece.is_empty()) {} });
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,10 +1,10 @@
-//! How a process ended, in numbers and in the words that sandbox clients know.
+//! Exit status of a process as numbers and as the text that sandbox clients expect.
 
 use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use super::output::End;
 
-/// Describes an end; `None` where the status is not known.
+/// Describes an exit; `None` means that the status is unknown.
 pub(super) fn describe(status: Option<ExitStatus>, timed_out: bool) -> End {
     let Some(status) = status else {
         return End {
@@ -25,7 +25,7 @@ pub(super) fn describe(status: Option<ExitStatus>, timed_out: bool) -> End {
     End { exit_code: -1, exited: false, status: text, signal: u32::try_from(signal).ok(), timed_out }
 }
 
-/// The usual words for a signal; the number of one that has none.
+/// Returns the usual name of a signal, or its number.
 fn words(signal: i32) -> String {
     let words = match signal {
         libc::SIGHUP => "hangup",

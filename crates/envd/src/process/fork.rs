@@ -1,4 +1,4 @@
-//! Forks a process and gives it its session, cgroup, limits, user and directory before its program replaces it.
+//! Forks a process and sets its session, cgroup, limits, user and directory before exec.
 
 use std::{
     convert::Infallible,
@@ -14,7 +14,7 @@ use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::oneshot};
 
 use crate::{limits, reaper::Reaper, users::User};
 
-/// What the child becomes.
+/// Program of the child and its environment.
 pub(super) struct Image {
     pub(super) program: CString,
     pub(super) arguments: Vec<CString>,
@@ -23,36 +23,36 @@ pub(super) struct Image {
     pub(super) user: User,
     /// Standard input, output and error.
     pub(super) standard: [OwnedFd; 3],
-    /// Whether standard input is the terminal that controls the session.
+    /// Whether standard input is the controlling terminal of the session.
     pub(super) terminal: bool,
-    /// `cgroup.procs` of the group to join.
+    /// `cgroup.procs` of the cgroup to join.
     pub(super) group: Option<OwnedFd>,
 }
 
-/// At what a child failed.
+/// Step at which a child failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Its session, limits or user.
+    /// Setting session, limits or user.
     Prepare,
-    /// Entering its directory.
+    /// Changing the directory.
     Directory,
-    /// Executing its program.
+    /// Executing the program.
     Execute,
 }
 
-/// A child whose program may not run yet.
+/// Forked child whose program may not run yet.
 pub(super) struct Child {
     pub(super) pid: i32,
     pub(super) status: oneshot::Receiver<ExitStatus>,
     pub(super) report: OwnedFd,
 }
 
-/// Null-terminated, as the kernel takes arguments and environment.
+/// Converts strings into the null-terminated array that exec needs.
 fn pointers(strings: &[CString]) -> Vec<*const c_char> {
     strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
 }
 
-/// Forks. The child closes its end of the report when its program runs.
+/// Forks. The child closes its end of the report pipe on a successful exec.
 pub(super) fn fork(reaper: &Reaper, image: &Image) -> io::Result<Child> {
     let (report, end) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let (arguments, environment) = (pointers(&image.arguments), pointers(&image.environment));
@@ -65,12 +65,12 @@ pub(super) fn fork(reaper: &Reaper, image: &Image) -> io::Result<Child> {
         files: limits::of_children(),
     };
     let child = || {
-        // SAFETY: this is the child, and all that it needs was made before.
+        // SAFETY: this is the child, and everything that it needs was allocated before the fork.
         let (step, error) = unsafe { plan.become_it() };
         let mut message = [0; 5];
         message[0] = step as u8;
         message[1..].copy_from_slice(&error.to_ne_bytes());
-        // SAFETY: the pipe is open and has room for so little.
+        // SAFETY: the pipe is open and has space for the message.
         unsafe {
             libc::write(end.as_raw_fd(), message.as_ptr().cast(), message.len());
             libc::_exit(127)
@@ -81,8 +81,8 @@ pub(super) fn fork(reaper: &Reaper, image: &Image) -> io::Result<Child> {
     Ok(Child { pid, status, report })
 }
 
-/// Waits until the program runs, or gives at what the child failed. A child that is killed before has an end like
-/// any other: then the program counts as having run.
+/// Waits until the program runs; returns the step and error if the child failed. A child that is killed
+/// earlier counts as executed and has an exit status like any other.
 pub(super) async fn executed(report: OwnedFd) -> io::Result<Result<(), (Step, io::Error)>> {
     super::spawn::nonblocking(&report)?;
     let mut message = Vec::new();
@@ -96,7 +96,7 @@ pub(super) async fn executed(report: OwnedFd) -> io::Result<Result<(), (Step, io
     Ok(Err((step, io::Error::from_raw_os_error(i32::from_ne_bytes(code)))))
 }
 
-/// What the child does, all of it made before the fork.
+/// Data of the child, all allocated before the fork.
 struct Plan<'a> {
     image: &'a Image,
     arguments: &'a [*const c_char],
@@ -106,9 +106,9 @@ struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Gives at what the child failed and the error; if all goes well, it does not return.
+    /// Executes the program; returns only on failure, with the step and the error.
     unsafe fn become_it(&self) -> (Step, i32) {
-        // SAFETY: the same conditions as of this function.
+        // SAFETY: the same conditions as for this function.
         unsafe {
             if let Err(error) = self.prepare() {
                 return (Step::Prepare, error);
@@ -124,7 +124,7 @@ impl Plan<'_> {
 
     unsafe fn prepare(&self) -> Result<(), i32> {
         let check = |result: libc::c_int| if result < 0 { Err(errno()) } else { Ok(()) };
-        // SAFETY: async-signal-safe calls on values made before the fork.
+        // SAFETY: async-signal-safe calls on values allocated before the fork.
         unsafe {
             for (target, file) in self.image.standard.iter().enumerate() {
                 check(libc::dup2(file.as_raw_fd(), target as RawFd))?;
@@ -134,10 +134,10 @@ impl Plan<'_> {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
             if let Some(group) = &self.image.group {
-                // Without the cgroup the process group still works.
+                // If joining the cgroup fails, the process group still works.
                 write(group.as_raw_fd(), c"0");
             }
-            // envd is protected from the OOM killer; its children are not.
+            // envd is protected from the OOM killer; its children must not be.
             let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
             if score >= 0 {
                 write(score, c"0");
@@ -156,8 +156,8 @@ impl Plan<'_> {
     }
 
     unsafe fn execute(&self) -> Result<Infallible, i32> {
-        // SAFETY: async-signal-safe calls; the vectors are null-terminated and outlive the call. With a path,
-        // execvpe searches nothing; it runs a script without an interpreter's line by the shell.
+        // SAFETY: async-signal-safe calls; the arrays are null-terminated and outlive the call. The program
+        // has a path, so execvpe does not search; it runs a script without `#!` with the shell.
         unsafe {
             let mut none = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
@@ -170,7 +170,7 @@ impl Plan<'_> {
 }
 
 unsafe fn write(fd: RawFd, text: &CStr) {
-    // SAFETY: a valid string; its length excludes the NUL.
+    // SAFETY: a valid string; the length excludes the NUL.
     unsafe { libc::write(fd, text.as_ptr().cast(), text.count_bytes()) };
 }
 

@@ -1,4 +1,4 @@
-//! The standard input of one process, or its terminal's: writes in the order in which they came, and its close.
+//! Standard input or terminal input of one process: ordered writes and close.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Why input was not taken.
+/// Errors of writing input.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InputError {
     #[error("standard input of process {0} is closed; start it with stdin: true")]
@@ -22,12 +22,13 @@ pub(crate) enum InputError {
     Ended(u32),
 }
 
-/// The writing end.
+/// Write end of the input.
 pub(super) struct Input {
     pid: u32,
-    /// Writers hold it while they write: it closes when it was taken from here and the last of them is done.
+    /// Write end; each writer has a reference, so it is closed after removal here and after the last writer
+    /// has finished.
     file: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
-    /// One writes at a time.
+    /// Lock of the current writer.
     turn: tokio::sync::Mutex<()>,
     ended: watch::Receiver<bool>,
 }
@@ -37,7 +38,7 @@ impl Input {
         Self { pid, file: Mutex::new(file.map(Arc::new)), turn: tokio::sync::Mutex::default(), ended }
     }
 
-    /// Writes all of `data`, as fast as the process takes it, or until it ends.
+    /// Writes all of `data` as fast as the process reads it, or fails if the process exits.
     pub(super) async fn write(&self, data: &[u8]) -> Result<(), InputError> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let file = file.ok_or(InputError::Closed(self.pid))?;
@@ -58,7 +59,7 @@ impl Input {
         Ok(())
     }
 
-    /// Closes it, once what is being written is written.
+    /// Closes the input after pending writes.
     pub(super) fn close(&self) {
         self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
     }

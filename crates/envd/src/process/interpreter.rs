@@ -1,5 +1,4 @@
-//! Finds out what a program that cannot be executed needs and does not have: the interpreter of a script, the loader
-//! of a binary.
+//! Finds the missing interpreter of a script or the missing loader of a binary that cannot be executed.
 
 use std::{
     fs::File,
@@ -10,12 +9,12 @@ use std::{
 
 use crate::regular;
 
-/// The kernel reads no more of a script's first line.
+/// Number of bytes of a script's first line that the kernel reads.
 const LINE: u64 = 256;
 /// `PT_INTERP` in elf.h.
 const INTERPRETER: u32 = 3;
 
-/// The interpreter or loader that a program names and that does not exist.
+/// Returns the interpreter or loader of a program if it does not exist.
 pub(super) fn missing(program: &Path) -> Option<String> {
     let file = regular::open(program).ok()?;
     let mut head = Vec::new();
@@ -28,12 +27,12 @@ pub(super) fn missing(program: &Path) -> Option<String> {
 fn of_script(head: &[u8]) -> Option<String> {
     let line = head[2..].split(|byte| *byte == b'\n').next()?;
     let line = String::from_utf8_lossy(line).into_owned();
-    // A carriage return is a part of the name to the kernel.
+    // For the kernel, a carriage return is part of the name.
     let name = line.trim_start_matches([' ', '\t']).split([' ', '\t']).next()?;
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// The loader of a 64-bit ELF file of this machine's byte order.
+/// Returns the loader of a 64-bit little-endian ELF file.
 fn of_binary(file: &File, head: &[u8]) -> Option<String> {
     let number = |bytes: &[u8], at: usize, size: usize| -> Option<u64> {
         let mut wide = [0; 8];

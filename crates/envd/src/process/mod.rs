@@ -1,4 +1,4 @@
-//! Processes: starting them, their output, their end, and the Connect service over all of it.
+//! Processes: start, output, exit, and the Connect service.
 
 pub(crate) mod cgroup;
 mod drains;

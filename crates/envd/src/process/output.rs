@@ -1,9 +1,9 @@
-//! The output of one process: a bounded log that any number of clients read, each at its own pace.
+//! Output log of one process: bounded, and read by any number of clients at their own speed.
 //!
-//! The log keeps the last [`LIMIT`] bytes, or less where the output of all processes needs the room
-//! ([`Retention`]). The client that started the process holds it up while it has not taken the oldest of them, as a
-//! pipe does; so does a client that attached later, but not longer than [`STALL`]. What a client misses is told to it
-//! where it is missing.
+//! The log keeps the last [`LIMIT`] bytes, or less if other processes need the memory ([`Retention`]). The
+//! client that started the process blocks its output, like a full pipe, while it has not read the oldest
+//! bytes; a client that attached later blocks it for [`STALL`] at most. A client is told how many bytes it
+//! missed, at the position where they are missing.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,18 +16,18 @@ use tokio::sync::Notify;
 
 use super::retention::Retention;
 
-/// Bytes kept per process, with [`CHUNK_COST`] counted for every chunk.
+/// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
-/// How long a client that attached may take nothing before it no longer holds the process up.
+/// Time without reads after which an attached client no longer blocks the process.
 pub(crate) const STALL: Duration = Duration::from_secs(10);
-/// The largest chunk.
+/// Maximum size of a chunk in bytes.
 pub(crate) const CHUNK: usize = 32 << 10;
-/// What a chunk costs beside its bytes, so that tiny writes are bounded too.
+/// Overhead counted per chunk in bytes, so that tiny writes are bounded too.
 const CHUNK_COST: usize = 64;
-/// What every process may keep even where all others have taken the rest: one chunk.
+/// Bytes that each process may keep even if all memory is used by others: one chunk.
 pub(crate) const FLOOR: usize = CHUNK + CHUNK_COST;
 
-/// Where output came from.
+/// Source of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Channel {
     Stdout,
@@ -35,7 +35,7 @@ pub(crate) enum Channel {
     Pty,
 }
 
-/// One read from a process.
+/// Data of one read from a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Chunk {
     pub(crate) channel: Channel,
@@ -48,54 +48,54 @@ impl Chunk {
     }
 }
 
-/// How a process ended.
+/// Exit of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct End {
     pub(crate) exit_code: i32,
     pub(crate) exited: bool,
     pub(crate) status: String,
-    /// The number of the signal that ended it.
+    /// Number of the signal that killed it.
     pub(crate) signal: Option<u32>,
-    /// Whether its deadline ended it.
+    /// Whether it was killed at its deadline.
     pub(crate) timed_out: bool,
 }
 
-/// What a client reads.
+/// Item that a client reads.
 #[derive(Debug)]
 pub(crate) enum Item {
     Chunk(Chunk),
-    /// So many bytes are missing here.
+    /// Number of bytes missing at this position.
     Lost(u64),
-    /// The end, and how many bytes this client missed in all.
+    /// Exit, and the total number of bytes that this client missed.
     End(End, u64),
 }
 
-/// How a client holds the process up when it does not read.
+/// How long a client that does not read blocks the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
-    /// As long as it is there: it started the process, and a pipe does the same.
+    /// As long as the client is attached, like a pipe: it started the process.
     Always,
     /// For [`STALL`] at most.
     Briefly,
 }
 
-/// The log.
+/// Output log.
 pub(crate) struct Log {
     state: Mutex<State>,
     retention: Arc<Retention>,
-    /// Something was appended.
+    /// Notified when output was appended.
     grown: Notify,
-    /// A client took something or went away.
+    /// Notified when a client has read output or detached.
     taken: Notify,
 }
 
 #[derive(Default)]
 struct State {
     chunks: VecDeque<Chunk>,
-    /// The number of the first chunk kept.
+    /// Number of the first chunk kept.
     first: u64,
     cost: usize,
-    /// Bytes of output before the first chunk kept.
+    /// Number of bytes dropped before the first chunk kept.
     dropped: u64,
     end: Option<End>,
     readers: HashMap<u64, Position>,
@@ -111,7 +111,7 @@ struct Position {
 }
 
 impl State {
-    /// How long the oldest chunk is still held by a client; `None` when it may be dropped.
+    /// Returns how long the oldest chunk is still blocked by a client; `None` if it may be dropped.
     fn held(&self) -> Option<Duration> {
         let holding = self.readers.values().filter(|reader| reader.chunk <= self.first);
         let left = holding.map(|reader| match reader.hold {
@@ -121,7 +121,8 @@ impl State {
         left.max().filter(|left| !left.is_zero())
     }
 
-    /// Drops the oldest chunks that nobody holds until at most `target` are kept; gives what was freed.
+    /// Drops the oldest unblocked chunks until at most `target` bytes are kept; returns the number of bytes
+    /// freed.
     fn shrink(&mut self, target: usize) -> usize {
         let before = self.cost;
         while self.cost > target && self.held().is_none() {
@@ -135,7 +136,7 @@ impl State {
 }
 
 impl Log {
-    /// An empty log whose bytes count in `retention`.
+    /// Creates an empty log whose bytes are counted in `retention`.
     pub(super) fn new(retention: Arc<Retention>) -> Self {
         Self { state: Mutex::default(), retention, grown: Notify::new(), taken: Notify::new() }
     }
@@ -144,7 +145,7 @@ impl Log {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds output, waiting while a client needs the room. After the end it is dropped.
+    /// Appends output; waits while a client blocks. After the exit it discards output.
     pub(crate) async fn append(&self, chunk: Chunk) {
         loop {
             let taken = self.taken.notified();
@@ -158,7 +159,7 @@ impl Log {
         }
     }
 
-    /// Adds output or tells how long to wait at most before trying again.
+    /// Tries to append output; returns how long to wait at most before the next attempt.
     fn try_append(&self, chunk: &Chunk) -> Option<Duration> {
         let cost = chunk.cost();
         let reserved = self.retention.reserve(cost);
@@ -177,7 +178,7 @@ impl Log {
         }
         let tail = state.first + state.chunks.len() as u64;
         for reader in state.readers.values_mut().filter(|r| r.chunk == tail) {
-            // It had nothing to take until now: its time starts here.
+            // The reader had nothing to read until now: start its time limit.
             reader.moved = Instant::now();
         }
         if !reserved {
@@ -189,25 +190,25 @@ impl Log {
         None
     }
 
-    /// Drops the oldest output that no client holds, until at most `target` bytes are kept.
+    /// Drops the oldest unblocked output until at most `target` bytes are kept.
     pub(super) fn shrink(&self, target: usize) {
         let freed = self.lock().shrink(target);
         self.retention.release(freed);
     }
 
-    /// Bytes that are kept, with what they cost beside.
+    /// Returns the number of bytes kept, including overhead.
     pub(super) fn cost(&self) -> usize {
         self.lock().cost
     }
 
-    /// Ends the log; the first end stays.
+    /// Records the exit; later calls have no effect.
     pub(crate) fn finish(&self, end: End) {
         self.lock().end.get_or_insert(end);
         self.grown.notify_waiters();
         self.taken.notify_waiters();
     }
 
-    /// Whether the process has ended.
+    /// Returns whether the exit is recorded.
     pub(crate) fn ended(&self) -> bool {
         self.lock().end.is_some()
     }
@@ -231,14 +232,14 @@ impl Drop for Log {
     }
 }
 
-/// One client's place in the log.
+/// Position of one client in the log.
 pub(crate) struct Reader {
     log: Arc<Log>,
     id: u64,
 }
 
 impl Reader {
-    /// The next output, or the end. Safe to cancel.
+    /// Returns the next output or the exit. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Item {
         loop {
             let grown = self.log.grown.notified();
@@ -297,7 +298,7 @@ mod tests {
         Retention::new(64 << 20).log()
     }
 
-    /// What a client sees: bytes and gaps in their order, and the sum that the end tells.
+    /// Collects what a client reads: byte counts and gaps in order, and the total of lost bytes.
     async fn drain(mut reader: Reader) -> (Vec<Result<usize, u64>>, u64) {
         let mut seen = Vec::new();
         loop {
@@ -367,7 +368,7 @@ mod tests {
             log.append(chunk(i, 32 << 10)).await;
         }
         assert!(matches!(slow.next().await, Item::Chunk(first) if first.data[0] == 0));
-        // It rested for longer than it may.
+        // Pretend that it has not read for longer than allowed.
         for reader in log.lock().readers.values_mut() {
             reader.moved = Instant::now().checked_sub(STALL).unwrap();
         }

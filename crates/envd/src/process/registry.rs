@@ -1,4 +1,4 @@
-//! All processes started here: the running ones and the last that ended.
+//! Registry of all started processes: the running ones and the last exited ones.
 
 use std::{
     collections::VecDeque,
@@ -32,18 +32,18 @@ use super::{
 };
 use crate::reaper::Reaper;
 
-/// Ended processes whose end, and output as far as it is kept, can still be read.
+/// Number of exited processes whose exit and remaining output can still be read.
 const RETAINED: usize = 256;
-/// Processes running at once that were started over the API, at most.
+/// Upper limit of concurrently running processes started through the API.
 const RUNNING: usize = 4096;
-/// Memory for which one of them may run.
+/// Memory in bytes per running process, from which their limit is computed.
 const RUNNING_MEMORY: usize = 256 << 10;
-/// How long output is awaited after the process ended while a descendant holds its pipes.
+/// Time that output is awaited after a process has exited while a descendant has its pipes open.
 const GRACE: Duration = Duration::from_millis(200);
-/// Bytes of arguments and environment that a listing shows of each process.
+/// Maximum bytes of arguments and environment kept per process for listings.
 const LISTED: usize = 16 << 10;
 
-/// What is started, for listings.
+/// Command of a process, for listings.
 pub(crate) struct Description {
     pub(crate) cmd: String,
     pub(crate) args: Vec<String>,
@@ -52,7 +52,7 @@ pub(crate) struct Description {
 }
 
 impl Description {
-    /// Keeps as many arguments and variables as have room, in their order: this is memory of PID 1.
+    /// Truncates arguments and variables to [`LISTED`] bytes, because this is memory of PID 1.
     fn shorten(&mut self) {
         let mut left = LISTED;
         let mut fits = |size: usize| {
@@ -74,27 +74,27 @@ impl Description {
     }
 }
 
-/// One process.
+/// Started process.
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) tag: Option<String>,
     pub(crate) pty: bool,
     log: Arc<Log>,
     input: Input,
-    /// The terminal, for resizing.
+    /// Terminal, for resizing.
     terminal: Mutex<Option<OwnedFd>>,
     cgroup: Mutex<Option<Cgroup>>,
     timed_out: AtomicBool,
     reaper: Arc<Reaper>,
 }
 
-/// Which process a call is about.
+/// Selects a process.
 pub(crate) enum Selector {
     Pid(u32),
     Tag(String),
 }
 
-/// Why no process was started.
+/// Errors of starting a process.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
@@ -105,14 +105,14 @@ pub(crate) enum StartError {
     Io(#[from] io::Error),
 }
 
-/// Bounds that tests make smaller.
+/// Limits, which tests can reduce.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    /// Bytes of output kept of all processes together.
+    /// Maximum bytes of output kept for all processes together.
     pub(crate) kept: usize,
-    /// Pipes of daemons that are read away.
+    /// Maximum number of drained pipes of daemons.
     pub(crate) drains: usize,
-    /// Processes running at once.
+    /// Maximum number of running processes.
     pub(crate) running: usize,
 }
 
@@ -123,7 +123,7 @@ impl Default for Bounds {
     }
 }
 
-/// All processes.
+/// Registry of processes.
 pub(crate) struct Registry {
     reaper: Arc<Reaper>,
     cgroups: Cgroups,
@@ -141,7 +141,7 @@ struct Table {
 }
 
 impl Registry {
-    /// An empty registry.
+    /// Creates an empty registry.
     pub(crate) fn new(reaper: Arc<Reaper>, bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             reaper,
@@ -158,7 +158,7 @@ impl Registry {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a process; the reader is attached before it runs.
+    /// Starts a process; the returned reader is attached before the process runs.
     pub(crate) async fn start(
         self: &Arc<Self>,
         spec: Spec,
@@ -166,7 +166,7 @@ impl Registry {
         tag: Option<String>,
         deadline: Option<std::time::Instant>,
     ) -> Result<(Arc<Process>, Reader), StartError> {
-        // Its own task: a client that goes away meanwhile must not leave a process that nobody knows.
+        // In a task of its own: a client that disconnects meanwhile must not leave an unregistered process.
         let registry = Arc::clone(self);
         let starting =
             tokio::spawn(async move { registry.start_task(spec, description, tag, deadline).await });
@@ -209,7 +209,7 @@ impl Registry {
         let wired = match wire(running.input, running.outputs, pty) {
             Ok(wired) => wired,
             Err(error) => {
-                // Nobody could ever read or end it.
+                // Kill it, because its output could not be read.
                 self.reaper.signal_group(running.pid, libc::SIGKILL);
                 group.into_iter().for_each(|g| self.cgroups.remove(g));
                 return Err(error.into());
@@ -238,7 +238,7 @@ impl Registry {
         Ok((process, reader))
     }
 
-    /// Follows one process to its end.
+    /// Supervises one process until its exit.
     async fn supervise(
         self: Arc<Self>,
         following: Following,
@@ -271,7 +271,7 @@ impl Registry {
         self.retention.ended(&process.log);
         let mut table = self.table();
         table.running.retain(|(p, _)| !Arc::ptr_eq(p, &process));
-        // A pid comes back some day; the newer process has it then.
+        // Process ids are reused; the newer process gets it.
         table.ended.retain(|p| p.pid != process.pid);
         table.ended.push_back(process);
         if table.ended.len() > RETAINED {
@@ -281,12 +281,12 @@ impl Registry {
         drop(place);
     }
 
-    /// The running processes and what was started.
+    /// Lists the running processes with their commands.
     pub(crate) fn running(&self) -> Vec<(Arc<Process>, Arc<Description>)> {
         self.table().running.clone()
     }
 
-    /// A running process; with `ended` also one that has ended. Of several with a tag, the newest.
+    /// Finds a running process, with `ended` also an exited one. If several have the tag, the newest.
     pub(crate) fn find(&self, selector: &Selector, ended: bool) -> Option<Arc<Process>> {
         let matches = |p: &&Arc<Process>| match selector {
             Selector::Pid(pid) => p.pid == *pid,
@@ -298,7 +298,7 @@ impl Registry {
     }
 }
 
-/// What the supervisor of a process has.
+/// State of a process's supervisor.
 struct Following {
     process: Arc<Process>,
     pumps: JoinSet<()>,
@@ -312,7 +312,7 @@ impl Process {
         self.log.read(Hold::Briefly)
     }
 
-    /// Whether it has ended and all its output is in the log.
+    /// Returns whether it has exited and all its output is in the log.
     pub(crate) fn ended(&self) -> bool {
         self.log.ended()
     }
@@ -325,29 +325,29 @@ impl Process {
         self.reaper.signal_group(self.pid as i32, libc::SIGKILL) || all
     }
 
-    /// Asks the process group to end.
+    /// Sends SIGTERM to the process group.
     pub(crate) fn terminate(&self) -> bool {
         self.reaper.signal_group(self.pid as i32, libc::SIGTERM)
     }
 
-    /// Writes all of `data`, as fast as the process takes it.
+    /// Writes all of `data` as fast as the process reads it.
     pub(crate) async fn write(&self, data: &[u8]) -> Result<(), InputError> {
         self.input.write(data).await
     }
 
-    /// Closes standard input, once what is being written is written.
+    /// Closes standard input after pending writes.
     pub(crate) fn close_input(&self) {
         self.input.close();
     }
 
-    /// Resizes the terminal; false when there is none.
+    /// Resizes the terminal; returns false if there is none.
     pub(crate) fn resize(&self, size: Winsize) -> bool {
         let terminal = self.terminal.lock().unwrap_or_else(PoisonError::into_inner);
         terminal.as_ref().is_some_and(|fd| rustix::termios::tcsetwinsize(fd, size).is_ok())
     }
 }
 
-/// Moves output into the log until end of file, or until a while after the process ended.
+/// Moves output into the log until end of file, or until [`GRACE`] after the exit.
 async fn pump(
     registry: Arc<Registry>,
     channel: Channel,
@@ -359,14 +359,14 @@ async fn pump(
     loop {
         let grace = async {
             if until.is_none() {
-                // An error means that the supervisor is gone, which is an end too.
+                // An error means that the supervisor is gone, which is also an exit.
                 let _ = ended.wait_for(|e| *e).await;
                 until = Some(Instant::now() + GRACE);
             }
             tokio::time::sleep_until(until.unwrap_or_else(Instant::now)).await;
         };
         tokio::select! {
-            // Output first: the grace is only for silence.
+            // Read first: the grace period is only for silence.
             biased;
             read = read(&fd) => match read {
                 Ok(data) if !data.is_empty() => log.append(Chunk { channel, data }).await,
@@ -375,16 +375,16 @@ async fn pump(
             () = grace => break,
         }
         if until.is_some_and(|at| Instant::now() > at) {
-            // A descendant that never stops writing does not delay the end either.
+            // A descendant that never stops writing must not delay the exit either.
             drain(channel, &fd, &log).await;
             break;
         }
     }
-    // A descendant still has the pipe: keep it from being killed by a write that nobody reads.
+    // A descendant still has the pipe open: drain it, so that SIGPIPE does not kill the descendant.
     registry.drains.add(fd);
 }
 
-/// Takes what is there now, at most what the largest pipe holds.
+/// Reads what is available, at most the capacity of the largest pipe.
 async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log) {
     let mut left: usize = 1 << 20;
     while left > 0 {
@@ -397,7 +397,7 @@ async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log) {
     }
 }
 
-/// Our ends of a process's channels, ready for use.
+/// Ends of a process's pipes or terminal in envd, registered with the runtime.
 struct Wired {
     input: Option<AsyncFd<OwnedFd>>,
     terminal: Option<OwnedFd>,
@@ -414,16 +414,16 @@ fn wire(input: Option<OwnedFd>, outputs: Vec<(Channel, OwnedFd)>, pty: bool) -> 
 /// Registers a pipe or terminal with the runtime.
 fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     nonblocking(&fd)?;
-    // SAFETY: the OwnedFd inside is never replaced or closed before the AsyncFd is dropped.
+    // SAFETY: the OwnedFd inside is not replaced or closed before the AsyncFd is dropped.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
 }
 
-/// The next output; nothing at end of file.
+/// Reads the next output; empty at end of file.
 pub(super) async fn read(fd: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
     fd.async_io(Interest::READABLE, read_now).await
 }
 
-/// What is there. The memory is taken only when there is something: an idle process costs none.
+/// Reads what is available. Allocates only when there is data, so that an idle process costs nothing.
 fn read_now(fd: &OwnedFd) -> io::Result<Bytes> {
     let mut piece = Vec::with_capacity(CHUNK);
     rustix::io::read(fd, rustix::buffer::spare_capacity(&mut piece))?;

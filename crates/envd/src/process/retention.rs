@@ -1,4 +1,5 @@
-//! The bound on the output kept of all processes together: the oldest ended ones lose theirs first, then the largest.
+//! Limit of the output kept for all processes together: the oldest exited processes lose theirs first, then
+//! the largest.
 
 use std::{
     collections::VecDeque,
@@ -11,12 +12,12 @@ use std::{
 
 use super::output::{FLOOR, Log};
 
-/// At most; more is of little use to anybody.
+/// Upper bound of the default limit in bytes.
 const MOST: usize = 64 << 20;
-/// At least, for the smallest guests.
+/// Lower bound of the default limit in bytes, for the smallest guests.
 const LEAST: usize = 4 << 20;
 
-/// The kept output of all processes, in bytes.
+/// Accounting of the output kept for all processes, in bytes.
 pub(crate) struct Retention {
     limit: usize,
     used: AtomicUsize,
@@ -26,16 +27,16 @@ pub(crate) struct Retention {
 #[derive(Default)]
 struct Logs {
     running: Vec<Weak<Log>>,
-    /// In the order in which they ended.
+    /// Logs of exited processes in the order of their exits.
     ended: VecDeque<Weak<Log>>,
 }
 
-/// A twenty-fifth of the memory, within its bounds.
+/// Default limit: 4 % of the memory, within the bounds.
 pub(crate) fn default_limit() -> usize {
     (memory() / 25).clamp(LEAST, MOST)
 }
 
-/// The bytes of memory that this machine has; 0 where it does not say.
+/// Returns the machine's memory in bytes, or 0 if it is unknown.
 pub(crate) fn memory() -> usize {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
@@ -43,7 +44,7 @@ pub(crate) fn memory() -> usize {
 }
 
 impl Retention {
-    /// Nothing is kept yet; at most `limit` bytes will be, beside one chunk of each running process.
+    /// Creates an account with a limit of `limit` bytes, plus one chunk per running process.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { limit, used: AtomicUsize::new(0), logs: Mutex::default() })
     }
@@ -52,14 +53,14 @@ impl Retention {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The log of a process that is to be started.
+    /// Creates the log of a process to be started.
     pub(crate) fn log(self: &Arc<Self>) -> Arc<Log> {
         let log = Arc::new(Log::new(Arc::clone(self)));
         self.logs().running.push(Arc::downgrade(&log));
         log
     }
 
-    /// Its process has ended: from now on it is among those that lose their output first.
+    /// Moves a log to those of exited processes, which lose their output first.
     pub(crate) fn ended(&self, log: &Arc<Log>) {
         let mut logs = self.logs();
         logs.running.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&Arc::downgrade(log)));
@@ -67,17 +68,18 @@ impl Retention {
         logs.ended.push_back(Arc::downgrade(log));
     }
 
-    /// Takes room for so many bytes, at the cost of others' output where need be; false where clients hold all of it.
+    /// Reserves bytes, if necessary by dropping output of other processes; returns false if clients block all
+    /// of it.
     pub(super) fn reserve(&self, bytes: usize) -> bool {
         self.try_take(bytes) || (self.make_room(bytes) && self.try_take(bytes))
     }
 
-    /// Takes room without asking: what is within the floor of a process.
+    /// Reserves bytes without checking the limit, for the minimum of each process.
     pub(super) fn take(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// Gives room back.
+    /// Releases bytes.
     pub(super) fn release(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::AcqRel);
     }
@@ -108,7 +110,8 @@ impl Retention {
         drop(logs);
         running.sort_by_cached_key(|log| std::cmp::Reverse(log.cost()));
         for log in running {
-            // To a half and not by the few bytes asked for: this is not to be done again for the next ones.
+            // Halve it instead of freeing only the requested bytes, so that the next requests need not do
+            // this again.
             log.shrink((log.cost() / 2).max(FLOOR));
             if enough() {
                 return true;
@@ -197,7 +200,7 @@ mod tests {
         while full.cost() < LIMIT - FLOOR {
             tokio::task::yield_now().await;
         }
-        // With one client that reads, and with none.
+        // With no client, and with one that reads.
         for mut reader in [None, Some(retention.log()).map(|log| (log.read(Hold::Always), log))] {
             let log = reader.as_ref().map_or_else(|| retention.log(), |(_, log)| Arc::clone(log));
             for _ in 0..100 {

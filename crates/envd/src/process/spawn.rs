@@ -1,4 +1,4 @@
-//! Starts one process as a user, in its own session, cgroup and directory, connected to pipes or a terminal.
+//! Starts a process as a user in its own session, cgroup and directory, connected to pipes or a terminal.
 
 use std::{
     collections::BTreeMap,
@@ -25,27 +25,27 @@ use super::{
 };
 use crate::{reaper::Reaper, users::User};
 
-/// PATH of a process when nobody set one.
+/// PATH of a process if it is not set.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long the kernel may take to begin a program, whose file system may hang.
+/// Time limit of an exec, because its file system may hang.
 const EXECUTE: Duration = Duration::from_secs(30);
-/// Characters of a name that an error shows.
+/// Maximum number of characters of a name in an error message.
 const SHOWN: usize = 256;
 
-/// What to start.
+/// Process to start.
 pub(crate) struct Spec {
     pub(crate) cmd: String,
     pub(crate) args: Vec<String>,
-    /// Sandbox variables overlaid with those of the request.
+    /// Sandbox variables, overridden by those of the request.
     pub(crate) envs: BTreeMap<String, String>,
-    /// Empty: the user's home.
+    /// Working directory; empty means the user's home.
     pub(crate) cwd: String,
     pub(crate) user: User,
     pub(crate) stdin: bool,
     pub(crate) pty: Option<Winsize>,
 }
 
-/// Why a process was not started.
+/// Errors of starting a process.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpawnError {
     #[error("command not found: {0}")]
@@ -68,7 +68,7 @@ pub(crate) enum SpawnError {
     Hung { cmd: String },
 }
 
-/// A started process with our ends of its channels.
+/// Forked process with envd's ends of its pipes or terminal.
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) status: oneshot::Receiver<ExitStatus>,
@@ -77,7 +77,7 @@ pub(crate) struct Spawned {
     begins: Begins,
 }
 
-/// What is needed to tell why a program did not begin.
+/// Data for the error message if the exec fails.
 struct Begins {
     report: OwnedFd,
     cmd: String,
@@ -85,7 +85,7 @@ struct Begins {
     program: PathBuf,
 }
 
-/// A name as an error shows it: whoever made it decided how long it is.
+/// Shortens a name for error messages; it may be long, because requests choose it.
 fn shown(name: &str) -> String {
     match name.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &name[..end]),
@@ -131,7 +131,7 @@ pub(crate) fn spawn(reaper: &Reaper, spec: Spec, group: Option<&Cgroup>) -> Resu
     Ok(Spawned { pid: child.pid, status: child.status, outputs, input, begins })
 }
 
-/// A process whose program runs, with our ends of its channels.
+/// Process whose program runs, with envd's ends of its pipes or terminal.
 pub(crate) struct Running {
     pub(crate) pid: i32,
     pub(crate) status: oneshot::Receiver<ExitStatus>,
@@ -140,7 +140,7 @@ pub(crate) struct Running {
 }
 
 impl Spawned {
-    /// Waits until its program runs.
+    /// Waits until the program runs.
     pub(crate) async fn running(self, reaper: &Reaper) -> Result<Running, SpawnError> {
         let Self { pid, status, outputs, input, begins } = self;
         let Begins { report, cmd, cwd, program } = begins;
@@ -165,7 +165,7 @@ impl Spawned {
     }
 }
 
-/// Why a child did not become its program.
+/// Converts the failure of a child into an error.
 fn refusal(step: Step, cause: io::Error, cmd: String, cwd: String, program: &Path) -> SpawnError {
     match (step, cause.raw_os_error()) {
         (Step::Directory, Some(libc::ENOENT | libc::ENOTDIR)) => SpawnError::Cwd(cwd),
@@ -203,7 +203,7 @@ fn refusal(step: Step, cause: io::Error, cmd: String, cwd: String, program: &Pat
 fn directory(spec: &Spec) -> Result<PathBuf, SpawnError> {
     let home = PathBuf::from(&spec.user.home);
     if spec.cwd.is_empty() {
-        // A user without a home still gets a shell.
+        // If the user's home does not exist, use the root directory.
         return Ok(if home.is_dir() { home } else { PathBuf::from("/") });
     }
     let cwd = match spec.cwd.strip_prefix('~') {
@@ -234,7 +234,7 @@ fn environment(spec: &Spec) -> BTreeMap<String, String> {
     envs
 }
 
-/// Finds the program as a shell would.
+/// Finds the program like a shell.
 fn find(cmd: &str, path: &str, cwd: &Path) -> Result<PathBuf, SpawnError> {
     let candidates: Vec<PathBuf> = if cmd.contains('/') {
         vec![cwd.join(cmd)]
@@ -260,7 +260,7 @@ fn find(cmd: &str, path: &str, cwd: &Path) -> Result<PathBuf, SpawnError> {
 
 type Ends = ([OwnedFd; 3], Vec<(Channel, OwnedFd)>, Option<OwnedFd>);
 
-/// Makes the standard files of the child, and gives our ends of them.
+/// Creates the standard files of the child; returns them and envd's ends.
 fn connect(spec: &Spec) -> io::Result<Ends> {
     if let Some(size) = spec.pty {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -269,7 +269,7 @@ fn connect(spec: &Spec) -> io::Result<Ends> {
         rustix::pty::unlockpt(&master)?;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
         rustix::termios::tcsetwinsize(&master, size)?;
-        // Not every kernel lets the user write to its own terminal unless it owns it.
+        // Not every kernel lets a user write to a terminal that the user does not own.
         let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(spec.user.uid)), None);
         let standard = [slave.try_clone()?, slave.try_clone()?, slave];
         let input = master.try_clone()?;
@@ -287,7 +287,7 @@ fn connect(spec: &Spec) -> io::Result<Ends> {
     Ok(([in_child, out_child, err_child], vec![(Channel::Stdout, out), (Channel::Stderr, err)], input))
 }
 
-/// Makes a descriptor of ours non-blocking.
+/// Makes a descriptor non-blocking.
 pub(crate) fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)

@@ -1,4 +1,4 @@
-//! What many processes, their output and their descendants may take of envd, which is PID 1 of a small machine.
+//! Limits of envd's memory and descriptors with many processes, much output and many descendants.
 
 use std::{fs, process::Command};
 
@@ -30,7 +30,7 @@ fn the_output_kept_of_all_processes_together_has_a_bound() {
     }
     let grown = resident(&envd).saturating_sub(before);
     assert!(grown < 16 << 10, "{grown} KiB more are resident");
-    // The oldest has lost its output and says so; the newest has it.
+    // The oldest has lost its output and reports that; the newest still has it.
     let late = |pid| envd.stream("Connect", &[], &json!({"process": {"pid": pid}})).finish();
     let (oldest, newest) = (late(pids[0]), late(pids[59]));
     assert_eq!((oldest.lost[..].to_vec(), oldest.stdout.len()), (vec![(2 << 20, 0)], 0));
@@ -54,7 +54,7 @@ fn arguments_and_environment_of_ended_processes_are_not_kept() {
     assert!(grown < 16 << 10, "{grown} KiB more are resident");
 }
 
-/// Each daemon keeps the pipes of the command that started it.
+/// Each daemon keeps the pipes of its command open.
 #[test]
 fn daemons_leave_descriptors_for_the_next_command() {
     let mut command = Command::new("sh");

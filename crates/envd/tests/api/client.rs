@@ -1,4 +1,4 @@
-//! A client of envd over plain HTTP and Connect with JSON, as sandbox clients speak it.
+//! Client of envd over plain HTTP and Connect with JSON, like sandbox clients.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -12,10 +12,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 pub(crate) const LONG: Duration = Duration::from_secs(30);
-/// Hosts refuse larger messages of a stream.
+/// Maximum message size, because hosts reject larger messages of a stream.
 const MESSAGE: usize = 64 << 10;
 
-/// A running envd; dropped, it ends.
+/// Running envd; dropping this kills it.
 pub(crate) struct Envd {
     pub(crate) child: Child,
     pub(crate) address: String,
@@ -26,14 +26,14 @@ impl Envd {
         Self::start_with(&[])
     }
 
-    /// With bounds of its own.
+    /// Starts envd with options for its limits.
     pub(crate) fn start_with(bounds: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_envd"));
         command.args(["--port", "0"]).args(bounds);
         Self::spawn(command)
     }
 
-    /// Started by a command that execs envd.
+    /// Starts envd with a command that execs it.
     pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
@@ -57,7 +57,7 @@ impl Envd {
         stream
     }
 
-    /// One plain exchange: status and body.
+    /// Sends one HTTP request; returns status and body.
     pub(crate) fn http(
         &self,
         method: &str,
@@ -134,13 +134,13 @@ fn chunk(reader: &mut impl std::io::BufRead) -> Option<Vec<u8>> {
     (size > 0).then_some(data)
 }
 
-/// The messages of a stream.
+/// Messages of a stream.
 pub(crate) struct Events {
     pub(crate) reader: BufReader<TcpStream>,
     buffer: Vec<u8>,
 }
 
-/// A whole run.
+/// Collected events of a process.
 #[derive(Default, Debug)]
 pub(crate) struct Run {
     pub(crate) stdout: Vec<u8>,
@@ -148,12 +148,12 @@ pub(crate) struct Run {
     pub(crate) pty: Vec<u8>,
     pub(crate) end: Value,
     pub(crate) error: Value,
-    /// Bytes that were told as lost, and those of output that came before.
+    /// Lost bytes with the number of output bytes before them.
     pub(crate) lost: Vec<(u64, usize)>,
 }
 
 impl Events {
-    /// The next message: its flag and content.
+    /// Returns the next message: flag and content.
     pub(crate) fn next(&mut self) -> (u8, Value) {
         loop {
             if self.buffer.len() >= 5 {
@@ -172,7 +172,7 @@ impl Events {
         self.next().1["event"]["start"]["pid"].as_u64().expect("the first event is `start`")
     }
 
-    /// The next output of any kind.
+    /// Returns the next output of any kind.
     pub(crate) fn data(&mut self) -> Vec<u8> {
         let message = self.next().1;
         let data = message["event"]["data"].as_object().unwrap_or_else(|| panic!("no output: {message}"));

@@ -1,4 +1,4 @@
-//! Files over plain HTTP.
+//! Reading and writing files over plain HTTP.
 
 use std::{
     fs,
@@ -44,7 +44,7 @@ fn files_come_back_as_written_and_a_broken_upload_leaves_the_old_one() {
 #[test]
 fn files_that_the_kernel_makes_up_are_read_to_their_end() {
     let envd = Envd::start();
-    // Of no size, of a size that is not theirs, and larger than any piece.
+    // Without a size, with a wrong size, and larger than one piece.
     for path in [
         "/proc/version",
         "/proc/filesystems",
@@ -56,7 +56,7 @@ fn files_that_the_kernel_makes_up_are_read_to_their_end() {
         assert!(!content.is_empty());
         let (status, read) = envd.http("GET", &url(path, ""), &[], b"");
         assert!(status == 200 && read == content, "{}: {status}, {} bytes", path.display(), read.len());
-        // A part of what has no size is the whole.
+        // A range of a file without a size returns all of it.
         let (status, read) = envd.http("GET", &url(path, ""), &[("range", "lines=0-3")], b"");
         assert!(status == 200 && read == content);
     }
@@ -71,7 +71,7 @@ fn a_file_that_grows_or_shrinks_is_given_whole_or_breaks_off() {
     let envd = Envd::start();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    // More than the sockets between us hold, so that it changes while it is read.
+    // Larger than the socket buffers, so that the file changes while it is read.
     let size = 64 << 20;
     let read = |change: &dyn Fn(&fs::File)| {
         fs::write(&path, vec![7; size]).unwrap();
@@ -132,7 +132,7 @@ fn links_are_followed() {
         assert_eq!(envd.http("POST", &url(&path("nowhere"), way), &OCTETS, b"x").0, 404);
         fs::remove_file(path("absent")).unwrap();
     }
-    // Written in place the other name has it too; replaced as a whole it keeps the old content.
+    // Writing in place also changes the other hard link; replacing does not.
     assert_eq!(fs::read(path("other")).unwrap(), b"");
     assert_eq!(envd.http("POST", &url(Path::new("/dev/stdout"), "&atomic=true"), &OCTETS, b"x").0, 400);
     let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Runs the real envd as an ordinary process and speaks to it as sandbox clients do.
+//! Runs the real envd as an ordinary process and calls it like sandbox clients.
 #![allow(clippy::unwrap_used)]
 
 mod bounds;

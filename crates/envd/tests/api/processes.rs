@@ -1,4 +1,4 @@
-//! Processes: their output, input, end and errors.
+//! Processes: output, input, exit and errors.
 
 use std::{net::Shutdown, thread};
 
@@ -21,7 +21,7 @@ fn output_is_complete_to_the_last_byte() {
     }
 }
 
-/// A pipe holds 64 KiB, so each of these has ended before all of its output was read.
+/// A pipe has 64 KiB, so each of these commands exits before all of its output is read.
 #[test]
 fn thousands_of_short_commands_lose_no_byte() {
     let envd = Envd::start();
@@ -201,13 +201,13 @@ fn once_set_the_token_is_required_everywhere_but_for_health() {
     );
 }
 
-/// The code of the detail that tells what was wrong.
+/// Returns the code of the error detail.
 fn fault(error: &Value) -> String {
     let detail = &error["details"][0];
     assert_eq!(detail["type"], "host.v1.Fault", "{error}");
     let bytes =
         base64::engine::general_purpose::STANDARD_NO_PAD.decode(detail["value"].as_str().unwrap()).unwrap();
-    // Field 1, a string.
+    // Protobuf field 1, a string.
     String::from_utf8(bytes[2..2 + usize::from(bytes[1])].to_vec()).unwrap()
 }
 
@@ -250,10 +250,10 @@ fn why_a_process_was_not_started_has_a_code_of_its_own() {
         fault == "program_not_executable" && text.contains("/bin/sh\\r") && text.contains("CRLF"),
         "{text}"
     );
-    // A script that names no interpreter is the shell's.
+    // A script without `#!` is run by the shell.
     let plain = json!({"process": {"cmd": script("plain", "echo ran", 0o755)}, "stdin": false});
     assert_eq!(envd.stream("Start", &[], &plain).finish().stdout, b"ran\n");
-    // However long the name, the answer is short; the client of this test looks at that.
+    // Long names are shortened in the error; the test client limits the message size.
     let long = "x".repeat(1 << 20);
     assert_eq!(refused(&[], json!({"cmd": long})).1, "program_not_found");
     assert_eq!(refused(&[], json!({"cmd": "true", "cwd": long})).1, "directory_not_found");
@@ -294,7 +294,7 @@ fn input_that_nobody_reads_stops_neither_close_nor_end() {
     let mut events = envd.stream("Start", &[], &request);
     let pid = events.pid();
     let process = json!({"pid": pid});
-    // More than a pipe holds.
+    // More than a pipe can hold.
     let input = json!({"process": process, "input": {"stdin": STANDARD.encode(vec![0; 1 << 20])}});
     thread::scope(|scope| {
         let writing = scope.spawn(|| envd.unary("process.Process/SendInput", &input));
@@ -310,7 +310,7 @@ fn input_that_nobody_reads_stops_neither_close_nor_end() {
     });
 }
 
-/// Bytes that wait in the standard input of a process.
+/// Number of unread bytes in the standard input of a process.
 fn pipe_holds(pid: u64) -> u64 {
     let pipe = std::fs::File::open(format!("/proc/{pid}/fd/0")).unwrap();
     rustix::io::ioctl_fionread(&pipe).unwrap()
