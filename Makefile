@@ -1,7 +1,7 @@
 # What a person or a CI runs. `make help` lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd kernel template build quickstart test test-programs test-assets lab bench bench-lab leak-check openapi fmt lint check-aarch64 sqlx clean
+.PHONY: help setup assets envd kernel template build quickstart test test-programs test-assets lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -18,7 +18,7 @@ setup: ## Install what is needed on Debian 12 (packages by apt), and Firecracker
 
 envd: setup
 	@echo "guest agent: building"
-	@$(CARGO) build -p wrenn-envd --profile guest --target $(GUEST_TARGET) \
+	@$(CARGO) build --locked -p wrenn-envd --profile guest --target $(GUEST_TARGET) \
 	  --config 'target.$(GUEST_TARGET).rustflags=["-C","target-feature=+crt-static","-C","link-arg=-fuse-ld=lld"]'
 
 kernel: setup
@@ -32,7 +32,7 @@ assets: envd kernel template ## Build guest kernel, initial RAM disk and the min
 
 build: assets ## Build bin/wrenn (release)
 	@echo "wrenn: building"
-	@$(CARGO) build -p wrenn-cli --release
+	@$(CARGO) build --locked -p wrenn-cli --release
 	@install -D -m 0755 target/release/wrenn bin/wrenn
 
 quickstart: build ## Build all, start Wrenn, run the demo
@@ -42,29 +42,30 @@ quickstart: build ## Build all, start Wrenn, run the demo
 TESTED := --workspace --features wrenn-cli/fault-points
 
 test-programs: setup
-	@$(CARGO) build $(TESTED) --bins --tests
+	@$(CARGO) build --locked $(TESTED) --bins --tests
 
 # Each of them keeps one processor busy at most, so they are made beside the programs.
 test-assets: assets
 	@scripts/api-check install
+	@scripts/deny
 	@lab/build
 
 # Everything is compiled and installed first; the tests then run in a network namespace without an uplink, so
 # that no packet leaves the machine whatever a test or a guest does.
 test: setup ## Unit, integration and end-to-end tests with real guests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-programs test-assets
-	@scripts/isolated env $(DEV) $(CARGO) test --offline $(TESTED)
+	@scripts/isolated env $(DEV) $(CARGO) test --locked --offline $(TESTED)
 	@scripts/isolated target/debug/xtask lab test
 	@scripts/isolated env $(DEV) scripts/api-check
 
 # The drivers' suites. `make test` goes on with the end-to-end cases, which take twice as long.
 lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
 	@lab/build
-	@$(CARGO) build $(TESTED) --bins --tests
+	@$(CARGO) build --locked $(TESTED) --bins --tests
 	@scripts/isolated target/debug/xtask lab test conformance
 
 bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json
-	@$(CARGO) build -p wrenn-bench --release
+	@$(CARGO) build --locked -p wrenn-bench --release
 	@scripts/isolated env WRENN_BIN=$(CURDIR)/bin/wrenn WRENN_SHARE_DIR=$(CURDIR)/$(SHARE) \
 	  target/release/wrenn-bench
 	@$(MAKE) --no-print-directory bench-lab
@@ -72,23 +73,32 @@ bench: build ## Measure against the same work by hand; prints tables, writes tar
 # What needs KVM for Linux guests and device-mapper.
 bench-lab: assets
 	@lab/build
-	@$(CARGO) build --package xtask
-	@$(CARGO) build -p wrenn-bench --release
+	@$(CARGO) build --locked --package xtask
+	@$(CARGO) build --locked -p wrenn-bench --release
 	@set -o pipefail; scripts/isolated $(CARGO) xtask lab run --name bench --minutes 40 \
 	  --file target/release/wrenn-bench=/usr/local/bin/wrenn-bench -- \
 	  env BENCH_JSON=- wrenn-bench lab | sed '/^lab: /d' > target/bench-lab.json
 
-leak-check: ## Show what a stopped Wrenn left behind (nothing)
+leak-check: ## After `wrenn down`: list what was not cleaned up; fails while Wrenn runs
 	@bin/wrenn leak-check
 
 openapi: ## Refresh openapi.yaml after a change of the API
-	@$(CARGO) run --quiet -p wrenn-cli -- openapi > openapi.yaml
+	@$(CARGO) run --locked --quiet -p wrenn-cli -- openapi > openapi.yaml
+
+requirements: ## Refresh the pinned Python packages after a change of scripts/api-check.d/requirements.in
+	@scripts/api-check requirements
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all
 
+fmt-check: ## Check that the code is formatted
+	@$(CARGO) fmt --all --check
+
 lint: ## Clippy, warnings are errors
-	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deny: ## Check licences and sources of dependencies; advisories too with ADVISORIES=1, which needs GitHub
+	@scripts/deny
 
 check-aarch64: setup ## Check that everything compiles for aarch64
 	@scripts/check-aarch64

@@ -1,23 +1,23 @@
-//! Limits of a microVM on this machine.
+//! What a microVM can be made of on this machine.
 
 use crate::{BootSpec, Capabilities, VmmError};
 
-/// Minimum memory of a microVM in MiB.
+/// The least memory of a microVM in MiB.
 const MIN_MEMORY_MB: u32 = 64;
 
-/// Maximum number of vCPUs: twice the machine's CPUs, but not more than the VMM's limit.
+/// Twice the processors of the machine, and no more than the VMM takes.
 pub(crate) fn max_vcpus(vmm: u32) -> u32 {
     std::thread::available_parallelism().map_or(2, |count| count.get() as u32 * 2).min(vmm)
 }
 
-/// Maximum memory in MiB: the machine's memory.
+/// The memory of the machine.
 pub(crate) fn max_memory_mb() -> u32 {
     let info = rustix::system::sysinfo();
     let bytes = info.totalram as u64 * u64::from(info.mem_unit);
     (bytes >> 20).min(1 << 20) as u32
 }
 
-/// Checks that the driver supports the requested vCPUs and memory.
+/// Whether the driver can make what was asked for.
 pub(crate) fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError> {
     let ranges = [
         ("vcpus", spec.vcpus, 1, can.max_vcpus),
@@ -32,7 +32,7 @@ pub(crate) fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError>
     Ok(())
 }
 
-/// Checks that the files of a boot exist.
+/// Whether the files are there that a boot needs.
 pub(crate) fn check_files(spec: &BootSpec) -> Result<(), VmmError> {
     let guest = "build the guest's files (make assets)";
     let parts = [

@@ -1,5 +1,5 @@
-//! Linux guest as in sandboxes: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
-//! and restored several times at once with other ids, slots and disks.
+//! A whole guest, as sandboxes are: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
+//! and restored several times at once under other ids, in other slots, on disks of their own.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ use crate::{
     snapshots::{page, pages, take},
 };
 
-/// Number of concurrent clones of one snapshot, and the index of those with a special role.
+/// How many run at once of one snapshot, and what is particular to some of them.
 const CLONES: usize = 6;
 const POWERED_OFF: usize = 0;
 const SLOW_DISK: usize = 1;
@@ -37,15 +37,15 @@ const KILLED: usize = 4;
 const DISK_MB: u64 = 2048;
 const SLOTS: u16 = 32;
 const INSTANCE: &str = "vc";
-/// Rate limit of slow devices. The unused part of a second can be moved at once.
+/// Bytes a second that a slow device moves. What it has not used of a second it moves at once.
 const SLOW: Rate = Rate { bytes: Some(512 << 10), operations: None };
-/// Minimum time in seconds to move [`MOVED_MB`] at that rate, without the burst of the first second and a
-/// last request that may exceed the rest.
+/// The least time that [`MOVED_MB`] takes by it, in seconds: without the first one, and a last request that may exceed
+/// what is left.
 const MOVED_IN: f64 = 4.0;
-/// Time limit of an exit, longer than it takes on a busy machine.
+/// Longer than an end takes on a busy machine.
 const END: Duration = Duration::from_secs(60);
 
-/// Program that resolves a name in the guest.
+/// A guest's question for a name, and what it is told.
 const ASK: &str = "python3 -c 'import socket; print(socket.gethostbyname(\"some.name\"))'";
 
 fn told(resolver: Ipv4Addr) -> String {
@@ -88,13 +88,13 @@ impl Place {
         SlotPool::start(config).await.unwrap()
     }
 
-    /// Simulates a move of the machine to a network with another resolver.
+    /// The machine comes into another network.
     async fn moves(&mut self) {
         self.slots.shutdown().await.unwrap();
         self.slots = Self::slots(&self.dir, RESOLVERS[1]).await;
     }
 
-    /// Describes a microVM with this disk and this slot.
+    /// A microVM that boots from, or goes on with, this disk in this slot.
     fn spec(rig: &Rig, dir: &Dir, id: &str, disk: &Path, slot: &SlotSpec) -> BootSpec {
         BootSpec {
             id: id.to_owned(),
@@ -108,7 +108,7 @@ impl Place {
         }
     }
 
-    /// Copies the disk of a paused guest to another id.
+    /// The disk of a paused guest once more, under another id.
     async fn fork_disk(&self, from: &str, to: &str, owner: u32) -> PathBuf {
         let file = |id: &str, end: &str| self.store.join("volumes").join(format!("{id}.{end}"));
         for end in ["cow", "json"] {
@@ -117,7 +117,7 @@ impl Place {
         self.volumes.attach(to, owner).await.unwrap().path
     }
 
-    /// Removes everything and fails if something is left.
+    /// Nothing of it is left.
     async fn end(self) {
         self.slots.shutdown().await.unwrap();
         let network = self.dir.path().join("network");
@@ -128,7 +128,7 @@ impl Place {
     }
 }
 
-/// Merges the pages of a diff into a full memory file; returns their size in bytes.
+/// Puts the pages of a diff into the whole memory before it; how many bytes they are.
 fn merge(diff: &Path, whole: &Path) -> u64 {
     let (changed, whole) = (pages(diff), File::options().write(true).open(whole).unwrap());
     for &address in &changed {
@@ -137,7 +137,7 @@ fn merge(diff: &Path, whole: &Path) -> u64 {
     changed.len() as u64 * PAGE
 }
 
-/// Checks disk size, entropy source, DNS and network limit of a running guest.
+/// What is known of a running guest before its snapshot.
 fn look_at(address: Ipv4Addr) {
     let size = run(address, "df -BM --output=size / | tail -n 1 | tr -d ' M'");
     let size: u64 = size.trim().parse().unwrap();
@@ -150,7 +150,7 @@ fn look_at(address: Ipv4Addr) {
     assert!(sent > MOVED_IN, "the network has no limit");
 }
 
-/// Takes a full snapshot and a diff snapshot and merges them.
+/// A whole snapshot and one of what changed since, put together.
 async fn snapshot(vm: &dyn MicroVm, address: Ipv4Addr, dir: &Dir) -> SnapshotFiles {
     let whole = take(vm, SnapshotKind::Full, dir, "whole").await;
     vm.resume().await.unwrap();
@@ -162,7 +162,7 @@ async fn snapshot(vm: &dyn MicroVm, address: Ipv4Addr, dir: &Dir) -> SnapshotFil
     SnapshotFiles { state: diff.state, memory: whole.memory }
 }
 
-/// MicroVM restored from the snapshot.
+/// A microVM that goes on from the snapshot.
 struct Heir {
     id: String,
     slot: SlotSpec,
@@ -197,8 +197,7 @@ impl Heir {
     }
 }
 
-/// All clones at once: each is reachable, has the files of the snapshot, writes its own, and reaches the
-/// outside.
+/// All at once: each is reached, has what was there at the snapshot, writes its own, and reaches the outside.
 fn talk(heirs: &[Heir]) {
     for heir in heirs {
         wait_ready(heir.address(), &*heir.vm);
@@ -224,21 +223,21 @@ print(socket.create_connection((\"{OUTSIDE}\", {GREETS}), 100).recv(64).decode()
     }
 }
 
-/// Ends microVMs in other ways than by their driver's kill.
+/// The ways in which a microVM ends other than by its driver's kill.
 async fn end(rig: &Rig, heirs: &[Heir]) {
-    // Power off from inside; the VMM has no power button.
+    // From inside; the VMM has no power button.
     let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
     let halted = heirs[POWERED_OFF].address();
     let asked = std::thread::spawn(move || ask(halted, off));
     let ended = tokio::time::timeout(END, heirs[POWERED_OFF].vm.exited()).await;
     ended.expect("a guest that powers off ends its VMM");
     drop(asked.join());
-    // Kill by another process.
+    // By somebody else.
     let pid = Pid::from_raw(heirs[KILLED].vm.process().pid).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     let ended = tokio::time::timeout(END, heirs[KILLED].vm.exited()).await.expect("noticed");
     assert_eq!(ended.status, Some(137));
-    // Kill by a driver that adopted it.
+    // By a driver that took it up.
     let heir = &heirs[ADOPTED];
     let adopted = rig.driver.adopt(&heir.spec, None).await.unwrap().expect("it runs");
     assert_eq!(run(heir.address(), "cat /root/own").trim(), ADOPTED.to_string());
@@ -274,7 +273,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     let faults = heirs[PAGED].pages.as_ref().map_or(0, PageServer::faults);
     println!("a page server gave {faults} pages");
     assert!(faults > 0);
-    // The rate limits are those of the restore, not of the snapshot.
+    // Its limits are those it was started with, not those of the snapshot.
     let slow = heirs[SLOW_DISK].address();
     let (sent, written) = (download(slow), write(slow));
     println!("a free network and a slow disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");

@@ -1,0 +1,72 @@
+"""Uses the generated Python client against a running Wrenn: create, run, write, read, list, delete."""
+
+import os
+import sys
+import uuid
+from io import BytesIO
+from typing import TypeVar
+
+from wrenn_client import AuthenticatedClient
+from wrenn_client.api.commands import exec_command
+from wrenn_client.api.files import read_file, write_file
+from wrenn_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, list_sandboxes
+from wrenn_client.models import (
+    CreateSandbox,
+    CreateSandboxEnvs,
+    ErrorBody,
+    ExecRequest,
+    ReadFile,
+    Sandbox,
+    SandboxStatus,
+    Upload,
+)
+from wrenn_client.types import File
+
+T = TypeVar("T")
+
+
+def ok(answer: T | ErrorBody | None) -> T:
+    """The data of a response, or its error as an exception."""
+    if isinstance(answer, ErrorBody):
+        raise AssertionError(f"{answer.error.code}: {answer.error.message}")
+    assert answer is not None
+    return answer
+
+
+def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
+    command = ExecRequest(cmd="sh", args=["-c", "echo $GREETING; exit 3"])
+    ran = ok(exec_command.sync(sandbox.id, client=client, body=command))
+    assert (ran.stdout, ran.exit_code) == ("hello\n", 3), ran
+
+    content = os.urandom(3 << 20)
+    upload = Upload(path="dir/content", file=File(payload=BytesIO(content)))
+    written = write_file.sync_detailed(sandbox.id, client=client, body=upload)
+    assert written.status_code == 204, written.content
+    read = ok(read_file.sync(sandbox.id, client=client, body=ReadFile(path="dir/content")))
+    assert read.payload.read() == content
+
+    missing = read_file.sync(sandbox.id, client=client, body=ReadFile(path="nothing"))
+    assert isinstance(missing, ErrorBody) and missing.error.code == "not_found", missing
+
+    listed = ok(list_sandboxes.sync(client=client, limit=100, status=SandboxStatus.RUNNING))
+    assert sandbox.id in [one.id for one in listed], listed
+
+
+def main(url: str, key: str) -> None:
+    client = AuthenticatedClient(
+        base_url=url, token=key, prefix="", auth_header_name="X-API-Key", timeout=None
+    )
+    envs = CreateSandboxEnvs.from_dict({"GREETING": "hello"})
+    wanted = CreateSandbox(template="minimal", vcpus=1, memory_mb=256, disk_size_mb=1024, envs=envs)
+    sandbox = ok(create_sandbox.sync(client=client, body=wanted, idempotency_key=str(uuid.uuid4())))
+    assert sandbox.status == SandboxStatus.RUNNING, sandbox
+    try:
+        use(client, sandbox)
+    finally:
+        deleted = delete_sandbox.sync_detailed(sandbox.id, client=client)
+    assert deleted.status_code == 204, deleted.content
+    assert get_sandbox.sync_detailed(sandbox.id, client=client).status_code == 404
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

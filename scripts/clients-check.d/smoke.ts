@@ -1,0 +1,56 @@
+// Uses the generated TypeScript client against a running Wrenn: create, run, write, read, list, delete.
+import { deepStrictEqual, strictEqual } from "node:assert";
+import { randomBytes, randomUUID } from "node:crypto";
+import { argv } from "node:process";
+import createClient from "openapi-fetch";
+import type { components, paths } from "./wrenn.js";
+
+const [baseUrl = "", key = ""] = argv.slice(2);
+const client = createClient<paths>({ baseUrl, headers: { "X-API-Key": key } });
+
+/** The data of a response, or its error as an exception. */
+function data<T>({ data, error, response }: { data?: T; error?: components["schemas"]["ErrorBody"]; response: Response }): T {
+  if (error !== undefined) throw new Error(`${response.status} ${error.error.code}: ${error.error.message}`);
+  return data as T;
+}
+
+const created = await client.POST("/v1/sandboxes", {
+  params: { header: { "Idempotency-Key": randomUUID() } },
+  body: { template: "minimal", vcpus: 1, memory_mb: 256, disk_size_mb: 1024, envs: { GREETING: "hello" } },
+});
+const sandbox = data(created);
+strictEqual(sandbox.status, "running");
+const id = { path: { id: sandbox.id } };
+try {
+  const ran = data(await client.POST("/v1/sandboxes/{id}/exec", {
+    params: id,
+    body: { cmd: "sh", args: ["-c", "echo $GREETING; exit 3"] },
+  }));
+  deepStrictEqual([ran.stdout, ran.exit_code, ran.encoding], ["hello\n", 3, "utf-8"]);
+
+  const content = new Uint8Array(randomBytes(3 << 20));
+  const form = new FormData();
+  form.append("path", "dir/content");
+  form.append("file", new Blob([content]));
+  data(await client.POST("/v1/sandboxes/{id}/files/write", {
+    params: id,
+    body: { path: "dir/content", file: "" },
+    bodySerializer: () => form,
+  }));
+  const read = data(await client.POST("/v1/sandboxes/{id}/files/read", {
+    params: id,
+    body: { path: "dir/content" },
+    parseAs: "arrayBuffer",
+  }));
+  strictEqual(Buffer.compare(Buffer.from(read), content), 0);
+
+  const missing = await client.POST("/v1/sandboxes/{id}/files/read", { params: id, body: { path: "nothing" } });
+  deepStrictEqual([missing.response.status, missing.error?.error.code], [404, "not_found"]);
+
+  const listed = data(await client.GET("/v1/sandboxes", { params: { query: { limit: 100, status: "running" } } }));
+  strictEqual(listed.some((one) => one.id === sandbox.id), true);
+} finally {
+  data(await client.DELETE("/v1/sandboxes/{id}", { params: id }));
+}
+const gone = await client.GET("/v1/sandboxes/{id}", { params: id });
+strictEqual(gone.response.status, 404);
