@@ -97,7 +97,7 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
             memory_mb: config.or("agent.max_memory_mb", defaults.memory_mb),
             disk_size_mb: config.or("agent.max_disk_size_mb", defaults.disk_size_mb),
             exec_output: config.or("agent.exec_output", defaults.exec_output),
-            output_memory: config.or("agent.output_memory", defaults.output_memory),
+            output_memory: config.get("agent.output_memory").and_then(|value| value.parse().ok()),
             boot: seconds(config, "agent.boot_timeout_sec", defaults.boot),
         },
     })

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     error::AgentError,
     fleet::Fleets,
-    machine,
+    machine::Machine,
     sandbox::{
         actor::{self, Handle, Shared, Start, State},
         guest::Guest,
@@ -41,6 +41,7 @@ pub(crate) struct Agent {
     pub(crate) config: Config,
     pub(crate) shared: Arc<Shared>,
     pub(crate) fleets: Fleets,
+    pub(crate) machine: Machine,
     pub(crate) driver_reason: String,
     sandboxes: Mutex<HashMap<String, Handle>>,
 }
@@ -72,10 +73,12 @@ impl Agent {
         config: Config,
         shared: Arc<Shared>,
         fleets: Fleets,
+        machine: Machine,
         driver_reason: String,
         sandboxes: HashMap<String, Handle>,
     ) -> Arc<Self> {
-        let agent = Arc::new(Self { config, shared, fleets, driver_reason, sandboxes: Mutex::default() });
+        let agent =
+            Arc::new(Self { config, shared, fleets, machine, driver_reason, sandboxes: Mutex::default() });
         for (id, handle) in sandboxes {
             agent.keep(&mut agent.sandboxes(), id, handle);
         }
@@ -237,7 +240,7 @@ impl Agent {
     /// The most that one sandbox may have: processors, memory in MiB, disk in MiB.
     pub(crate) fn most(&self) -> (u32, u64, u64) {
         let (limits, can) = (&self.config.limits, self.shared.vmm.capabilities());
-        let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(machine::memory_mb());
+        let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(self.machine.memory_mb);
         (limits.vcpus.min(can.max_vcpus), memory, limits.disk_size_mb)
     }
 }

@@ -5,8 +5,6 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use wrenn_api::HostId;
 
-use crate::machine;
-
 /// Which VMM driver to use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,14 +71,15 @@ pub struct Limits {
     pub disk_size_mb: u64,
     /// Output of one non-streaming exec, stdout and stderr each, in bytes; at most [`EXEC_OUTPUT_MAX`].
     pub exec_output: usize,
-    /// Output of commands and content of files that the agent holds for all sandboxes at a time, in bytes.
-    pub output_memory: usize,
+    /// Output of commands and content of files that the agent holds for all sandboxes at a time, in bytes; `None`: a share
+    /// of the machine's memory.
+    pub output_memory: Option<usize>,
     /// From the start of a create until envd answers.
     pub boot: Duration,
 }
 
 /// A share of the machine's memory, within what is of use.
-fn output_memory(memory_mb: u64) -> usize {
+pub(crate) fn output_memory(memory_mb: u64) -> usize {
     const PART: u64 = 256;
     ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
 }
@@ -111,7 +110,7 @@ impl Default for Limits {
             memory_mb: 65_536,
             disk_size_mb: 131_072,
             exec_output: 16 << 20,
-            output_memory: output_memory(machine::memory_mb()),
+            output_memory: None,
             boot: Duration::from_secs(120),
         }
     }

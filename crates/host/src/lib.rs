@@ -39,8 +39,8 @@ use wrenn_rpc::host::v1::HostExt as _;
 pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
 
 use crate::{
-    agent::Agent, config::MESSAGE_MAX, fleet::Fleets, memory::Memory, sandbox::actor::Shared,
-    service::Service,
+    agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
+    sandbox::actor::Shared, service::Service,
 };
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
@@ -149,7 +149,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     })
     .await
     .context("the network slots cannot be made")?;
-    let fleets = Fleets::open(&state)?;
+    let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);
     let held = room::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
@@ -161,14 +161,16 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         uid_base: config.vmm_uid_base,
         boot_limit: config.limits.boot,
         rates: config.rates,
-        memory: Memory::new(config.limits.output_memory),
+        memory: Memory::new(
+            config.limits.output_memory.unwrap_or_else(|| config::output_memory(machine.memory_mb)),
+        ),
         held,
     });
     let mut sandboxes = HashMap::new();
     for record in records {
         sandboxes.extend(recover::take_up(&shared, record).await?);
     }
-    Ok(Agent::new(config, shared, fleets, chosen.reason, sandboxes))
+    Ok(Agent::new(config, shared, fleets, machine, chosen.reason, sandboxes))
 }
 
 /// Keeps a second agent, which may listen elsewhere, from the same state directory. Blocks for a while: a child of one
@@ -225,9 +227,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let router =
         axum::Router::new().fallback_service(service).layer(axum::middleware::from_fn(answer::keep_memory));
     tracing::info!(%address, "the agent serves");
-    let stop = shutdown.clone();
-    let serving = connectrpc::axum::serve_tls(listener, router, tls)
-        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let serving = listener::serve(listener, router, tls, shutdown.clone());
     tokio::select! {
         result = serving => result.context("the agent's listener failed")?,
         // Streams may last for days: after a grace they are cut off.

@@ -1,18 +1,29 @@
 //! What this machine has.
 
-use std::{fs, num::NonZero, path::PathBuf};
+use std::{fs, path::PathBuf};
 
-/// Online processors.
-pub(crate) fn cpus() -> u32 {
-    std::thread::available_parallelism().map_or(1, NonZero::get) as u32
+use anyhow::Context;
+
+/// The size of the machine. It is read once: later there may be no descriptor left to read it with, and a machine whose size
+/// is not known must not pass for a small one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Machine {
+    /// Online processors.
+    pub(crate) cpus: u32,
+    /// Memory in MiB.
+    pub(crate) memory_mb: u64,
 }
 
-/// Memory in MiB.
-pub(crate) fn memory_mb() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.unwrap_or_default() / 1024
+impl Machine {
+    /// This machine.
+    pub(crate) fn read() -> anyhow::Result<Self> {
+        let cpus = std::thread::available_parallelism().context("the processors cannot be counted")?;
+        let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo cannot be read")?;
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let kib = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        let memory_mb = kib.context("/proc/meminfo does not say how much memory there is")? / 1024;
+        Ok(Self { cpus: cpus.get() as u32, memory_mb })
+    }
 }
 
 /// The program of this name in `PATH`, or its usual place.

@@ -28,7 +28,6 @@ use crate::{
     answer::Answer,
     call::Call,
     error::AgentError,
-    machine,
     memory::STREAM,
     sandbox::{
         actor::{Handle, State},
@@ -148,8 +147,8 @@ impl Host for Service {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             driver: agent.shared.vmm.name().to_owned(),
             driver_reason: agent.driver_reason.clone(),
-            cpus: machine::cpus(),
-            memory_mb: machine::memory_mb(),
+            cpus: agent.machine.cpus,
+            memory_mb: agent.machine.memory_mb,
             disk_mb,
             disk_free_mb,
             templates: agent.shared.assets.templates.keys().cloned().collect(),

@@ -222,7 +222,7 @@ fn start_error(error: &StartError) -> ConnectError {
         StartError::Spawn(SpawnError::CwdDenied { .. }) => ConnectError::permission_denied(text),
         StartError::Spawn(SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
         StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany(_) => {
-            ConnectError::resource_exhausted(text)
+            callers(ConnectError::resource_exhausted(text), "too_many_requests")
         }
         StartError::Spawn(SpawnError::Hung { .. }) => ConnectError::unavailable(text),
         StartError::Io(_) => ConnectError::internal(text),

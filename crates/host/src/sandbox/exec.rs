@@ -120,7 +120,7 @@ fn refused(error: &ConnectError) -> AgentError {
         Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => {
             AgentError::new(ErrorCode::NotFound, shorten(text))
         }
-        Wire::PermissionDenied => AgentError::new(ErrorCode::ProgramNotExecutable, shorten(text)),
+        Wire::PermissionDenied => AgentError::new(ErrorCode::Forbidden, shorten(text)),
         Wire::Unavailable => {
             tracing::warn!(error = %Foreign(text), "a guest's agent does not answer");
             let message =
