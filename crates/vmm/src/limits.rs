@@ -1,23 +1,23 @@
-//! What a microVM can be made of on this machine.
+//! Limits of a microVM on this machine.
 
 use crate::{BootSpec, Capabilities, VmmError};
 
-/// The least memory of a microVM in MiB.
+/// Minimum memory of a microVM in MiB.
 const MIN_MEMORY_MB: u32 = 64;
 
-/// Twice the processors of the machine, and no more than the VMM takes.
+/// Maximum number of vCPUs: twice the machine's CPUs, but not more than the VMM's limit.
 pub(crate) fn max_vcpus(vmm: u32) -> u32 {
     std::thread::available_parallelism().map_or(2, |count| count.get() as u32 * 2).min(vmm)
 }
 
-/// The memory of the machine.
+/// Maximum memory in MiB: the machine's memory.
 pub(crate) fn max_memory_mb() -> u32 {
     let info = rustix::system::sysinfo();
     let bytes = info.totalram as u64 * u64::from(info.mem_unit);
     (bytes >> 20).min(1 << 20) as u32
 }
 
-/// Whether the driver can make what was asked for.
+/// Checks that the driver supports the requested vCPUs and memory.
 pub(crate) fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError> {
     let ranges = [
         ("vcpus", spec.vcpus, 1, can.max_vcpus),
@@ -32,7 +32,7 @@ pub(crate) fn check(can: &Capabilities, spec: &BootSpec) -> Result<(), VmmError>
     Ok(())
 }
 
-/// Whether the files are there that a boot needs.
+/// Checks that the files of a boot exist.
 pub(crate) fn check_files(spec: &BootSpec) -> Result<(), VmmError> {
     let guest = "build the guest's files (make assets)";
     let parts = [

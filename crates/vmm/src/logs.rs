@@ -1,7 +1,6 @@
-//! Log files that a VMM appends to as long as it lives: their end is read, their beginning is given up when
-//! they grow too long.
+//! Log files to which a VMM appends: reads their end, and frees their beginning when they are too large.
 //!
-//! They are in a directory that belongs to the VMM's user: whatever else is found in their place is not followed.
+//! Their directory belongs to the VMM's user, so symbolic links, hard links and special files are rejected.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,33 +11,34 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-/// Space is given back in units of this many bytes.
+/// Unit in bytes in which space is freed.
 const BLOCK: u64 = 4096;
 
-/// Opens a log for appending. A former VMM of this directory may have put anything in its place, and this is given
-/// to its user.
+/// Opens a log for appending. A previous VMM in this directory may have replaced it with anything, and the opened
+/// file is then given to the VMM's user.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     own(OpenOptions::new().create(true).append(true).mode(0o600).custom_flags(flags).open(path)?)
 }
 
-/// Opens a log that a VMM has had in its hands.
+/// Opens a log that a VMM could have replaced.
 fn reopen(path: &Path, write: bool) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     own(OpenOptions::new().read(!write).write(write).custom_flags(flags).open(path)?)
 }
 
-/// A file that has this name alone: others' files can be linked into the directory.
+/// Fails unless the file is regular and has only one hard link: files of others can be linked into the
+/// directory.
 fn own(file: File) -> io::Result<File> {
     let meta = file.metadata()?;
     if meta.is_file() && meta.nlink() == 1 {
         Ok(file)
     } else {
-        Err(io::Error::other("the log is no file of its own"))
+        Err(io::Error::other("the log is not a regular file with one link"))
     }
 }
 
-/// The last `max` bytes of a file; nothing when it cannot be read.
+/// Returns the last `max` bytes of a file, or nothing if it cannot be read.
 pub(crate) fn tail(path: &Path, max: u64) -> Vec<u8> {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = reopen(path, false)?;
@@ -51,7 +51,7 @@ pub(crate) fn tail(path: &Path, max: u64) -> Vec<u8> {
     read().unwrap_or_default()
 }
 
-/// Gives the older half of a log back that occupies more than `max` bytes. The file keeps its length, so
+/// Frees the older half of a log that occupies more than `max` bytes. Punches a hole and keeps the length, so
 /// that a writer that does not append loses nothing either.
 pub(crate) fn cap(path: &Path, max: u64) -> io::Result<()> {
     let file = reopen(path, true)?;

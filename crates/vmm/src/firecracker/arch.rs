@@ -1,21 +1,21 @@
-//! What differs from one processor architecture to another.
+//! Differences between CPU architectures.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use crate::VmmError;
 
-/// Where the console is, and how the guest ends: by the keyboard controller's reset, which Firecracker takes for
-/// a shutdown.
+/// Kernel command line: serial console, and reboot through the keyboard controller, which Firecracker treats
+/// as a shutdown.
 #[cfg(target_arch = "x86_64")]
 pub(super) const CMDLINE: &str = "console=ttyS0 quiet reboot=k panic=1";
-/// As above; the guest ends by PSCI.
+/// Kernel command line: serial console; the guest shuts down through PSCI.
 #[cfg(target_arch = "aarch64")]
 pub(super) const CMDLINE: &str = "console=ttyS0 quiet panic=1 keep_bootcon";
 
-/// Offset and bytes by which a kernel is known: an ELF file.
+/// Offset and magic number of a kernel image: an ELF file.
 #[cfg(target_arch = "x86_64")]
 const MAGIC: (u64, [u8; 4]) = (0, *b"\x7fELF");
-/// As above: an uncompressed `Image`.
+/// Offset and magic number of a kernel image: an uncompressed `Image`.
 #[cfg(target_arch = "aarch64")]
 const MAGIC: (u64, [u8; 4]) = (56, *b"ARM\x64");
 
@@ -24,7 +24,7 @@ const WANTED: &str = "Firecracker takes the uncompressed ELF file (vmlinux)";
 #[cfg(target_arch = "aarch64")]
 const WANTED: &str = "Firecracker takes the uncompressed Image";
 
-/// Whether Firecracker can load this kernel: compressed ones it refuses in words that help nobody.
+/// Checks that Firecracker can load this kernel, because its own error for a compressed one does not help.
 pub(super) fn check_kernel(path: &Path) -> Result<(), VmmError> {
     let unfit = |found: &str| VmmError::Unfit {
         what: "the guest kernel",

@@ -1,13 +1,13 @@
-//! A microVM in Firecracker's own terms.
+//! Firecracker API requests that configure a microVM.
 //!
-//! Files have the names that they have in the jail, relative to its root, which is the working directory.
+//! File names are relative to the root of the jail, which is the working directory.
 
 use serde_json::{Value, json};
 
 use super::arch::CMDLINE;
 use crate::{BootSpec, Rate};
 
-/// Names in the jail. They are written into snapshots, so they stay as they are.
+/// File names in the jail. Snapshots contain them, so they must not change.
 pub(super) const KERNEL: &str = "kernel";
 pub(super) const INITRD: &str = "initrd";
 pub(super) const DISK: &str = "disk";
@@ -15,12 +15,12 @@ pub(super) const RUN: &str = "run";
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
 pub(super) const PAGES: &str = "pages.sock";
-/// The root disk, in API calls.
+/// Id of the root disk in API requests.
 pub(super) const DRIVE_ID: &str = "root";
-/// The network interface, in API calls.
+/// Id of the network interface in API requests.
 pub(super) const INTERFACE_ID: &str = "eth0";
 
-/// A rate in token buckets that refill within a second; size zero takes a limit away.
+/// Rate as token buckets that refill within a second; size 0 removes a limit.
 pub(super) fn rate_limiter(rate: Rate) -> Value {
     let bucket = |limit: Option<u64>| match limit {
         Some(limit) => json!({ "size": limit, "refill_time": 1000 }),
@@ -29,13 +29,13 @@ pub(super) fn rate_limiter(rate: Rate) -> Value {
     json!({ "bandwidth": bucket(rate.bytes), "ops": bucket(rate.operations) })
 }
 
-/// One call of Firecracker's API: path, body, and what for.
+/// API request: path, body and description for errors.
 pub(super) type Call = (String, Value, &'static str);
 
-/// The calls that make and start a microVM.
+/// Requests that create and start a microVM.
 ///
-/// What a guest has to know before its first program runs stands on the kernel's command line; it gets the rest
-/// from the agent through envd. There is no metadata service, so none can be reached by what runs in the guest.
+/// The kernel command line has what a guest needs before its first program; the agent sends the rest through
+/// envd. There is no metadata service that programs in the guest could reach.
 pub(super) fn calls(spec: &BootSpec) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut add = |path: &str, body: Value, action| calls.push((path.to_owned(), body, action));
@@ -58,10 +58,10 @@ pub(super) fn calls(spec: &BootSpec) -> Vec<Call> {
         let drive = json!({
             "drive_id": DRIVE_ID,
             "path_on_host": DISK,
-            // The kernel's command line says what the root is: the disk is an ordinary one.
+            // The kernel command line defines the root; the disk is an ordinary one.
             "is_root_device": false,
             "is_read_only": false,
-            // What the guest has synced survives the host.
+            // Data synced by the guest survives a crash of the host.
             "cache_type": "Writeback",
             "rate_limiter": rate_limiter(spec.disk_rate),
         });

@@ -1,16 +1,16 @@
-//! Which releases of Firecracker this driver speaks to.
+//! Supported versions of Firecracker.
 
 use std::{path::Path, process::Command};
 
 use crate::VmmError;
 
-/// The oldest release whose API and snapshots are the ones that the tests see.
+/// Oldest supported version: the API and snapshots of older ones are not tested.
 const OLDEST: (u32, u32, u32) = (1, 12, 0);
 
 const INSTALL: &str = "install Firecracker and its jailer from one release, as \
                        https://github.com/firecracker-microvm/firecracker/blob/main/docs/getting-started.md says";
 
-/// The version in the first line of `--version`: `Firecracker v1.12.1`.
+/// Parses the first line of `--version`: `Firecracker v1.12.1`.
 fn parse(text: &str) -> Option<(String, (u32, u32, u32))> {
     let version = text.lines().next()?.split_whitespace().nth(1)?.strip_prefix('v')?;
     let mut parts = version.split(['.', '-']).map_while(|part| part.parse().ok());
@@ -23,7 +23,7 @@ fn ask(program: &Path) -> Result<(String, (u32, u32, u32)), VmmError> {
     parse(&String::from_utf8_lossy(&output.stdout)).ok_or_else(missing)
 }
 
-/// The version of Firecracker, if it is new enough.
+/// Returns the version of Firecracker; fails if it is too old.
 pub(super) fn of_firecracker(program: &Path) -> Result<String, VmmError> {
     let (version, number) = ask(program)?;
     if number >= OLDEST {
@@ -38,7 +38,7 @@ pub(super) fn of_firecracker(program: &Path) -> Result<String, VmmError> {
     })
 }
 
-/// Whether the jailer belongs to this Firecracker.
+/// Checks that the jailer has the same version as Firecracker.
 pub(super) fn check_jailer(jailer: &Path, version: &str) -> Result<(), VmmError> {
     let (found, _) = ask(jailer)?;
     if found == version {

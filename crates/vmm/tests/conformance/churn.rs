@@ -1,5 +1,5 @@
-//! Many microVMs with disk and network come and go side by side, and everything that they take of the kernel is
-//! counted before and after.
+//! Creates and kills many microVMs with disk and network concurrently and compares kernel resources before
+//! and after.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ use crate::rig::{Dir, Rig, console_grows, in_lab};
 const WAYS: usize = 8;
 const INSTANCE: &str = "vh";
 
-/// How many lines that a program prints contain `text`.
+/// Counts the lines of a program's output that contain `text`.
 fn lines(program: &str, args: &[&str], text: &str) -> usize {
     let output = Command::new(program).args(args).output().unwrap();
     String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains(text)).count()
@@ -32,7 +32,7 @@ fn files(dir: &str) -> usize {
     fs::read_dir(dir).map_or(0, Iterator::count)
 }
 
-/// What is there, by kind.
+/// Counts resources by kind.
 fn resources(dir: &Path) -> BTreeMap<&'static str, usize> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let here = dir.display().to_string();
@@ -58,7 +58,7 @@ fn resources(dir: &Path) -> BTreeMap<&'static str, usize> {
     ])
 }
 
-/// One sandbox's life, without its envd.
+/// Runs one microVM from boot to kill, without envd.
 async fn live(rig: &Rig, number: usize, volumes: &dyn Volumes, slots: &SlotPool) {
     let (dir, id) = (Dir::new(), format!("churn-{number}"));
     let slot = slots.acquire().await.unwrap();
@@ -78,7 +78,7 @@ async fn live(rig: &Rig, number: usize, volumes: &dyn Volumes, slots: &SlotPool)
 }
 
 pub(crate) async fn hundreds_come_and_go_and_leave_nothing(rig: &Rig) {
-    // Everything is emulated in the lab, the processor too.
+    // In the lab even the CPU is emulated.
     let (rounds, place) = if in_lab() { (32, "/var/lib/wrenn") } else { (500, "/tmp") };
     let dir = TempDir::new_in(place).unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -98,7 +98,7 @@ pub(crate) async fn hundreds_come_and_go_and_leave_nothing(rig: &Rig) {
         permitted: Vec::new(),
         in_use: Vec::new(),
     };
-    // The first ones make what stays: threads, sockets, the host's packet filter.
+    // The first one creates what stays: threads, sockets, the host's nftables table.
     let slots = SlotPool::start(config.clone()).await.unwrap();
     live(rig, 0, &*volumes, &slots).await;
     slots.shutdown().await.unwrap();
@@ -125,7 +125,7 @@ pub(crate) async fn hundreds_come_and_go_and_leave_nothing(rig: &Rig) {
         let now = resources(dir.path()).into_iter().filter(|(kind, count)| *count > before[kind]);
         now.map(|(kind, count)| format!("{kind}: {count}, there were {}", before[kind])).collect::<Vec<_>>()
     };
-    // Threads end a moment after their work, namespaces too.
+    // Threads and namespaces disappear a moment after their use.
     for _ in 0..300 {
         if more().is_empty() {
             break;

@@ -1,4 +1,4 @@
-//! Disks for whole guests: Debian's root file system by dm-snapshot, one for each microVM, as sandboxes have them.
+//! Disks of Debian guests: a dm-snapshot of the root file system for each microVM, as sandboxes have them.
 
 use std::{
     collections::BTreeMap,
@@ -17,23 +17,23 @@ use crate::rig::share;
 const INSTANCE: &str = "vd";
 const SIZE_MB: u64 = 2048;
 
-/// From within a runtime too.
+/// Also works inside a runtime.
 fn block_on<T: Send>(work: impl Future<Output = T> + Send) -> T {
     let run = || Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
     thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
-/// A directory on a disk, through which every user may pass.
+/// Creates a directory on a disk with search permission for all users.
 pub(crate) fn lasting_dir() -> TempDir {
     let dir = TempDir::new_in("/var/lib/wrenn").unwrap();
     fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     dir
 }
 
-/// A store of such disks.
+/// Store of the disks.
 struct Store {
     volumes: Arc<dyn Volumes>,
-    /// By the directory of the microVM.
+    /// Disks by directory of the microVM.
     made: BTreeMap<PathBuf, PathBuf>,
     _dir: TempDir,
 }
@@ -58,12 +58,12 @@ impl Store {
     }
 }
 
-/// Made when the first disk is wanted, and gone with the last microVM.
+/// Disks, created on first use and removed after the last microVM.
 #[derive(Default)]
 pub(crate) struct Disks(Mutex<Option<Store>>);
 
 impl Disks {
-    /// The disk of the microVM that has its files in `dir`.
+    /// Returns the disk of the microVM with the directory `dir`.
     pub(crate) fn of(&self, dir: &Path, owner: u32) -> PathBuf {
         let mut store = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let store = store.get_or_insert_with(Store::open);

@@ -1,4 +1,4 @@
-//! What goes wrong with Firecracker, its programs and its jail.
+//! Faults of Firecracker, its programs and its jail.
 
 use std::{
     os::unix::fs::{FileExt, PermissionsExt},
@@ -27,14 +27,14 @@ pub(crate) async fn a_dead_control_socket_is_said(rig: &Rig) {
     vm.kill().await.unwrap();
 }
 
-/// A VMM that is stopped takes the call and never answers.
+/// A stopped VMM accepts a request and never answers: the request times out.
 pub(crate) async fn a_vmm_that_does_not_answer_holds_nobody_up(rig: &Rig) {
     let dir = Dir::new();
     let vm = rig.boot(&dir).await;
     vm.freeze(true).unwrap();
     let error = vm.pause().await.unwrap_err();
     assert!(matches!(error, VmmError::Deadline { action: "pause", .. }), "{error}");
-    // It has not lost its life by that, nor does it keep it against a kill.
+    // The timeout neither kills the VMM nor prevents a kill.
     vm.freeze(false).unwrap();
     vm.pause().await.unwrap();
     vm.freeze(true).unwrap();
@@ -43,8 +43,8 @@ pub(crate) async fn a_vmm_that_does_not_answer_holds_nobody_up(rig: &Rig) {
 
 fn program(dir: &Dir, name: &str, says: &str) -> std::path::PathBuf {
     let path = dir.path().join(name);
-    // By another process: while this one has it open for writing, so has every child that is just being started here,
-    // and what is open for writing cannot be run.
+    // Written by another process: a child of this process that is being started would have a copy of the
+    // descriptor, and a file open for writing cannot be executed (ETXTBSY).
     let script = format!("printf '#!/bin/sh\necho {says}\n' > {}", path.display());
     assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
@@ -71,9 +71,10 @@ pub(crate) async fn a_compressed_kernel_is_named(rig: &Rig) {
     assert!(error.to_string().contains("compressed") && error.to_string().contains("vmlinux"), "{error}");
 }
 
-/// Puts a KVM device that nobody may open in the place of the real one, for the calling thread, which is to end.
+/// Mounts a KVM device that nobody may open over the real one, in a new mount namespace of the calling
+/// thread, which must then exit.
 fn forbid_kvm(dir: &Path) {
-    // SAFETY: nothing of what the thread shares with others is taken from them.
+    // SAFETY: other threads are not affected.
     unsafe { unshare_unsafe(UnshareFlags::FS | UnshareFlags::NEWNS) }.unwrap();
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
     mount("closed", dir, "tmpfs", MountFlags::NODEV, c"size=64k").unwrap();
@@ -98,7 +99,7 @@ pub(crate) async fn a_kvm_that_may_not_be_used_is_said(rig: &Rig) {
     assert!(error.to_string().contains("root"), "{error}");
 }
 
-/// Jails are made on a directory that cannot hold them: full, and closed to device nodes.
+/// Jails do not depend on their directory: it is full, and mounted with nodev and noexec.
 pub(crate) async fn jails_need_nothing_of_their_directory(rig: &Rig) {
     let (dir, full, programs) = (Dir::new(), Dir::new(), rig.firecracker().unwrap());
     let mount = |arguments: &[&str]| {
@@ -120,7 +121,7 @@ pub(crate) async fn jails_need_nothing_of_their_directory(rig: &Rig) {
     killed.unwrap();
 }
 
-/// As a guest does that took its VMM over: where its arguments are, and that it may write them, is known to it.
+/// A guest that has taken over its VMM overwrites the VMM's arguments; the VMM is still found.
 pub(crate) async fn arguments_that_are_written_over_hide_no_vmm(rig: &Rig) {
     if !rig.driver.capabilities().security_boundary {
         return;

@@ -1,4 +1,4 @@
-//! Talks to the envd of a whole guest, in the slot at whose address it answers.
+//! Client of the envd of a Linux guest.
 
 use std::{
     io::{Read, Write},
@@ -12,10 +12,10 @@ use wrenn_vmm::MicroVm;
 use crate::outside::{MOVED_MB, OUTSIDE, SENDS};
 
 const ENVD_PORT: u16 = 49983;
-/// Emulated machines boot in ten seconds, and in some minutes when they are busy.
+/// Time limit of a boot. Emulated guests take ten seconds, or minutes on a busy machine.
 const READY: Duration = Duration::from_secs(300);
 
-/// One HTTP exchange with envd; `None` where nobody answers yet.
+/// Exchanges one HTTP request with envd; `None` if it does not answer yet.
 fn http(address: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
     let target = (std::net::IpAddr::V4(address), ENVD_PORT).into();
     let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).ok()?;
@@ -26,7 +26,7 @@ fn http(address: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
     (!answer.is_empty()).then_some(answer)
 }
 
-/// Waits until envd answers; how long that took.
+/// Waits until envd answers and returns how long that took.
 pub(crate) fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
     let begin = Instant::now();
     let request = b"GET /health HTTP/1.1\r\nhost: envd\r\nconnection: close\r\n\r\n";
@@ -40,12 +40,12 @@ pub(crate) fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
     }
 }
 
-/// Runs a shell script in the guest and gives what it printed.
+/// Runs a shell script in the guest and returns its output.
 pub(crate) fn run(address: Ipv4Addr, script: &str) -> String {
     decoded(&ask(address, script).expect("an answer"))
 }
 
-/// The same, of a guest that may be gone before it answers: envd's stream of events.
+/// Runs a shell script and returns envd's event stream; `None` if the guest exits before it answers.
 pub(crate) fn ask(address: Ipv4Addr, script: &str) -> Option<String> {
     let body = serde_json::json!({ "process": { "cmd": "/bin/sh", "args": ["-c", script] } }).to_string();
     let length = u32::try_from(body.len()).unwrap();
@@ -61,7 +61,7 @@ pub(crate) fn ask(address: Ipv4Addr, script: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&http(address, &request)?).into_owned())
 }
 
-/// How long the guest takes for a program in Python, in seconds.
+/// Returns the run time in seconds of a Python program in the guest.
 fn seconds(address: Ipv4Addr, program: &str) -> f64 {
     let timed = format!(
         "python3 -c '\nimport os, socket, time\nbegin = time.monotonic()\n{program}\nprint(time.monotonic() - begin)'"
@@ -70,7 +70,7 @@ fn seconds(address: Ipv4Addr, program: &str) -> f64 {
     said.trim().parse().unwrap_or_else(|error| panic!("{program}: {said:?}: {error}"))
 }
 
-/// How long it takes to receive [`MOVED_MB`].
+/// Returns the time to receive [`MOVED_MB`] in seconds.
 pub(crate) fn download(address: Ipv4Addr) -> f64 {
     seconds(
         address,
@@ -82,7 +82,7 @@ assert got == {MOVED_MB} << 20, got"
     )
 }
 
-/// How long it takes to write [`MOVED_MB`] to the disk.
+/// Returns the time to write [`MOVED_MB`] to the disk in seconds.
 pub(crate) fn write(address: Ipv4Addr) -> f64 {
     seconds(
         address,
@@ -94,7 +94,7 @@ os.fsync(file)"
     )
 }
 
-/// The standard output in a stream of envd's events.
+/// Extracts standard output from an event stream of envd.
 fn decoded(stream: &str) -> String {
     let chunks = stream.split("\"stdout\":\"").skip(1).filter_map(|rest| rest.split('"').next());
     let bytes = chunks.flat_map(|chunk| STANDARD.decode(chunk).unwrap()).collect();

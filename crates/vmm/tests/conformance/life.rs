@@ -1,4 +1,4 @@
-//! The life of one microVM, from its boot to its end.
+//! Life of one microVM, from boot to exit.
 
 use std::{io::Write, os::unix::fs::MetadataExt, time::Duration};
 
@@ -45,7 +45,8 @@ pub(crate) async fn a_vmm_has_its_own_user_and_few_system_calls(rig: &Rig) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let ids = format!("{0}\t{0}\t{0}\t{0}", spec.uid);
     assert!(status.contains(&format!("Uid:\t{ids}")) && status.contains(&format!("Gid:\t{ids}")), "{status}");
-    // Firecracker filters the calls of each of its threads when it is done with its start, which it is here.
+    // Firecracker installs the seccomp filters of its threads at the end of its start, so they are active
+    // here.
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let statuses = threads.map(|task| std::fs::read_to_string(task.path().join("status")).unwrap());
     let free: Vec<_> = statuses.filter(|status| !status.contains("Seccomp:\t2")).collect();
@@ -96,7 +97,7 @@ pub(crate) async fn an_end_from_outside_is_noticed(rig: &Rig) {
     vm.kill().await.unwrap();
 }
 
-/// A guest that prints for ever takes no more of the host than its log may have.
+/// The console log of a guest that prints forever stays within its limit.
 pub(crate) async fn a_log_keeps_its_bound(rig: &Rig) {
     const WRITTEN: u64 = 4 << 20;
     let dir = Dir::new();
@@ -130,7 +131,7 @@ pub(crate) async fn what_cannot_be_is_refused(rig: &Rig) {
         assert!(matches!(error, VmmError::Missing { .. }), "{error:?}");
         assert!(!error.to_string().contains("/no/"), "no path of the host: {error}");
     }
-    // A disk that the VMM cannot open: its words are told, and nothing of it is left.
+    // A disk that the VMM cannot open: the error has the VMM's message, and nothing is left.
     std::fs::create_dir(dir.path().join("disk")).unwrap();
     let no_file = BootSpec { disk: Some(dir.path().join("disk")), ..spec };
     let Err(error) = rig.driver.boot(&no_file).await else { panic!("it must not start") };

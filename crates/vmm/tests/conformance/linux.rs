@@ -1,5 +1,5 @@
-//! A whole guest, as sandboxes are: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
-//! and restored several times at once under other ids, in other slots, on disks of their own.
+//! Linux guest as in sandboxes: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
+//! and restored several times at once with other ids, slots and disks.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ use crate::{
     snapshots::{page, pages, take},
 };
 
-/// How many run at once of one snapshot, and what is particular to some of them.
+/// Number of concurrent clones of one snapshot, and the index of those with a special role.
 const CLONES: usize = 6;
 const POWERED_OFF: usize = 0;
 const SLOW_DISK: usize = 1;
@@ -37,15 +37,15 @@ const KILLED: usize = 4;
 const DISK_MB: u64 = 2048;
 const SLOTS: u16 = 32;
 const INSTANCE: &str = "vc";
-/// Bytes a second that a slow device moves. What it has not used of a second it moves at once.
+/// Rate limit of slow devices. The unused part of a second can be moved at once.
 const SLOW: Rate = Rate { bytes: Some(512 << 10), operations: None };
-/// The least time that [`MOVED_MB`] takes by it, in seconds: without the first one, and a last request that may exceed
-/// what is left.
+/// Minimum time in seconds to move [`MOVED_MB`] at that rate, without the burst of the first second and a
+/// last request that may exceed the rest.
 const MOVED_IN: f64 = 4.0;
-/// Longer than an end takes on a busy machine.
+/// Time limit of an exit, longer than it takes on a busy machine.
 const END: Duration = Duration::from_secs(60);
 
-/// A guest's question for a name, and what it is told.
+/// Program that resolves a name in the guest.
 const ASK: &str = "python3 -c 'import socket; print(socket.gethostbyname(\"some.name\"))'";
 
 fn told(resolver: Ipv4Addr) -> String {
@@ -88,13 +88,13 @@ impl Place {
         SlotPool::start(config).await.unwrap()
     }
 
-    /// The machine comes into another network.
+    /// Simulates a move of the machine to a network with another resolver.
     async fn moves(&mut self) {
         self.slots.shutdown().await.unwrap();
         self.slots = Self::slots(&self.dir, RESOLVERS[1]).await;
     }
 
-    /// A microVM that boots from, or goes on with, this disk in this slot.
+    /// Describes a microVM with this disk and this slot.
     fn spec(rig: &Rig, dir: &Dir, id: &str, disk: &Path, slot: &SlotSpec) -> BootSpec {
         BootSpec {
             id: id.to_owned(),
@@ -108,7 +108,7 @@ impl Place {
         }
     }
 
-    /// The disk of a paused guest once more, under another id.
+    /// Copies the disk of a paused guest to another id.
     async fn fork_disk(&self, from: &str, to: &str, owner: u32) -> PathBuf {
         let file = |id: &str, end: &str| self.store.join("volumes").join(format!("{id}.{end}"));
         for end in ["cow", "json"] {
@@ -117,7 +117,7 @@ impl Place {
         self.volumes.attach(to, owner).await.unwrap().path
     }
 
-    /// Nothing of it is left.
+    /// Removes everything and fails if something is left.
     async fn end(self) {
         self.slots.shutdown().await.unwrap();
         let network = self.dir.path().join("network");
@@ -128,7 +128,7 @@ impl Place {
     }
 }
 
-/// Puts the pages of a diff into the whole memory before it; how many bytes they are.
+/// Merges the pages of a diff into a full memory file; returns their size in bytes.
 fn merge(diff: &Path, whole: &Path) -> u64 {
     let (changed, whole) = (pages(diff), File::options().write(true).open(whole).unwrap());
     for &address in &changed {
@@ -137,7 +137,7 @@ fn merge(diff: &Path, whole: &Path) -> u64 {
     changed.len() as u64 * PAGE
 }
 
-/// What is known of a running guest before its snapshot.
+/// Checks disk size, entropy source, DNS and network limit of a running guest.
 fn look_at(address: Ipv4Addr) {
     let size = run(address, "df -BM --output=size / | tail -n 1 | tr -d ' M'");
     let size: u64 = size.trim().parse().unwrap();
@@ -150,7 +150,7 @@ fn look_at(address: Ipv4Addr) {
     assert!(sent > MOVED_IN, "the network has no limit");
 }
 
-/// A whole snapshot and one of what changed since, put together.
+/// Takes a full snapshot and a diff snapshot and merges them.
 async fn snapshot(vm: &dyn MicroVm, address: Ipv4Addr, dir: &Dir) -> SnapshotFiles {
     let whole = take(vm, SnapshotKind::Full, dir, "whole").await;
     vm.resume().await.unwrap();
@@ -162,7 +162,7 @@ async fn snapshot(vm: &dyn MicroVm, address: Ipv4Addr, dir: &Dir) -> SnapshotFil
     SnapshotFiles { state: diff.state, memory: whole.memory }
 }
 
-/// A microVM that goes on from the snapshot.
+/// MicroVM restored from the snapshot.
 struct Heir {
     id: String,
     slot: SlotSpec,
@@ -197,7 +197,8 @@ impl Heir {
     }
 }
 
-/// All at once: each is reached, has what was there at the snapshot, writes its own, and reaches the outside.
+/// All clones at once: each is reachable, has the files of the snapshot, writes its own, and reaches the
+/// outside.
 fn talk(heirs: &[Heir]) {
     for heir in heirs {
         wait_ready(heir.address(), &*heir.vm);
@@ -223,21 +224,21 @@ print(socket.create_connection((\"{OUTSIDE}\", {GREETS}), 100).recv(64).decode()
     }
 }
 
-/// The ways in which a microVM ends other than by its driver's kill.
+/// Ends microVMs in other ways than by their driver's kill.
 async fn end(rig: &Rig, heirs: &[Heir]) {
-    // From inside; the VMM has no power button.
+    // Power off from inside; the VMM has no power button.
     let off = "python3 -c 'import ctypes; ctypes.CDLL(None).reboot(0x4321fedc)'";
     let halted = heirs[POWERED_OFF].address();
     let asked = std::thread::spawn(move || ask(halted, off));
     let ended = tokio::time::timeout(END, heirs[POWERED_OFF].vm.exited()).await;
     ended.expect("a guest that powers off ends its VMM");
     drop(asked.join());
-    // By somebody else.
+    // Kill by another process.
     let pid = Pid::from_raw(heirs[KILLED].vm.process().pid).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     let ended = tokio::time::timeout(END, heirs[KILLED].vm.exited()).await.expect("noticed");
     assert_eq!(ended.status, Some(137));
-    // By a driver that took it up.
+    // Kill by a driver that adopted it.
     let heir = &heirs[ADOPTED];
     let adopted = rig.driver.adopt(&heir.spec, None).await.unwrap().expect("it runs");
     assert_eq!(run(heir.address(), "cat /root/own").trim(), ADOPTED.to_string());
@@ -273,7 +274,7 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
     let faults = heirs[PAGED].pages.as_ref().map_or(0, PageServer::faults);
     println!("a page server gave {faults} pages");
     assert!(faults > 0);
-    // Its limits are those it was started with, not those of the snapshot.
+    // The rate limits are those of the restore, not of the snapshot.
     let slow = heirs[SLOW_DISK].address();
     let (sent, written) = (download(slow), write(slow));
     println!("a free network and a slow disk move {MOVED_MB} MiB in {sent:.2} and {written:.2} s");

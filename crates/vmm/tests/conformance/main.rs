@@ -1,5 +1,6 @@
-//! What every driver must do, tried on each that runs on this machine, with the real guest kernel where one runs, with
-//! Debian on a dm-snapshot disk in the lab, and with the test guest where no kernel runs; and what is particular to Firecracker.
+//! Conformance tests of all drivers that work on this machine: with the real guest kernel if it runs, with
+//! Debian on a dm-snapshot disk in the lab, and with the test guest otherwise; and tests specific to
+//! Firecracker.
 #![allow(clippy::unwrap_used)]
 
 mod churn;
@@ -17,7 +18,7 @@ use std::{path::Path, sync::Arc};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// A test of the suite by name. It gets a driver with what it needs to start guests.
+/// Adds cases by name. Each gets a driver and the files to start guests.
 macro_rules! case {
     ($trials:ident, $rig:expr, $($module:ident::$case:ident),* $(,)?) => {
         $({
@@ -95,7 +96,7 @@ fn main() {
         }));
     }
     let together = libtest_mimic::run(&arguments, trials);
-    // It counts what this process and this machine have, so nothing else runs beside it.
+    // Counts resources of this process and this machine, so nothing else may run concurrently.
     let alone = libtest_mimic::run(&arguments, alone);
     std::process::exit(i32::from(together.has_failed() || alone.has_failed()));
 }

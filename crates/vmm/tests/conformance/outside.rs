@@ -1,17 +1,17 @@
-//! What guests find outside: a namespace with a server that greets who connects, one that sends much, and resolvers.
+//! Simulated outside network in a namespace: a server that greets, one that sends data, and resolvers.
 
 use std::{
     net::Ipv4Addr,
     process::{Child, Command},
 };
 
-/// Stands for the internet.
+/// Address on the simulated internet.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-/// Where the server greets.
+/// Port of the server that greets.
 pub(crate) const GREETS: u16 = 7777;
-/// Where the server sends [`MOVED_MB`].
+/// Port of the server that sends [`MOVED_MB`].
 pub(crate) const SENDS: u16 = 7778;
-/// What is moved where a rate is measured, in MiB.
+/// Amount of data in MiB for measuring a rate.
 pub(crate) const MOVED_MB: u64 = 4;
 
 pub(crate) fn sh(script: &str) {
@@ -19,8 +19,8 @@ pub(crate) fn sh(script: &str) {
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The resolvers of the network that the snapshot is taken in, and of the one that it is restored in. Their answer is
-/// an address that ends as theirs.
+/// Resolvers of the network in which the snapshot is taken, and of the one in which it is restored. The last
+/// byte of their answers is that of their own address.
 pub(crate) const RESOLVERS: [Ipv4Addr; 2] = [OUTSIDE, Ipv4Addr::new(203, 0, 113, 10)];
 const NAME_SERVER: &str = r#"
 import socket, sys, threading
@@ -40,7 +40,7 @@ for address in sys.argv[1:]:
     threading.Thread(target=serve, args=(address,)).start()
 "#;
 
-/// Gone when it is dropped.
+/// Servers in the namespace; dropping this removes all.
 pub(crate) struct Outside([Child; 3]);
 
 impl Outside {

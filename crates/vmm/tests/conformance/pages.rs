@@ -1,4 +1,4 @@
-//! A page server of the simplest kind: answers each userfaultfd fault with its page from a file.
+//! Minimal page server: answers each userfaultfd fault with its page from a file.
 //! Constants are those of linux/userfaultfd.h.
 
 use std::{
@@ -42,7 +42,7 @@ pub(crate) struct PageServer {
     faults: Arc<AtomicUsize>,
 }
 
-/// What Firecracker sends first: where guest memory is in its address space, and the userfaultfd.
+/// Receives Firecracker's first message: the address ranges of guest memory, and the userfaultfd.
 fn handshake(stream: &UnixStream) -> (Vec<serde_json::Value>, OwnedFd) {
     let mut bytes = vec![0; 64 << 10];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -63,13 +63,13 @@ fn serve(stream: &mut UnixStream, memory: &File, faults: &AtomicUsize) {
         let mut waiting = [PollFd::new(&uffd, PollFlags::IN), PollFd::new(&*stream, PollFlags::IN)];
         poll(&mut waiting, None).unwrap();
         if !waiting[1].revents().is_empty() {
-            // Firecracker has ended.
+            // Firecracker has exited.
             return assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
         }
         let mut event = [0_u8; 32];
         match rustix::io::read(&uffd, &mut event) {
             Ok(32) => {}
-            // Answered by an earlier copy, or the process is gone.
+            // The fault was answered by an earlier copy, or the process is gone.
             _ => continue,
         }
         assert_eq!(event[0], UFFD_EVENT_PAGEFAULT);
@@ -93,7 +93,7 @@ fn serve(stream: &mut UnixStream, memory: &File, faults: &AtomicUsize) {
 }
 
 impl PageServer {
-    /// Serves one microVM from a memory file until it ends.
+    /// Serves the memory of one microVM from a file until the microVM exits.
     pub(crate) fn start(socket: &Path, memory: &Path) -> Self {
         let listener = UnixListener::bind(socket).unwrap();
         std::fs::set_permissions(socket, PermissionsExt::from_mode(0o666)).unwrap();
@@ -103,7 +103,7 @@ impl PageServer {
         Self { faults }
     }
 
-    /// How many pages were asked for.
+    /// Number of pages served.
     pub(crate) fn faults(&self) -> usize {
         self.faults.load(Ordering::Relaxed)
     }

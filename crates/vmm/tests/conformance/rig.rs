@@ -1,4 +1,4 @@
-//! The drivers that run on this machine, each with a guest that runs on them.
+//! Drivers that work on this machine, each with a guest.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use wrenn_vmm::{
 
 use crate::disks::Disks;
 
-/// Not a user of anything else.
+/// User id that nothing else uses.
 pub(crate) const UID: u32 = 64_999;
 
 pub(crate) fn share(file: &str) -> PathBuf {
@@ -34,7 +34,7 @@ pub(crate) fn qemu_program() -> PathBuf {
     PathBuf::from(format!("/usr/bin/{PROGRAM}"))
 }
 
-/// Firecracker's programs: installed, or fetched for tests.
+/// Paths of Firecracker and its jailer, fetched for tests or installed.
 pub(crate) struct Programs {
     pub(crate) firecracker: PathBuf,
     pub(crate) jailer: PathBuf,
@@ -46,7 +46,7 @@ fn programs() -> Programs {
     Programs { firecracker: dir.join(firecracker::PROGRAM), jailer: dir.join(firecracker::JAILER) }
 }
 
-/// The directory of one microVM, which ends with it even where a test fails.
+/// Directory of one microVM; dropping it kills the microVM, also if a test fails.
 pub(crate) struct Dir(TempDir);
 
 impl Dir {
@@ -70,19 +70,19 @@ impl Drop for Dir {
 }
 
 enum Guest {
-    /// A kernel and its initial RAM disk.
+    /// Kernel and initial RAM disk.
     Linux,
-    /// Debian on a disk of its own.
+    /// Debian on a disk.
     Debian(Disks),
     Test,
 }
 
-/// A driver to be tried, and what it needs.
+/// Driver under test with its files.
 pub(crate) struct Rig {
     pub(crate) name: &'static str,
     pub(crate) driver: Box<dyn Vmm>,
     guest: Guest,
-    /// Test guest, jails.
+    /// Directory of the test guest and of jails.
     files: TempDir,
     uid: u32,
     programs: Option<Programs>,
@@ -123,12 +123,12 @@ fn with_firecracker(jailed: bool, linux: bool) -> Rig {
         (false, _) => Guest::Test,
     };
     std::fs::write(files.path().join("guest.elf"), wrenn_testguest::ELF).unwrap();
-    // Without a jailer nobody gives the KVM device to another user.
+    // Only the jailer creates a KVM device for another user.
     let uid = if jailed { UID } else { 0 };
     Rig { name, driver, guest, files, uid, programs: Some(programs) }
 }
 
-/// Tries QEMU with KVM.
+/// Probes QEMU with KVM.
 pub(crate) async fn probe_kvm() -> Probe {
     let dir = TempDir::new().unwrap();
     open_path_for_others(dir.path());
@@ -140,12 +140,12 @@ fn linux_runs_on_kvm() -> bool {
     runtime.block_on(probe_kvm()).usable
 }
 
-/// Whether this is a virtual host made for tests.
+/// Returns whether the tests run inside the lab, a virtual host made for them.
 pub(crate) fn in_lab() -> bool {
     std::env::var_os("IN_LAB").is_some()
 }
 
-/// Every driver that runs here.
+/// Lists the drivers that work on this machine.
 pub(crate) fn all() -> Vec<Rig> {
     let in_lab = in_lab();
     let kvm = Path::new("/dev/kvm").exists();
@@ -171,12 +171,12 @@ pub(crate) fn all() -> Vec<Rig> {
 }
 
 impl Rig {
-    /// The user of its VMMs.
+    /// User id of the VMMs.
     pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Whether its guests are whole: Debian on a disk of its own.
+    /// Returns whether guests are Debian on a disk.
     pub(crate) fn is_debian(&self) -> bool {
         matches!(self.guest, Guest::Debian(_))
     }
@@ -193,7 +193,7 @@ impl Rig {
         jail(&self.files)
     }
 
-    /// A microVM with its files in `dir`, which has a disk where its guest is one that needs it.
+    /// Describes a microVM with its files in `dir`, and with a disk if the guest needs one.
     pub(crate) fn spec(&self, dir: &Dir) -> BootSpec {
         let disk = match &self.guest {
             Guest::Debian(disks) => Some(disks.of(dir.path(), self.uid)),
@@ -202,7 +202,7 @@ impl Rig {
         BootSpec { disk, ..self.spec_without_disk(dir) }
     }
 
-    /// The same without.
+    /// Describes a microVM without a disk.
     pub(crate) fn spec_without_disk(&self, dir: &Dir) -> BootSpec {
         let (kernel, initrd) = match (&self.guest, self.driver.capabilities().kernel) {
             (Guest::Test, _) => (self.files.path().join("guest.elf"), None),
@@ -212,7 +212,7 @@ impl Rig {
         let memory_mb = if self.is_test_guest() { 128 } else { 256 };
         let run_dir = dir.path().join("run");
         std::fs::create_dir_all(&run_dir).unwrap();
-        // What is in it is reached through the jail alone.
+        // Accessible only through the jail.
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(&run_dir, private).unwrap();
         std::os::unix::fs::chown(&run_dir, Some(self.uid), Some(self.uid)).unwrap();
@@ -235,23 +235,23 @@ impl Rig {
     pub(crate) async fn boot(&self, dir: &Dir) -> Box<dyn MicroVm> {
         let mut vm = self.driver.boot(&self.spec(dir)).await.unwrap();
         if !self.is_test_guest() && in_lab() && !console_grows(&*vm, 0).await {
-            // An emulated processor that is busy loses a guest in its first steps now and then.
+            // With nested emulation on a busy machine, a guest sometimes hangs in its first steps.
             println!("a guest did not come up; it is booted once more");
             vm.kill().await.unwrap();
             vm = self.driver.boot(&self.spec(dir)).await.unwrap();
         }
-        // The test guest prints once more when its pattern is complete.
+        // The test guest prints a second byte when its pattern is complete.
         assert!(console_grows(&*vm, self.is_test_guest().into()).await, "the guest prints");
         vm
     }
 }
 
-/// Lets the VMM's user pass through a directory.
+/// Gives other users search permission for a directory.
 fn open_path_for_others(dir: &Path) {
     std::fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// Waits until there is more on the console than `length` bytes.
+/// Waits until the console has more than `length` bytes.
 pub(crate) async fn console_grows(vm: &dyn MicroVm, length: usize) -> bool {
     let grown = async {
         while vm.console(1 << 20).await.len() <= length {

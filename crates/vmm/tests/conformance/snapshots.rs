@@ -1,4 +1,4 @@
-//! Snapshots, to the page.
+//! Content of snapshots, page by page.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use crate::{
     rig::{Dir, Rig, console_grows, in_lab},
 };
 
-/// Takes a snapshot of a guest that is running, and leaves it paused.
+/// Takes a snapshot of a running guest and leaves it paused.
 pub(crate) async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
     vm.pause().await.unwrap();
     let file = |part: &str| dir.path().join(format!("{name}.{part}"));
@@ -30,7 +30,7 @@ pub(crate) async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: 
     files
 }
 
-/// Addresses of the pages that a memory file holds; the others are holes.
+/// Lists the addresses of the pages in a memory file; the others are holes.
 pub(crate) fn pages(path: &Path) -> Vec<u64> {
     let (file, mut at, mut pages) = (File::open(path).unwrap(), 0, Vec::new());
     while let Ok(start) = seek(&file, SeekFrom::Data(at)) {
@@ -40,7 +40,7 @@ pub(crate) fn pages(path: &Path) -> Vec<u64> {
     pages
 }
 
-/// One page of a memory file.
+/// Reads one page of a memory file.
 pub(crate) fn page(path: &Path, address: u64) -> Vec<u8> {
     let mut bytes = vec![0; guest::PAGE as usize];
     File::open(path).unwrap().read_exact_at(&mut bytes, address).unwrap();
@@ -51,15 +51,15 @@ fn counter(path: &Path) -> u32 {
     u32::from_le_bytes(page(path, guest::COUNTER)[..4].try_into().unwrap())
 }
 
-/// Lets it run for some rounds.
+/// Lets the guest run for some rounds.
 async fn run_on(vm: &dyn MicroVm) {
     let length = vm.console(1 << 20).await.len();
     vm.resume().await.unwrap();
     assert!(console_grows(vm, length + 1).await, "it goes on");
 }
 
-/// What differs between two whole memories of the guest. Left out is the first mebibyte, where Firecracker has its
-/// tables: at a restore it writes a new generation id there, by which a kernel knows that it was cloned.
+/// Lists the pages that differ between two full memory files. Skips the first MiB with Firecracker's tables,
+/// where a restore writes a new generation id that tells a kernel that it was cloned.
 fn differing(one: &Path, other: &Path) -> Vec<u64> {
     let (one, other) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
     assert_eq!(one.len(), other.len());
@@ -79,7 +79,7 @@ pub(crate) async fn diffs_hold_the_changed_pages_and_no_other(rig: &Rig) {
             &page(&full.memory, address / guest::PAGE * guest::PAGE)[(address % guest::PAGE) as usize..][..4];
         assert_eq!(u32::from_le_bytes(bytes.try_into().unwrap()), word ^ 0x5a5a_a5a5);
     }
-    // Twice: a diff begins where the one before it ended.
+    // Twice, because a diff starts at the end of the previous one.
     let mut base = full.memory;
     for round in ["first", "second"] {
         run_on(&*vm).await;
@@ -106,12 +106,12 @@ pub(crate) async fn diffs_hold_the_changed_pages_and_no_other(rig: &Rig) {
     assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".new")), "{left:?}");
 }
 
-/// A file system of its own for a directory, with little room.
+/// Small file system mounted on a directory.
 struct Small<'a>(&'a Path);
 
 impl<'a> Small<'a> {
     fn on(dir: &'a Path) -> Self {
-        // The guest's memory fits in once.
+        // It has space for the guest's memory once.
         mount("small", dir, "tmpfs", MountFlags::empty(), c"size=200m,mode=755").unwrap();
         Self(dir)
     }
@@ -136,7 +136,7 @@ pub(crate) async fn a_full_disk_leaves_no_half(rig: &Rig) {
     assert!(matches!(full, VmmError::Full { .. }), "{full:?}");
     assert!(!files.state.exists() && !files.memory.exists());
     assert!(!dir.path().join("run/memory.new").exists(), "half of a memory takes no room");
-    // It goes on, and what it changed meanwhile is in the next snapshot, which is a whole one.
+    // The guest continues, and its changes are in the next snapshot, which is a full one.
     run_on(&*vm).await;
     vm.pause().await.unwrap();
     std::fs::remove_file(filler).unwrap();
@@ -197,14 +197,14 @@ pub(crate) async fn a_guest_goes_on_from_a_page_server(rig: &Rig) {
     let diff = take(&*clone, SnapshotKind::Diff, &other, "diff").await;
     let changed = pages(&diff.memory);
     assert!(counter(&diff.memory) > counter(&files.memory));
-    // Firecracker's own page with the generation id is below the first mebibyte.
+    // Firecracker's page with the generation id is in the first MiB.
     let strays = changed.iter().filter(|&&address| address >= 1 << 20 && !guest::changes(address));
     for &address in strays {
-        // Some processors' KVM maps a page for writing at its first read, and counts it as written.
+        // On some CPUs KVM maps a page writable at its first read and counts it as written.
         assert!(in_lab(), "page {address:x} did not change");
         assert_eq!(page(&diff.memory, address), page(&files.memory, address), "page {address:x}");
     }
-    // Reads every page through the server: where all is emulated, that takes minutes.
+    // Reads every page through the server, which takes minutes in the emulated lab.
     if !in_lab() {
         let now = take(&*clone, SnapshotKind::Full, &other, "now").await;
         let differing = differing(&files.memory, &now.memory);
