@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::SandboxId;
+
 /// The body of every error response.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
@@ -18,6 +20,10 @@ pub struct ErrorDetail {
     pub code: ErrorCode,
     /// What failed, why, and what to do. The wording may change between versions.
     pub message: String,
+    /// Id of the sandbox that a failed create leaves with status `error`. Delete it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, pattern = "^sb[0-9a-e][0-9a-z]{24}$")]
+    pub sandbox_id: Option<SandboxId>,
 }
 
 macro_rules! error_codes {

@@ -70,9 +70,26 @@ fn mebibytes(text: &str) -> Result<u32, String> {
     size.ok_or_else(|| "write a number of MiB, such as 1024, or a number with a unit, such as 1g".to_owned())
 }
 
-/// A key that makes a repeated request the same request.
-pub(crate) fn idempotency_key() -> String {
-    uuid::Uuid::now_v7().to_string()
+/// The idempotency key of a create.
+#[derive(Debug)]
+pub(crate) enum Key {
+    /// Of this create alone: what it leaves may be removed.
+    Own(String),
+    /// From the user: an earlier create with it may have made the sandbox, which may be in use.
+    Given(String),
+}
+
+impl Key {
+    /// A new key that makes repeated requests one.
+    pub(crate) fn own() -> Self {
+        Self::Own(uuid::Uuid::now_v7().to_string())
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Self::Own(text) | Self::Given(text) => text,
+        }
+    }
 }
 
 /// Creates the sandbox, and says which signal came meanwhile: the end of the create is awaited all the same, because only
@@ -80,10 +97,10 @@ pub(crate) fn idempotency_key() -> String {
 pub(crate) async fn create(
     client: &Client,
     request: &CreateSandbox,
-    key: &str,
+    key: &Key,
     stop: &mut Stop,
 ) -> Result<(Sandbox, Option<&'static str>)> {
-    let mut creation = std::pin::pin!(until_answered(client, request, key));
+    let mut creation = std::pin::pin!(settled(client, request, key));
     let name = tokio::select! {
         created = &mut creation => return Ok((created?, None)),
         name = stop.received() => name,
@@ -98,6 +115,29 @@ pub(crate) async fn create(
             anyhow::bail!("the sandbox may still be created; check `wrenn sandbox ls`")
         }
     }
+}
+
+/// Waits for the answer, and removes what a failed create left.
+async fn settled(client: &Client, request: &CreateSandbox, key: &Key) -> Result<Sandbox> {
+    let error = match until_answered(client, request, key.text()).await {
+        Ok(sandbox) => return Ok(sandbox),
+        Err(error) => error,
+    };
+    let left = match error.downcast_ref::<Error>() {
+        Some(Error::Api { sandbox_id: Some(id), .. }) => *id,
+        _ => return Err(error),
+    };
+    match key {
+        Key::Own(_) => {
+            if let Err(kept) = remove(client, left).await {
+                note(&format!("wrenn: {kept:#}"));
+            }
+        }
+        Key::Given(_) => {
+            note(&format!("wrenn: the failed sandbox is {left}; remove it by `wrenn sandbox rm {left}`"))
+        }
+    }
+    Err(error)
 }
 
 /// Asks until there is an answer: what came of a request whose answer was lost is told by the same request.

@@ -113,7 +113,7 @@ mod tests {
 
     fn api(code: &str) -> anyhow::Error {
         let (code, message) = (code.to_owned(), "the cause".to_owned());
-        Error::Api { status: 404, code, message, request_id: Some("r1".to_owned()) }.into()
+        Error::Api { status: 404, code, message, request_id: Some("r1".to_owned()), sandbox_id: None }.into()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use wrenn_api::ExecRequest;
 use wrenn_client::Client;
 
 use crate::{
-    creation::{self, New, create, idempotency_key},
+    creation::{self, Key, New, create},
     exec,
     output::{Format, note},
     signals::{Stop, exit_status},
@@ -38,8 +38,7 @@ impl Args {
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
     let request = args.command_request()?;
-    let key = idempotency_key();
-    let (sandbox, mut stopped) = create(client, &args.new.request(), &key, &mut stop).await?;
+    let (sandbox, mut stopped) = create(client, &args.new.request(), &Key::own(), &mut stop).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
         tokio::select! {

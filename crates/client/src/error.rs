@@ -1,6 +1,6 @@
 //! Errors of API calls.
 
-use wrenn_api::ErrorBody;
+use wrenn_api::{ErrorBody, SandboxId};
 
 /// Maximum number of characters quoted from a response without an error object.
 const QUOTE_MAX: usize = 300;
@@ -19,6 +19,8 @@ pub enum Error {
         message: String,
         /// Id of the request in the server's log.
         request_id: Option<String>,
+        /// Sandbox that a failed create left with status `error`.
+        sandbox_id: Option<SandboxId>,
     },
     /// The given address of the API is not a URL.
     #[error("{url:?} is not the URL of an API: {cause}")]
@@ -63,14 +65,16 @@ impl Error {
     pub(crate) fn from_answer(status: u16, request_id: Option<String>, body: &[u8]) -> Self {
         if let Ok(ErrorBody { error }) = serde_json::from_slice(body) {
             let (code, message) = (error.code.as_str().to_owned(), error.message);
-            return Self::Api { status, code, message, request_id };
+            return Self::Api { status, code, message, request_id, sandbox_id: error.sandbox_id };
         }
         // A newer server may know codes that this client does not.
         let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
         if let (Some(code), Some(message)) =
             (value["error"]["code"].as_str(), value["error"]["message"].as_str())
         {
-            return Self::Api { status, code: code.to_owned(), message: message.to_owned(), request_id };
+            let (code, message) = (code.to_owned(), message.to_owned());
+            let sandbox_id = value["error"]["sandbox_id"].as_str().and_then(|id| id.parse().ok());
+            return Self::Api { status, code, message, request_id, sandbox_id };
         }
         let quote: String = String::from_utf8_lossy(body).chars().take(QUOTE_MAX).collect();
         Self::Protocol(format!("status {status}: {}", quote.trim()))

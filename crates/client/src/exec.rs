@@ -191,7 +191,7 @@ fn event(frame: Frame) -> Result<ExecEvent> {
         Frame::Exit { exit_code, timed_out } => ExecEvent::Exit { exit_code, timed_out },
         Frame::Error { data, code } => {
             let status = code.parse::<ErrorCode>().map_or(500, ErrorCode::status);
-            return Err(Error::Api { status, code, message: data, request_id: None });
+            return Err(Error::Api { status, code, message: data, request_id: None, sandbox_id: None });
         }
     })
 }

@@ -6,7 +6,7 @@ use axum::{
 };
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use http::StatusCode;
-use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail};
+use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail, SandboxId};
 use wrenn_rpc::fault;
 
 /// A refusal or a failure, in words for clients.
@@ -15,19 +15,27 @@ use wrenn_rpc::fault;
 pub(crate) struct ApiError {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
+    /// Sandbox that a failed create leaves.
+    pub(crate) sandbox_id: Option<SandboxId>,
 }
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), sandbox_id: None }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, message)
     }
 
+    /// Names the sandbox that a failed create leaves, so that the client can delete it.
+    pub(crate) fn leaving(self, sandbox: SandboxId) -> Self {
+        Self { sandbox_id: Some(sandbox), ..self }
+    }
+
     pub(crate) fn body(&self) -> ErrorBody {
-        ErrorBody { error: ErrorDetail { code: self.code, message: self.message.clone() } }
+        let (code, message, sandbox_id) = (self.code, self.message.clone(), self.sandbox_id);
+        ErrorBody { error: ErrorDetail { code, message, sandbox_id } }
     }
 }
 

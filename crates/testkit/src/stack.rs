@@ -145,10 +145,15 @@ impl Stack {
 
     /// Runs `wrenn ARGS` as the user who ran `wrenn up`.
     pub fn wrenn(&self, args: &[&str]) -> Result<std::process::Output> {
+        Ok(self.command(args)?.output()?)
+    }
+
+    /// Returns `wrenn ARGS` for the user who ran `wrenn up`, ready to start, without input.
+    pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = Command::new(program()?);
         command.args(args).envs(self.env.iter().cloned()).stdin(Stdio::null());
         command.current_dir(self.home.path());
-        Ok(command.output()?)
+        Ok(command)
     }
 
     async fn wait_ready(&mut self) -> Result<()> {

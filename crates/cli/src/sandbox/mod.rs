@@ -10,7 +10,7 @@ use wrenn_api::{ErrorCode, Sandbox, SandboxId};
 use wrenn_client::Client;
 
 use crate::{
-    creation::{self, New, idempotency_key, variable},
+    creation::{self, Key, New, variable},
     exec,
     failure::{Failure, Report},
     output::{Format, note},
@@ -112,8 +112,8 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
 
 async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
-    let own_key = key.map_or_else(idempotency_key, str::to_owned);
-    let (sandbox, stopped) = creation::create(client, &new.request(), &own_key, &mut stop).await?;
+    let used = key.map_or_else(Key::own, |key| Key::Given(key.to_owned()));
+    let (sandbox, stopped) = creation::create(client, &new.request(), &used, &mut stop).await?;
     let id = sandbox.id;
     if let Some(name) = stopped {
         if key.is_some() {

@@ -57,6 +57,7 @@ impl Row {
         let error = self.error_code.as_ref().map(|code| ErrorDetail {
             code: code.parse().unwrap_or(ErrorCode::InternalError),
             message: self.error_message.clone().unwrap_or_default(),
+            sandbox_id: None,
         });
         Sandbox {
             id: self.public_id(),

@@ -77,7 +77,8 @@ fn response(codes: &[ErrorCode]) -> Response {
 /// An example of every code, under its name.
 pub(super) fn examples() -> impl Iterator<Item = (String, Example)> {
     ErrorCode::ALL.iter().map(|&code| {
-        let body = ErrorBody { error: ErrorDetail { code, message: message(code).to_owned() } };
+        let body =
+            ErrorBody { error: ErrorDetail { code, message: message(code).to_owned(), sandbox_id: None } };
         let value = serde_json::to_value(body).unwrap_or_default();
         let example = ExampleBuilder::new().summary(code.description()).value(Some(value)).build();
         (code.as_str().to_owned(), example)

@@ -210,7 +210,7 @@ async fn finish(
     key: Option<String>,
 ) -> Outcome {
     let lease = tokio::spawn(keep_lease(app.clone(), row.clone()));
-    let result = make(&app, &row, &address, envs).await;
+    let result = make(&app, &row, &address, envs).await.map_err(|error| error.leaving(row.public_id()));
     lease.abort();
     app.outbox.notify_one();
     let outcome = outcome(&result);
@@ -332,7 +332,8 @@ async fn repeat(
             SandboxStatus::Error => Some(Err(ApiError::new(
                 row.error_code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentError),
                 row.error_message.clone().unwrap_or_default(),
-            ))),
+            )
+            .leaving(row.public_id()))),
             _ => Some(Ok(row)),
         };
         if let Some(result) = settled {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod churn;
+mod cli;
 mod commands;
 mod crashes;
 mod events;
@@ -71,6 +72,10 @@ pub(crate) fn beside() -> Cases<Case> {
         bad_input::paths_that_cannot_be,
         bad_input::bodies_that_are_not_taken,
         bad_input::environments_at_their_bounds,
+        cli::the_exit_status_tells_whose_failure_it_is,
+        cli::output_is_exact_and_input_is_not_dropped_silently,
+        cli::files_are_copied_as_by_cp,
+        cli::an_interrupted_create_leaves_no_sandbox,
         commands::output_and_exit_status,
         commands::output_that_is_not_text,
         commands::a_timeout_kills_the_process_group,
@@ -103,6 +108,7 @@ pub(crate) fn beside() -> Cases<Case> {
 /// Cases that restart processes of Wrenn.
 pub(crate) fn alone() -> Cases<Case> {
     cases![
+        cli::a_create_whose_answer_is_lost_leaves_no_sandbox,
         crashes::the_agent,
         crashes::the_control_plane,
         fleet::many_survive_the_agent,

@@ -1,0 +1,205 @@
+//! The commands `wrenn run` and `wrenn sandbox`: exit status, output, input, files, interrupted creates.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink},
+    process::{Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use wrenn_testkit::{Stack, wait_until};
+
+/// Runs `wrenn` without blocking the runtime.
+async fn wrenn(stack: &Arc<Stack>, args: &[&str], input: Option<&str>) -> Result<Output> {
+    let (stack, input) = (stack.clone(), input.map(str::to_owned));
+    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+    tokio::task::spawn_blocking(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let mut command = stack.command(&args)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        if input.is_some() {
+            command.stdin(Stdio::piped());
+        }
+        let mut child = command.spawn()?;
+        if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
+            stdin.write_all(input.as_bytes())?;
+        }
+        Ok(child.wait_with_output()?)
+    })
+    .await?
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The ids of the sandboxes with this much memory: no other case asks for so odd a number.
+async fn with_memory(stack: &Stack, memory_mb: u32) -> Result<Vec<String>> {
+    let list = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
+    let mine = list.as_array().into_iter().flatten().filter(|sandbox| sandbox["memory_mb"] == memory_mb);
+    Ok(mine.filter_map(|sandbox| sandbox["id"].as_str()).map(str::to_owned).collect())
+}
+
+/// The exit status tells the command's failure from ours, and `--json` gives code and request id.
+pub(crate) async fn the_exit_status_tells_whose_failure_it_is(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let script = "printf '#!/no/such/interpreter\\n' > /tmp/script; chmod 755 /tmp/script";
+    stack.api.exec(&id, &["sh", "-c", script]).await?;
+    let unknown = "sb00000000000000000000000a1";
+    for (args, status, told) in [
+        (vec!["sandbox", "exec", &id, "false"], 1, ""),
+        (vec!["sandbox", "exec", unknown, "false"], 125, unknown),
+        (vec!["run", "--template", "nope", "true"], 125, "nope"),
+        (vec!["sandbox", "exec", &id, "no-such-program"], 127, "no-such-program"),
+        (vec!["sandbox", "exec", &id, "/tmp/script"], 127, "/no/such/interpreter"),
+        (vec!["sandbox", "exec", &id, "/etc"], 126, "/etc"),
+        (vec!["sandbox", "exec", "-u", "nobody2", &id, "true"], 126, "nobody2"),
+        (vec!["sandbox", "exec", "-w", "/no/such/dir", &id, "true"], 126, "/no/such/dir"),
+        (vec!["sandbox", "exec", "--timeout", "1", &id, "sleep", "60"], 124, "after 1 s"),
+    ] {
+        let output = wrenn(&stack, &args, None).await?;
+        let text = stderr(&output);
+        anyhow::ensure!(output.status.code() == Some(status), "{args:?}: {:?} {text}", output.status);
+        anyhow::ensure!(text.contains(told), "{args:?}: {text}");
+        anyhow::ensure!(told.is_empty() || text.matches(told).count() == 1, "told twice: {text}");
+    }
+    let output = wrenn(&stack, &["--json", "sandbox", "exec", unknown, "false"], None).await?;
+    let value: Value = serde_json::from_slice(&output.stdout)?;
+    let request = value["error"]["request_id"].as_str().unwrap_or_default();
+    anyhow::ensure!(value["error"]["code"] == "not_found" && !request.is_empty(), "{value}");
+    let output = wrenn(&stack, &["--json", "sandbox", "rm", unknown, &id], None).await?;
+    let value: Value = serde_json::from_slice(&output.stdout)?;
+    let failed = &value["failed"][0];
+    anyhow::ensure!(value["removed"] == json!([id]) && output.status.code() == Some(1), "{value}");
+    anyhow::ensure!(failed["id"] == unknown && failed["error"]["code"] == "not_found", "{value}");
+    Ok(())
+}
+
+/// With `--json` output is exact, and input that no command gets is reported, whatever the command does.
+pub(crate) async fn output_is_exact_and_input_is_not_dropped_silently(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let args = ["--json", "sandbox", "exec", &id, "printf", "\\211PNG\\377"];
+    let ran: Value = serde_json::from_slice(&wrenn(&stack, &args, None).await?.stdout)?;
+    anyhow::ensure!(ran["encoding"] == "base64" && ran["stdout"] == "iVBOR/8=", "{ran}");
+    anyhow::ensure!(
+        ran["timed_out"] == false && ran["truncated"] == false && ran["lost_bytes"] == 0,
+        "{ran}"
+    );
+    anyhow::ensure!(ran["duration_ms"].is_u64() && ran["cmd"] == "printf", "{ran}");
+    let told = "the command gets no input";
+    let output = wrenn(&stack, &["sandbox", "exec", &id, "cat"], Some("hello")).await?;
+    anyhow::ensure!(output.status.success() && stderr(&output).contains(told), "{output:?}");
+    let output = wrenn(&stack, &["sandbox", "exec", &id, "cat"], Some("")).await?;
+    anyhow::ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// Files are copied into directories, keep their modes, and replace regular files only.
+pub(crate) async fn files_are_copied_as_by_cp(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let dir = tempfile::tempdir()?;
+    let local = |name: &str| dir.path().join(name).display().to_string();
+    fs::write(local("tool"), "#!/bin/sh\necho works\n")?;
+    fs::set_permissions(local("tool"), fs::Permissions::from_mode(0o755))?;
+    let copy = async |from: &str, to: &str, input: Option<&str>| {
+        let output = wrenn(&stack, &["sandbox", "cp", from, to], input).await?;
+        anyhow::ensure!(output.status.success(), "{from} to {to}: {}", stderr(&output));
+        anyhow::Ok(output.stdout)
+    };
+    for (to, path) in
+        [("", "tool"), (".", "tool"), ("/tmp", "/tmp/tool"), ("/tmp/", "/tmp/tool"), ("new/name", "new/name")]
+    {
+        copy(&local("tool"), &format!("{id}:{to}"), None).await?;
+        let ran = stack.api.exec(&id, &["stat", "-c", "%a", path]).await?;
+        anyhow::ensure!(ran["stdout"] == "755\n", "{to:?}: {ran}");
+        stack.api.exec(&id, &["rm", path]).await?;
+    }
+    copy("-", &format!("{id}:piped"), Some("from a pipe")).await?;
+    anyhow::ensure!(copy(&format!("{id}:piped"), "-", None).await? == b"from a pipe");
+    stack.api.exec(&id, &["chmod", "750", "piped"]).await?;
+    copy(&format!("{id}:piped"), dir.path().to_str().context("path")?, None).await?;
+    let mode = fs::metadata(local("piped"))?.permissions().mode() & 0o777;
+    anyhow::ensure!(mode & 0o700 == 0o700 && mode & 0o007 == 0, "{mode:o}");
+    // What is no regular file stays what it is.
+    symlink("target", local("link"))?;
+    copy(&format!("{id}:piped"), &local("link"), None).await?;
+    anyhow::ensure!(fs::symlink_metadata(local("link"))?.is_symlink(), "the link was replaced");
+    anyhow::ensure!(fs::read(local("target"))? == b"from a pipe");
+    copy(&format!("{id}:piped"), "/dev/null", None).await?;
+    anyhow::ensure!(fs::metadata("/dev/null")?.file_type().is_char_device(), "/dev/null was replaced");
+    anyhow::ensure!(copy(&format!("{id}:piped"), "/dev/stdout", None).await?.starts_with(b"from a pipe"));
+    let refused =
+        wrenn(&stack, &["sandbox", "cp", "-r", &dir.path().display().to_string(), &id], None).await?;
+    anyhow::ensure!(!refused.status.success(), "{refused:?}");
+    for (from, to) in [(local(""), format!("{id}:x")), (format!("{id}:/etc"), local("x"))] {
+        let refused = wrenn(&stack, &["sandbox", "cp", "-r", &from, &to], None).await?;
+        anyhow::ensure!(stderr(&refused).contains("tar cz -C"), "{refused:?}");
+    }
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// A create that is interrupted removes its sandbox; one that repeats an old key names a deleted sandbox.
+pub(crate) async fn an_interrupted_create_leaves_no_sandbox(stack: Arc<Stack>) -> Result<()> {
+    let mut command = stack.command(&["sandbox", "create", "--memory-mb", "257"])?;
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pid = Pid::from_child(&child);
+    let begun = async || with_memory(&stack, 257).await.ok().filter(|ids| !ids.is_empty());
+    let ids = wait_until("the sandbox", Duration::from_secs(30), begun).await?;
+    kill_process(pid, Signal::INT)?;
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await??;
+    let text = stderr(&output);
+    anyhow::ensure!(output.status.code() == Some(130) && output.stdout.is_empty(), "{output:?}");
+    anyhow::ensure!(
+        text.contains("interrupted") && text.contains(&format!("removed sandbox {}", ids[0])),
+        "{text}"
+    );
+    anyhow::ensure!(with_memory(&stack, 257).await?.is_empty(), "the sandbox is left");
+
+    let create = ["sandbox", "create", "--memory-mb", "257", "--idempotency-key", "cli-key"];
+    let output = wrenn(&stack, &create, None).await?;
+    let id = String::from_utf8(output.stdout)?.trim().to_owned();
+    stack.api.remove(&id).await?;
+    let again = wrenn(&stack, &create, None).await?;
+    let text = stderr(&again);
+    anyhow::ensure!(!again.status.success() && again.stdout.is_empty(), "{again:?}");
+    anyhow::ensure!(text.contains(&id) && text.contains("made before and is deleted"), "{text}");
+    Ok(())
+}
+
+/// A server that is killed during the create of `wrenn run` costs a moment, an agent the create; nothing is left.
+pub(crate) async fn a_create_whose_answer_is_lost_leaves_no_sandbox(stack: Arc<Stack>) -> Result<()> {
+    let run = ["run", "--memory-mb", "259", "echo", "works"];
+    for (point, status, told) in [
+        ("server.create.inserted", None, "asking again"),
+        ("server.create.running", Some(0), "asking again"),
+        ("agent.create.volume", Some(125), "wrenn: "),
+    ] {
+        let part = point.split('.').next().context("no part")?;
+        let old = stack.child(part)?;
+        stack.arm(point)?;
+        let output = wrenn(&stack, &run, None).await?;
+        stack.restarted(part, old).await?;
+        stack.wait_healthy().await?;
+        let text = stderr(&output);
+        anyhow::ensure!(!stack.armed(point) && text.contains(told), "{point}: {output:?}");
+        anyhow::ensure!(
+            status.is_none_or(|status| output.status.code() == Some(status)),
+            "{point}: {output:?}"
+        );
+        // A host that is away removes it when it is back.
+        let gone = async || with_memory(&stack, 259).await.ok().filter(Vec::is_empty);
+        let gone = wait_until("no sandbox", Duration::from_secs(20), gone).await;
+        gone.with_context(|| format!("{point}: {text}"))?;
+        if status == Some(0) {
+            anyhow::ensure!(output.stdout == b"works\n", "{point}: {output:?}");
+        }
+    }
+    Ok(())
+}
