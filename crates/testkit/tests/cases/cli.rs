@@ -56,7 +56,7 @@ pub(crate) async fn the_exit_status_tells_whose_failure_it_is(stack: Arc<Stack>)
         (vec!["sandbox", "exec", unknown, "false"], 125, unknown),
         (vec!["run", "--template", "nope", "true"], 125, "nope"),
         (vec!["sandbox", "exec", &id, "no-such-program"], 127, "no-such-program"),
-        (vec!["sandbox", "exec", &id, "/tmp/script"], 127, "/no/such/interpreter"),
+        (vec!["sandbox", "exec", &id, "/tmp/script"], 126, "/no/such/interpreter"),
         (vec!["sandbox", "exec", &id, "/etc"], 126, "/etc"),
         (vec!["sandbox", "exec", "-u", "nobody2", &id, "true"], 126, "nobody2"),
         (vec!["sandbox", "exec", "-w", "/no/such/dir", &id, "true"], 126, "/no/such/dir"),
