@@ -311,7 +311,7 @@ fn remove_pin(slot: &SlotSpec) -> Result<(), NetworkError> {
     }
 }
 
-/// Removes whatever there is of a slot; nothing is fine. What it takes with it is the whole namespace: no
+/// Removes a slot, complete or partial. Does nothing if it does not exist. The whole namespace is removed with it: no
 /// slot is ever used twice.
 pub(crate) async fn remove(slot: SlotSpec) -> Result<(), NetworkError> {
     on_own_thread(async move || {

@@ -39,7 +39,7 @@ fn seen<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Fields of the `stat` file in a directory of `/proc` after the command name, which may hold anything.
+/// Parses `stat` in a directory of `/proc` after the last `)`, because the command name may contain spaces and parentheses.
 fn stat_fields(dir: &Path) -> io::Result<Option<Vec<String>>> {
     let Some(stat) = seen(fs::read(dir.join("stat")))? else { return Ok(None) };
     let stat = String::from_utf8_lossy(&stat);
