@@ -1,18 +1,18 @@
-//! Typed ids: a UUIDv7 inside, outside a prefix of letters and 25 lower-case base-36 digits.
+//! Typed ids: internally a UUIDv7, externally a prefix of letters and 25 lower-case base-36 digits.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Digits of the largest 128-bit number in base 36.
+/// Number of base-36 digits of the largest 128-bit number.
 const DIGITS: usize = 25;
 const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
-/// Why a text is not an id of the expected kind.
+/// Errors of parsing an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    /// The text does not begin with the kind's prefix.
+    /// The text does not begin with the prefix of this type.
     #[error("an id of this kind begins with \"{0}\"")]
     Prefix(&'static str),
     /// The part after the prefix is not 25 lower-case base-36 digits of at most 128 bits.
@@ -58,16 +58,16 @@ macro_rules! typed_id {
         pub struct $name(Uuid);
 
         impl $name {
-            /// What the text form of an id of this kind begins with.
+            /// Prefix of the text form.
             pub const PREFIX: &'static str = $prefix;
 
-            /// A new id; later ones sort after earlier ones.
+            /// Generates an id; later ids sort after earlier ones.
             #[allow(clippy::new_without_default)]
             pub fn new() -> Self {
                 Self(Uuid::now_v7())
             }
 
-            /// The id as stored in the database.
+            /// Id as stored in the database.
             pub const fn uuid(self) -> Uuid {
                 self.0
             }
@@ -115,19 +115,19 @@ macro_rules! typed_id {
 }
 
 typed_id!(
-    /// A sandbox.
+    /// Id of a sandbox.
     SandboxId, "sb"
 );
 typed_id!(
-    /// A team, the owner of sandboxes and API keys.
+    /// Id of a team, the owner of sandboxes and API keys.
     TeamId, "team"
 );
 typed_id!(
-    /// An API key (its id, not its secret).
+    /// Id of an API key (not its secret).
     ApiKeyId, "key"
 );
 typed_id!(
-    /// A host.
+    /// Id of a host.
     HostId, "host"
 );
 

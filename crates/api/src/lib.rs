@@ -1,5 +1,5 @@
-//! Types of the REST API, shared by the control plane, the client and the command line: typed ids,
-//! request and response bodies, and error codes. No I/O happens here.
+//! Types of the REST API, shared by the control plane, the client and the command line: typed ids, request
+//! and response bodies, and error codes. Does no I/O.
 
 mod error;
 mod id;

@@ -1,4 +1,4 @@
-//! Whole numbers as JSON Schema sees them: `21.0` is one too.
+//! Deserializer of integers as JSON Schema defines them: `21.0` is an integer too.
 
 use std::fmt;
 
@@ -51,7 +51,7 @@ impl<'de> de::Visitor<'de> for Optional {
     }
 }
 
-/// A whole number, or none.
+/// Deserializes an optional integer.
 pub(crate) fn optional<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     deserializer.deserialize_option(Optional)
 }

@@ -1,4 +1,4 @@
-//! Keeps what an answer takes of the agent's memory reserved until the answer's last byte is sent.
+//! Memory reservation of responses: keeps the memory reserved until the last byte of the response is sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,18 +8,18 @@ use http_body_util::BodyExt as _;
 
 use crate::memory::Held;
 
-/// The memory of the answer to one request; the request carries it as an extension.
+/// Memory of the response to one request; stored as an extension of the request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answer(Arc<Mutex<Option<Held>>>);
 
 impl Answer {
-    /// Keeps the memory reserved until the answer is sent.
+    /// Keeps the memory reserved until the response is sent.
     pub(crate) fn hold(&self, memory: Held) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(memory);
     }
 }
 
-/// Bytes of an answer. The connection keeps them until it has sent them, and with them the memory's reservation.
+/// Bytes of a response. The connection drops them after sending them, which releases the memory.
 struct Unsent {
     bytes: Bytes,
     _answer: Answer,
@@ -31,7 +31,7 @@ impl AsRef<[u8]> for Unsent {
     }
 }
 
-/// Gives each request its [`Answer`] and each piece of its body a share in it.
+/// Adds an [`Answer`] to each request and a reference to it to each piece of the response body.
 pub(crate) async fn keep_memory(mut request: Request, next: Next) -> Response {
     let answer = Answer::default();
     request.extensions_mut().insert(answer.clone());

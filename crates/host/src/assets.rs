@@ -1,5 +1,5 @@
-//! Kernel, initial RAM disk and templates. Kernel and RAM disk are copied into the state directory, where
-//! the unprivileged VMMs can read them wherever Wrenn is installed.
+//! Kernel, initial RAM disk and templates. Kernel and RAM disk are copied into the state directory, where the
+//! unprivileged VMMs can read them.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use wrenn_disk::{DiskError, Volumes};
 use wrenn_vmm::KernelImage;
 
-/// The guest kernel's file, in the form that a driver takes.
+/// File name of the guest kernel in the format that the driver needs.
 pub(crate) fn kernel_file(image: KernelImage) -> &'static str {
     match image {
         KernelImage::Compressed => "vmlinuz",
@@ -23,7 +23,7 @@ pub(crate) fn kernel_file(image: KernelImage) -> &'static str {
 
 const INITRD: &str = "initrd.img";
 
-/// What a template's `manifest.json` says of it.
+/// Content of a template's `manifest.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Template {
     pub(crate) name: String,
@@ -31,7 +31,7 @@ pub(crate) struct Template {
     pub(crate) size_mb: u64,
 }
 
-/// What guests are made of.
+/// Files and templates for guests.
 #[derive(Debug)]
 pub(crate) struct Assets {
     pub(crate) kernel: PathBuf,
@@ -67,7 +67,7 @@ fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
     Ok(found)
 }
 
-/// Takes the templates of `share` into the volume store.
+/// Imports the templates of `share` into the volume store.
 pub(crate) async fn take_templates(
     share: &Path,
     volumes: &dyn Volumes,
@@ -75,19 +75,19 @@ pub(crate) async fn take_templates(
     let mut templates = BTreeMap::new();
     for (template, image) in manifests(&share.join("images"))? {
         match volumes.prepare(&template.name, &image).await {
-            // The sandboxes that are here go on, and can be deleted to make room.
+            // Continue, because existing sandboxes keep running and can be deleted to free space.
             Err(DiskError::Full) => {
-                tracing::error!(template = template.name, "there is no room to take a template in");
+                tracing::error!(template = template.name, "not enough disk space to import a template");
                 continue;
             }
-            taken => taken.with_context(|| format!("template {:?} cannot be taken in", template.name))?,
+            taken => taken.with_context(|| format!("cannot import template {:?}", template.name))?,
         }
         templates.insert(template.name.clone(), template);
     }
     Ok(templates)
 }
 
-/// Takes the kernel in this form and the initial RAM disk into the state directory.
+/// Copies the initial RAM disk and the kernel in this format into the state directory.
 pub(crate) fn take_boot_files(
     share: &Path,
     state: &Path,

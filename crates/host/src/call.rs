@@ -1,5 +1,5 @@
-//! What every call to the agent has: the host that it is meant for, the id of the request that it serves, and a span that
-//! names both in each line of the log.
+//! Context of each call to the agent: the id of the client's request, and a tracing span that adds it and the
+//! sandbox id to each log line. Rejects calls meant for another host.
 
 use connectrpc::RequestContext;
 use tracing::Span;
@@ -8,22 +8,22 @@ use wrenn_rpc::HOST_HEADER;
 
 use crate::error::AgentError;
 
-/// The header with the id of the request of a client.
+/// Header with the id of the client's request.
 pub(crate) const REQUEST_ID: &str = "x-request-id";
-/// The longest id of a request, in bytes.
+/// Maximum length of a request id in bytes.
 const REQUEST_ID_MAX: usize = 255;
 
-/// One call.
+/// Context of a call.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    /// The id of the client's request; empty where there is none.
+    /// Id of the client's request; empty if there is none.
     pub(crate) request_id: String,
-    /// For everything that is done for the call.
+    /// Span of everything done for the call.
     pub(crate) span: Span,
 }
 
 impl Call {
-    /// Reads the call's headers. Refuses a call that is meant for another host, whose address this one has now.
+    /// Reads the call's headers. Rejects a call for another host, which had this address before.
     pub(crate) fn of(
         context: &RequestContext,
         host: HostId,
@@ -45,7 +45,7 @@ impl Call {
     }
 }
 
-/// An id, which may be anything before it is looked up.
+/// Sandbox id of a request, which may be any text before it is looked up.
 struct Short<'a>(&'a str);
 
 impl std::fmt::Debug for Short<'_> {

@@ -1,8 +1,8 @@
-//! A control group per microVM: bounds on the memory, the tasks and the processor time of its VMM, whatever the guest
-//! does to it.
+//! Control groups of microVMs: limit memory, number of tasks and CPU time of a VMM, even if the guest has
+//! taken it over.
 //!
-//! Version 2 where its controllers are in use, else version 1. A machine with neither runs only VMMs that are no security
-//! boundary; memory and CPUs of the guest are bounded by the VMM itself then.
+//! Uses cgroup version 2 if its controllers are available, else version 1. On a machine with neither, only
+//! drivers that are no security boundary work; then the VMM itself limits the guest's memory and CPUs.
 
 use std::{
     fs, io,
@@ -10,21 +10,21 @@ use std::{
     time::Duration,
 };
 
-/// All of ours are below a group of this name.
+/// Name of the parent group.
 const NAME: &str = "wrenn";
-/// Threads of a VMM beyond one per virtual CPU.
+/// Maximum number of threads of a VMM in addition to one per virtual CPU.
 const TASKS: u32 = 256;
-/// Processor time is counted out over this many microseconds.
+/// Period in microseconds over which CPU time is limited.
 const CPU_PERIOD_US: u32 = 100_000;
-/// Controllers without which hostile code in a VMM could take the host's memory and all its processes.
+/// Required controllers, without which hostile code in a VMM could use up the host's memory and process ids.
 const NEEDED: [&str; 2] = ["memory", "pids"];
-/// A group empties shortly after its last process.
+/// Delay between attempts to remove a group, which becomes empty shortly after its last process has exited.
 const EMPTY: Duration = Duration::from_millis(20);
 const TRIES: usize = 50;
-/// So often groups are made that others may remove on the way.
+/// Number of attempts to create groups, because the parent may be removed concurrently.
 const RACES: usize = 4;
 
-/// The directory in which groups of a controller are made, with its file names.
+/// Directory and limit file of a controller.
 struct Hierarchy {
     dir: PathBuf,
     file: &'static str,
@@ -34,7 +34,7 @@ struct Hierarchy {
 fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
     let memory = (memory_mb << 20).to_string();
     let tasks = (TASKS + vcpus).to_string();
-    // A VMM works for its guest's processors and, at times, beside them.
+    // One more than the virtual CPUs, because the VMM itself also needs CPU time.
     let quota = (vcpus + 1) * CPU_PERIOD_US;
     let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
     let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
@@ -48,7 +48,7 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
         all.extend(has("cpu").then_some(Hierarchy { dir, file: "cpu.max", limit: cpu }));
         return all;
     }
-    // Its period is as long by default.
+    // The default period is the same.
     let cpu = ("cpu", "cpu.cfs_quota_us", quota.to_string());
     let first = [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", tasks), cpu];
     first
@@ -58,13 +58,13 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
         .collect()
 }
 
-/// In version 2 a controller is passed down explicitly.
+/// Enables the controllers for child groups, which cgroup version 2 requires.
 fn pass_down(dir: &Path) -> io::Result<()> {
     let file = dir.join("cgroup.subtree_control");
     if !file.exists() {
         return Ok(());
     }
-    // Where there is none to pass down, the processor stays unbounded.
+    // Without the cpu controller, CPU time is not limited.
     let _ = fs::write(&file, "+cpu");
     fs::write(file, "+memory +pids")
 }
@@ -97,7 +97,7 @@ fn lacking_below(root: &Path) -> Vec<&'static str> {
     lacking
 }
 
-/// Why VMMs cannot be bounded on this machine as hostile code must be, and what to do about it.
+/// Returns why this machine cannot limit VMMs as hostile code requires, with the remedy; `None` if it can.
 pub(crate) fn lacking() -> Option<String> {
     let lacking = lacking_below(Path::new(ROOT));
     (!lacking.is_empty()).then(|| {
@@ -109,16 +109,16 @@ pub(crate) fn lacking() -> Option<String> {
     })
 }
 
-/// Makes the groups of a VMM that may use `memory_mb` MiB, for the VMM to enter them. Their name is the
-/// sandbox's id, so the journal knows them.
+/// Creates the control groups of a VMM that may use `memory_mb` MiB. The group name is the sandbox id, so the
+/// journal need not record it.
 pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
     let make = || prepare_below(Path::new(ROOT), id, memory_mb, vcpus);
-    // The last group of another sandbox takes the parent with it, perhaps just now; and a VMM without bounds is
-    // nothing to be had by luck.
+    // Retry, because removing another sandbox's last group also removes the parent, possibly at this moment.
+    // Then fail, because a VMM must not run without limits.
     (1..RACES).find_map(|_| make().ok()).map_or_else(make, Ok)
 }
 
-/// Removes the group of a VMM that has ended; none is fine.
+/// Removes the groups of an exited VMM. Does nothing if there are none.
 pub(crate) fn remove(id: &str) -> io::Result<()> {
     for group in groups(Path::new(ROOT), id) {
         for left in (0..TRIES).rev() {
@@ -133,7 +133,7 @@ pub(crate) fn remove(id: &str) -> io::Result<()> {
                 }
             }
         }
-        // The common parent goes with its last group.
+        // Remove the common parent with its last group.
         if let Some(parent) = group.parent() {
             let _ = fs::remove_dir(parent);
         }
@@ -141,7 +141,7 @@ pub(crate) fn remove(id: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Groups that are there, by path.
+/// Lists the existing groups.
 pub(crate) fn present() -> Vec<PathBuf> {
     let parents = groups(Path::new(ROOT), "").map(|path| path.components().collect::<PathBuf>());
     let entries = parents.iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();

@@ -1,4 +1,4 @@
-//! What an agent has in the kernel, and its end, when no agent runs any more.
+//! Kernel resources of an agent: listing them, and removing them when no agent runs.
 
 use std::{fs, io, path::Path};
 
@@ -8,7 +8,8 @@ use wrenn_vmm::{ProcessId, process};
 
 use crate::{cgroup, layout, present, recover, sandbox::remove};
 
-/// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel.
+/// Kills all microVMs of the agent with this state directory and removes everything that it created in the
+/// kernel.
 pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     let sandboxes = layout::sandboxes(state_dir);
     if !state_dir.exists() {
@@ -22,7 +23,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     if let Some(instance) = layout::instance(state_dir) {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;
         network.context("the sandboxes' networks cannot be removed")?;
-        // The disks are on the store, which is mounted where there is anything to remove.
+        // Disks are on the store, which is mounted if there is anything to remove.
         let disks = wrenn_disk::cleanup(&volumes, &instance, &ids).await;
         disks.context("the sandboxes' disks cannot be removed")?;
     }
@@ -30,7 +31,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         remove::remove_record(&sandboxes, id).await?;
     }
     if !layout::store_file(state_dir).exists() {
-        // Whatever is mounted there, it was mounted by somebody else.
+        // A mount at this place is not from the agent.
         return Ok(());
     }
     loopfs::unmount_store(&volumes).context("the volume store cannot be unmounted")
@@ -70,7 +71,7 @@ fn network(state_dir: &Path, instance: &str) -> Vec<String> {
     found.unwrap_or_else(|error| vec![format!("the network cannot be looked at: {error}")])
 }
 
-/// Devices of device-mapper.
+/// Lists device-mapper devices.
 fn disks(instance: &str) -> Vec<String> {
     let prefix = format!("wr{instance}-");
     let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
@@ -81,14 +82,14 @@ fn disks(instance: &str) -> Vec<String> {
 
 fn control_groups(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
-    // Groups of another agent's sandboxes have no directory here.
+    // Sandboxes of other agents have no directory here.
     let ours = cgroup::present()
         .into_iter()
         .filter(|group| group.file_name().is_some_and(|id| sandboxes.join(id).exists()));
     ours.map(|group| format!("control group {}", group.display())).collect()
 }
 
-/// What is there, a line each.
+/// Lists the kernel resources of the agent, one line each.
 pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
     let mut found = processes(state_dir);
     found.extend(mounts(state_dir));

@@ -1,5 +1,5 @@
-//! Which VMM runs the guests, and why. A probe that succeeded is kept: it stands for this boot of this machine
-//! with this VMM and this kernel. One that failed is tried again at each start: its cause may have been removed.
+//! Choice of the VMM driver. A successful probe of KVM is stored and valid for this boot, this VMM and this
+//! kernel. A failed probe is repeated at each start, because its cause may have been fixed.
 
 use std::{
     fs, io,
@@ -19,32 +19,32 @@ use wrenn_vmm::{
 
 use crate::{assets::kernel_file, config::Driver, layout, machine, sandbox::remove::end_vmm};
 
-/// What is asked for, and with what it is tried.
+/// Request for a driver, with the parameters of the probe.
 #[derive(Debug, Clone)]
 pub struct Wish {
-    /// The driver.
+    /// Requested driver.
     pub driver: Driver,
-    /// Firecracker's program, where it is not in `PATH`.
+    /// Path of Firecracker, if it is not in `PATH`.
     pub firecracker: Option<PathBuf>,
     /// Whether Firecracker may run without its jailer.
     pub unjailed: bool,
-    /// Where the guest kernels are.
+    /// Directory of the guest kernels.
     pub share_dir: PathBuf,
-    /// A directory for the probe's files and the jails.
+    /// Directory for the probe's files and for jails.
     pub dir: PathBuf,
-    /// The user that the probe's VMM runs as.
+    /// User id of the probe's VMM.
     pub uid: u32,
-    /// Whether an earlier finding in `dir` will do, and a new one is written down.
+    /// Whether to use a stored result in `dir` and to store a new one.
     pub keep: bool,
 }
 
-/// A driver and the reason for it.
+/// Chosen driver.
 pub struct Chosen {
-    /// The driver.
+    /// Driver.
     pub vmm: Arc<dyn Vmm>,
-    /// Why this one.
+    /// Reason for the choice.
     pub reason: String,
-    /// What KVM is good for, where that was tried.
+    /// Result of the KVM probe, if there was one.
     pub probe: Option<Probe>,
 }
 
@@ -56,7 +56,8 @@ struct Kept {
 
 const KVM: &str = "/dev/kvm";
 
-/// Why a VMM that runs as a user of its own cannot open `/dev/kvm`, where its mode is the cause, and the remedy.
+/// Returns why a VMM with its own user cannot open `/dev/kvm`, with the remedy, if the cause is the file
+/// mode.
 fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
     let meta = fs::metadata(kvm).ok()?;
     let (mode, group) = (meta.permissions().mode() & 0o777, meta.gid());
@@ -72,7 +73,7 @@ fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// An empty directory.
+/// Creates an empty directory.
 fn fresh(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -81,7 +82,8 @@ fn fresh(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)
 }
 
-/// Firecracker as it can be had here, or why not. A `program` that is named has its jailer beside it.
+/// Creates the Firecracker driver, or returns why it cannot be used. If `program` is given, the jailer is
+/// expected in the same directory.
 pub fn firecracker(program: Option<&Path>, unjailed: bool, jail_dir: &Path) -> Result<Firecracker, VmmError> {
     let (program, jailer) = match program {
         Some(program) => (program.to_owned(), program.with_file_name(firecracker::JAILER)),
@@ -92,7 +94,7 @@ pub fn firecracker(program: Option<&Path>, unjailed: bool, jail_dir: &Path) -> R
         (true, _) => Isolation::Jailer { program: jailer, dir: jail_dir.to_owned() },
         (false, true) => Isolation::Unjailed,
         (false, false) => {
-            // Without Firecracker there is nothing to be jailed.
+            // If Firecracker itself is missing, report that first.
             Firecracker::new(&program, Isolation::Unjailed)?;
             let reason = if root { "the jailer is not installed" } else { "the agent is not root" };
             let reason =
@@ -104,7 +106,7 @@ pub fn firecracker(program: Option<&Path>, unjailed: bool, jail_dir: &Path) -> R
 }
 
 impl Wish {
-    /// Chooses as wished.
+    /// Chooses the driver.
     pub async fn choose(&self) -> anyhow::Result<Chosen> {
         let configured = |vmm| Chosen { vmm, reason: "the configuration says so".to_owned(), probe: None };
         match self.driver {
@@ -124,7 +126,7 @@ impl Wish {
         Ok(firecracker(self.firecracker.as_deref(), self.unjailed, &jails)?)
     }
 
-    /// The first that runs a guest.
+    /// Returns the first driver that can run a guest.
     async fn best(&self) -> anyhow::Result<Chosen> {
         let without = match self.firecracker() {
             Ok(vmm) => {
@@ -165,9 +167,9 @@ impl Wish {
             return kept.probe;
         }
         let run_dir = layout::probe(&self.dir);
-        // One that was killed with its agent may spin for ever. It is known by the directory, as it is now.
+        // The VMM of a killed agent may run forever. Find it by the directory, before that is recreated.
         if let Err(error) = end_vmm(&run_dir, None).await {
-            tracing::error!(%error, "the microVM of a former probe could not be ended");
+            tracing::error!(%error, "cannot kill the microVM of a previous probe");
         }
         if let Err(error) = fresh(&run_dir) {
             return Probe::untried(format!("the probe's directory cannot be made: {error}"));
@@ -181,11 +183,11 @@ impl Wish {
     }
 }
 
-/// Without the file the next start probes again, that is all.
+/// Stores the result. If that fails, the next start just probes again.
 fn keep(file: &Path, kept: &Kept) {
     let (beside, text) = (file.with_extension("new"), serde_json::to_vec(kept).unwrap_or_default());
     if let Err(error) = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)) {
-        tracing::warn!(%error, "the result of the KVM probe could not be kept");
+        tracing::warn!(%error, "cannot store the result of the KVM probe");
     }
 }
 
@@ -199,8 +201,8 @@ mod tests {
 
     use super::*;
 
-    /// A program that says its version. Another process writes it: what is open for writing here, or in a child that
-    /// this one is just starting, cannot be run.
+    /// Writes a script that prints a version. Another process writes it: a child of this process that is
+    /// being started would have a copy of the descriptor, and a file open for writing cannot be executed.
     fn program(path: &Path, says: &str) {
         let script = format!("printf '#!/bin/sh\necho {says}\n' > {0} && chmod +x {0}", path.display());
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
@@ -231,7 +233,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let share = dir.path().join("share");
         fs::create_dir(&share)?;
-        // VMMs that run no guest: they say their version, and end.
+        // A VMM that runs no guest: it prints its version and exits.
         let program_path = dir.path().join("firecracker");
         program(&program_path, "Firecracker v1.12.1");
         let vmm = firecracker(Some(&program_path), true, dir.path())?;
@@ -277,7 +279,7 @@ mod tests {
             return;
         }
         program(&dir.path().join("jailer"), "Jailer v1.12.1");
-        // One that is there is used, whatever would be put up with.
+        // An installed jailer is used even if running without one is allowed.
         for unjailed in [false, true] {
             assert!(firecracker(Some(&vmm), unjailed, &jails).unwrap().capabilities().security_boundary);
         }

@@ -1,4 +1,4 @@
-//! What the agent answers when it cannot do what was asked: a stable code and a message without host paths.
+//! Errors of the agent: a stable code and a message without host paths.
 
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use wrenn_api::ErrorCode;
@@ -9,20 +9,20 @@ use wrenn_vmm::VmmError;
 
 use crate::sandbox::journal::JournalError;
 
-/// A refusal or a failure. The message is for clients; details of this host go to its log.
+/// Rejection or failure. The message is for clients; details about this host are only logged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct AgentError {
-    /// The code, as in the REST API.
+    /// Error code, as in the REST API.
     pub(crate) code: ErrorCode,
-    /// Thing, cause and remedy.
+    /// Message with the object, the cause and the remedy.
     pub(crate) message: String,
     /// Whose fault it is.
     pub(crate) of: Of,
 }
 
 impl AgentError {
-    /// An error of this code; the host's fault where the code says no more than that something failed.
+    /// Creates an error. It counts as the host's fault if the code says only that something failed.
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         let of = match code {
             ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::Timeout => Of::OF_HOST,
@@ -33,20 +33,20 @@ impl AgentError {
         Self { code, message: message.into(), of }
     }
 
-    /// The same, with what the template holds as its cause: another host would fail too.
+    /// Marks the template as the cause, which would fail on another host too.
     #[must_use]
     pub(crate) fn of_template(self) -> Self {
         Self { of: Of::OF_TEMPLATE, ..self }
     }
 
-    /// A fault of this host: the details are logged, the client learns what failed.
+    /// Creates an error caused by this host: logs the details and tells the client only what failed.
     pub(crate) fn fault(what: &str, cause: &dyn std::fmt::Display) -> Self {
         tracing::error!(%cause, "{what} failed");
         Self::new(ErrorCode::AgentError, format!("{what} failed on the host; its agent's log says why"))
     }
 }
 
-/// A failed operation on the agent's own files.
+/// Converts an I/O error on the agent's own files.
 pub(crate) fn of_files(what: &str, error: &std::io::Error) -> AgentError {
     if error.kind() == std::io::ErrorKind::StorageFull { full() } else { AgentError::fault(what, error) }
 }
@@ -78,7 +78,7 @@ impl From<DiskError> for AgentError {
                 let message = "the sandbox's disk is still in use on its host: try again in a moment";
                 Self::new(ErrorCode::Conflict, message)
             }
-            // They name no path.
+            // These messages contain no paths.
             DiskError::Invalidated(_) | DiskError::CowMissing(_) | DiskError::ImageChanged(_) => {
                 Self::new(ErrorCode::AgentError, error.to_string())
             }
@@ -101,7 +101,7 @@ impl From<VmmError> for AgentError {
         match &error {
             VmmError::Limit { .. } => Self::new(ErrorCode::ExceedsCapacity, error.to_string()),
             VmmError::Full { .. } => full(),
-            // They name no path.
+            // These messages contain no paths.
             VmmError::Missing { .. } | VmmError::Unfit { .. } => {
                 Self::new(ErrorCode::AgentError, error.to_string())
             }
@@ -110,7 +110,7 @@ impl From<VmmError> for AgentError {
     }
 }
 
-/// The code travels as the detail `host.v1.Fault`; the Connect code is what other clients of the protocol see.
+/// Sends the code as the detail `host.v1.Fault`; other clients of the protocol see only the Connect code.
 impl From<AgentError> for ConnectError {
     fn from(error: AgentError) -> Self {
         let code = match error.code {

@@ -1,9 +1,9 @@
-//! Which control plane this agent destroys sandboxes for: the fleet that it belongs to, at the highest epoch that it has
+//! Fleet check: the agent destroys sandboxes only for control planes of its own fleet with the highest epoch
 //! seen.
 //!
-//! A database that was restored from a backup, or exchanged for another one, does not know the newest sandboxes of a host,
-//! and would have them removed as nobody's. Its epoch is lower, or its fleet another one: it may look and run commands, and
-//! destroys nothing here until an operator says that it is the right one, by removing the file `fleet`.
+//! A database that was restored from a backup or replaced does not know the newest sandboxes of a host and
+//! would have them destroyed. It has a lower epoch or another fleet id: it may read sandboxes and run
+//! commands, but destroys nothing until an operator confirms it by removing the file `fleet`.
 
 use std::{
     fs::{self, File},
@@ -19,17 +19,17 @@ use wrenn_rpc::{Foreign, host::v1::Fleet};
 
 use crate::error::{AgentError, of_files};
 
-/// The longest id of a fleet, in bytes.
+/// Maximum length of a fleet id in bytes.
 const ID_MAX: usize = 64;
 
-/// A fleet, as it is kept on disk.
+/// Fleet and epoch as stored on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Seen {
     id: String,
     epoch: u64,
 }
 
-/// The fleet of this agent.
+/// Fleet of this agent.
 #[derive(Debug)]
 pub(crate) struct Fleets {
     file: PathBuf,
@@ -37,7 +37,7 @@ pub(crate) struct Fleets {
 }
 
 impl Fleets {
-    /// Reads the fleet that a former agent of this state directory has seen.
+    /// Reads the fleet stored by a previous agent of this state directory.
     pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Self> {
         let file = state_dir.join("fleet");
         let told = || {
@@ -53,8 +53,8 @@ impl Fleets {
         Ok(Self { file, seen: Mutex::new(seen) })
     }
 
-    /// Refuses a fleet that this agent destroys nothing for. The first fleet is accepted; so is a higher epoch of the same
-    /// one, which is on disk when this returns. A call that names none is not refused.
+    /// Rejects a fleet for which this agent destroys nothing. Accepts the first fleet, and higher epochs of
+    /// the same fleet, which are on disk when this returns. Accepts calls without a fleet.
     pub(crate) async fn check(&self, fleet: Option<&Fleet>) -> Result<(), AgentError> {
         let Some(fleet) = fleet.filter(|fleet| !fleet.id.is_empty()) else { return Ok(()) };
         if fleet.id.len() > ID_MAX {
@@ -81,7 +81,7 @@ impl Fleets {
     }
 }
 
-/// Why this fleet destroys nothing.
+/// Returns why this agent destroys nothing for the fleet, if so.
 fn quarantine(seen: &Seen, asks: &Fleet) -> Option<String> {
     const WAY_OUT: &str = "nothing is destroyed for it. If it is the right one, remove the file \"fleet\" from the \
                            agent's directory and restart the agent";

@@ -1,4 +1,4 @@
-//! Where in its state directory the agent keeps what.
+//! Paths in the agent's state directory.
 
 use std::{
     fs, io,
@@ -7,38 +7,38 @@ use std::{
 
 use wrenn_api::HostId;
 
-/// A directory per sandbox.
+/// Directory with one directory per sandbox.
 pub(crate) fn sandboxes(state_dir: &Path) -> PathBuf {
     state_dir.join("sandboxes")
 }
 
-/// The run directory of the VMM with which KVM is tried.
+/// Run directory of the VMM that probes KVM.
 pub(crate) fn probe(state_dir: &Path) -> PathBuf {
     state_dir.join("probe")
 }
 
-/// Journal and pins of network slots.
+/// Journal and namespace mount points of network slots.
 pub(crate) fn network(state_dir: &Path) -> PathBuf {
     state_dir.join("network")
 }
 
-/// Images and volumes; the mount point of the store.
+/// Images and volumes; also the mount point of the store.
 pub(crate) fn volumes(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes")
 }
 
-/// The file that the store is in, where it is loop-mounted.
+/// File of the store's file system, if it is loop-mounted.
 pub(crate) fn store_file(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes.xfs")
 }
 
-/// What tells this agent's links from another's.
+/// Reads the instance tag, which distinguishes this agent's links and devices from others.
 pub(crate) fn instance(state_dir: &Path) -> Option<String> {
     let text = fs::read_to_string(state_dir.join("instance")).ok()?;
     Some(text.trim().to_owned())
 }
 
-/// Chooses and keeps the tag: the last digits of the host's id, which differ from host to host.
+/// Returns the stored instance tag, or stores a new one: the last characters of the host id.
 pub(crate) fn keep_instance(state_dir: &Path, host: HostId) -> io::Result<String> {
     if let Some(present) = instance(state_dir) {
         return Ok(present);
@@ -47,7 +47,7 @@ pub(crate) fn keep_instance(state_dir: &Path, host: HostId) -> io::Result<String
     let tag = id[id.len() - 4..].to_owned();
     let beside = state_dir.join("instance.new");
     fs::write(&beside, &tag)?;
-    // Half of a tag would be another one, after which nothing in the kernel is known for ours.
+    // Sync, because with a truncated tag the agent would not find its kernel resources.
     fs::File::open(&beside)?.sync_all()?;
     fs::rename(beside, state_dir.join("instance"))?;
     Ok(tag)

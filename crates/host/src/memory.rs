@@ -1,8 +1,8 @@
-//! Bounds the memory in which the agent holds the output of commands and the content of files, for all guests together.
+//! Limit of the memory in which the agent holds command output and file content, for all guests together.
 //!
-//! Each stream and each command reserves what it needs at any rate when it begins, or is refused. The output of commands
-//! that are not streamed may grow beyond that into a half of the memory, which they share: no guest may hold more of it
-//! than is left to the others.
+//! Each stream and each command reserves its minimum at the start, or is rejected. Output of commands that
+//! are not streamed may grow beyond that into a shared half of the memory, of which no guest may hold more
+//! than is left for the others.
 
 use std::sync::{
     Arc,
@@ -14,30 +14,31 @@ use wrenn_api::ErrorCode;
 
 use crate::error::AgentError;
 
-/// What a stream holds for a reader that takes nothing: received, decoded and encoded messages, and the connection's window.
+/// Bytes reserved per stream whose reader is stalled: received, decoded and encoded messages, and the
+/// connection's window.
 pub(crate) const STREAM: u32 = 384 << 10;
-/// What a command that is not streamed holds at any rate: [`FIRST`] and messages on their way.
+/// Bytes reserved per command that is not streamed: [`FIRST`] and messages in transit.
 pub(crate) const COMMAND: u32 = 128 << 10;
-/// How much of a command's output is kept whatever other commands hold.
+/// Bytes of a command's output that are always kept, whatever other commands hold.
 pub(crate) const FIRST: usize = 64 << 10;
 
-/// The memory of one agent.
+/// Memory budget of one agent.
 #[derive(Debug)]
 pub(crate) struct Memory {
-    /// Every byte.
+    /// All bytes.
     all: Arc<Semaphore>,
-    /// The bytes that large outputs share.
+    /// Bytes shared by large outputs.
     shared: Arc<Semaphore>,
 }
 
 impl Memory {
-    /// So many bytes.
+    /// Creates a budget of this many bytes.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         let of = |bytes: usize| Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
         Arc::new(Self { all: of(bytes), shared: of(bytes / 2) })
     }
 
-    /// Reserves memory until the answer is sent and what this returns is dropped.
+    /// Reserves memory until the returned value is dropped after the response.
     pub(crate) fn reserve(&self, bytes: u32) -> Result<Held, AgentError> {
         let all = self.all.clone().try_acquire_many_owned(bytes).map_err(|_| {
             let message = "the host's memory for the output of commands and for files is in use: try again when \
@@ -48,7 +49,7 @@ impl Memory {
     }
 }
 
-/// The part of the memory that one guest's large outputs hold.
+/// Memory that the large outputs of one guest hold.
 #[derive(Debug, Clone)]
 pub(crate) struct Share {
     memory: Arc<Memory>,
@@ -56,17 +57,17 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// A guest that holds nothing yet.
+    /// Creates the account of a guest that holds nothing.
     pub(crate) fn of(memory: Arc<Memory>) -> Self {
         Self { memory, held: Arc::default() }
     }
 
-    /// The memory of all guests.
+    /// Budget of all guests.
     pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Adds memory for more output to what a command holds; false where the others have it.
+    /// Reserves memory for more output of a command; returns false if others hold it.
     pub(crate) fn grow(&self, held: &mut Held, bytes: usize) -> bool {
         let Ok(number) = u32::try_from(bytes) else { return false };
         let own = self.held.load(Ordering::Relaxed) + bytes;
@@ -88,7 +89,7 @@ impl Share {
     }
 }
 
-/// Memory that is in use until this is dropped.
+/// Reserved memory; dropping this releases it.
 #[derive(Debug)]
 pub(crate) struct Held {
     all: OwnedSemaphorePermit,

@@ -1,5 +1,5 @@
-//! What is in the directory of sandboxes: theirs, what is left of removed ones, and what others have put there. The last is
-//! not the agent's to read, to move or to remove.
+//! Content of the directory of sandboxes: sandboxes, remains of removed ones, and foreign files, which the
+//! agent must not read, move or remove.
 
 use std::{
     ffi::OsString,
@@ -9,18 +9,18 @@ use std::{
 
 use wrenn_api::SandboxId;
 
-/// The contents of the directory, by what they are.
+/// Entries of the directory by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Present {
-    /// Sandboxes that have a directory.
+    /// Ids of sandboxes with a directory.
     pub(crate) ids: Vec<String>,
-    /// Directories of sandboxes that were being removed.
+    /// Directories of sandboxes whose removal was interrupted.
     pub(crate) remains: Vec<PathBuf>,
-    /// Names of what is nobody's we know.
+    /// Names of foreign entries.
     pub(crate) foreign: Vec<OsString>,
 }
 
-/// What the directory of a sandbox is called while it is removed.
+/// Path to which the directory of a sandbox is renamed during its removal.
 pub(crate) fn remains_of(sandboxes: &Path, id: &str) -> PathBuf {
     sandboxes.join(format!(".{id}"))
 }
@@ -29,7 +29,7 @@ fn is_id(name: &str) -> bool {
     name.parse::<SandboxId>().is_ok()
 }
 
-/// Looks at the directory.
+/// Reads the directory.
 pub(crate) fn look(sandboxes: &Path) -> io::Result<Present> {
     let mut present = Present::default();
     for entry in fs::read_dir(sandboxes)? {

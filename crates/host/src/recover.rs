@@ -1,5 +1,5 @@
-//! The start of an agent after another one: each sandbox in the journal is adopted, kept as a failure, or
-//! undone; nothing else is touched.
+//! Recovery at the start of an agent: adopts each sandbox of a journal, keeps it as failed, or removes it.
+//! Touches nothing else.
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// One sandbox that a former agent wrote down.
+/// Sandbox recorded by a previous agent.
 pub(crate) struct Record {
     pub(crate) id: String,
     summary: Summary,
@@ -29,30 +29,31 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Its network slot.
+    /// Network slot.
     pub(crate) fn slot(&self) -> Option<u16> {
         self.summary.slot
     }
 
-    /// Whether its slot and its disk stay as they are: it may run.
+    /// Returns whether slot and disk must be kept, because the sandbox may run.
     pub(crate) fn is_kept(&self) -> bool {
         self.journal.is_err() || self.summary.adoptable()
     }
 }
 
-/// Reads every journal. Directories that were being removed are removed. Fails where the kernel does not give one: what it holds must not be taken for nobody's.
+/// Reads all journals and finishes interrupted removals. Fails on an I/O error, so that the resources of an
+/// unreadable journal are not treated as unclaimed.
 pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     fs::create_dir_all(sandboxes)?;
     let present = present::look(sandboxes)?;
     if !present.foreign.is_empty() {
         tracing::warn!(
             dir = %sandboxes.display(), names = ?present.foreign,
-            "what is no sandbox's is left alone; keep it elsewhere"
+            "foreign files in the directory of sandboxes are ignored; move them elsewhere"
         );
     }
     for dir in present.remains {
         if let Err(error) = fs::remove_dir_all(&dir) {
-            tracing::error!(dir = %dir.display(), %error, "the remains of a sandbox could not be removed");
+            tracing::error!(dir = %dir.display(), %error, "cannot remove the remains of a sandbox");
         }
     }
     let mut records = Vec::new();
@@ -72,8 +73,8 @@ pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Finds the slots of sandboxes whose journals are not understood: a VMM's user has the number of its slot, and owns the
-/// directory that it runs in. A slot that a journal names is not taken for another sandbox's.
+/// Finds the slots of sandboxes whose journals are not understood, from the owner of the VMM's run directory,
+/// whose user id contains the slot number. A slot that another journal names is not assigned.
 pub(crate) fn presume_slots(sandboxes: &Path, records: &mut [Record], uid_base: u32) {
     let named: Vec<u16> = records.iter().filter_map(Record::slot).collect();
     for record in records.iter_mut().filter(|record| record.journal.is_err()) {
@@ -84,14 +85,16 @@ pub(crate) fn presume_slots(sandboxes: &Path, records: &mut [Record], uid_base: 
     }
 }
 
-/// Removes a directory in which a crash came before its journal.
+/// Removes an empty sandbox directory left by a crash before its journal was written. A directory with
+/// content is kept.
 fn remove_empty(id: &str, dir: &Path) {
     if let Err(error) = fs::remove_dir(dir) {
-        tracing::error!(id, %error, "an empty directory of a sandbox could not be removed");
+        tracing::error!(id, %error, "cannot remove an empty directory of a sandbox");
     }
 }
 
-/// Takes up one sandbox; `None` when nothing of it is left. Fails where it cannot be known whether it still runs.
+/// Recovers one sandbox; returns `None` if nothing of it is left. Fails if it is unknown whether the sandbox
+/// still runs.
 pub(crate) async fn take_up(
     shared: &Arc<Shared>,
     record: Record,
@@ -110,9 +113,9 @@ pub(crate) async fn take_up(
         }
     };
     let Some(spec) = summary.spec.clone() else {
-        // It had not got far enough to own anything.
+        // The sandbox has no resources yet.
         if let Err(error) = remove::remove_record(&shared.dir, &id).await {
-            tracing::error!(id, %error, "the remains of a sandbox could not be removed");
+            tracing::error!(id, %error, "cannot remove the remains of a sandbox");
         }
         return Ok(None);
     };
@@ -129,7 +132,7 @@ pub(crate) async fn take_up(
                 Start::Failed(failure)
             }
             None => {
-                tracing::info!(id, "undone");
+                tracing::info!(id, "removing an incomplete sandbox");
                 if known.undo_all(shared, true).await
                     && let Ok(()) = remove::remove_record(&shared.dir, &id).await
                 {
@@ -144,7 +147,7 @@ pub(crate) async fn take_up(
     Ok(Some((id.clone(), actor::spawn(shared.clone(), id, spec, record, start))))
 }
 
-/// A sandbox whose journal is understood.
+/// Sandbox whose journal is understood.
 struct Known {
     id: String,
     summary: Summary,
@@ -168,8 +171,9 @@ impl Known {
         Ok(shared.vmm.adopt(&boot, self.summary.process()).await?.map(|vm| (vm, slot)))
     }
 
-    /// A failure that nobody has noticed yet, for a sandbox that ran. It is written down, or else the second value is
-    /// false: its slot must not be given to others then, since a later start would take it for one that runs.
+    /// Records the failure of a sandbox that ran but whose VMM has exited. If that cannot be written, the
+    /// second value is false, and the slot must stay reserved, because a later start would take it for a
+    /// running sandbox's.
     fn ended_meanwhile(&mut self) -> Option<(AgentError, bool)> {
         if !self.summary.adoptable() {
             return None;
@@ -186,16 +190,16 @@ impl Known {
         Some((failure, told.is_ok()))
     }
 
-    /// Takes back what the sandbox held. The pool of slots keeps only those of sandboxes that may still run; it
-    /// has removed the others, and may have built new ones under their numbers. One that it keeps stays where `slot_too`
-    /// is false.
+    /// Releases the sandbox's resources. The pool keeps only the slots of sandboxes that may run; it has
+    /// removed others and may have built new ones with their numbers, so those must not be released here. If
+    /// `slot_too` is false, a kept slot stays reserved.
     async fn undo_all(&mut self, shared: &Shared, slot_too: bool) -> bool {
         if let Some(index) = self.summary.slot.filter(|_| !self.summary.adoptable() || !slot_too) {
             self.summary.forget(&Undo::Slot(index));
         }
         for step in self.summary.undo() {
             if let Err(error) = remove::undo_step(shared, &self.id, &step).await {
-                tracing::error!(id = self.id, %error, "a sandbox still holds something");
+                tracing::error!(id = self.id, %error, "cannot release all resources of a sandbox");
                 return false;
             }
             self.summary.forget(&step);
@@ -204,7 +208,7 @@ impl Known {
     }
 }
 
-/// Ends the VMM of every sandbox, whatever its journal says.
+/// Kills the VMMs of all sandboxes, whatever their journals say.
 pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
     for id in present::look(sandboxes).map(|present| present.ids).unwrap_or_default() {
         remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
@@ -212,15 +216,14 @@ pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// Ends the VMMs of sandboxes that will not be adopted, before their slots, and with them their user ids, go to
-/// others.
+/// Kills the VMMs of sandboxes that will not be adopted, before their slots and user ids are reused.
 pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
     for record in records.iter().filter(|record| !record.is_kept()) {
         for step in record.summary.undo() {
             let Undo::Vmm(known) = step else { continue };
             let run_dir = actor::directory(sandboxes, &record.id).join("run");
             if let Err(error) = remove::end_vmm(&run_dir, known.as_ref()).await {
-                tracing::error!(id = record.id, %error, "a microVM could not be ended");
+                tracing::error!(id = record.id, %error, "cannot kill a microVM");
             }
         }
     }
@@ -277,7 +280,7 @@ mod tests {
         assert_eq!(fs::read_dir(sandboxes)?.count(), 2);
         assert_eq!(fs::read_to_string(&journal)?, text);
         assert!(records.iter().all(Record::is_kept), "their disks are kept");
-        // The directory of a VMM in slot 7 has this owner.
+        // Owner of the directory of a VMM in slot 7.
         let owner = fs::metadata(sandboxes.join(&newer).join("run"))?.uid();
         presume_slots(sandboxes, &mut records, owner.wrapping_sub(7));
         let slots: Vec<_> = records.iter().map(Record::slot).collect();

@@ -1,20 +1,21 @@
-//! Watches the room of the volume store. While there is too little, sandboxes are held: a guest that cannot write
-//! would lose data, a paused one does not.
+//! Monitor of the volume store's free space. While there is too little, sandboxes are paused: a guest whose
+//! writes fail would lose data, a paused one does not.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 use wrenn_disk::{Pressure, Volumes};
 
-/// How often it is looked at. A fast disk writes some hundred mebibytes meanwhile, less than half of the reserve.
+/// Interval between checks. In this time a fast disk writes some hundred MiB, less than half of the reserve.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Sandboxes are held below a half of the reserve, where creates have long been refused, and go on above it.
+/// Returns whether sandboxes must be paused: below half of the reserve, until the whole reserve is free
+/// again. Creates are rejected earlier, below the whole reserve.
 fn hold(held: bool, now: Pressure) -> bool {
     now.available() < if held { now.reserve } else { now.reserve / 2 }
 }
 
-/// Starts to watch; the receiver says whether sandboxes are to be held. It ends with the last receiver.
+/// Starts the monitor; the receiver has whether sandboxes must be paused. It stops with the last receiver.
 pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
     let first = volumes.pressure().await.is_ok_and(|now| hold(false, now));
     let mut unknown = false;
@@ -27,16 +28,16 @@ pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
             let now = match volumes.pressure().await {
                 Ok(now) => now,
                 Err(error) => {
-                    // What is held stays held, and what runs goes on: an error says nothing of the room.
+                    // Change nothing: an error says nothing about the free space.
                     if !unknown {
-                        tracing::error!(%error, "the volume store's room cannot be seen: nothing is held when it ends");
+                        tracing::error!(%error, "cannot measure the volume store's free space: sandboxes are not paused if it fills up");
                     }
                     unknown = true;
                     continue;
                 }
             };
             if std::mem::take(&mut unknown) {
-                tracing::info!("the volume store's room can be seen again");
+                tracing::info!("the volume store's free space can be measured again");
             }
             let held = *sender.borrow();
             let wanted = hold(held, now);
@@ -45,7 +46,7 @@ pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
                     held = wanted,
                     available = now.available(),
                     reserve = now.reserve,
-                    "the volume store's room changed"
+                    "the volume store's free space changed; sandboxes are paused if held is true"
                 );
                 sender.send_replace(wanted);
             }

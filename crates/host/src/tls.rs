@@ -1,4 +1,4 @@
-//! Mutual TLS: the agent speaks to clients with a certificate of the private CA, and to nobody else.
+//! Mutual TLS: the agent accepts only clients with a certificate of the private CA.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,7 +17,7 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     certificates.with_context(read)
 }
 
-/// The agent's side.
+/// Creates the TLS configuration of the agent.
 pub(crate) fn server(files: &TlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(&files.ca)? {

@@ -1,13 +1,13 @@
-//! The exit code of a command, from what its guest reports of its end.
+//! Exit code of a command, computed from the guest's report.
 
 use wrenn_rpc::process::process_event::EndEvent;
 
-/// The highest signal of Linux.
+/// Highest signal number of Linux.
 const SIGNAL_MAX: i64 = 64;
-/// The exit code of a command whose guest does not say how it ended.
+/// Exit code of a command whose guest reports no valid status.
 const UNKNOWN: i32 = -1;
 
-/// Signals by the words of the status text, for guests whose envd does not send the number.
+/// Signal names in the status text, for guests whose envd does not send the number.
 const SIGNALS: [(&str, i64); 12] = [
     ("hangup", 1),
     ("interrupt", 2),
@@ -23,7 +23,7 @@ const SIGNALS: [(&str, i64); 12] = [
     ("terminated", 15),
 ];
 
-/// The exit code of a command as shells give it: 128 + N when signal N ended it. What no process can report is -1.
+/// Returns the exit code as shells do: 128 + N if signal N killed the command, -1 for an impossible status.
 pub(super) fn exit_code(end: &EndEvent) -> i32 {
     let signal = end.signal.map(i64::from).or_else(|| signal_of(&end.status));
     match signal {
@@ -33,7 +33,7 @@ pub(super) fn exit_code(end: &EndEvent) -> i32 {
     }
 }
 
-/// The signal that a status text such as `signal: killed` or `signal: signal 10` names.
+/// Parses the signal in a status text such as `signal: killed` or `signal: signal 10`.
 fn signal_of(status: &str) -> Option<i64> {
     let words = status.strip_prefix("signal: ")?.trim_end_matches(" (core dumped)").trim();
     let named = SIGNALS.iter().find(|(name, _)| *name == words).map(|(_, number)| *number);

@@ -1,4 +1,4 @@
-//! The agent's side of one guest: envd's HTTP and Connect services, reached through the sandbox's slot.
+//! Client of one guest's envd: its HTTP and Connect services, reached through the sandbox's slot.
 
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -25,30 +25,30 @@ use crate::{
     memory::{Memory, Share},
 };
 
-/// envd's port in the guest.
+/// Port of envd in the guest.
 pub(crate) const ENVD_PORT: u16 = 49983;
-/// How long one look at a guest that is still booting may take.
+/// Time limit of one readiness check of a booting guest.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between two looks.
+/// Delay between readiness checks.
 const PAUSE: Duration = Duration::from_millis(10);
-/// envd's answer to `/init`, and its first answer to any call.
+/// Time limit for envd's response to `/init`, and for its first response to any call.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How much of envd's error text is read.
+/// Maximum number of bytes read of envd's error response.
 const ERROR_TEXT: usize = 64 << 10;
-/// How much of it is passed on, in characters.
+/// Maximum number of characters of envd's error that are passed on.
 const ERROR_SHOWN: usize = 512;
-/// Calls on one connection to a guest before further ones wait.
+/// Maximum number of concurrent calls on one connection to a guest; further ones wait.
 const CALLS: usize = 256;
-/// Bytes that wait on a connection for the reader of a command's streamed output.
+/// Flow control window in bytes of a connection with a command's streamed output.
 const UNREAD: u32 = 128 << 10;
-/// The same for the calls that share a connection, and are read at once.
+/// Flow control window in bytes of the connection shared by calls that are read at once.
 const UNREAD_SHARED: u32 = 1 << 20;
-/// The largest message of envd: a piece of output of at most 64 KiB and what is around it.
+/// Maximum message size of envd: a piece of output of at most 64 KiB and its framing.
 const MESSAGE_MAX: usize = (64 << 10) + 4096;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// A client of envd's processes.
+/// Client of envd's process service.
 pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
 
 fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
@@ -61,19 +61,19 @@ fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
     ProcessClient::new(connection, config)
 }
 
-/// A client of one guest's envd.
+/// Client of one guest's envd.
 #[derive(Clone)]
 pub(crate) struct Guest {
     authority: String,
     uri: Uri,
     token: String,
     http: Client<HttpConnector, Body>,
-    /// For calls whose answers are read at once: all share one connection, and its window.
+    /// Client for calls whose responses are read at once: all share one connection and its window.
     pub(super) processes: Processes,
     gone: CancellationToken,
-    /// The id of the request that is in work, for envd's log; empty: none.
+    /// Id of the current request, for envd's log; empty if there is none.
     request_id: String,
-    /// What its output may take of the host's memory.
+    /// Account of the host memory that the guest's output uses.
     pub(super) share: Share,
 }
 
@@ -107,7 +107,7 @@ fn escape(text: &str) -> String {
 }
 
 impl Guest {
-    /// A client of the guest behind `address`; nothing is sent yet.
+    /// Creates a client of the guest at `address`; sends nothing yet.
     pub(crate) fn new(address: Ipv4Addr, token: &str, memory: &Arc<Memory>) -> Result<Self, AgentError> {
         Self::at(format!("{address}:{ENVD_PORT}"), token, Share::of(memory.clone()))
     }
@@ -132,28 +132,28 @@ impl Guest {
         })
     }
 
-    /// The same guest, for the calls of one request.
+    /// Sets the request id for the calls of one request.
     pub(crate) fn for_request(self, request_id: String) -> Self {
         Self { request_id, ..self }
     }
 
-    /// Breaks off what is in work: nothing will come any more, and the network does not tell.
+    /// Cancels pending calls after the guest has exited, because the network does not report that.
     pub(super) fn end(&self) {
         self.gone.cancel();
     }
 
-    /// A client with a connection of its own, for one command whose output may be read slowly or not at all.
+    /// Creates a client with its own connection, for a command whose output may be read slowly or not at all.
     pub(super) fn apart(&self) -> Processes {
         processes(self.uri.clone(), UNREAD, 1)
     }
 
-    /// Waits until the guest has ended.
+    /// Waits until the guest has exited.
     pub(super) async fn ended(&self) -> AgentError {
         self.gone.cancelled().await;
         ended()
     }
 
-    /// An answer of the guest, as long as there is a guest.
+    /// Sends a request; fails if the guest exits meanwhile.
     async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
         tokio::select! {
             response = self.http.request(request) => response.map_err(|error| unreachable(&error)),
@@ -161,7 +161,7 @@ impl Guest {
         }
     }
 
-    /// Options of a Connect call: the token, and the user unless it is the default one.
+    /// Options of a Connect call: the token, and the user if given.
     pub(super) fn options(&self, user: &str) -> CallOptions {
         let mut options = CallOptions::default().with_header("x-access-token", self.token.as_str());
         if !self.request_id.is_empty() {
@@ -185,7 +185,7 @@ impl Guest {
         request.body(body).map_err(|error| AgentError::new(ErrorCode::InvalidRequest, error.to_string()))
     }
 
-    /// Waits until envd answers; the caller bounds it.
+    /// Waits until envd responds; the caller sets the time limit.
     pub(crate) async fn ready(&self) {
         loop {
             if let Ok(request) = self.request(Method::GET, "/health", empty()) {
@@ -225,7 +225,7 @@ impl Guest {
         query
     }
 
-    /// Opens a file for reading: its size, where the guest can tell it, and its content.
+    /// Opens a file for reading; returns its size, if the guest knows it, and its content.
     pub(crate) async fn read_file(
         &self,
         path: &str,
@@ -248,7 +248,7 @@ impl Guest {
         Ok((size, content.chain(last.filter_map(async |error| error))))
     }
 
-    /// Writes a file: it takes its place when `content` ended well, else the old one stays.
+    /// Writes a file: it replaces the old one only if `content` ends without an error.
     pub(crate) async fn write_file(
         &self,
         path: &str,
@@ -264,7 +264,7 @@ impl Guest {
     }
 }
 
-/// A guest's words on one line: control characters are escaped, and the middle is left out where they are long.
+/// Shortens a guest's text to one line: escapes control characters and omits the middle of a long text.
 pub(super) fn shorten(text: &str) -> String {
     let escaped = |part: &str| {
         part.chars().fold(String::new(), |mut line, c| {
@@ -285,7 +285,7 @@ pub(super) fn shorten(text: &str) -> String {
     format!("{} … {}", escaped(&part(0)), escaped(&part(count - half)))
 }
 
-/// The response, or envd's refusal in our words.
+/// Returns a successful response, or converts envd's error.
 async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
     let status = response.status();
     if status.is_success() {

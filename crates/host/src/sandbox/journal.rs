@@ -1,8 +1,8 @@
-//! The journal of one sandbox: JSON lines, written and synced before each step that creates something
-//! outside the process. Calls block on the disk; async callers run them on the blocking pool.
+//! Journal of one sandbox: JSON lines, written and synced before each step that creates something outside the
+//! process. Calls block on the disk; asynchronous callers use the blocking pool.
 //!
-//! The first line names the version of the format. An agent that does not understand a journal leaves the sandbox and all
-//! that belongs to it as it is: it may be the agent that is too old.
+//! The first line has the version of the format. If an agent does not understand a journal, it changes
+//! nothing of the sandbox, because the agent may be too old.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,130 +16,130 @@ use wrenn_vmm::ProcessId;
 
 use super::{spec::Spec, summary::Summary};
 
-/// The version that is written. 1 had no first line of this kind, and is read.
+/// Version that is written. Version 1 has no header line and can be read.
 const VERSION: u32 = 2;
-/// The most that a journal may hold.
+/// Maximum size of a journal in bytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// A journal that has grown to this is written anew, with nothing but its sum.
+/// Size in bytes at which a journal is rewritten with only its summary.
 const CHECKPOINT: u64 = 64 << 10;
 
-/// Why a journal could not be read or written.
+/// Error of reading or writing a journal.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} the sandbox's journal: {source}; check the state directory's disk")]
 pub(crate) struct JournalError {
-    /// What was being done.
+    /// Failed action.
     pub(crate) action: &'static str,
-    /// Why it failed.
+    /// Cause.
     #[source]
     pub(crate) source: io::Error,
 }
 
-/// Why a journal is not understood.
+/// Reason why a journal is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotUnderstood {
-    /// The agent that wrote it is newer than this one.
+    /// It was written by a newer agent.
     #[error(
         "it was written by a newer agent ({agent}, journal version {version}): upgrade this host's agent"
     )]
     Newer {
-        /// The version of that agent.
+        /// Version of that agent.
         agent: String,
-        /// The version of the format.
+        /// Version of the format.
         version: u32,
     },
-    /// A complete line is not an entry.
+    /// A complete line is not a known entry.
     #[error(
         "its line {line} is none that this agent knows: upgrade this host's agent if a newer one wrote it"
     )]
     Malformed {
-        /// Which line, from 1.
+        /// Line number, from 1.
         line: usize,
     },
-    /// It is larger than any journal the agent writes.
+    /// It is larger than any journal of an agent.
     #[error("it is larger than {MAX_BYTES} bytes")]
     TooLarge,
-    /// There is none, beside other files.
+    /// It is missing, but the directory has other files.
     #[error("it is missing")]
     Missing,
 }
 
-/// A part of a sandbox.
+/// Resource of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Thing {
-    /// Its VMM.
+    /// VMM process.
     Vmm,
-    /// Its disk.
+    /// Disk volume.
     Volume,
-    /// Its network slot.
+    /// Network slot.
     Slot,
 }
 
-/// One line of a journal.
+/// Entry of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub(crate) enum Entry {
-    /// What was asked for.
+    /// Requested properties.
     Spec(Spec),
-    /// A slot is taken.
+    /// A slot is reserved.
     Slot {
-        /// Its number.
+        /// Slot number.
         index: u16,
     },
-    /// The volume is about to be cloned; its id is the sandbox's.
+    /// The volume is about to be cloned; its id is the sandbox id.
     Volume,
     /// A VMM is about to be started.
     VmmIntent,
-    /// The VMM process that was started.
+    /// The VMM process was started.
     Vmm {
-        /// Which one.
+        /// Process id and start time.
         process: ProcessId,
     },
-    /// Code can run in it.
+    /// The sandbox can run commands.
     Running,
-    /// It does not hold this any more, which may have become another sandbox's.
+    /// A resource was released; it may belong to another sandbox now.
     Released {
-        /// What.
+        /// Released resource.
         thing: Thing,
     },
-    /// It failed; what it had is being taken back, its record stays until it is destroyed.
+    /// The sandbox failed; its resources are being released, its record stays until it is destroyed.
     Failed {
-        /// The code, as in the REST API.
+        /// Error code, as in the REST API.
         code: String,
-        /// Cause and remedy.
+        /// Message with cause and remedy.
         message: String,
     },
-    /// It is being destroyed: from here there is no way back.
+    /// The sandbox is being destroyed, which cannot be cancelled.
     Destroy,
 }
 
-/// The first line.
+/// Header line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
     journal: u32,
-    /// The version of the agent that wrote it.
+    /// Version of the agent that wrote it.
     #[serde(default)]
     agent: String,
 }
 
-/// What was found as a sandbox's journal.
+/// Result of opening a journal.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// None, not even a file.
+    /// The directory is empty.
     Nothing,
-    /// One that this agent goes on with.
+    /// Valid journal.
     Journal(Journal),
-    /// One that it must not touch.
+    /// Journal that this agent must not change.
     NotUnderstood(NotUnderstood),
 }
 
-/// An open journal.
+/// Open journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
     file: File,
     summary: Summary,
-    /// Whether its first line names this version.
+    /// Whether the header line has the current version.
     versioned: bool,
 }
 
@@ -147,7 +147,7 @@ fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError { action, source }
 }
 
-/// How the file of a journal is opened.
+/// Options for opening the file of a journal.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -169,8 +169,8 @@ fn put(lines: &mut Vec<u8>, line: &impl Serialize) -> Result<(), JournalError> {
 }
 
 impl Journal {
-    /// Makes the journal in `dir`, which has none, with its first entries. All of it is on the disk when this
-    /// returns.
+    /// Creates the journal in `dir`, which must have none, with its first entries. Everything is on disk when
+    /// this returns.
     pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
         let file = options().create_new(true).open(path(dir)).map_err(io("open"))?;
         let mut journal = Self { dir: dir.to_owned(), file, summary: Summary::default(), versioned: false };
@@ -178,13 +178,13 @@ impl Journal {
         entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
         journal.write(&lines)?;
         (journal.summary, journal.versioned) = (Summary::of(entries), true);
-        // After the file: file systems that write both at once have nothing left to wait for.
+        // Sync the directory after the file: file systems that write both at once do not wait a second time.
         sync_dir(dir)?;
         Ok(journal)
     }
 
-    /// Opens the journal in `dir`, which exists. A last line cut short by a crash was never acted on and is dropped. Changes
-    /// nothing of what is not understood.
+    /// Opens the journal in the existing directory `dir`. Drops an incomplete last line of a crash, which was
+    /// never acted on. Does not change a journal that is not understood.
     pub(crate) fn open(dir: &Path) -> Result<Found, JournalError> {
         let mut file = match options().open(path(dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -208,12 +208,12 @@ impl Journal {
         Ok(Found::Journal(Self { dir: dir.to_owned(), file, summary: Summary::of(&entries), versioned }))
     }
 
-    /// What is written in it, in sum.
+    /// Summary of the entries.
     pub(crate) fn summary(&self) -> &Summary {
         &self.summary
     }
 
-    /// Writes entries; they are on the disk when this returns. Where it fails, none of them is there.
+    /// Appends entries; they are on disk when this returns. If it fails, none of them is written.
     pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let mut sum = self.summary.clone();
         entries.iter().for_each(|entry| sum.add(entry));
@@ -233,12 +233,12 @@ impl Journal {
         let before = self.file.stream_position().map_err(io("seek in"))?;
         let written = self.file.write_all(lines).map_err(io("write"));
         written.and_then(|()| self.file.sync_data().map_err(io("sync"))).inspect_err(|_| {
-            // Half a line would spoil the next one.
+            // Remove a partial line, which would corrupt the next one.
             let _ = self.file.set_len(before).and_then(|()| self.file.seek(SeekFrom::Start(before)));
         })
     }
 
-    /// Puts a journal with nothing but this sum in the place of the present one.
+    /// Replaces the journal with one that has only this summary.
     fn rewrite(&mut self, sum: &Summary) -> Result<(), JournalError> {
         let mut lines = header()?;
         sum.entries().iter().try_for_each(|entry| put(&mut lines, entry))?;
@@ -257,7 +257,7 @@ fn header() -> Result<Vec<u8>, JournalError> {
     Ok(lines)
 }
 
-/// Whether the first line names this version, and the entries.
+/// Parses a journal; returns whether it has a header line, and the entries.
 fn parse(bytes: &[u8]) -> Result<(bool, Vec<Entry>), NotUnderstood> {
     let mut lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).enumerate().peekable();
     let header = lines.peek().and_then(|(_, line)| serde_json::from_slice::<Header>(line).ok());
@@ -351,7 +351,7 @@ pub(super) mod tests {
         Ok(())
     }
 
-    /// Journals of every version, and what is to be understood of each.
+    /// Journals of all versions with the expected result.
     #[test]
     fn journals_of_all_versions_are_understood_or_left_alone() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! One sandbox on this host: its actor, its journal, and the way into its guest.
+//! One sandbox on this host: actor, journal, and client of its guest.
 
 pub(crate) mod actor;
 pub(crate) mod create;

@@ -1,4 +1,4 @@
-//! What a sandbox leaves, and how it is taken back. What is gone already is fine.
+//! Removal of a sandbox's resources. Does nothing for resources that are already gone.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -10,12 +10,12 @@ use super::{
 };
 use crate::{cgroup, error::AgentError, present};
 
-/// Removes the directory of a sandbox, and with it its journal. It is renamed first, so that no half of it
-/// is ever taken for a sandbox.
+/// Removes the directory of a sandbox with its journal. Renames it first, so that a partly removed directory
+/// is never read as a sandbox.
 pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
     let (dir, gone) = (directory(sandboxes, id), present::remains_of(sandboxes, id));
     let removed = tokio::task::spawn_blocking(move || {
-        // Renamed already, if it is a second try.
+        // The directory was already renamed if this is a second attempt.
         absent_is_fine(fs::rename(&dir, &gone))?;
         absent_is_fine(fs::remove_dir_all(&gone))
     });
@@ -30,7 +30,7 @@ fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-/// Takes one thing back; what is gone already is fine.
+/// Releases one resource. Does nothing if it is already gone.
 pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
     match step {
         Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
@@ -39,11 +39,11 @@ pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<
     }
 }
 
-/// Ends the VMM that has its files in `run_dir`, and whatever it has started.
+/// Kills the VMM with files in `run_dir` and all processes that it has started.
 pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&ProcessId>) -> Result<(), AgentError> {
-    /// A killed process is gone when the kernel has freed its memory.
+    /// Time limit of an exit: a killed process is gone after the kernel has freed its memory.
     const LIMIT: Duration = Duration::from_secs(15);
-    /// VMMs start no processes; more than a few are not theirs.
+    /// Maximum number of processes; a VMM starts none.
     const PROCESSES: usize = 16;
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
     let (known, run_dir) = (known.cloned(), run_dir.to_owned());

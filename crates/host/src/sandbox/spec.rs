@@ -1,25 +1,25 @@
-//! What a sandbox was asked to be. It is the first entry of its journal.
+//! Requested properties of a sandbox, the first entry of its journal.
 
 use serde::{Deserialize, Serialize};
 
-/// Enough to describe a sandbox and to speak to its envd after an adoption. The environment is not part of
-/// it: envd holds it, and a journal needs no more secrets than it must have. Fields that a former
-/// agent did not write have their default.
+/// Everything needed to describe a sandbox and to call its envd after an adoption. Does not contain the
+/// environment: envd has it, and a journal should have as few secrets as possible. Fields missing in a
+/// journal of an older agent have default values.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Spec {
-    /// The template.
+    /// Template name.
     pub(crate) template: String,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub(crate) vcpus: u32,
     /// Memory in MiB.
     pub(crate) memory_mb: u64,
-    /// Disk in MiB.
+    /// Disk size in MiB.
     pub(crate) disk_size_mb: u64,
-    /// The user that commands run as unless they say another.
+    /// Default user of commands.
     pub(crate) default_user: String,
-    /// When it was asked for.
+    /// Time of the request, as Unix time in milliseconds.
     pub(crate) created_at_unix_ms: i64,
-    /// envd's access token.
+    /// Access token of envd.
     pub(crate) access_token: String,
 }

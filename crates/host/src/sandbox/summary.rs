@@ -1,5 +1,5 @@
-//! What the journal of a sandbox adds up to: what the sandbox is, and what it holds. The living sandbox and the next agent
-//! go by the same sum.
+//! Summary of a sandbox's journal: properties and resources. The running agent and the next one use the same
+//! summary.
 
 use wrenn_vmm::ProcessId;
 
@@ -8,19 +8,19 @@ use super::{
     spec::Spec,
 };
 
-/// The sum of a journal's entries.
+/// Summary of a journal's entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// What was asked for.
+    /// Requested properties.
     pub(crate) spec: Option<Spec>,
-    /// The network slot that it holds.
+    /// Reserved network slot.
     pub(crate) slot: Option<u16>,
-    /// Whether it holds a volume.
+    /// Whether there is a volume.
     volume: bool,
-    /// Its VMM, which may run.
+    /// VMM, which may be running.
     vmm: Option<Vmm>,
     running: bool,
-    /// Code and message of its failure.
+    /// Code and message of the failure.
     pub(crate) failure: Option<(String, String)>,
     destroy: bool,
 }
@@ -32,19 +32,19 @@ enum Vmm {
     Started(ProcessId),
 }
 
-/// One thing to take back.
+/// Resource to be released.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Undo {
-    /// End the VMM; without a process it is looked for by its run directory.
+    /// Kill the VMM; without a process it is found by its run directory.
     Vmm(Option<ProcessId>),
     /// Remove the volume.
     Volume,
-    /// Give the slot back.
+    /// Release the slot.
     Slot(u16),
 }
 
 impl Undo {
-    /// What is taken back.
+    /// Kind of the resource.
     pub(crate) fn thing(&self) -> Thing {
         match self {
             Self::Vmm(_) => Thing::Vmm,
@@ -55,19 +55,19 @@ impl Undo {
 }
 
 impl Summary {
-    /// The sum of these entries.
+    /// Summarizes entries.
     pub(crate) fn of(entries: &[Entry]) -> Self {
         let mut summary = Self::default();
         entries.iter().for_each(|entry| summary.add(entry));
         summary
     }
 
-    /// A sandbox of which nothing is known for certain but where it may have its VMM, its volume and this slot.
+    /// Summary of a sandbox with an unknown journal, which may have a VMM, a volume and this slot.
     pub(crate) fn presumed(slot: Option<u16>) -> Self {
         Self { slot, volume: true, vmm: Some(Vmm::Intended), ..Self::default() }
     }
 
-    /// Adds an entry. What it says last of a thing counts.
+    /// Adds an entry. The last entry about a resource counts.
     pub(crate) fn add(&mut self, entry: &Entry) {
         match entry.clone() {
             Entry::Spec(spec) => self.spec = Some(spec),
@@ -90,7 +90,7 @@ impl Summary {
         }
     }
 
-    /// The fewest entries with this sum.
+    /// Returns the minimal entries with this summary.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         let failed = |(code, message): (String, String)| Entry::Failed { code, message };
         let vmm = self.vmm.clone().map(|vmm| match vmm {
@@ -109,7 +109,7 @@ impl Summary {
         all.into_iter().flatten().collect()
     }
 
-    /// The VMM process that was started last.
+    /// VMM process that was started last.
     pub(crate) fn process(&self) -> Option<&ProcessId> {
         match &self.vmm {
             Some(Vmm::Started(process)) => Some(process),
@@ -117,20 +117,22 @@ impl Summary {
         }
     }
 
-    /// Whether it may still run: it ran, did not fail, no destroy began, and enough of it is known.
+    /// Returns whether the sandbox may be running: it ran, neither failed nor was destroyed, and spec and slot are
+    /// known.
     pub(crate) fn adoptable(&self) -> bool {
         let ended = self.failure.is_some() || self.destroy;
         self.running && !ended && self.spec.is_some() && self.slot.is_some()
     }
 
-    /// What must be taken back, latest first.
+    /// Lists the resources to be released, latest first.
     pub(crate) fn undo(&self) -> Vec<Undo> {
         let vmm = self.vmm.as_ref().map(|_| Undo::Vmm(self.process().cloned()));
         let volume = self.volume.then_some(Undo::Volume);
         [vmm, volume, self.slot.map(Undo::Slot)].into_iter().flatten().collect()
     }
 
-    /// Forgets what was taken back, so that it is taken back once: a slot's next owner is another sandbox.
+    /// Removes a released resource, so that it is released only once: a slot may belong to another sandbox
+    /// afterwards.
     pub(crate) fn forget(&mut self, done: &Undo) {
         self.release(done.thing());
     }
