@@ -1,4 +1,4 @@
-# What a person or a CI runs. `make help` lists it.
+# Targets for developers and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup assets envd kernel template build quickstart test test-programs test-assets lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
@@ -38,27 +38,27 @@ build: assets ## Build bin/wrenn (release)
 quickstart: build ## Build all, start Wrenn, run the demo
 	@scripts/quickstart
 
-# One choice of packages and features for all that is compiled for tests: another one would compile dependencies again.
+# The same packages and features for everything compiled for tests: others would compile dependencies again.
 TESTED := --workspace --features wrenn-cli/fault-points
 
 test-programs: setup
 	@$(CARGO) build --locked $(TESTED) --bins --tests
 
-# Each of them keeps one processor busy at most, so they are made beside the programs.
+# Each uses one CPU at most, so they run in parallel with the compilation.
 test-assets: assets
 	@scripts/api-check install
 	@scripts/deny
 	@lab/build
 
-# Everything is compiled and installed first; the tests then run in a network namespace without an uplink, so
-# that no packet leaves the machine whatever a test or a guest does.
+# Compiles and installs everything first. The tests then run in a network namespace without an uplink, so
+# that no packet of a test or a guest can leave the machine.
 test: setup ## Unit, integration and end-to-end tests with real guests
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-programs test-assets
 	@scripts/isolated env $(DEV) $(CARGO) test --locked --offline $(TESTED)
 	@scripts/isolated target/debug/xtask lab test
 	@scripts/isolated env $(DEV) scripts/api-check
 
-# The drivers' suites. `make test` goes on with the end-to-end cases, which take twice as long.
+# Test suites of the drivers. `make test` also runs the end-to-end cases, which take twice as long.
 lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
 	@lab/build
 	@$(CARGO) build --locked $(TESTED) --bins --tests
@@ -70,7 +70,7 @@ bench: build ## Measure against the same work by hand; prints tables, writes tar
 	  target/release/wrenn-bench
 	@$(MAKE) --no-print-directory bench-lab
 
-# What needs KVM for Linux guests and device-mapper.
+# Benchmarks that need KVM for Linux guests, and device-mapper.
 bench-lab: assets
 	@lab/build
 	@$(CARGO) build --locked --package xtask

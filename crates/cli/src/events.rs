@@ -1,4 +1,4 @@
-//! `wrenn events`: what happens, a line each, until interrupted.
+//! `wrenn events`: prints events, one per line, until interrupted.
 
 use anyhow::{Context, Result};
 use futures::StreamExt as _;
@@ -6,7 +6,7 @@ use wrenn_client::{Client, Event};
 
 use crate::output::{Format, line};
 
-/// What `wrenn events` was asked for.
+/// Arguments of `wrenn events`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Show events after this event id (the first column of the output)
@@ -14,7 +14,7 @@ pub(crate) struct Args {
     after: Option<String>,
 }
 
-/// Runs `wrenn events`. With JSON there is one value per line, because the stream has no end.
+/// Runs `wrenn events`. With JSON it prints one value per line, because the stream has no end.
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut events = client.events(args.after.as_deref()).await?;
     while let Some(event) = events.next().await {

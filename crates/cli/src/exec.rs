@@ -1,4 +1,4 @@
-//! A command in a sandbox whose output and exit status become ours.
+//! Runs a command in a sandbox and passes its output and exit status on.
 
 use std::{
     collections::BTreeMap,
@@ -20,14 +20,14 @@ use crate::{
     stdin::{self, Input},
 };
 
-/// The exit status of a program whose output nobody reads.
+/// Exit status if the reader of the output has closed it.
 const READER_GONE: u8 = 141;
-/// With `--json`, this much of each output is kept.
+/// Maximum number of bytes kept of each output with `--json`.
 const KEPT_MAX: usize = 16 << 20;
-/// The longest `--timeout`, in seconds: a day.
+/// Maximum value of `--timeout` in seconds: a day.
 const TIMEOUT_MAX: i64 = 86_400;
 
-/// How the exit status of `run` and `exec` is to be read.
+/// Help text about the exit status of `run` and `exec`.
 pub(crate) const EXIT_STATUS: &str = "\
 Exit status:
   the command's own, 128 + N when signal N ended it, or
@@ -40,7 +40,7 @@ Exit status:
 
 Standard input is not passed on: the command reads an empty one. Copy files with `wrenn sandbox cp`.";
 
-/// A command and how it is run.
+/// Command and how to run it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Program {
     /// Run as this user of the sandbox instead of the template's default one
@@ -49,7 +49,7 @@ pub(crate) struct Program {
     /// Start in this directory of the sandbox instead of the user's home
     #[arg(long, short = 'w', value_name = "DIR")]
     cwd: Option<String>,
-    /// Kill the command after so many seconds; without this it may run for ever
+    /// Kill the command after this many seconds; default: no limit
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=TIMEOUT_MAX))]
     timeout: Option<u32>,
     /// The program, found in the sandbox's PATH, and its arguments; for a shell write sh -c '...'
@@ -58,7 +58,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The request to run it with these variables on top of the sandbox's.
+    /// Builds the request with these variables in addition to the sandbox's.
     pub(crate) fn request(&self, envs: &[(String, String)]) -> Result<ExecRequest> {
         let (cmd, args) = self.command.split_first().context("no command")?;
         let envs: BTreeMap<String, String> = envs.iter().cloned().collect();
@@ -67,7 +67,7 @@ impl Program {
     }
 }
 
-/// Where output goes, and what is known of it.
+/// Destination and statistics of the output.
 struct Sink {
     format: Format,
     stdout: tokio::io::Stdout,
@@ -77,14 +77,14 @@ struct Sink {
     lost_bytes: u64,
 }
 
-/// How a command ended.
+/// Exit of a command.
 struct End {
     exit_code: i32,
     timed_out: bool,
     duration: Duration,
 }
 
-/// Runs a command to its end and gives its exit status.
+/// Runs a command to its end and returns its exit status.
 pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, format: Format) -> Result<u8> {
     let input = stdin::look();
     if input == Input::Waiting {
@@ -116,7 +116,7 @@ pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, f
         note(&format!("wrenn: the command was killed after {} s", request.timeout_sec.unwrap_or_default()));
         return Ok(TIMED_OUT);
     }
-    // A status beyond 255 cannot be passed on, but must not become success.
+    // A status above 255 cannot be passed on, but must not become success.
     Ok(u8::try_from(end.exit_code).unwrap_or(u8::MAX))
 }
 
@@ -186,7 +186,7 @@ impl Sink {
     }
 }
 
-/// Both outputs as text, or in base 64 when one of them is not UTF-8, as in the REST API.
+/// Encodes both outputs as text, or in base 64 if one of them is not UTF-8, as in the REST API.
 fn encode(kept: [Vec<u8>; 2]) -> (String, String, Encoding) {
     let [stdout, stderr] = kept.map(String::from_utf8);
     match (stdout, stderr) {

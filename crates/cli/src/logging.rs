@@ -1,10 +1,10 @@
-//! The log of long-running commands, on standard error.
+//! Log of long-running commands, on standard error.
 
 use tracing_subscriber::EnvFilter;
 
 use crate::{config::Config, output::note};
 
-/// Starts the log with the configured filter and format.
+/// Starts logging with the configured filter and format.
 pub(crate) fn start(config: &Config) {
     let text = config.get("log").unwrap_or("info");
     let filter = EnvFilter::try_new(text).unwrap_or_else(|error| {

@@ -1,21 +1,21 @@
-//! What goes to the terminal: text or one JSON value on standard output, progress on standard error.
+//! Terminal output: results as text or one JSON value on standard output, progress on standard error.
 
 use std::io::{self, Write as _};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// How results are printed.
+/// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON value.
     Json,
 }
 
 impl Format {
-    /// Prints a result: the value itself, or its text.
+    /// Prints a result as JSON or as text.
     pub(crate) fn print(self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         match self {
             Self::Json => line(&serde_json::to_string_pretty(value).context("cannot write JSON")?),
@@ -24,7 +24,7 @@ impl Format {
     }
 }
 
-/// Prints a line of results; an empty text prints nothing.
+/// Prints a line of results; prints nothing for an empty text.
 pub(crate) fn line(text: &str) -> Result<()> {
     if text.is_empty() {
         return Ok(());
@@ -34,12 +34,12 @@ pub(crate) fn line(text: &str) -> Result<()> {
     written.and_then(|()| stdout.flush()).context("cannot write to standard output")
 }
 
-/// Prints a line of progress. Nobody reading it is no failure.
+/// Prints a line of progress; ignores errors.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Whether the reader of our output went away, as `head` does.
+/// Returns whether the error is a closed output, as with `head`.
 pub(crate) fn reader_gone(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

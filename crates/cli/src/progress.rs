@@ -1,4 +1,4 @@
-//! A line on the terminal that says how far a long transfer is.
+//! Progress line of long transfers.
 
 use std::{
     io::IsTerminal as _,
@@ -7,10 +7,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What is over within this needs no line.
+/// Time after which the line is shown.
 const LONG: Duration = Duration::from_secs(1);
 
-/// Counts the bytes of a transfer, and shows them on a terminal once it takes long.
+/// Counts the bytes of a transfer and shows them on a terminal if it takes long.
 pub(crate) struct Progress {
     begin: Instant,
     total: Option<u64>,
@@ -19,12 +19,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A transfer of so many bytes, where that is known.
+    /// Starts a transfer of `total` bytes, if known.
     pub(crate) fn new(total: Option<u64>) -> Self {
         Self { begin: Instant::now(), total, bytes: 0, bar: None }
     }
 
-    /// Counts bytes.
+    /// Adds bytes.
     pub(crate) fn add(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         if self.bar.is_none() && self.begin.elapsed() > LONG && std::io::stderr().is_terminal() {
@@ -43,7 +43,7 @@ impl Progress {
         }
     }
 
-    /// The bytes so far.
+    /// Returns the bytes so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,10 +1,10 @@
-//! Signals that ask this program to end.
+//! Signals that stop this program.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Listens for SIGINT, SIGTERM and SIGHUP; from then on they do not end the program by themselves.
+/// Listener for SIGINT, SIGTERM and SIGHUP; these no longer end the program by themselves.
 #[derive(Debug)]
 pub(crate) struct Stop {
     interrupt: Signal,
@@ -12,7 +12,7 @@ pub(crate) struct Stop {
     hangup: Signal,
 }
 
-/// The exit status of a program that was ended by the signal of this name.
+/// Exit status of a program ended by the signal of this name.
 pub(crate) fn exit_status(name: &str) -> u8 {
     match name {
         "SIGINT" => 130,
@@ -31,7 +31,7 @@ impl Stop {
         })
     }
 
-    /// Waits for one and gives its name.
+    /// Waits for a signal and returns its name.
     pub(crate) async fn received(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
@@ -40,7 +40,7 @@ impl Stop {
         }
     }
 
-    /// A token that is cancelled by the first signal.
+    /// Returns a token that the first signal cancels.
     pub(crate) fn token(mut self) -> CancellationToken {
         let token = CancellationToken::new();
         let cancel = token.clone();

@@ -1,29 +1,29 @@
-//! Standard input that a command in a sandbox does not get: whoever gives some is told so.
+//! Detects standard input that a command in a sandbox does not get, so that the user can be warned.
 
 use std::io;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// What our standard input holds.
+/// State of standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// Nothing, and nothing will come.
+    /// Empty, at its end.
     None,
-    /// Nothing yet: a pipe whose writer is still there.
+    /// Empty, but the writer of the pipe still exists.
     Open,
-    /// Nothing yet: a terminal.
+    /// Empty terminal.
     Terminal,
-    /// Something.
+    /// Has unread data.
     Waiting,
 }
 
-/// Looks at our standard input without reading it.
+/// Checks standard input without reading it.
 pub(crate) fn look() -> Input {
     look_at(&io::stdin())
 }
 
 fn look_at(stdin: &(impl std::os::fd::AsFd + io::IsTerminal)) -> Input {
-    // Neither a closed descriptor nor a device such as /dev/null has anything to tell.
+    // Fails for a closed descriptor, and for devices such as /dev/null.
     match rustix::io::ioctl_fionread(stdin) {
         Ok(0) => {}
         Ok(_) => return Input::Waiting,
@@ -34,19 +34,19 @@ fn look_at(stdin: &(impl std::os::fd::AsFd + io::IsTerminal)) -> Input {
     }
     let mut polled = [PollFd::new(stdin, PollFlags::IN)];
     match poll(&mut polled, Some(&Timespec::default())) {
-        // At its end a file can be read, and a pipe is hung up.
+        // A file at its end is readable, and a closed pipe reports a hang-up.
         Ok(0) => Input::Open,
         _ => Input::None,
     }
 }
 
-/// Whether the user is to be told, given what the command was and did.
+/// Returns whether to warn the user, given the command's arguments and result.
 pub(crate) fn is_missed(input: Input, arguments: usize, silent_success: bool) -> bool {
     match input {
         Input::None => false,
         Input::Waiting => true,
         Input::Open => silent_success,
-        // An interpreter that was to be talked to; most other commands print something or have arguments.
+        // Probably an interactive interpreter; most other commands print something or have arguments.
         Input::Terminal => silent_success && arguments == 0,
     }
 }

@@ -1,4 +1,4 @@
-//! How a command says that it failed: exit status, standard error, and an object with `--json`.
+//! How commands report failures: exit status, standard error, and an object with `--json`.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -23,7 +23,7 @@ fn wrenn(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// An address where nothing listens.
+/// URL on which nothing listens.
 fn nowhere() -> String {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     format!("http://{free}")

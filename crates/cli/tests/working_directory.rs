@@ -1,4 +1,4 @@
-//! Files of the working directory count for nothing: not for programs, not for addresses, not for databases.
+//! Files in the working directory must not select programs, addresses or databases.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A server that answers each request with an empty list, and its requests.
+/// Starts a server that answers each request with an empty list; also returns its requests.
 fn listener() -> (String, mpsc::Receiver<String>) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -39,12 +39,14 @@ fn answer(mut stream: TcpStream) -> String {
     String::from_utf8_lossy(&request).to_lowercase()
 }
 
-/// A directory as a hostile repository may be: programs, and a `.env` that names them, an address and a database.
+/// Creates a directory like a hostile repository: programs, and a `.env` with their paths, an address and a
+/// database.
 fn repository(address: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["firecracker", "jailer", "qemu-system-x86_64", "unshare", "redis-server", "getent"] {
         let path = dir.path().join(name);
-        // Written by another process: no child of this one has it open for writing when it is run.
+        // Written by another process: a child of this process would have a copy of the descriptor, and a file
+        // open for writing cannot be executed.
         let script =
             format!("printf '#!/bin/sh\necho $0 >> {}/ran\n' > {}", dir.path().display(), path.display());
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
@@ -60,7 +62,7 @@ fn repository(address: &str) -> tempfile::TempDir {
     dir
 }
 
-/// Runs `wrenn` in `dir` as a user whose home is `home`.
+/// Runs `wrenn` in `dir` as a user with the home directory `home`.
 fn wrenn(dir: &Path, home: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let path = format!(".::{}", std::env::var("PATH").unwrap());
     Command::new(env!("CARGO_BIN_EXE_wrenn"))
@@ -114,7 +116,7 @@ fn a_broken_file_and_foreign_variables_break_no_client() {
     fs::write(dir.path().join(".env"), "garbage line\n\"\n").unwrap();
     let listed = wrenn(dir.path(), home.path(), &["--json", "sandbox", "ls"], &[("WRENN_FOO", "1")]);
     assert!(listed.status.success() && listed.stderr.is_empty(), "{listed:?}");
-    // A service's configuration is ours alone.
+    // Services reject unknown variables.
     let refused = wrenn(dir.path(), home.path(), &["migrate"], &[("WRENN_FOO", "1")]);
     let text = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && text.contains("WRENN_FOO"), "{text}");
@@ -139,7 +141,7 @@ fn the_key_of_the_file_goes_to_no_other_address() {
         assert!([&other, &own].iter().all(|address| text.contains(*address)), "{text}");
         assert!(stolen.try_recv().is_err(), "the key went to {other}");
     }
-    // With a key of its own it is asked.
+    // With a key of its own the server is used.
     let variables = [("WRENN_URL", url.as_str()), ("WRENN_API_KEY", "wrn_theirs")];
     let listed = wrenn(home.path(), home.path(), &["sandbox", "ls"], &variables);
     assert!(listed.status.success(), "{listed:?}");

@@ -1,7 +1,7 @@
-//! Points at which a test ends the process as `kill -9` would. Nothing without feature `fault-points`.
+//! Fault points, at which a test kills the process like `kill -9`. They need the feature `fault-points`.
 
-/// Ends the process with SIGKILL when the directory `WRENN_FAULT_DIR` has a file named `server.NAME`. The
-/// file is removed first, so that the next start gets past the point.
+/// Kills the process with SIGKILL if the directory `WRENN_FAULT_DIR` has a file `server.NAME`. Removes the
+/// file first, so that the next start passes the point.
 #[cfg(feature = "fault-points")]
 pub(crate) fn point(name: &str) {
     let Some(dir) = std::env::var_os("WRENN_FAULT_DIR") else { return };

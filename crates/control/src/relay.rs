@@ -1,24 +1,24 @@
-//! Takes events from the outbox to Redis, in order, at least once. One server at a time does it.
+//! Relay of events from the outbox to Redis, in order and at least once, by one server at a time.
 
 use std::time::Duration;
 
 use crate::{db::outbox, error::ApiError, state::App};
 
-/// Events taken at once.
+/// Number of events per batch.
 const BATCH: i64 = 100;
-/// Without a wake-up of this server's own, another server may have written.
+/// Polling interval, because another server may have added events.
 const IDLE: Duration = Duration::from_millis(500);
-/// After a failure.
+/// Delay after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Relays until the server stops.
+/// Relays events until the server stops.
 pub(crate) async fn run(app: App) {
     loop {
         let pause = match relay(&app).await {
             Ok(full) if full => Duration::ZERO,
             Ok(_) => IDLE,
             Err(error) => {
-                tracing::debug!(%error, "events wait in the outbox");
+                tracing::debug!(%error, "cannot deliver events; they stay in the outbox");
                 PAUSE
             }
         };
@@ -30,7 +30,7 @@ pub(crate) async fn run(app: App) {
     }
 }
 
-/// One batch; true when there may be more.
+/// Relays one batch; returns true if there may be more.
 async fn relay(app: &App) -> Result<bool, ApiError> {
     let mut tx = app.db.begin().await?;
     let pending = outbox::take(&mut tx, BATCH).await?;

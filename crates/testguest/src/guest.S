@@ -1,6 +1,6 @@
-# Prints S, fills a pattern, and then for ever: counts, writes the count into one page of a ring, and every
-# 256 rounds checks the pattern and prints K, or X when it is not what it was. Entered as PVH says: 32-bit
-# protected mode, flat segments, no paging. Addresses are those of lib.rs.
+# Prints S and fills a pattern. Then loops forever: counts, writes the count into one page of a ring, and every
+# 256 rounds checks the pattern and prints K if it is intact, else X. Entry state as defined by PVH: 32-bit
+# protected mode, flat segments, no paging. Addresses are the same as in lib.rs.
     .set COUNTER, 0x300000
     .set PATTERN, 0x400000
     .set PATTERN_WORDS, 4096

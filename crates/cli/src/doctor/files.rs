@@ -1,4 +1,4 @@
-//! Checks of files: space and abilities of the state directory's file system, and the guest's files.
+//! Checks of files: free space and reflinks of the state directory's file system, and the guest's files.
 
 use std::{
     fs::{self, File},
@@ -11,12 +11,12 @@ use anyhow::Result;
 use super::Check;
 use crate::config::Config;
 
-/// Less than this does not hold the first sandboxes.
+/// Minimum free space in bytes: less is too little for the first sandboxes.
 const SPACE_MIN: u64 = 2 << 30;
-/// Less than this is soon used up.
+/// Free space in bytes below which a warning is given.
 const SPACE_WARN: u64 = 10 << 30;
 
-/// The state directory, or what of it exists.
+/// Returns the state directory, or its nearest existing parent.
 fn existing(config: &Config) -> PathBuf {
     let state = config.state_dir();
     state.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned()
@@ -45,7 +45,7 @@ pub(super) fn reflinks(config: &Config) -> Check {
         Ok(true) => Check::ok(name, format!("the file system of {} has them", dir.display())),
         Ok(false) => {
             let size = config.or("agent.store_size_mb", 65_536_u64);
-            let what = format!("no reflinks: disks go to a loop-mounted XFS of {size} MiB");
+            let what = format!("no reflinks: disks are stored in a loop-mounted XFS of {size} MiB");
             Check::ok(name, format!("{} has {what}", dir.display()))
         }
         Err(error) => {
@@ -55,7 +55,7 @@ pub(super) fn reflinks(config: &Config) -> Check {
     }
 }
 
-/// Clones a file and removes both.
+/// Clones a file and removes both files.
 fn clone_in(dir: &Path) -> std::io::Result<bool> {
     let paths = ["a", "b"].map(|end| dir.join(format!(".wrenn-doctor-{}-{end}", std::process::id())));
     let open = |path: &Path| File::options().read(true).write(true).create_new(true).mode(0o600).open(path);

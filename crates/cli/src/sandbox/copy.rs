@@ -1,4 +1,4 @@
-//! `wrenn sandbox cp`: one file, streamed into or out of a sandbox.
+//! `wrenn sandbox cp`: copies one file into or out of a sandbox as a stream.
 
 use std::{
     os::unix::fs::MetadataExt as _,
@@ -17,16 +17,16 @@ use wrenn_client::{Body, Client};
 use super::local::LocalFile;
 use crate::progress::Progress;
 
-/// Standard input or output.
+/// Argument for standard input or output.
 const STANDARD: &str = "-";
-/// The mode of a file whose mode is not known.
+/// Mode of a file if it is unknown.
 const MODE: u32 = 0o644;
-/// How long looking at a file in the sandbox may take.
+/// Time limit of `stat` in the sandbox, in seconds.
 const STAT_SECONDS: u32 = 15;
-/// The user who may look at every file; the API reads and writes files as root too.
+/// User that can access every file; the API also reads and writes files as root.
 const ROOT: &str = "root";
 
-/// What is copied.
+/// Arguments of `wrenn sandbox cp`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The file to copy: PATH, ID:PATH in a sandbox, or - for standard input
@@ -34,18 +34,18 @@ pub(crate) struct Args {
     /// The file or directory to copy to: PATH, ID:PATH in a sandbox, or - for standard output
     destination: String,
     #[arg(long, short = 'r', hide = true)]
-    #[allow(dead_code, reason = "what is told of a directory is the same without it")]
+    #[allow(dead_code, reason = "the error for a directory is the same without it")]
     recursive: bool,
 }
 
 impl Args {
-    /// Whether the file goes to standard output.
+    /// Returns whether the file goes to standard output.
     pub(super) fn to_stdout(&self) -> bool {
         self.destination == STANDARD
     }
 }
 
-/// Where a file is.
+/// Location of a file.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {
     Standard,
@@ -57,14 +57,14 @@ fn place(text: &str) -> Place {
     if text == STANDARD {
         return Place::Standard;
     }
-    // A colon alone says nothing: local names may have one.
+    // Only an id before the colon means a sandbox, because local names may contain a colon.
     match text.split_once(':').map(|(id, path)| (id.parse(), path)) {
         Some((Ok(id), path)) => Place::There(id, path.to_owned()),
         _ => Place::Here(text.into()),
     }
 }
 
-/// What is known of a file in a sandbox.
+/// Metadata of a file in a sandbox.
 #[derive(Debug, Clone, Copy)]
 struct Remote {
     mode: u32,
@@ -76,14 +76,14 @@ impl Remote {
         self.mode & 0o170_000 == 0o040_000
     }
 
-    /// What `stat -c %f:%s` prints.
+    /// Parses the output of `stat -c %f:%s`.
     fn parse(text: &str) -> Option<Self> {
         let (mode, size) = text.trim().split_once(':')?;
         Some(Self { mode: u32::from_str_radix(mode, 16).ok()?, size: size.parse().ok()? })
     }
 }
 
-/// Copies a file and says what was copied.
+/// Copies a file and returns what was copied.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<Value> {
     let (source, destination) = (args.source.as_str(), args.destination.as_str());
     let bytes = match (place(source), place(destination)) {
@@ -100,10 +100,10 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<Value> {
     Ok(json!({ "source": source, "destination": destination, "bytes": bytes }))
 }
 
-/// Looks at a file in a sandbox; nothing when it does not exist or cannot be looked at.
+/// Reads the metadata of a file in a sandbox; `None` if that fails or the file does not exist.
 async fn stat(client: &Client, id: SandboxId, path: &str) -> Option<Remote> {
     let args = ["-L", "-c", "%f:%s", "--", path].map(str::to_owned).to_vec();
-    // A relative path begins at the default user's home.
+    // A relative path starts at the default user's home.
     let user = path.starts_with('/').then(|| ROOT.to_owned());
     let cmd = "stat".to_owned();
     let request = ExecRequest { cmd, args, user, timeout_sec: Some(STAT_SECONDS), ..ExecRequest::default() };
@@ -114,7 +114,7 @@ async fn stat(client: &Client, id: SandboxId, path: &str) -> Option<Remote> {
 async fn upload_file(client: &Client, from: &Path, id: SandboxId, to: &str) -> Result<u64> {
     let shown = || from.display();
     let file = fs::File::open(from).await.with_context(|| format!("cannot open {}", shown()))?;
-    let meta = file.metadata().await.with_context(|| format!("cannot look at {}", shown()))?;
+    let meta = file.metadata().await.with_context(|| format!("cannot read the metadata of {}", shown()))?;
     ensure!(
         !meta.is_dir(),
         "{from} is a directory, and cp copies single files: tar cz -C {from} . | wrenn sandbox cp - {id}:/tmp/tree.tgz; \
@@ -126,11 +126,11 @@ async fn upload_file(client: &Client, from: &Path, id: SandboxId, to: &str) -> R
     upload(client, Box::new(file), Some(local), id, to).await
 }
 
-/// What is known of a local file.
+/// Metadata of a local file.
 struct Local<'a> {
     name: &'a str,
     mode: u32,
-    /// Nothing for a pipe or a device.
+    /// Size in bytes; `None` for a pipe or a device.
     size: Option<u64>,
 }
 
@@ -163,7 +163,7 @@ async fn upload(
     Ok(bytes)
 }
 
-/// Gives a new file the mode that it has here.
+/// Sets the mode of a new file to that of the local file.
 async fn change_mode(client: &Client, id: SandboxId, path: &str, mode: u32) -> Result<()> {
     let args = vec![format!("{mode:o}"), "--".to_owned(), path.to_owned()];
     let user = path.starts_with('/').then(|| ROOT.to_owned());
@@ -175,7 +175,7 @@ async fn change_mode(client: &Client, id: SandboxId, path: &str, mode: u32) -> R
     Ok(())
 }
 
-/// Whether a path can only be a directory.
+/// Returns whether a path can only be a directory.
 fn names_directory(path: &str) -> bool {
     matches!(path.rsplit('/').next().unwrap_or_default(), "" | "." | "..")
 }
@@ -196,7 +196,7 @@ async fn download(client: &Client, id: SandboxId, path: &str, to: &Place) -> Res
         dir = if path.is_empty() { "." } else { path }
     );
     let mut pieces = client.read_file(id, path).await?;
-    // What the kernel makes up while it is read has no size.
+    // Files generated by the kernel have no size.
     let size = remote.map(|remote| remote.size).filter(|&size| size > 0);
     let mut progress = Progress::new(size);
     let copied = async {

@@ -1,5 +1,5 @@
-//! The local file that a copy goes to: a regular file is replaced when the new one is complete, anything else is written
-//! through.
+//! Local destination of a copy: a regular file is replaced when the copy is complete, anything else is
+//! written directly.
 
 use std::{
     io,
@@ -14,32 +14,32 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
 };
 
-/// The most symbolic links in a row, as in the kernel.
+/// Maximum number of symbolic links followed, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// What is copied to.
+/// Kind of destination.
 #[derive(Debug)]
 enum Target {
-    /// A device, a pipe or an open file below /proc, such as /dev/stdout.
+    /// Device, pipe or open file below /proc, such as /dev/stdout.
     Through(PathBuf),
-    /// A regular file, which exists where there is metadata.
+    /// Regular file, with its metadata if it exists.
     Replace(PathBuf, Option<std::fs::Metadata>),
 }
 
-/// A local file that is being written. Dropped without [`LocalFile::commit`], a regular file stays as it was.
+/// Local file being written. If dropped without [`LocalFile::commit`], a regular file stays unchanged.
 pub(super) struct LocalFile {
     output: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Where the content is meanwhile, and where it is to be.
+    /// Temporary path and final path.
     rename: Option<(PathBuf, PathBuf)>,
 }
 
 impl LocalFile {
-    /// Standard output.
+    /// Writes to standard output.
     pub(super) fn stdout() -> Self {
         Self { output: Box::new(tokio::io::stdout()), rename: None }
     }
 
-    /// Opens `path`, or `name` in it when it is a directory. A new file gets the mode `mode`.
+    /// Opens `path`, or the file `name` in it if it is a directory. A new file gets the mode `mode`.
     pub(super) async fn open(path: &Path, name: &str, mode: u32) -> Result<Self> {
         let mut path = path.to_owned();
         if path.is_dir() {
@@ -60,7 +60,7 @@ impl LocalFile {
             fs::OpenOptions::new().write(true).create_new(true).mode(mode & 0o777).open(&beside).await?;
         let this = Self { output: Box::new(file), rename: Some((beside.clone(), path)) };
         if let Some(old) = old {
-            // Only root may give files away; who may not, owns the new one.
+            // Only root can change the owner; otherwise the new file belongs to the current user.
             let _ = chown(&beside, Some(old.uid()), Some(old.gid()));
             fs::set_permissions(&beside, std::fs::Permissions::from_mode(old.mode() & 0o7777)).await?;
         }
@@ -71,7 +71,7 @@ impl LocalFile {
         self.output.write_all(bytes).await
     }
 
-    /// Puts the file in its place.
+    /// Renames the file to its final name.
     pub(super) async fn commit(mut self) -> io::Result<()> {
         self.output.flush().await?;
         if let Some((beside, path)) = &self.rename {
@@ -90,15 +90,18 @@ impl Drop for LocalFile {
     }
 }
 
-/// Follows symbolic links to what is to be written, which need not exist.
+/// Follows symbolic links to the destination, which need not exist.
 async fn find(path: &Path) -> Result<Target> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
-        let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?.to_owned();
+        let name = path
+            .file_name()
+            .with_context(|| format!("{} is not the path of a file", path.display()))?
+            .to_owned();
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let parent = fs::canonicalize(parent).await.with_context(|| parent.display().to_string())?;
         path = parent.join(name);
-        // The links of open files lead to names that may not exist, or not any more be the file.
+        // Links of open files lead to names that may not exist or be another file now.
         if path.starts_with("/proc") {
             return Ok(Target::Through(path));
         }
@@ -193,7 +196,7 @@ mod tests {
         put(&fifo, "through").await?;
         assert_eq!(reader.join().map_err(|_| anyhow::anyhow!("panicked"))??, "through");
         assert!(std::fs::symlink_metadata(&fifo)?.file_type().is_fifo());
-        // As /dev/stdout is: a link to an entry of /proc.
+        // Like /dev/stdout: a link to an entry of /proc.
         let (target, link) = (dir.path().join("target"), dir.path().join("link"));
         let open = std::fs::File::create(&target)?;
         symlink(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open)), &link)?;

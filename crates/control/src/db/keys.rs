@@ -1,9 +1,9 @@
-//! API keys: looked up by the SHA-256 of their secret.
+//! API keys, looked up by the SHA-256 of their secret.
 
 use sqlx::PgPool;
 use uuid::Uuid;
 
-/// A valid key.
+/// Valid key.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
     pub(crate) id: Uuid,
@@ -11,7 +11,7 @@ pub(crate) struct Key {
     pub(crate) secret_sha256: Vec<u8>,
 }
 
-/// The key with this hash, if it and its team are still valid.
+/// Returns the key with this hash if it and its team are valid.
 pub(crate) async fn find(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Option<Key>> {
     sqlx::query_as!(
         Key,
@@ -23,7 +23,7 @@ pub(crate) async fn find(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Opti
     .await
 }
 
-/// Notes that a key is in use, at most once a minute.
+/// Records the use of a key, at most once a minute.
 pub(crate) async fn used(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE api_keys SET last_used_at = now()
@@ -35,7 +35,7 @@ pub(crate) async fn used(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// The first team, made when there is none.
+/// Returns the oldest team; creates one if there is none.
 pub(crate) async fn first_team(db: &PgPool, new: Uuid, name: &str) -> sqlx::Result<Uuid> {
     let mut tx = db.begin().await?;
     sqlx::query!("LOCK TABLE teams IN SHARE ROW EXCLUSIVE MODE").execute(&mut *tx).await?;

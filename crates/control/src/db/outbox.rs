@@ -1,4 +1,4 @@
-//! Events on their way to Redis: written with the change they tell of, read by the relay.
+//! Outbox of events for Redis: written in the transaction of the change, delivered by the relay.
 
 use serde_json::json;
 use sqlx::{PgConnection, PgPool};
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::sandboxes::Row;
 
-/// An event that is not yet in Redis.
+/// Event not yet delivered to Redis.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) id: i64,
@@ -14,7 +14,7 @@ pub(crate) struct Pending {
     pub(crate) event: serde_json::Value,
 }
 
-/// Writes the event of a new status.
+/// Adds the event of a status change.
 pub(crate) async fn status_changed(tx: &mut PgConnection, row: &Row) -> sqlx::Result<()> {
     let event = json!({
         "type": format!("sandbox.{}", row.status),
@@ -27,9 +27,9 @@ pub(crate) async fn status_changed(tx: &mut PgConnection, row: &Row) -> sqlx::Re
         .map(drop)
 }
 
-/// The oldest events, for the one relay that holds the lock; nothing for any other.
+/// Returns the oldest events for the relay that gets the lock; empty for others.
 pub(crate) async fn take(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Pending>> {
-    /// Any number that nothing else of ours locks.
+    /// Key of the advisory lock, not used elsewhere.
     const RELAY: i64 = 0x5772_656e_6e01;
     let ours = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "ours!""#, RELAY)
         .fetch_one(&mut *tx)
@@ -42,12 +42,12 @@ pub(crate) async fn take(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<
         .await
 }
 
-/// Removes events that have arrived.
+/// Removes delivered events.
 pub(crate) async fn delivered(tx: &mut PgConnection, ids: &[i64]) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", ids).execute(tx).await.map(drop)
 }
 
-/// How many events wait.
+/// Returns the number of undelivered events.
 pub(crate) async fn waiting(db: &PgPool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM outbox"#).fetch_one(db).await
 }

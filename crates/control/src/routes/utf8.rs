@@ -1,36 +1,36 @@
-//! Output as text where it is text: a character that is cut in two between pieces is put together again.
+//! Splits output into text and bytes; a character cut between pieces is joined again.
 
-/// One output of a command.
+/// State of one output of a command.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
-    /// The beginning of a character whose rest has not come yet.
+    /// Incomplete character at the end of the previous piece.
     begun: Vec<u8>,
 }
 
-/// A piece of output.
+/// Piece of output.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// Text.
+    /// Valid UTF-8.
     Text(String),
-    /// Bytes that are no text.
+    /// Bytes that are not UTF-8.
     Bytes(Vec<u8>),
 }
 
 impl Pieces {
-    /// The next piece, if there is something to show.
+    /// Adds bytes; returns the next piece, if any.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Piece> {
         let mut all = std::mem::take(&mut self.begun);
         all.extend_from_slice(bytes);
         if let Err(error) = std::str::from_utf8(&all)
             && error.error_len().is_none()
         {
-            // Valid but for its end, which may still become a character.
+            // Valid except for its end, which may be an incomplete character.
             self.begun = all.split_off(error.valid_up_to());
         }
         Self::piece(all)
     }
 
-    /// What is left when the output ends.
+    /// Returns the rest at the end of the output.
     pub(super) fn finish(&mut self) -> Option<Piece> {
         Self::piece(std::mem::take(&mut self.begun))
     }
