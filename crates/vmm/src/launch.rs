@@ -1,4 +1,4 @@
-//! What a VMM's process gives up before it becomes the VMM.
+//! Steps in the child process before it executes the VMM: control groups, user, limits.
 
 use std::{
     ffi::CString,
@@ -14,17 +14,17 @@ pub(crate) fn kvm_group() -> Option<u32> {
     (group != 0).then_some(group)
 }
 
-/// The outcome of a system call.
+/// Turns the result of a system call into an `io::Result`.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The user that a VMM runs as.
+/// User and groups that a VMM runs as.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Identity {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// A further group, for a device that it opens.
+    /// Supplementary group, for a device that it opens.
     pub(crate) group: Option<u32>,
 }
 

@@ -1,7 +1,7 @@
-//! Virtual machine monitors behind one trait: what a microVM is to the host agent, whatever runs it.
+//! Virtual machine monitors behind one trait, which the host agent uses for every driver.
 //!
-//! A microVM is a process of its own that outlives the agent; [`Vmm::adopt`] takes up one that a former
-//! agent left running. Calls are cheap and never block the runtime.
+//! A microVM is a process of its own that outlives the agent; [`Vmm::adopt`] connects to one that a former
+//! agent started. Calls are cheap and never block the runtime.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,62 +17,62 @@ pub mod process;
 pub mod qemu;
 mod running;
 
-/// What a microVM is made of.
+/// Configuration of a microVM.
 #[derive(Debug, Clone, Default)]
 pub struct BootSpec {
-    /// Names the microVM in process lists; letters and digits.
+    /// Name of the microVM in process lists; letters and digits.
     pub id: String,
-    /// A directory of this microVM alone, for sockets and logs. It exists.
+    /// Directory of this microVM alone, for sockets and logs. It exists.
     pub run_dir: PathBuf,
-    /// The Linux kernel.
+    /// Path of the Linux kernel.
     pub kernel: PathBuf,
-    /// The initial RAM disk, if the kernel needs one.
+    /// Path of the initial RAM disk, if the kernel needs one.
     pub initrd: Option<PathBuf>,
-    /// Appended to the driver's own kernel command line.
+    /// Kernel command line, appended to the driver's own.
     pub cmdline: String,
-    /// The root disk, a raw image file or a block device, read and written as `/dev/vda`.
+    /// Root disk: a raw image file or a block device, writable, `/dev/vda` in the guest.
     pub disk: Option<PathBuf>,
-    /// How much of the root disk's throughput it may use.
+    /// Rate limit of the root disk.
     pub disk_rate: Rate,
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mb: u32,
-    /// The tap device to attach, with the network namespace that it is in.
+    /// Tap device to attach, and its network namespace.
     pub tap: Option<Tap>,
-    /// How much of the network's throughput it may use, in each direction.
+    /// Rate limit of the network, in each direction.
     pub network_rate: Rate,
-    /// Whether the memory that the guest changes is tracked, as diff snapshots need.
+    /// Whether the driver tracks the memory that the guest changes; diff snapshots need it.
     pub track_changes: bool,
-    /// User and group that the VMM runs as; its files belong to it already.
+    /// User that the VMM runs as; its files belong to it already.
     pub uid: u32,
-    /// See `uid`.
+    /// Group that the VMM runs as; see `uid`.
     pub gid: u32,
     /// Directories of the control groups that the VMM runs in from its first instruction.
     pub cgroups: Vec<PathBuf>,
 }
 
-/// What a device may do in a second; `None` is without limit. A burst of one second's worth is possible.
+/// Limits of a device per second; `None` is unlimited. Bursts of one second's worth are possible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rate {
-    /// Bytes a second.
+    /// Bytes per second.
     pub bytes: Option<u64>,
-    /// Requests or packets a second.
+    /// Requests or packets per second.
     pub operations: Option<u64>,
 }
 
 /// A tap device in a network namespace.
 #[derive(Debug, Clone)]
 pub struct Tap {
-    /// The file that the namespace is pinned at; the VMM runs in it.
+    /// Path that the namespace is mounted at; the VMM runs in it.
     pub netns: PathBuf,
-    /// The device.
+    /// Name of the device.
     pub name: String,
-    /// The guest's hardware address.
+    /// MAC address of the guest.
     pub mac: String,
 }
 
-/// Enough to find a VMM process again: the start time guards against a reused pid.
+/// Identity of a VMM process: the start time distinguishes it from another one with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The process id.
@@ -81,28 +81,28 @@ pub struct ProcessId {
     pub start_time: u64,
 }
 
-/// What a driver can do.
+/// Capabilities of a driver.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Capabilities {
     /// Whether guests run with hardware virtualisation.
     pub accelerated: bool,
-    /// Whether the driver is fit to isolate hostile code.
+    /// Whether the driver isolates hostile code.
     pub security_boundary: bool,
-    /// The most virtual CPUs of one microVM.
+    /// Maximum number of virtual CPUs of one microVM.
     pub max_vcpus: u32,
-    /// The most memory of one microVM in MiB.
+    /// Maximum memory of one microVM, in MiB.
     pub max_memory_mb: u32,
-    /// Memory that the VMM may need beyond its guest's, in MiB.
+    /// Memory that the VMM may need in addition to its guest's, in MiB.
     pub overhead_mb: u64,
-    /// What a guest kernel has to be.
+    /// Format of guest kernels.
     pub kernel: KernelImage,
-    /// Whether [`MicroVm::snapshot`] and [`Vmm::restore`] exist.
+    /// Whether [`MicroVm::snapshot`] and [`Vmm::restore`] are supported.
     pub snapshots: bool,
-    /// Whether the driver itself keeps [`BootSpec::network_rate`].
+    /// Whether the driver enforces [`BootSpec::network_rate`].
     pub network_rate: bool,
 }
 
-/// The forms of a Linux kernel.
+/// File format of a Linux kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KernelImage {
@@ -112,157 +112,157 @@ pub enum KernelImage {
     Elf,
 }
 
-/// How much of the memory a snapshot holds.
+/// Extent of a snapshot's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotKind {
-    /// All of it; pages that were never touched are holes.
+    /// All memory; untouched pages are holes.
     Full,
-    /// What changed since the last snapshot, or since the restore; everything else is a hole.
+    /// Changes since the last snapshot, or since the restore; the rest is holes.
     Diff,
 }
 
-/// The files of a snapshot to be written. They are on the file system of the run directory, and replace what
-/// is there.
+/// Target files of a snapshot. They are on the file system of the run directory; existing ones are replaced.
 #[derive(Debug, Clone)]
 pub struct SnapshotFiles {
-    /// Registers and devices, in the VMM's own format.
+    /// State of registers and devices, in the VMM's own format.
     pub state: PathBuf,
-    /// Memory, page for page at its guest-physical offset.
+    /// Memory, each page at its guest-physical offset.
     pub memory: PathBuf,
 }
 
-/// Where the memory of a restored microVM comes from.
+/// Source of a restored microVM's memory.
 #[derive(Debug, Clone)]
 pub enum MemorySource {
-    /// A file that is mapped privately.
+    /// A file, mapped privately.
     File(PathBuf),
-    /// The unix socket of a page server, which gets the userfaultfd and answers its faults.
+    /// The unix socket of a page server, which receives the userfaultfd and handles its faults.
     PageServer(PathBuf),
 }
 
-/// A snapshot to be restored. Its files can be read by the VMM's user, if only through this path.
+/// A snapshot to restore. The VMM's user must be able to read its files, but may lack access to their
+/// directory.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// See [`SnapshotFiles::state`].
     pub state: PathBuf,
-    /// Its memory.
+    /// Source of its memory.
     pub memory: MemorySource,
-    /// Whether the guest runs at once; else it stays paused until [`MicroVm::resume`].
+    /// Whether the guest runs at once; otherwise it stays paused until [`MicroVm::resume`].
     pub run: bool,
 }
 
-/// What a VMM process consumes.
+/// Resource usage of a VMM process.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Stats {
-    /// Processor time of the VMM, guest included.
+    /// CPU time of the VMM, guest included.
     pub cpu_time: Duration,
     /// Resident memory in bytes.
     pub rss_bytes: u64,
 }
 
-/// How a microVM ended.
+/// End of a microVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
-    /// The VMM's exit status where it is known (it is not for an adopted one).
+    /// Exit status of the VMM, if known (it is not for an adopted one).
     pub status: Option<i32>,
     /// The last lines of the VMM's own log.
     pub log: String,
 }
 
-/// Why a VMM could not do what was asked.
+/// Errors of a driver.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
     /// A value that no microVM of this driver can have.
     #[error("{field} {value} is not possible: {limit}")]
     Limit {
-        /// What was asked for.
+        /// Name of the value.
         field: &'static str,
-        /// How much of it.
+        /// Requested value.
         value: u64,
-        /// What is possible.
+        /// Allowed values.
         limit: String,
     },
-    /// The VMM program is older than what this driver speaks.
+    /// The VMM program is older than the driver supports.
     #[error("{program} has version {found}, and {needed} or newer is needed: {remedy}")]
     TooOld {
-        /// The program.
+        /// Name of the program.
         program: String,
-        /// Its version.
+        /// Version found.
         found: String,
-        /// What is needed.
+        /// Minimum version.
         needed: String,
-        /// What to do.
+        /// Remedy.
         remedy: String,
     },
-    /// A file is not what the VMM can use.
+    /// A file cannot be used by the VMM.
     #[error("{what} cannot be used: {reason}")]
     Unfit {
-        /// The thing.
+        /// Name of the file.
         what: &'static str,
         /// What it is, and what it should be.
         reason: String,
     },
-    /// The VMM program or a file it needs is absent.
+    /// The VMM program or a file that it needs is missing.
     #[error("{what} is missing: {remedy}")]
     Missing {
-        /// The thing.
+        /// Name of the file.
         what: String,
-        /// What to do.
+        /// Remedy.
         remedy: String,
     },
-    /// The VMM ended before the microVM was up.
+    /// The VMM ended during the start.
     #[error("the VMM ended while starting: {log}")]
     Ended {
-        /// The last lines of its log.
+        /// Last lines of its log.
         log: String,
     },
     /// The VMM did not answer in time.
     #[error("the VMM did not {action} within {limit:?}")]
     Deadline {
-        /// What it was asked to do.
+        /// Requested action.
         action: &'static str,
-        /// How long it had.
+        /// Time limit.
         limit: Duration,
     },
     /// The host's disk is full.
     #[error("the host's disk has no room to {action}: free space or remove sandboxes")]
     Full {
-        /// What was being done.
+        /// Failed action.
         action: String,
     },
-    /// The kernel or the VMM refused.
+    /// An error of the kernel or of the connection to the VMM.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was being done.
+        /// Failed action.
         action: String,
-        /// Why it failed.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The VMM's control socket said no.
+    /// The VMM returned an error.
     #[error("the VMM refused to {action}: {reason}")]
     Refused {
-        /// What it was asked to do.
+        /// Requested action.
         action: &'static str,
-        /// Its own words.
+        /// The VMM's error message.
         reason: String,
     },
 }
 
-/// A kind of virtual machine monitor.
+/// A virtual machine monitor.
 #[async_trait]
 pub trait Vmm: Send + Sync {
     /// `qemu` or `firecracker`.
     fn name(&self) -> &'static str;
-    /// The program's version.
+    /// Version of the program.
     fn version(&self) -> &str;
-    /// What the driver can do.
+    /// Capabilities of the driver.
     fn capabilities(&self) -> &Capabilities;
-    /// Starts a microVM. Its process is a session of its own and survives the caller.
+    /// Starts a microVM. Its process is in a session of its own and survives the caller.
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError>;
-    /// Starts a microVM from a snapshot: same devices, same number of CPUs and amount of memory, any id.
+    /// Starts a microVM from a snapshot, with the same devices, number of CPUs and memory, under any id.
     async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError>;
-    /// Takes up a microVM that is still running: `None` when it is gone.
-    /// Without a recorded process id it is looked for by its run directory.
+    /// Adopts a microVM that is still running; `None` if it has ended. Without a recorded process id its
+    /// process is searched by its run directory.
     async fn adopt(
         &self,
         spec: &BootSpec,
@@ -273,23 +273,23 @@ pub trait Vmm: Send + Sync {
 /// One microVM.
 #[async_trait]
 pub trait MicroVm: Send + Sync {
-    /// The VMM process.
+    /// Returns the identity of the VMM process.
     fn process(&self) -> ProcessId;
     /// Stops the virtual CPUs; memory stays.
     async fn pause(&self) -> Result<(), VmmError>;
-    /// Lets the virtual CPUs run again.
+    /// Resumes the virtual CPUs.
     async fn resume(&self) -> Result<(), VmmError>;
-    /// Takes the processor from the whole VMM, or gives it back. Nothing in it can keep that from happening, and it
-    /// answers no other call meanwhile but [`MicroVm::kill`].
+    /// Stops or continues the whole VMM process by signal. The process cannot prevent it; while frozen, only
+    /// [`MicroVm::kill`] works.
     fn freeze(&self, frozen: bool) -> Result<(), VmmError>;
     /// Writes a snapshot of the paused microVM, which stays paused.
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError>;
-    /// Ends the VMM and returns when its process is gone. Repeating it is fine.
+    /// Kills the VMM and returns when its process has ended. Idempotent.
     async fn kill(&self) -> Result<(), VmmError>;
     /// Waits for the end of the VMM process. May be called any number of times.
     async fn exited(&self) -> Exit;
-    /// What it consumes at the moment.
+    /// Returns the current resource usage.
     fn stats(&self) -> Result<Stats, VmmError>;
-    /// The last `max` bytes that the guest wrote to its console.
+    /// Returns the last `max` bytes of the guest's console.
     async fn console(&self, max: usize) -> Vec<u8>;
 }

@@ -1,7 +1,7 @@
-//! Whether a driver really runs a guest here, found out by booting one.
+//! Probe that checks whether a driver can run a guest on this machine, by booting one.
 //!
 //! `/dev/kvm` may exist, open and create VMs and still never run a stock kernel, as on some paravirtual
-//! hosts. So the guest kernel is started, and only its own first line counts.
+//! hosts. So the probe boots the guest kernel, and only the kernel's own first line counts as success.
 
 use std::{
     path::Path,
@@ -13,38 +13,38 @@ use tokio::time::{sleep, timeout};
 
 use crate::{BootSpec, MicroVm, Vmm, VmmError};
 
-/// How long a kernel may take to its first line; with working KVM it is some ten milliseconds.
+/// Time limit for the kernel's first line; with working KVM it takes some ten milliseconds.
 pub const PROBE_LIMIT: Duration = Duration::from_secs(5);
-/// The kernel's own first line; a boot loader's lines before it prove nothing.
+/// First line of the kernel itself; a boot loader's lines before it prove nothing.
 const FIRST_LINE: &[u8] = b"Linux version";
-/// More output than this without the line is not a kernel.
+/// Maximum console output before the line, in bytes.
 const OUTPUT_MAX: usize = 1 << 20;
 const POLL: Duration = Duration::from_millis(5);
-/// Makes the kernel print it, and at once.
+/// Makes the kernel print the line, and at once.
 const CMDLINE: &str = "loglevel=7 earlyprintk=ttyS0,115200";
 const MEMORY_MB: u32 = 128;
 
-/// What the probe found.
+/// Result of a probe.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Probe {
-    /// Whether `/dev/kvm` is there.
+    /// Whether `/dev/kvm` exists.
     pub present: bool,
     /// Whether a guest kernel ran on it.
     pub usable: bool,
-    /// What was seen, and what to do about it.
+    /// Observation and remedy.
     pub reason: String,
-    /// How long it took, in milliseconds.
+    /// Duration, in milliseconds.
     pub took_ms: u64,
 }
 
 impl Probe {
-    /// The finding where nothing was tried.
+    /// Result without a probe.
     pub fn untried(reason: impl Into<String>) -> Self {
         Self { present: Path::new("/dev/kvm").exists(), usable: false, reason: reason.into(), took_ms: 0 }
     }
 }
 
-/// Boots `kernel` with `vmm`, which needs KVM, and waits for its first line, no longer than `limit`. `run_dir`
+/// Boots `kernel` with `vmm`, which needs KVM, and waits for its first line, at most for `limit`. `run_dir`
 /// exists, is empty, and may be removed afterwards; the VMM runs as `uid`.
 pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit: Duration) -> Probe {
     let untried = Probe::untried("there is no /dev/kvm");
@@ -100,21 +100,21 @@ async fn try_boot(vmm: &dyn Vmm, spec: &BootSpec, limit: Duration) -> Result<(),
     }
 }
 
-/// An error on one line.
+/// Formats an error on one line.
 fn short(error: &VmmError) -> String {
     error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
-/// Ends a VMM whose start took too long. What does not end is found by the next who looks for the directory.
+/// Kills a VMM whose start took too long. One that does not end is found by the next probe of the directory.
 async fn end_unfinished(vmm: &dyn Vmm, spec: &BootSpec) {
     if let Ok(Some(vm)) = vmm.adopt(spec, None).await
         && let Err(error) = vm.kill().await
     {
-        tracing::warn!(%error, "the VMM of a probe does not end");
+        tracing::warn!(%error, "cannot kill the VMM of a probe");
     }
 }
 
-/// Waits for the kernel's line; false when the VMM ends or prints too much without it.
+/// Waits for the kernel's first line; false if the VMM ends or prints too much without it.
 async fn first_line(vm: &dyn MicroVm) -> bool {
     let ended = vm.exited();
     tokio::pin!(ended);

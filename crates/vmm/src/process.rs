@@ -1,4 +1,4 @@
-//! VMM processes: started so that they outlive the caller, found again, watched and ended by pidfd.
+//! VMM processes, which outlive the caller: identify, find, watch and kill them by pidfd.
 
 use std::{
     fs, io,
@@ -18,17 +18,17 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::ProcessId;
 
-/// A process that is watched, a child of ours or not.
+/// A watched process, which may be a child of this process or not.
 #[derive(Debug)]
 pub struct Watched {
     id: ProcessId,
     pidfd: AsyncFd<OwnedFd>,
-    /// How it ended, where that is known.
+    /// Exit status, if known.
     status: OnceLock<Option<i32>>,
 }
 
-/// What could be read of a process, `None` where it is not there. That this process has no descriptors or memory left
-/// to look does not tell that.
+/// Turns an error of reading `/proc` into `None` if the process does not exist. A lack of descriptors or
+/// memory in this process is an error instead: it does not show that.
 fn seen<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(found) => Ok(Some(found)),
@@ -54,9 +54,9 @@ fn dir(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}"))
 }
 
-/// The identity of a running process; `None` when there is none of this pid, or only a zombie. One whose first
-/// thread has ended still runs as long as it has another.
-/// Fails where that cannot be seen, for want of descriptors or memory.
+/// Returns the identity of a running process; `None` if no process has this pid, or only a zombie. A process
+/// whose first thread has ended still runs as long as it has another. Fails if this process lacks descriptors
+/// or memory for the check.
 pub fn identify(pid: i32) -> io::Result<Option<ProcessId>> {
     let fields = stat_fields(&dir(pid))?.unwrap_or_default();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
@@ -64,7 +64,8 @@ pub fn identify(pid: i32) -> io::Result<Option<ProcessId>> {
     Ok(number(19).filter(|_| running).map(|start_time| ProcessId { pid, start_time }))
 }
 
-/// Where the kernel shows what a process has: at its first thread, or where that has ended, at another one.
+/// Directory of `/proc` with the process's details: its first thread's, or, if that has ended, another
+/// thread's.
 fn shown(pid: i32) -> io::Result<PathBuf> {
     let first = dir(pid);
     if !stat_fields(&first)?.is_some_and(|fields| has_ended(&fields)) {
@@ -79,24 +80,25 @@ fn shown(pid: i32) -> io::Result<PathBuf> {
     Ok(first)
 }
 
-/// Whether the process still runs, and is not another one that got its pid. Fails as [`identify`] does.
+/// Returns whether the process still runs; another one with the same pid does not count. Fails as
+/// [`identify`] does.
 pub fn is_alive(id: &ProcessId) -> io::Result<bool> {
     Ok(identify(id.pid)?.as_ref() == Some(id))
 }
 
-/// A short name for a run directory, for processes whose arguments do not tell where it is.
+/// A short name of a run directory, for processes whose arguments do not contain its path.
 pub(crate) fn tag(run_dir: &Path) -> String {
     let hash = Sha256::digest(run_dir.as_os_str().as_encoded_bytes());
     hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// By what the process of a run directory is known.
+/// Marks by which the process of a run directory is recognised.
 struct Marks {
-    /// QEMU's control socket in the directory, as its argument begins.
+    /// Prefix of QEMU's argument for the control socket in the directory.
     socket: String,
-    /// How the name of Firecracker's jail ends.
+    /// Suffix of Firecracker's jail id.
     tag: String,
-    /// The user that owns the directory, its device and its inode.
+    /// Owner, device and inode of the directory.
     place: Option<(u32, u64, u64)>,
 }
 
@@ -108,12 +110,12 @@ impl Marks {
 
     fn are_on(&self, pid: i32) -> io::Result<bool> {
         let (user, shown) = (user(pid)?, shown(pid)?);
-        // A VMM that is being started has not yet become its user.
+        // A VMM that is being started still runs as root.
         let possible = self.place.is_none_or(|(owner, ..)| user == Some(owner) || user == Some(0));
         Ok(possible && (self.mentioned_by(&shown)? || self.held_by(user, &shown)?))
     }
 
-    /// Whether the process's arguments are a VMM's, and name the directory's socket or jail.
+    /// Returns whether the arguments are a VMM's and name the directory's socket or jail.
     fn mentioned_by(&self, shown: &Path) -> io::Result<bool> {
         let cmdline = seen(fs::read(shown.join("cmdline")))?.unwrap_or_default();
         let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
@@ -124,8 +126,8 @@ impl Marks {
         }))
     }
 
-    /// Whether the process is jailed with the directory in its place. A guest that took its VMM over can write
-    /// other arguments over its own, and cannot move this. The roots of other users' processes are not looked into.
+    /// Returns whether the process is jailed with the directory at `run`. A guest that took over its VMM can
+    /// overwrite the arguments, but not change this. Roots of other users' processes are not examined.
     fn held_by(&self, user: Option<u32>, shown: &Path) -> io::Result<bool> {
         let Some((_, device, inode)) = self.place.filter(|&(owner, ..)| user == Some(owner)) else {
             return Ok(false);
@@ -135,7 +137,7 @@ impl Marks {
     }
 }
 
-/// The user that the process runs as.
+/// User id of the process.
 fn user(pid: i32) -> io::Result<Option<u32>> {
     let status = seen(fs::read(dir(pid).join("status")))?.unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
@@ -143,17 +145,17 @@ fn user(pid: i32) -> io::Result<Option<u32>> {
     Ok(ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()))
 }
 
-/// Whether the process was started for `run_dir`. Fails as [`identify`] does.
+/// Returns whether the process was started for `run_dir`. Fails as [`identify`] does.
 fn belongs_to(id: &ProcessId, run_dir: &Path) -> io::Result<bool> {
     Ok(is_alive(id)? && Marks::of(run_dir)?.are_on(id.pid)?)
 }
 
-/// Looks for a process that was started for `run_dir`. Fails where it cannot look at every one.
+/// Finds a process that was started for `run_dir`. Fails if any process cannot be checked.
 pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
     let (own, marks) = (std::process::id() as i32, Marks::of(run_dir)?);
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // The marks are looked at between two looks at which process it is: a pid may be another's meanwhile.
+        // The identity is checked before and after the marks: the pid may be reused meanwhile.
         let Some(id) = identify(pid)?.filter(|_| pid != own) else { continue };
         if marks.are_on(pid)? && is_alive(&id)? {
             return Ok(Some(id));
@@ -171,7 +173,7 @@ pub fn of(run_dir: &Path, known: Option<&ProcessId>) -> io::Result<Option<Proces
 }
 
 impl Watched {
-    /// Watches a process; `None` when it is gone.
+    /// Opens a pidfd of the process; `None` if it has ended.
     pub fn open(id: ProcessId) -> io::Result<Option<Self>> {
         let Some(pid) = Pid::from_raw(id.pid) else { return Ok(None) };
         let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
@@ -179,25 +181,25 @@ impl Watched {
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Checked after the open: from here on the pidfd is this very process.
+        // Checked after the open: from here on the pidfd refers to this process.
         if !is_alive(&id)? {
             return Ok(None);
         }
-        // SAFETY: an OwnedFd gives the same descriptor as long as it lives.
+        // SAFETY: an OwnedFd returns the same descriptor for its whole life.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE)? };
         Ok(Some(Self { id, pidfd, status: OnceLock::new() }))
     }
 
-    /// Which process it is.
+    /// Identity of the process.
     pub fn id(&self) -> &ProcessId {
         &self.id
     }
 
     /// Waits for its end. The status is known for children only.
     pub async fn exited(&self) -> Option<i32> {
-        // An error here means that the runtime is shutting down: nobody waits any more.
+        // An error here means that the runtime is shutting down: no task waits any more.
         let _ = self.pidfd.readable().await;
-        // The kernel tells it once.
+        // The kernel reports the status once.
         *self.status.get_or_init(|| {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
             let status = waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), options).ok().flatten()?;
@@ -206,12 +208,12 @@ impl Watched {
         })
     }
 
-    /// Sends SIGKILL; a process that is gone already is fine.
+    /// Sends SIGKILL; no error if the process has ended.
     pub fn kill(&self) -> io::Result<()> {
         self.signal(Signal::KILL)
     }
 
-    /// Sends a signal; a process that is gone already is fine.
+    /// Sends a signal; no error if the process has ended.
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(self.pidfd.get_ref(), signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
@@ -220,19 +222,19 @@ impl Watched {
     }
 }
 
-/// Takes note of the end of a child that has ended; anything else is left alone.
+/// Reaps a child that has ended; does nothing otherwise.
 pub(crate) fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 
-/// The exit status as shells count it: 128 + N when signal N ended the process.
+/// Exit status as shells count it: 128 + N if signal N killed the process.
 pub fn exit_code(status: std::process::ExitStatus) -> Option<i32> {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal))
 }
 
-/// Processor time in clock ticks and resident pages of a process.
+/// CPU time in clock ticks, and number of resident pages, of a process.
 pub fn usage(id: &ProcessId) -> io::Result<(u64, u64)> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
     if !is_alive(id)? {
@@ -285,7 +287,7 @@ mod tests {
         reader.wait().unwrap();
     }
 
-    /// As a VMM does that was taken over: its first thread ends, and it lives on in another one.
+    /// A hostile VMM's trick: its first thread ends, and another one continues.
     #[tokio::test]
     async fn one_that_lives_on_in_another_thread_is_found_and_killed() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A VMM's process with its run directory, whatever VMM it is.
+//! A VMM's process and run directory, common to all drivers.
 
 use std::{
     fs, io,
@@ -17,27 +17,28 @@ use crate::{
     process::{self, Watched},
 };
 
-/// How long a killed process may take to be gone.
+/// Time limit for the end of a killed process.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How much of each log is kept. Between two checks a guest can exceed it by what it writes in [`CHECK`].
+/// Maximum size on disk of each log, in bytes. Between two checks a guest can exceed it by its output within
+/// [`CHECK`].
 const LOG_MAX: u64 = 1 << 20;
 const CHECK: Duration = Duration::from_secs(1);
-/// Longer than a kernel's last line.
+/// Maximum length of a kernel's last line, in bytes.
 const LAST_LINE: u64 = 256;
-/// How much of a log goes into an error.
+/// Length of the log's end that is added to an error, in bytes.
 const LOG_TAIL: u64 = 4096;
 
-/// What the guest wrote to its console.
+/// Log of the guest's console.
 pub(crate) fn console_log(run_dir: &Path) -> PathBuf {
     run_dir.join("console.log")
 }
 
-/// What the VMM itself wrote to its standard error.
+/// Log of the VMM's standard error.
 pub(crate) fn vmm_log(run_dir: &Path) -> PathBuf {
     run_dir.join("vmm.log")
 }
 
-/// What the VMM logged to a file of its own, if it does.
+/// Log file that some VMMs write themselves.
 pub(crate) fn own_log(run_dir: &Path) -> PathBuf {
     run_dir.join("log")
 }
@@ -50,40 +51,41 @@ pub(crate) fn failed(action: impl Into<String>, source: io::Error) -> VmmError {
     }
 }
 
-/// The last lines of the VMM's logs.
+/// End of the VMM's logs.
 pub(crate) fn last_words(run_dir: &Path) -> String {
     let logs = [own_log(run_dir), vmm_log(run_dir)].map(|path| logs::tail(&path, LOG_TAIL));
     String::from_utf8_lossy(&logs.concat()).into_owned()
 }
 
-/// A log's length, also of what was given up of it.
+/// Length of a log, punched holes included.
 fn length(log: &Path) -> u64 {
     fs::symlink_metadata(log).map_or(0, |meta| meta.len())
 }
 
-/// Whether the last line of this log, without its time, is `line`.
+/// Returns whether the last line of this log, without its timestamp, is `line`.
 fn ends_with(log: &Path, line: &str) -> bool {
     let tail = logs::tail(log, LAST_LINE);
     tail.trim_ascii_end().ends_with(line.as_bytes())
 }
 
-/// What a VMM's process is ended for by whoever watches it.
+/// Reasons to kill a VMM's process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Care {
-    /// The last line of the guest's console after which there is nothing left to run, where the VMM stays.
+    /// Last console line of a guest that has shut down, for a VMM that does not end then.
     pub(crate) farewell: Option<&'static str>,
-    /// How long the console's log was before its guest: a former one of the directory may have said the same.
+    /// Length of the console log before this guest started: a former guest of the directory may have written
+    /// the same line.
     pub(crate) before: u64,
-    /// The guest's memory in MiB, which a snapshot in the run directory may have, and little more.
+    /// Memory of the guest in MiB: a snapshot in the run directory may have this size, and little more.
     pub(crate) memory_mb: u32,
 }
 
-/// Beyond the guest's memory, for logs and a snapshot's state.
+/// Additional size of a run directory, for logs and a snapshot's state, in bytes.
 const RUN_DIR_EXTRA: u64 = 64 << 20;
-/// Files in a run directory; a VMM makes a handful.
+/// Maximum number of files in a run directory; a VMM creates a handful.
 const RUN_DIR_FILES: usize = 64;
 
-/// Whether there is more in the run directory than a VMM puts there.
+/// Returns whether the run directory contains more than a VMM writes.
 fn overfull(run_dir: &Path, memory_mb: u32) -> bool {
     let Ok(entries) = fs::read_dir(run_dir) else { return false };
     let (mut files, mut bytes) = (0, 0);
@@ -95,7 +97,7 @@ fn overfull(run_dir: &Path, memory_mb: u32) -> bool {
 }
 
 impl Care {
-    /// Why the VMM of this directory is to end, if it is.
+    /// Returns the reason to kill the VMM of this directory, if any.
     fn verdict(self, run_dir: &Path) -> Option<&'static str> {
         let console = console_log(run_dir);
         let said = length(&console) > self.before;
@@ -106,7 +108,7 @@ impl Care {
     }
 }
 
-/// A VMM process that is watched, and its files.
+/// A watched VMM process and its files.
 pub(crate) struct Running {
     watched: Arc<Watched>,
     run_dir: PathBuf,
@@ -129,13 +131,13 @@ impl Running {
                 sleep(CHECK).await;
                 let (files, dir) = (files.clone(), dir.clone());
                 let look = move || {
-                    // A log that cannot be cut is cut at the next turn.
+                    // If freeing the start of a log fails, the next turn tries again.
                     files.iter().for_each(|file| drop(logs::cap(file, LOG_MAX)));
                     care.verdict(&dir)
                 };
                 if let Ok(Some(reason)) = tokio::task::spawn_blocking(look).await {
-                    tracing::warn!(process = looked_after.id().pid, reason, "a VMM is ended");
-                    // One that does not end now is killed at the next turn.
+                    tracing::warn!(process = looked_after.id().pid, reason, "killing a VMM");
+                    // If this fails, the next turn tries again.
                     let _ = looked_after.kill();
                 }
             }
@@ -143,7 +145,7 @@ impl Running {
         Self { watched, run_dir: run_dir.to_owned(), cap }
     }
 
-    /// Starts the process by `spawn`, on a thread that may block.
+    /// Starts the process by `spawn`, on a blocking thread.
     pub(crate) async fn start(
         run_dir: &Path,
         care: Care,
@@ -162,7 +164,7 @@ impl Running {
         let watched = id.and_then(|id| id.map(Watched::open).transpose());
         let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
         let watched = watched.ok_or_else(|| {
-            // It is our child and nobody else knows of it: until it is reaped, its pid is its own.
+            // It is our child and nothing else refers to it: until it is reaped, its pid is not reused.
             process::reap(pid as i32);
             VmmError::Ended { log: last_words(run_dir) }
         })?;
@@ -189,7 +191,7 @@ impl Running {
         &self.run_dir
     }
 
-    /// An error with the VMM's last lines if it has ended, and its remains are reaped.
+    /// Fails with the end of the VMM's logs if it has ended, and reaps it.
     pub(crate) async fn check_alive(&self) -> Result<(), VmmError> {
         if process::is_alive(self.watched.id()).map_err(|error| failed("look at the VMM", error))? {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Firecracker's API: HTTP over a unix socket.
+//! Client of Firecracker's API: HTTP over a unix socket.
 
 use std::{
     fs::File,
@@ -22,11 +22,11 @@ use tokio::{net::UnixStream, time::timeout};
 use super::jail::SOCKET;
 use crate::{VmmError, running::failed};
 
-/// How Firecracker, which is written in Rust, says that a file cannot grow.
+/// Text by which Firecracker's errors report ENOSPC.
 const DISK_FULL: &str = "(os error 28)";
-/// How long a call may take that moves no memory.
+/// Time limit of a call that moves no memory.
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// The longest answer that is read.
+/// Maximum length of a response, in bytes.
 const ANSWER_MAX: usize = 64 << 10;
 
 /// Connects through a handle of the socket: its path may be longer than a socket's may. The directory is in the
@@ -42,17 +42,17 @@ async fn connect(run_dir: &Path) -> io::Result<UnixStream> {
 
 type Sender = http1::SendRequest<Full<Bytes>>;
 
-/// A connection to one Firecracker. It is driven by whoever waits for an answer: a task of its own would have to
-/// be woken for every piece, and a busy machine makes each wait for its turn.
+/// A connection to one Firecracker. The task that waits for a response polls it: a separate task would have
+/// to be woken for every piece, and waits for its turn each time on a busy machine.
 pub(super) struct Api {
     sender: Sender,
-    /// Gone once it is closed.
+    /// `None` once it is closed.
     connection: Option<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>,
 }
 
-/// One request and the whole answer, as far as someone drives the connection.
+/// Sends one request and reads the whole response; the caller must poll the connection meanwhile.
 async fn exchange(sender: &mut Sender, request: Request<Full<Bytes>>) -> io::Result<(bool, Bytes)> {
-    // The answer before may not have been taken from the connection to its end.
+    // The previous response may not have been read to its end.
     sender.ready().await.map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let good = response.status().is_success();
@@ -87,7 +87,7 @@ impl Api {
             tokio::select! {
                 biased;
                 answer = &mut answer => return answer,
-                // Its errors reach whoever waits for an answer.
+                // Its errors also reach the future that waits for the response.
                 _ = connection => {}
             }
         }
@@ -95,7 +95,7 @@ impl Api {
         answer.await
     }
 
-    /// Makes one call. `action` says what for, `limit` how long it may take.
+    /// Makes one call. `action` describes it for errors; `limit` is its time limit.
     pub(super) async fn call(
         &mut self,
         (method, path): (Method, &str),
@@ -106,7 +106,7 @@ impl Api {
         let answer = timeout(limit, self.send(method, path, body)).await;
         let (good, body) =
             answer.map_err(|_| VmmError::Deadline { action, limit })?.map_err(unreachable(action))?;
-        // An answer without a body is good news.
+        // A response without a body means success.
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         if good {
             return Ok(value);

@@ -1,13 +1,13 @@
-//! The directory that Firecracker lives in, and its process.
+//! Directory that Firecracker runs in, and the start of its process.
 //!
-//! In a jail: a thread makes a mount namespace, mounts a small file system on the driver's directory, and binds
-//! into it what the microVM needs; the jailer, started by that thread, changes its root to it. Once the thread
-//! and the process are gone, so is all of it, whatever the end was. Nothing can run full or be mounted without
-//! devices, because the file system is made for the purpose.
+//! With a jailer: a thread creates a mount namespace, mounts a small tmpfs on the driver's directory, and
+//! bind-mounts the microVM's files into it; the jailer, started by that thread, changes its root to it. The
+//! kernel removes all of it when the thread and the process have ended, however they ended. A file system of
+//! its own also makes sure that the jail cannot be on a full disk or on a mount without devices.
 //!
-//! Without a jailer the same names are symbolic links in a directory below the run directory.
+//! Without a jailer, symbolic links of the same names are in a directory below the run directory.
 //!
-//! A process namespace is not made: it would hide nothing from Firecracker that its root and its system call
+//! There is no PID namespace: it would hide nothing from Firecracker that its root directory and its seccomp
 //! filters leave visible, and its process could not be found again by its arguments.
 
 use std::{
@@ -37,12 +37,12 @@ use crate::{
     running::{console_log, own_log, spawn, vmm_log},
 };
 
-/// Firecracker's program, which the jailer copies, and some device nodes.
+/// Mount options of the jail's tmpfs, which holds a copy of Firecracker's program and some device nodes.
 const JAIL_OPTIONS: &std::ffi::CStr = c"size=16m,mode=755";
-/// Where Firecracker listens, in its directory.
+/// Name of Firecracker's API socket, in its directory.
 pub(super) const SOCKET: &str = "api.sock";
 
-/// Something that has a name in the jail.
+/// A file or directory that is mounted in the jail.
 pub(super) struct Bind {
     pub(super) name: &'static str,
     pub(super) source: PathBuf,
@@ -59,7 +59,7 @@ impl Bind {
     }
 }
 
-/// A Firecracker to be started.
+/// A Firecracker to start.
 pub(super) struct Launch {
     pub(super) program: PathBuf,
     pub(super) isolation: Isolation,
@@ -67,7 +67,7 @@ pub(super) struct Launch {
     pub(super) binds: Vec<Bind>,
 }
 
-/// The jailer's name for a microVM: the sandbox's, cut, and a tag by which the process is found.
+/// Jailer's id of a microVM: the sandbox's id, truncated, and a tag by which the process is found.
 fn jail_id(spec: &BootSpec) -> String {
     let name: String =
         spec.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
@@ -87,7 +87,7 @@ fn arguments() -> [String; 6] {
 }
 
 impl Launch {
-    /// Starts the process and gives its pid. Blocks for some milliseconds.
+    /// Starts the process and returns its pid. Blocks for some milliseconds.
     pub(super) fn start(self) -> io::Result<u32> {
         let log = logs::open(&own_log(&self.spec.run_dir)).map_err(explain("make a log"))?;
         let (uid, gid) = (Some(self.spec.uid), Some(self.spec.gid));
@@ -95,7 +95,7 @@ impl Launch {
         std::os::unix::fs::fchown(&log, uid, gid)?;
         match self.isolation.clone() {
             Isolation::Jailer { program, dir } => {
-                // The thread leaves its namespace with its end.
+                // The namespace is left when the thread ends.
                 let thread = std::thread::Builder::new().name("jail".to_owned());
                 let jailed = thread.spawn(move || self.jailed(&program, &dir))?.join();
                 jailed.unwrap_or_else(|_| Err(io::Error::other("the thread that makes the jail died")))
@@ -119,10 +119,10 @@ impl Launch {
         // SAFETY: affects this thread alone, which ends with this function.
         check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) })
             .map_err(explain("make a mount namespace"))?;
-        // Opened in this namespace, and before the jail is mounted, which may be above some of them.
+        // Opened in this namespace, and before the jail is mounted, which may hide some of them.
         let sources =
             self.binds.iter().map(|bind| open_path(&bind.source)).collect::<io::Result<Vec<_>>>()?;
-        // The host's mounts and unmounts reach the copy, and nothing of it reaches the host.
+        // Mounts and unmounts of the host propagate to this namespace, and none propagate back.
         mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
         mount("wrenn-jail", dir, "tmpfs", MountFlags::NOSUID, JAIL_OPTIONS)
             .map_err(|error| explain("mount the jail")(error.into()))?;
@@ -196,7 +196,7 @@ impl Launch {
     }
 }
 
-/// A handle of a file of any kind, to bind it by.
+/// Opens a handle (O_PATH) of a file of any kind, to bind-mount it.
 fn open_path(path: &Path) -> io::Result<File> {
     let opened = File::options().read(true).custom_flags(libc::O_PATH).open(path);
     opened.map_err(explain(&String::from_utf8_lossy(path.file_name().unwrap_or_default().as_bytes())))

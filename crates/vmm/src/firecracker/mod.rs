@@ -1,5 +1,5 @@
-//! Firecracker: the production driver. Each microVM is a process in a jail of its own, made by Firecracker's
-//! jailer, in which every file has the same name whatever the sandbox: a snapshot restores under any id.
+//! Firecracker driver, for production. Each microVM is a process in its own jail, made by Firecracker's
+//! jailer, in which every file has the same name for each sandbox: a snapshot can be restored under any id.
 
 mod api;
 mod arch;
@@ -18,23 +18,23 @@ use async_trait::async_trait;
 
 use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
 
-/// The program's usual name.
+/// Usual name of the program.
 pub const PROGRAM: &str = "firecracker";
-/// Its jailer's usual name.
+/// Usual name of the jailer.
 pub const JAILER: &str = "jailer";
 
-/// How Firecracker is kept from the host.
+/// How Firecracker is isolated from the host.
 #[derive(Debug, Clone)]
 pub enum Isolation {
-    /// By the jailer: own user, root directory, namespaces, no device but those it needs.
+    /// By the jailer: own user, root directory and namespaces, and only the devices that it needs.
     Jailer {
-        /// The jailer's program, of the same release.
+        /// Path of the jailer, of the same release.
         program: PathBuf,
-        /// An empty directory of the agent alone. Jails are mounted on it in namespaces of their own, so that
-        /// nothing is ever seen or left in it.
+        /// An empty directory that only the agent uses. Jails are mounted on it in namespaces of their own,
+        /// so that it stays empty for all others.
         dir: PathBuf,
     },
-    /// By its user id and its system call filters alone. Not fit for hostile code.
+    /// By its user id and its seccomp filters alone. Not fit for hostile code.
     Unjailed,
 }
 
@@ -68,7 +68,7 @@ impl Firecracker {
     }
 }
 
-/// Whether this process may use KVM.
+/// Checks that this process may use KVM.
 fn check_kvm() -> Result<(), VmmError> {
     let Err(error) = File::options().read(true).write(true).open("/dev/kvm") else { return Ok(()) };
     if error.kind() == io::ErrorKind::NotFound {

@@ -1,4 +1,4 @@
-//! One Firecracker microVM.
+//! A Firecracker microVM.
 
 use std::{
     fs::{self, File},
@@ -26,19 +26,20 @@ use crate::{
     running::{Care, Running, failed},
 };
 
-/// How long Firecracker may take until it answers; emulated machines take seconds.
+/// Time limit for Firecracker's first response; emulated machines take seconds.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How often it is asked meanwhile.
+/// Interval between connection attempts during the start.
 const START_POLL: Duration = Duration::from_millis(1);
-/// How long a thread looks for its socket, which is there within milliseconds unless the machine is busy, and how
-/// often: the runtime's timers are too coarse for what takes so little.
+/// Time limit and interval of the thread that waits for the API socket, which exists within milliseconds
+/// unless the machine is busy: the runtime's timers are too coarse for this.
 const LOOK_LIMIT: Duration = Duration::from_millis(50);
 const LOOK_POLL: Duration = Duration::from_micros(100);
-/// The least throughput that a disk may have when a snapshot is written, in MiB a second.
+/// Minimum throughput assumed for a disk when a snapshot is written, in MiB per second.
 const WRITE_RATE: u64 = 50;
-/// Firecracker has no power button: a guest that powers off stops its processors, and its kernel says so last.
+/// Last console line of a guest that powered off: Firecracker has no power button, so the VMM continues to
+/// run after its virtual CPUs have stopped.
 const FAREWELL: &str = "reboot: System halted";
-/// Where Firecracker writes a snapshot in its run directory before it gets its name.
+/// Names of a snapshot's files in the run directory, before they are moved to their target.
 const NEW_STATE: &str = "state.new";
 const NEW_MEMORY: &str = "memory.new";
 
@@ -58,7 +59,7 @@ fn binds(spec: &BootSpec) -> Vec<Bind> {
     binds
 }
 
-/// Looks for the socket of a Firecracker that was just started; blocks for a short while.
+/// Waits for the socket of a Firecracker that was just started; blocks for a short time.
 fn look_for(socket: &Path, pid: u32) {
     let begin = Instant::now();
     while !socket.exists()
@@ -79,7 +80,7 @@ async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
             _ => {}
         }
         let pid = launch.start()?;
-        // Here, where a thread waits anyway: whether it was found is asked later.
+        // This thread may block. `ready` checks the result.
         look_for(&socket, pid);
         Ok(pid)
     })
@@ -137,12 +138,12 @@ pub(super) fn adopt(
 }
 
 impl FirecrackerVm {
-    /// What has not started is not left behind.
+    /// Kills the VMM after a failed start.
     async fn or_killed(self, outcome: Result<(), VmmError>) -> Result<Self, VmmError> {
         match outcome {
             Ok(()) => Ok(self),
             Err(error) => {
-                // One that has ended says more by its log than by its silent socket.
+                // If it has ended, its log says more than its closed socket.
                 let ended = self.running.check_alive().await.err();
                 self.running.kill().await?;
                 Err(ended.filter(|_| matches!(error, VmmError::Io { .. })).unwrap_or(error))
@@ -154,7 +155,7 @@ impl FirecrackerVm {
         Api::connect(self.running.run_dir(), action).await
     }
 
-    /// Waits until Firecracker listens, which has nothing to run yet.
+    /// Waits until Firecracker listens; it has no guest yet.
     async fn ready(&self) -> Result<Api, VmmError> {
         let begin = Instant::now();
         loop {
@@ -195,7 +196,7 @@ impl FirecrackerVm {
     }
 }
 
-/// How long a snapshot may take, by what there is to write.
+/// Time limit of a snapshot, by the amount of memory to write.
 fn snapshot_limit(memory_mb: u32) -> Duration {
     CALL_LIMIT + Duration::from_secs(20 + u64::from(memory_mb) / WRITE_RATE)
 }
@@ -221,7 +222,7 @@ async fn set_state(api: &mut Api, state: &str, action: &'static str) -> Result<(
     api.call((Method::PATCH, "/vm"), &json!({ "state": state }), action, CALL_LIMIT).await.map(drop)
 }
 
-/// Makes sure that Firecracker wrote an ordinary file, and that it is on the disk.
+/// Checks that Firecracker wrote a regular file, and flushes it to the disk.
 fn inspect(from: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
     if !file.metadata()?.is_file() {
@@ -231,8 +232,8 @@ fn inspect(from: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Moves the inspected file to where it was asked for. Meanwhile another may have got its name, such as a link
-/// that leads out of the jail.
+/// Moves the inspected file to its target. In between the VMM may have replaced it, for example by a symbolic
+/// link that leads out of the jail.
 fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     let (taken, seen) = (fs::symlink_metadata(to)?, file.metadata()?);
@@ -243,10 +244,11 @@ fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves the files of a snapshot, state and memory, for good, or none that is not there whole.
+/// Moves both files of a snapshot, state and memory, and flushes the directories; on an error no state is
+/// left at the target.
 fn take_all(parts: &[(PathBuf, PathBuf); 2]) -> io::Result<()> {
     let files = [inspect(&parts[0].0)?, inspect(&parts[1].0)?];
-    // The state last: as long as it lies here it is the sign that the snapshot was not taken.
+    // The state is moved last: as long as it is here, it marks the snapshot as not taken.
     let mut taking = files.iter().zip(parts).rev();
     let taken = taking.try_for_each(|(file, (from, to))| take(file, from, to));
     let synced = taken.and_then(|()| {
@@ -256,15 +258,16 @@ fn take_all(parts: &[(PathBuf, PathBuf); 2]) -> io::Result<()> {
     synced.inspect_err(|_| drop(fs::remove_file(&parts[1].1)))
 }
 
-/// Prepares the place of a snapshot. What changed since the last one is known only if that one was taken: a state
-/// that still lies here tells that it was not, and Firecracker may have begun to count anew.
+/// Checks and clears the snapshot's files in the run directory. A diff is only possible if the last snapshot
+/// was taken: a state that is still here shows that it was not, and Firecracker may have reset its list of
+/// changed pages.
 fn make_room(kind: SnapshotKind, state: &Path, memory: &Path) -> io::Result<()> {
     if kind == SnapshotKind::Diff && state.symlink_metadata().is_ok() {
         let reason =
             "the last snapshot was not finished, so what changed since is not known: take a full one";
         return Err(io::Error::other(reason));
     }
-    // Firecracker would merge a diff into the remains of another.
+    // Firecracker would merge a diff into the rest of another one.
     match fs::remove_file(memory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -312,7 +315,7 @@ impl MicroVm for FirecrackerVm {
             let moved = |_| take_all(&parts).map_err(|error| failed(action, error));
             let outcome = written.and_then(moved);
             if outcome.is_err() {
-                // Half of a snapshot is none. The state, if there is one, stays as the sign of it.
+                // Half a snapshot is useless. A state, if there is one, stays and marks the failure.
                 drop(fs::remove_file(&parts[1].0));
             }
             outcome

@@ -1,4 +1,4 @@
-//! The QEMU command line, and what happens in the child before it becomes QEMU.
+//! QEMU's command line, and the steps in the child before it executes QEMU.
 
 use std::{
     ffi::{CString, OsString},
@@ -20,17 +20,17 @@ use crate::{
     running::{failed, vmm_log},
 };
 
-/// Where QEMU finds the tap device.
+/// Descriptor of the tap device in QEMU.
 const TAP_FD: RawFd = 3;
-/// The longest path of a unix socket.
+/// Maximum length of a unix socket's path, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 
-/// QEMU's control socket.
+/// Path of QEMU's control socket.
 pub(super) fn qmp_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("qmp.sock")
 }
 
-/// The arguments, in QEMU's own terms.
+/// Returns QEMU's arguments.
 fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
     let run = spec.run_dir.display();
     // Under emulation `q35`: its HPET gives the guest a clock to calibrate by when the host is busy.
@@ -79,7 +79,7 @@ fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
     arguments
 }
 
-/// What the child needs to attach the tap device; made before the fork, where memory may be allocated.
+/// Data for attaching the tap device in the child; allocated before the fork.
 struct TapSetup {
     netns: File,
     request: InterfaceRequest,
@@ -108,10 +108,10 @@ fn tap_setup(tap: &Tap) -> io::Result<TapSetup> {
 }
 
 impl TapSetup {
-    /// Enters the namespace and opens the tap device at [`TAP_FD`].
+    /// Enters the namespace and opens the tap device at descriptor [`TAP_FD`].
     ///
     /// # Safety
-    /// For the child between fork and exec: system calls only, nothing is allocated.
+    /// For the child between fork and exec: it makes system calls only and allocates nothing.
     unsafe fn attach(&mut self) -> io::Result<()> {
         // SAFETY: the descriptors are open, the request outlives the call.
         unsafe {
@@ -127,7 +127,7 @@ impl TapSetup {
     }
 }
 
-/// The command that becomes the VMM: a session of its own, in the tap's namespace, as its user.
+/// Builds the command that becomes the VMM: in a session of its own, in the tap's namespace, as its user.
 pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Command, VmmError> {
     if qmp_socket(&spec.run_dir).as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the state directory's path is too long");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
 
-/// How QEMU runs guest code.
+/// QEMU's accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
@@ -33,7 +33,7 @@ pub struct Qemu {
     capabilities: Capabilities,
 }
 
-/// The program's usual name on x86-64.
+/// Usual name of the program on x86-64.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
 impl Qemu {
@@ -51,7 +51,7 @@ impl Qemu {
             security_boundary: accel == Accel::Kvm,
             max_vcpus: limits::max_vcpus(64),
             max_memory_mb: limits::max_memory_mb(),
-            // Its translated code above all.
+            // Mostly translated code.
             overhead_mb: 1536,
             kernel: KernelImage::Compressed,
             snapshots: false,
@@ -61,7 +61,7 @@ impl Qemu {
     }
 }
 
-/// Snapshots of QEMU guests are not made.
+/// Error of all snapshot calls: this driver takes no snapshots.
 fn no_snapshots() -> VmmError {
     let reason = "this driver makes no snapshots; use Firecracker".to_owned();
     VmmError::Refused { action: "make or restore a snapshot", reason }

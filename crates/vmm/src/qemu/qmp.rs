@@ -1,4 +1,4 @@
-//! QMP, QEMU's control protocol: one JSON object a line.
+//! Client of QMP, QEMU's control protocol: one JSON object per line.
 
 use std::{path::Path, time::Duration};
 
@@ -11,12 +11,12 @@ use tokio::{
 
 use crate::VmmError;
 
-/// How long a command may take.
+/// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
-/// The longest line that is believed.
+/// Maximum length of a line, in bytes.
 const LINE_MAX: usize = 1 << 20;
 
-/// One conversation; QEMU holds one at a time, so it is closed after use.
+/// A QMP session; QEMU accepts one at a time, so it is closed after use.
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
 }
@@ -54,7 +54,7 @@ impl Qmp {
                 let reason = error["desc"].as_str().unwrap_or("no reason given").to_owned();
                 return Err(VmmError::Refused { action, reason });
             }
-            // Anything else is an event, which may come at any time.
+            // Other lines are events, which may arrive at any time.
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
             }

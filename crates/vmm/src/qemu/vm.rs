@@ -1,4 +1,4 @@
-//! One QEMU microVM.
+//! A QEMU microVM.
 
 use std::{process::Command, time::Duration};
 
@@ -11,9 +11,9 @@ use crate::{
     running::{Care, Running, spawn},
 };
 
-/// How long QEMU may take until its control socket answers.
+/// Time limit for the first response of QEMU's control socket.
 const START_LIMIT: Duration = Duration::from_secs(15);
-/// How often it is asked meanwhile.
+/// Interval between connection attempts during the start.
 const START_POLL: Duration = Duration::from_millis(5);
 
 /// A QEMU process and its files.
@@ -21,7 +21,7 @@ pub(super) struct QemuVm {
     running: Running,
 }
 
-/// A guest that shuts down ends its QEMU.
+/// Watch settings; a guest that shuts down ends its QEMU.
 fn care(spec: &BootSpec) -> Care {
     Care { farewell: None, before: 0, memory_mb: spec.memory_mb }
 }
