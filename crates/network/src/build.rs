@@ -1,4 +1,4 @@
-//! Slots in the kernel: built on a thread that enters a namespace of its own, and torn down.
+//! Creates and removes the kernel resources of slots, on a thread that enters the slot's network namespace.
 
 use std::{
     fs::{self, File},
@@ -50,7 +50,7 @@ where
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
         let outcome =
             runtime.map_err(io_failed("start a thread for the slot")).and_then(|rt| rt.block_on(work()));
-        // Nobody waits any more: there is nobody to tell.
+        // Sending fails only if the caller no longer waits.
         let _ = done.send(outcome);
     };
     std::thread::Builder::new()
@@ -64,9 +64,9 @@ fn netfilter() -> Result<Socket, NetworkError> {
     Socket::open().map_err(io_failed("open a socket to the kernel's packet filter"))
 }
 
-/// Moves the calling thread, which must be one of [`on_own_thread`], into a namespace.
+/// Moves the calling thread, which must be one of [`on_own_thread`], into a network namespace.
 fn enter(namespace: &File) -> Result<(), NetworkError> {
-    // SAFETY: affects this thread alone.
+    // SAFETY: affects only this thread.
     if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } < 0 {
         return Err(io_failed("enter a network namespace")(io::Error::last_os_error()));
     }
@@ -84,7 +84,7 @@ fn connect() -> Result<Handle, NetworkError> {
     Ok(handle)
 }
 
-/// The number of a link; `None` when there is none of this name.
+/// Returns the index of a link, or `None` if there is no link of this name.
 async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     match links.try_next().await {
@@ -121,9 +121,9 @@ async fn add_route(
     added.map_err(netlink_failed(format!("add a route to {to}")))
 }
 
-/// A hardware address that is known needs no question, and nobody else can claim it. To a guest, a question that
-/// came before it was up would be asked again only a second later; and of those that were learnt, the kernel keeps
-/// only so many for all namespaces together.
+/// Adds a permanent neighbour entry, so that the kernel sends no ARP request and nobody else can claim the
+/// address. An ARP request to a guest that is not up yet would be repeated only after a second, and the
+/// kernel limits the number of learnt entries for all namespaces together.
 async fn pin_neighbour(
     handle: &Handle,
     link: u32,
@@ -133,7 +133,7 @@ async fn pin_neighbour(
     pinned.replace().execute().await.map_err(netlink_failed(format!("pin the hardware address of {address}")))
 }
 
-/// Forgets what was learnt about neighbours; what was pinned stays.
+/// Deletes learnt neighbour entries; permanent entries stay.
 async fn forget_neighbours(handle: &Handle) -> Result<(), NetworkError> {
     let learnt = |neighbour: &NeighbourMessage| {
         !matches!(neighbour.header.state, NeighbourState::Permanent | NeighbourState::Noarp)
@@ -142,7 +142,7 @@ async fn forget_neighbours(handle: &Handle) -> Result<(), NetworkError> {
     let all = all.map_err(netlink_failed("list a slot's neighbours"))?;
     for neighbour in all.into_iter().filter(learnt) {
         match handle.neighbours().del(neighbour).execute().await {
-            // Forgotten by itself meanwhile.
+            // The kernel has deleted the entry meanwhile.
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOENT => {}
             forgotten => forgotten.map_err(netlink_failed("forget a neighbour"))?,
         }
@@ -150,12 +150,12 @@ async fn forget_neighbours(handle: &Handle) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Writes a sysctl of the calling thread's namespace.
+/// Writes a network sysctl of the calling thread's namespace.
 fn sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
     fs::write(Path::new("/proc/sys/net").join(name), value).map_err(io_failed(format!("set net.{name}")))
 }
 
-/// A kernel without IPv6 has nothing to turn off.
+/// Disables IPv6 on a link. Does nothing if the kernel has no IPv6.
 fn without_ipv6(link: &str) -> Result<(), NetworkError> {
     if !Path::new("/proc/sys/net/ipv6").exists() {
         return Ok(());
@@ -163,7 +163,7 @@ fn without_ipv6(link: &str) -> Result<(), NetworkError> {
     sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")
 }
 
-/// `struct ifreq` as TUNSETIFF takes it (linux/if.h).
+/// `struct ifreq` for TUNSETIFF (linux/if.h).
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; libc::IFNAMSIZ],
@@ -171,7 +171,7 @@ struct InterfaceRequest {
     rest: [u8; 22],
 }
 
-/// Makes a tap device that stays without a program at its other end.
+/// Creates a persistent tap device, which stays while no program has it open.
 fn make_tap(name: &str) -> io::Result<()> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
@@ -186,8 +186,8 @@ fn make_tap(name: &str) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes the veth pair, its outer end at once in the host's namespace: moving it there would wait until every
-/// processor has seen it gone.
+/// Creates the veth pair with its outer end directly in the host's namespace: moving it there later would
+/// wait until every CPU has seen its removal (an RCU grace period).
 async fn make_pair(handle: &Handle, slot: &SlotSpec, host: &File) -> Result<(), NetworkError> {
     let [outer_mac, inner_mac] = slot.veth_macs();
     let outer = &slot.veth_host;
@@ -206,7 +206,7 @@ async fn make_pair(handle: &Handle, slot: &SlotSpec, host: &File) -> Result<(), 
     made.map_err(netlink_failed(format!("make veth pair {outer}")))
 }
 
-/// What is done inside the new namespace, by a thread that is in it.
+/// Configures the new namespace; the calling thread must be in it.
 async fn build_inside(
     slot: &SlotSpec,
     (policy, common): (&Policy, &Common),
@@ -218,7 +218,7 @@ async fn build_inside(
     sysctl("ipv4/ip_forward", "1")?;
     make_pair(&handle, slot, parent).await?;
     make_tap(&slot.tap).map_err(io_failed("make the tap device"))?;
-    // Closed before it leads anywhere.
+    // Install the rules before any address or route, so that no packet passes unfiltered.
     Batch::of(|batch| {
         batch.add(&rules::guard(slot));
         batch.add(&rules::slot(slot, policy, common));
@@ -240,14 +240,14 @@ async fn build_inside(
     add_route(&handle, uplink, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await
 }
 
-/// Builds a slot. What is there when it fails, [`remove`] takes away.
+/// Builds a slot. If it fails, [`remove`] removes what was created.
 pub(crate) async fn build(slot: SlotSpec, policy: Policy, common: Common) -> Result<(), NetworkError> {
     on_own_thread(async move || {
         let handle = connect()?;
         let parent =
             File::open("/proc/thread-self/ns/net").map_err(io_failed("open the host's namespace"))?;
         File::create(&slot.netns).map_err(io_failed("make the pin of the namespace"))?;
-        // SAFETY: affects this thread alone, which ends with this closure.
+        // SAFETY: affects only this thread, which ends with this closure.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
             return Err(io_failed("make a network namespace")(io::Error::last_os_error()));
         }
@@ -265,7 +265,7 @@ pub(crate) async fn build(slot: SlotSpec, policy: Policy, common: Common) -> Res
     .await
 }
 
-/// Puts a policy in the place of a slot's former one, in one step.
+/// Replaces the policy of a slot atomically.
 pub(crate) async fn set_policy(slot: SlotSpec, policy: Policy, common: Common) -> Result<(), NetworkError> {
     on_own_thread(async move || {
         enter_slot(&slot)?;
@@ -274,7 +274,7 @@ pub(crate) async fn set_policy(slot: SlotSpec, policy: Policy, common: Common) -
     .await
 }
 
-/// Forgets what the host remembers of the flows from and to a slot.
+/// Deletes the host's conntrack entries of flows from and to a slot.
 fn forget_on_host(slot: &SlotSpec) -> Result<(), NetworkError> {
     let socket = netfilter()?;
     for flows in [Flows::From(slot.veth_slot_address), Flows::To(slot.host_address)] {
@@ -283,7 +283,7 @@ fn forget_on_host(slot: &SlotSpec) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Forgets flows and neighbours of a slot, inside and on the host.
+/// Deletes the conntrack and neighbour entries of a slot, inside its namespace and on the host.
 pub(crate) async fn refresh(slot: SlotSpec) -> Result<(), NetworkError> {
     on_own_thread(async move || {
         forget_on_host(&slot)?;
@@ -299,7 +299,7 @@ pub(crate) async fn refresh(slot: SlotSpec) -> Result<(), NetworkError> {
 
 fn remove_pin(slot: &SlotSpec) -> Result<(), NetworkError> {
     match unmount(&slot.netns, UnmountFlags::DETACH) {
-        // Not mounted, or not there.
+        // Not mounted, or does not exist.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(error) => return Err(io_failed("release a network namespace")(error.into())),
     }
@@ -318,7 +318,7 @@ pub(crate) async fn remove(slot: SlotSpec) -> Result<(), NetworkError> {
         let handle = connect()?;
         if let Some(link) = link_index(&handle, &slot.veth_host).await? {
             match handle.link().del(link).execute().await {
-                // Its other end went meanwhile.
+                // The kernel has removed the link meanwhile, with its other end.
                 Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {}
                 removed => removed.map_err(netlink_failed(format!("remove link {}", slot.veth_host)))?,
             }
@@ -329,9 +329,9 @@ pub(crate) async fn remove(slot: SlotSpec) -> Result<(), NetworkError> {
     .await
 }
 
-/// Flows of the host itself, for which there is room beside those of its guests.
+/// Number of conntrack entries reserved for the host's own flows.
 const HOST_FLOWS: u64 = 65_536;
-/// More take more memory, a gibibyte for these, than a host of as many guests may miss.
+/// Maximum size of the conntrack table. This many entries take about 1 GiB of kernel memory.
 const TABLE_MAX: u64 = 4 << 20;
 
 /// Applies the host's rules, for so many guests at most.

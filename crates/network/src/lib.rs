@@ -1,8 +1,8 @@
-//! Sandbox networks: slots of namespace, veth pair, tap device, addresses and packet filter.
+//! Sandbox networks: slots of network namespace, veth pair, tap device, addresses and nftables rules.
 //!
-//! Every guest has the same address inside its slot, so that one snapshot restores in any of them; the host
-//! reaches slot `i` at `10.11.0.0 + i`. Slots are built before they are needed, written to a journal before
-//! anything exists, and torn down idempotently.
+//! Every guest has the same address inside its slot, so that a snapshot can be restored in any slot; the host
+//! reaches slot `i` at `10.11.0.0 + i`. Slots are built in advance, recorded in a journal before anything is
+//! created, and removed idempotently.
 
 mod build;
 mod cidr;
@@ -25,74 +25,74 @@ pub use reclaim::leftovers;
 pub use resolvers::GUEST_RESOLVERS;
 pub use rules::{Egress, MAX_FLOWS, MAX_NEW_FLOWS};
 
-/// Why a slot could not be made, changed or removed.
+/// Errors of creating, changing and removing slots.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The instance tag is not one to four lower-case letters or digits.
     #[error("{0:?} is not an instance tag: use one to four lower-case letters or digits")]
     Instance(String),
-    /// There is no slot of this number.
+    /// The slot number is out of range.
     #[error("slot {0} does not exist: slots are numbered 1 to 32767")]
     Index(u16),
-    /// Nobody has the slot.
+    /// The slot is not in use.
     #[error("slot {0} is not in use: only a sandbox's own slot can be changed")]
     NotInUse(u16),
     /// Every slot is in use.
     #[error("all {0} network slots are in use: remove sandboxes or raise the limit")]
     Exhausted(u16),
-    /// Another agent has this namespace.
+    /// Another agent uses this network namespace.
     #[error(
         "another agent has this machine's sandbox networks: end it, or run this one in a network namespace of its own"
     )]
     Taken,
     /// The pool was shut down.
-    #[error("the network slots are shut down: the agent is ending")]
+    #[error("the network slots are shut down: the agent is stopping")]
     Closed,
     /// A policy names too many networks.
     #[error("the {list} list has {length} networks, the limit is {MAX_LIST}: join neighbouring networks")]
     ListTooLong {
         /// `allow` or `deny`.
         list: &'static str,
-        /// How many there are.
+        /// Number of networks.
         length: usize,
     },
-    /// A rate is outside what the kernel's limiter can do.
+    /// A rate is outside the range of the kernel's limiter.
     #[error("the {direction} rate in {unit} per second must be {min} to {max}, or absent for no limit")]
     Rate {
         /// `upload` or `download`.
         direction: &'static str,
         /// `bytes` or `packets`.
         unit: &'static str,
-        /// The least.
+        /// Minimum.
         min: u64,
-        /// The most.
+        /// Maximum.
         max: u64,
     },
-    /// The kernel's packet filter refused, and changed nothing.
+    /// The kernel rejected an nftables batch and changed nothing.
     #[error(
-        "the kernel refused {what}: {source}; it needs nf_tables with netdev, nat, ct, \
+        "the kernel rejected {what}: {source}; the kernel needs nf_tables with netdev, nat, ct, \
              limit and connlimit"
     )]
     Rules {
-        /// Which part of the packet filter.
+        /// Rejected part of the batch.
         what: String,
-        /// Why it failed.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The kernel refused.
+    /// A system call failed.
     #[error("cannot {action}: {source}")]
     Io {
-        /// What was being done.
+        /// Failed action.
         action: String,
-        /// Why it failed.
+        /// Cause.
         source: std::io::Error,
     },
-    /// The kernel's network configuration refused.
+    /// A netlink request for network configuration failed.
     #[error("cannot {action}: {source}")]
     Netlink {
-        /// What was being done.
+        /// Failed action.
         action: String,
-        /// Why it failed.
+        /// Cause.
         source: rtnetlink::Error,
     },
 }

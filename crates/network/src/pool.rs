@@ -1,6 +1,7 @@
-//! Slots built before they are needed, and the journal that finds them after a crash.
+//! Pool of slots built in advance, with a journal to find them after a crash.
 //!
-//! `slots/INDEX` exists from before the first thing of a slot is made until after the last is gone.
+//! The file `slots/INDEX` exists from before a slot's first resource is created until after its last is
+//! removed.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -31,50 +32,50 @@ use crate::{
     rules::{Common, Egress},
 };
 
-/// How a pool is to be.
+/// Configuration of a pool.
 #[derive(Debug, Clone)]
 pub struct PoolConfig {
-    /// Where the journal and the pins of the namespaces are.
+    /// Directory of the journal and of the namespaces' mount points.
     pub state_dir: PathBuf,
-    /// One to four lower-case letters or digits that tell this agent's links from another's.
+    /// Instance tag in the agent's link names: one to four lower-case letters or digits.
     pub instance: String,
-    /// How many slots are kept ready.
+    /// Number of slots kept ready.
     pub warm: usize,
-    /// How many slots there may be, the ready ones included.
+    /// Maximum number of slots, including the ready ones.
     pub max: u16,
-    /// What sandboxes may reach outside.
+    /// Outside networks that sandboxes may reach.
     pub egress: Egress,
-    /// Where guests' questions for names go: the first two, as
-    /// [`resolvers::of_host`](crate::resolvers::of_host) finds them. Their port 53 is open to guests wherever
-    /// they are, nothing else of them. None: guests cannot look up names.
+    /// Resolvers for guests' DNS queries: the first two, as found by
+    /// [`resolvers::of_host`](crate::resolvers::of_host). Guests reach only their port 53, even in private
+    /// networks. If empty, guests have no DNS.
     pub resolvers: Vec<Ipv4Addr>,
     /// Private networks that a policy's `allow` may open; usually none. Other guests, loopback, link-local
     /// with the metadata service, multicast and reserved networks stay closed.
     pub permitted: Vec<Cidr>,
-    /// Slots that running microVMs hold; they stay as they are.
+    /// Slots used by running microVMs; they are not changed.
     pub in_use: Vec<u16>,
 }
 
-/// How many slots there are.
+/// Numbers of slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Ready.
+    /// Ready slots.
     pub warm: usize,
-    /// Handed out.
+    /// Slots in use.
     pub in_use: usize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     warm: VecDeque<SlotSpec>,
-    /// Every number that is taken: ready, handed out, being built or being removed.
+    /// Numbers of all slots: ready, in use, being built or being removed.
     taken: BTreeSet<u16>,
-    /// Those of them that are being removed.
+    /// Numbers of the slots being removed.
     leaving: BTreeSet<u16>,
     closed: bool,
 }
 
-/// The slots of one agent.
+/// Slots of one agent.
 #[derive(Debug)]
 pub struct SlotPool {
     inner: Arc<Inner>,
@@ -82,7 +83,7 @@ pub struct SlotPool {
     alone: Mutex<Option<UnixListener>>,
 }
 
-/// What outlives a call that nobody waits for any more.
+/// State shared with tasks that outlive a cancelled call.
 #[derive(Debug)]
 struct Inner {
     plan: Plan,
@@ -116,7 +117,7 @@ async fn alone() -> Result<UnixListener, NetworkError> {
     Err(NetworkError::Taken)
 }
 
-/// Removes every slot of an agent that has ended, and the host's rules for them.
+/// Removes all slots of a stopped agent and the host's rules for them.
 pub async fn cleanup(state_dir: &Path, instance: &str) -> Result<(), NetworkError> {
     let (journal, netns) = reclaim::dirs(state_dir);
     let plan = Plan::new(instance, &netns)?;
@@ -136,7 +137,7 @@ async fn undo(plan: &Plan, journal: &Path, index: u16) -> Result<(), NetworkErro
     }
 }
 
-/// Runs `work` to its end also where the caller stops waiting: half a slot is nobody's.
+/// Runs `work` to its end even if the caller is cancelled, so that no slot stays half removed.
 async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, NetworkError>> + Send + 'static,
 ) -> Result<T, NetworkError> {
@@ -149,7 +150,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lowest free number.
+    /// Allocates the lowest free slot number.
     fn take(&self) -> Result<u16, NetworkError> {
         let mut state = self.state();
         if state.closed {
@@ -173,9 +174,9 @@ impl Inner {
         match built.await {
             Ok(slot) => Ok(slot),
             Err(error) => {
-                // Where it cannot be undone, its number stays taken until the next start tries again.
+                // If it cannot be removed, its number stays allocated until the next start tries again.
                 if let Err(error) = self.release(index).await {
-                    tracing::warn!(%error, index, "a slot that could not be built could not be undone");
+                    tracing::warn!(%error, index, "cannot remove a slot whose build failed");
                 }
                 Err(error)
             }
@@ -185,7 +186,7 @@ impl Inner {
     async fn release(&self, index: u16) -> Result<(), NetworkError> {
         {
             let mut state = self.state();
-            // Who releases it again must not take it from its next owner.
+            // A repeated release must not affect the next user of the number.
             let ready = state.warm.iter().any(|slot| slot.index == index);
             if ready || !state.taken.contains(&index) || !state.leaving.insert(index) {
                 return Ok(());
@@ -203,7 +204,7 @@ impl Inner {
         undone
     }
 
-    /// Keeps a slot for the next one who asks, unless there will be none.
+    /// Adds a slot to the ready ones, or removes it if the pool is closed.
     async fn keep(&self, slot: SlotSpec) -> Result<(), NetworkError> {
         {
             let mut state = self.state();
@@ -215,7 +216,7 @@ impl Inner {
         self.release(slot.index).await
     }
 
-    /// A slot that somebody holds.
+    /// Returns a slot that is in use.
     fn held(&self, index: u16) -> Result<SlotSpec, NetworkError> {
         let slot = self.plan.slot(index)?;
         let state = self.state();
@@ -232,7 +233,7 @@ impl Drop for SlotPool {
 }
 
 impl SlotPool {
-    /// Undoes what a former agent left, except the slots in use, and begins to build.
+    /// Removes the slots of a previous agent except those in use, and starts to build slots.
     pub async fn start(config: PoolConfig) -> Result<Arc<Self>, NetworkError> {
         let (journal, netns) = reclaim::dirs(&config.state_dir);
         let plan = Plan::new(&config.instance, &netns)?;
@@ -254,8 +255,7 @@ impl SlotPool {
         Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)), alone: Mutex::new(Some(alone)) }))
     }
 
-    /// A slot, ready if there is one, else built now. No sandbox had it before, and its policy is the
-    /// default one.
+    /// Returns a ready slot, or builds one. No sandbox used it before, and it has the default policy.
     pub async fn acquire(&self) -> Result<SlotSpec, NetworkError> {
         let ready = self.inner.state().warm.pop_front();
         self.inner.wanted.notify_one();
@@ -265,49 +265,49 @@ impl SlotPool {
         let (done, built) = oneshot::channel();
         let inner = self.inner.clone();
         tokio::spawn(async move {
-            // Nobody waits any more: the next one gets it.
+            // If the caller no longer waits, keep the slot for the next one.
             if let Err(Ok(slot)) = done.send(inner.build().await)
                 && let Err(error) = inner.keep(slot).await
             {
-                tracing::warn!(%error, "a slot that nobody waits for could not be undone");
+                tracing::warn!(%error, "cannot remove an unused slot");
             }
         });
         built.await.map_err(|error| failed("build a slot")(io::Error::other(error)))?
     }
 
-    /// Removes a slot that was handed out, with all that the kernel remembers of it; repeating it is fine.
+    /// Removes a slot that is in use, with its conntrack entries; may be repeated.
     pub async fn release(&self, index: u16) -> Result<(), NetworkError> {
         let inner = self.inner.clone();
         to_its_end(async move { inner.release(index).await }).await
     }
 
-    /// Puts a policy in the place of the former one, in one step: flows that it forbids stop with the next
-    /// packet, others notice nothing.
+    /// Replaces the policy of a slot atomically: forbidden flows stop with their next packet, other flows are
+    /// not interrupted.
     pub async fn set_policy(&self, index: u16, policy: &Policy) -> Result<(), NetworkError> {
         policy.validate()?;
         let slot = self.inner.held(index)?;
         build::set_policy(slot, policy.clone(), self.inner.common.clone()).await
     }
 
-    /// Forgets the flows and neighbours of a slot that a snapshot was restored into: those that the guest
-    /// remembers are another time's.
+    /// Deletes the conntrack and neighbour entries of a slot after a snapshot was restored into it, because
+    /// they do not match the guest's state.
     pub async fn refresh(&self, index: u16) -> Result<(), NetworkError> {
         build::refresh(self.inner.held(index)?).await
     }
 
-    /// How many slots there are.
+    /// Returns the numbers of slots.
     pub fn stats(&self) -> PoolStats {
         let state = self.inner.state();
         PoolStats { warm: state.warm.len(), in_use: state.taken.len() - state.warm.len() }
     }
 
-    /// Stops building and removes the ready slots; those handed out stay.
+    /// Stops building and removes the ready slots; slots in use stay.
     pub async fn shutdown(&self) -> Result<(), NetworkError> {
         self.inner.state().closed = true;
         self.inner.wanted.notify_one();
         let refiller = self.refiller.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = refiller {
-            // A slot that is being built is finished first, so that it can be removed.
+            // A slot being built is finished first, so that it can be removed.
             let _ = task.await;
         }
         let warm = std::mem::take(&mut self.inner.state().warm);
@@ -319,7 +319,7 @@ impl SlotPool {
     }
 }
 
-/// How often the host's packet filter is looked after.
+/// Interval between checks of the host's nftables table.
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 
 async fn look_after(pool: &Inner, next: &mut Instant) {
@@ -332,9 +332,9 @@ async fn look_after(pool: &Inner, next: &mut Instant) {
     }
 }
 
-/// Keeps the ready slots at their number, and the host's packet filter where it is, as long as the pool is used.
+/// Keeps the number of ready slots and the host's nftables table, as long as the pool exists.
 async fn refill(pool: Weak<Inner>) {
-    /// After a failure: what the kernel refused it will refuse at once again.
+    /// Delay after a failed build, which would probably fail again at once.
     const PAUSE: Duration = Duration::from_secs(1);
     let mut next_look = Instant::now() + LOOK_PERIOD;
     while let Some(strong) = pool.upgrade() {
@@ -347,7 +347,7 @@ async fn refill(pool: Weak<Inner>) {
             state.warm.len() < strong.warm
         };
         if !lacking {
-            // The pool may be dropped while we wait, so nothing of it is held for ever.
+            // Wait with a timeout, so that a dropped pool is not kept alive forever.
             let _ = tokio::time::timeout_at(next_look, strong.wanted.notified()).await;
             continue;
         }
@@ -356,8 +356,9 @@ async fn refill(pool: Weak<Inner>) {
             Err(error) => Err(error),
         };
         if let Err(error) = built {
-            tracing::warn!(%error, "no slot could be built ahead");
-            // Not until somebody wants one: undoing what failed has just said so.
+            tracing::warn!(%error, "cannot build a slot in advance");
+            // Sleep instead of waiting for a notification, because removing the failed slot has just sent
+            // one.
             tokio::time::sleep(PAUSE).await;
         }
     }

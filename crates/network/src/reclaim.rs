@@ -1,4 +1,4 @@
-//! What an agent has in the kernel, told from what others have there by its name and its directory.
+//! Finds an agent's kernel resources by name and directory.
 
 use std::{
     collections::BTreeSet,
@@ -9,12 +9,12 @@ use std::{
 
 use crate::{NetworkError, model::Family, netfilter::Socket, nft, plan::Plan, rules};
 
-/// The journal and the pins of the namespaces.
+/// Directories of the journal and of the namespaces' mount points.
 pub(crate) fn dirs(state_dir: &Path) -> (PathBuf, PathBuf) {
     (state_dir.join("slots"), state_dir.join("netns"))
 }
 
-/// The links of the calling thread's namespace.
+/// Lists the network links of the calling thread's namespace.
 fn links() -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     // SAFETY: the list ends with an index of zero, its names are strings until it is freed, and it is freed
@@ -50,7 +50,7 @@ fn slot_links(plan: &Plan) -> Result<Vec<(u16, String)>, NetworkError> {
     Ok(links().map_err(failed)?.into_iter().filter_map(named).collect())
 }
 
-/// The slots of which there is anything: an entry in the journal, a pin or a link.
+/// Lists the slots that have a journal entry, a mount point or a link.
 pub(crate) fn slots(plan: &Plan, state_dir: &Path) -> Result<BTreeSet<u16>, NetworkError> {
     let (journal, pins) = dirs(state_dir);
     let mut found: BTreeSet<u16> = files(plan, &journal).into_iter().chain(files(plan, &pins)).collect();
@@ -58,7 +58,7 @@ pub(crate) fn slots(plan: &Plan, state_dir: &Path) -> Result<BTreeSet<u16>, Netw
     Ok(found)
 }
 
-/// What an agent has in the kernel, a line each; nothing once it ended well. Blocking.
+/// Lists an agent's kernel resources, one line each; empty after a clean stop. Blocking.
 pub fn leftovers(state_dir: &Path, instance: &str) -> Result<Vec<String>, NetworkError> {
     let (_, pins) = dirs(state_dir);
     let plan = Plan::new(instance, &pins)?;

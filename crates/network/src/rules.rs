@@ -1,4 +1,4 @@
-//! What is let through, and where. Pure: the same input gives the same tables.
+//! nftables rules of slots and of the host. Pure: the same input gives the same tables.
 
 use std::net::Ipv4Addr;
 
@@ -10,10 +10,10 @@ use crate::{
     resolvers,
 };
 
-/// What sandboxes may reach outside.
+/// Outside networks that sandboxes may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Egress {
-    /// The internet, and nothing private.
+    /// The internet without private networks.
     Nat,
     /// Nothing.
     None,
@@ -23,21 +23,21 @@ pub enum Egress {
 /// finds it full is dropped, be it another tenant's or the agent's.
 pub const MAX_FLOWS: u32 = 4096;
 
-/// How many flows one guest may open in a second, after [`MAX_FLOWS`] at once. Closed TCP flows are in the
-/// host's table for two minutes more, and the kernel counts them no longer; and it sorts out the attempts
-/// that the count refused only so fast.
+/// Maximum number of new flows of one guest per second, after a burst of [`MAX_FLOWS`]. Closed TCP flows stay
+/// in the host's conntrack table for two minutes without being counted, and the kernel can reject only so
+/// many attempts per second.
 pub const MAX_NEW_FLOWS: u64 = 64;
 
-/// How many flows of one guest can be in the host's table: those that it has, and those that it had in the last two
+/// Maximum number of conntrack entries of one guest on the host: open flows, and flows closed in the last two
 /// minutes (`nf_conntrack_tcp_timeout_time_wait`).
 pub(crate) const MAX_KEPT_FLOWS: u64 = MAX_FLOWS as u64 + 120 * MAX_NEW_FLOWS;
 
-/// What holds for every slot of a pool.
+/// Settings of all slots of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Common {
-    /// What may be reached outside at all.
+    /// Outside networks that sandboxes may reach.
     pub(crate) egress: Egress,
-    /// Where guests' questions for names go.
+    /// Resolvers for guests' DNS queries.
     pub(crate) resolvers: Vec<Ipv4Addr>,
     /// Private networks that a policy may open.
     pub(crate) permitted: Vec<Cidr>,
@@ -47,8 +47,8 @@ const fn network(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Cidr {
     Cidr::containing(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
-/// Networks that are not the internet: private, shared, link-local (metadata), loopback, multicast, reserved; and the
-/// address at which Azure's hosts serve their guests, metadata among it, although it looks like any other.
+/// Networks that are not part of the internet: private, shared, link-local (metadata), loopback, multicast,
+/// reserved; and the public-looking address at which Azure serves metadata to virtual machines.
 const PRIVATE: [Cidr; 11] = [
     network(0, 0, 0, 0, 8),
     network(10, 0, 0, 0, 8),
@@ -62,7 +62,8 @@ const PRIVATE: [Cidr; 11] = [
     network(198, 18, 0, 0, 15),
     network(224, 0, 0, 0, 3),
 ];
-/// Of these, what nothing opens: other guests, loopback, metadata services, multicast and reserved.
+/// Private networks that no policy can open: other guests, loopback, metadata services, multicast and
+/// reserved.
 const ALWAYS_CLOSED: [Cidr; 7] = [
     network(0, 0, 0, 0, 8),
     HOST_NETWORK,
@@ -73,14 +74,14 @@ const ALWAYS_CLOSED: [Cidr; 7] = [
     network(224, 0, 0, 0, 3),
 ];
 
-/// The link in a slot that leads to the host.
+/// Name of the link in a slot that leads to the host.
 pub(crate) const UPLINK: &str = "eth0";
 
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
-/// Ethernet, IPv4, and the lengths of their addresses.
+/// ARP header for Ethernet and IPv4 with their address lengths.
 const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
-/// IPv4 without options: none is needed, and source routes are one.
+/// IPv4 header without options. Options are not needed, and source routes are options.
 const IP_HEAD: [u8; 1] = [0x45];
 const TCP: [u8; 1] = [6];
 const UDP: [u8; 1] = [17];
@@ -88,9 +89,9 @@ const PORT_DNS: [u8; 2] = 53_u16.to_be_bytes();
 
 const INVALID_OR_UNTRACKED: u32 = 1 | 64;
 const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
-/// The flow's destination was translated.
+/// Conntrack status: the flow's destination was translated.
 const TRANSLATED: u32 = 1 << 5;
-/// The flow is remembered: its first packet has gone its way.
+/// Conntrack status: the flow is in the table, because its first packet has passed.
 const CONFIRMED: u32 = 1 << 3;
 const ORIGINAL: [u8; 1] = [0];
 const REPLY: [u8; 1] = [1];
@@ -98,12 +99,12 @@ const REPLY: [u8; 1] = [1];
 const PRIORITY_DNAT: i32 = -100;
 const PRIORITY_SNAT: i32 = 100;
 const PRIORITY_FILTER: i32 = 0;
-/// Behind the policy: what it refuses is not counted.
+/// Priority after the policy, so that packets which it drops are not counted.
 const PRIORITY_LATE: i32 = 10;
-/// Before the filters that others have on the host.
+/// Priority before other filters of the host.
 const PRIORITY_EARLY: i32 = -10;
 
-/// Added to one second's worth: the largest packet that the kernel makes of many.
+/// Burst in addition to the rate: the largest packet that the kernel's segmentation offload makes.
 const BURST_BYTES: u32 = 64 * 1024;
 const BURST_PACKETS: u32 = 64;
 
@@ -133,20 +134,20 @@ fn nat(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chain
     Chain { name, kind: Kind::Nat, hook, priority, policy: Verdict::Accept, rules }
 }
 
-/// Sets that have anything in them; rules look up no others.
+/// Removes empty sets; no rule looks them up.
 fn sets(all: Vec<(&'static str, Vec<Range>)>) -> Vec<Set> {
     let full = all.into_iter().filter(|(_, ranges)| !ranges.is_empty());
     full.map(|(name, ranges)| Set { name, ranges }).collect()
 }
 
-/// The private networks that stay closed whatever a policy says.
+/// Private networks that stay closed with any policy.
 fn closed(common: &Common) -> Vec<Range> {
     let openable = difference(&union(common.permitted.iter().copied()), &union(ALWAYS_CLOSED));
     difference(&union(PRIVATE), &openable)
 }
 
-/// What a slot's tap takes in: the guest's own frames, and of those only IPv4 and ARP about itself. It is
-/// the first thing that sees a frame.
+/// Rules for frames that a slot's tap device receives: only IPv4 from the guest's address and ARP about it.
+/// They run before all other rules.
 pub(crate) fn guard(slot: &SlotSpec) -> Table {
     let rules = vec![
         drop("another hardware address", vec![Key::EtherSource.not(GUEST_MAC)]),
@@ -174,8 +175,8 @@ pub(crate) fn guard(slot: &SlotSpec) -> Table {
     Table { family: Family::Netdev, name: "guard".into(), sets: Vec::new(), chains }
 }
 
-/// What a policy comes to where nothing outside may be reached: the host's rules say so too, but may be away for a
-/// moment.
+/// Restricts a policy to the egress setting. The host's rules do so too, but another program may remove them
+/// for a moment.
 fn within(egress: Egress, policy: &Policy) -> Policy {
     match egress {
         Egress::Nat => policy.clone(),
@@ -183,7 +184,7 @@ fn within(egress: Egress, policy: &Policy) -> Policy {
     }
 }
 
-/// The rules in a slot's namespace: addresses translated, and what the sandbox's policy opens.
+/// Rules in a slot's namespace: address translation and the sandbox's policy.
 pub(crate) fn slot(slot: &SlotSpec, policy: &Policy, common: &Common) -> Table {
     let policy = &within(common.egress, policy);
     let (uplink, tap) = (Key::InLink.link(UPLINK), Key::InLink.link(&slot.tap));
@@ -207,7 +208,7 @@ pub(crate) fn slot(slot: &SlotSpec, policy: &Policy, common: &Common) -> Table {
         nat("prerouting", Hook::Prerouting, PRIORITY_DNAT, incoming),
         nat("postrouting", Hook::Postrouting, PRIORITY_SNAT, outgoing),
         chain("forward", Hook::Forward, PRIORITY_FILTER, Verdict::Drop, forward(slot, policy, common)),
-        // The slot itself offers nothing.
+        // The namespace itself has no services.
         chain("input", Hook::Input, PRIORITY_FILTER, Verdict::Drop, Vec::new()),
     ];
     let sets = sets(vec![
@@ -219,8 +220,8 @@ pub(crate) fn slot(slot: &SlotSpec, policy: &Policy, common: &Common) -> Table {
     Table { family: Family::Ip, name: "slot".into(), sets, chains }
 }
 
-/// Where networks are permitted to policies: all private ones. What a policy allows of them is let through
-/// before this is asked, and what nobody permitted was refused before.
+/// Private networks, if a policy may open some. The rule comes after `allow`, which accepts the allowed ones,
+/// and after the networks that always stay closed.
 fn unopened(common: &Common) -> Vec<Range> {
     if common.permitted.is_empty() { Vec::new() } else { union(PRIVATE) }
 }
@@ -236,8 +237,9 @@ fn over(why: &'static str, from: &Test, rate: Rate) -> Vec<Rule> {
     limits.map(|limit| Rule { why, tests: vec![from.clone()], over: Some(limit), action }).collect()
 }
 
-/// The policy decides on every packet of a flow, not only on the first, so that a changed one cuts what it
-/// forbids; and by the address that the guest asked for, so that one list serves both directions.
+/// Rules that apply the policy. They check every packet of a flow, not only the first, so that a changed
+/// policy also stops existing flows; and they check the flow's original destination, so that one list serves
+/// both directions.
 fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
     let (from_host, from_guest) = (Key::InLink.link(UPLINK), Key::InLink.link(&slot.tap));
     let asked = |set| vec![Key::FlowDestination.in_set(set)];
@@ -263,7 +265,7 @@ fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
         }
     }
     rules.push(drop("never open", asked(CLOSED)));
-    // What a flow's error messages are addressed to is the guest's choice.
+    // The guest chooses the destination of a flow's ICMP errors.
     rules.push(drop("never open", vec![from_guest, Key::IpDestination.in_set(CLOSED)]));
     if !policy.allow.is_empty() {
         rules.push(accept("allowed", asked(ALLOW)));
@@ -280,8 +282,9 @@ fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
     rules
 }
 
-/// How many flows the guest may have. A table of its own, so that a changed policy does not begin to count
-/// anew. Only a flow's first packet is asked: flows that are there go on.
+/// Rules that limit the guest's number of flows. They are in a table of their own, so that replacing the
+/// policy does not reset the count. They match only the first packet of a flow, so that existing flows
+/// continue.
 pub(crate) fn flows(slot: &SlotSpec) -> Table {
     let over = |why, limit| {
         let first = vec![Key::InLink.link(&slot.tap), Key::FlowStatus.no_bit(CONFIRMED)];
@@ -295,8 +298,8 @@ pub(crate) fn flows(slot: &SlotSpec) -> Table {
     Table { family: Family::Ip, name: "flows".into(), sets: Vec::new(), chains }
 }
 
-/// The host's rules for all slots of an agent: no guest reaches the host, another guest or a private
-/// network, nobody outside reaches a guest. They hold also where a slot's own rules fail.
+/// Host's rules for all slots of an agent: no guest reaches the host, another guest or a private network, and
+/// nobody outside reaches a guest. They do not rely on the slots' own rules.
 pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
     let prefix = plan.link_prefix();
     let (from, to) = (Key::InLink.begins(&prefix), Key::OutLink.begins(&prefix));
@@ -322,7 +325,7 @@ pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
         Egress::None => drop("nothing leaves", vec![from.clone()]),
     };
     // A resolver may be a service of the host itself.
-    // Answers come first: they come from where the host asked, which is the slot's other address.
+    // Replies come first: they have the slot's other address, to which the host sent its request.
     let mut input = vec![accept("guests answer the host", answers(&from)), foreign()];
     input.extend(names());
     input.push(drop("no service of the host", vec![from.clone()]));
@@ -383,7 +386,7 @@ mod tests {
         found.map(|set| set.ranges.iter().map(ToString::to_string).collect()).unwrap_or_default()
     }
 
-    /// A policy, the networks that the host permits, and the rules behind [`BEGIN`].
+    /// Policy, networks permitted by the host, and rules after [`BEGIN`].
     type Case = (Policy, &'static [&'static str], Vec<&'static [&'static str]>);
 
     /// What every policy begins with.
@@ -530,7 +533,7 @@ mod tests {
         assert_eq!(forward.last().unwrap(), "iifname wrt1-* drop");
         assert!(forward.iter().all(|rule| !rule.starts_with("iifname") || rule.ends_with("drop")));
         assert!(!texts(&rules, "input").iter().any(|rule| rule.contains("53")));
-        // Nor by the slot, whatever its policy says.
+        // The slot's own rules do not forward either.
         let open = Policy { allow: vec!["203.0.113.0/24".parse().unwrap()], ..Policy::default() };
         let spec = plan().slot(3).unwrap();
         let refused = slot(&spec, &Policy::closed(), &common(&[]));
@@ -564,7 +567,7 @@ mod tests {
         let spec = plan().slot(3).unwrap();
         for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), &common(&[]))] {
             let rules = table.chains.iter().flat_map(|chain| &chain.rules);
-            // The kernel takes 255 bytes, the terminating zero and the comment's own head among them.
+            // The kernel accepts 255 bytes including the terminating zero and the comment's header.
             assert!(rules.clone().all(|rule| rule.why.len() < 128));
             let looked_up = rules.flat_map(|rule| &rule.tests).filter_map(|test| match test.want {
                 crate::model::Want::In(name) => Some(name),

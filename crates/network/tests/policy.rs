@@ -1,6 +1,7 @@
-//! What hostile guests reach: the internet, and nothing else. Needs root. The internet, the metadata service
-//! and neighbours are stand-ins in a namespace that no uplink leads out of; what arrives there is read from
-//! the wire. Real guests are tested in the lab; here a program in the microVM's place writes any frame.
+//! Network isolation of hostile guests: they reach the internet and nothing else. Needs root. The internet,
+//! the metadata service and neighbours are simulated in a namespace without an uplink, and received frames
+//! are captured there. Real guests are tested in the lab; here the test itself writes arbitrary frames to the
+//! tap device.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -27,7 +28,7 @@ use wrenn_network::{
     SlotSpec, TAP_ADDRESS, cleanup,
 };
 
-/// In every hostile frame, so that it is known wherever it shows up.
+/// Payload of every hostile frame, by which it is recognized.
 const HOSTILE: &str = "hostile";
 const ECHO: u16 = 7;
 
@@ -62,7 +63,8 @@ impl Net {
     }
 }
 
-/// There and back; who the peer saw. All that was sent before went its way by then.
+/// Exchanges a packet and a reply; returns the source address that the peer saw. Earlier packets have arrived
+/// by then.
 fn exchange(guest: &Guest, port: u16, peer: &Peer, at: Ipv4Addr, payload: &str) -> SocketAddr {
     guest.udp(port, (at, ECHO), payload);
     let seen = peer.expect(payload);
@@ -81,7 +83,7 @@ fn datagram(from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Vec<u8> {
     frames::ipv4(from, to, UDP, &frames::udp(1000, port, HOSTILE.as_bytes()))
 }
 
-/// Packets in the guest's own name to where it must not get.
+/// Packets with the guest's own address to forbidden destinations.
 fn forbidden_destinations(own: &SlotSpec, other: &SlotSpec) -> Vec<Vec<u8>> {
     let addresses = [
         HOST,
@@ -122,7 +124,7 @@ fn forbidden_destinations(own: &SlotSpec, other: &SlotSpec) -> Vec<Vec<u8>> {
         }
         let ping = frames::icmp(8, 0, [0, 1, 0, 1], HOSTILE.as_bytes());
         all.push(honest(&frames::ipv4(GUEST_ADDRESS, to, ICMP, &ping)));
-        // Broadcast and multicast on the wire, whatever the packet inside says.
+        // Broadcast and multicast MAC address with a unicast IP address.
         for mac in [BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
             all.push(frames::ether(mac, GUEST_MAC, IPV4, &datagram(GUEST_ADDRESS, to, ECHO)));
         }
@@ -130,7 +132,7 @@ fn forbidden_destinations(own: &SlotSpec, other: &SlotSpec) -> Vec<Vec<u8>> {
     all
 }
 
-/// Frames to the internet, which is open, in a name or a shape that is not the guest's.
+/// Frames to the internet with a forged source or in a forbidden format.
 fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
     let own = datagram(GUEST_ADDRESS, INTERNET, ECHO);
     let mut all = vec![
@@ -155,7 +157,8 @@ fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
         all.push(frames::tagged(&honest(&own), tag, vlan));
         all.push(frames::tagged(&frames::tagged(&honest(&own), 0x8100, 5), tag, vlan));
     }
-    // A loose source route over the gateway to a neighbour, and one over the internet.
+    // Loose source routes via the gateway and via the internet to a neighbour, and via the gateway to the
+    // internet.
     for (first, then) in [(TAP_ADDRESS, NEIGHBOUR), (INTERNET, NEIGHBOUR), (TAP_ADDRESS, INTERNET)] {
         let route = [&[131, 7, 4][..], &then.octets(), &[0]].concat();
         let body = frames::udp(1000, ECHO, HOSTILE.as_bytes());
@@ -169,7 +172,7 @@ fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
     all
 }
 
-/// Who is where, by the guest's word, and questions that are none of its business.
+/// False ARP announcements, and ARP requests for other addresses.
 fn arp_lies(own: &SlotSpec) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
     let claims = [TAP_ADDRESS, HOST, INTERNET, own.veth_host_address, own.veth_slot_address, NEIGHBOUR];
@@ -190,7 +193,7 @@ fn arp_lies(own: &SlotSpec) -> Vec<Vec<u8>> {
     all
 }
 
-/// An error message about the guest's own flow to the internet, addressed to somebody else.
+/// ICMP errors about the guest's own flow to the internet, addressed to others.
 fn misdirected_errors(port: u16) -> Vec<Vec<u8>> {
     let answer = frames::ipv4(INTERNET, GUEST_ADDRESS, UDP, &frames::udp(ECHO, port, HOSTILE.as_bytes()));
     let message = frames::icmp(3, 3, [0; 4], &answer);
@@ -198,7 +201,7 @@ fn misdirected_errors(port: u16) -> Vec<Vec<u8>> {
     to.map(|to| honest(&frames::ipv4(GUEST_ADDRESS, to, ICMP, &message))).to_vec()
 }
 
-/// A service of the host that must never hear anything.
+/// Services of the host, which must not receive anything.
 struct HostServices {
     datagrams: Vec<Peer>,
     connections: Vec<TcpListener>,
@@ -222,7 +225,7 @@ impl HostServices {
     }
 }
 
-/// All that came out of the host: ARP of its own, and packets of the host's address to the internet.
+/// Fails if the host sent anything but ARP and packets from its own address to the internet.
 fn only_the_internet(frames: &[Vec<u8>]) {
     for frame in frames {
         assert!(!frames::holds(frame, HOSTILE), "{frame:02x?}");
@@ -260,7 +263,7 @@ async fn two_hostile_guests_reach_the_internet_and_nothing_else() {
         for part in hostile.chunks(50) {
             part.iter().for_each(|frame| attacker.1.raw(frame));
         }
-        // The same paths are still open to who behaves, and closed behind what was sent before.
+        // Permitted flows still work after the hostile frames, which have arrived by now.
         exchange(&attacker.1, port, &internet, INTERNET, &format!("after {round}"));
         exchange(&victim.1, port, &internet, INTERNET, &format!("other {round}"));
         only_the_internet(&net.world.arrived());
@@ -269,7 +272,7 @@ async fn two_hostile_guests_reach_the_internet_and_nothing_else() {
         for frame in victim.1.drain() {
             assert!(!frames::holds(&frame, HOSTILE), "{frame:02x?}");
         }
-        // Nobody in the slot believed anything.
+        // No false ARP entry was accepted.
         let neighbours = support::inside(&attacker.0, &["ip", "neigh", "show", "dev", "tap0"]);
         assert_eq!(neighbours.trim(), "169.254.0.21 lladdr 02:fc:00:00:00:05 PERMANENT");
     }
@@ -283,13 +286,13 @@ async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in
     }
     let net = Net::new(|_| {}).await;
     let (slot, guest) = net.guest().await;
-    // As a guest does that was restored: it asks for the gateway that it knows.
+    // A restored guest sends an ARP request for the gateway that it knows.
     let question = frames::arp(1, (GUEST_MAC, GUEST_ADDRESS), ([0; 6], TAP_ADDRESS));
     guest.raw(&frames::ether(BROADCAST, GUEST_MAC, ARP, &question));
     let answered = guest.drain_until(|frame| frames::kind(frame) == ARP && frame[20..22] == [0, 2]);
     assert_eq!(answered[22..28], TAP_MAC);
 
-    // The agent's way: it asks, the guest answers.
+    // A request of the agent, and the guest's reply.
     let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
     agent.send((slot.host_address, 49983), "are you ready");
     let (asked, _) = guest.expect("are you ready");
@@ -298,7 +301,7 @@ async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in
     let port = u16::from_be_bytes([asked[34], asked[35]]);
     guest.packet(from, UDP, &frames::udp(49983, port, b"ready"));
     assert_eq!(agent.expect("ready"), SocketAddr::from((slot.host_address, 49983)));
-    // To another port of the same peer it may not speak.
+    // A packet to another port of the same peer is not forwarded.
     let other = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
     guest.packet(from, UDP, &frames::udp(49983, port.wrapping_add(1), HOSTILE.as_bytes()));
 
@@ -308,7 +311,7 @@ async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in
     }
     let seen = exchange(&guest, 3000, &internet, INTERNET, "fence");
     assert_eq!(seen.ip(), HOST);
-    // A stranger uses the port that the host gave to the guest's flow.
+    // Another internet host sends to the port that the host assigned to the guest's flow.
     net.world.peer(INTERNET_TOO, ECHO).send(seen, HOSTILE);
     exchange(&guest, 3000, &internet, INTERNET, "fence again");
     guest.drain().iter().for_each(|frame| assert!(!frames::holds(frame, HOSTILE), "{frame:02x?}"));
@@ -342,7 +345,7 @@ async fn constant_resolvers_lead_to_the_hosts_own_on_port_53_only() {
         guest.udp(4003, (GUEST_RESOLVERS[0], port), HOSTILE);
         guest.packet(GUEST_RESOLVERS[0], TCP, &frames::syn((GUEST_ADDRESS, GUEST_RESOLVERS[0]), 4004, port));
     }
-    // Not by its own address either: what it is called is the host's affair.
+    // The resolver's own address is not reachable either.
     guest.udp(4005, (PRIVATE_RESOLVER, 53), HOSTILE);
     exchange(&guest, 4006, &internet, INTERNET, "fence");
     let frames = net.world.arrived();
@@ -352,7 +355,7 @@ async fn constant_resolvers_lead_to_the_hosts_own_on_port_53_only() {
     let ports: Vec<_> = to_resolver.map(|f| (f[23], u16::from_be_bytes([f[36], f[37]]))).collect();
     assert_eq!(ports, [(TCP, 53)]);
 
-    // Closed with the rest where the policy says so.
+    // The policy can close DNS.
     net.pool.set_policy(slot.index, &Policy { dns: false, ..Policy::default() }).await.unwrap();
     guest.udp(4000, (GUEST_RESOLVERS[0], 53), HOSTILE);
     guest.udp(4001, (GUEST_RESOLVERS[1], 53), HOSTILE);
@@ -380,8 +383,8 @@ async fn a_lone_resolver_that_is_the_host_answers_for_both() {
     net.end(&[slot]).await;
 }
 
-/// Sends on a flow in both directions; what of it arrives at the guest and at the peer, once the other flow
-/// has shown that all of it had its time.
+/// Sends packets of a flow in both directions; returns whether they arrived at the peer and at the guest.
+/// Another flow shows that they had time to arrive.
 fn flows(guest: &Guest, flow: (u16, &Peer, Ipv4Addr, SocketAddr), fence: (&Peer, Ipv4Addr)) -> (bool, bool) {
     let (port, peer, at, seen) = flow;
     guest.udp(port, (at, ECHO), "to the peer");
@@ -413,18 +416,18 @@ async fn a_changed_policy_cuts_flows_that_it_forbids_and_no_others() {
     let set = async |policy: &Policy| net.pool.set_policy(slot.index, policy).await.unwrap();
     set(&Policy { deny: network("203.0.113.9"), ..Policy::default() }).await;
     assert_eq!(flows(&guest, flow(seen), fence), (false, false));
-    // What is open again goes on where it was.
+    // A flow that is open again continues.
     set(&Policy::default()).await;
     assert_eq!(flows(&guest, flow(seen), fence), (true, true));
-    // Allowed wins over denied.
+    // `allow` takes precedence over `deny`.
     let (allow, deny) = (network("203.0.113.10/32"), network("0.0.0.0/0"));
     set(&Policy { allow: allow.clone(), deny, ..Policy::default() }).await;
     assert_eq!(flows(&guest, flow(seen), fence), (false, false));
-    // Nothing but what is allowed.
+    // Only `allow` is open.
     set(&Policy { allow, ..Policy::closed() }).await;
     assert_eq!(flows(&guest, flow(seen), fence), (false, false));
 
-    // A private network needs both the host's permission and the sandbox's wish.
+    // A private network must be permitted by the host and allowed by the policy.
     let neighbour = net.world.peer(NEIGHBOUR, ECHO);
     let metadata = net.world.peer(METADATA, ECHO);
     let far = net.world.peer(FAR_PRIVATE[0], ECHO);
@@ -457,7 +460,7 @@ async fn a_refused_policy_changes_nothing_and_only_held_slots_have_one() {
     assert_eq!(support::inside(&slot, &["nft", "list", "ruleset"]), rules);
     exchange(&guest, 7000, &internet, INTERNET, "still");
 
-    // As long as a list may be, and as scattered.
+    // Longest possible list without adjoining networks.
     let scattered = |tens: u32| -> Vec<_> {
         let bits = (0..wrenn_network::MAX_LIST as u32).map(|place| (tens << 24) + 2 * place);
         bits.map(|bits| Ipv4Addr::from_bits(bits).into()).collect()
@@ -475,7 +478,7 @@ async fn a_refused_policy_changes_nothing_and_only_held_slots_have_one() {
 const BURST: usize = 2000;
 const KILOBYTE: usize = 1000;
 
-/// How many of a burst in one direction arrive.
+/// Sends a burst in one direction and returns the number of packets that arrive.
 fn passes(net: &Net, guest: &Guest, peer: &Peer, upload: bool) -> usize {
     let payload = "x".repeat(KILOBYTE);
     let mut arrived = 0;
@@ -517,10 +520,10 @@ async fn rates_hold_in_each_direction_and_not_for_the_agent() {
         net.pool.set_policy(slot.index, &limited).await.unwrap();
         let passed = passes(&net, &guest, &internet, upload);
         println!("{rate:?} {} : {open} open, {passed} limited", if upload { "up" } else { "down" });
-        // Some pass, and far from all: how many depends on how long the burst took.
+        // Some pass, but far from all; the exact number depends on the duration of the burst.
         assert!((1..BURST / 2).contains(&passed), "{passed} of {BURST} with {rate:?}");
     }
-    // The guest has used up its rate; the agent still reaches it.
+    // The guest has used up its rate; the agent can still reach it.
     let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
     for round in 0..50 {
         let question = format!("question {round}");
@@ -562,7 +565,7 @@ async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     assert_eq!((flows_of(&one.0), flows_of(&two.0)), (2, 2));
     assert_eq!(flows_inside(&one.0), 2);
 
-    // A neighbour that was learnt, not pinned.
+    // Add a learnt, not permanent, neighbour entry.
     let learnt = ["ip", "neigh", "add", "169.254.0.23", "lladdr", "02:00:00:00:00:99"];
     support::inside(&one.0, &[&learnt[..], &["nud", "stale", "dev", "tap0"]].concat());
     assert!(support::inside(&one.0, &["ip", "neigh", "show", "dev", "tap0"]).contains("STALE"));
@@ -577,7 +580,7 @@ async fn flows_are_forgotten_after_a_restore_and_with_the_slot() {
     drop((one_guest, two_guest));
     net.pool.release(one.index).await.unwrap();
     assert_eq!((flows_of(&one), flows_of(&two)), (0, 2));
-    // The same number again is another namespace: nothing in it is the former sandbox's.
+    // The same number is a new namespace without entries of the previous sandbox.
     let again = net.guest().await;
     assert_eq!(again.0.index, one.index);
     assert_eq!(flows_inside(&again.0), 0);
@@ -595,15 +598,15 @@ async fn a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else() {
     let internet = net.world.peer(INTERNET, ECHO);
     let agent = Peer::here(Ipv4Addr::UNSPECIFIED, 0);
     let ((slot, guest), (other_slot, other)) = (net.guest().await, net.guest().await);
-    // None ends by itself meanwhile, however slow the machine is.
+    // Prevent timeouts of flows on slow machines.
     Space::at(&slot.netns)
         .run(|| std::fs::write("/proc/sys/net/netfilter/nf_conntrack_udp_timeout", "600").unwrap());
     exchange(&guest, 1, &internet, INTERNET, "before the flood");
-    // A flow is one, however much it says without an answer.
+    // Packets of one flow count once, even without replies.
     for _ in 0..2 * bound {
         guest.udp(500, (INTERNET_TOO, ECHO), HOSTILE);
     }
-    // What the policy refuses is not counted.
+    // Packets that the policy drops do not count.
     for port in 2..100 {
         guest.udp(port, (NEIGHBOUR, ECHO), HOSTILE);
     }
@@ -616,7 +619,7 @@ async fn a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else() {
     flood(bound - 200);
     let opened = flows_inside(&slot);
     assert_eq!(opened, bound - 198, "fewer than the bound are all opened");
-    // Past the bound, as often as the bound on new flows in a second allows.
+    // Continue past the limit, as fast as the limit on new flows per second allows.
     let begin = Instant::now();
     while flows_inside(&slot) < bound || begin.elapsed() < Duration::from_secs(3) {
         flood(50);
@@ -625,7 +628,7 @@ async fn a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else() {
     }
     assert_eq!(flows_inside(&slot), bound);
 
-    // A changed policy does not begin to count anew.
+    // Replacing the policy does not reset the count.
     net.pool.set_policy(slot.index, &Policy { dns: false, ..Policy::default() }).await.unwrap();
     flood(200);
     assert_eq!(flows_inside(&slot), bound);
@@ -637,7 +640,7 @@ async fn a_flood_of_flows_ends_at_the_bound_and_harms_nobody_else() {
     agent.send((slot.host_address, 49983), "the agent");
     guest.expect("the agent");
 
-    // As soon as flows have ended there is room for new ones.
+    // New flows are possible as soon as old ones have ended.
     net.pool.refresh(slot.index).await.unwrap();
     let begin = Instant::now();
     while flows_inside(&slot) == 0 {

@@ -22,7 +22,7 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     assert!(inside(&slot, &["ip", "route"]).contains("default via"), "no default route");
     assert!(inside(&slot, &["ip", "-d", "link", "show", "tap0"]).contains("tun type tap"));
     let rules = inside(&slot, &["nft", "list", "ruleset"]);
-    // What we mean is what the kernel understands.
+    // `nft` must print the rules as they are meant.
     let (reached, left) = (slot.host_address, slot.veth_slot_address);
     for line in [
         "type filter hook ingress device \"tap0\" priority filter; policy drop;",
@@ -48,7 +48,7 @@ async fn a_slot_has_its_addresses_rules_and_tap() {
     ] {
         assert!(host.contains(line), "{line} is not in\n{host}");
     }
-    // Policies too, with lists and rates.
+    // Policies with lists and rates.
     let rate = Rate { bytes: Some(250_000), packets: Some(400) };
     let (allow, deny) = ("203.0.113.0/24".parse().unwrap(), "0.0.0.0/0".parse().unwrap());
     let policy = Policy { allow: vec![allow], deny: vec![deny], upload: rate, ..Policy::default() };
@@ -118,7 +118,7 @@ async fn leftovers_are_undone_and_others_are_not_touched() {
     run("ip", &["link", "del", &half.veth_host]);
     drop(pool);
 
-    // The next agent keeps the slot of the microVM that still runs, and undoes the rest.
+    // The next agent keeps the slot of the running microVM and removes the rest.
     let again = PoolConfig { warm: 0, in_use: vec![kept.index], ..config(dir.path()) };
     let pool = SlotPool::start(again).await.unwrap();
     assert_eq!(pool.stats().in_use, 1);
@@ -138,7 +138,7 @@ async fn what_no_journal_names_is_found_by_its_name() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // Of others, however alike their names.
+    // Resources of other programs with similar names.
     for foreign in ["wrtest-x", "wrtest-007", "wrtest-40000", "wrtes-3", "wrtes2-3"] {
         run("ip", &["link", "add", foreign, "type", "bridge"]);
     }
@@ -151,7 +151,7 @@ async fn what_no_journal_names_is_found_by_its_name() {
     let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
     let (kept, lost) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
     pool.shutdown().await.unwrap();
-    // A link whose journal and pin are gone, and a pin whose journal is.
+    // A link without journal and mount point, and a mount point without journal.
     fs::remove_dir_all(dir.path().join("slots")).unwrap();
     run("ip", &["link", "add", "wrtest-9", "type", "bridge"]);
     let found = leftovers(dir.path(), "test").unwrap();
@@ -187,7 +187,7 @@ async fn the_limit_is_said_so() {
     cleanup(dir.path(), "test").await.unwrap();
 }
 
-/// Numbers at the borders of bytes, and the last one; whoever is at the other end is known without a question.
+/// Slot numbers at byte boundaries, and the last one. All neighbour entries are permanent.
 #[tokio::test]
 async fn slots_of_every_number_work() {
     if !isolated("slots_of_every_number_work") {
@@ -221,8 +221,8 @@ async fn slots_of_every_number_work() {
     assert_eq!(stock(dir.path()), before);
 }
 
-/// Somebody loads other rules for the whole host, as a restart of the host's own firewall does, while sandboxes come
-/// and go.
+/// Another program flushes all rules, as restarting the host's firewall does, while slots are acquired and
+/// released.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hosts_rules_come_back() {
     if !isolated("the_hosts_rules_come_back") {

@@ -1,4 +1,4 @@
-//! Network namespaces as threads that are in them, and what stands in one for the world outside.
+//! Network namespaces, each owned by a thread, and simulated networks around the host in one of them.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use super::{PATIENCE, run};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread in a namespace.
+/// Thread in a network namespace.
 pub struct Space {
     thread: i32,
     jobs: mpsc::Sender<Job>,
@@ -26,23 +26,23 @@ impl Space {
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
             enter();
-            // SAFETY: no arguments, no memory.
+            // SAFETY: takes no arguments and accesses no memory.
             tell.send(unsafe { libc::gettid() }).unwrap();
             work.into_iter().for_each(|job| job());
         });
         Self { thread: told.recv().unwrap(), jobs }
     }
 
-    /// In a namespace of its own.
+    /// Creates a new namespace.
     pub fn new() -> Self {
-        // SAFETY: affects the calling thread alone.
+        // SAFETY: affects only the calling thread.
         Self::begin(|| assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0))
     }
 
-    /// In the namespace that is pinned at a file.
+    /// Enters the namespace that is mounted at a file.
     pub fn at(pin: &Path) -> Self {
         let pin = File::open(pin).unwrap();
-        // SAFETY: affects the calling thread alone.
+        // SAFETY: affects only the calling thread.
         Self::begin(move || assert_eq!(unsafe { libc::setns(pin.as_raw_fd(), libc::CLONE_NEWNET) }, 0))
     }
 
@@ -59,7 +59,7 @@ impl Space {
     }
 }
 
-/// Addresses in the world: all of it stands in one namespace behind the host's only way out.
+/// Addresses outside the host: all are in one namespace behind its default route.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub const HOST_PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -75,22 +75,22 @@ pub const FAR_PRIVATE: [Ipv4Addr; 4] = [
     Ipv4Addr::new(198, 18, 0, 1),
 ];
 
-/// Internet, metadata service, neighbours and resolvers.
+/// Simulated internet, metadata service, neighbours and resolvers.
 pub struct World {
     space: Space,
     sniffer: OwnedFd,
 }
 
-/// A socket at one of the world's addresses.
+/// UDP socket at one of the outside addresses.
 pub struct Peer(UdpSocket);
 
 impl World {
-    /// Makes the world and the calling thread's namespace's link to it.
+    /// Creates the outside namespace and a link to it from the calling thread's namespace.
     pub fn new() -> Self {
         let space = Space::new();
         run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "world0"]);
         for link in ["up0", "world0"] {
-            // Its own chatter would be among what arrives.
+            // Without IPv6 no unsolicited packets are sent on it.
             std::fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1").unwrap();
         }
         run("ip", &["link", "set", "world0", "netns", &space.thread.to_string()]);
@@ -107,7 +107,7 @@ impl World {
             run("ip", &["addr", "add", &format!("{address}/24"), "dev", "up0"]);
         }
         run("ip", &["route", "add", "default", "via", &INTERNET.to_string()]);
-        // So that an attempt from outside can be made.
+        // Allows connection attempts from outside.
         space.ip(&format!("route add default via {HOST}"));
         let sniffer = space.run(sniffer);
         Self { space, sniffer }
@@ -118,13 +118,13 @@ impl World {
         Peer::of(socket)
     }
 
-    /// Every frame that arrived since the last time, as it is on the wire.
+    /// Returns the frames received since the last call.
     pub fn arrived(&self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut buffer = vec![0_u8; 70_000];
         loop {
             let (data, length) = (buffer.as_mut_ptr().cast(), buffer.len());
-            // SAFETY: zero is a valid address; buffer and address are as long as is said.
+            // SAFETY: zero is a valid address; pointers and lengths describe live buffers.
             let (got, kind) = unsafe {
                 let mut from: libc::sockaddr_ll = std::mem::zeroed();
                 let mut size = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
@@ -148,7 +148,7 @@ impl World {
 fn sniffer() -> OwnedFd {
     const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
     let size: libc::c_int = 64 << 20;
-    // SAFETY: the descriptor is ours, the values outlive the calls and are as long as is said.
+    // SAFETY: the descriptor is owned here; pointers and lengths describe live values.
     unsafe {
         let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(ALL));
         assert!(fd >= 0);
@@ -165,7 +165,7 @@ fn sniffer() -> OwnedFd {
 }
 
 impl Peer {
-    /// A peer in the calling thread's namespace.
+    /// Opens a socket in the calling thread's namespace.
     pub fn here(address: Ipv4Addr, port: u16) -> Self {
         Self::of(UdpSocket::bind(SocketAddrV4::new(address, port)).unwrap())
     }
@@ -175,7 +175,7 @@ impl Peer {
         Self(socket)
     }
 
-    /// Waits for this payload, past others; who sent it.
+    /// Waits for this payload and ignores others; returns its sender.
     pub fn expect(&self, payload: &str) -> SocketAddr {
         let (begin, mut buffer) = (Instant::now(), [0; 2048]);
         while begin.elapsed() < PATIENCE {
@@ -191,7 +191,7 @@ impl Peer {
         self.0.send_to(payload.as_bytes(), to.into()).unwrap();
     }
 
-    /// What came and was not expected.
+    /// Reads all other payloads that have arrived.
     pub fn drain(&self) -> Vec<String> {
         self.0.set_nonblocking(true).unwrap();
         let mut buffer = [0; 2048];
