@@ -1,4 +1,4 @@
-//! The task that owns one sandbox: it alone changes it, one step after the other.
+//! Task of one sandbox, the only one that changes it, one step after another.
 
 use std::{
     collections::HashMap,
@@ -27,92 +27,92 @@ use super::{
 };
 use crate::{assets::Assets, config::Rates, error::AgentError, fault, memory::Memory};
 
-/// How much of the guest's console goes into the message when it ends by itself.
+/// Length of the console's end that is added to the error of a microVM that ended by itself, in bytes.
 const LAST_WORDS: usize = 400;
-/// How many lines of it, and of the VMM's log.
+/// Number of last lines of the console, and of the VMM's log, in that error.
 const LAST_LINES: usize = 3;
-/// How often a sandbox's disk is looked at.
+/// Interval between health checks of a sandbox's disk.
 const DISK_LOOK: Duration = Duration::from_secs(5);
 
-/// What all sandboxes of an agent share.
+/// Resources that all sandboxes of an agent share.
 pub(crate) struct Shared {
-    /// Starts microVMs.
+    /// VMM driver.
     pub(crate) vmm: Arc<dyn Vmm>,
-    /// Disks.
+    /// Disks of sandboxes.
     pub(crate) volumes: Arc<dyn Volumes>,
-    /// Networks.
+    /// Network slots.
     pub(crate) slots: Arc<SlotPool>,
-    /// Names and numbers of slots.
+    /// Names and addresses of slots.
     pub(crate) plan: Plan,
-    /// Kernel, initial RAM disk, templates.
+    /// Kernel, initial RAM disk and templates.
     pub(crate) assets: Assets,
-    /// Where each sandbox has a directory.
+    /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,
     /// First user id of VMMs.
     pub(crate) uid_base: u32,
     /// From the start of a create until envd answers.
     pub(crate) boot_limit: Duration,
-    /// What its devices may move.
+    /// Rate limits of each sandbox's devices.
     pub(crate) rates: Rates,
-    /// Holds the output of guests.
+    /// Memory for the output of guests.
     pub(crate) memory: Arc<Memory>,
-    /// Whether there is so little room for disks that sandboxes are held.
+    /// Whether sandboxes are paused because there is too little room for disks.
     pub(crate) held: watch::Receiver<bool>,
 }
 
-/// Where a sandbox is in its life on this host.
+/// State of a sandbox on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Being made.
+    /// Being created.
     Starting,
-    /// Code can run in it.
+    /// Ready to run code.
     Running,
     /// Being removed.
     Stopping,
-    /// It ended by itself; its record waits for a destroy.
+    /// Ended by itself; its record stays until it is destroyed.
     Failed(AgentError),
-    /// Its journal is not understood: it may run, and is left as it is until somebody destroys it.
+    /// Its journal cannot be read: it may run, and stays untouched until it is destroyed.
     Unknown(AgentError),
-    /// Nothing of it is left; with the reason when it never ran.
+    /// Removed; with the error if it never ran.
     Gone(Option<AgentError>),
 }
 
-/// What others see of a sandbox.
+/// State of a sandbox, as other tasks see it.
 #[derive(Clone)]
 pub(crate) struct Published {
-    /// Where it is.
+    /// State.
     pub(crate) state: State,
-    /// The way in, while it runs.
+    /// Connection to the guest, while it runs.
     pub(crate) guest: Option<Guest>,
-    /// What each step of its creation took.
+    /// Duration of each step of its creation.
     pub(crate) timings: Vec<(&'static str, Duration)>,
-    /// Whether it is held, because its disk could soon not be written.
+    /// Whether it is paused because its disk may soon run out of room.
     pub(crate) held: bool,
 }
 
-/// How the rest of the agent speaks to a sandbox.
+/// Handle of a sandbox's task.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    /// What it was asked to be.
+    /// Specification.
     pub(crate) spec: Arc<Spec>,
-    /// What it is now.
+    /// Current state.
     pub(crate) published: watch::Receiver<Published>,
     destroys: mpsc::Sender<DestroyRequest>,
     give_up: CancellationToken,
 }
 
-/// A call that wants the sandbox destroyed: where the result goes, and the call's span.
+/// A destroy request: the sender of its result, and the call's span.
 type DestroyRequest = (oneshot::Sender<Result<(), AgentError>>, Span);
 
-/// With what a sandbox's task begins.
+/// First step of a sandbox's task.
 pub(crate) enum Start {
-    /// Nothing: make it, with this environment, for the call of this span.
+    /// Create the sandbox, with this environment, for the call of this span.
     Create(HashMap<String, String>, Span),
-    /// A microVM that a former agent left running, in this slot.
+    /// Adopt a microVM of a former agent, in this slot.
     Adopt(Box<dyn MicroVm>, SlotSpec),
-    /// A record of a failure.
+    /// Keep the record of a failure.
     Failed(AgentError),
-    /// What is not understood, and is left as it is.
+    /// Keep a sandbox whose journal cannot be read untouched.
     Unknown(AgentError),
 }
 
@@ -121,7 +121,7 @@ pub(super) struct Actor {
     pub(super) spec: Arc<Spec>,
     pub(super) shared: Arc<Shared>,
     pub(super) journal: Option<Journal>,
-    /// What it holds, also where the journal could not be told.
+    /// Its resources, including those that could not be recorded in the journal.
     pub(super) summary: Summary,
     pub(super) vm: Option<Box<dyn MicroVm>>,
     publish: watch::Sender<Published>,
@@ -129,7 +129,7 @@ pub(super) struct Actor {
 }
 
 impl Shared {
-    /// Where the VMM does not keep the rate of the network, the packet filter does.
+    /// Rate limits by the packet filter, if the VMM does not enforce them.
     pub(super) fn network_policy(&self) -> Policy {
         let by_vmm = self.vmm.capabilities().network_rate;
         let rate = wrenn_network::Rate { bytes: self.rates.network.filter(|_| !by_vmm), packets: None };
@@ -138,7 +138,7 @@ impl Shared {
 }
 
 impl Handle {
-    /// Removes the sandbox and everything that belongs to it.
+    /// Removes the sandbox and all its resources.
     pub(crate) async fn destroy(&self) -> Result<(), AgentError> {
         self.give_up.cancel();
         let (reply, answer) = oneshot::channel();
@@ -147,7 +147,7 @@ impl Handle {
         {
             return result;
         }
-        // The task ended, as a rule with the sandbox.
+        // The task has ended, usually because the sandbox is gone.
         if matches!(self.now().state, State::Gone(_)) {
             return Ok(());
         }
@@ -156,13 +156,13 @@ impl Handle {
         Err(AgentError::new(ErrorCode::InternalError, message))
     }
 
-    /// What it is now.
+    /// Returns the current state.
     pub(crate) fn now(&self) -> Published {
         self.published.borrow().clone()
     }
 }
 
-/// Starts the task of a sandbox. `journal` is `None` for a new one, and for one whose journal is left alone.
+/// Starts the task of a sandbox. `journal` is `None` for a new one, and for one whose journal cannot be read.
 pub(crate) fn spawn(
     shared: Arc<Shared>,
     id: String,
@@ -187,7 +187,7 @@ pub(crate) fn directory(sandboxes: &Path, id: &str) -> PathBuf {
     sandboxes.join(id)
 }
 
-/// The last lines of a log in one, without the paths of the agent's own directories.
+/// Joins the last lines of a log, without the paths of the agent's own directories.
 pub(super) fn last_lines(log: &str, sandboxes: &Path) -> String {
     let own = sandboxes.parent().unwrap_or(sandboxes).display().to_string();
     let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -201,11 +201,12 @@ impl Actor {
             Start::Create(envs, call) => {
                 if let Err(error) = self.create(&envs).instrument(call.clone()).await {
                     call.in_scope(|| tracing::warn!(code = %error.code, %error, "a create failed"));
-                    // Nobody can use what is left, so it goes at once; what cannot go stays on record.
+                    // No one can use the rest, so it is removed at once; whatever cannot be removed stays in
+                    // the record.
                     match self.take_back().instrument(call).await {
                         Ok(()) => return self.set(State::Gone(Some(error))),
                         Err(stuck) => {
-                            tracing::error!(id = self.id, %stuck, "a failed create could not be undone");
+                            tracing::error!(id = self.id, %stuck, "cannot undo a failed create");
                             self.set(State::Failed(error));
                         }
                     }
@@ -214,11 +215,12 @@ impl Actor {
             Start::Adopt(vm, slot) => {
                 match Guest::new(slot.host_address, &self.spec.access_token, &self.shared.memory) {
                     Ok(guest) => {
-                        // The host's resolvers and this agent's rules may be others than the former one's.
+                        // The host's resolvers and this agent's rules may differ from those of the former
+                        // agent.
                         if let Err(error) =
                             self.shared.slots.set_policy(slot.index, &self.shared.network_policy()).await
                         {
-                            tracing::error!(id = self.id, %error, "a sandbox keeps its former network rules");
+                            tracing::error!(id = self.id, %error, "cannot update the network rules of a sandbox");
                         }
                         self.vm = Some(vm);
                         self.running(guest, Vec::new());
@@ -230,7 +232,7 @@ impl Actor {
             Start::Unknown(error) => self.set(State::Unknown(error)),
         }
         let mut held = self.shared.held.clone();
-        // Also what was adopted is held, or goes on.
+        // Adopted sandboxes are paused or resumed, too.
         held.mark_changed();
         let mut looks = tokio::time::interval(DISK_LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -256,7 +258,7 @@ impl Actor {
                 }
                 _ = looks.tick(), if self.vm.is_some() => self.check_disk().await,
                 request = destroys.recv() => {
-                    // Without a sender the agent stops; the microVM goes on.
+                    // Without a sender the agent is stopping; the microVM continues to run.
                     let Some((reply, call)) = request else { return };
                     let result = self.destroy().instrument(call).await;
                     let done = result.is_ok();
@@ -272,24 +274,24 @@ impl Actor {
         }
     }
 
-    /// Holds the guest while there is no room for what it writes, or lets it go on. The kernel does it, so that no
-    /// VMM can refuse at its neighbours' cost.
+    /// Pauses the guest while there is no room for its writes, or resumes it. By signal, so that no VMM can
+    /// refuse at the expense of the others.
     fn hold(&self, hold: bool) {
         let Some(vm) = &self.vm else { return };
         match vm.freeze(hold) {
             Ok(()) => self.publish.send_modify(|published| published.held = hold),
-            Err(error) => tracing::error!(id = self.id, hold, %error, "a microVM could not be held or go on"),
+            Err(error) => tracing::error!(id = self.id, hold, %error, "cannot pause or resume a microVM"),
         }
     }
 
-    /// A guest whose disk is lost is ended, before it works on with what it cannot keep.
+    /// Ends a guest whose disk is lost, so that it does not continue with data that cannot be stored.
     async fn check_disk(&mut self) {
         let cause = match self.shared.volumes.health(&self.id).await {
             Ok(Health::Ok | Health::Low { .. }) => return,
             Ok(Health::Invalid) => "it lost changes when the host's store was full",
             Ok(Health::CowMissing) | Err(DiskError::UnknownVolume(_)) => "its file was removed from the host",
             Err(error) => {
-                tracing::warn!(id = self.id, %error, "a disk could not be looked at");
+                tracing::warn!(id = self.id, %error, "cannot check a disk");
                 return;
             }
         };
@@ -315,9 +317,9 @@ impl Actor {
         });
     }
 
-    /// Writes entries; the file system may block, so not on the runtime's threads.
+    /// Appends entries to the journal; on a blocking thread, because the file system may block.
     pub(super) async fn record(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
-        // Remembered even when the write fails: what they name is there, and must be taken back.
+        // Recorded in memory even if the write fails: the resources exist, and must be released.
         entries.iter().for_each(|entry| self.summary.add(entry));
         let Some(mut journal) = self.journal.take() else {
             return Err(AgentError::fault("writing the sandbox's journal", &"it is not open"));
@@ -342,7 +344,7 @@ impl Actor {
         Ok(())
     }
 
-    /// What a microVM and its VMM said last, for the sandbox's owner.
+    /// Formats the end of the console and of the VMM's log, for the sandbox's owner.
     pub(super) async fn last_words(&self, vm: &dyn MicroVm, exit: &Exit) -> String {
         let console = String::from_utf8_lossy(&vm.console(LAST_WORDS).await).into_owned();
         let [console, log] = [&console, &exit.log].map(|text| last_lines(text, &self.shared.dir));
@@ -350,27 +352,27 @@ impl Actor {
         format!("its console's last lines: {console:?}; its VMM's, which ended with status {status}: {log:?}")
     }
 
-    /// It cannot go on.
+    /// Marks the sandbox as failed and releases its resources.
     async fn ended(&mut self, why: &str) {
         let message = format!("{why}. Delete the sandbox");
         let error = AgentError::new(ErrorCode::AgentError, message);
         let entry = Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() };
         let told = self.record(vec![entry]).await;
         if let Err(cause) = &told {
-            tracing::error!(id = self.id, %cause, "a failure could not be recorded");
+            tracing::error!(id = self.id, %cause, "cannot record a failure");
         }
         self.set(State::Failed(error));
-        // What it held is free again at once; its record stays. Its slot stays with a record that does not tell of the
-        // failure: the next start would take it from its next owner.
+        // Its resources are released at once; its record stays. If the record does not contain the failure,
+        // the slot stays, too: the next start would take it from its next owner.
         let held = self.summary.undo();
         if let Err(cause) = self.release(told.is_ok()).await {
-            tracing::error!(id = self.id, %cause, "a failed sandbox still holds something");
+            tracing::error!(id = self.id, %cause, "cannot release all resources of a failed sandbox");
         }
         let left = self.summary.undo();
         let gone = held.iter().filter(|step| !left.contains(step));
         let released = gone.map(|step| Entry::Released { thing: step.thing() }).collect();
         if let Err(cause) = self.record(released).await {
-            tracing::error!(id = self.id, %cause, "what a failed sandbox gave back could not be recorded");
+            tracing::error!(id = self.id, %cause, "cannot record the released resources of a failed sandbox");
         }
     }
 
@@ -378,7 +380,7 @@ impl Actor {
         self.set(State::Stopping);
         let result = async {
             if self.journal.is_some() && self.record(vec![Entry::Destroy]).await.is_err() {
-                // Perhaps there is no room, and what it holds makes some.
+                // The disk may be full; releasing the resources may make room.
                 self.release(false).await?;
                 self.record(vec![Entry::Destroy]).await?;
             }
@@ -392,7 +394,7 @@ impl Actor {
         result
     }
 
-    /// Ends the VMM that this task knows, whatever it has become.
+    /// Kills the VMM of this task, whatever its state.
     pub(super) async fn kill_vm(&mut self) -> Result<(), AgentError> {
         if let Some(vm) = &self.vm {
             vm.kill().await?;
@@ -401,7 +403,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Undoes what the journal lists, latest first; the slot only where that is said.
+    /// Releases the resources in the journal, the latest first; the slot only with `slot_too`.
     async fn release(&mut self, slot_too: bool) -> Result<(), AgentError> {
         self.kill_vm().await?;
         for step in self.summary.undo() {
@@ -419,7 +421,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Undoes everything, the record included.
+    /// Releases all resources and removes the record.
     async fn take_back(&mut self) -> Result<(), AgentError> {
         self.release(true).await?;
         self.journal = None;

@@ -1,4 +1,4 @@
-//! How a sandbox is made: journal, network, disk, microVM, guest.
+//! Creation of a sandbox: journal, network, disk, microVM, guest.
 
 use std::{
     collections::HashMap,
@@ -26,7 +26,7 @@ use crate::{
     fault,
 };
 
-/// What the VMM of a sandbox is started with; also how it is found again.
+/// Specification of a sandbox's VMM; also used to find it again.
 pub(crate) fn boot_spec(
     shared: &Shared,
     id: &str,
@@ -60,7 +60,7 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), AgentError> {
 }
 
 impl Actor {
-    /// Makes the sandbox and publishes it as running.
+    /// Creates the sandbox and publishes it as running.
     pub(super) async fn create(&mut self, envs: &HashMap<String, String>) -> Result<(), AgentError> {
         let begin = Instant::now();
         let mut timings = Vec::new();
@@ -70,11 +70,11 @@ impl Actor {
             last = Instant::now();
         };
 
-        // The pool has a journal of its own: what no sandbox has written down is free at the next start.
+        // The pool has a journal of its own: a slot that no sandbox has recorded is free at the next start.
         let slot = self.shared.slots.acquire().await?;
         fault::point("create.slot");
         step("network");
-        // All that is to be made, in one: each time the disk is waited for is a good part of a create.
+        // All resources in one write: each flush of the disk is a large part of a create's time.
         let spec = Entry::Spec((*self.spec).clone());
         self.begin_record(vec![spec, Entry::Slot { index: slot.index }, Entry::Volume, Entry::VmmIntent])
             .await?;
@@ -86,7 +86,7 @@ impl Actor {
         let mut boot = boot_spec(&self.shared, &self.id, &self.spec, &slot, None);
         let Spec { template, disk_size_mb, .. } = &*self.spec;
         let clone = self.shared.volumes.clone_image(template, &self.id, *disk_size_mb, boot.uid);
-        // Both to their ends, so that nothing is being made while it is undone.
+        // Both run to their end, so that neither still creates something while it is being undone.
         let (disk, cgroups) = tokio::join!(clone, self.make_place(&boot));
         boot.disk = Some(disk?.path);
         fault::point("create.volume");
@@ -99,7 +99,7 @@ impl Actor {
         let limit = self.shared.boot_limit;
         if let Err(error) = self.boot(&boot, &guest, begin + limit / 3 * 2).await {
             self.still_wanted()?;
-            // Whatever it was, a guest that never ran has nothing to lose by another try.
+            // A guest that never ran has nothing to lose by a second attempt.
             tracing::warn!(id = self.id, %error, "a guest did not come up; it is booted once more");
             self.kill_vm().await?;
             end_vmm(&boot.run_dir, None).await?;
@@ -116,7 +116,7 @@ impl Actor {
         Ok(())
     }
 
-    /// A new slot has the policy that allows what the host allows.
+    /// Sets the slot's rate limits; a new slot allows everything that the host allows.
     async fn limit_network(&self, slot: u16) -> Result<(), AgentError> {
         let policy = self.shared.network_policy();
         if policy == Policy::default() {
@@ -125,9 +125,9 @@ impl Actor {
         Ok(self.shared.slots.set_policy(slot, &policy).await?)
     }
 
-    /// Makes the directory of the sandbox and begins its journal.
+    /// Creates the directory of the sandbox and its journal.
     async fn begin_record(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
-        // Remembered even when the write fails: what they name is there, and must be taken back.
+        // Recorded in memory even if the write fails: the resources exist, and must be released.
         entries.iter().for_each(|entry| self.summary.add(entry));
         let dir = directory(&self.shared.dir, &self.id);
         let begun = spawn_blocking(move || {
@@ -140,8 +140,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Makes the VMM's directory and its control groups, which it gives; none where the machine has no controllers and the
-    /// VMM is no security boundary.
+    /// Creates the VMM's directory and its control groups, and returns the groups; none if the machine has no
+    /// controllers and the VMM is no security boundary.
     async fn make_place(&self, boot: &BootSpec) -> Result<Vec<PathBuf>, AgentError> {
         let can = self.shared.vmm.capabilities();
         let secure = can.security_boundary;
@@ -151,12 +151,12 @@ impl Actor {
             make_dir(&run_dir, 0o700)?;
             chown(&run_dir, Some(uid), Some(gid))
                 .map_err(|error| of_files("making the sandbox's directory", &error))?;
-            // They were there at the agent's start, and may have been unmounted since.
+            // They existed at the agent's start, but may have been unmounted since.
             if let Some(lack) = cgroup::lacking().filter(|_| secure) {
                 return Err(AgentError::new(ErrorCode::AgentError, lack));
             }
             match cgroup::prepare(&id, memory_mb, vcpus) {
-                // What is to keep hostile code from the host does not run without its bounds.
+                // Hostile code must not run without its limits.
                 Err(error) if secure => Err(AgentError::fault("making the sandbox's control group", &error)),
                 Err(error) => {
                     tracing::warn!(id, %error, "the VMM runs without a control group of its own");
