@@ -1,4 +1,4 @@
-//! The client's configuration file: where it is, and how `wrenn up` puts URL and key into it.
+//! The client's configuration file: its path, and how `wrenn up` writes URL and key to it.
 
 use std::{
     fs, io,
@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 
 use crate::users::{self, User};
 
-/// A larger file is not a configuration.
+/// Maximum size of the file, in bytes.
 const SIZE_MAX: u64 = 1 << 20;
 
-/// Where the file is: `WRENN_CONFIG`, else in the home directory.
+/// Path of the file: `WRENN_CONFIG`, else in the home directory.
 pub(crate) fn path() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("WRENN_CONFIG").filter(|path| !path.is_empty()) {
         return std::path::absolute(PathBuf::from(path)).context("WRENN_CONFIG");
@@ -26,7 +26,7 @@ pub(crate) fn path() -> Result<PathBuf> {
     Ok(home.join(".config/wrenn/config.toml"))
 }
 
-/// The user behind `sudo`, unless `HOME` was set to something of its own.
+/// The user who called `sudo`, unless `HOME` was set to another directory.
 fn invoker() -> Option<User> {
     if !rustix::process::geteuid().is_root() {
         return None;
@@ -38,7 +38,7 @@ fn invoker() -> Option<User> {
     usual.then_some(user)
 }
 
-/// The content of the file; nothing when there is none.
+/// Reads the file; empty if it does not exist.
 pub(crate) fn read(path: &Path) -> Result<String> {
     let file = match fs::File::open(path) {
         Ok(file) => file,
@@ -51,7 +51,7 @@ pub(crate) fn read(path: &Path) -> Result<String> {
     Ok(text)
 }
 
-/// Puts URL and key into the file and leaves the rest as it is.
+/// Writes URL and key to the file and leaves the rest unchanged.
 pub(crate) fn write(path: &Path, url: &str, api_key: &str) -> Result<()> {
     let text = merge(&read(path)?, url, api_key)?;
     let owner = invoker();
@@ -105,7 +105,7 @@ fn merge(old: &str, url: &str, api_key: &str) -> Result<String> {
     if text.parse::<toml::Table>().is_ok_and(|table| table == wanted) {
         return Ok(text);
     }
-    // Something unusual, such as text of several lines: write it anew.
+    // If this fails, as for multi-line strings, the file is written anew.
     wanted.retain(|name, _| name != "url" && name != "api_key");
     Ok(format!("{head}{}", toml::to_string(&wanted).context("cannot write the configuration")?))
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{failure::Failure, output::note};
 
-/// What a value must look like.
+/// Type of a value.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Text,
@@ -22,7 +22,7 @@ enum Kind {
     OneOf(&'static [&'static str]),
 }
 
-/// One key. Its environment variable follows from its name, see [`Key::env`].
+/// A configuration key. Its environment variable follows from its name, see [`Key::env`].
 #[derive(Debug)]
 struct Key {
     name: &'static str,
@@ -34,7 +34,7 @@ const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
     Key { name, kind, default }
 }
 
-/// Every key. An empty default means that the reader of the key has one, or does without.
+/// All keys. With an empty default, the reader of the key has a default or needs none.
 const KEYS: &[Key] = &[
     key("url", Kind::Text, ""),
     key("api_key", Kind::Text, ""),
@@ -71,21 +71,21 @@ const KEYS: &[Key] = &[
     key("agent.boot_timeout_sec", Kind::Number(1, 3600), ""),
 ];
 
-/// Variables that are ours and no keys: the file itself, and what tests use.
+/// Environment variables that are no keys: the path of the file, and a variable of the tests.
 const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", "WRENN_BIN"];
-/// Fault points of test builds.
+/// Prefix of the fault points of test builds.
 const FAULT_PREFIX: &str = "WRENN_FAULT_";
-/// Keys that a server or agent has no use for.
+/// Keys that servers and agents do not use.
 const CLIENT_KEYS: &[&str] = &["url", "api_key"];
-/// Keys whose variables have names that other programs use too: they count only in the real environment.
+/// Keys whose variables other programs use too: they are only read from the environment itself.
 const SHARED_NAMES: &[&str] = &["database_url", "redis_url"];
-/// Keys with a flag of their own; the others are set by `--set`.
+/// Keys that have a flag of their own; the others are set by `--set`.
 const OWN_FLAGS: &[&str] = &["url", "api_key", "state_dir", "share_dir"];
-/// How similar two names must be for one to be suggested for the other, as in clap.
+/// Minimum similarity of two names for a suggestion, as in clap.
 const SIMILAR: f64 = 0.8;
 
 impl Key {
-    /// `a.b` is `WRENN_A_B`; the two URLs have the names that everybody uses.
+    /// Name of the environment variable: `WRENN_A_B` for `a.b`; the two URLs have their common names.
     fn env(&self) -> String {
         match self.name {
             "database_url" => "DATABASE_URL".to_owned(),
@@ -120,16 +120,16 @@ fn known(name: &str) -> Result<&'static Key> {
     })
 }
 
-/// `: did you mean X?`, or nothing when no name is similar.
+/// `: did you mean X?`, or nothing if no name is similar.
 fn similar(name: &str, names: impl Iterator<Item = String>) -> String {
-    // What all variables begin with makes none similar.
+    // The common prefix of all variables does not count.
     let bare = |name: &str| name.trim_start_matches("WRENN_").to_owned();
     let score = |other: &String| strsim::jaro_winkler(&bare(name), &bare(other));
     let best = names.max_by(|a, b| score(a).total_cmp(&score(b))).filter(|best| score(best) > SIMILAR);
     best.map(|best| format!(": did you mean {best}?")).unwrap_or_default()
 }
 
-/// Where a value comes from, the weakest first.
+/// Source of a value, in ascending order of precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Default,
@@ -145,29 +145,30 @@ struct Value {
     origin: Origin,
 }
 
-/// What decides where configuration is read from.
+/// Sources of the configuration.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
-    /// Pairs of key and value.
+    /// Keys and values of flags.
     pub(crate) flags: Vec<(String, String)>,
-    /// The file of `--env-file`.
+    /// Path given by `--env-file`.
     pub(crate) env_file: Option<PathBuf>,
-    /// Whether unknown `WRENN_` variables are refused. Clients are not: other software may use such names.
+    /// Whether unknown `WRENN_` variables are rejected. Clients accept them: other software may use such
+    /// names.
     pub(crate) strict: bool,
 }
 
-/// The values in force.
+/// The effective values.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Config {
     values: BTreeMap<&'static str, Value>,
     faults: BTreeMap<String, String>,
     request: Request,
     file: PathBuf,
-    /// The API that the file alone leads to: the only one that gets the file's key.
+    /// URL of the API by the file alone: only this API gets the file's key.
     file_url: String,
 }
 
-/// What was read, the strongest first.
+/// The content of all sources, in descending order of precedence.
 #[derive(Debug, Default)]
 struct Sources {
     flags: Vec<(String, String)>,
@@ -178,7 +179,7 @@ struct Sources {
 }
 
 impl Config {
-    /// Reads everything.
+    /// Reads all sources.
     pub(crate) fn load(request: Request) -> Result<Self> {
         Self::read(request).map_err(|error| invalid(format!("{error:#}")))
     }
@@ -263,7 +264,7 @@ impl Config {
         Ok(())
     }
 
-    /// Children and detached processes run elsewhere.
+    /// Makes paths absolute: children and detached processes run in other directories.
     fn make_absolute(&mut self) -> Result<()> {
         for key in KEYS.iter().filter(|key| matches!(key.kind, Kind::Path)) {
             if let Some(value) = self.values.get_mut(key.name) {
@@ -275,27 +276,27 @@ impl Config {
         Ok(())
     }
 
-    /// The value of a key of the table.
+    /// Returns the value of a key.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(|value| value.text.as_str())
     }
 
-    /// The value of a key that was checked when it was read, or the given default.
+    /// Returns the value of a key, which was checked when it was read, or the default.
     pub(crate) fn or<T: FromStr>(&self, name: &str, default: T) -> T {
         self.get(name).and_then(|value| value.parse().ok()).unwrap_or(default)
     }
 
-    /// An address.
+    /// Returns an address.
     pub(crate) fn address(&self, name: &str) -> Result<SocketAddr> {
         self.get(name).and_then(|value| value.parse().ok()).with_context(|| format!("{name} is not set"))
     }
 
-    /// Where Wrenn keeps everything.
+    /// The state directory.
     pub(crate) fn state_dir(&self) -> &Path {
         Path::new(self.get("state_dir").unwrap_or("/var/lib/wrenn"))
     }
 
-    /// Kernel, initial RAM disk and templates.
+    /// Directory of the kernel, the initial RAM disk and the templates.
     pub(crate) fn share_dir(&self) -> Result<PathBuf> {
         if let Some(path) = self.get("share_dir") {
             return Ok(path.into());
@@ -306,7 +307,7 @@ impl Config {
         Ok(prefix.join("share/wrenn"))
     }
 
-    /// Where the API of this machine's server is.
+    /// URL of the API of this machine's server.
     pub(crate) fn local_url(&self) -> Result<String> {
         let mut address = self.address("server.listen")?;
         if address.ip().is_unspecified() {
@@ -316,12 +317,13 @@ impl Config {
         Ok(format!("http://{address}"))
     }
 
-    /// Where the client finds the API.
+    /// URL of the API for clients.
     pub(crate) fn url(&self) -> Result<String> {
         self.get("url").map_or_else(|| self.local_url(), |url| Ok(url.to_owned()))
     }
 
-    /// The API key for the API at `url`. The one of the configuration file goes only to the API that the file leads to.
+    /// Returns the API key for the API at `url`. A key of the configuration file is only sent to the file's
+    /// API.
     pub(crate) fn api_key_for(&self, url: &str) -> Result<&str> {
         let Some(key) = self.values.get("api_key") else {
             let file = self.file.display();
@@ -343,17 +345,17 @@ impl Config {
         Ok(&key.text)
     }
 
-    /// The file that this was read from; it need not exist.
+    /// Path of the configuration file; it need not exist.
     pub(crate) fn file(&self) -> &Path {
         &self.file
     }
 
-    /// The same, read again.
+    /// Reads the configuration again.
     pub(crate) fn reload(&self) -> Result<Self> {
         Self::load(self.request.clone())
     }
 
-    /// The environment for a server or agent with this configuration: it reads no file.
+    /// Environment of a server or agent with this configuration, which then reads no file.
     pub(crate) fn for_child(&self) -> Vec<(String, String)> {
         let mut variables = vec![("WRENN_CONFIG".to_owned(), "/dev/null".to_owned())];
         for key in KEYS.iter().filter(|key| !CLIENT_KEYS.contains(&key.name)) {
@@ -494,7 +496,7 @@ mod tests {
         }
         sources.environment = pairs(&[("WRENN_API_KEY", "e"), ("WRENN_URL", "http://away:1")]);
         assert_eq!(key_for("http://away:1", &sources)?, "e");
-        // A file without a URL leads to the server of its own settings.
+        // A file without a URL stands for the server of its own settings.
         let toml = "api_key = \"k\"\n[server]\nlisten = \"127.0.0.1:3\"\n".to_owned();
         let environment = pairs(&[("WRENN_SERVER_LISTEN", "127.0.0.1:4")]);
         let sources = Sources { environment, toml, ..Sources::default() };

@@ -1,5 +1,5 @@
-//! Creates a sandbox so that none is left behind unnamed: a lost answer is asked for again with the same idempotency key,
-//! and an interrupted create is waited for.
+//! Creation of sandboxes without leaving unknown ones: after a lost response the request is repeated with the
+//! same idempotency key, and an interrupted create runs to its end.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use wrenn_client::{Client, Error};
 
 use crate::{output::note, signals::Stop};
 
-/// How long the answer to a create is asked for again when it was lost, and the wait in between.
+/// Time limit for repeating a create after a lost response, and the wait in between.
 const REPEATS: Duration = Duration::from_secs(20);
 const REPEAT_WAIT: Duration = Duration::from_millis(500);
-/// How often the removal of a sandbox is tried, and the wait in between.
+/// Number of attempts to remove a sandbox, and the wait in between.
 const REMOVALS: u32 = 4;
 const REMOVAL_WAIT: Duration = Duration::from_secs(1);
 
-/// What a new sandbox is to be.
+/// Options of a new sandbox.
 #[derive(Debug, clap::Args)]
 pub(crate) struct New {
     /// The template to start from [default: minimal]
@@ -38,7 +38,7 @@ pub(crate) struct New {
 }
 
 impl New {
-    /// The request for the sandbox.
+    /// Returns the request.
     pub(crate) fn request(&self) -> CreateSandbox {
         CreateSandbox {
             template: self.template.clone(),
@@ -50,7 +50,7 @@ impl New {
     }
 }
 
-/// Reads `NAME=VALUE`.
+/// Parses `NAME=VALUE`.
 pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -58,7 +58,7 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Reads a size: a number of MiB, or a number with the unit `m` or `g`.
+/// Parses a size: a number of MiB, or a number with the unit `m` or `g`.
 fn mebibytes(text: &str) -> Result<u32, String> {
     let lower = text.to_ascii_lowercase();
     let plain = lower.trim_end_matches("ib").trim_end_matches('b');
@@ -92,8 +92,8 @@ impl Key {
     }
 }
 
-/// Creates the sandbox, and says which signal came meanwhile: the end of the create is awaited all the same, because only
-/// then is it known what to remove. A second signal gives up.
+/// Creates the sandbox, and returns it with a signal that arrived meanwhile. The create runs to its end all
+/// the same, because only then it is known what to remove. A second signal aborts it.
 pub(crate) async fn create(
     client: &Client,
     request: &CreateSandbox,
@@ -151,7 +151,7 @@ async fn until_answered(client: &Client, request: &CreateSandbox, key: &str) -> 
     loop {
         sleep(REPEAT_WAIT).await;
         match client.create(request, Some(key)).await {
-            // While the server starts again, nothing listens there.
+            // While the server restarts, it refuses connections.
             Err(error) if is_open(&error) || matches!(error, Error::Connect { .. }) => {
                 if begin.elapsed() > REPEATS {
                     return Err(error).context("the sandbox may still be created; check `wrenn sandbox ls`");
@@ -162,13 +162,13 @@ async fn until_answered(client: &Client, request: &CreateSandbox, key: &str) -> 
     }
 }
 
-/// Whether it is not known what became of a request.
+/// Returns whether the result of the request is unknown.
 fn is_open(error: &Error) -> bool {
     let open = [ErrorCode::ServiceUnavailable, ErrorCode::IdempotencyInProgress];
     error.may_have_happened() || open.iter().any(|code| error.code() == Some(code.as_str()))
 }
 
-/// Removes a sandbox, and tries again when that fails.
+/// Removes a sandbox, with several attempts.
 pub(crate) async fn remove(client: &Client, id: SandboxId) -> Result<()> {
     let mut attempt = 1;
     loop {

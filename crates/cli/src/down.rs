@@ -1,4 +1,4 @@
-//! `wrenn down`: stops what `wrenn up` started, and whatever a dead one left.
+//! `wrenn down`: stops the processes of `wrenn up`, also of one that has died.
 
 use std::{fs, time::Duration};
 
@@ -14,11 +14,11 @@ use crate::{
     up::supervisor,
 };
 
-/// `wrenn up` stops its parts within this.
+/// Time limit for `wrenn up` to stop its parts.
 const UP_LIMIT: Duration = Duration::from_secs(60);
-/// A part that lost its `wrenn up` was told to end by the kernel already.
+/// Time limit for a part that lost its `wrenn up`; the kernel has already signalled it.
 const PART_LIMIT: Duration = Duration::from_secs(15);
-/// The parts, the last started first.
+/// Names of the parts, in the order in which they are stopped.
 pub(crate) const PARTS: &[&str] = &["server", "agent", "redis", "postgres"];
 
 /// Runs `wrenn down`.
@@ -46,7 +46,7 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     Ok(0)
 }
 
-/// Ends parts of a `wrenn up` that died, and says how many there were.
+/// Stops the parts of a `wrenn up` that has died, and returns their number.
 pub(crate) async fn stop_leftovers(layout: &Layout) -> Result<usize> {
     let mut count = 0;
     for &name in PARTS {

@@ -1,4 +1,4 @@
-//! How a command that failed ends: its exit status, and the error object of `--json`.
+//! Failed commands: exit status, and the error object of `--json`.
 
 use serde::Serialize;
 use serde_json::json;
@@ -7,18 +7,19 @@ use wrenn_client::Error;
 
 use crate::output::{self, Format};
 
-/// The exit status for a wrong command line.
+/// Exit status for an invalid command line.
 pub(crate) const USAGE: u8 = 2;
-/// The exit status of `run` and `exec` for a command whose time was over, as of `timeout`.
+/// Exit status of `run` and `exec` for a command that exceeded its timeout, as of `timeout`.
 pub(crate) const TIMED_OUT: u8 = 124;
-/// The exit status of `run` and `exec` for a failure of Wrenn, as of `env` and `docker run`.
+/// Exit status of `run` and `exec` for a failure of Wrenn, as of `env` and `docker run`.
 const OURS: u8 = 125;
-/// The exit status of `run` and `exec` for a program that cannot be executed, or a user or directory that does not exist.
+/// Exit status of `run` and `exec` for a program that cannot be executed, or a user or directory that does
+/// not exist.
 const NOT_EXECUTABLE: u8 = 126;
-/// The exit status of `run` and `exec` for a program that does not exist.
+/// Exit status of `run` and `exec` for a program that does not exist.
 const NO_PROGRAM: u8 = 127;
 
-/// A failure with a stable code, found by this program itself.
+/// A failure with a stable code, detected by this program.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Failure {
@@ -32,7 +33,7 @@ impl Failure {
     }
 }
 
-/// An error as `--json` shows it.
+/// An error as printed with `--json`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Report {
     code: String,
@@ -42,7 +43,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Describes an error.
+    /// Converts an error.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
         let (mut code, mut request_id, mut words) = (None, None, Vec::new());
         for cause in error.chain() {
@@ -65,7 +66,7 @@ impl Report {
         Self { code: code.unwrap_or_else(|| "failed".to_owned()), message: words.join(": "), request_id }
     }
 
-    /// The exit status of `run` and `exec` for this error.
+    /// Exit status of `run` and `exec` for this error.
     pub(crate) fn exit_status(&self) -> u8 {
         match self.code.parse() {
             Ok(ErrorCode::ProgramNotFound) => NO_PROGRAM,
@@ -87,7 +88,7 @@ fn client_code(error: &Error) -> &'static str {
     }
 }
 
-/// Tells the user of an error: in text on standard error, or as an object on standard output.
+/// Reports an error: as text on standard error, or as an object on standard output.
 pub(crate) fn tell(error: &anyhow::Error, format: Format) {
     match format {
         Format::Text => output::note(&format!("wrenn: {error:#}")),
@@ -95,7 +96,7 @@ pub(crate) fn tell(error: &anyhow::Error, format: Format) {
     }
 }
 
-/// Prints the object for a command line that is not understood.
+/// Prints the error object of an invalid command line.
 pub(crate) fn tell_usage(error: &clap::Error) {
     let text = error.render().to_string();
     let message = text.trim().trim_start_matches("error: ").to_owned();
@@ -103,7 +104,7 @@ pub(crate) fn tell_usage(error: &clap::Error) {
 }
 
 fn tell_json(report: &Report) {
-    // Where nobody reads it, there is nobody to be told that.
+    // If standard output is closed, there is no one to report to.
     let _ = output::line(&json!({ "error": report }).to_string());
 }
 

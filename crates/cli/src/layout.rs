@@ -1,4 +1,4 @@
-//! What is where in the state directory.
+//! Paths in the state directory.
 
 use std::{
     fs,
@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::users::User;
 
-/// A unix socket's path has 108 bytes, and the longest name that is put behind ours is this.
+/// Maximum length of a directory's path for sockets: a unix socket's path has at most 107 bytes, and this is
+/// the longest name in it.
 const SOCKET_PATH_MAX: usize = 107 - "/.s.PGSQL.5432".len();
 
 /// The state directory.
@@ -65,7 +66,7 @@ impl Layout {
         self.sockets().join("redis.sock")
     }
 
-    /// Which process `name` is.
+    /// Path of the pid file of `name`.
     pub(crate) fn pid_file(&self, name: &str) -> PathBuf {
         self.run().join(format!("{name}.pid"))
     }
@@ -78,12 +79,12 @@ impl Layout {
         self.state.join("host-id")
     }
 
-    /// The PostgreSQL that `wrenn up` runs.
+    /// URL of the PostgreSQL that `wrenn up` runs.
     pub(crate) fn database_url(&self) -> String {
         format!("postgres://wrenn@{}/wrenn", percent(&self.sockets(), false))
     }
 
-    /// The Redis that `wrenn up` runs.
+    /// URL of the Redis that `wrenn up` runs.
     pub(crate) fn redis_url(&self) -> String {
         format!("unix://{}", percent(&self.redis_socket(), true))
     }
@@ -109,7 +110,7 @@ impl Layout {
         Ok(())
     }
 
-    /// The service user must be able to walk to its directories.
+    /// Checks that the service user can traverse the path to its directories.
     fn check_reachable(&self, service: &User) -> Result<()> {
         for dir in self.state.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()) {
             let meta = fs::metadata(dir).with_context(|| format!("cannot look at {}", dir.display()))?;

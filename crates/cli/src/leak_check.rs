@@ -1,11 +1,11 @@
-//! `wrenn leak-check`: what a stopped Wrenn left behind.
+//! `wrenn leak-check`: lists the leftovers of a stopped Wrenn.
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record, status};
 
-/// The exit status while Wrenn runs: then nothing can be said.
+/// Exit status while Wrenn runs, when leaks cannot be told from resources in use.
 const RUNNING: u8 = 3;
 
 /// Runs `wrenn leak-check`.

@@ -1,4 +1,4 @@
-//! The `wrenn` program: runs Wrenn, and drives it over its API.
+//! The `wrenn` program: runs Wrenn, and is a client of its API.
 
 mod client_config;
 mod config;
@@ -33,9 +33,9 @@ use config::{Config, Request};
 use failure::Report;
 use output::Format;
 
-/// The heading of the options that every command takes.
+/// Heading of the options that all commands have.
 const GLOBAL: &str = "Global options";
-/// What is printed below the help of `wrenn` itself.
+/// Text after the help of `wrenn` itself.
 const MORE: &str = "\
 Examples:
   wrenn up --detach                            start Wrenn (as root)
@@ -84,15 +84,15 @@ struct Global {
     set: Vec<(String, String)>,
 }
 
-/// Global options that only programs on the machine of Wrenn itself have a use for.
+/// Global options of commands that run on the server's machine.
 const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
-/// Global options that only clients have a use for.
+/// Global options of clients.
 const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
 const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "events"];
 const MACHINE_COMMANDS: &[&str] = &["up", "down", "doctor", "leak-check", "server", "agent", "migrate"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
 
-/// What long-running commands take in addition.
+/// Additional options of long-running commands.
 #[derive(Debug, clap::Args)]
 struct Service {
     /// Read variables from this file; those of the environment are stronger
@@ -158,7 +158,7 @@ impl Global {
 }
 
 impl Cli {
-    /// Where its configuration comes from.
+    /// Sources of the configuration.
     fn request(&self) -> Request {
         let service = match &self.command {
             Command::Up { service, .. }
@@ -174,13 +174,14 @@ impl Cli {
         }
     }
 
-    /// Whether the exit status is one of a command in a sandbox, so that a failure of ours needs one of its own.
+    /// Whether the exit status is that of a command in a sandbox, so that Wrenn's own failures need distinct
+    /// ones.
     fn passes_status_on(&self) -> bool {
         matches!(self.command, Command::Run(_) | Command::Sandbox(sandbox::Command::Exec { .. }))
     }
 }
 
-/// The command line, in which each command shows only the global options that it has a use for.
+/// Builds the command line; the help of each command shows only the global options that it uses.
 fn command_line() -> clap::Command {
     let mut command = Cli::command();
     let hide = |names: &[&str], command: &clap::Command| -> Vec<clap::Arg> {
@@ -204,9 +205,9 @@ fn command_line() -> clap::Command {
 fn main() -> ExitCode {
     // Before there are threads.
     forget_relative_path();
-    // Started by way of /proc/self/exe, it would be called "exe".
+    // The name would be "exe" when started by /proc/self/exe.
     let _ = rustix::thread::set_name(c"wrenn");
-    // An error only says that one was installed before.
+    // An error only means that one is already installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
@@ -219,7 +220,7 @@ fn main() -> ExitCode {
     };
     match start(&cli) {
         Ok(status) => ExitCode::from(status),
-        // The reader of our output went away, as `head` does: nothing is wrong.
+        // The reader of standard output closed it, as `head` does: not an error.
         Err(error) if output::reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             failure::tell(&error, cli.global.format());
@@ -231,7 +232,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes directories out of PATH that depend on the working directory, so that no program is run from there.
+/// Removes directories that depend on the working directory from PATH, so that no program is run from there.
 fn forget_relative_path() {
     let Some(path) = std::env::var_os("PATH") else { return };
     let absolute: Vec<PathBuf> = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect();
@@ -241,13 +242,13 @@ fn forget_relative_path() {
     }
 }
 
-/// Whether a command line that was not understood asks for JSON.
+/// Whether an invalid command line asks for JSON.
 fn wants_json() -> bool {
     std::env::args_os().take_while(|argument| argument != "--").any(|argument| argument == "--json")
 }
 
 fn start(cli: &Cli) -> Result<u8> {
-    // These need no configuration, so a broken one does not stop them.
+    // These need no configuration, so they work with an invalid one.
     match &cli.command {
         Command::Openapi => return openapi(cli.global.format()),
         Command::Completion { shell } => return completion(*shell),
@@ -255,13 +256,13 @@ fn start(cli: &Cli) -> Result<u8> {
     }
     let config = Config::load(cli.request())?;
     let mut builder = match cli.command {
-        // Its children are tied to the life of the thread that starts them.
+        // Its children are killed when the thread that started them ends.
         Command::Up { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     let status = runtime.block_on(dispatch(cli, &config));
-    // A thread that waits for a terminal must not keep the program.
+    // A thread that waits for a terminal must not block the exit.
     runtime.shutdown_background();
     status
 }
@@ -333,7 +334,7 @@ mod tests {
                 ("sh", &["-c", "--json"].map(str::to_owned)[..])
             );
         }
-        // A second pair of dashes is an argument, and a flag that is misspelt is no program.
+        // A second `--` is an argument, and a misspelt flag is no program.
         let cli = parse(&["wrenn", "run", "env", "--", "x"])?;
         let Command::Run(args) = &cli.command else { panic!("{cli:?}") };
         assert_eq!(args.command_request()?.args, ["--", "x"]);

@@ -1,4 +1,4 @@
-//! The private certificate authority between control plane and agent, and the certificates of both.
+//! Private certificate authority for the control plane and the agent, and the certificates of both.
 
 use std::{
     fs,
@@ -16,16 +16,17 @@ use rcgen::{
 
 use crate::users::User;
 
-/// The name that the control plane expects in an agent's certificate.
+/// DNS name in an agent's certificate, which the control plane checks.
 const AGENT_NAME: &str = "agent.wrenn";
 const CA_DAYS: u64 = 3650;
 const LEAF_DAYS: u64 = 365;
-/// Certificates are renewed when they have less than this left.
+/// Remaining validity, in days, below which certificates are renewed.
 const RENEW_DAYS: u64 = 30;
-/// How long they are valid. Written last, so its presence says that all is complete.
+/// Name of the file with the end of the validity. It is written last, so it shows that all files are
+/// complete.
 const VALIDITY: &str = "valid-until";
 
-/// PEM files of one side.
+/// Paths of the PEM files of one side.
 #[derive(Debug, Clone)]
 pub(crate) struct Side {
     pub(crate) ca: PathBuf,
@@ -33,7 +34,7 @@ pub(crate) struct Side {
     pub(crate) key: PathBuf,
 }
 
-/// The files of `agent` or `control` in the directory.
+/// Returns the paths of `agent` or `control` in the directory.
 pub(crate) fn side(dir: &Path, name: &str) -> Side {
     Side {
         ca: dir.join("ca.pem"),
@@ -42,7 +43,7 @@ pub(crate) fn side(dir: &Path, name: &str) -> Side {
     }
 }
 
-/// Makes what is missing or ends soon; says whether it did.
+/// Creates missing certificates and renews those that end soon; returns whether it did.
 pub(crate) fn ensure(dir: &Path, service: &User) -> Result<bool> {
     let renewed = ensure_at(dir, Utc::now())
         .with_context(|| format!("cannot make certificates in {}", dir.display()))?;
@@ -62,7 +63,7 @@ fn ensure_at(dir: &Path, now: DateTime<Utc>) -> Result<bool> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    // A CA must outlive what it signs.
+    // The CA must be valid longer than the certificates that it signs.
     let keep_ca = ca_end > soon + Days::new(LEAF_DAYS);
     let ca_end = if keep_ca { ca_end } else { new_ca(dir, now)? };
     let key = fs::read_to_string(dir.join("ca.key")).context("ca.key")?;
@@ -93,7 +94,7 @@ fn new_ca(dir: &Path, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     Ok(end)
 }
 
-/// The issuer's name and key usage must be the same each time, because they are what a signature refers to.
+/// Parameters of the CA. Its name and key usage must always be the same, because signatures refer to them.
 fn ca_params(now: DateTime<Utc>, end: DateTime<Utc>) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(Vec::new())?;
     params.distinguished_name.push(DnType::CommonName, "wrenn private CA");
@@ -118,7 +119,7 @@ fn control_params() -> CertificateParams {
 }
 
 fn limit(params: &mut CertificateParams, (now, end): (DateTime<Utc>, DateTime<Utc>)) {
-    // A day earlier: clocks differ, and dates know no time zone.
+    // One day earlier, because clocks differ and the dates have no time zone.
     let begin = now - Days::new(1);
     let day = |time: DateTime<Utc>| rcgen::date_time_ymd(time.year(), time.month() as u8, time.day() as u8);
     params.not_before = day(begin);
@@ -195,7 +196,7 @@ mod tests {
         let client = WebPkiClientVerifier::builder_with_provider(roots(dir)?, provider.clone()).build()?;
         let control = certificate(&side(dir, "control").cert)?;
         client.verify_client_cert(&control, &[], UnixTime::now())?;
-        // The agent must not pass for the control plane.
+        // The agent must not be accepted as the control plane.
         anyhow::ensure!(client.verify_client_cert(&agent, &[], UnixTime::now()).is_err());
         for (name, certificate) in [("agent", agent), ("control", control)] {
             let key = PrivateKeyDer::from_pem_file(side(dir, name).key)
@@ -216,7 +217,7 @@ mod tests {
         verify(dir.path())?;
         assert!(!ensure_at(dir.path(), now)?, "made anew without need");
         let (ca, agent) = (fs::read(dir.path().join("ca.pem"))?, fs::read(dir.path().join("agent.pem"))?);
-        // Renewed with the same CA, seen from a clock just before the end of the first ones.
+        // Renewed by the same CA, shortly before the first ones end.
         assert!(ensure_at(dir.path(), now + Days::new(LEAF_DAYS - 20))?);
         assert_eq!(ca, fs::read(dir.path().join("ca.pem"))?);
         assert_ne!(agent, fs::read(dir.path().join("agent.pem"))?);

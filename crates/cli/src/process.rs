@@ -1,4 +1,4 @@
-//! Processes that outlive the one that started them: recorded so that no other one is ever taken for them.
+//! Records of processes that outlive their parent, so that a reused pid is never mistaken for them.
 
 use std::{
     fs,
@@ -12,20 +12,20 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep};
 
 const POLL: Duration = Duration::from_millis(50);
-/// How long the kernel may take to end a killed process.
+/// Time limit for the end of a killed process.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// One process, past and future reuse of its number excluded.
+/// Identity of a process, also if its pid is reused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Its number.
+    /// Process id.
     pub(crate) pid: i32,
     start_time: u64,
     boot: String,
 }
 
 impl Record {
-    /// A process that exists.
+    /// Identifies a running process.
     pub(crate) fn of(pid: u32) -> Result<Self> {
         let pid = i32::try_from(pid).context("no process number")?;
         let start_time = start_time(pid).with_context(|| format!("process {pid} is gone"))?;
@@ -57,7 +57,7 @@ impl Record {
         boot().is_ok_and(|boot| boot == self.boot) && start_time(self.pid) == Some(self.start_time)
     }
 
-    /// Signals it unless it is gone.
+    /// Sends a signal; no error if it has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         // The descriptor pins the process, so that the check holds when the signal is sent.
@@ -73,7 +73,7 @@ impl Record {
         }
     }
 
-    /// Waits until it is gone; false when it is still there after `limit`.
+    /// Waits for its end; false if it still runs after `limit`.
     pub(crate) async fn gone(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         while self.alive() {
@@ -85,7 +85,7 @@ impl Record {
         true
     }
 
-    /// Asks it to end, and after `grace` makes it.
+    /// Sends `signal`, and kills it after `grace`.
     pub(crate) async fn stop(&self, signal: Signal, grace: Duration) -> Result<()> {
         self.signal(signal)?;
         if self.gone(grace).await {
@@ -97,7 +97,7 @@ impl Record {
     }
 }
 
-/// Which boot of the machine this is.
+/// Boot id of the machine.
 fn boot() -> Result<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("cannot read the boot id")?;
     Ok(text.trim().to_owned())

@@ -1,4 +1,4 @@
-//! `wrenn run`: a sandbox for one command, removed in any case.
+//! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case.
 
 use anyhow::Result;
 use wrenn_api::ExecRequest;
@@ -11,14 +11,14 @@ use crate::{
     signals::{Stop, exit_status},
 };
 
-/// What is printed below the help.
+/// Text after the help.
 pub(crate) const EXAMPLES: &str = "\
 Examples:
   wrenn run python3 -c 'print(6*7)'
   wrenn run --memory 1g -e MODE=test -- sh -c 'echo $MODE'
   wrenn run -u root -w / mkdir /data";
 
-/// What `wrenn run` was asked for.
+/// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The request to run the command; its variables are the sandbox's.
+    /// Returns the request for the command; its variables are those of the sandbox.
     pub(crate) fn command_request(&self) -> Result<ExecRequest> {
         self.command.request(&[])
     }

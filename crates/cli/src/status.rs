@@ -1,4 +1,4 @@
-//! `wrenn status`: what runs, and where.
+//! `wrenn status`: shows the running parts and their addresses.
 
 use std::path::PathBuf;
 
@@ -8,10 +8,10 @@ use wrenn_client::Client;
 
 use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record};
 
-/// The exit status when Wrenn does not run.
+/// Exit status if Wrenn does not run.
 const NOT_RUNNING: u8 = 3;
 
-/// What is shown.
+/// The output of `wrenn status`.
 #[derive(Debug, Serialize)]
 struct Status {
     running: bool,
@@ -35,7 +35,7 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     Ok(if print(config, format).await? { 0 } else { NOT_RUNNING })
 }
 
-/// Shows what runs, and says whether Wrenn does.
+/// Prints the status, and returns whether Wrenn runs.
 pub(crate) async fn print(config: &Config, format: Format) -> Result<bool> {
     let status = look(config).await?;
     format.print(&status, || status.text())?;

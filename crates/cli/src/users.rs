@@ -1,4 +1,4 @@
-//! Users of the system, as `getent` knows them.
+//! Users of the system, from `getent`.
 
 use std::{path::PathBuf, process::Command};
 
@@ -16,7 +16,7 @@ pub(crate) struct User {
     pub(crate) home: PathBuf,
 }
 
-/// The user of a name or number.
+/// Finds a user by name or number.
 pub(crate) fn find(name: &str) -> Option<User> {
     let output = Command::new("getent").args(["passwd", name]).output().ok()?;
     parse(&String::from_utf8_lossy(&output.stdout))

@@ -1,4 +1,4 @@
-//! Whether KVM works, found out by a guest on it, and the driver that follows.
+//! Check of KVM, by booting a guest on it, and the resulting driver.
 
 use std::path::{Path, PathBuf};
 

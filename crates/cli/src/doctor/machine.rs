@@ -1,4 +1,4 @@
-//! Checks of the machine: kernel, processor, programs and users.
+//! Checks of the machine: kernel, CPU, programs and users.
 
 use std::{fs, process::Stdio, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     users,
 };
 
-/// The oldest kernel that is tested: namespaces, pidfds and nftables as Wrenn uses them.
+/// Oldest tested kernel: namespaces, pidfds and nftables work as needed.
 const KERNEL_MIN: (u32, u32) = (5, 10);
 const PROGRAM_LIMIT: Duration = Duration::from_secs(3);
 

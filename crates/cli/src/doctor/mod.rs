@@ -1,4 +1,4 @@
-//! `wrenn doctor`: whether Wrenn can run here, and what to do where not.
+//! `wrenn doctor`: checks whether Wrenn can run here, with remedies.
 
 mod driver;
 mod files;
@@ -11,7 +11,7 @@ use wrenn_vmm::probe::Probe;
 
 use crate::{config::Config, output::Format};
 
-/// How a check ended.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
@@ -22,7 +22,7 @@ enum Level {
     Fail,
 }
 
-/// One check.
+/// A check.
 #[derive(Debug, Clone, Serialize)]
 struct Check {
     name: String,
@@ -46,7 +46,7 @@ impl Check {
     }
 }
 
-/// How guests would be run.
+/// The way to run guests.
 #[derive(Debug, Serialize)]
 struct Driver {
     name: &'static str,

@@ -1,4 +1,4 @@
-//! Checks of the network: what slots are made of, tried in a namespace that goes away, and the ports.
+//! Checks of the network: the parts of slots, in a temporary namespace, and the ports.
 
 use std::{fs, net::TcpListener, process::Stdio, time::Duration};
 
@@ -9,7 +9,7 @@ use super::Check;
 use crate::{config::Config, layout::Layout, status};
 
 const LIMIT: Duration = Duration::from_secs(3);
-/// A rule of each kind that a slot needs.
+/// One rule of each kind that a slot needs.
 const RULES: &str = "add table ip t; add chain ip t c { type nat hook postrouting priority 100 ; }; \
                      add rule ip t c ip saddr 10.0.0.0/8 masquerade";
 

@@ -1,4 +1,4 @@
-//! `wrenn sandbox`: sandboxes one by one.
+//! `wrenn sandbox`: commands for single sandboxes.
 
 mod copy;
 mod local;
@@ -17,13 +17,13 @@ use crate::{
     signals::{Stop, exit_status},
 };
 
-/// What is printed below the help of `exec`.
+/// Text after the help of `exec`.
 const EXEC_EXAMPLES: &str = "\
 Examples:
   wrenn sandbox exec ID python3 -c 'print(6*7)'
   wrenn sandbox exec -u root ID -- apt-get update
   wrenn sandbox exec ID -- tar cz -C project . | tar xz -C project";
-/// What is printed below the help of `cp`.
+/// Text after the help of `cp`.
 const CP_EXAMPLES: &str = "\
 One regular file is copied; its mode is kept. `-` is standard input or output.
 
@@ -33,7 +33,7 @@ Examples:
   wrenn sandbox cp ID:/etc/hostname -       to standard output
   tar cz -C project . | wrenn sandbox cp - ID:project.tgz";
 
-/// What to do.
+/// Subcommands of `wrenn sandbox`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Create a sandbox and print its id
@@ -92,7 +92,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         Command::Exec { id, envs, command } => {
             let request = command.request(envs)?;
             let mut stop = Stop::new()?;
-            // Going away ends the command.
+            // Closing the connection kills the command.
             return tokio::select! {
                 status = exec::run(client, *id, &request, format) => status,
                 name = stop.received() => Ok(exit_status(name)),
@@ -100,7 +100,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         }
         Command::Cp(args) => {
             let copied = copy::run(client, args).await?;
-            // Standard output may be what was copied to.
+            // Standard output may be the target of the copy.
             if !args.to_stdout() {
                 format.print(&copied, String::new)?;
             }
@@ -117,7 +117,7 @@ async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -
     let id = sandbox.id;
     if let Some(name) = stopped {
         if key.is_some() {
-            // An earlier request may have made it, for somebody who uses it.
+            // An earlier request may have created it, and another process may use it.
             note(&format!("wrenn: the sandbox of this idempotency key is {id}; it was not removed"));
         } else {
             creation::remove(client, id).await?;
@@ -132,7 +132,8 @@ async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -
     Ok(0)
 }
 
-/// An idempotency key gives the sandbox of its first request, whatever became of that.
+/// Fails if the sandbox has ended: an idempotency key returns the sandbox of its first request, whatever its
+/// status.
 async fn check_alive(client: &Client, id: SandboxId) -> Result<()> {
     match client.get(id).await {
         Err(error) if error.code() == Some(ErrorCode::NotFound.as_str()) => {
@@ -150,7 +151,7 @@ async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8
     for id in ids {
         match client.delete(*id).await {
             Ok(()) => removed.push(id.to_string()),
-            // The others are to go all the same.
+            // The other sandboxes are removed all the same.
             Err(error) => {
                 let text = error.to_string();
                 let subject = if text.contains(&id.to_string()) { String::new() } else { format!("{id}: ") };
@@ -184,7 +185,7 @@ fn table(all: &[Sandbox]) -> String {
     table.trim_fmt()
 }
 
-/// Every field that is there, a line each.
+/// Formats all present fields, one per line.
 fn text(sandbox: &Sandbox) -> String {
     let value = serde_json::to_value(sandbox).unwrap_or_default();
     let fields = value.as_object().into_iter().flatten().flat_map(|(name, value)| match value {
@@ -200,7 +201,7 @@ fn plain(value: &serde_json::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// The client for this configuration.
+/// Creates the client for this configuration.
 pub(crate) fn client(config: &crate::config::Config) -> Result<Client> {
     let url = config.url()?;
     Ok(Client::new(&url, Some(config.api_key_for(&url)?))?)

@@ -1,4 +1,4 @@
-//! One child of `wrenn up`: started, logged, started again when it ends, and stopped.
+//! Child processes of `wrenn up`: start, log, restart and stop.
 
 use std::{
     fs, io,
@@ -24,29 +24,31 @@ use tracing::{info, warn};
 
 use crate::{layout::Layout, process::Record, users::User};
 
-/// Waits between restarts: the first, which doubles, and the longest.
+/// Delay before a restart: the first one, which doubles, and the maximum.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// A child that lived so long begins with the first wait again.
+/// Lifetime of a child after which the delay starts again with the first one.
 const LIVED: Duration = Duration::from_secs(30);
-/// A log larger than this is put aside; so there are at most two of this size and what comes between two looks.
+/// Size in bytes above which a log is rotated. A child has at most two logs of this size, and what it writes
+/// between two checks.
 const LOG_MAX: u64 = 16 << 20;
-/// How often the log of a running child is looked at.
+/// Interval between checks of a running child's log.
 const LOG_LOOK: Duration = Duration::from_secs(10);
 /// Of a log, so much is quoted in messages.
 const QUOTE_MAX: usize = 3000;
 /// Ends before readiness that are taken for a lasting fault.
 const FAILURES_MAX: u32 = 3;
-/// Between two looks whether a child is ready, at least.
+/// Minimum interval between readiness checks.
 const READY_POLL: Duration = Duration::from_millis(50);
-/// And so many times as long as a look took: looking takes little of a slow machine's time from what it waits for.
+/// Minimum interval as a multiple of the check's duration: on a slow machine the checks must not slow down
+/// the start.
 const READY_PAUSE: u32 = 4;
 
-/// What to run.
+/// Specification of a child.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
     pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
-    /// What it is called in process lists, where that differs from the program.
+    /// Name in process lists, if different from the program's.
     pub(crate) arg0: Option<String>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
@@ -54,7 +56,7 @@ pub(crate) struct Spec {
     pub(crate) user: Option<User>,
     /// What asks it to end in an orderly way; also sent when `wrenn up` dies.
     pub(crate) stop: Signal,
-    /// How long it may take to end.
+    /// Time limit for an orderly end.
     pub(crate) grace: Duration,
 }
 
@@ -69,8 +71,8 @@ pub(crate) struct Supervised {
 }
 
 impl Supervised {
-    /// Keeps a child running until [`Supervised::stop`]. The runtime must be one of a single thread: a
-    /// parent-death signal belongs to the thread that started the child.
+    /// Keeps a child running until [`Supervised::stop`]. The runtime must be single-threaded: a parent-death
+    /// signal is sent when the thread that started the child ends.
     pub(crate) fn start(spec: Spec, layout: &Layout) -> Self {
         let (failures, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
         let (name, log) = (spec.name, layout.log(spec.name));
@@ -79,12 +81,12 @@ impl Supervised {
         Self { name, log, failures, shutdown, task: tokio::spawn(keeper.run()) }
     }
 
-    /// What it is called in logs and pid files.
+    /// Name in logs and pid files.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Waits until `ready` says yes.
+    /// Waits until `ready` returns true.
     pub(crate) async fn ready(&self, limit: Duration, mut ready: impl AsyncFnMut() -> bool) -> Result<()> {
         let begin = Instant::now();
         loop {
@@ -116,7 +118,7 @@ impl Supervised {
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.task.await {
-            warn!("the keeper of {} failed: {error}", self.name);
+            warn!("the supervision of {} failed: {error}", self.name);
         }
     }
 }
@@ -166,14 +168,14 @@ impl Keeper {
     }
 }
 
-/// Puts a log aside that is being written, each time that it has become large. Never ends.
+/// Rotates a log that is being written, each time that it exceeds the maximum. Never ends.
 pub(super) async fn keep_log_short(path: PathBuf) {
     loop {
         sleep(LOG_LOOK).await;
         let log = path.clone();
         let cut = tokio::task::spawn_blocking(move || copy_aside(&log, LOG_MAX)).await;
         if let Err(error) = cut.unwrap_or_else(|error| Err(error.into())) {
-            warn!("{} could not be put aside: {error}", path.display());
+            warn!("cannot rotate {}: {error}", path.display());
         }
     }
 }
@@ -181,11 +183,11 @@ pub(super) async fn keep_log_short(path: PathBuf) {
 async fn end(child: &mut Child, spec: &Spec) -> Result<()> {
     let Some(pid) = child.id() else { return Ok(()) };
     Record::of(pid).and_then(|record| record.signal(spec.stop)).or_else(|error| {
-        // It may just have ended by itself.
+        // It may have ended meanwhile.
         if child.try_wait().is_ok_and(|status| status.is_some()) { Ok(()) } else { Err(error) }
     })?;
     if timeout(spec.grace, child.wait()).await.is_err() {
-        warn!("{} did not end within {} s, it is killed", spec.name, spec.grace.as_secs());
+        warn!("{} did not end within {} s: killing it", spec.name, spec.grace.as_secs());
         child.kill().await.context("cannot kill it")?;
     }
     Ok(())
@@ -199,7 +201,7 @@ fn spawn(spec: &Spec, layout: &Layout) -> Result<Child> {
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C.UTF-8");
     command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // Ctrl-C is for us alone: children end in an order.
+    // Only `wrenn up` gets Ctrl-C: it stops its children in order.
     command.process_group(0).kill_on_drop(true);
     if let Some(arg0) = &spec.arg0 {
         command.arg0(arg0);
@@ -217,7 +219,7 @@ fn die_with_us(command: &mut Command, signal: Signal) {
     let tie = move || {
         // Behind the change of user, which would reset it.
         rustix::process::set_parent_process_death_signal(Some(signal))?;
-        // The parent may have died before.
+        // The parent may have ended before.
         if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
     // SAFETY: between fork and exec, only two system calls are made; nothing is allocated or locked.
@@ -226,17 +228,17 @@ fn die_with_us(command: &mut Command, signal: Signal) {
 
 fn open_log(layout: &Layout, name: &str) -> Result<fs::File> {
     let path = layout.log(name);
-    rotate(&path).with_context(|| format!("cannot put {} aside", path.display()))?;
+    rotate(&path).with_context(|| format!("cannot rotate {}", path.display()))?;
     let options = fs::OpenOptions::new().create(true).append(true).mode(0o640).to_owned();
     options.open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// Where a log is put aside.
+/// Path of a rotated log.
 fn aside(path: &Path) -> PathBuf {
     path.with_extension("log.1")
 }
 
-/// Puts a log aside that became large.
+/// Rotates a log larger than [`LOG_MAX`].
 pub(crate) fn rotate(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(meta) if meta.len() > LOG_MAX => fs::rename(path, aside(path)),
@@ -244,8 +246,8 @@ pub(crate) fn rotate(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The same for one that is being written, if there is one: its writer appends, so what is cut under it begins anew.
-/// What it writes between the copy and the cut is lost, and all of it where there is no room for a copy.
+/// Rotates a log that is being written, by copying and truncating it; its writer appends. Output between the
+/// copy and the truncation is lost, and the whole log if there is no room for the copy.
 fn copy_aside(path: &Path, max: u64) -> io::Result<()> {
     match fs::metadata(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -258,7 +260,7 @@ fn copy_aside(path: &Path, max: u64) -> io::Result<()> {
     }
 }
 
-/// The end of a log, for messages.
+/// Returns the end of a log, for messages.
 pub(crate) fn tail(path: &Path) -> String {
     tail_from(path, 0)
 }
@@ -269,7 +271,7 @@ pub(crate) fn tail_from(path: &Path, mark: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;
         let length = file.metadata()?.len();
-        // A shorter log was begun anew.
+        // A shorter log was rotated.
         let mark = if mark <= length { mark } else { 0 };
         file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_MAX as u64).max(mark)))?;
         let mut text = Vec::new();

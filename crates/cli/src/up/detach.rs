@@ -1,4 +1,4 @@
-//! `wrenn up --detach`: the same in the background, once it is known to work.
+//! `wrenn up --detach`: starts `wrenn up` in the background and waits until it is ready.
 
 use std::{
     fs,
@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{client_config, config::Config, layout::Layout, output::note, process::Record};
 
-/// Above those of the parts.
+/// Time limit of the start; larger than those of all parts.
 const LIMIT: Duration = Duration::from_secs(480);
 const POLL: Duration = Duration::from_millis(100);
-/// How often it is said that it still starts.
+/// Interval between progress messages.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// Starts `wrenn up` in the background and waits until it serves.
+/// Starts `wrenn up` in the background and waits until the API responds.
 pub(crate) async fn start(config: &Config, layout: &Layout) -> Result<()> {
     note("Wrenn starts in the background ...");
     let marks = Marks::now(layout);
@@ -31,7 +31,7 @@ pub(crate) async fn start(config: &Config, layout: &Layout) -> Result<()> {
     let (begin, mut said) = (Instant::now(), Instant::now());
     while !serves(config, layout).await {
         if let Some(status) = child.try_wait().context("cannot wait for it")? {
-            // 0: another one was faster, and that one is waited for.
+            // 0: another `wrenn up` runs already; wait for that one.
             if !status.success() {
                 bail!("wrenn up ended ({status})\n{}", marks.news(layout));
             }
@@ -67,7 +67,7 @@ fn spawn(layout: &Layout) -> Result<Child> {
     command.spawn().context("cannot start wrenn up")
 }
 
-/// The key is read from the file each time: `wrenn up` writes it there when it has one.
+/// Returns whether the API responds. The key is read from the file each time: `wrenn up` writes it there.
 async fn serves(config: &Config, layout: &Layout) -> bool {
     if Record::read(&layout.pid_file(READY)).is_none_or(|record| !record.alive()) {
         return false;

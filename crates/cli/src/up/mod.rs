@@ -1,4 +1,4 @@
-//! `wrenn up`: all of Wrenn on one machine, in the foreground or in the background.
+//! `wrenn up`: runs all parts of Wrenn on one machine, in the foreground or in the background.
 
 pub(crate) mod child;
 mod detach;
@@ -22,7 +22,7 @@ use crate::{
     signals, status, users,
 };
 
-/// The pid file that is there once everything runs.
+/// Name of the pid file that exists while all parts run.
 pub(crate) const READY: &str = "ready";
 
 /// What `wrenn up` was asked for.
@@ -45,7 +45,7 @@ pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<
         return Ok(0);
     };
     if args.detach {
-        // The background process takes it.
+        // The background process takes the lock.
         drop(lock);
         detach::start(config, &layout).await?;
         // The key may be new.
@@ -59,7 +59,7 @@ pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<
     result.map(|()| 0)
 }
 
-/// Nothing when another process holds it. The kernel gives it up when the process ends.
+/// Takes the lock; `None` if another process has it. The kernel releases it when the process ends.
 fn lock(layout: &Layout) -> Result<Option<fs::File>> {
     let path = layout.lock_file();
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
@@ -73,7 +73,7 @@ fn lock(layout: &Layout) -> Result<Option<fs::File>> {
 
 async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> Result<()> {
     let mut signal = signals::Stop::new()?;
-    // A service must not keep the directory that it was started in.
+    // A service must not keep its first working directory busy.
     std::env::set_current_dir("/").context("cannot go to /")?;
     Record::of(std::process::id())?.write(&layout.pid_file("up"))?;
     down::stop_leftovers(layout).await?;
@@ -86,22 +86,23 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
         }
     };
     if matches!(result, Ok(true)) {
-        // What waits for us must not take a half-started Wrenn for a whole one.
+        // Written only now, so that no one waiting takes an incomplete start for a complete one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
         announce(config)?;
         tokio::select! {
             name = signal.received() => info!("{name}: stopping"),
-            // Its own, where it runs in the background.
+            // Its own log, when it runs in the background.
             () = child::keep_log_short(layout.log("up")) => {}
         }
     }
     let _ = fs::remove_file(layout.pid_file(READY));
     supervisor.stop_services().await;
-    // After a failure they stay for the next start: a database away for a moment must cost no sandbox.
+    // After a failure the sandboxes stay for the next start: a database that was away for a moment must not
+    // end them.
     let result = match result {
         Ok(true) => supervisor::empty(config, layout).await,
         Ok(false) => supervisor::cleanup(layout).await,
-        Err(error) => Err(error.context("Wrenn did not start; what ran before goes on until `wrenn down`")),
+        Err(error) => Err(error.context("Wrenn did not start; earlier sandboxes run until `wrenn down`")),
     };
     supervisor.stop().await;
     result?;

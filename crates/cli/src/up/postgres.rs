@@ -17,15 +17,15 @@ use crate::{layout::Layout, users::User};
 
 /// Where Debian puts it, a directory per major version.
 const VERSIONS: &str = "/usr/lib/postgresql";
-/// The user of the cluster and the name of the database.
+/// Name of the cluster's user and of the database.
 const NAME: &str = "wrenn";
 const INIT_LIMIT: Duration = Duration::from_secs(60);
-/// Recovery after a crash included.
+/// Time limit of the start, with recovery after a crash.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 const GRACE: Duration = Duration::from_secs(12);
 
-/// The programs of the version that the cluster in `data` is of, or of the newest.
+/// Directory of the programs for the version of the cluster in `data`, or of the newest version.
 pub(crate) fn programs(data: &Path) -> Result<PathBuf> {
     let install = "install PostgreSQL (Debian: apt-get install postgresql)";
     let entries = fs::read_dir(VERSIONS).with_context(|| format!("no {VERSIONS}: {install}"))?;
@@ -96,7 +96,7 @@ async fn init(layout: &Layout, service: &User, bin: &Path) -> Result<()> {
         .with_context(|| format!("{} is no cluster and not empty: move it away", data.display()))
 }
 
-/// Waits until it answers and makes the database where there is none.
+/// Waits until it responds, and creates the database if it is missing.
 pub(crate) async fn ready(child: &Supervised, layout: &Layout) -> Result<()> {
     let bin = programs(&layout.postgres())?;
     let answers = async || {
@@ -136,7 +136,7 @@ async fn run(command: &mut Command, limit: Duration) -> Result<Output> {
     }
 }
 
-/// A path as an argument.
+/// Converts a path to an argument.
 pub(super) fn text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -1,4 +1,4 @@
-//! The private Redis: Debian's program, reachable by a unix socket only, every write on disk.
+//! The private Redis: Debian's program, reachable by a unix socket only; every write is flushed to the disk.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::{layout::Layout, users::User};
 
-/// Loading the file included.
+/// Time limit of the start, with loading the file.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 const PING_LIMIT: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(8);
-/// Streams are trimmed; this is the bound behind that.
+/// Maximum memory of Redis, in addition to the trimming of streams.
 const MEMORY_MAX: &str = "512mb";
 
-/// The program.
+/// Path of the program.
 pub(crate) fn program() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -58,7 +58,7 @@ pub(crate) fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
     })
 }
 
-/// Waits until it answers.
+/// Waits until it responds.
 pub(crate) async fn ready(child: &Supervised, layout: &Layout) -> Result<()> {
     let socket = layout.redis_socket();
     child.ready(READY_LIMIT, async || timeout(PING_LIMIT, pong(&socket)).await.is_ok_and(|pong| pong)).await

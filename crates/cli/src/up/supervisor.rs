@@ -1,4 +1,4 @@
-//! All parts of Wrenn on this machine, started in order and stopped in the opposite one.
+//! Supervisor of all parts of Wrenn on this machine: starts them in order and stops them in reverse order.
 
 use std::{fs, net::TcpListener, path::Path, time::Duration};
 
@@ -15,9 +15,9 @@ use super::{
 };
 use crate::{client_config, config::Config, layout::Layout, pki, users::User};
 
-/// Migrations of a large database included.
+/// Time limit for the database, with the migrations of a large one.
 const DATABASE_LIMIT: Duration = Duration::from_secs(60);
-/// The agent takes in templates, which it reads whole, and adopts microVMs first.
+/// Time limit for the agent, which first reads all templates and adopts microVMs.
 const AGENT_LIMIT: Duration = Duration::from_secs(300);
 const SERVER_LIMIT: Duration = Duration::from_secs(60);
 const SERVER_GRACE: Duration = Duration::from_secs(8);
@@ -48,7 +48,7 @@ impl Supervisor {
         self.children.push(Supervised::start(agent, layout));
         self.children.push(Supervised::start(server, layout));
         self.ready(config).await?;
-        // Last, so that whoever finds a key there finds a Wrenn that works.
+        // Last, so that a key in the file means that Wrenn works.
         client_config::write(config.file(), &config.local_url()?, &key)
     }
 
@@ -87,7 +87,7 @@ impl Supervisor {
         let client = Client::new(&config.local_url()?, None)?;
         let healthy = async || client.health().await.is_ok_and(|health| health.status == "ok");
         server.ready(SERVER_LIMIT, healthy).await?;
-        // That the agent listens says little: it first tries KVM and takes up its microVMs.
+        // A listening agent is not enough: it first probes KVM and adopts its microVMs.
         let online = async || client.health().await.is_ok_and(|health| health.hosts_online > 0);
         agent.ready(AGENT_LIMIT, online).await
     }
@@ -99,7 +99,7 @@ impl Supervisor {
         }
     }
 
-    /// Stops everything, the last started first.
+    /// Stops all parts, the last started first.
     pub(crate) async fn stop(&mut self) {
         while let Some(child) = self.children.pop() {
             child.stop().await;
@@ -114,7 +114,8 @@ fn ours(name: &'static str, env: Vec<(String, String)>, user: Option<User>, grac
     Spec { name, program, arg0, args, env, user, stop: Signal::TERM, grace }
 }
 
-/// A port that is taken is told at once and by name, not by a server that keeps failing.
+/// Checks the ports in advance, so that one in use is reported at once and by name, not by a server that
+/// fails again and again.
 fn check_ports(config: &Config) -> Result<()> {
     for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
     {
@@ -138,7 +139,7 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
         .with_context(|| format!("the database was not ready within {} s", DATABASE_LIMIT.as_secs()))?
 }
 
-/// Which host this is; decided once.
+/// Id of this host; generated at the first start.
 pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
     let path = layout.host_id_file();
     match fs::read_to_string(&path) {
@@ -158,7 +159,7 @@ fn new_host_id(path: &Path) -> Result<HostId> {
     Ok(id)
 }
 
-/// Removes what the agent made in the kernel; it must have ended. The database learns it while it still runs.
+/// Removes the agent's kernel resources; it must have ended. Also updates the database, while it still runs.
 pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
     cleanup(layout).await?;
     let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
@@ -166,7 +167,7 @@ pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
 }
 
-/// Removes what the agent made in the kernel; it must have ended.
+/// Removes the agent's kernel resources; it must have ended.
 pub(crate) async fn cleanup(layout: &Layout) -> Result<()> {
     let dir = layout.agent();
     let work = tokio::task::spawn_blocking(move || wrenn_host::cleanup(&dir));
