@@ -1,8 +1,9 @@
 //! Clients of the host agents: mutual TLS, one HTTP/2 connection per host for all calls that end by themselves, and one
 //! for each stream.
 //!
-//! All streams of a connection share its flow-control window, which is given back as bodies are read. One that nobody reads,
-//! such as the download of a client that has stopped, would in the end stop every other call to the host.
+//! All streams of a connection share its flow-control window, which is replenished as bodies are read. A
+//! stream that nobody reads, such as the download of a client that has stopped, would finally block every
+//! other call to the host.
 
 use std::{
     collections::HashMap,
@@ -29,16 +30,16 @@ use crate::config::AgentTls;
 /// A client of one agent.
 pub type AgentClient = HostClient<SharedHttp2Connection>;
 
-/// The name in every agent's certificate: the private CA vouches for it, addresses may change.
+/// DNS name in every agent's certificate, because addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
 /// What a connection may have on its way.
 #[derive(Debug, Clone, Copy)]
 struct Room {
     /// Calls before further ones wait.
     calls: usize,
-    /// Bytes of one call that nobody has read yet.
+    /// Unread bytes of one call.
     of_call: u32,
-    /// Bytes of all calls that nobody has read yet.
+    /// Unread bytes of all calls.
     of_all: u32,
 }
 
@@ -55,18 +56,18 @@ const CONNECT: Duration = Duration::from_secs(3);
 pub(crate) mod deadline {
     use std::time::Duration;
 
-    /// Liveness and lists.
+    /// For health checks and lists.
     pub(crate) const STATE: Duration = Duration::from_secs(5);
-    /// Removing a sandbox.
+    /// For the removal of a sandbox.
     pub(crate) const DESTROY: Duration = Duration::from_secs(60);
-    /// What a call may take beyond the time that the command has.
+    /// Additional time of an exec, beyond the command's timeout.
     pub(crate) const EXEC_EXTRA: Duration = Duration::from_secs(45);
 }
 
-/// The clients of all agents.
+/// Clients of all agents.
 pub struct Agents {
     tls: TlsConnector,
-    /// What every agent is called, whatever its address.
+    /// DNS name in the certificates of all agents.
     name: ServerName<'static>,
     uri: Uri,
     /// By host, with the address that each connects to.
@@ -80,7 +81,7 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 }
 
 impl Agents {
-    /// Clients that show this certificate. Fails where a file is not what it should be.
+    /// Creates clients with this certificate. Fails if a file is invalid.
     pub fn new(files: &AgentTls) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in certificates(&files.ca)? {
@@ -101,8 +102,8 @@ impl Agents {
         })
     }
 
-    /// The client of a host's agent, which is at this address; it connects when it is used, and again when it must. For
-    /// calls that have a deadline and whose answer is read at once, no others: all share one connection.
+    /// Returns the client of a host's agent at this address; it connects on use, and reconnects. Only for
+    /// calls that have a deadline and whose response is read at once: all share one connection.
     pub fn at(&self, host: HostId, address: &str) -> AgentClient {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = clients.get(&host).filter(|(present, _)| present == address) {
@@ -113,8 +114,8 @@ impl Agents {
         client
     }
 
-    /// A client for one stream to or from a host's agent: its connection is opened when it is used, and ends with the
-    /// stream. A stream that stands still delays nothing else.
+    /// Returns a client for one stream to or from a host's agent: its connection is opened on use, and closed
+    /// with the stream, so that a stalled stream delays no other call.
     pub fn apart(&self, host: HostId, address: &str) -> AgentClient {
         self.connect(host, address, APART)
     }
@@ -155,7 +156,7 @@ impl Agents {
     }
 }
 
-/// Options with a deadline.
+/// Call options with a deadline.
 pub(crate) fn within(limit: Duration) -> CallOptions {
     CallOptions::default().with_timeout(limit)
 }

@@ -1,4 +1,4 @@
-//! Who is asking: API keys, compared by hash and in constant time.
+//! Authentication by API keys, compared by hash and in constant time.
 
 use std::{
     collections::HashMap,
@@ -18,11 +18,11 @@ use wrenn_api::ErrorCode;
 
 use crate::{db::keys, error::ApiError, state::App};
 
-/// How long a looked-up key is believed: a revoked one works no longer than this.
+/// Lifetime of a cached key: a revoked key works at most for this long.
 const FRESH: Duration = Duration::from_secs(5);
 /// Keys remembered at most.
 const REMEMBERED: usize = 10_000;
-/// Longer texts are no keys of ours.
+/// Maximum length of a key, in bytes.
 const KEY_MAX: usize = 128;
 
 /// The team that a request speaks for.
@@ -50,7 +50,7 @@ impl KeyCache {
     }
 }
 
-/// The hash under which a key is stored.
+/// Hash under which a key is stored.
 pub(crate) fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret).into()
 }
@@ -80,7 +80,7 @@ pub(crate) async fn team_of(app: &App, secret: &str) -> Result<Option<Uuid>, Api
     Ok(Some(key.team_id))
 }
 
-/// Lets a request through that has a valid key.
+/// Rejects requests without a valid key.
 pub(crate) async fn required(
     State(app): State<App>,
     mut request: Request,

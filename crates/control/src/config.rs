@@ -1,24 +1,24 @@
-//! What a control-plane server needs to know to run.
+//! Configuration of a control-plane server.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// PEM files with which the control plane shows agents who it is.
+/// PEM files of the control plane's mutual TLS with the agents.
 #[derive(Debug, Clone)]
 pub struct AgentTls {
-    /// The private CA that both sides trust, and nothing else.
+    /// The private CA, which is the only one that both sides trust.
     pub ca: PathBuf,
-    /// The control plane's certificate.
+    /// Certificate of the control plane.
     pub cert: PathBuf,
-    /// Its key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// Bounds on what clients may ask for.
+/// Limits on requests.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Body of a JSON request, in bytes.
+    /// Maximum body of a JSON request, in bytes.
     pub json_body: usize,
-    /// Body of an upload, in bytes.
+    /// Maximum body of an upload, in bytes.
     pub upload_body: usize,
     /// Requests in work at a time; more are refused with 429.
     pub concurrent_requests: usize,
@@ -46,14 +46,14 @@ impl Default for Limits {
 /// The configuration of a server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where clients reach it.
+    /// Address to listen on for clients.
     pub listen: SocketAddr,
-    /// PostgreSQL, as `postgres://…`; unix sockets as `postgres://user@%2Fdir/db`.
+    /// URL of PostgreSQL, `postgres://…`; with a unix socket `postgres://user@%2Fdir/db`.
     pub database_url: String,
-    /// Redis, as `redis://…` or `unix:///path`.
+    /// URL of Redis, `redis://…` or `unix:///path`.
     pub redis_url: String,
-    /// Mutual TLS to the agents.
+    /// TLS files for the agents.
     pub agent_tls: AgentTls,
-    /// Bounds.
+    /// Limits on requests.
     pub limits: Limits,
 }

@@ -1,4 +1,4 @@
-//! What a client is told when something cannot be done: the envelope, with the status of its code.
+//! Errors of the API: the error object, with the HTTP status of its code.
 
 use axum::{
     Json,
@@ -60,7 +60,7 @@ impl From<sqlx::Error> for ApiError {
             _ => false,
         };
         if away {
-            tracing::warn!(%error, "the database is away");
+            tracing::warn!(%error, "the database is not available");
             let message = "the control plane cannot reach its database; try again in a moment";
             return Self::new(ErrorCode::ServiceUnavailable, message);
         }
@@ -71,7 +71,7 @@ impl From<sqlx::Error> for ApiError {
 
 impl From<redis::RedisError> for ApiError {
     fn from(error: redis::RedisError) -> Self {
-        tracing::warn!(%error, "redis is away");
+        tracing::warn!(%error, "redis is not available");
         Self::new(
             ErrorCode::ServiceUnavailable,
             "the control plane cannot reach its event store; try again in a moment",

@@ -1,4 +1,5 @@
-//! Events of teams in Redis: one stream per team, bounded; relayed from the outbox, read by SSE.
+//! Events of teams in Redis: one bounded stream per team, written from the outbox, and read by server-sent
+//! events.
 
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ use redis::{
 use uuid::Uuid;
 use wrenn_api::TeamId;
 
-/// Events of one team that are kept, about.
+/// Approximate maximum number of events per team.
 const KEPT: usize = 10_000;
-/// How long a reader waits in Redis before it shows a sign of life.
+/// Time limit of a blocking read, after which the reader sends a keep-alive.
 pub(crate) const WAIT: Duration = Duration::from_secs(15);
-/// Events read at once.
+/// Maximum number of events per read.
 const BATCH: usize = 100;
-/// Redis is on this machine or near it.
+/// Time limit of a command; Redis is on this machine or near it.
 const ANSWER: Duration = Duration::from_secs(3);
 
 /// One event and the id under which a reader goes on.
@@ -37,12 +38,12 @@ fn stream_of(team: Uuid) -> String {
 }
 
 impl Events {
-    /// Nothing is sent yet.
+    /// Creates the store; connects on first use.
     pub(crate) fn new(url: &str) -> Result<Self, redis::RedisError> {
         Ok(Self { client: Client::open(url)?, shared: tokio::sync::OnceCell::new() })
     }
 
-    /// The connection that all but readers share; it reconnects by itself.
+    /// The connection for all commands but blocking reads; it reconnects by itself.
     async fn shared(&self) -> Result<ConnectionManager, redis::RedisError> {
         let connect = async || {
             let config = ConnectionManagerConfig::new()
@@ -54,7 +55,7 @@ impl Events {
         self.shared.get_or_try_init(connect).await.cloned()
     }
 
-    /// Whether Redis answers.
+    /// Checks that Redis responds.
     pub(crate) async fn ping(&self) -> Result<(), redis::RedisError> {
         let mut connection = self.shared().await?;
         redis::cmd("PING").query_async::<String>(&mut connection).await.map(drop)
@@ -104,7 +105,8 @@ pub(crate) fn is_id(text: &str) -> bool {
     }
 }
 
-/// Reads one team's events in order. It has a connection of its own, because waiting blocks it.
+/// Reader of one team's events, in order. It has a connection of its own, because a read blocks the
+/// connection.
 pub(crate) struct Reader {
     connection: MultiplexedConnection,
     stream: String,

@@ -1,4 +1,4 @@
-//! Parts of requests, with our own words where they are wrong.
+//! Extractors of request parts, with error messages of this API.
 
 use axum::{
     RequestPartsExt as _,
@@ -59,7 +59,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     }
 }
 
-/// The sandbox in the path, and the team that asks.
+/// The sandbox in the path, and the authenticated team.
 pub(crate) struct Target {
     pub(crate) team: Uuid,
     pub(crate) id: SandboxId,
@@ -79,7 +79,7 @@ impl FromRequestParts<App> for Target {
     }
 }
 
-/// The team that asks.
+/// The authenticated team.
 pub(crate) struct Caller(pub(crate) Uuid);
 
 impl FromRequestParts<App> for Caller {

@@ -1,7 +1,7 @@
-//! The control plane as a library: the REST API over PostgreSQL, Redis and the host agents.
+//! Control plane as a library: the REST API, with PostgreSQL, Redis and the host agents.
 //!
-//! Servers are stateless: any number of them may run side by side. PostgreSQL holds the truth, Redis the
-//! events, the agents what runs.
+//! Servers are stateless: any number of them may run side by side. PostgreSQL stores the state, Redis the
+//! events; the agents run the sandboxes.
 
 pub mod agents;
 mod auth;
@@ -106,7 +106,7 @@ pub async fn migrate(database_url: &str) -> anyhow::Result<()> {
     db::migrate(&db::pool(database_url)?).await
 }
 
-/// Letters and digits of an API key, worth 165 bits.
+/// Returns the random letters and digits of an API key, 165 bits.
 fn secret() -> String {
     const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let mut rng = rand::rng();
@@ -114,7 +114,7 @@ fn secret() -> String {
     format!("wrn_{}", digits.collect::<String>())
 }
 
-/// Makes sure that a database has one team, and gives a new API key of it unless `present_key` is already one.
+/// Creates a team if the database has none, and returns a new API key for it, unless `present_key` is valid.
 pub async fn ensure_api_key(database_url: &str, present_key: Option<&str>) -> anyhow::Result<String> {
     let db = db::pool(database_url)?;
     if let Some(present) = present_key
@@ -128,13 +128,13 @@ pub async fn ensure_api_key(database_url: &str, present_key: Option<&str>) -> an
     Ok(key)
 }
 
-/// Makes sure that the host is registered with this address.
+/// Registers the host with this address.
 pub async fn ensure_host(database_url: &str, host: HostId, address: SocketAddr) -> anyhow::Result<()> {
     let db = db::pool(database_url)?;
     db::hosts::register(&db, host.uuid(), &address.to_string()).await.context("the host cannot be registered")
 }
 
-/// Notes that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not lost.
+/// Records that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not missing.
 pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()> {
     let db = db::pool(database_url)?;
     for row in db::sandboxes::on_host(&db, host.uuid()).await? {

@@ -1,4 +1,4 @@
-//! What all requests and workers of a server share.
+//! State shared by all requests and workers of a server.
 
 use std::sync::Arc;
 
@@ -8,13 +8,14 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::{agents::Agents, auth::KeyCache, config::Limits, events::Events};
 
-/// Shared by everything; cheap to clone.
+/// Shared state; cheap to clone.
 pub(crate) type App = Arc<State>;
 
-/// The parts of a server.
+/// Parts of a server.
 pub(crate) struct State {
     pub(crate) db: PgPool,
-    /// A few connections for API keys and probes alone: both are answered while all others are in use.
+    /// A few connections for API keys and health checks only: both work while all other connections are in
+    /// use.
     pub(crate) access: PgPool,
     pub(crate) events: Events,
     pub(crate) agents: Agents,

@@ -1,4 +1,4 @@
-//! Hosts: what their agents say of them, and which of them takes a sandbox.
+//! Hosts: health, capacity, and candidates for new sandboxes.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 /// Failed creates in a row after which a host gets no more for a while.
 const FAILURES: i32 = 3;
-/// So long it gets none.
+/// Duration of an ejection, in which the host gets no creates.
 pub(crate) const EJECTED: Duration = Duration::from_secs(60);
 
 /// Where a host's agent is.
@@ -35,7 +35,7 @@ pub(crate) struct Candidate {
     pub(crate) used_sandboxes: i64,
 }
 
-/// Registers a host, or tells where it is now; it counts as online once it has answered there.
+/// Registers a host, or updates its address; it counts as online once it has responded there.
 pub(crate) async fn register(db: &PgPool, id: Uuid, address: &str) -> sqlx::Result<()> {
     sqlx::query!(
         "INSERT INTO hosts (id, address) VALUES ($1, $2)
@@ -53,14 +53,14 @@ pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Address>> {
     sqlx::query_as!(Address, "SELECT id, address FROM hosts ORDER BY id").fetch_all(db).await
 }
 
-/// How many hosts are online.
+/// Number of online hosts.
 pub(crate) async fn online(db: &PgPool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE status = 'online'"#)
         .fetch_one(db)
         .await
 }
 
-/// One host's address.
+/// Address of a host.
 pub(crate) async fn address(db: &PgPool, id: Uuid) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!("SELECT address FROM hosts WHERE id = $1", id).fetch_optional(db).await
 }
@@ -105,7 +105,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) driver_reason: &'a str,
 }
 
-/// Notes that a host answered.
+/// Records that a host responded.
 pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE hosts SET status = 'online', last_seen_at = now(), cpus = $2, memory_mb = $3, disk_mb = $4,
@@ -131,7 +131,7 @@ pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// Notes that a host did not answer; true when it has been silent for so long that it counts as gone.
+/// Records that a host did not respond; true if it has been silent for so long that it counts as lost.
 pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
     let gone = sqlx::query_scalar!(
         r#"UPDATE hosts SET status = 'unreachable'
@@ -146,12 +146,12 @@ pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
 /// A host that gets no creates for a while.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ejected {
-    /// Creates that failed on it in a row.
+    /// Number of consecutive failed creates.
     pub(crate) failures: i32,
 }
 
-/// Counts a create that failed through the host's fault; leaves the host out for [`EJECTED`] after a few, and after each
-/// further one.
+/// Counts a create that failed because of the host; ejects the host for [`EJECTED`] after [`FAILURES`], and
+/// after each further one.
 pub(crate) async fn create_failed(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Ejected>> {
     let failures = sqlx::query_scalar!(
         "UPDATE hosts SET failed_creates = failed_creates + 1,
@@ -167,14 +167,14 @@ pub(crate) async fn create_failed(db: &PgPool, id: Uuid) -> sqlx::Result<Option<
     Ok(failures.filter(|failures| *failures >= FAILURES).map(|failures| Ejected { failures }))
 }
 
-/// How many hosts are left out now.
+/// Number of hosts that are ejected now.
 pub(crate) async fn ejected(db: &PgPool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE ejected_until > now()"#)
         .fetch_one(db)
         .await
 }
 
-/// A create went well: the host is trusted again.
+/// Resets the count of failures after a successful create.
 pub(crate) async fn create_succeeded(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE hosts SET failed_creates = 0, ejected_until = NULL WHERE id = $1 AND failed_creates > 0",

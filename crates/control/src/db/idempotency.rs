@@ -12,7 +12,7 @@ pub(crate) struct First {
     pub(crate) response_body: Option<serde_json::Value>,
 }
 
-/// Claims a key for a sandbox; false when it is taken. Waits for a request that is claiming it right now.
+/// Claims a key for a sandbox; false if it is taken. Waits for a concurrent claim.
 pub(crate) async fn claim(
     tx: &mut PgConnection,
     team: Uuid,
@@ -33,7 +33,7 @@ pub(crate) async fn claim(
     Ok(claimed.rows_affected() == 1)
 }
 
-/// The first request with this key.
+/// Returns the first request with this key.
 pub(crate) async fn first(db: &PgPool, team: Uuid, key: &str) -> sqlx::Result<Option<First>> {
     sqlx::query_as!(
         First,

@@ -1,4 +1,4 @@
-//! PostgreSQL: the truth. Every statement is checked against the schema at compile time.
+//! PostgreSQL, the source of truth. Every statement is checked against the schema at compile time.
 
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
@@ -18,9 +18,9 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// Connections of one server.
 const CONNECTIONS: u32 = 20;
-/// Those of them that look API keys up and answer probes, and do nothing else.
+/// Number of these that are reserved for API keys and health checks.
 const ACCESS_CONNECTIONS: u32 = 4;
-/// How long a request waits for a connection before it is told that the database is away.
+/// Time limit for getting a connection, after which the request fails.
 const ACQUIRE: Duration = Duration::from_secs(3);
 
 /// A pool; connects when it is used first.

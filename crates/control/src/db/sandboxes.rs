@@ -1,5 +1,5 @@
-//! Sandboxes. Every change of status is a compare-and-set on id, status and version, and writes its event
-//! in the same transaction.
+//! Sandboxes. Every change of status is a compare-and-set on id, status and version, and writes its event in
+//! the same transaction.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use wrenn_api::{ErrorCode, ErrorDetail, Sandbox, SandboxId, SandboxStatus};
 
 use super::outbox;
 
-/// Seconds for which a transitional status belongs to whoever set it.
+/// Lease of a transitional status, in seconds: only the worker that set it may change it.
 pub(crate) const LEASE_SECS: i32 = 15;
 
-/// One row.
+/// One row of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) id: Uuid,
@@ -45,12 +45,12 @@ impl Row {
         self.status.parse().unwrap_or(SandboxStatus::Error)
     }
 
-    /// Whether nobody works on its transitional status any more.
+    /// Whether the lease of its transitional status has expired.
     pub(crate) fn abandoned(&self) -> bool {
         self.lease_until.is_none_or(|until| until < Utc::now())
     }
 
-    /// As the API shows it.
+    /// Converts it for the API.
     pub(crate) fn public(&self) -> Sandbox {
         let metadata: BTreeMap<String, String> =
             serde_json::from_value(self.metadata.clone()).unwrap_or_default();
@@ -75,7 +75,7 @@ impl Row {
     }
 }
 
-/// What a new sandbox is to be.
+/// A sandbox to insert.
 #[derive(Debug)]
 pub(crate) struct New<'a> {
     pub(crate) id: Uuid,
@@ -118,14 +118,15 @@ pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64
     .await
 }
 
-/// One sandbox of a team.
+/// Returns a sandbox of a team.
 pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Row>> {
     sqlx::query_as!(Row, "SELECT * FROM sandboxes WHERE id = $1 AND team_id = $2", id, team)
         .fetch_optional(db)
         .await
 }
 
-/// A team's sandboxes, newest first, older than `before`: of one status, or all that are not stopped.
+/// Returns a page of a team's sandboxes older than `before`, newest first: with one status, or all that are
+/// not stopped.
 pub(crate) async fn page(
     db: &PgPool,
     team: Uuid,
@@ -162,7 +163,7 @@ pub(crate) async fn expected(db: &PgPool, ids: &[Uuid]) -> sqlx::Result<Vec<Uuid
         .await
 }
 
-/// How many sandboxes there are of each status.
+/// Number of sandboxes by status.
 pub(crate) async fn by_status(db: &PgPool) -> sqlx::Result<Vec<(String, i64)>> {
     let rows = sqlx::query!(
         r#"SELECT status, count(*) AS "count!" FROM sandboxes WHERE status <> 'stopped' GROUP BY status"#
@@ -172,24 +173,24 @@ pub(crate) async fn by_status(db: &PgPool) -> sqlx::Result<Vec<(String, i64)>> {
     Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
 }
 
-/// A change of status.
+/// A change of a sandbox's status.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
-    /// The new status.
+    /// New status.
     pub(crate) to: Option<SandboxStatus>,
-    /// Why, when it is `error`.
+    /// Cause, if the status is `error`.
     pub(crate) error: Option<(ErrorCode, String)>,
-    /// Added to the metadata.
+    /// Metadata to add.
     pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Change {
-    /// To this status.
+    /// A change to this status.
     pub(crate) fn to(status: SandboxStatus) -> Self {
         Self { to: Some(status), ..Self::default() }
     }
 
-    /// To `error`.
+    /// A change to `error`.
     pub(crate) fn error(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { to: Some(SandboxStatus::Error), error: Some((code, message.into())), ..Self::default() }
     }

@@ -1,4 +1,4 @@
-//! Events of the team's sandboxes as server-sent events.
+//! The team's events as server-sent events.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! Commands that run to their end before the answer.
+//! Commands without streaming: the response is sent after their end.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,11 +21,11 @@ const TIMEOUT_MAX_SECS: u32 = 86_400;
 /// What a Linux kernel takes as one argument, in bytes.
 const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const ARGUMENTS_MAX: usize = 4096;
-/// Program and directory, in characters.
+/// Maximum length of the program and the directory, in characters.
 const PATH_MAX: usize = 4096;
 const USER_MAX: usize = 256;
 
-/// Checks a command as far as that is possible without its guest.
+/// Checks a command as far as possible without its guest.
 pub(super) fn check(
     cmd: String,
     args: Vec<String>,

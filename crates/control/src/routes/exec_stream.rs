@@ -1,4 +1,4 @@
-//! Commands whose output is streamed over a WebSocket.
+//! Commands with output streamed over a WebSocket.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{agents::AgentClient, error::ApiError, extract::Target, sandboxes as service, state::App};
 
-/// The client's first frame must come within this.
+/// Time limit for the client's first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 /// The largest frame of a client.
 const FRAME_MAX: usize = 2 << 20;
@@ -72,11 +72,11 @@ pub(super) async fn exec_stream(
     }))
 }
 
-/// Why a conversation ended early.
+/// Cause of an early end.
 enum Early {
-    /// The client is gone, or takes nothing any more.
+    /// The client is gone, or does not read.
     Gone,
-    /// What the client is told.
+    /// An error for the client.
     Failed(ApiError),
 }
 
@@ -92,7 +92,7 @@ impl From<ConnectError> for Early {
     }
 }
 
-/// Says why it ended, and closes the socket.
+/// Sends the error, if any, and closes the socket.
 async fn take_leave(socket: &mut WebSocket, ended: Result<(), Early>) -> Result<(), Early> {
     if let Err(early) = ended {
         let Early::Failed(error) = early else { return Err(early) };
@@ -110,7 +110,7 @@ async fn transmit(socket: &mut WebSocket, message: Message) -> Result<(), Early>
     match moving(By::ClientTakes, socket.send(message)).await {
         Ok(sent) => sent.map_err(|_| Early::Gone),
         Err(error) => {
-            // It would not take this either.
+            // The client would not read the error either.
             tracing::warn!(%error, "a command whose output nobody reads is ended");
             Err(Early::Gone)
         }

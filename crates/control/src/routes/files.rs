@@ -1,4 +1,4 @@
-//! Files in and out, streamed: no file is ever whole in memory.
+//! Upload and download of files, streamed: no file is ever in memory as a whole.
 
 use std::{pin::pin, time::Duration};
 
@@ -37,20 +37,20 @@ use crate::{
     state::App,
 };
 
-/// The longest path, in characters.
+/// Maximum length of a path, in characters.
 const PATH_MAX: usize = 4096;
-/// The longest character in UTF-8.
+/// Maximum length of a UTF-8 character, in bytes.
 const CHARACTER: usize = 4;
-/// A file that comes before its path is kept in memory up to this size.
+/// Maximum size of a file that is sent before its path, in bytes; it is buffered in memory.
 const EARLY_MAX: usize = 1 << 20;
-/// Pieces of an upload on their way to the agent.
+/// Number of buffered pieces of an upload.
 const PENDING: usize = 4;
-/// How long the rest of a refused upload is read, so that the client sees the answer.
+/// Time limit for reading the rest of a rejected upload, so that the client sees the response.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long a guest may take to bring a whole file to its disk, which may be slow.
+/// Time limit for a guest to write the whole file to its disk, which may be slow.
 const SETTLE: Duration = Duration::from_secs(600);
 
-/// The file to write.
+/// A file to write.
 #[derive(ToSchema, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"path": "hello.txt", "file": "hello\n"}))]
@@ -65,7 +65,7 @@ pub(super) struct Upload {
     file: Vec<u8>,
 }
 
-/// The content of a file.
+/// Content of a file.
 #[derive(ToSchema)]
 #[schema(value_type = String, format = Binary)]
 #[allow(dead_code, reason = "describes the body, which is streamed")]
@@ -228,7 +228,7 @@ fn commit() -> WriteFileRequest {
     message(Part::Commit(Commit::default().into()))
 }
 
-/// The answer to a write of which all was sent.
+/// Waits for the response to a write that was sent completely.
 async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> Result<(), ApiError> {
     let late = |_| {
         let message = format!(
@@ -241,7 +241,7 @@ async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> R
     Ok(())
 }
 
-/// The usual way: the path is known, the file follows.
+/// The usual case: the path comes first, the file follows.
 async fn write_streamed(
     app: &App,
     agent: &AgentClient,
@@ -261,7 +261,7 @@ async fn write_streamed(
     });
     tokio::select! {
         written = &mut writing => {
-            // Refused. The client gets to read the answer once it has sent all.
+            // Rejected. The client reads the response after it has sent everything.
             feeding.await?;
             written?;
         }

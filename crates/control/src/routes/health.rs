@@ -1,4 +1,4 @@
-//! Whether the control plane works, and its figures.
+//! Health and metrics of the control plane.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use wrenn_api::Health;
 
 use crate::{db::hosts, state::App};
 
-/// Longer than this is as good as away.
+/// Time limit of each check.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Get the health of the control plane.

@@ -1,4 +1,4 @@
-//! The HTTP API: routes, the OpenAPI document made from them, and what surrounds every request.
+//! HTTP API: routes, the OpenAPI document made from them, and middleware.
 
 mod download;
 mod events;
@@ -25,7 +25,7 @@ use crate::{auth, error::ApiError, state::App};
 
 pub(crate) use openapi::document;
 
-/// Routes that need an API key.
+/// Routes with authentication.
 fn protected() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(sandboxes::create, sandboxes::list))
@@ -46,11 +46,11 @@ fn open() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics))
 }
 
-/// The request came by the older path.
+/// Marks a request by the older path.
 #[derive(Debug, Clone, Copy)]
 struct OlderPath;
 
-/// The older public name of sandboxes is an alias.
+/// Rewrites the older path of sandboxes.
 fn alias<B>(mut request: Request<B>) -> Request<B> {
     const OLD: &str = "/v1/capsules";
     let uri = request.uri();

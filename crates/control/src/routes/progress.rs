@@ -1,4 +1,4 @@
-//! A limit for transfers that stand still: whatever holds one up, it must not hold what the transfer has for ever.
+//! Time limit for stalled transfers, so that they do not keep their resources for ever.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::error::ApiError;
 /// A transfer of which nothing moves for this long is broken off.
 pub(super) const STILL: Duration = Duration::from_secs(60);
 
-/// Who keeps a transfer waiting, and how.
+/// Cause of a stall.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum By {
     /// The client has sent nothing.
@@ -35,7 +35,7 @@ impl By {
     }
 }
 
-/// One step of a transfer.
+/// Waits for one step of a transfer.
 pub(super) async fn moving<T>(by: By, step: impl Future<Output = T>) -> Result<T, ApiError> {
     tokio::time::timeout(STILL, step).await.map_err(|_| by.error())
 }

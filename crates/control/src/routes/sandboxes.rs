@@ -1,4 +1,4 @@
-//! Sandboxes: create, list, show, delete.
+//! Sandboxes: create, list, get, delete.
 
 use axum::{
     Extension, Json,
@@ -22,7 +22,7 @@ use crate::{
 };
 
 const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
-/// The longest `Idempotency-Key`.
+/// Maximum length of an `Idempotency-Key`.
 const KEY_MAX: usize = 255;
 const PAGE: u32 = 50;
 const PAGE_MAX: u32 = 100;

@@ -18,9 +18,9 @@ use wrenn_api::ErrorCode;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// A client's own request id is taken over when it is no longer than this.
+/// Maximum length of a request id that a client chooses.
 const ID_MAX: usize = 128;
-/// Asked again and again by whatever watches a service: the log would be about nothing else.
+/// Paths that monitoring requests all the time: they are not logged as other requests.
 const PROBES: [&str; 2] = ["/health", "/metrics"];
 
 fn request_id(request: &Request) -> HeaderValue {
@@ -34,7 +34,7 @@ fn request_id(request: &Request) -> HeaderValue {
     })
 }
 
-/// Names, measures and logs a request.
+/// Assigns a request id, and measures and logs the request.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = request_id(&request);

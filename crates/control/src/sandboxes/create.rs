@@ -1,4 +1,4 @@
-//! Creating a sandbox: placed and written down first, then made by the agent, in a task that does not
+//! Creation of sandboxes: placed and recorded first, then created by the agent, in a task that does not
 //! depend on the client's connection.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -24,15 +24,15 @@ use crate::{
     state::App,
 };
 
-/// Environment variables of one sandbox.
+/// Maximum number of environment variables of one sandbox.
 const ENVS_MAX: usize = 1024;
-/// The name of one, in characters.
+/// Maximum length of a variable's name, in characters.
 const ENV_NAME_MAX: usize = 255;
-/// One of them as the kernel takes it: `NAME=VALUE` and a NUL, in bytes.
+/// Maximum size of a variable in the kernel, in bytes: `NAME=VALUE` and a NUL.
 const ENV_BYTES: usize = 128 << 10;
-/// Their names and values together, in bytes.
+/// Maximum size of all names and values, in bytes.
 const ENVS_BYTES: usize = 1 << 20;
-/// How long a repeated request waits for the first one.
+/// Time limit of a repeated request for waiting for the first one.
 const FIRST: Duration = Duration::from_secs(60);
 /// How often a worker shows that it still works: well within the lease.
 const RENEW: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ fn within_bounds(field: &str, value: Option<u32>, default: u32, min: u32, max: u
     Err(ApiError::invalid(format!("{field} is {value}: it must be {min} to {max}")))
 }
 
-/// Whether a text can name a template.
+/// Returns whether a text is a valid template name.
 fn is_template_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
@@ -62,7 +62,7 @@ fn is_template_name(text: &str) -> bool {
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Checks environment variables: their number, their size, and that a kernel can take them.
+/// Checks environment variables: number, sizes, and characters that the kernel does not accept.
 pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError> {
     if envs.len() > ENVS_MAX {
         return Err(ApiError::invalid(format!("envs has {} variables: at most {ENVS_MAX}", envs.len())));
@@ -89,7 +89,7 @@ pub(crate) fn check_envs(envs: &BTreeMap<String, String>) -> Result<(), ApiError
 }
 
 impl Wanted {
-    /// Checks a request.
+    /// Validates a request.
     pub(crate) fn check(request: CreateSandbox) -> Result<Self, ApiError> {
         let template = request.template.unwrap_or_else(|| "minimal".to_owned());
         if !is_template_name(&template) {
@@ -122,7 +122,7 @@ fn outcome(result: &Result<Row, ApiError>) -> Outcome {
     Outcome { status, body: body.unwrap_or_default() }
 }
 
-/// Creates a sandbox; with a key, at most once.
+/// Creates a sandbox; with an idempotency key at most once.
 pub(crate) async fn create(
     app: &App,
     team: Uuid,
@@ -161,7 +161,7 @@ pub(crate) async fn create(
     repeat(app, team, &key, &digest, first.ok_or_else(gone)?).await
 }
 
-/// Chooses a host and writes the sandbox down, with its key; `None` when the key is taken.
+/// Chooses a host and records the sandbox with its key; `None` if the key is taken.
 async fn claim(
     app: &App,
     team: Uuid,

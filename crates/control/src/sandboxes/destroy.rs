@@ -1,4 +1,4 @@
-//! Deleting a sandbox. The intent is written down first; from then on it will go, whatever happens.
+//! Deletion of sandboxes. The intent is recorded first; from then on the reconciler completes it in any case.
 
 use uuid::Uuid;
 use wrenn_api::{SandboxId, SandboxStatus};
@@ -13,11 +13,11 @@ use crate::{
     state::App,
 };
 
-/// How often a delete looks again after somebody else changed the sandbox.
+/// Number of attempts of a delete after concurrent changes of the sandbox.
 const TRIES: usize = 16;
 
-/// Deletes a sandbox. Repeating it is fine. When its host does not answer, the sandbox stays `stopping` and
-/// goes as soon as the host is back.
+/// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
+/// when the host is back.
 pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), ApiError> {
     for _ in 0..TRIES {
         let row = find(app, team, id).await?;
@@ -37,7 +37,9 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         match task.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%id, %error, "a delete waits for its host"),
-            Err(error) => tracing::error!(%id, %error, "a delete died; the reconciler finishes it"),
+            Err(error) => {
+                tracing::error!(%id, %error, "the task of a delete failed; the reconciler finishes it")
+            }
         }
         return Ok(());
     }

@@ -1,4 +1,4 @@
-//! What can be done with sandboxes: the services behind the routes.
+//! Operations on sandboxes, used by the routes.
 
 pub(crate) mod create;
 pub(crate) mod destroy;
@@ -18,7 +18,7 @@ use crate::{
     state::App,
 };
 
-/// A team's sandbox.
+/// Returns a team's sandbox.
 pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, ApiError> {
     let row = sandboxes::find(&app.db, team, id.uuid()).await?;
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
@@ -48,7 +48,7 @@ async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
     hosts::address(&app.db, host).await?.ok_or_else(gone)
 }
 
-/// The agent of a host.
+/// Client of a host's agent.
 pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
     Ok(app.agents.at(host.into(), &address(app, host).await?))
 }
@@ -59,7 +59,7 @@ pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<Agen
     Ok(app.agents.at(host, &address))
 }
 
-/// The agent of a running sandbox, for one stream.
+/// Client of a running sandbox's agent, for one stream.
 pub(crate) async fn running_apart(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
     let (host, address) = place_of(app, team, id).await?;
     Ok(app.agents.apart(host, &address))

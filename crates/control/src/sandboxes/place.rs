@@ -1,4 +1,4 @@
-//! Which host takes a sandbox. Pure: the same hosts and the same wish give the same answer.
+//! Placement of sandboxes on hosts. Pure: the same input gives the same host.
 
 use wrenn_api::ErrorCode;
 
@@ -9,7 +9,7 @@ const OVERCOMMIT: i64 = 16;
 /// One part in so many of a host's memory is left to the host itself.
 const RESERVE: i64 = 8;
 
-/// What a sandbox needs.
+/// Resources that a sandbox needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need<'a> {
     pub(crate) template: &'a str,
