@@ -1,0 +1,59 @@
+//! Replaces a file at once: written beside its name, synced, renamed, and the directory synced.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, fchown},
+    path::Path,
+};
+
+/// Writes `content` to `path` with this mode, and for this owner (user, group) if one is given. After a loss of power
+/// there is the former file or the new one, whole.
+pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let missing = || io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
+    let mut name = path.file_name().ok_or_else(missing)?.to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let beside = path.with_file_name(name);
+    let written = write_beside(&beside, content, mode, owner).and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&beside);
+        return Err(error);
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
+}
+
+fn write_beside(beside: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    match fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // A new file under this name alone: no link that somebody put there is followed.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(beside)?;
+    if let Some((user, group)) = owner {
+        fchown(&file, Some(user), Some(group))?;
+    }
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_new_content_takes_the_place_of_the_former_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write(&path, b"one", 0o644, None).unwrap();
+        write(&path, b"two", 0o600, None).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write(&dir.path().join("absent/key"), b"x", 0o600, None).is_err());
+        assert!(write(dir.path(), b"x", 0o600, None).is_err(), "a directory is not replaced");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! Control groups: how a child enters them, and groups that bound the memory of a service.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// All groups of Wrenn are below one of this name.
+const PARENT: &str = "wrenn";
+/// A group empties shortly after its last process.
+const EMPTY: Duration = Duration::from_millis(20);
+const TRIES: usize = 50;
+
+/// The file of a control group in which a child of one thread enters it. In version 1 that is the one of threads:
+/// whole processes wait some milliseconds until every processor has taken note.
+fn entrance(group: &Path) -> PathBuf {
+    let threads = group.join("tasks");
+    if threads.exists() { threads } else { group.join("cgroup.procs") }
+}
+
+/// What a child does to enter control groups, before it becomes another program. System calls only.
+pub fn enter(groups: &[PathBuf]) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
+    let file = |group: &PathBuf| CString::new(entrance(group).as_os_str().as_bytes());
+    let files = groups.iter().map(file).collect::<Result<Vec<_>, _>>()?;
+    Ok(move || {
+        for file in &files {
+            // SAFETY: system calls on a path and a buffer that outlive them; nothing is allocated.
+            unsafe {
+                let group = libc::open(file.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if group < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                // Zero is whoever writes it.
+                let written = libc::write(group, c"0".as_ptr().cast(), 1);
+                let error = io::Error::last_os_error();
+                libc::close(group);
+                if written != 1 {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where the group of this name is, in version 2 and in version 1.
+fn places(root: &Path, name: &str) -> [(PathBuf, &'static str); 2] {
+    [
+        (root.join(PARENT).join(name), "memory.max"),
+        (root.join("memory").join(PARENT).join(name), "memory.limit_in_bytes"),
+    ]
+}
+
+fn bound_memory_below(root: &Path, name: &str, bytes: u64) -> io::Result<PathBuf> {
+    let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let [second, first] = places(root, name);
+    let (group, file) = if unified.split_whitespace().any(|controller| controller == "memory") {
+        let parent = root.join(PARENT);
+        fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+        fs::create_dir_all(&parent)?;
+        fs::write(parent.join("cgroup.subtree_control"), "+memory")?;
+        second
+    } else if root.join("memory/cgroup.procs").exists() {
+        first
+    } else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no controller of memory"));
+    };
+    fs::create_dir_all(&group)?;
+    fs::write(group.join(file), bytes.to_string())?;
+    Ok(group)
+}
+
+/// Makes a group whose processes have so many bytes of memory together, or changes its bound.
+pub fn bound_memory(name: &str, bytes: u64) -> io::Result<PathBuf> {
+    bound_memory_below(Path::new(ROOT), name, bytes)
+}
+
+/// Removes the group of this name, and the common parent with the last one; none is fine. Blocks for up to a second
+/// until its last process is gone.
+pub fn remove(name: &str) -> io::Result<()> {
+    for (group, _) in places(Path::new(ROOT), name) {
+        for left in (0..TRIES).rev() {
+            match fs::remove_dir(&group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => thread::sleep(EMPTY),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                result => {
+                    result?;
+                    break;
+                }
+            }
+        }
+        if let Some(parent) = group.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+/// The directories of the group of this name that are there.
+pub fn present(name: &str) -> Vec<PathBuf> {
+    places(Path::new(ROOT), name).into_iter().map(|(group, _)| group).filter(|group| group.exists()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_bounded_by_the_version_that_has_the_controller() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(bound_memory_below(root.path(), "a", 7).is_err(), "no control groups");
+        fs::create_dir(root.path().join("memory")).unwrap();
+        fs::write(root.path().join("memory/cgroup.procs"), "").unwrap();
+        let first = bound_memory_below(root.path(), "a", 7).unwrap();
+        assert_eq!(fs::read_to_string(first.join("memory.limit_in_bytes")).unwrap(), "7");
+        fs::write(root.path().join("cgroup.controllers"), "cpu memory\n").unwrap();
+        let second = bound_memory_below(root.path(), "a", 8).unwrap();
+        assert_eq!(second, root.path().join("wrenn/a"));
+        assert_eq!(fs::read_to_string(second.join("memory.max")).unwrap(), "8");
+        assert_eq!(fs::read_to_string(root.path().join("wrenn/cgroup.subtree_control")).unwrap(), "+memory");
+    }
+
+    #[test]
+    fn a_child_enters_what_it_is_given() {
+        let group = tempfile::tempdir().unwrap();
+        let procs = group.path().join("cgroup.procs");
+        fs::write(&procs, "").unwrap();
+        let mut enter = enter(&[group.path().to_owned()]).unwrap();
+        enter().unwrap();
+        assert_eq!(fs::read_to_string(&procs).unwrap(), "0");
+        fs::remove_file(procs).unwrap();
+        assert!(enter().is_err());
+    }
+}
