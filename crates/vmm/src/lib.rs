@@ -16,6 +16,7 @@ pub mod probe;
 pub mod process;
 pub mod qemu;
 mod running;
+mod socket;
 
 /// Configuration of a microVM.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +51,8 @@ pub struct BootSpec {
     pub gid: u32,
     /// Directories of the control groups that the VMM runs in from its first instruction.
     pub cgroups: Vec<PathBuf>,
+    /// Whether the VMM ends with the process that starts it, for a look that takes seconds. Others survive it.
+    pub tied: bool,
 }
 
 /// Limits of a device per second; `None` is unlimited. Bursts of one second's worth are possible.

@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// Makes the kernel print the line, and at once.
 const CMDLINE: &str = "loglevel=7 earlyprintk=ttyS0,115200";
 const MEMORY_MB: u32 = 128;
+/// What a probe's microVM is called in process lists.
+pub(crate) const PROBE_ID: &str = "probe";
 
 /// Result of a probe.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -52,7 +54,7 @@ pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit
         return untried;
     }
     let spec = BootSpec {
-        id: "probe".to_owned(),
+        id: PROBE_ID.to_owned(),
         run_dir: run_dir.to_owned(),
         kernel: kernel.to_owned(),
         cmdline: CMDLINE.to_owned(),
@@ -60,9 +62,15 @@ pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit
         memory_mb: MEMORY_MB,
         uid,
         gid: uid,
+        tied: true,
         ..BootSpec::default()
     };
-    // One that was killed meanwhile left its VMM, which may spin for ever.
+    // A VMM of an earlier probe that is still there is known by its directory, which belongs to its user.
+    if rustix::process::geteuid().is_root()
+        && let Err(error) = std::os::unix::fs::chown(run_dir, Some(uid), Some(uid))
+    {
+        return Probe::untried(format!("the probe's directory cannot be given to its user: {error}"));
+    }
     end_unfinished(vmm, &spec).await;
     let begin = Instant::now();
     let result = try_boot(vmm, &spec, limit).await;

@@ -16,7 +16,7 @@ use rustix::process::{
 use sha2::{Digest, Sha256};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::ProcessId;
+use crate::{ProcessId, probe::PROBE_ID};
 
 /// A watched process, which may be a child of this process or not.
 #[derive(Debug)]
@@ -164,6 +164,43 @@ pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
     Ok(None)
 }
 
+/// Whether these are the arguments of a probe's VMM: QEMU's name for it, or the name of Firecracker's jail, which ends
+/// with a tag.
+fn are_of_probe(arguments: &[std::borrow::Cow<'_, str>]) -> bool {
+    arguments.windows(2).any(|pair| match &*pair[0] {
+        "-name" => pair[1] == format!("wrenn-{PROBE_ID}"),
+        "--id" => pair[1].strip_prefix(PROBE_ID).is_some_and(|rest| {
+            rest.strip_prefix('-')
+                .is_some_and(|tag| tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
+        }),
+        _ => false,
+    })
+}
+
+/// Finds VMMs of probes whose starter is gone: they should have ended with it. Fails where it cannot look at every
+/// process.
+pub fn stray_probes() -> io::Result<Vec<ProcessId>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(id) = identify(pid)? else { continue };
+        let cmdline = seen(fs::read(dir(pid).join("cmdline")))?.unwrap_or_default();
+        let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        if are_of_probe(&arguments) && !started_by_wrenn(pid)? {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the parent of the process is a Wrenn, which waits for it.
+fn started_by_wrenn(pid: i32) -> io::Result<bool> {
+    let Some(fields) = stat_fields(&dir(pid))? else { return Ok(true) };
+    let Some(parent) = fields.get(1).and_then(|parent| parent.parse().ok()) else { return Ok(false) };
+    let name = seen(fs::read(dir(parent).join("comm")))?.unwrap_or_default();
+    Ok(name.trim_ascii_end() == b"wrenn")
+}
+
 /// The process of `run_dir`: the one that is known, where it still is that, or else one that is found.
 pub fn of(run_dir: &Path, known: Option<&ProcessId>) -> io::Result<Option<ProcessId>> {
     match known {
@@ -269,6 +306,28 @@ mod tests {
         assert!(!is_alive(&id).unwrap());
         watched.kill().unwrap();
         assert!(child.wait().is_err(), "already reaped");
+    }
+
+    #[test]
+    fn a_probe_is_known_by_its_arguments_and_a_stray_by_its_parent() {
+        for (arguments, probe) in [
+            (["-name", "wrenn-probe"], true),
+            (["-name", "wrenn-sb1"], false),
+            (["--id", "probe-0123456789abcdef"], true),
+            (["--id", "probe-x"], false),
+            (["--id", "prober-0123456789abcdef"], false),
+        ] {
+            assert_eq!(are_of_probe(&arguments.map(Into::into)), probe, "{arguments:?}");
+        }
+        // Its parent is this test, which is no Wrenn.
+        let mut child =
+            Command::new("sh").args(["-c", "sleep 100; :", "-name", "wrenn-probe"]).spawn().unwrap();
+        let id = identify(child.id() as i32).unwrap().unwrap();
+        while !stray_probes().unwrap().contains(&id) {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     /// Programs that a person runs on a sandbox's files are not its VMM.

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tokio::time::sleep;
 
 use crate::{
-    Exit, ProcessId, Stats, VmmError, logs,
+    BootSpec, Exit, ProcessId, Stats, VmmError, logs,
     process::{self, Watched},
 };
 
@@ -147,16 +147,20 @@ impl Running {
 
     /// Starts the process by `spawn`, on a blocking thread.
     pub(crate) async fn start(
-        run_dir: &Path,
+        spec: &BootSpec,
         care: Care,
         spawn: impl FnOnce() -> io::Result<u32> + Send + 'static,
     ) -> Result<Self, VmmError> {
-        let console = console_log(run_dir);
-        let spawned = tokio::task::spawn_blocking(move || {
+        let (run_dir, console) = (&*spec.run_dir, console_log(&spec.run_dir));
+        let work = move || {
             let before = length(&console);
             spawn().map(|pid| (pid, before))
-        });
-        let spawned = spawned.await.unwrap_or_else(|error| Err(error.into()));
+        };
+        let spawned = if spec.tied {
+            on_thread_of_its_own(work, |&(pid, _)| wait_for_end(pid)).await
+        } else {
+            tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.into()))
+        };
         let (pid, before) = spawned.map_err(|error| failed("start the VMM", error))?;
         let care = Care { before, ..care };
         // The child is reaped through its pidfd.
@@ -172,13 +176,16 @@ impl Running {
     }
 
     /// Takes up a process that runs already.
-    pub(crate) fn adopt(
+    pub(crate) async fn adopt(
         run_dir: &Path,
         care: Care,
         recorded: Option<&ProcessId>,
     ) -> Result<Option<Self>, VmmError> {
-        let found = process::of(run_dir, recorded);
-        let watched = found.and_then(|id| id.map(Watched::open).transpose());
+        let (dir, recorded) = (run_dir.to_owned(), recorded.cloned());
+        let find =
+            move || process::of(&dir, recorded.as_ref()).map_err(|error| failed("look for the VMM", error));
+        let found = blocking("look for the VMM", find).await?;
+        let watched = found.map(Watched::open).transpose();
         let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
         Ok(watched.map(|watched| Self::new(watched, run_dir, care)))
     }
@@ -232,6 +239,41 @@ impl Running {
         let path = console_log(&self.run_dir);
         tokio::task::spawn_blocking(move || logs::tail(&path, max as u64)).await.unwrap_or_default()
     }
+}
+
+/// Does `work`, which reads and writes files, where it holds up nothing else.
+pub(crate) async fn blocking<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
+) -> Result<T, VmmError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(action, error.into())))
+}
+
+/// Starts a child on a thread that lives until the child has ended: one that dies with its starter dies with the
+/// thread that started it, and those of the runtime come and go.
+async fn on_thread_of_its_own<T: Clone + Send + 'static>(
+    start: impl FnOnce() -> io::Result<T> + Send + 'static,
+    wait: impl FnOnce(&T) + Send + 'static,
+) -> io::Result<T> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
+        let started = start();
+        let child = started.as_ref().ok().cloned();
+        // Nobody waits any more: the child still has its thread.
+        let _ = tell.send(started);
+        if let Some(child) = child {
+            wait(&child);
+        }
+    })?;
+    told.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Waits for the end of a child, which somebody else reaps.
+pub(crate) fn wait_for_end(pid: u32) {
+    let Some(pid) = Pid::from_raw(pid as i32) else { return };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let mut ended = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    while rustix::event::poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
 }
 
 /// Starts a prepared command. Its `Child` is forgotten: the pidfd stands for it.

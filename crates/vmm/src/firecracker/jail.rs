@@ -29,12 +29,14 @@ use rustix::{
     mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount},
 };
 
+use wrenn_os::control_group;
+
 use super::{Isolation, config};
 use crate::{
     BootSpec,
-    launch::{self, Identity, check},
+    launch::{self, Identity, Life, check},
     logs, process,
-    running::{console_log, own_log, spawn, vmm_log},
+    running::{console_log, own_log, spawn, vmm_log, wait_for_end},
 };
 
 /// Mount options of the jail's tmpfs, which holds a copy of Firecracker's program and some device nodes.
@@ -97,8 +99,16 @@ impl Launch {
             Isolation::Jailer { program, dir } => {
                 // The namespace is left when the thread ends.
                 let thread = std::thread::Builder::new().name("jail".to_owned());
-                let jailed = thread.spawn(move || self.jailed(&program, &dir))?.join();
-                jailed.unwrap_or_else(|_| Err(io::Error::other("the thread that makes the jail died")))
+                let (tell, told) = std::sync::mpsc::channel();
+                thread.spawn(move || {
+                    let jailed = self.jailed(&program, &dir);
+                    let tied = jailed.as_ref().ok().copied().filter(|_| self.spec.tied);
+                    // Whoever waits for it waits below.
+                    let _ = tell.send(jailed);
+                    // What dies with its starter dies with the thread that started it.
+                    tied.into_iter().for_each(wait_for_end);
+                })?;
+                told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that makes the jail died")))
             }
             Isolation::Unjailed => self.unjailed(),
         }
@@ -140,9 +150,9 @@ impl Launch {
         }
         command.arg("--").args(arguments());
         self.streams(&mut command)?;
-        let join = launch::join_groups(&self.spec.cgroups)?;
+        let join = control_group::enter(&self.spec.cgroups)?;
         // SAFETY: only system calls; what they need was made above.
-        unsafe { launch::detach(&mut command, None, join) };
+        unsafe { launch::detach(&mut command, None, Life::of(&self.spec), join) };
         spawn(command)
     }
 
@@ -181,7 +191,7 @@ impl Launch {
         self.streams(&mut command)?;
         let netns = self.spec.tap.as_ref().map(|tap| File::open(&tap.netns)).transpose()?;
         let identity = Identity { uid: self.spec.uid, gid: self.spec.gid, group: launch::kvm_group() };
-        let mut join = launch::join_groups(&self.spec.cgroups)?;
+        let mut join = control_group::enter(&self.spec.cgroups)?;
         let enter = move || {
             join()?;
             match &netns {
@@ -191,7 +201,7 @@ impl Launch {
             }
         };
         // SAFETY: only system calls; what they need was made above.
-        unsafe { launch::detach(&mut command, Some(identity), enter) };
+        unsafe { launch::detach(&mut command, Some(identity), Life::of(&self.spec), enter) };
         spawn(command)
     }
 }

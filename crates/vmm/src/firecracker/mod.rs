@@ -16,7 +16,10 @@ use std::{
 
 use async_trait::async_trait;
 
-use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
+use crate::{
+    BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
+    running::blocking,
+};
 
 /// Usual name of the program.
 pub const PROGRAM: &str = "firecracker";
@@ -100,14 +103,19 @@ impl Vmm for Firecracker {
     }
 
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
-        check(&self.capabilities, spec)?;
-        limits::check_files(spec)?;
-        arch::check_kernel(&spec.kernel)?;
+        let (can, wanted) = (self.capabilities.clone(), spec.clone());
+        let fit = blocking("start the VMM", move || {
+            check(&can, &wanted)?;
+            limits::check_files(&wanted)?;
+            arch::check_kernel(&wanted.kernel)
+        });
+        fit.await?;
         Ok(Box::new(vm::boot(&self.program, &self.isolation, spec).await?))
     }
 
     async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
-        check(&self.capabilities, spec)?;
+        let (can, wanted) = (self.capabilities.clone(), spec.clone());
+        blocking("start the VMM", move || check(&can, &wanted)).await?;
         Ok(Box::new(vm::restore(&self.program, &self.isolation, snapshot, spec).await?))
     }
 
@@ -116,7 +124,7 @@ impl Vmm for Firecracker {
         spec: &BootSpec,
         process: Option<&ProcessId>,
     ) -> Result<Option<Box<dyn MicroVm>>, VmmError> {
-        let vm = vm::adopt(spec, process)?;
+        let vm = vm::adopt(spec, process).await?;
         Ok(vm.map(|vm| Box::new(vm) as Box<dyn MicroVm>))
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
     process,
-    running::{Care, Running, failed},
+    running::{Care, Running, blocking, failed},
 };
 
 /// Time limit for Firecracker's first response; emulated machines take seconds.
@@ -71,9 +71,10 @@ fn look_for(socket: &Path, pid: u32) {
 }
 
 async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
-    let (run_dir, memory_mb) = (launch.spec.run_dir.clone(), launch.spec.memory_mb);
-    let socket = run_dir.join(SOCKET);
-    let running = Running::start(&run_dir, care(memory_mb), move || {
+    let memory_mb = launch.spec.memory_mb;
+    let socket = launch.spec.run_dir.join(SOCKET);
+    let spec = launch.spec.clone();
+    let running = Running::start(&spec, care(memory_mb), move || {
         // A former Firecracker of this directory leaves its socket, which the next one would not replace.
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -117,11 +118,13 @@ pub(super) async fn restore(
         MemorySource::File(file) => Bind::read_only(config::MEMORY, file),
         MemorySource::PageServer(socket) => Bind::writable(config::PAGES, socket),
     });
-    let missing = binds.iter().find(|bind| !bind.source.exists());
-    if let Some(Bind { name, .. }) = missing {
+    let binds = blocking("find the snapshot", move || {
+        let missing = binds.iter().find(|bind| !bind.source.exists());
+        let Some(Bind { name, .. }) = missing else { return Ok(binds) };
         let remedy = "the snapshot is incomplete; take another one".to_owned();
-        return Err(VmmError::Missing { what: format!("the snapshot's {name}"), remedy });
-    }
+        Err(VmmError::Missing { what: format!("the snapshot's {name}"), remedy })
+    });
+    let binds = binds.await?;
     let (isolation, program) = (isolation.clone(), program.to_owned());
     let vm = start(Launch { program, isolation, spec: spec.clone(), binds }).await?;
     let outcome = vm.load(snapshot, spec).await;
@@ -129,11 +132,11 @@ pub(super) async fn restore(
 }
 
 /// Takes up a Firecracker that runs already.
-pub(super) fn adopt(
+pub(super) async fn adopt(
     spec: &BootSpec,
     recorded: Option<&ProcessId>,
 ) -> Result<Option<FirecrackerVm>, VmmError> {
-    let running = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded)?;
+    let running = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded).await?;
     Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
 }
 
@@ -190,7 +193,8 @@ impl FirecrackerVm {
             "enable_diff_snapshots": spec.track_changes,
             "resume_vm": false,
         });
-        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", CALL_LIMIT).await?;
+        let limit = load_limit(&snapshot.memory, self.memory_mb);
+        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", limit).await?;
         set_rates(&mut api, spec).await?;
         if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
     }
@@ -199,6 +203,14 @@ impl FirecrackerVm {
 /// Time limit of a snapshot, by the amount of memory to write.
 fn snapshot_limit(memory_mb: u32) -> Duration {
     CALL_LIMIT + Duration::from_secs(20 + u64::from(memory_mb) / WRITE_RATE)
+}
+
+/// How long a snapshot may take to load. Pages that come from a server may come from afar.
+fn load_limit(memory: &MemorySource, memory_mb: u32) -> Duration {
+    match memory {
+        MemorySource::File(_) => CALL_LIMIT,
+        MemorySource::PageServer(_) => snapshot_limit(memory_mb),
+    }
 }
 
 /// The snapshot carries the limits of the microVM that it was taken of.
@@ -363,6 +375,8 @@ mod tests {
     fn a_large_memory_has_the_time_that_it_takes_to_write() {
         assert!(snapshot_limit(8 << 10) > Duration::from_secs(8 * 1024 / WRITE_RATE));
         assert!(snapshot_limit(0) > CALL_LIMIT);
+        let [file, server] = [MemorySource::File("/m".into()), MemorySource::PageServer("/s".into())];
+        assert!(load_limit(&server, 8 << 10) > load_limit(&file, 8 << 10));
     }
 
     #[test]

@@ -13,9 +13,11 @@ use std::{
 };
 
 use super::Accel;
+use wrenn_os::control_group;
+
 use crate::{
     BootSpec, Tap, VmmError,
-    launch::{self, Identity, check},
+    launch::{self, Identity, Life, check},
     logs,
     running::{failed, vmm_log},
 };
@@ -145,7 +147,7 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
     command.stdin(Stdio::null()).stderr(errors).stdout(log);
     let group = (accel == Accel::Kvm).then(launch::kvm_group).flatten();
     let identity = Identity { uid: spec.uid, gid: spec.gid, group };
-    let mut join = launch::join_groups(&spec.cgroups).map_err(|e| failed("enter the control group", e))?;
+    let mut join = control_group::enter(&spec.cgroups).map_err(|e| failed("enter the control group", e))?;
     let attach = move || {
         join()?;
         match &mut tap {
@@ -155,7 +157,7 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
         }
     };
     // SAFETY: only system calls; what they need was made above.
-    unsafe { launch::detach(&mut command, Some(identity), attach) };
+    unsafe { launch::detach(&mut command, Some(identity), Life::of(spec), attach) };
     Ok(command)
 }
 
@@ -182,6 +184,7 @@ mod tests {
             uid: 1,
             gid: 1,
             cgroups: Vec::new(),
+            tied: false,
         };
         let text: Vec<_> =
             arguments(Accel::Tcg, &spec).into_iter().map(|a| a.into_string().unwrap()).collect();

@@ -1,4 +1,5 @@
-//! QEMU: the driver for machines without working KVM, by emulation, and with it where it works.
+//! QEMU: the driver for machines without working KVM, by emulation, and with it where it works. Neither is a security
+//! boundary: QEMU runs without a root directory of its own.
 
 mod command;
 mod qmp;
@@ -12,7 +13,10 @@ use std::{
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::{BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits};
+use crate::{
+    BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
+    running::blocking,
+};
 
 /// QEMU's accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +52,9 @@ impl Qemu {
         let version = text.split_whitespace().nth(3).ok_or_else(missing)?.to_owned();
         let capabilities = Capabilities {
             accelerated: accel == Accel::Kvm,
-            security_boundary: accel == Accel::Kvm,
+            // It sees the host's files: it has a user, a network namespace and system call filters of its own, and
+            // no root directory.
+            security_boundary: false,
             max_vcpus: limits::max_vcpus(64),
             max_memory_mb: limits::max_memory_mb(),
             // Mostly translated code.
@@ -83,9 +89,12 @@ impl Vmm for Qemu {
 
     async fn boot(&self, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
         limits::check(&self.capabilities, spec)?;
-        limits::check_files(spec)?;
-        let command = command::build(&self.program, self.accel, spec)?;
-        Ok(Box::new(vm::start(command, spec).await?))
+        let (program, accel, wanted) = (self.program.clone(), self.accel, spec.clone());
+        let command = blocking("start the VMM", move || {
+            limits::check_files(&wanted)?;
+            command::build(&program, accel, &wanted)
+        });
+        Ok(Box::new(vm::start(command.await?, spec).await?))
     }
 
     async fn restore(&self, _snapshot: &Snapshot, _spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
@@ -97,7 +106,7 @@ impl Vmm for Qemu {
         spec: &BootSpec,
         process: Option<&ProcessId>,
     ) -> Result<Option<Box<dyn MicroVm>>, VmmError> {
-        let vm = vm::adopt(spec, process)?;
+        let vm = vm::adopt(spec, process).await?;
         Ok(vm.map(|vm| Box::new(vm) as Box<dyn MicroVm>))
     }
 }

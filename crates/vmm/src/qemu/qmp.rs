@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::VmmError;
+use crate::{VmmError, socket};
 
 /// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
@@ -27,9 +27,9 @@ fn io_error(action: &str, source: std::io::Error) -> VmmError {
 
 impl Qmp {
     /// Connects and negotiates.
-    pub(super) async fn connect(socket: &Path) -> Result<Self, VmmError> {
+    pub(super) async fn connect(path: &Path) -> Result<Self, VmmError> {
         let open = async {
-            let stream = UnixStream::connect(socket).await.map_err(|e| io_error("reach the VMM", e))?;
+            let stream = socket::connect(path).await.map_err(|e| io_error("reach the VMM", e))?;
             let mut qmp = Self { stream: BufReader::new(stream) };
             qmp.line().await?;
             qmp.send("qmp_capabilities", "negotiate").await?;
@@ -76,5 +76,22 @@ impl Qmp {
                 return serde_json::from_slice(&line).map_err(|e| io_error("hear from the VMM", e.into()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The run directory belongs to the VMM's user, who may put a link to another VMM's socket there.
+    #[tokio::test]
+    async fn a_link_in_the_sockets_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, other) = (dir.path().join("own"), dir.path().join("other"));
+        let listener = tokio::net::UnixListener::bind(&other).unwrap();
+        std::os::unix::fs::symlink(&other, &own).unwrap();
+        let refused = Qmp::connect(&own).await.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("reach the VMM"), "{refused}");
+        drop(listener);
     }
 }

@@ -28,7 +28,7 @@ fn care(spec: &BootSpec) -> Care {
 
 /// Starts QEMU and waits until the guest runs.
 pub(super) async fn start(command: Command, spec: &BootSpec) -> Result<QemuVm, VmmError> {
-    let running = Running::start(&spec.run_dir, care(spec), move || spawn(command)).await?;
+    let running = Running::start(spec, care(spec), move || spawn(command)).await?;
     if let Err(error) = runs(&running).await {
         running.kill().await?;
         return Err(error);
@@ -54,8 +54,8 @@ async fn runs(running: &Running) -> Result<(), VmmError> {
 }
 
 /// Takes up a QEMU that runs already.
-pub(super) fn adopt(spec: &BootSpec, recorded: Option<&ProcessId>) -> Result<Option<QemuVm>, VmmError> {
-    let running = Running::adopt(&spec.run_dir, care(spec), recorded)?;
+pub(super) async fn adopt(spec: &BootSpec, recorded: Option<&ProcessId>) -> Result<Option<QemuVm>, VmmError> {
+    let running = Running::adopt(&spec.run_dir, care(spec), recorded).await?;
     Ok(running.map(|running| QemuVm { running }))
 }
 
