@@ -26,7 +26,7 @@ use crate::{
     nft::{self, Batch},
     plan::{GUEST_ADDRESS, GUEST_MAC, Plan, SlotSpec, TAP_ADDRESS, TAP_MAC, TAP_PREFIX},
     policy::Policy,
-    rules::{self, Common, Egress, UPLINK},
+    rules::{self, Common, Egress, Forwarding, UPLINK},
 };
 
 fn io_failed(action: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -41,9 +41,10 @@ fn netlink_failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) ->
 
 /// Runs `work` on a thread of its own with a runtime of its own: namespaces belong to threads, and a thread
 /// that changed its namespace must not go back to a pool.
-async fn on_own_thread<F>(work: F) -> Result<(), NetworkError>
+async fn on_own_thread<T, F>(work: F) -> Result<T, NetworkError>
 where
-    F: AsyncFnOnce() -> Result<(), NetworkError> + Send + 'static,
+    T: Send + 'static,
+    F: AsyncFnOnce() -> Result<T, NetworkError> + Send + 'static,
 {
     let (done, result) = tokio::sync::oneshot::channel();
     let run = move || {
@@ -334,34 +335,79 @@ const HOST_FLOWS: u64 = 65_536;
 /// Maximum size of the conntrack table. This many entries take about 1 GiB of kernel memory.
 const TABLE_MAX: u64 = 4 << 20;
 
-/// Applies the host's rules, for so many guests at most.
-pub(crate) async fn open_host(plan: &Plan, guests: u16, common: &Common) -> Result<(), NetworkError> {
-    let (table, egress) = (rules::host(plan, common), common.egress);
+const IP_FORWARD: &str = "ipv4/ip_forward";
+
+/// Whether the host passes packets on.
+fn forwards() -> Result<bool, NetworkError> {
+    let text = fs::read_to_string(Path::new("/proc/sys/net").join(IP_FORWARD));
+    Ok(text.map_err(io_failed(format!("read net.{IP_FORWARD}")))?.trim() != "0")
+}
+
+fn host_rules(plan: &Plan, common: &Common, forwarding: Forwarding) -> Batch {
+    let (host, others) = (rules::host(plan, common), rules::others(plan));
+    Batch::of(|batch| {
+        batch.replace(&host);
+        if forwarding == Forwarding::Ours {
+            batch.replace(&others);
+        }
+    })
+}
+
+/// Applies the host's rules, for so many guests at most, and lets the host pass their packets on. Says for whom it
+/// does: where it did not before, only for guests. The table that sees to that is also the sign of it, for a next
+/// agent in this namespace.
+pub(crate) async fn open_host(plan: &Plan, guests: u16, common: &Common) -> Result<Forwarding, NetworkError> {
+    let (plan, common) = (plan.clone(), common.clone());
     on_own_thread(async move || {
-        Batch::of(|batch| batch.replace(&table)).apply(&netfilter()?)?;
+        let socket = netfilter()?;
+        let was_ours = nft::has_table(&socket, Family::Ip, &rules::others_table(&plan))?;
+        let switch = common.egress == Egress::Nat && !forwards()?;
+        let forwarding = if was_ours || switch { Forwarding::Ours } else { Forwarding::Everybodys };
+        host_rules(&plan, &common, forwarding).apply(&socket)?;
         conntrack::make_room((HOST_FLOWS + u64::from(guests) * rules::MAX_KEPT_FLOWS).min(TABLE_MAX));
-        if egress == Egress::Nat { sysctl("ipv4/ip_forward", "1") } else { Ok(()) }
+        if switch {
+            sysctl(IP_FORWARD, "1")?;
+        }
+        Ok(forwarding)
     })
     .await
 }
 
 /// Applies the host's rules again where somebody took them away, as who loads other rules for the whole host may.
-pub(crate) async fn keep_host(plan: &Plan, common: &Common) -> Result<(), NetworkError> {
-    let (name, table) = (rules::host_table(plan), rules::host(plan, common));
+pub(crate) async fn keep_host(
+    plan: &Plan,
+    common: &Common,
+    forwarding: Forwarding,
+) -> Result<(), NetworkError> {
+    let (plan, common) = (plan.clone(), common.clone());
     on_own_thread(async move || {
         let socket = netfilter()?;
-        if nft::has_table(&socket, Family::Ip, &name)? {
+        let name = rules::host_table(&plan);
+        let others = || nft::has_table(&socket, Family::Ip, &rules::others_table(&plan));
+        if nft::has_table(&socket, Family::Ip, &name)? && (forwarding == Forwarding::Everybodys || others()?)
+        {
             return Ok(());
         }
         tracing::warn!(table = name, "the host's packet filter for guests was gone; it is applied again");
-        Batch::of(|batch| batch.replace(&table)).apply(&socket)
+        host_rules(&plan, &common, forwarding).apply(&socket)
     })
     .await
 }
 
-/// Removes the host's rules; none is fine.
+/// Removes the host's rules, and lets it pass nothing on where it did not before; no rules are fine.
 pub(crate) async fn close_host(plan: &Plan) -> Result<(), NetworkError> {
-    let table = rules::host_table(plan);
-    on_own_thread(async move || Batch::of(|batch| batch.remove(Family::Ip, &table)).apply(&netfilter()?))
-        .await
+    let (table, others) = (rules::host_table(plan), rules::others_table(plan));
+    on_own_thread(async move || {
+        let socket = netfilter()?;
+        if nft::has_table(&socket, Family::Ip, &others)? {
+            // Before the rule goes that keeps it from being a router.
+            sysctl(IP_FORWARD, "0")?;
+        }
+        Batch::of(|batch| {
+            batch.remove(Family::Ip, &table);
+            batch.remove(Family::Ip, &others);
+        })
+        .apply(&socket)
+    })
+    .await
 }

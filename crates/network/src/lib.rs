@@ -42,9 +42,9 @@ pub enum NetworkError {
     Exhausted(u16),
     /// Another agent uses this network namespace.
     #[error(
-        "another agent has this machine's sandbox networks: end it, or run this one in a network namespace of its own"
+        "another agent has this machine's sandbox networks, {0}: end it, or run this one in a network namespace of its own"
     )]
-    Taken,
+    Taken(String),
     /// The pool was shut down.
     #[error("the network slots are shut down: the agent is stopping")]
     Closed,

@@ -8,10 +8,7 @@ use std::{
     fs::{self, File},
     io,
     net::Ipv4Addr,
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener},
-    },
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -22,6 +19,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
+use wrenn_os::machine_lock::{LockError, MachineLock};
 
 use crate::{
     NetworkError, build,
@@ -29,7 +27,7 @@ use crate::{
     plan::{MAX_SLOTS, Plan, SlotSpec},
     policy::Policy,
     reclaim,
-    rules::{Common, Egress},
+    rules::{Common, Egress, Forwarding},
 };
 
 /// Configuration of a pool.
@@ -80,7 +78,7 @@ struct State {
 pub struct SlotPool {
     inner: Arc<Inner>,
     refiller: Mutex<Option<JoinHandle<()>>>,
-    alone: Mutex<Option<UnixListener>>,
+    alone: Mutex<Option<MachineLock>>,
 }
 
 /// State shared with tasks that outlive a cancelled call.
@@ -89,6 +87,7 @@ struct Inner {
     plan: Plan,
     journal: PathBuf,
     common: Common,
+    forwarding: Forwarding,
     warm: usize,
     max: u16,
     state: Mutex<State>,
@@ -100,21 +99,25 @@ fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Io { action, source }
 }
 
-/// Keeps other agents out of this network namespace: their slots would have the same addresses. A name of this kind
-/// is known in the namespace alone, and goes with its process.
-async fn alone() -> Result<UnixListener, NetworkError> {
+/// Keeps other agents out of this network namespace: their slots would have the same addresses. The lock is one that
+/// only root can take.
+async fn alone(state_dir: &Path) -> Result<MachineLock, NetworkError> {
     /// A child of one that was killed may hold it until it has become its program.
     const TRIES: u32 = 40;
-    let name = SocketAddr::from_abstract_name("wrenn-slots").map_err(failed("name the network namespace"))?;
+    let namespace =
+        fs::metadata("/proc/thread-self/ns/net").map_err(failed("look at the network namespace"))?;
+    let (name, holder) =
+        (format!("network-{}", namespace.ino()), format!("an agent in {}", state_dir.display()));
+    let mut taken = String::new();
     for _ in 0..TRIES {
-        match UnixListener::bind_addr(&name) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            bound => return bound.map_err(failed("take the network namespace")),
+        match MachineLock::take(&name, &holder) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Taken(by)) => taken = by,
+            Err(LockError::Io(error)) => return Err(failed("take the network namespace")(error)),
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Err(NetworkError::Taken)
+    Err(NetworkError::Taken(taken))
 }
 
 /// Removes all slots of a stopped agent and the host's rules for them.
@@ -240,17 +243,17 @@ impl SlotPool {
         for dir in [&journal, &netns] {
             fs::create_dir_all(dir).map_err(failed("make the directory of slots"))?;
         }
-        let alone = alone().await?;
+        let alone = alone(&config.state_dir).await?;
         let in_use: BTreeSet<u16> = config.in_use.into_iter().collect();
         for index in reclaim::slots(&plan, &config.state_dir)?.difference(&in_use) {
             undo(&plan, &journal, *index).await?;
         }
         let common =
             Common { egress: config.egress, resolvers: config.resolvers, permitted: config.permitted };
-        build::open_host(&plan, config.max, &common).await?;
+        let forwarding = build::open_host(&plan, config.max, &common).await?;
         let state = Mutex::new(State { taken: in_use, ..State::default() });
         let (warm, max, wanted) = (config.warm, config.max.min(MAX_SLOTS), Notify::new());
-        let inner = Arc::new(Inner { plan, journal, common, warm, max, state, wanted });
+        let inner = Arc::new(Inner { plan, journal, common, forwarding, warm, max, state, wanted });
         let task = tokio::spawn(refill(Arc::downgrade(&inner)));
         Ok(Arc::new(Self { inner, refiller: Mutex::new(Some(task)), alone: Mutex::new(Some(alone)) }))
     }
@@ -327,7 +330,7 @@ async fn look_after(pool: &Inner, next: &mut Instant) {
         return;
     }
     *next = Instant::now() + LOOK_PERIOD;
-    if let Err(error) = build::keep_host(&pool.plan, &pool.common).await {
+    if let Err(error) = build::keep_host(&pool.plan, &pool.common, pool.forwarding).await {
         tracing::error!(%error, "the host's packet filter for guests could not be looked after");
     }
 }

@@ -34,14 +34,24 @@ fn links() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The slots whose numbers are the names of files in `dir`.
-fn files(plan: &Plan, dir: &Path) -> Vec<u16> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+/// The slots whose numbers are the names of files in `dir`. One that does not exist has none; one that cannot be read
+/// may have any.
+fn files(plan: &Plan, dir: &Path) -> Result<Vec<u16>, NetworkError> {
+    let failed = |source| NetworkError::Io { action: format!("read {}", dir.display()), source };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
     let slot = |name: &str| {
         let index = name.parse().ok()?;
         (plan.slot(index).is_ok() && index.to_string() == name).then_some(index)
     };
-    entries.flatten().filter_map(|entry| slot(entry.file_name().to_str()?)).collect()
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(entry.map_err(failed)?.file_name().to_str().and_then(slot));
+    }
+    Ok(found)
 }
 
 fn slot_links(plan: &Plan) -> Result<Vec<(u16, String)>, NetworkError> {
@@ -53,7 +63,7 @@ fn slot_links(plan: &Plan) -> Result<Vec<(u16, String)>, NetworkError> {
 /// Lists the slots that have a journal entry, a mount point or a link.
 pub(crate) fn slots(plan: &Plan, state_dir: &Path) -> Result<BTreeSet<u16>, NetworkError> {
     let (journal, pins) = dirs(state_dir);
-    let mut found: BTreeSet<u16> = files(plan, &journal).into_iter().chain(files(plan, &pins)).collect();
+    let mut found: BTreeSet<u16> = files(plan, &journal)?.into_iter().chain(files(plan, &pins)?).collect();
     found.extend(slot_links(plan)?.into_iter().map(|(index, _)| index));
     Ok(found)
 }
@@ -64,12 +74,29 @@ pub fn leftovers(state_dir: &Path, instance: &str) -> Result<Vec<String>, Networ
     let plan = Plan::new(instance, &pins)?;
     let links = slot_links(&plan)?.into_iter().map(|(_, name)| format!("link {name}"));
     let mut found: Vec<String> = links.collect();
-    let pinned = files(&plan, &pins).into_iter().map(|index| pins.join(index.to_string()));
+    let pinned = files(&plan, &pins)?.into_iter().map(|index| pins.join(index.to_string()));
     found.extend(pinned.map(|pin| format!("network namespace {}", pin.display())));
     let failed = |source| NetworkError::Io { action: "ask the kernel's packet filter".into(), source };
-    let table = rules::host_table(&plan);
-    if nft::has_table(&Socket::open().map_err(failed)?, Family::Ip, &table)? {
-        found.push(format!("nftables table ip {table}"));
+    let socket = Socket::open().map_err(failed)?;
+    for table in [rules::host_table(&plan), rules::others_table(&plan)] {
+        if nft::has_table(&socket, Family::Ip, &table)? {
+            found.push(format!("nftables table ip {table}"));
+        }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_is_not_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan::new("t1", dir.path()).unwrap();
+        assert_eq!(files(&plan, &dir.path().join("absent")).unwrap(), Vec::<u16>::new());
+        fs::write(dir.path().join("7"), "").unwrap();
+        assert_eq!(files(&plan, dir.path()).unwrap(), [7]);
+        assert!(files(&plan, &dir.path().join("7")).is_err(), "it is no directory");
+    }
 }

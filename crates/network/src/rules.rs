@@ -19,6 +19,15 @@ pub enum Egress {
     None,
 }
 
+/// For whom the host passes packets on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forwarding {
+    /// For guests: it did not before the agent came.
+    Ours,
+    /// For whom it did before.
+    Everybodys,
+}
+
 /// How many flows one guest may have at a time. The host remembers all guests' flows in one table, and what
 /// finds it full is dropped, be it another tenant's or the agent's.
 pub const MAX_FLOWS: u32 = 4096;
@@ -85,6 +94,7 @@ const ARP_HEAD: [u8; 6] = [0, 1, 0x08, 0x00, 6, 4];
 const IP_HEAD: [u8; 1] = [0x45];
 const TCP: [u8; 1] = [6];
 const UDP: [u8; 1] = [17];
+const ICMP: [u8; 1] = [1];
 const PORT_DNS: [u8; 2] = 53_u16.to_be_bytes();
 
 const INVALID_OR_UNTRACKED: u32 = 1 | 64;
@@ -124,6 +134,12 @@ fn accept(why: &'static str, tests: Vec<Test>) -> Rule {
 
 fn drop(why: &'static str, tests: Vec<Test>) -> Rule {
     rule(why, tests, Action::Verdict(Verdict::Drop))
+}
+
+/// Drops what is neither TCP nor UDP nor ICMP: tunnels (GRE, IPIP, 6in4) would carry what nothing here looks into.
+fn tunnels(link: &Test) -> Rule {
+    let others = [TCP, UDP, ICMP].map(|protocol| Key::Protocol.not(protocol));
+    drop("another protocol", [link.clone()].into_iter().chain(others).collect())
 }
 
 fn chain(name: &'static str, hook: Hook, priority: i32, policy: Verdict, rules: Vec<Rule>) -> Chain {
@@ -256,6 +272,7 @@ fn forward(slot: &SlotSpec, policy: &Policy, common: &Common) -> Vec<Rule> {
         ),
         drop("from outside, unasked", vec![from_host.clone(), Key::FlowDirection.is(ORIGINAL)]),
         drop("an answer to nobody", vec![from_guest.clone(), Key::FlowDirection.is(REPLY)]),
+        tunnels(&from_guest),
     ];
     rules.extend(over("more than the upload rate", &from_guest, policy.upload));
     rules.extend(over("more than the download rate", &from_host, policy.download));
@@ -335,6 +352,7 @@ pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
         accept("answers to guests", answers(&to)),
         drop("from outside, unasked", vec![to]),
         foreign(),
+        tunnels(&from),
     ];
     forward.extend(names());
     forward.push(drop("never open", vec![from.clone(), Key::IpDestination.in_set(CLOSED)]));
@@ -354,6 +372,21 @@ pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
     let resolvers = union(common.resolvers.iter().copied().map(Cidr::from));
     let sets = sets(vec![(CLOSED, closed(common)), (RESOLVERS, resolvers)]);
     Table { family: Family::Ip, name: host_table(plan), sets, chains }
+}
+
+/// The host's rule for all traffic that is not of guests, where it passed nothing on before the agent came: it must
+/// not become a router between its other networks.
+pub(crate) fn others(plan: &Plan) -> Table {
+    let prefix = plan.link_prefix();
+    let foreign = vec![Key::InLink.begins_not(&prefix), Key::OutLink.begins_not(&prefix)];
+    let rules = vec![drop("not of guests", foreign)];
+    let chains = vec![chain("forward", Hook::Forward, PRIORITY_EARLY, Verdict::Accept, rules)];
+    Table { family: Family::Ip, name: others_table(plan), sets: Vec::new(), chains }
+}
+
+/// The name of the table of [`others`].
+pub(crate) fn others_table(plan: &Plan) -> String {
+    format!("{}_others", host_table(plan))
 }
 
 /// The name of the table of [`host`].
@@ -390,12 +423,13 @@ mod tests {
     type Case = (Policy, &'static [&'static str], Vec<&'static [&'static str]>);
 
     /// What every policy begins with.
-    const BEGIN: [&str; 5] = [
+    const BEGIN: [&str; 6] = [
         "ct state & 0x41 drop",
         "iifname eth0 ct direction original ct status & 0x20 accept",
         "iifname tap0 ct direction reply ct status & 0x20 accept",
         "iifname eth0 ct direction original drop",
         "iifname tap0 ct direction reply drop",
+        "iifname tap0 l4proto != 06 l4proto != 11 l4proto != 01 drop",
     ];
     const DNS: [&str; 2] = [
         "ct original ip daddr 169.254.0.53 ct status & 0x20 accept",
@@ -469,7 +503,7 @@ mod tests {
         assert_eq!(texts(&rules, "postrouting"), ["oifname eth0 ip saddr 169.254.0.21 snat to 10.12.0.7"]);
         let none = Common { resolvers: Vec::new(), ..common(&[]) };
         let rules = slot(&plan().slot(3).unwrap(), &Policy::default(), &none);
-        assert_eq!((texts(&rules, "prerouting").len(), texts(&rules, "forward").len()), (1, 8));
+        assert_eq!((texts(&rules, "prerouting").len(), texts(&rules, "forward").len()), (1, 9));
     }
 
     #[test]
@@ -514,6 +548,7 @@ mod tests {
                 "oifname wrt1-* ct state & 0x6 ct direction reply accept",
                 "oifname wrt1-* drop",
                 "iifname wrt1-* ip saddr != 10.12.0.0/16 drop",
+                "iifname wrt1-* l4proto != 06 l4proto != 11 l4proto != 01 drop",
                 "iifname wrt1-* ip daddr @resolvers l4proto 11 th dport 53 accept",
                 "iifname wrt1-* ip daddr @resolvers l4proto 06 th dport 53 accept",
                 "iifname wrt1-* ip daddr @closed drop",
@@ -523,6 +558,12 @@ mod tests {
         assert_eq!(texts(&rules, "input").last().unwrap(), "iifname wrt1-* drop");
         assert_eq!(texts(&rules, "postrouting"), ["ip saddr 10.12.0.0/16 oifname != wrt1-* masquerade"]);
         assert_eq!(set(&rules, RESOLVERS), ["192.168.1.1-192.168.1.1"]);
+    }
+
+    #[test]
+    fn a_host_that_was_no_router_becomes_none() {
+        assert_eq!(texts(&others(&plan()), "forward"), ["iifname != wrt1-* oifname != wrt1-* drop"]);
+        assert_ne!(others_table(&plan()), host_table(&plan()));
     }
 
     #[test]
@@ -565,7 +606,7 @@ mod tests {
     fn names_and_comments_fit_the_kernel() {
         let slot_table = slot(&plan().slot(3).unwrap(), &Policy::default(), &common(&["10.0.0.0/8"]));
         let spec = plan().slot(3).unwrap();
-        for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), &common(&[]))] {
+        for table in [slot_table, guard(&spec), flows(&spec), host(&plan(), &common(&[])), others(&plan())] {
             let rules = table.chains.iter().flat_map(|chain| &chain.rules);
             // The kernel accepts 255 bytes including the terminating zero and the comment's header.
             assert!(rules.clone().all(|rule| rule.why.len() < 128));

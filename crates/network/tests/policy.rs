@@ -164,6 +164,10 @@ fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
         let body = frames::udp(1000, ECHO, HOSTILE.as_bytes());
         all.push(honest(&frames::ipv4_with(&route, GUEST_ADDRESS, first, UDP, &body)));
     }
+    // Tunnels (ICMP's neighbours IGMP and IPIP, 6in4, GRE, ESP, SCTP) to a host that is open to TCP, UDP and ICMP.
+    for protocol in [2, 4, 41, 47, 50, 132, 255] {
+        all.push(honest(&frames::ipv4(GUEST_ADDRESS, INTERNET, protocol, HOSTILE.as_bytes())));
+    }
     for kind in [IPV6, 0x88cc, 0x8863, 0x8864, 0x888e, 0x8847, 0x86dd, 0x9000] {
         all.push(frames::ether(BROADCAST, GUEST_MAC, kind, HOSTILE.as_bytes()));
         all.push(frames::ether(TAP_MAC, GUEST_MAC, kind, &frames::ipv6(1, 2, HOSTILE.as_bytes())));
@@ -317,6 +321,60 @@ async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in
     guest.drain().iter().for_each(|frame| assert!(!frames::holds(frame, HOSTILE), "{frame:02x?}"));
     assert!(other.drain().is_empty());
     net.end(&[slot]).await;
+}
+
+/// A neighbour of the host in another network, which asks it to pass something on to the internet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_was_no_router_becomes_none_for_others() {
+    if !isolated("a_host_that_was_no_router_becomes_none_for_others") {
+        return;
+    }
+    let forward = "/proc/sys/net/ipv4/ip_forward";
+    let forwards = || std::fs::read_to_string(forward).unwrap().trim() == "1";
+    let (neighbour, arrives) =
+        (Space::behind_host([192, 168, 88, 1].into(), [192, 168, 88, 5].into()), "through");
+    // The same once the host was a router before: then it stays one.
+    for router in [false, true] {
+        std::fs::write(forward, if router { "1" } else { "0" }).unwrap();
+        let net = Net::new(|_| {}).await;
+        let internet = net.world.peer(INTERNET, ECHO);
+        let (slot, guest) = net.guest().await;
+        assert!(forwards());
+        neighbour.run(move || {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::from([192, 168, 88, 5]), 4000)).unwrap();
+            socket.send_to(arrives.as_bytes(), (INTERNET, ECHO)).unwrap();
+        });
+        if router {
+            internet.expect(arrives);
+        }
+        // What the neighbour sent has gone its way by now.
+        exchange(&guest, 3000, &internet, INTERNET, "fence");
+        let heard = net.world.arrived().iter().any(|frame| frames::holds(frame, arrives));
+        assert_eq!(heard, router);
+        // An agent that was killed and starts again finds a host that passes packets on, by its own doing.
+        let dir = net.dir.path().to_owned();
+        net.pool.release(slot.index).await.unwrap();
+        net.pool.shutdown().await.unwrap();
+        let again =
+            SlotPool::start(PoolConfig { warm: 0, egress: Egress::Nat, ..config(&dir) }).await.unwrap();
+        neighbour.run(move || {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::from([192, 168, 88, 5]), 4000)).unwrap();
+            socket.send_to(b"later", (INTERNET, ECHO)).unwrap();
+        });
+        if router {
+            internet.expect("later");
+        }
+        let slot = again.acquire().await.unwrap();
+        let guest = Guest::new(&slot);
+        exchange(&guest, 3001, &internet, INTERNET, "fence");
+        let heard = net.world.arrived().iter().any(|frame| frames::holds(frame, "later"));
+        assert_eq!(heard, router);
+        again.release(slot.index).await.unwrap();
+        again.shutdown().await.unwrap();
+        cleanup(&dir, "test").await.unwrap();
+        assert_eq!(forwards(), router, "as it was before");
+        net.world.end();
+    }
 }
 
 fn dns(guest: &Guest, port: u16, asked: Ipv4Addr, resolver: &Peer, question: &str) {

@@ -3,6 +3,11 @@
 
 mod support;
 
+use std::os::{
+    linux::net::SocketAddrExt,
+    unix::net::{SocketAddr, UnixListener},
+};
+
 use std::fs;
 
 use support::{config, inside, isolated, run, stock, until};
@@ -253,13 +258,17 @@ async fn a_namespace_has_one_agent() {
         return;
     }
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // Names of this kind can be taken by every local user, so nothing may depend on one.
+    let name = SocketAddr::from_abstract_name("wrenn-slots").unwrap();
+    let _taken = UnixListener::bind_addr(&name).unwrap();
     let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
     let slot = pool.acquire().await.unwrap();
     let there = || run("ip", &["route"]) + &run("nft", &["list", "ruleset"]);
     let before = there();
     let second = PoolConfig { instance: "two".into(), ..config(other.path()) };
     let refused = SlotPool::start(second.clone()).await.unwrap_err().to_string();
-    assert!(refused.contains("another agent"), "{refused}");
+    let holder = format!("process {} (an agent in {})", std::process::id(), dir.path().display());
+    assert!(refused.contains("another agent") && refused.contains(&holder), "{refused}");
     assert_eq!(there(), before);
     pool.release(slot.index).await.unwrap();
     pool.shutdown().await.unwrap();

@@ -46,6 +46,20 @@ impl Space {
         Self::begin(move || assert_eq!(unsafe { libc::setns(pin.as_raw_fd(), libc::CLONE_NEWNET) }, 0))
     }
 
+    /// A neighbour of the calling thread's namespace, which it takes for its router.
+    pub fn behind_host(host: Ipv4Addr, own: Ipv4Addr) -> Self {
+        let space = Self::new();
+        run("ip", &["link", "add", "side0", "type", "veth", "peer", "name", "near0"]);
+        run("ip", &["link", "set", "near0", "netns", &space.thread.to_string()]);
+        run("ip", &["addr", "add", &format!("{host}/24"), "dev", "side0"]);
+        run("ip", &["link", "set", "side0", "up"]);
+        for args in [format!("addr add {own}/24 dev near0"), "link set near0 up".to_owned()] {
+            space.ip(&args);
+        }
+        space.ip(&format!("route add default via {host}"));
+        space
+    }
+
     /// Does something in the namespace.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
@@ -111,6 +125,11 @@ impl World {
         space.ip(&format!("route add default via {HOST}"));
         let sniffer = space.run(sniffer);
         Self { space, sniffer }
+    }
+
+    /// Takes the link to it away.
+    pub fn end(&self) {
+        run("ip", &["link", "del", "up0"]);
     }
 
     pub fn peer(&self, address: Ipv4Addr, port: u16) -> Peer {
