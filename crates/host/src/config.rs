@@ -146,8 +146,9 @@ pub struct Config {
     pub warm_slots: u16,
     /// Size of the loop-mounted volume store in MiB (sparse), where the file system has no reflinks.
     pub store_size_mb: u64,
-    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`.
-    pub vmm_uid_base: u32,
+    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`. `None`: the first range
+    /// that no other agent of the machine has.
+    pub vmm_uid_base: Option<u32>,
     /// Limits.
     pub limits: Limits,
 }

@@ -25,6 +25,7 @@ mod room;
 mod sandbox;
 mod service;
 mod tls;
+mod uids;
 
 use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -37,6 +38,7 @@ use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
 pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
+pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
     agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
@@ -77,6 +79,12 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     wrenn_disk::open(store).await.context("the volume store cannot be opened")
 }
 
+/// How many network slots there may be, those that are built ahead included.
+fn slots_max(config: &Config) -> u16 {
+    let sandboxes = u16::try_from(config.limits.sandboxes).unwrap_or(u16::MAX);
+    sandboxes.saturating_add(config.warm_slots).min(wrenn_network::MAX_SLOTS)
+}
+
 async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let state = config.state_dir.clone();
     let sandboxes_dir = layout::sandboxes(&state);
@@ -87,17 +95,25 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     }
     let instance = layout::keep_instance(&state, config.host_id)?;
     let volumes = open_volumes(&config, &instance).await?;
+    let mut records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
+    let claim = uids::Claim {
+        state_dir: state.clone(),
+        base: config.vmm_uid_base,
+        // One for each slot, and one for the trial of KVM.
+        count: u32::from(slots_max(&config)) + 1,
+        in_use: records.iter().any(recover::Record::is_kept),
+    };
+    let uids = tokio::task::spawn_blocking(move || claim.take()).await??;
     let wish = driver::Wish {
         driver: config.driver,
         firecracker: config.firecracker.clone(),
         unjailed: config.unjailed,
         share_dir: config.share_dir.clone(),
         dir: state.clone(),
-        uid: config.vmm_uid_base,
+        uid: uids.base(),
         keep: true,
     };
-    let mut records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
-    recover::presume_slots(&sandboxes_dir, &mut records, config.vmm_uid_base);
+    recover::presume_slots(&sandboxes_dir, &mut records, uids.base());
     recover::end_strays(&sandboxes_dir, &records).await;
     let kept = || records.iter().filter(|record| record.is_kept());
     let slots_in_use = kept().filter_map(recover::Record::slot).collect();
@@ -138,7 +154,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         state_dir: network.clone(),
         instance: instance.clone(),
         warm: usize::from(config.warm_slots),
-        max: u16::try_from(config.limits.sandboxes).unwrap_or(u16::MAX).saturating_add(config.warm_slots),
+        max: slots_max(&config),
         egress: match config.egress {
             Egress::Internet => wrenn_network::Egress::Nat,
             Egress::None => wrenn_network::Egress::None,
@@ -158,7 +174,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         plan: Plan::new(&instance, &network.join("netns"))?,
         assets,
         dir: sandboxes_dir,
-        uid_base: config.vmm_uid_base,
+        uids,
         boot_limit: config.limits.boot,
         rates: config.rates,
         memory: Memory::new(

@@ -25,7 +25,7 @@ use super::{
     spec::Spec,
     summary::{Summary, Undo},
 };
-use crate::{assets::Assets, config::Rates, error::AgentError, fault, memory::Memory};
+use crate::{assets::Assets, config::Rates, error::AgentError, fault, memory::Memory, uids::Uids};
 
 /// Length of the console's end that is added to the error of a microVM that ended by itself, in bytes.
 const LAST_WORDS: usize = 400;
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,
     /// First user id of VMMs.
-    pub(crate) uid_base: u32,
+    pub(crate) uids: Uids,
     /// From the start of a create until envd answers.
     pub(crate) boot_limit: Duration,
     /// Rate limits of each sandbox's devices.

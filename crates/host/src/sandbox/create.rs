@@ -34,7 +34,7 @@ pub(crate) fn boot_spec(
     slot: &SlotSpec,
     disk: Option<PathBuf>,
 ) -> BootSpec {
-    let uid = shared.uid_base + u32::from(slot.index);
+    let uid = shared.uids.base() + u32::from(slot.index);
     let [first, second] = GUEST_RESOLVERS;
     BootSpec {
         id: id.to_owned(),
