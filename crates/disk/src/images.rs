@@ -62,9 +62,12 @@ fn fingerprint(meta: &fs::Metadata) -> String {
 
 /// Lists the names in `dir` that end with `suffix`, without the suffix.
 pub(crate) fn names(dir: &Path, suffix: &str) -> Result<Vec<String>, DiskError> {
-    let entries = fs::read_dir(dir).map_err(failed("list the volume store"))?;
-    let name = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_suffix(suffix).map(str::to_owned);
-    let mut names: Vec<_> = entries.flatten().filter_map(name).collect();
+    let fail = || failed("list the volume store");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail())? {
+        let name = entry.map_err(fail())?.file_name();
+        names.extend(name.to_str().and_then(|name| name.strip_suffix(suffix)).map(str::to_owned));
+    }
     names.sort();
     Ok(names)
 }
@@ -201,7 +204,15 @@ impl Images {
         let mut removed = 0;
         for name in names(&self.dir, "")? {
             let Ok(home) = self.home(&name) else { continue };
-            let current = self.current(&name).unwrap_or_default();
+            let current = match self.current(&name) {
+                Ok(current) => current,
+                Err(DiskError::UnknownImage(_)) => String::new(),
+                // Which content is the current one is not known, so all of them stay.
+                Err(error) => {
+                    tracing::warn!(%error, image = name, "the contents of an image stay as they are");
+                    continue;
+                }
+            };
             for partial in names(&home, Beside::SUFFIX)? {
                 remove_file(&home.join(format!("{partial}{}", Beside::SUFFIX)))?;
                 removed += 1;

@@ -59,6 +59,16 @@ pub enum DiskError {
         /// Number of volumes.
         volumes: usize,
     },
+    /// The record of a volume cannot be read, so its image is unknown.
+    #[error(
+        "the record of volume {volume:?} cannot be read, so no image can be removed: remove the volume ({source})"
+    )]
+    Unreadable {
+        /// Name of the volume.
+        volume: String,
+        /// Cause.
+        source: Box<DiskError>,
+    },
     /// The copy-on-write file of a volume was deleted or replaced.
     #[error("the file with the changes of volume {0:?} is gone: the volume is lost, remove it")]
     CowMissing(String),
@@ -196,6 +206,8 @@ pub struct Reclaimed {
     pub volumes: Vec<String>,
     /// Volumes that were not in `keep` but are in use; they are unchanged.
     pub busy: Vec<String>,
+    /// Volumes that were not in `keep` and could not be removed for another reason, which is logged.
+    pub failed: Vec<String>,
     /// Number of removed unused image contents and temporary files.
     pub images: usize,
 }

@@ -46,16 +46,32 @@ pub(crate) struct Mapper {
     images: Mutex<HashMap<(u64, u64), PathBuf>>,
 }
 
-/// Returns whether requests to a device are in progress.
+/// Returns whether requests to a device are in progress; true if that cannot be read.
 fn in_flight(numbers: Numbers) -> bool {
-    let text = fs::read_to_string(format!("/sys/dev/block/{numbers}/inflight")).unwrap_or_default();
-    text.split_whitespace().any(|count| count != "0")
+    match fs::read_to_string(format!("/sys/dev/block/{numbers}/inflight")) {
+        Ok(text) => text.split_whitespace().any(|count| count != "0"),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Returns whether the error means that the machine has no device-mapper.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }
 
 impl Mapper {
     pub(crate) fn new(instance: &str) -> io::Result<Self> {
         let control = Control::open()?;
         Ok(Self { control, prefix: format!("wr{instance}-"), images: Mutex::default() })
+    }
+
+    /// Opens device-mapper; `None` if the machine has none.
+    pub(crate) fn present(instance: &str) -> Result<Option<Self>, DiskError> {
+        match Self::new(instance) {
+            Ok(mapper) => Ok(Some(mapper)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(failed("ask device-mapper for the volumes' devices")(error)),
+        }
     }
 
     fn snapshot_name(&self, id: &str) -> String {
@@ -184,5 +200,19 @@ impl Mapper {
             Some(id.strip_suffix(BASE).unwrap_or(id).to_owned())
         };
         Ok(devices.into_iter().filter_map(id).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_not_taken_for_a_machine_without_device_mapper() {
+        let absent = |code| is_absent(&io::Error::from_raw_os_error(code));
+        assert!([libc::ENOENT, libc::ENODEV, libc::ENXIO].into_iter().all(absent));
+        assert!(
+            ![libc::EMFILE, libc::ENFILE, libc::EACCES, libc::EPERM, libc::ENOMEM].into_iter().any(absent)
+        );
     }
 }

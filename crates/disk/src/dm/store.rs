@@ -16,11 +16,12 @@ use std::{
 
 use async_trait::async_trait;
 use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat};
-use serde::{Deserialize, Serialize};
 
 use super::{
     ioctl::Numbers,
+    locks::Locks,
     mapper::{Mapper, PATIENCE},
+    records::{Record, Records},
     table::{SnapshotStatus, cow_size},
 };
 use crate::{
@@ -43,14 +44,6 @@ const PROBE: &str = "@probe";
 /// Magic number of device-mapper at the start of a copy-on-write file, `SnAp`.
 const COW_MAGIC: u32 = 0x7041_6e53;
 
-/// Image from which a volume was cloned.
-#[derive(Debug, Serialize, Deserialize)]
-struct Record {
-    image: String,
-    hash: String,
-    size: u64,
-}
-
 /// Store of images and device-mapper snapshots in one directory.
 #[derive(Debug, Clone)]
 pub struct DmStore {
@@ -63,8 +56,12 @@ struct Inner {
     mapper: Mapper,
     images: Images,
     room: Room,
-    /// Locked while a record is written or an image is removed, so that no volume loses its image.
-    records: Mutex<()>,
+    records: Records,
+    /// Locked while a record is written or an image is removed, so that no volume loses its image. Never locked while
+    /// waiting for a device.
+    names: Mutex<()>,
+    /// Serializes the operations on each volume.
+    volumes: Locks,
 }
 
 fn unsupported(reason: impl Into<String>) -> DiskError {
@@ -82,10 +79,6 @@ fn make_node(path: &Path, numbers: Numbers, owner: u32) -> Result<(), DiskError>
 }
 
 impl Inner {
-    fn record_path(&self, id: &str) -> Result<PathBuf, DiskError> {
-        Ok(self.dir.join("volumes").join(format!("{}.json", checked(id)?)))
-    }
-
     fn cow_path(&self, id: &str) -> Result<PathBuf, DiskError> {
         Ok(self.dir.join("volumes").join(format!("{}.cow", checked(id)?)))
     }
@@ -95,16 +88,7 @@ impl Inner {
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn record(&self, id: &str) -> Result<Record, DiskError> {
-        let path = self.record_path(id)?;
-        let text = fs::read(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => DiskError::UnknownVolume(id.to_owned()),
-            _ => failed("read the volume's record")(error),
-        })?;
-        serde_json::from_slice(&text).map_err(|error| failed("read the volume's record")(error.into()))
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens a volume's copy-on-write file; fails if its header is missing or invalid.
@@ -137,23 +121,22 @@ impl Inner {
 
     fn clone_now(&self, image: &str, id: &str, size_mb: u64, owner: u32) -> Result<BlockDevice, DiskError> {
         checked(id)?;
-        let fail = || failed(format!("make volume {id:?}"));
         let size = size_mb << 20;
-        let source = {
+        let source = self.images.open(image)?;
+        if size < source.size {
+            let image_mb = source.size.div_ceil(1 << 20);
+            return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb });
+        }
+        self.room.check()?;
+        // May wait for a device that is busy.
+        self.remove_now(id, PATIENCE)?;
+        {
             let _lock = self.lock();
-            let source = self.images.open(image)?;
-            if size < source.size {
-                let image_mb = source.size.div_ceil(1 << 20);
-                return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb });
-            }
-            self.room.check()?;
-            self.remove_now(id, PATIENCE)?;
+            // It may have gone meanwhile; from here on the record keeps it.
+            self.images.open_hash(image, &source.hash)?;
             let record = Record { image: image.to_owned(), hash: source.hash.clone(), size };
-            let text = serde_json::to_vec(&record).map_err(|error| fail()(error.into()))?;
-            let beside = Beside::new(&self.record_path(id)?, 0o600).map_err(fail())?;
-            io::Write::write_all(&mut &beside.file, &text).and_then(|()| beside.rename()).map_err(fail())?;
-            source
-        };
+            self.records.write(id, &record)?;
+        }
         self.begin(id, &source.file, size, owner).inspect_err(|_| {
             if let Err(left) = self.remove_now(id, SHORT) {
                 tracing::warn!(%left, volume = id, "a volume that failed is not all gone");
@@ -185,7 +168,7 @@ impl Inner {
     }
 
     fn attach_now(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
-        let record = self.record(id)?;
+        let record = self.records.read(id)?;
         if let Some(info) = self.mapper.mapped(id)? {
             self.check_mapped(id)?;
             return self.handed_over(id, info.numbers, record.size, owner);
@@ -202,7 +185,7 @@ impl Inner {
         self.mapper.unmap(id, PATIENCE)?;
         remove_file(&self.node_path(id))?;
         // Sync, because a detached volume may be needed after a power loss.
-        for path in [self.cow_path(id)?, self.record_path(id)?, self.dir.join("volumes")] {
+        for path in [self.cow_path(id)?, self.records.path(id)?, self.dir.join("volumes")] {
             match File::open(path) {
                 Ok(file) => file.sync_all().map_err(fail())?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -217,13 +200,13 @@ impl Inner {
         self.mapper.unmap(id, patience)?;
         remove_file(&self.node_path(id))?;
         // Invalid ids have no files.
-        let (Ok(cow), Ok(record)) = (self.cow_path(id), self.record_path(id)) else { return Ok(()) };
+        let (Ok(cow), Ok(record)) = (self.cow_path(id), self.records.path(id)) else { return Ok(()) };
         remove_file(&cow)?;
         remove_file(&record)
     }
 
     fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
-        let record = self.record(id)?;
+        let record = self.records.read(id)?;
         let mapped = self.mapper.mapped(id)?.is_some();
         let (path, owner) = (self.node_path(id), 0);
         // Check the volume first: that it is lost is more important than a full store.
@@ -257,7 +240,7 @@ impl Inner {
         let sound = if self.mapper.mapped(id)?.is_some() {
             self.check_mapped(id)
         } else {
-            self.record(id).and_then(|_| self.cow(id)).map(drop)
+            self.records.read(id).and_then(|_| self.cow(id)).map(drop)
         };
         match sound {
             Err(DiskError::CowMissing(_) | DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
@@ -268,15 +251,10 @@ impl Inner {
         self.room.health()
     }
 
-    fn records(&self) -> Result<Vec<(String, Record)>, DiskError> {
-        let ids = names(&self.dir.join("volumes"), ".json")?;
-        Ok(ids.into_iter().filter_map(|id| Some((id.clone(), self.record(&id).ok()?))).collect())
-    }
-
     fn remove_image_now(&self, name: &str) -> Result<(), DiskError> {
         checked(name)?;
         let _lock = self.lock();
-        let volumes = self.records()?.iter().filter(|(_, record)| record.image == name).count();
+        let volumes = self.records.users_of(name)?;
         if volumes > 0 {
             return Err(DiskError::ImageInUse { image: name.to_owned(), volumes });
         }
@@ -291,19 +269,27 @@ impl Inner {
             found.images += 1;
         }
         let mut ids: BTreeSet<String> = self.mapper.ids()?;
-        ids.extend(names(&volumes, ".json")?);
+        ids.extend(self.records.ids()?);
         ids.extend(names(&volumes, ".cow")?);
         ids.extend(names(&self.dir.join(NODES), "")?);
         for id in ids.into_iter().filter(|id| !keep.contains(id)) {
-            match self.remove_now(&id, SHORT) {
+            match self.volumes.with(&id, || self.remove_now(&id, SHORT)) {
                 Ok(()) => found.volumes.push(id),
                 Err(DiskError::Busy { .. }) => found.busy.push(id),
-                Err(error) => return Err(error),
+                // One volume that cannot be removed keeps no other from its owner.
+                Err(error) => {
+                    tracing::error!(%error, volume = id, "a volume that nobody owns cannot be removed");
+                    found.failed.push(id);
+                }
             }
         }
         let _lock = self.lock();
-        let records = self.records()?;
-        let used = |name: &str, hash: &str| records.iter().any(|(_, r)| r.image == name && r.hash == hash);
+        let records = self.records.all()?;
+        // One whose record cannot be read may have any of them.
+        let used = |name: &str, hash: &str| {
+            let reads = |record: &Record| record.image == name && record.hash == hash;
+            records.iter().any(|(_, record)| record.as_ref().map_or(true, reads))
+        };
         found.images += self.images.sweep(used)?;
         Ok(found)
     }
@@ -367,7 +353,9 @@ impl DmStore {
             dir: config.dir.clone(),
             mapper,
             room,
-            records: Mutex::default(),
+            records: Records::new(&config.dir.join("volumes")),
+            names: Mutex::default(),
+            volumes: Locks::default(),
         };
         // A mapped volume proves that it works, even if the store is too full for the test.
         if !inner.any_mapped()? {
@@ -381,6 +369,16 @@ impl DmStore {
             }
         }
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Runs an operation on a volume after all others on it have ended.
+    async fn change<T: Send + 'static>(
+        &self,
+        id: &str,
+        work: impl FnOnce(&Inner, &str) -> Result<T, DiskError> + Send + 'static,
+    ) -> Result<T, DiskError> {
+        let id = id.to_owned();
+        self.work(move |inner| inner.volumes.with(&id, || work(inner, &id))).await
     }
 
     async fn work<T: Send + 'static>(
@@ -423,29 +421,27 @@ impl Volumes for DmStore {
         size_mb: u64,
         owner: u32,
     ) -> Result<BlockDevice, DiskError> {
-        let (image, id) = (image.to_owned(), id.to_owned());
-        self.work(move |inner| inner.clone_now(&image, &id, size_mb, owner)).await
+        let image = image.to_owned();
+        self.change(id, move |inner, id| inner.clone_now(&image, id, size_mb, owner)).await
     }
 
     async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
-        let id = id.to_owned();
-        self.work(move |inner| inner.attach_now(&id, owner)).await
+        self.change(id, move |inner, id| inner.attach_now(id, owner)).await
     }
 
     async fn detach(&self, id: &str) -> Result<(), DiskError> {
-        let id = id.to_owned();
-        self.work(move |inner| inner.detach_now(&id)).await
+        self.change(id, Inner::detach_now).await
     }
 
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError> {
-        let (id, name) = (id.to_owned(), name.to_owned());
-        self.work(move |inner| inner.flatten_now(&id, &name)).await
+        let name = name.to_owned();
+        self.change(id, move |inner, id| inner.flatten_now(id, &name)).await
     }
 
     async fn usage(&self, id: &str) -> Result<u64, DiskError> {
         let id = id.to_owned();
         self.work(move |inner| {
-            inner.record(&id)?;
+            inner.records.read(&id)?;
             match fs::metadata(inner.cow_path(&id)?) {
                 Ok(meta) => Ok(meta.blocks() * 512),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Err(DiskError::CowMissing(id)),
@@ -465,12 +461,11 @@ impl Volumes for DmStore {
     }
 
     async fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.work(|inner| names(&inner.dir.join("volumes"), ".json")).await
+        self.work(|inner| inner.records.ids()).await
     }
 
     async fn remove(&self, id: &str) -> Result<(), DiskError> {
-        let id = checked(id)?.to_owned();
-        self.work(move |inner| inner.remove_now(&id, PATIENCE)).await
+        self.change(checked(id)?, |inner, id| inner.remove_now(id, PATIENCE)).await
     }
 
     async fn reclaim(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
@@ -485,8 +480,8 @@ pub async fn cleanup(dir: &Path, instance: &str, ids: &[String]) -> Result<(), D
     StoreConfig::check_instance(instance)?;
     let (dir, instance, ids) = (dir.to_owned(), instance.to_owned(), ids.to_vec());
     blocking(move || {
-        // If device-mapper is not available, it has no devices.
-        if let Ok(mapper) = Mapper::new(&instance) {
+        // A machine without device-mapper has no devices.
+        if let Some(mapper) = Mapper::present(&instance)? {
             for id in mapper.ids()? {
                 mapper.unmap(&id, PATIENCE)?;
                 remove_file(&dir.join("nodes").join(&id))?;

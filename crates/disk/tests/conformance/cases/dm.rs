@@ -47,6 +47,47 @@ pub(super) async fn a_busy_device_stays_whole(shared: Shared) -> anyhow::Result<
     Ok(store.remove("sb1").await?)
 }
 
+/// A clone that waits for a device that is busy holds up no other clone.
+pub(super) async fn a_busy_device_holds_up_no_other_volume(shared: Shared) -> anyhow::Result<()> {
+    prepared(&shared).await?;
+    let volume = shared.store.clone_image("minimal", "sb1", 64, 0).await?;
+    let holder = File::open(&volume.path)?;
+    let store = shared.store.clone();
+    let waiting = tokio::spawn(async move { store.clone_image("minimal", "sb1", 64, 0).await });
+    for id in ["sb2", "sb3"] {
+        shared.store.clone_image("minimal", id, 64, 0).await?;
+    }
+    ensure!(!waiting.is_finished(), "the others waited for it");
+    drop(holder);
+    waiting.await??;
+    for id in ["sb1", "sb2", "sb3"] {
+        shared.store.remove(id).await?;
+    }
+    Ok(())
+}
+
+/// A volume whose record is broken may read any image.
+pub(super) async fn no_image_goes_while_a_record_is_unreadable(shared: Shared) -> anyhow::Result<()> {
+    prepared(&shared).await?;
+    let store = &shared.store;
+    let volume = store.clone_image("minimal", "sb1", 64, 0).await?;
+    let record = shared.dir.join("volumes/sb1.json");
+    let text = std::fs::read(&record)?;
+    std::fs::write(&record, &text[..text.len() / 2])?;
+    let refused = store.remove_image("minimal").await.err();
+    ensure!(matches!(&refused, Some(DiskError::Unreadable { volume, .. }) if volume == "sb1"), "{refused:?}");
+    // New content under the name leaves the old one to the volume.
+    let source = shared.scratch.join("other.img");
+    image(&source, 8);
+    store.prepare("minimal", &source).await?;
+    store.reclaim(&["sb1".to_owned()]).await?;
+    std::fs::write(&record, &text)?;
+    store.detach("sb1").await?;
+    store.attach("sb1", 0).await?;
+    assert_eq!(byte_at(&volume.path, 4 * MIB), 7);
+    Ok(store.remove("sb1").await?)
+}
+
 pub(super) async fn foreign_devices_are_not_touched(shared: Shared) -> anyhow::Result<()> {
     prepared(&shared).await?;
     // Another agent on this machine, and a foreign device with a similar name.

@@ -55,6 +55,8 @@ pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
         all.extend(cases![true: room::what_is_not_written_yet_has_its_room]);
         all.extend(cases![false:
             dm::a_busy_device_stays_whole,
+            dm::a_busy_device_holds_up_no_other_volume,
+            dm::no_image_goes_while_a_record_is_unreadable,
             dm::foreign_devices_are_not_touched,
             dm::interrupted_mappings_are_made_again,
             dm::images_have_one_loop_device_while_they_are_used,
