@@ -2,12 +2,12 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::{OpenOptionsExt as _, chown},
+    os::unix::fs::{OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
+use wrenn_os::atomic_file;
 
 use crate::users::{self, User};
 
@@ -54,32 +54,24 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 /// Writes URL and key to the file and leaves the rest unchanged.
 pub(crate) fn write(path: &Path, url: &str, api_key: &str) -> Result<()> {
     let text = merge(&read(path)?, url, api_key)?;
-    let owner = invoker();
-    let dir = path.parent().context("the configuration file is in no directory")?;
-    make_dirs(dir, owner.as_ref())?;
-    let beside = dir.join(format!(".config.toml.{}", std::process::id()));
-    write_new(&beside, &text)
-        .and_then(|()| owner.map_or(Ok(()), |user| chown(&beside, Some(user.uid), Some(user.gid))))
-        .and_then(|()| fs::rename(&beside, path))
+    let owner = invoker().map(|user| (user.uid, user.gid));
+    make_dirs(path.parent().context("the configuration file is in no directory")?, owner)?;
+    atomic_file::write(path, text.as_bytes(), 0o600, owner)
         .with_context(|| format!("cannot write {}", path.display()))
-        .inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-fn make_dirs(dir: &Path, owner: Option<&User>) -> Result<()> {
+/// Makes the directories that are missing, for their owner, who may put a link in the place of one just made: it is
+/// not followed.
+fn make_dirs(dir: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     for dir in missing.into_iter().rev() {
+        let give = |(user, group)| {
+            let flags = libc::O_NOFOLLOW | libc::O_DIRECTORY;
+            let made = fs::File::options().read(true).custom_flags(flags).open(dir)?;
+            fchown(&made, Some(user), Some(group))
+        };
         fs::create_dir(dir)
-            .and_then(|()| owner.map_or(Ok(()), |user| chown(dir, Some(user.uid), Some(user.gid))))
+            .and_then(|()| owner.map_or(Ok(()), give))
             .with_context(|| format!("cannot make {}", dir.display()))?;
     }
     Ok(())

@@ -51,6 +51,7 @@ const KEYS: &[Key] = &[
     key("server.sandboxes_per_team", Kind::Number(1, 1_000_000), ""),
     key("server.event_streams", Kind::Number(1, 65_536), ""),
     key("server.create_timeout_sec", Kind::Number(1, 3600), ""),
+    key("server.memory_mb", Kind::Number(0, 1 << 24), ""),
     key("agent.listen", Kind::Address, "127.0.0.1:9726"),
     key("agent.driver", Kind::OneOf(&["auto", "firecracker", "kvm", "tcg"]), "auto"),
     key("agent.firecracker", Kind::Path, ""),
@@ -61,13 +62,14 @@ const KEYS: &[Key] = &[
     key("agent.disk_rate", Kind::Number(1 << 16, 100_000_000_000), ""),
     key("agent.warm_slots", Kind::Number(0, 1024), "4"),
     key("agent.store_size_mb", Kind::Number(1024, 1 << 30), "65536"),
-    key("agent.vmm_uid_base", Kind::Number(1000, 4_000_000_000), "210000"),
+    key("agent.vmm_uid_base", Kind::Number(1000, 4_000_000_000), ""),
     key("agent.max_sandboxes", Kind::Number(1, 32_767), ""),
     key("agent.max_vcpus", Kind::Number(1, 64), ""),
     key("agent.max_memory_mb", Kind::Number(128, 1_048_576), ""),
     key("agent.max_disk_size_mb", Kind::Number(512, 1 << 30), ""),
     key("agent.exec_output", Kind::Number(1024, wrenn_host::EXEC_OUTPUT_MAX as u64), ""),
     key("agent.output_memory", Kind::Number(64 << 20, 1 << 40), ""),
+    key("agent.memory_mb", Kind::Number(0, 1 << 24), ""),
     key("agent.boot_timeout_sec", Kind::Number(1, 3600), ""),
 ];
 

@@ -11,7 +11,7 @@ use crate::{
     layout::Layout,
     output::{Format, note},
     process::Record,
-    up::supervisor,
+    up::{memory, supervisor},
 };
 
 /// Time limit for `wrenn up` to stop its parts.
@@ -24,7 +24,7 @@ pub(crate) const PARTS: &[&str] = &["server", "agent", "redis", "postgres"];
 /// Runs `wrenn down`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     let layout = Layout::new(config.state_dir());
-    let running = Record::read(&layout.pid_file("up")).filter(Record::alive);
+    let running = Record::running(&layout.pid_file("up"))?;
     if layout.state().exists() {
         ensure!(rustix::process::geteuid().is_root(), "wrenn down needs root: run it with sudo");
     }
@@ -40,6 +40,9 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     if layout.agent().exists() {
         supervisor::cleanup(&layout).await?;
     }
+    if layout.host_id_file().exists() {
+        memory::remove(&layout).await?;
+    }
     let state = if running.is_some() || left > 0 { "stopped" } else { "nothing was running" };
     let value = json!({ "was_running": running.is_some(), "left_over_processes": left });
     format.print(&value, || format!("Wrenn: {state}."))?;
@@ -51,7 +54,7 @@ pub(crate) async fn stop_leftovers(layout: &Layout) -> Result<usize> {
     let mut count = 0;
     for &name in PARTS {
         let path = layout.pid_file(name);
-        if let Some(record) = Record::read(&path).filter(Record::alive) {
+        if let Some(record) = Record::running(&path)? {
             note(&format!("ending {name} (process {}) of a wrenn up that died", record.pid));
             let signal = if name == "postgres" { Signal::INT } else { Signal::TERM };
             record.stop(signal, PART_LIMIT).await?;

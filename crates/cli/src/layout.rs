@@ -1,14 +1,18 @@
 //! Paths in the state directory.
 
 use std::{
-    fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, openat, statat};
 
-use crate::users::User;
+use crate::users::{Services, User};
 
 /// Maximum length of a directory's path for sockets: a unix socket's path has at most 107 bytes, and this is
 /// the longest name in it.
@@ -57,13 +61,18 @@ impl Layout {
         self.state.join("run")
     }
 
-    /// The sockets of PostgreSQL and Redis; only the service user may enter.
-    pub(crate) fn sockets(&self) -> PathBuf {
-        self.run().join("sockets")
+    /// The socket of PostgreSQL; its user and the control plane's group may enter.
+    pub(crate) fn postgres_sockets(&self) -> PathBuf {
+        self.run().join("postgres")
+    }
+
+    /// The same for Redis.
+    fn redis_sockets(&self) -> PathBuf {
+        self.run().join("redis")
     }
 
     pub(crate) fn redis_socket(&self) -> PathBuf {
-        self.sockets().join("redis.sock")
+        self.redis_sockets().join("redis.sock")
     }
 
     /// Path of the pid file of `name`.
@@ -81,7 +90,7 @@ impl Layout {
 
     /// URL of the PostgreSQL that `wrenn up` runs.
     pub(crate) fn database_url(&self) -> String {
-        format!("postgres://wrenn@{}/wrenn", percent(&self.sockets(), false))
+        format!("postgres://wrenn@{}/wrenn", percent(&self.postgres_sockets(), false))
     }
 
     /// URL of the Redis that `wrenn up` runs.
@@ -90,8 +99,8 @@ impl Layout {
     }
 
     /// Makes the directories that do not exist.
-    pub(crate) fn create(&self, service: &User) -> Result<()> {
-        let length = self.sockets().as_os_str().len();
+    pub(crate) fn create(&self, users: &Services) -> Result<()> {
+        let length = self.postgres_sockets().as_os_str().len();
         ensure!(
             length <= SOCKET_PATH_MAX,
             "{} is too long for unix sockets below it: use a shorter WRENN_STATE_DIR",
@@ -99,13 +108,23 @@ impl Layout {
         );
         fs::create_dir_all(&self.state)
             .with_context(|| format!("cannot make the state directory {}", self.state.display()))?;
-        self.check_reachable(service)?;
+        for user in [&users.postgres, &users.redis, &users.server] {
+            self.check_reachable(user)?;
+        }
         fs::set_permissions(&self.state, fs::Permissions::from_mode(0o755))?;
         for dir in [self.pki(), self.agent(), self.logs(), self.run()] {
             make(&dir, 0o755, None)?;
         }
-        for dir in [self.postgres(), self.redis(), self.sockets()] {
-            make(&dir, 0o700, Some(service))?;
+        let stores = [
+            (self.postgres(), self.postgres_sockets(), &users.postgres),
+            (self.redis(), self.redis_sockets(), &users.redis),
+        ];
+        for (data, sockets, user) in stores {
+            make(&data, 0o700, None)?;
+            give(&data, user)
+                .with_context(|| format!("cannot give {} to user {}", data.display(), user.name))?;
+            // What is made in it gets its group: the control plane may connect, and nobody else.
+            make(&sockets, 0o2710, Some((user.uid, users.server.gid)))?;
         }
         Ok(())
     }
@@ -133,12 +152,50 @@ impl Layout {
     }
 }
 
-fn make(dir: &Path, mode: u32, owner: Option<&User>) -> Result<()> {
+/// Makes a directory where there is none; with an `owner`, a user and a group, it is theirs.
+fn make(dir: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let failed = || format!("cannot make {}", dir.display());
     fs::create_dir_all(dir).with_context(failed)?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(failed)?;
-    let (uid, gid) = owner.map_or((0, 0), |user| (user.uid, user.gid));
-    chown(dir, Some(uid), Some(gid)).with_context(failed)
+    if let Some((user, group)) = owner {
+        // Before the mode: a change of owner takes the group's bit away.
+        chown(dir, Some(user), Some(group)).with_context(failed)?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(failed)
+}
+
+/// Gives a directory and what its former owner has in it to a user, without following a link: until now all of it was
+/// in the hands of that owner. The directory itself goes last, so that an interrupted one is given again.
+fn give(dir: &Path, user: &User) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(dir, flags, Mode::empty())?;
+    let former = rustix::fs::fstat(&opened)?.st_uid;
+    if former != user.uid {
+        give_entries(&opened, former, user)?;
+        rustix::fs::fchown(&opened, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)))?;
+    }
+    Ok(())
+}
+
+fn give_entries(dir: &OwnedFd, former: u32, user: &User) -> io::Result<()> {
+    let (uid, gid) = (Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(user.gid)));
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        // What belongs to others was linked here by somebody.
+        if stat.st_uid != former {
+            continue;
+        }
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            give_entries(&openat(dir, name, flags, Mode::empty())?, former, user)?;
+        }
+        chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
 }
 
 fn percent(path: &Path, keep_slashes: bool) -> String {
@@ -161,14 +218,40 @@ mod tests {
     #[test]
     fn urls_of_sockets_are_encoded() {
         let layout = Layout::new(Path::new("/tmp/a b/s"));
-        assert_eq!(layout.database_url(), "postgres://wrenn@%2Ftmp%2Fa%20b%2Fs%2Frun%2Fsockets/wrenn");
-        assert_eq!(layout.redis_url(), "unix:///tmp/a%20b/s/run/sockets/redis.sock");
+        assert_eq!(layout.database_url(), "postgres://wrenn@%2Ftmp%2Fa%20b%2Fs%2Frun%2Fpostgres/wrenn");
+        assert_eq!(layout.redis_url(), "unix:///tmp/a%20b/s/run/redis/redis.sock");
     }
 
     #[test]
     fn a_state_directory_too_long_for_sockets_is_refused() {
         let user = User { name: "x".to_owned(), uid: 1, gid: 1, home: PathBuf::new() };
+        let users =
+            Services { postgres: user.clone(), redis: user.clone(), server: user, missing: Vec::new() };
         let layout = Layout::new(&Path::new("/tmp").join("x".repeat(100)));
-        assert!(layout.create(&user).is_err_and(|error| error.to_string().contains("too long")));
+        assert!(layout.create(&users).is_err_and(|error| error.to_string().contains("too long")));
+    }
+
+    #[test]
+    fn a_cluster_is_given_to_its_new_user_and_nothing_beside_it() -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let dir = tempfile::tempdir()?;
+        let (data, outside) = (dir.path().join("data"), dir.path().join("outside"));
+        fs::create_dir_all(data.join("base"))?;
+        for file in [outside.as_path(), &data.join("base/1"), &data.join("foreign")] {
+            fs::write(file, "")?;
+        }
+        std::os::unix::fs::symlink(&outside, data.join("link"))?;
+        let user = |uid| User { name: "x".to_owned(), uid, gid: uid, home: PathBuf::new() };
+        let owner = |path: &Path| -> Result<u32> { Ok(fs::symlink_metadata(path)?.uid()) };
+        give(&data, &user(7))?;
+        chown(data.join("foreign"), Some(9), Some(9))?;
+        give(&data, &user(8))?;
+        for path in ["", "base", "base/1", "link"] {
+            assert_eq!(owner(&data.join(path))?, 8, "{path}");
+        }
+        assert_eq!((owner(&outside)?, owner(&data.join("foreign"))?), (0, 9));
+        Ok(())
     }
 }

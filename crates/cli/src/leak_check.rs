@@ -3,7 +3,10 @@
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record, status};
+use crate::{
+    config::Config, doctor::Scratch, down::PARTS, layout::Layout, output::Format, process::Record, status,
+    up::memory,
+};
 
 /// Exit status while Wrenn runs, when leaks cannot be told from resources in use.
 const RUNNING: u8 = 3;
@@ -11,12 +14,14 @@ const RUNNING: u8 = 3;
 /// Runs `wrenn leak-check`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     let layout = Layout::new(config.state_dir());
-    if let Some(up) = status::running(&layout) {
+    if let Some(up) = status::running(&layout)? {
         let value = json!({ "running": true, "leftovers": [] });
         format.print(&value, || format!("Wrenn runs (process {}): stop it first by `wrenn down`", up.pid))?;
         return Ok(RUNNING);
     }
-    let mut left = processes(&layout);
+    let mut left = processes(&layout)?;
+    left.extend(memory::leftovers(&layout)?);
+    left.extend(probes()?);
     let agent = layout.agent();
     let of_agent = tokio::task::spawn_blocking(move || wrenn_host::leftovers(&agent));
     left.extend(of_agent.await.context("the check broke off")?);
@@ -26,10 +31,21 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
 }
 
 /// Parts that run without their `wrenn up`.
-fn processes(layout: &Layout) -> Vec<String> {
-    let line = |&name: &&str| {
-        let record = Record::read(&layout.pid_file(name)).filter(Record::alive)?;
-        Some(format!("process {} ({name})", record.pid))
-    };
-    PARTS.iter().filter_map(line).collect()
+fn processes(layout: &Layout) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for name in PARTS {
+        if let Some(record) = Record::running(&layout.pid_file(name))? {
+            found.push(format!("process {} ({name})", record.pid));
+        }
+    }
+    Ok(found)
+}
+
+/// What trials of KVM left, be it a doctor's or an agent's that was killed: VMMs and directories.
+fn probes() -> Result<Vec<String>> {
+    let strays = wrenn_vmm::process::stray_probes().context("cannot look at all processes")?;
+    let strays =
+        strays.into_iter().map(|id| format!("process {}: a trial of KVM that was broken off", id.pid));
+    let dirs = Scratch::abandoned()?.into_iter().map(|dir| format!("directory {}", dir.display()));
+    Ok(strays.chain(dirs).collect())
 }

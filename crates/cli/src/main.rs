@@ -203,6 +203,11 @@ fn command_line() -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    // First of all: what the shell that started this had open is not for guests' VMMs, nor for any other child.
+    if let Err(error) = wrenn_os::inherit::close_files_on_exec() {
+        output::note(&format!("wrenn: cannot keep open files from children: {error}"));
+        return ExitCode::FAILURE;
+    }
     // Before there are threads.
     forget_relative_path();
     // The name would be "exe" when started by /proc/self/exe.

@@ -2,8 +2,7 @@
 
 use std::{
     fs,
-    io::Write as _,
-    os::unix::fs::{OpenOptionsExt as _, chown},
+    os::unix::fs::chown,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +12,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
+use wrenn_os::atomic_file;
 
 use crate::users::User;
 
@@ -144,17 +144,8 @@ fn leaf(
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<()> {
-    let beside = path.with_extension("new");
-    let result = || -> std::io::Result<()> {
-        if beside.exists() {
-            fs::remove_file(&beside)?;
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    result().with_context(|| format!("cannot write {}", path.display()))
+    atomic_file::write(path, text.as_bytes(), mode, None)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,15 +1,12 @@
 //! Records of processes that outlive their parent, so that a reused pid is never mistaken for them.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep};
+use wrenn_os::atomic_file;
+use wrenn_vmm::process::identify;
 
 const POLL: Duration = Duration::from_millis(50);
 /// Time limit for the end of a killed process.
@@ -28,41 +25,54 @@ impl Record {
     /// Identifies a running process.
     pub(crate) fn of(pid: u32) -> Result<Self> {
         let pid = i32::try_from(pid).context("no process number")?;
-        let start_time = start_time(pid).with_context(|| format!("process {pid} is gone"))?;
-        Ok(Self { pid, start_time, boot: boot()? })
+        let id = look(pid)?.with_context(|| format!("process {pid} is gone"))?;
+        Ok(Self { pid, start_time: id, boot: boot()? })
     }
 
-    /// Reads a pid file; nothing when it is absent or not one.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        let text = fs::read_to_string(path).ok()?;
+    /// Reads a pid file; nothing when it is absent or not one. Fails where it cannot be read.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let pid = words.next()?.parse().ok().filter(|&pid| pid > 0)?;
         let start_time = words.next()?.parse().ok()?;
         Some(Self { pid, start_time, boot: words.next()?.to_owned() })
     }
 
-    /// Writes a pid file.
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let beside = path.with_extension("pid.new");
-        let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&beside)?;
-            writeln!(file, "{} {} {}", self.pid, self.start_time, self.boot)?;
-            fs::rename(&beside, path)
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))
+    /// The process of a pid file, if it still runs. Fails where that cannot be seen.
+    pub(crate) fn running(path: &Path) -> Result<Option<Self>> {
+        let Some(record) = Self::read(path)? else { return Ok(None) };
+        Ok(record.alive()?.then_some(record))
     }
 
-    /// Whether it still runs.
-    pub(crate) fn alive(&self) -> bool {
-        boot().is_ok_and(|boot| boot == self.boot) && start_time(self.pid) == Some(self.start_time)
+    /// Writes a pid file.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let line = format!("{} {} {}\n", self.pid, self.start_time, self.boot);
+        atomic_file::write(path, line.as_bytes(), 0o644, None)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Whether it still runs. Fails where that cannot be seen: then nothing may be taken for gone.
+    pub(crate) fn alive(&self) -> Result<bool> {
+        Ok(boot()? == self.boot && look(self.pid)? == Some(self.start_time))
     }
 
     /// Sends a signal; no error if it has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         // The descriptor pins the process, so that the check holds when the signal is sent.
-        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-        if !self.alive() {
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("cannot signal process {}", self.pid)),
+        };
+        if !self.alive()? {
             return Ok(());
         }
         match pidfd_send_signal(&pidfd, signal) {
@@ -76,7 +86,8 @@ impl Record {
     /// Waits for its end; false if it still runs after `limit`.
     pub(crate) async fn gone(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while self.alive() {
+        // What cannot be seen is not taken for gone.
+        while self.alive().unwrap_or(true) {
             if Instant::now() > deadline {
                 return false;
             }
@@ -103,15 +114,10 @@ fn boot() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Field 22 of `/proc/PID/stat`; nothing for a process that is gone or only waits to be reaped.
-fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain anything, so count from its closing bracket.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    if matches!(*fields.first()?, "Z" | "X") {
-        return None;
-    }
-    fields.get(19)?.parse().ok()
+/// When a process started; nothing for one that is gone or only waits to be reaped.
+fn look(pid: i32) -> Result<Option<u64>> {
+    let found = identify(pid).with_context(|| format!("cannot look at process {pid}"))?;
+    Ok(found.map(|id| id.start_time))
 }
 
 #[cfg(test)]
@@ -124,10 +130,10 @@ mod tests {
         let path = dir.path().join("x.pid");
         let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
         Record::of(child.id())?.write(&path)?;
-        let record = Record::read(&path).context("no record")?;
-        assert!(record.alive());
+        let record = Record::read(&path)?.context("no record")?;
+        assert!(record.alive()?);
         record.stop(Signal::TERM, Duration::from_secs(5)).await?;
-        assert!(!record.alive());
+        assert!(!record.alive()?);
         child.wait()?;
         Ok(())
     }
@@ -135,9 +141,9 @@ mod tests {
     #[test]
     fn a_reused_number_is_not_the_same_process() -> Result<()> {
         let mut record = Record::of(std::process::id())?;
-        assert!(record.alive());
+        assert!(record.alive()?);
         record.start_time += 1;
-        assert!(!record.alive());
+        assert!(!record.alive()?);
         record.signal(Signal::KILL)
     }
 
@@ -147,8 +153,10 @@ mod tests {
         let path = dir.path().join("x.pid");
         for text in ["", "12", "-1 2 3", "0 2 3", "a b c"] {
             fs::write(&path, text)?;
-            assert_eq!(Record::read(&path), None, "{text:?}");
+            assert_eq!(Record::read(&path)?, None, "{text:?}");
         }
+        assert_eq!(Record::read(&dir.path().join("absent"))?, None);
+        assert!(Record::read(dir.path()).is_err(), "what cannot be read may name one");
         Ok(())
     }
 }

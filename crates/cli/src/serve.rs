@@ -90,7 +90,7 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
         },
         warm_slots: config.or("agent.warm_slots", 4),
         store_size_mb: config.or("agent.store_size_mb", 65_536),
-        vmm_uid_base: config.or("agent.vmm_uid_base", 210_000),
+        vmm_uid_base: config.get("agent.vmm_uid_base").and_then(|base| base.parse().ok()),
         limits: wrenn_host::Limits {
             sandboxes: config.or("agent.max_sandboxes", defaults.sandboxes),
             vcpus: config.or("agent.max_vcpus", defaults.vcpus),

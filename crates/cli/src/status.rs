@@ -19,6 +19,8 @@ struct Status {
     url: String,
     docs: String,
     key_file: PathBuf,
+    /// Where the database is, without its password.
+    database: String,
     processes: Vec<Process>,
     health: String,
     sandboxes: Option<usize>,
@@ -43,13 +45,19 @@ pub(crate) async fn print(config: &Config, format: Format) -> Result<bool> {
 }
 
 /// The process of `wrenn up`, when there is one.
-pub(crate) fn running(layout: &Layout) -> Option<Record> {
-    Record::read(&layout.pid_file("up")).filter(Record::alive)
+pub(crate) fn running(layout: &Layout) -> Result<Option<Record>> {
+    Record::running(&layout.pid_file("up"))
+}
+
+/// Which database is used: the private one, or host, database and user of the one that is configured.
+pub(crate) fn database(config: &Config, layout: &Layout) -> String {
+    let own = || format!("private PostgreSQL in {}", layout.postgres().display());
+    config.get("database_url").map_or_else(own, wrenn_control::describe_database)
 }
 
 async fn look(config: &Config) -> Result<Status> {
     let layout = Layout::new(config.state_dir());
-    let up = running(&layout);
+    let up = running(&layout)?;
     let (mut health, mut sandboxes) = ("not running".to_owned(), None);
     let url = config.local_url()?;
     if up.is_some() {
@@ -60,17 +68,19 @@ async fn look(config: &Config) -> Result<Status> {
             sandboxes = client.list_all().await.ok().map(|all| all.len());
         }
     }
-    let processes = ["up"].iter().chain(PARTS.iter().rev()).filter_map(|&name| {
-        let record = Record::read(&layout.pid_file(name)).filter(Record::alive)?;
-        Some(Process { name, pid: record.pid })
-    });
+    let mut processes = Vec::new();
+    for &name in ["up"].iter().chain(PARTS.iter().rev()) {
+        let record = Record::running(&layout.pid_file(name))?;
+        processes.extend(record.map(|record| Process { name, pid: record.pid }));
+    }
     Ok(Status {
         running: up.is_some(),
         state_dir: layout.state().to_owned(),
         docs: format!("{url}/docs"),
         url,
         key_file: config.file().to_owned(),
-        processes: processes.collect(),
+        database: database(config, &layout),
+        processes,
         health,
         sandboxes,
     })
@@ -86,11 +96,12 @@ impl Status {
         let names: Vec<String> = self.processes.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
         format!(
             "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  \
-             state      {state}\n  sandboxes  {count}\n  processes  {}",
+             state      {state}\n  database   {}\n  sandboxes  {count}\n  processes  {}",
             self.health,
             self.url,
             self.docs,
             self.key_file.display(),
+            self.database,
             names.join(", ")
         )
     }

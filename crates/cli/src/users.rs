@@ -4,8 +4,10 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-/// Users that PostgreSQL, Redis and the control plane may run as, the best first.
-pub(crate) const SERVICE_USERS: &[&str] = &["wrenn", "postgres"];
+/// Users that the control plane may run as, the best first.
+const SERVER_USERS: &[&str] = &["wrenn", "postgres"];
+/// The user of PostgreSQL, and the user of Redis.
+const STORE_USERS: [&str; 2] = ["wrenn-db", "wrenn-redis"];
 
 /// A user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +24,51 @@ pub(crate) fn find(name: &str) -> Option<User> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// The unprivileged user for everything that needs no root.
-pub(crate) fn service() -> Result<User> {
-    SERVICE_USERS.iter().find_map(|name| find(name)).filter(|user| user.uid != 0).with_context(|| {
-        "there is neither a user wrenn nor a user postgres to run as: \
-         useradd --system --no-create-home --shell /usr/sbin/nologin wrenn"
-    })
+/// A user for each service, so that a hole in one opens nothing of another.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    pub(crate) postgres: User,
+    pub(crate) redis: User,
+    /// The control plane. Its group may connect to PostgreSQL and Redis.
+    pub(crate) server: User,
+    /// Users that do not exist: the server's takes their place.
+    pub(crate) missing: Vec<&'static str>,
+}
+
+impl Services {
+    /// The users that there are.
+    pub(crate) fn find() -> Result<Self> {
+        Self::choose(find)
+    }
+
+    fn choose(find: impl Fn(&str) -> Option<User>) -> Result<Self> {
+        let unprivileged = |name: &&str| find(name).filter(|user| user.uid != 0);
+        let server = SERVER_USERS.iter().find_map(unprivileged).with_context(|| {
+            format!(
+                "there is neither a user wrenn nor a user postgres to run as: {}; the same for {}",
+                command("wrenn"),
+                STORE_USERS.join(" and ")
+            )
+        })?;
+        let [postgres, redis] = STORE_USERS.map(|name| unprivileged(&name));
+        let absent = |(name, user): (&'static str, &Option<User>)| user.is_none().then_some(name);
+        let missing = STORE_USERS.into_iter().zip([&postgres, &redis]).filter_map(absent).collect();
+        let or_server = |user: Option<User>| user.unwrap_or_else(|| server.clone());
+        Ok(Self { postgres: or_server(postgres), redis: or_server(redis), server, missing })
+    }
+
+    /// What is weaker for want of users, and the remedy.
+    pub(crate) fn lack(&self) -> Option<(String, String)> {
+        let names = self.missing.join(" and ");
+        let remedy = self.missing.iter().map(|name| command(name)).collect::<Vec<_>>().join("; ");
+        let detail =
+            format!("no user {names}: {} is used instead, together with the control plane", self.server.name);
+        (!self.missing.is_empty()).then_some((detail, remedy))
+    }
+}
+
+fn command(name: &str) -> String {
+    format!("useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {name}")
 }
 
 fn parse(line: &str) -> Option<User> {
@@ -47,5 +88,28 @@ mod tests {
         for text in ["", "x", "a:b:c:d:e:f:g"] {
             assert_eq!(parse(text), None);
         }
+    }
+
+    fn user(name: &str, uid: u32) -> User {
+        User { name: name.to_owned(), uid, gid: uid, home: PathBuf::new() }
+    }
+
+    #[test]
+    fn each_service_has_a_user_of_its_own_where_there_is_one() -> Result<()> {
+        let all = [("wrenn", 1), ("wrenn-db", 2), ("wrenn-redis", 3)];
+        let found =
+            |name: &str| all.iter().find(|(known, _)| *known == name).map(|&(name, uid)| user(name, uid));
+        let services = Services::choose(found)?;
+        assert_eq!([services.server.uid, services.postgres.uid, services.redis.uid], [1, 2, 3]);
+        assert_eq!(services.lack(), None);
+        let services = Services::choose(|name| found(name).filter(|user| user.name != "wrenn-redis"))?;
+        assert_eq!([services.server.uid, services.postgres.uid, services.redis.uid], [1, 2, 1]);
+        let (detail, remedy) = services.lack().unwrap_or_default();
+        assert!(
+            detail.contains("no user wrenn-redis") && remedy.ends_with("nologin wrenn-redis"),
+            "{detail} {remedy}"
+        );
+        assert!(Services::choose(|name| Some(user(name, 0))).is_err(), "root is none of them");
+        Ok(())
     }
 }

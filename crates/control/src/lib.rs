@@ -144,6 +144,11 @@ pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()
     Ok(())
 }
 
+/// Says which database a URL names: host, database and user, without the password.
+pub fn describe_database(database_url: &str) -> String {
+    db::describe(database_url)
+}
+
 /// The OpenAPI 3.1 document in YAML.
 pub fn openapi_yaml() -> String {
     routes::document().to_yaml().unwrap_or_default()

@@ -248,7 +248,7 @@ impl Stack {
 
     /// Runs SQL in the private database; returns one line per row with fields separated by `|`.
     pub fn sql(&self, statement: &str) -> Result<String> {
-        let sockets = self.state_dir.join("run/sockets");
+        let sockets = self.state_dir.join("run/postgres");
         let mut command = Command::new("psql");
         command
             .args(["-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "wrenn", "-d", "wrenn", "-h"])

@@ -1,35 +1,29 @@
 //! Check of KVM, by booting a guest on it, and the resulting driver.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use wrenn_host::driver::{Chosen, Wish, firecracker};
 use wrenn_vmm::{Vmm, VmmError, probe::Probe};
 
-use super::{Check, Driver};
+use super::{Check, Driver, scratch::Scratch};
 use crate::{config::Config, serve};
 
-/// A directory that goes with this value.
-struct Scratch(std::path::PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// What the agent would choose, found out as the agent does, without leaving anything behind.
-pub(super) async fn examine(config: &Config) -> Result<(Probe, Driver, Vec<Check>)> {
-    let scratch = Scratch(std::env::temp_dir().join(format!("wrenn-doctor-{}", std::process::id())));
+/// What the agent would choose, found out as the agent does, in a directory that goes with its owner.
+pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe, Driver, Vec<Check>)> {
     let root = rustix::process::geteuid().is_root();
     let wish = Wish {
         driver: serve::driver(config),
         firecracker: config.get("agent.firecracker").map(PathBuf::from),
         unjailed: config.or("agent.unjailed", false),
         share_dir: config.share_dir()?,
-        dir: scratch.0.clone(),
+        dir: scratch.path().to_owned(),
         uid: if root {
-            config.or("agent.vmm_uid_base", 210_000)
+            config.or("agent.vmm_uid_base", wrenn_host::VMM_UID_BASE)
         } else {
             rustix::process::geteuid().as_raw()
         },
@@ -68,18 +62,39 @@ fn firecracker_check(wish: &Wish) -> Check {
 }
 
 fn kvm_check(probe: &Probe, needed: bool) -> Check {
-    let present = if probe.present { "present" } else { "absent" };
-    let usable = if probe.usable { "usable" } else { "not known to be usable" };
-    let detail = format!("/dev/kvm is {present} and {usable}: {} ({} ms)", probe.reason, probe.took_ms);
-    match (probe.present, probe.usable, needed) {
-        (_, true, _) => Check::ok("kvm", detail),
-        (false, false, true) => {
+    let took = probe.took_ms;
+    let detail = match (probe.present, probe.usable) {
+        (false, _) => "there is no /dev/kvm".to_owned(),
+        (true, true) => format!("/dev/kvm is present and usable: {} ({took} ms)", probe.reason),
+        (true, false) => format!("/dev/kvm is present but not usable: {} ({took} ms)", probe.reason),
+    };
+    if probe.usable {
+        return Check::ok("kvm", detail);
+    }
+    let closed = fs::metadata("/dev/kvm").is_ok_and(|meta| closed_to_vmms(meta.mode(), meta.gid()));
+    match (closed, needed) {
+        (true, _) => Check::warn(
+            "kvm",
+            detail,
+            "chgrp kvm /dev/kvm; chmod 0660 /dev/kvm (VMMs join the device's group)",
+        ),
+        (false, true) if !probe.present => {
             Check::fail("kvm", detail, "set agent.driver to auto or tcg, or use a machine with working KVM")
         }
-        _ => {
-            Check::warn("kvm", detail, "guests that are emulated are slow; a machine with KVM is what to use")
-        }
+        _ => Check::warn(
+            "kvm",
+            detail,
+            "guests will be emulated, which is slow and not secure: mend what the reason names, or use a machine with \
+             KVM",
+        ),
     }
+}
+
+/// Whether VMMs, which are no root and join the device's group unless it is root's, may not open a device of this
+/// mode and group.
+fn closed_to_vmms(mode: u32, group: u32) -> bool {
+    let by_group = group != 0 && mode & 0o060 == 0o060;
+    !by_group && mode & 0o006 != 0o006
 }
 
 fn isolation_check(vmm: &dyn Vmm) -> Check {
@@ -91,4 +106,15 @@ fn isolation_check(vmm: &dyn Vmm) -> Check {
         format!("{} as it runs here is no security boundary", vmm.name()),
         "for hostile code use Firecracker with its jailer on a machine with KVM",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_open_to_vmms_by_its_group_or_to_everybody() {
+        assert!(closed_to_vmms(0o600, 0) && closed_to_vmms(0o600, 7) && closed_to_vmms(0o660, 0));
+        assert!(!closed_to_vmms(0o660, 7) && !closed_to_vmms(0o666, 0));
+    }
 }

@@ -41,6 +41,9 @@ pub(super) fn cpu() -> Check {
             return Check::ok("cpu", format!("{name} ({flag})"));
         }
     }
+    if std::path::Path::new("/dev/kvm").exists() {
+        return Check::ok("cpu", "it shows no virtualisation (vmx or svm), but there is /dev/kvm");
+    }
     Check::warn(
         "cpu",
         "the processor shows no virtualisation (vmx or svm)",
@@ -48,10 +51,19 @@ pub(super) fn cpu() -> Check {
     )
 }
 
-pub(super) fn service_user() -> Check {
-    match users::service() {
-        Ok(user) => Check::ok("service user", format!("{} ({})", user.name, user.uid)),
-        Err(error) => Check::fail("service user", "there is none", format!("{error:#}")),
+pub(super) fn service_users() -> Check {
+    let name = "service users";
+    let users = match users::Services::find() {
+        Ok(users) => users,
+        Err(error) => return Check::fail(name, "there are none", format!("{error:#}")),
+    };
+    match users.lack() {
+        Some((detail, remedy)) => Check::warn(name, detail, remedy),
+        None => {
+            let all = [&users.server, &users.postgres, &users.redis]
+                .map(|user| format!("{} ({})", user.name, user.uid));
+            Check::ok(name, all.join(", "))
+        }
     }
 }
 

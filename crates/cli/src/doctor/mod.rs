@@ -4,12 +4,14 @@ mod driver;
 mod files;
 mod machine;
 mod network;
+mod scratch;
 
 use anyhow::Result;
 use serde::Serialize;
 use wrenn_vmm::probe::Probe;
 
-use crate::{config::Config, output::Format};
+pub(crate) use self::scratch::Scratch;
+use crate::{config::Config, output::Format, signals};
 
 /// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -66,10 +68,19 @@ struct Report {
 /// Runs `wrenn doctor`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     let mut checks = vec![machine::kernel(), machine::root(), machine::cpu()];
-    let (kvm, driver, found) = driver::examine(config).await?;
+    let (mut stop, scratch) = (signals::Stop::new()?, Scratch::new()?);
+    let examined = tokio::select! {
+        examined = driver::examine(config, &scratch) => examined,
+        name = stop.received() => {
+            scratch.end_vmm().await?;
+            return Ok(signals::exit_status(name));
+        }
+    };
+    drop(scratch);
+    let (kvm, driver, found) = examined?;
     checks.extend(found);
     checks.extend(machine::programs().await);
-    checks.extend([machine::service_user(), files::state_dir(config), files::reflinks(config)]);
+    checks.extend([machine::service_users(), files::state_dir(config), files::reflinks(config)]);
     checks.extend(network::kernel().await);
     checks.extend(network::ports(config)?);
     checks.extend(files::share(config)?);
@@ -93,10 +104,11 @@ impl Report {
                 lines.push(format!("{:25}→ {}", "", check.remedy));
             }
         }
-        lines.push(format!(
-            "\ndriver: {} with {} ({})",
-            self.driver.name, self.driver.accelerator, self.driver.reason
-        ));
+        // What is wrong with KVM stands above.
+        let reason = &self.driver.reason;
+        let repeats = !self.kvm.reason.is_empty() && reason.contains(&self.kvm.reason);
+        let reason = if repeats && !self.kvm.usable { "see kvm above" } else { reason };
+        lines.push(format!("\ndriver: {} with {} ({reason})", self.driver.name, self.driver.accelerator));
         let verdict = if self.ok { "Wrenn can run here." } else { "Wrenn cannot run here yet: see FAIL." };
         lines.push(verdict.to_owned());
         lines.join("\n")

@@ -60,7 +60,7 @@ fn forwarding() -> Check {
 }
 
 pub(super) fn ports(config: &Config) -> Result<Vec<Check>> {
-    let running = status::running(&Layout::new(config.state_dir())).is_some();
+    let running = status::running(&Layout::new(config.state_dir()))?.is_some();
     let mut checks = Vec::new();
     for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
     {

@@ -12,15 +12,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 use tokio::{
     process::{Child, Command},
+    sync::Notify,
     task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wrenn_os::{control_group, inherit};
 
 use crate::{layout::Layout, process::Record, users::User};
 
@@ -34,7 +36,7 @@ const LOG_MAX: u64 = 16 << 20;
 /// Interval between checks of a running child's log.
 const LOG_LOOK: Duration = Duration::from_secs(10);
 /// Of a log, so much is quoted in messages.
-const QUOTE_MAX: usize = 3000;
+pub(super) const QUOTE_MAX: usize = 3000;
 /// Ends before readiness that are taken for a lasting fault.
 const FAILURES_MAX: u32 = 3;
 /// Minimum interval between readiness checks.
@@ -52,13 +54,54 @@ pub(crate) struct Spec {
     pub(crate) arg0: Option<String>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
-    /// The user to run as; root without.
-    pub(crate) user: Option<User>,
+    /// What it may do.
+    pub(crate) privileges: Privileges,
+    /// How soon it is ended when the machine runs out of memory, from -1000 to 1000.
+    pub(crate) oom_score: i32,
+    /// A control group to run in.
+    pub(crate) group: Option<PathBuf>,
     /// What asks it to end in an orderly way; also sent when `wrenn up` dies.
     pub(crate) stop: Signal,
     /// Time limit for an orderly end.
     pub(crate) grace: Duration,
 }
+
+/// What a child may do on this machine.
+#[derive(Debug, Clone)]
+pub(crate) enum Privileges {
+    /// What this user may, and no more whatever it starts.
+    User(User),
+    /// Root with these capabilities only, by the numbers of `linux/capability.h`.
+    Root(&'static [u32]),
+}
+
+/// Why a part of Wrenn could not be waited for any longer.
+#[derive(Debug)]
+pub(crate) struct NotReady {
+    name: &'static str,
+    what: String,
+    log: PathBuf,
+}
+
+impl NotReady {
+    /// The end of the part's log, with its name above.
+    pub(crate) fn quote(&self) -> String {
+        format!("{QUOTE_MARK}{}\n{}", self.log.display(), tail(&self.log))
+    }
+}
+
+impl std::fmt::Display for NotReady {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = tail(&self.log);
+        let cause = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+        write!(f, "{} {}: {}", self.name, self.what, cause.trim())
+    }
+}
+
+impl std::error::Error for NotReady {}
+
+/// What stands above the end of a log.
+pub(super) const QUOTE_MARK: &str = "--- the end of ";
 
 /// A child that is kept running.
 #[derive(Debug)]
@@ -67,6 +110,7 @@ pub(crate) struct Supervised {
     log: PathBuf,
     failures: Arc<AtomicU32>,
     shutdown: CancellationToken,
+    anew: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -75,10 +119,15 @@ impl Supervised {
     /// signal is sent when the thread that started the child ends.
     pub(crate) fn start(spec: Spec, layout: &Layout) -> Self {
         let (failures, shutdown) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
-        let (name, log) = (spec.name, layout.log(spec.name));
-        let keeper =
-            Keeper { spec, layout: layout.clone(), failures: failures.clone(), shutdown: shutdown.clone() };
-        Self { name, log, failures, shutdown, task: tokio::spawn(keeper.run()) }
+        let (name, log, anew) = (spec.name, layout.log(spec.name), Arc::new(Notify::new()));
+        let keeper = Keeper {
+            spec,
+            layout: layout.clone(),
+            failures: failures.clone(),
+            shutdown: shutdown.clone(),
+            anew: anew.clone(),
+        };
+        Self { name, log, failures, shutdown, anew, task: tokio::spawn(keeper.run()) }
     }
 
     /// Name in logs and pid files.
@@ -96,22 +145,24 @@ impl Supervised {
             }
             let pause = READY_POLL.max(look.elapsed() * READY_PAUSE);
             if self.failures.load(Ordering::Relaxed) >= FAILURES_MAX {
-                bail!(
-                    "{} does not start; the end of {}:\n{}",
-                    self.name,
-                    self.log.display(),
-                    tail(&self.log)
-                );
+                return Err(self.not_ready("does not start".to_owned()).into());
             }
             if begin.elapsed() > limit {
-                let seconds = limit.as_secs();
-                let log = self.log.display();
-                bail!("{} is not ready after {seconds} s; the end of {log}:\n{}", self.name, tail(&self.log));
+                return Err(self.not_ready(format!("is not ready after {} s", limit.as_secs())).into());
             }
             sleep(pause).await;
         }
         info!("{} is ready after {} ms", self.name, begin.elapsed().as_millis());
         Ok(())
+    }
+
+    fn not_ready(&self, what: String) -> NotReady {
+        NotReady { name: self.name, what, log: self.log.clone() }
+    }
+
+    /// Ends the child in an orderly way, so that it is started anew.
+    pub(crate) fn restart(&self) {
+        self.anew.notify_one();
     }
 
     /// Ends the child and waits for it.
@@ -128,6 +179,15 @@ struct Keeper {
     layout: Layout,
     failures: Arc<AtomicU32>,
     shutdown: CancellationToken,
+    anew: Arc<Notify>,
+}
+
+/// How a child came to its end.
+enum End {
+    ByItself(ExitStatus),
+    /// To be started anew.
+    Restart,
+    Shutdown,
 }
 
 impl Keeper {
@@ -136,8 +196,11 @@ impl Keeper {
         while !self.shutdown.is_cancelled() {
             let begin = Instant::now();
             match self.once().await {
-                Ok(Some(status)) => warn!("{} ended ({status}), it is started again", self.spec.name),
-                Ok(None) => break,
+                Ok(End::ByItself(status)) => {
+                    warn!("{} ended ({status}), it is started again", self.spec.name)
+                }
+                Ok(End::Restart) => continue,
+                Ok(End::Shutdown) => break,
                 Err(error) => warn!("{}: {error:#}", self.spec.name),
             }
             self.failures.fetch_add(1, Ordering::Relaxed);
@@ -151,20 +214,26 @@ impl Keeper {
         let _ = fs::remove_file(self.layout.pid_file(self.spec.name));
     }
 
-    /// Runs the child until it ends, or is ended (then there is no status).
-    async fn once(&self) -> Result<Option<ExitStatus>> {
+    /// Runs the child until it ends or is ended.
+    async fn once(&self) -> Result<End> {
         let mut child = spawn(&self.spec, &self.layout)?;
         if let Some(pid) = child.id() {
-            Record::of(pid).and_then(|record| record.write(&self.layout.pid_file(self.spec.name)))?;
             info!("{} runs as process {pid}", self.spec.name);
+            let written =
+                Record::of(pid).and_then(|record| record.write(&self.layout.pid_file(self.spec.name)));
+            if let Err(error) = written {
+                // A full disk, say. The child needs no such file; it is for who comes after us.
+                warn!("{} runs without its pid file: {error:#}", self.spec.name);
+            }
         }
-        tokio::select! {
-            status = child.wait() => return Ok(Some(status.context("cannot wait for it")?)),
-            () = keep_log_short(self.layout.log(self.spec.name)) => {}
-            () = self.shutdown.cancelled() => {}
-        }
+        let end_by = tokio::select! {
+            status = child.wait() => return Ok(End::ByItself(status.context("cannot wait for it")?)),
+            () = keep_log_short(self.layout.log(self.spec.name)) => End::Shutdown,
+            () = self.shutdown.cancelled() => End::Shutdown,
+            () = self.anew.notified() => End::Restart,
+        };
         end(&mut child, &self.spec).await?;
-        Ok(None)
+        Ok(end_by)
     }
 }
 
@@ -206,24 +275,32 @@ fn spawn(spec: &Spec, layout: &Layout) -> Result<Child> {
     if let Some(arg0) = &spec.arg0 {
         command.arg0(arg0);
     }
-    if let Some(user) = &spec.user {
-        // As root, setting the user also drops the supplementary groups.
-        command.uid(user.uid).gid(user.gid);
-    }
-    die_with_us(&mut command, spec.stop);
+    confine(&mut command, spec)?;
     command.spawn().with_context(|| format!("cannot run {}", spec.program.display()))
 }
 
-fn die_with_us(command: &mut Command, signal: Signal) {
-    let parent = rustix::process::getpid();
-    let tie = move || {
+/// Gives the child what is its own, and nothing else: no open files, its user or capabilities, its control group. It
+/// dies with the thread that starts it.
+fn confine(command: &mut Command, spec: &Spec) -> Result<()> {
+    let (parent, signal, oom_score) = (rustix::process::getpid(), spec.stop, spec.oom_score);
+    let (user, capabilities): (_, &[u32]) = match &spec.privileges {
+        Privileges::User(user) => (Some((user.uid, user.gid)), &[]),
+        Privileges::Root(capabilities) => (None, capabilities),
+    };
+    let mut enter = control_group::enter(spec.group.as_slice()).context("the control group's path")?;
+    let confine = move || {
+        inherit::close_files_on_exec()?;
+        inherit::set_oom_score(oom_score);
+        enter()?;
+        inherit::Identity { user, groups: &[], capabilities, new_privileges: false }.assume()?;
         // Behind the change of user, which would reset it.
         rustix::process::set_parent_process_death_signal(Some(signal))?;
         // The parent may have ended before.
         if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
     };
-    // SAFETY: between fork and exec, only two system calls are made; nothing is allocated or locked.
-    unsafe { command.pre_exec(tie) };
+    // SAFETY: between fork and exec, only system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(confine) };
+    Ok(())
 }
 
 fn open_log(layout: &Layout, name: &str) -> Result<fs::File> {
@@ -262,20 +339,20 @@ fn copy_aside(path: &Path, max: u64) -> io::Result<()> {
 
 /// Returns the end of a log, for messages.
 pub(crate) fn tail(path: &Path) -> String {
-    tail_from(path, 0)
+    tail_from(path, 0, QUOTE_MAX)
 }
 
-/// The end of what a log got behind its first `mark` bytes.
-pub(crate) fn tail_from(path: &Path, mark: u64) -> String {
+/// The end of what a log got behind its first `mark` bytes, no more than `max`.
+pub(crate) fn tail_from(path: &Path, mark: u64, max: usize) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = fs::File::open(path)?;
         let length = file.metadata()?.len();
         // A shorter log was rotated.
         let mark = if mark <= length { mark } else { 0 };
-        file.seek(SeekFrom::Start(length.saturating_sub(QUOTE_MAX as u64).max(mark)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(max as u64).max(mark)))?;
         let mut text = Vec::new();
-        file.take(QUOTE_MAX as u64).read_to_end(&mut text)?;
+        file.take(max as u64).read_to_end(&mut text)?;
         Ok(text)
     };
     String::from_utf8_lossy(&read().unwrap_or_default()).trim_end().to_owned()
@@ -301,7 +378,9 @@ mod tests {
             arg0: None,
             args: vec!["-c".to_owned(), script.to_owned()],
             env: vec![("GREETING".to_owned(), "hello".to_owned())],
-            user: None,
+            privileges: Privileges::Root(&[]),
+            oom_score: 100,
+            group: None,
             stop: Signal::TERM,
             grace: Duration::from_millis(300),
         }
@@ -312,7 +391,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let layout = layout(dir.path())?;
         let child = Supervised::start(shell("trap '' TERM; echo $GREETING; sleep 60"), &layout);
-        let record = async || Record::read(&layout.pid_file("test")).filter(Record::alive);
+        let record = async || Record::running(&layout.pid_file("test")).ok().flatten();
         child.ready(Duration::from_secs(5), async || record().await.is_some()).await?;
         let first = record().await.context("no record")?;
         first.signal(Signal::KILL)?;
@@ -321,7 +400,85 @@ mod tests {
         child.ready(Duration::from_secs(5), async || tail(&layout.log("test")).contains("hello")).await?;
         let last = record().await.context("no record")?;
         child.stop().await;
-        assert!(!last.alive() && Record::read(&layout.pid_file("test")).is_none());
+        assert!(!last.alive()? && Record::read(&layout.pid_file("test"))?.is_none());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_child_has_no_open_files_and_no_privileges_but_its_own() -> Result<()> {
+        use std::os::fd::AsRawFd as _;
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        let secret = fs::File::open("/proc/self/status")?;
+        // SAFETY: a system call on a descriptor that is open. What it gives is inherited unless somebody keeps it.
+        let inherited = unsafe { libc::fcntl(secret.as_raw_fd(), libc::F_DUPFD, 77) };
+        let script = format!(
+            "ls /proc/$$/fd; cat /proc/$$/oom_score_adj /proc/$$/status; echo whole; exec sleep 60 {inherited}"
+        );
+        let child = Supervised::start(shell(&script), &layout);
+        let log = layout.log("test");
+        child.ready(Duration::from_secs(5), async || tail(&log).ends_with("whole")).await?;
+        child.stop().await;
+        // SAFETY: it is ours.
+        unsafe { libc::close(inherited) };
+        let text = tail(&log);
+        assert!(!text.lines().any(|line| line == inherited.to_string()), "{text}");
+        assert!(text.lines().any(|line| line == "100"), "{text}");
+        assert!(text.contains("NoNewPrivs:\t1"), "{text}");
+        if rustix::process::geteuid().is_root() {
+            assert!(text.contains("CapBnd:\t0000000000000000"), "{text}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_child_that_is_to_start_anew_has_not_failed() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        let child = Supervised::start(shell("exec sleep 60"), &layout);
+        let record = async || Record::running(&layout.pid_file("test")).ok().flatten();
+        child.ready(Duration::from_secs(5), async || record().await.is_some()).await?;
+        let first = record().await.context("no record")?;
+        child.restart();
+        let other = async || record().await.is_some_and(|record| record != first);
+        child.ready(Duration::from_secs(5), other).await?;
+        assert_eq!(child.failures.load(Ordering::Relaxed), 0);
+        child.stop().await;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_child_whose_pid_file_cannot_be_written_runs_on() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        // Nothing can be renamed over a directory.
+        fs::create_dir(layout.pid_file("test"))?;
+        let child = Supervised::start(shell("echo $$; exec sleep 60"), &layout);
+        let log = layout.log("test");
+        child
+            .ready(Duration::from_secs(5), async || tail(&log).ends_with(|c: char| c.is_ascii_digit()))
+            .await?;
+        let pid = tail(&log);
+        assert_eq!(child.failures.load(Ordering::Relaxed), 0);
+        assert!(Record::of(pid.parse()?)?.alive()?, "one start: {pid}");
+        child.stop().await;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_part_that_does_not_start_is_told_with_its_cause_last() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layout = layout(dir.path())?;
+        let child = Supervised::start(shell("echo begin; echo the cause; exit 1"), &layout);
+        let error = child.ready(Duration::from_secs(30), async || false).await.err().context("ready")?;
+        assert_eq!(error.to_string(), "test does not start: the cause");
+        let part = error.downcast_ref::<NotReady>().context("another error")?;
+        assert!(
+            part.quote().starts_with(QUOTE_MARK) && part.quote().ends_with("the cause"),
+            "{}",
+            part.quote()
+        );
+        child.stop().await;
         Ok(())
     }
 
@@ -338,17 +495,6 @@ mod tests {
         writeln!(log, "three")?;
         assert_eq!(fs::read_to_string(&path)?, "three\n");
         assert_eq!(fs::read_to_string(aside(&path))?, "one\ntwo\n");
-        Ok(())
-    }
-
-    #[tokio::test]
-    async fn a_child_that_cannot_start_is_told_with_its_log() -> Result<()> {
-        let dir = tempfile::tempdir()?;
-        let layout = layout(dir.path())?;
-        let child = Supervised::start(shell("echo no such luck >&2; exit 1"), &layout);
-        let Err(error) = child.ready(Duration::from_secs(20), async || false).await else { bail!("ready") };
-        assert!(error.to_string().contains("no such luck"), "{error}");
-        child.stop().await;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -13,7 +14,7 @@ use wrenn_client::Client;
 
 use super::{
     READY,
-    child::{rotate, tail_from},
+    child::{QUOTE_MARK, QUOTE_MAX, rotate, tail_from},
 };
 use crate::{client_config, config::Config, layout::Layout, output::note, process::Record};
 
@@ -26,22 +27,21 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Starts `wrenn up` in the background and waits until the API responds.
 pub(crate) async fn start(config: &Config, layout: &Layout) -> Result<()> {
     note("Wrenn starts in the background ...");
-    let marks = Marks::now(layout);
+    let mark = Mark::now(layout);
     let mut child = spawn(layout)?;
     let (begin, mut said) = (Instant::now(), Instant::now());
     while !serves(config, layout).await {
         if let Some(status) = child.try_wait().context("cannot wait for it")? {
             // 0: another `wrenn up` runs already; wait for that one.
             if !status.success() {
-                bail!("wrenn up ended ({status})\n{}", marks.news(layout));
+                let (quote, cause) = mark.told(layout);
+                note(&quote);
+                bail!("{}", cause.unwrap_or_else(|| format!("wrenn up ended ({status})")));
             }
         }
         if begin.elapsed() > LIMIT {
-            bail!(
-                "wrenn up does not serve after {} s; it goes on trying\n{}",
-                LIMIT.as_secs(),
-                marks.news(layout)
-            );
+            note(&mark.told(layout).0);
+            bail!("wrenn up does not serve after {} s; it goes on trying", LIMIT.as_secs());
         }
         if said.elapsed() > PROGRESS {
             note(&format!("... still starting after {} s", begin.elapsed().as_secs()));
@@ -69,7 +69,7 @@ fn spawn(layout: &Layout) -> Result<Child> {
 
 /// Returns whether the API responds. The key is read from the file each time: `wrenn up` writes it there.
 async fn serves(config: &Config, layout: &Layout) -> bool {
-    if Record::read(&layout.pid_file(READY)).is_none_or(|record| !record.alive()) {
+    if !Record::running(&layout.pid_file(READY)).is_ok_and(|running| running.is_some()) {
         return false;
     }
     let ask = async || -> Result<bool> {
@@ -83,20 +83,48 @@ async fn serves(config: &Config, layout: &Layout) -> bool {
     ask().await.unwrap_or(false)
 }
 
-/// How long the logs were before: only what came since has to do with this start.
-struct Marks(Vec<(&'static str, u64)>);
+/// How long the log of `wrenn up` was before: only what came since has to do with this start.
+struct Mark(u64);
 
-impl Marks {
+impl Mark {
     fn now(layout: &Layout) -> Self {
-        let length = |name| fs::metadata(layout.log(name)).map_or(0, |meta| meta.len());
-        Self(["up", "postgres", "redis", "agent", "server"].map(|name| (name, length(name))).to_vec())
+        Self(fs::metadata(layout.log("up")).map_or(0, |meta| meta.len()))
     }
 
-    fn news(&self, layout: &Layout) -> String {
-        let quote = |&(name, mark): &(&str, u64)| {
-            let text = tail_from(&layout.log(name), mark);
-            (!text.is_empty()).then(|| format!("--- the end of {}\n{text}\n", layout.log(name).display()))
-        };
-        self.0.iter().filter_map(quote).collect()
+    /// What it said since, and the cause of its end if it said one.
+    fn told(&self, layout: &Layout) -> (String, Option<String>) {
+        let path = layout.log("up");
+        // The log of the part that failed is quoted in it.
+        told(&tail_from(&path, self.0, 2 * QUOTE_MAX), &path)
+    }
+}
+
+/// Of what `wrenn up` said: the log of the part that failed where there is one, else all; and its last line, the cause.
+fn told(text: &str, path: &Path) -> (String, Option<String>) {
+    let (above, cause) = match text.rsplit_once("wrenn: ") {
+        Some((above, cause)) if !cause.is_empty() => (above, Some(cause.trim().to_owned())),
+        _ => (text, None),
+    };
+    let quote = match above.rfind(QUOTE_MARK) {
+        Some(begin) => above[begin..].trim_end().to_owned(),
+        None => format!("{QUOTE_MARK}{}\n{}", path.display(), above.trim_end()),
+    };
+    (quote, cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_that_failed_is_quoted_and_the_cause_is_last() {
+        let path = Path::new("/up.log");
+        let text =
+            format!("INFO redis runs\n{QUOTE_MARK}/agent.log\nERROR no\nwrenn: Wrenn did not start: no");
+        let (quote, cause) = told(&text, path);
+        assert_eq!(quote, format!("{QUOTE_MARK}/agent.log\nERROR no"));
+        assert_eq!(cause.as_deref(), Some("Wrenn did not start: no"));
+        let (quote, cause) = told("INFO one", path);
+        assert_eq!((quote, cause), (format!("{QUOTE_MARK}/up.log\nINFO one"), None));
     }
 }

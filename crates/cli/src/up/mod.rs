@@ -2,6 +2,7 @@
 
 pub(crate) mod child;
 mod detach;
+pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod supervisor;
@@ -10,7 +11,8 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, flock};
-use tracing::info;
+use tracing::{info, warn};
+use wrenn_os::inherit;
 
 use crate::{
     config::Config,
@@ -25,6 +27,9 @@ use crate::{
 /// Name of the pid file that exists while all parts run.
 pub(crate) const READY: &str = "ready";
 
+/// How soon `wrenn up` and the agent are ended when the machine runs out of memory: last of all.
+pub(crate) const OOM_SCORE: i32 = -900;
+
 /// What `wrenn up` was asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -36,9 +41,9 @@ pub(crate) struct Args {
 /// Runs `wrenn up`.
 pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<u8> {
     ensure!(rustix::process::geteuid().is_root(), "wrenn up needs root: run it with sudo");
-    let service = users::service()?;
+    let users = users::Services::find()?;
     let layout = Layout::new(config.state_dir());
-    layout.create(&service)?;
+    layout.create(&users)?;
     let Some(lock) = lock(&layout)? else {
         note("Wrenn already runs.");
         status::print(config, format).await?;
@@ -53,7 +58,7 @@ pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<
         return Ok(0);
     }
     logging::start(config);
-    let result = foreground(config, &layout, &service).await;
+    let result = foreground(config, &layout, &users).await;
     let _ = fs::remove_file(layout.pid_file("up"));
     drop(lock);
     result.map(|()| 0)
@@ -71,15 +76,20 @@ fn lock(layout: &Layout) -> Result<Option<fs::File>> {
     }
 }
 
-async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> Result<()> {
+async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -> Result<()> {
     let mut signal = signals::Stop::new()?;
     // A service must not keep its first working directory busy.
     std::env::set_current_dir("/").context("cannot go to /")?;
     Record::of(std::process::id())?.write(&layout.pid_file("up"))?;
     down::stop_leftovers(layout).await?;
+    // Without us all parts end.
+    inherit::set_oom_score(OOM_SCORE);
+    if let Some((detail, remedy)) = users.lack() {
+        warn!("{detail}; {remedy}");
+    }
     let mut supervisor = supervisor::Supervisor::default();
     let result = tokio::select! {
-        result = supervisor.start(config, layout, service) => result.map(|()| true),
+        result = supervisor.start(config, layout, users) => result.map(|()| true),
         name = signal.received() => {
             info!("{name} while starting");
             Ok(false)
@@ -88,11 +98,12 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
     if matches!(result, Ok(true)) {
         // Written only now, so that no one waiting takes an incomplete start for a complete one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
-        announce(config)?;
+        announce(config, layout)?;
         tokio::select! {
             name = signal.received() => info!("{name}: stopping"),
             // Its own log, when it runs in the background.
             () = child::keep_log_short(layout.log("up")) => {}
+            () = supervisor.renew_certificates(layout, &users.server) => {}
         }
     }
     let _ = fs::remove_file(layout.pid_file(READY));
@@ -105,14 +116,23 @@ async fn foreground(config: &Config, layout: &Layout, service: &users::User) -> 
         Err(error) => Err(error.context("Wrenn did not start; earlier sandboxes run until `wrenn down`")),
     };
     supervisor.stop().await;
+    if let Err(error) = &result
+        && let Some(part) = error.downcast_ref::<child::NotReady>()
+    {
+        note(&part.quote());
+    }
     result?;
+    memory::remove(layout).await?;
     info!("stopped");
     Ok(())
 }
 
-fn announce(config: &Config) -> Result<()> {
-    let url = config.local_url()?;
-    note(&format!("Wrenn runs.\n  API   {url}\n  docs  {url}/docs\n  key   in {}", config.file().display()));
+fn announce(config: &Config, layout: &Layout) -> Result<()> {
+    let (url, key, database) =
+        (config.local_url()?, config.file().display(), status::database(config, layout));
+    note(&format!(
+        "Wrenn runs.\n  API       {url}\n  docs      {url}/docs\n  key       in {key}\n  database  {database}"
+    ));
     note("Stop it by Ctrl-C or `wrenn down`.");
     Ok(())
 }

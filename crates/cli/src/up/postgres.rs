@@ -12,9 +12,11 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tokio::{process::Command, time::timeout};
 
-use super::child::{Spec, Supervised};
+use super::child::{Privileges, Spec, Supervised};
 use crate::{layout::Layout, users::User};
 
+/// How soon PostgreSQL and Redis are ended when the machine runs out of memory: long after any guest.
+pub(super) const STORE_OOM_SCORE: i32 = -800;
 /// Where Debian puts it, a directory per major version.
 const VERSIONS: &str = "/usr/lib/postgresql";
 /// Name of the cluster's user and of the database.
@@ -49,16 +51,17 @@ pub(crate) fn programs(data: &Path) -> Result<PathBuf> {
 }
 
 /// Makes the cluster where there is none, and gives how to run it.
-pub(crate) async fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
+pub(crate) async fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     let (data, bin) = (layout.postgres(), programs(&layout.postgres())?);
     if !data.join("PG_VERSION").exists() {
-        init(layout, service, &bin).await?;
+        init(layout, user, &bin).await?;
     }
     let mut args = vec!["-D".to_owned(), text(&data)?];
     for setting in [
         "listen_addresses=".to_owned(),
-        format!("unix_socket_directories={}", text(&layout.sockets())?),
-        "unix_socket_permissions=0700".to_owned(),
+        format!("unix_socket_directories={}", text(&layout.postgres_sockets())?),
+        // Their directory gives them the group of the control plane, and keeps all others away.
+        "unix_socket_permissions=0770".to_owned(),
         "port=5432".to_owned(),
         "max_connections=100".to_owned(),
         "shared_buffers=64MB".to_owned(),
@@ -73,7 +76,9 @@ pub(crate) async fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
         arg0: None,
         args,
         env: Vec::new(),
-        user: Some(service.clone()),
+        privileges: Privileges::User(user.clone()),
+        oom_score: STORE_OOM_SCORE,
+        group: None,
         // Fast shutdown: open transactions are rolled back, connections closed.
         stop: Signal::INT,
         grace: GRACE,
@@ -81,16 +86,16 @@ pub(crate) async fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
 }
 
 /// Made beside and renamed, so that an interrupted one is never taken for a cluster.
-async fn init(layout: &Layout, service: &User, bin: &Path) -> Result<()> {
+async fn init(layout: &Layout, user: &User, bin: &Path) -> Result<()> {
     let (data, beside) = (layout.postgres(), layout.postgres().with_extension("new"));
     if beside.exists() {
         fs::remove_dir_all(&beside).with_context(|| format!("cannot remove {}", beside.display()))?;
     }
     fs::create_dir(&beside).with_context(|| format!("cannot make {}", beside.display()))?;
-    chown(&beside, Some(service.uid), Some(service.gid))?;
+    chown(&beside, Some(user.uid), Some(user.gid))?;
     let mut command = Command::new(bin.join("initdb"));
     command.arg("-D").arg(&beside).args(["-U", NAME, "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8"]);
-    let output = run(command.uid(service.uid).gid(service.gid), INIT_LIMIT).await?;
+    let output = run(command.uid(user.uid).gid(user.gid), INIT_LIMIT).await?;
     ensure!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     fs::rename(&beside, &data)
         .with_context(|| format!("{} is no cluster and not empty: move it away", data.display()))
@@ -115,7 +120,7 @@ pub(crate) async fn ready(child: &Supervised, layout: &Layout) -> Result<()> {
 
 fn connect(bin: &Path, program: &str, layout: &Layout) -> Command {
     let mut command = Command::new(bin.join(program));
-    command.arg("-h").arg(layout.sockets()).args(["-p", "5432", "-U", NAME]);
+    command.arg("-h").arg(layout.postgres_sockets()).args(["-p", "5432", "-U", NAME]);
     command
 }
 
@@ -129,6 +134,8 @@ async fn checked(command: &mut Command) -> Result<String> {
 async fn run(command: &mut Command, limit: Duration) -> Result<Output> {
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C.UTF-8").current_dir("/");
     command.stdin(Stdio::null()).kill_on_drop(true);
+    // SAFETY: between fork and exec, only system calls are made; nothing is allocated or locked.
+    unsafe { command.pre_exec(wrenn_os::inherit::close_files_on_exec) };
     let program = command.as_std().get_program().display().to_string();
     match timeout(limit, command.output()).await {
         Ok(output) => output.with_context(|| format!("cannot run {program}")),

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    child::{Spec, Supervised},
-    postgres::text,
+    child::{Privileges, Spec, Supervised},
+    postgres::{STORE_OOM_SCORE, text},
 };
 use crate::{layout::Layout, users::User};
 
@@ -34,11 +34,12 @@ pub(crate) fn program() -> Result<PathBuf> {
 }
 
 /// How to run it.
-pub(crate) fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
+pub(crate) fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     let settings = [
         ("port", "0".to_owned()),
         ("unixsocket", text(&layout.redis_socket())?),
-        ("unixsocketperm", "700".to_owned()),
+        // Its directory gives it the group of the control plane, and keeps all others away.
+        ("unixsocketperm", "770".to_owned()),
         ("dir", text(&layout.redis())?),
         ("appendonly", "yes".to_owned()),
         ("save", String::new()),
@@ -52,7 +53,9 @@ pub(crate) fn prepare(layout: &Layout, service: &User) -> Result<Spec> {
         arg0: None,
         args: settings.into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect(),
         env: Vec::new(),
-        user: Some(service.clone()),
+        privileges: Privileges::User(user.clone()),
+        oom_score: STORE_OOM_SCORE,
+        group: None,
         stop: Signal::TERM,
         grace: GRACE,
     })

@@ -5,15 +5,23 @@ use std::{fs, net::TcpListener, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 use wrenn_api::HostId;
 use wrenn_client::Client;
+use wrenn_os::atomic_file;
 
 use super::{
-    child::{Spec, Supervised},
-    postgres, redis,
+    OOM_SCORE,
+    child::{Privileges, Spec, Supervised},
+    memory, postgres, redis,
 };
-use crate::{client_config, config::Config, layout::Layout, pki, users::User};
+use crate::{
+    client_config,
+    config::Config,
+    layout::Layout,
+    pki,
+    users::{Services, User},
+};
 
 /// Time limit for the database, with the migrations of a large one.
 const DATABASE_LIMIT: Duration = Duration::from_secs(60);
@@ -23,6 +31,14 @@ const SERVER_LIMIT: Duration = Duration::from_secs(60);
 const SERVER_GRACE: Duration = Duration::from_secs(8);
 const AGENT_GRACE: Duration = Duration::from_secs(15);
 
+/// Between two looks at the age of the certificates, which are renewed a month before their end.
+const CERTIFICATES_LOOK: Duration = Duration::from_secs(12 * 3600);
+/// What the agent does as root, by the numbers of `linux/capability.h`: disks and files of VMMs (CHOWN, DAC_OVERRIDE,
+/// FOWNER, FSETID, MKNOD), VMMs as users of their own, found and ended again (KILL, SETGID, SETUID, SETPCAP, SYS_CHROOT,
+/// SYS_PTRACE), networks (NET_BIND_SERVICE, NET_ADMIN, NET_RAW), mounts, namespaces, loop devices and device-mapper
+/// (SYS_ADMIN), and bounds (SYS_RESOURCE).
+const AGENT_CAPABILITIES: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 12, 13, 18, 19, 21, 24, 27];
+
 /// What runs, in the order of its start.
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
@@ -31,20 +47,27 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Starts everything and waits until the API answers. What was started is in `self` also after a failure.
-    pub(crate) async fn start(&mut self, config: &Config, layout: &Layout, service: &User) -> Result<()> {
+    pub(crate) async fn start(&mut self, config: &Config, layout: &Layout, users: &Services) -> Result<()> {
         check_ports(config)?;
-        if pki::ensure(&layout.pki(), service)? {
+        if pki::ensure(&layout.pki(), &users.server)? {
             info!("made the certificates in {}", layout.pki().display());
         }
         let host = host_id(layout)?;
-        let (database_url, redis_url) = self.start_stores(config, layout, service).await?;
+        let (database_url, redis_url) = self.start_stores(config, layout, users).await?;
         let key = prepare_database(config, &database_url, host).await?;
         let mut env = config.for_child();
         env.retain(|(name, _)| name != "DATABASE_URL" && name != "REDIS_URL");
         // The agent has no use for the stores, so it does not get their secrets.
-        let agent = ours("agent", env.clone(), None, AGENT_GRACE);
+        let agent = Spec {
+            oom_score: OOM_SCORE,
+            group: memory::bound(config, layout, "agent")?,
+            ..ours("agent", env.clone(), Privileges::Root(AGENT_CAPABILITIES), AGENT_GRACE)
+        };
         env.extend([("DATABASE_URL".to_owned(), database_url), ("REDIS_URL".to_owned(), redis_url)]);
-        let server = ours("server", env, Some(service.clone()), SERVER_GRACE);
+        let server = Spec {
+            group: memory::bound(config, layout, "server")?,
+            ..ours("server", env, Privileges::User(users.server.clone()), SERVER_GRACE)
+        };
         self.children.push(Supervised::start(agent, layout));
         self.children.push(Supervised::start(server, layout));
         self.ready(config).await?;
@@ -56,15 +79,15 @@ impl Supervisor {
         &mut self,
         config: &Config,
         layout: &Layout,
-        service: &User,
+        users: &Services,
     ) -> Result<(String, String)> {
         let (mut own_postgres, mut own_redis) = (None, None);
         if config.get("database_url").is_none() {
-            let spec = postgres::prepare(layout, service).await?;
+            let spec = postgres::prepare(layout, &users.postgres).await?;
             own_postgres = Some(self.push(Supervised::start(spec, layout)));
         }
         if config.get("redis_url").is_none() {
-            own_redis = Some(self.push(Supervised::start(redis::prepare(layout, service)?, layout)));
+            own_redis = Some(self.push(Supervised::start(redis::prepare(layout, &users.redis)?, layout)));
         }
         if let Some(index) = own_postgres {
             postgres::ready(&self.children[index], layout).await?;
@@ -92,6 +115,25 @@ impl Supervisor {
         agent.ready(AGENT_LIMIT, online).await
     }
 
+    /// Renews the certificates of agent and control plane before they end, and starts both anew with them. Never ends.
+    pub(crate) async fn renew_certificates(&self, layout: &Layout, server: &User) {
+        loop {
+            tokio::time::sleep(CERTIFICATES_LOOK).await;
+            let (dir, server) = (layout.pki(), server.clone());
+            let renewed = tokio::task::spawn_blocking(move || pki::ensure(&dir, &server)).await;
+            match renewed.map_err(Into::into).and_then(|renewed| renewed) {
+                Ok(true) => {
+                    info!("renewed the certificates: agent and server start anew with them");
+                    let both =
+                        self.children.iter().filter(|child| matches!(child.name(), "server" | "agent"));
+                    both.for_each(Supervised::restart);
+                }
+                Ok(false) => {}
+                Err(error) => warn!("the certificates could not be looked after: {error:#}"),
+            }
+        }
+    }
+
     /// Stops the control plane, then the agent. The stores go on.
     pub(crate) async fn stop_services(&mut self) {
         while let Some(child) = self.children.pop_if(|child| matches!(child.name(), "server" | "agent")) {
@@ -108,10 +150,10 @@ impl Supervisor {
 }
 
 /// A child that is this program. `/proc/self/exe` is found also where the service user may not walk to it.
-fn ours(name: &'static str, env: Vec<(String, String)>, user: Option<User>, grace: Duration) -> Spec {
+fn ours(name: &'static str, env: Vec<(String, String)>, privileges: Privileges, grace: Duration) -> Spec {
     let program = "/proc/self/exe".into();
     let (arg0, args) = (Some("wrenn".to_owned()), vec![name.to_owned()]);
-    Spec { name, program, arg0, args, env, user, stop: Signal::TERM, grace }
+    Spec { name, program, arg0, args, env, privileges, oom_score: 0, group: None, stop: Signal::TERM, grace }
 }
 
 /// Checks the ports in advance, so that one in use is reported at once and by name, not by a server that
@@ -152,9 +194,9 @@ pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
 }
 
 fn new_host_id(path: &Path) -> Result<HostId> {
-    let (id, beside) = (HostId::new(), path.with_extension("new"));
-    fs::write(&beside, format!("{id}\n"))
-        .and_then(|()| fs::rename(&beside, path))
+    let id = HostId::new();
+    // Half of it after a loss of power would make this another host, or none.
+    atomic_file::write(path, format!("{id}\n").as_bytes(), 0o644, None)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(id)
 }

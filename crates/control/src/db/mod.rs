@@ -45,7 +45,33 @@ fn sized(database_url: &str, connections: u32) -> anyhow::Result<PgPool> {
         .connect_lazy_with(options))
 }
 
+/// Host, database and user of a database URL, without the password.
+pub(crate) fn describe(database_url: &str) -> String {
+    let Ok(options) = PgConnectOptions::from_str(database_url) else {
+        return "a URL that cannot be read".to_owned();
+    };
+    let host = options.get_socket().map_or_else(
+        || format!("{}:{}", options.get_host(), options.get_port()),
+        |socket| socket.display().to_string(),
+    );
+    let (user, database) = (options.get_username(), options.get_database());
+    format!("{} at {host} as user {user}", database.unwrap_or(user))
+}
+
 /// Brings the schema up to date, one server at a time.
 pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
     MIGRATIONS.run(pool).await.context("the database cannot be migrated: is it reachable, and ours?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::describe;
+
+    #[test]
+    fn a_database_is_described_without_its_password() {
+        let text = describe("postgres://shop:hunter2@db.example:6543/orders");
+        assert_eq!(text, "orders at db.example:6543 as user shop");
+        assert_eq!(describe("postgres://wrenn@%2Frun%2Fpg/x"), "x at /run/pg as user wrenn");
+        assert!(!describe("postgres://a:hunter2@[").contains("hunter2"));
+    }
 }

@@ -9,7 +9,7 @@ use wrenn_testkit::Stack;
 /// All succeed, and the schema is created once.
 pub(crate) async fn several_at_once(stack: Arc<Stack>) -> Result<()> {
     stack.sql("CREATE DATABASE fresh")?;
-    let sockets = stack.state_dir.join("run/sockets").display().to_string().replace('/', "%2F");
+    let sockets = stack.state_dir.join("run/postgres").display().to_string().replace('/', "%2F");
     let setting = format!("database_url=postgres://wrenn@{sockets}/fresh");
     let runs = (0..4).map(|_| {
         let (stack, setting) = (stack.clone(), setting.clone());
