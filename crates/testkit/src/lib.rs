@@ -14,4 +14,4 @@ pub use events::{Event, Events};
 pub use lab::{Lab, LabConfig};
 pub use processes::{Frozen, Process, processes};
 pub use resources::Resources;
-pub use stack::{Setup, Stack, in_lab, lab_agent_variables, wait_until};
+pub use stack::{INHERITED, Setup, Stack, in_lab, lab_agent_variables, wait_until};

@@ -3,7 +3,10 @@
 use std::{
     env, fs,
     net::TcpListener,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -316,8 +319,13 @@ impl Stack {
     }
 }
 
+/// Descriptor of a file of root that each Wrenn for tests is started with, as a careless shell does.
+pub const INHERITED: i32 = 77;
+
 fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Result<Child> {
     let log = fs::File::create(dir.join("up.log"))?;
+    let secret = fs::File::create(dir.join("secret"))?;
+    secret.set_permissions(fs::Permissions::from_mode(0o600))?;
     let mut command = Command::new(program()?);
     command.arg("up").envs(env.iter().cloned()).current_dir(dir);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -328,6 +336,15 @@ fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Re
         // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.
         unsafe { command.pre_exec(set) };
     }
+    let inherit = move || {
+        // SAFETY: system call on an open descriptor. The copy stays open in the child only.
+        if unsafe { libc::dup2(secret.as_raw_fd(), INHERITED) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.
+    unsafe { command.pre_exec(inherit) };
     command.spawn().context("cannot start wrenn up")
 }
 

@@ -15,6 +15,7 @@ mod lifecycle;
 mod migrations;
 mod network;
 mod outages;
+mod privileges;
 mod secrets;
 mod slots;
 mod streams;
@@ -100,6 +101,7 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::a_deleted_sandbox_ends_its_commands,
         streams::errors_are_frames_or_answers,
         migrations::several_at_once,
+        privileges::each_process_has_its_own_and_no_more,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
     ]
