@@ -175,7 +175,7 @@ mod tests {
                 rates: Rates::default(),
                 warm_slots: 0,
                 store_size_mb: 1024,
-                vmm_uid_base: 210_000,
+                vmm_uid_base: None,
                 limits: Limits::default(),
             };
             config.refusal_of_no_boundary("qemu", "no /dev/kvm").is_some()
