@@ -5,9 +5,11 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A program that says `version` and nothing else.
@@ -85,87 +87,81 @@ fn a_vmm_without_its_jailer_is_told_to_be_no_boundary() {
     assert!(check.to_string().contains("no security boundary"), "{check}");
 }
 
-/// Starts a doctor whose trial of KVM lasts: its VMM is a program that spins and never answers.
-fn trying(dir: &Path) -> (std::process::Child, i32) {
-    let scratch = dir.join("tmp");
-    fs::create_dir(&scratch).unwrap();
-    fs::set_permissions(&scratch, PermissionsExt::from_mode(0o1777)).unwrap();
+/// Writes a script by another process: see [`program`].
+fn script(path: &Path, text: &str) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("cat > {0} && chmod 755 {0}", path.display())]).stdin(Stdio::piped());
+    let mut shell = shell.spawn().unwrap();
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Starts a doctor whose probe of KVM runs a VMM that spins and never answers. Returns the process id of the VMM.
+fn probing(dir: &Path, share: &Path) -> (Child, i32) {
+    program(dir, "firecracker", "Firecracker v1.13.1");
+    let pid_file = dir.join("vmm.pid");
+    let text = format!(
+        "#!/bin/sh\ncase $1 in --version) echo Jailer v1.13.1; exit;; esac\n\
+         echo $$ > {0}.new; mv {0}.new {0}\nwhile :; do :; done\n",
+        pid_file.display()
+    );
+    script(&dir.join("jailer"), &text);
     let doctor = Command::new(env!("CARGO_BIN_EXE_wrenn"))
         .arg("doctor")
         .env_clear()
-        .env("PATH", format!("{}:{}", dir.display(), std::env::var("PATH").unwrap()))
+        .env("PATH", std::env::var_os("PATH").unwrap())
         .env("HOME", dir)
-        .env("TMPDIR", &scratch)
+        .env("TMPDIR", dir.join("tmp"))
         .env("WRENN_STATE_DIR", dir.join("state"))
-        .env("WRENN_SHARE_DIR", dir.join("share"))
-        .stdout(std::process::Stdio::null())
+        .env("WRENN_SHARE_DIR", share)
+        .env("WRENN_AGENT_FIRECRACKER", dir.join("firecracker"))
+        .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let vmm = dir.join("vmm.pid");
-    let begin = std::time::Instant::now();
-    let pid = loop {
-        if let Some(pid) = fs::read_to_string(&vmm).ok().and_then(|text| text.trim().parse().ok()) {
-            break pid;
-        }
-        assert!(begin.elapsed().as_secs() < 60, "no VMM was tried");
-        std::thread::yield_now();
-    };
-    (doctor, pid)
-}
-
-fn gone(pid: i32) -> bool {
-    wrenn_vmm::process::identify(pid).unwrap().is_none()
+    wait_until("no VMM was started", || pid_file.exists());
+    (doctor, fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap())
 }
 
 #[test]
-fn what_it_tries_ends_with_it_however_it_ends() {
-    if !Path::new("/dev/kvm").exists() {
-        eprintln!("NOT RUN HERE: there is no /dev/kvm to try");
+fn its_vmm_and_its_directory_end_with_it() {
+    let share = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../share/wrenn");
+    let root = rustix::process::geteuid().is_root();
+    if !root || !Path::new("/dev/kvm").exists() || !share.join("vmlinux").exists() {
+        eprintln!("NOT RUN HERE: this needs root, /dev/kvm and the guest kernel (make assets)");
         return;
     }
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
-        fs::create_dir(dir.path().join("share")).unwrap();
-        fs::write(dir.path().join("share/vmlinuz"), "a kernel").unwrap();
-        let qemu = program(dir.path(), "qemu-system-x86_64", "x");
-        let text = format!(
-            "#!/bin/sh\ncase $1 in --version) echo QEMU emulator version 9.0.0; exit;; esac\n\
-             case $* in *wrenn-probe*) echo $$ > {0}.new; mv {0}.new {0};; esac\nwhile :; do :; done\n",
-            dir.path().join("vmm.pid").display()
-        );
-        let write = format!("cat > {}", qemu.display());
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &write]).stdin(std::process::Stdio::piped());
-        let mut shell = shell.spawn().unwrap();
-        std::io::Write::write_all(&mut shell.stdin.take().unwrap(), text.as_bytes()).unwrap();
-        assert!(shell.wait().unwrap().success());
-        let (mut doctor, vmm) = trying(dir.path());
-        // SAFETY: a system call on a child that was not waited for.
-        assert_eq!(unsafe { libc::kill(doctor.id() as i32, signal) }, 0);
+        let scratch = dir.path().join("tmp");
+        fs::create_dir(&scratch).unwrap();
+        let (mut doctor, vmm) = probing(dir.path(), &share);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&doctor), signal).unwrap();
         let status = doctor.wait().unwrap();
-        let begin = std::time::Instant::now();
-        while !gone(vmm) {
-            assert!(begin.elapsed().as_secs() < 30, "after signal {signal} the VMM goes on");
-            std::thread::yield_now();
+        wait_until("the VMM goes on", || wrenn_vmm::process::identify(vmm).unwrap().is_none());
+        let left = fs::read_dir(&scratch).unwrap().count();
+        if signal != Signal::KILL {
+            assert_eq!((status.code(), left), (Some(128 + signal.as_raw()), 0));
+            continue;
         }
-        let left = fs::read_dir(dir.path().join("tmp")).unwrap().count();
-        if signal == libc::SIGKILL {
-            // It could do nothing; the next one does, and until then it is found.
-            assert_eq!(left, 1);
-            let check = Command::new(env!("CARGO_BIN_EXE_wrenn"))
-                .arg("leak-check")
-                .env_clear()
-                .env("HOME", dir.path())
-                .env("TMPDIR", dir.path().join("tmp"))
-                .env("WRENN_STATE_DIR", dir.path().join("state"))
-                .output()
-                .unwrap();
-            let text = String::from_utf8_lossy(&check.stdout).into_owned();
-            assert!(!check.status.success() && text.contains("wrenn-doctor-"), "{text}");
-        } else {
-            assert_eq!(status.code(), Some(128 + signal));
-            assert_eq!(left, 0);
-        }
+        // A killed doctor removes nothing. The next one does; until then `leak-check` reports it.
+        assert_eq!(left, 1);
+        let check = Command::new(env!("CARGO_BIN_EXE_wrenn"))
+            .arg("leak-check")
+            .env_clear()
+            .env("HOME", dir.path())
+            .env("TMPDIR", &scratch)
+            .env("WRENN_STATE_DIR", dir.path().join("state"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&check.stdout).into_owned();
+        assert!(!check.status.success() && text.contains("wrenn-doctor-"), "{text}");
     }
 }

@@ -1,10 +1,6 @@
 //! Check of KVM, by booting a guest on it, and the resulting driver.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use wrenn_host::driver::{Chosen, Wish, firecracker};
@@ -71,30 +67,15 @@ fn kvm_check(probe: &Probe, needed: bool) -> Check {
     if probe.usable {
         return Check::ok("kvm", detail);
     }
-    let closed = fs::metadata("/dev/kvm").is_ok_and(|meta| closed_to_vmms(meta.mode(), meta.gid()));
-    match (closed, needed) {
-        (true, _) => Check::warn(
+    if needed && !probe.present {
+        return Check::fail(
             "kvm",
             detail,
-            "chgrp kvm /dev/kvm; chmod 0660 /dev/kvm (VMMs join the device's group)",
-        ),
-        (false, true) if !probe.present => {
-            Check::fail("kvm", detail, "set agent.driver to auto or tcg, or use a machine with working KVM")
-        }
-        _ => Check::warn(
-            "kvm",
-            detail,
-            "guests will be emulated, which is slow and not secure: mend what the reason names, or use a machine with \
-             KVM",
-        ),
+            "set agent.driver to auto or tcg, or use a machine with working KVM",
+        );
     }
-}
-
-/// Whether VMMs, which are no root and join the device's group unless it is root's, may not open a device of this
-/// mode and group.
-fn closed_to_vmms(mode: u32, group: u32) -> bool {
-    let by_group = group != 0 && mode & 0o060 == 0o060;
-    !by_group && mode & 0o006 != 0o006
+    let remedy = "guests will be emulated, which is slow and not secure: fix what the reason names, or use a machine with KVM";
+    Check::warn("kvm", detail, remedy)
 }
 
 fn isolation_check(vmm: &dyn Vmm) -> Check {
@@ -106,15 +87,4 @@ fn isolation_check(vmm: &dyn Vmm) -> Check {
         format!("{} as it runs here is no security boundary", vmm.name()),
         "for hostile code use Firecracker with its jailer on a machine with KVM",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_open_to_vmms_by_its_group_or_to_everybody() {
-        assert!(closed_to_vmms(0o600, 0) && closed_to_vmms(0o600, 7) && closed_to_vmms(0o660, 0));
-        assert!(!closed_to_vmms(0o660, 7) && !closed_to_vmms(0o666, 0));
-    }
 }
