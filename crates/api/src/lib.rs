@@ -14,5 +14,5 @@ pub use sandbox::{
 };
 pub use stream::{
     Event, ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart,
-    ExecStarted,
+    ExecStarted, ServerSentEvent,
 };

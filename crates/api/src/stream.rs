@@ -118,6 +118,23 @@ pub struct ExecError {
     pub code: ErrorCode,
 }
 
+/// A server-sent event of `streamEvents`.
+#[derive(Debug, Clone, ToSchema)]
+#[schema(example = json!({
+    "id": "1769851802500-0",
+    "event": "sandbox.running",
+    "data": "{\"type\":\"sandbox.running\",\"at\":\"2026-01-31T09:30:02.5Z\",\"sandbox\":{\"id\":\"sb03halx8fdhw2fu3txwbd0kdw0\"}}"
+}))]
+pub struct ServerSentEvent {
+    /// Place of the event in the stream; pass it as `Last-Event-ID` to get the events after it.
+    pub id: Option<String>,
+    /// What happened: `sandbox.` and the new status, or `resync` if events may be missing.
+    #[schema(pattern = "^(sandbox\\.[a-z]+|resync)$")]
+    pub event: String,
+    /// A JSON object as text: of the schema `Event`, or with `type` and `reason` if `event` is `resync`.
+    pub data: String,
+}
+
 /// The `data` of a server-sent event of `streamEvents`: the status of a sandbox changed.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Event {

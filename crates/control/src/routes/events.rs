@@ -8,7 +8,7 @@ use axum::{
 };
 use futures::{Stream, stream};
 use http::HeaderMap;
-use wrenn_api::ErrorCode;
+use wrenn_api::{ErrorCode, ServerSentEvent};
 
 use super::refusals::OfLook;
 use crate::{error::ApiError, events::is_id, extract::Caller, state::App};
@@ -22,8 +22,7 @@ use crate::{error::ApiError, events::is_id, extract::Caller, state::App};
     get, path = "/v1/events/stream", operation_id = "streamEvents", tag = "events", security(("api_key" = [])),
     params(("Last-Event-ID" = Option<String>, Header, description = "Send the events after the one with this id. Default: only new events.",
         pattern = "^[0-9]{1,18}(-[0-9]{1,18})?$")),
-    responses((status = 200, description = "The events.", body = String, content_type = "text/event-stream",
-        example = json!("id: 1769851802500-0\nevent: sandbox.running\ndata: {\"type\":\"sandbox.running\",\"at\":\"2026-01-31T09:30:02.5Z\",\"sandbox\":{…}}\n\n")), OfLook)
+    responses((status = 200, description = "The events.", body = ServerSentEvent, content_type = "text/event-stream"), OfLook)
 )]
 pub(super) async fn stream(
     State(app): State<App>,
