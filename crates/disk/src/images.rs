@@ -209,7 +209,7 @@ impl Images {
                 Err(DiskError::UnknownImage(_)) => String::new(),
                 // Which content is the current one is not known, so all of them stay.
                 Err(error) => {
-                    tracing::warn!(%error, image = name, "the contents of an image stay as they are");
+                    tracing::warn!(%error, image = name, "keeping all contents of an image");
                     continue;
                 }
             };

@@ -39,8 +39,8 @@ fn netlink_failed(action: impl Into<String>) -> impl FnOnce(rtnetlink::Error) ->
     move |source| NetworkError::Netlink { action, source }
 }
 
-/// Runs `work` on a thread of its own with a runtime of its own: namespaces belong to threads, and a thread
-/// that changed its namespace must not go back to a pool.
+/// Runs `work` on a new thread with its own runtime: namespaces belong to threads, and a thread that changed
+/// its namespace must not return to a pool.
 async fn on_own_thread<T, F>(work: F) -> Result<T, NetworkError>
 where
     T: Send + 'static,
@@ -337,7 +337,7 @@ const TABLE_MAX: u64 = 4 << 20;
 
 const IP_FORWARD: &str = "ipv4/ip_forward";
 
-/// Whether the host passes packets on.
+/// Returns whether the host forwards packets.
 fn forwards() -> Result<bool, NetworkError> {
     let text = fs::read_to_string(Path::new("/proc/sys/net").join(IP_FORWARD));
     Ok(text.map_err(io_failed(format!("read net.{IP_FORWARD}")))?.trim() != "0")
@@ -353,9 +353,9 @@ fn host_rules(plan: &Plan, common: &Common, forwarding: Forwarding) -> Batch {
     })
 }
 
-/// Applies the host's rules, for so many guests at most, and lets the host pass their packets on. Says for whom it
-/// does: where it did not before, only for guests. The table that sees to that is also the sign of it, for a next
-/// agent in this namespace.
+/// Applies the host's rules, for at most `guests` guests, and enables forwarding. Returns for whom the host
+/// forwards: only for guests, if it did not forward before. The table that enforces this also marks it for
+/// the next agent in this namespace.
 pub(crate) async fn open_host(plan: &Plan, guests: u16, common: &Common) -> Result<Forwarding, NetworkError> {
     let (plan, common) = (plan.clone(), common.clone());
     on_own_thread(async move || {
@@ -373,7 +373,7 @@ pub(crate) async fn open_host(plan: &Plan, guests: u16, common: &Common) -> Resu
     .await
 }
 
-/// Applies the host's rules again where somebody took them away, as who loads other rules for the whole host may.
+/// Restores the host's rules if another program removed them, for example by flushing the ruleset.
 pub(crate) async fn keep_host(
     plan: &Plan,
     common: &Common,
@@ -388,19 +388,19 @@ pub(crate) async fn keep_host(
         {
             return Ok(());
         }
-        tracing::warn!(table = name, "the host's packet filter for guests was gone; it is applied again");
+        tracing::warn!(table = name, "another program removed the nftables table for guests; restored it");
         host_rules(&plan, &common, forwarding).apply(&socket)
     })
     .await
 }
 
-/// Removes the host's rules, and lets it pass nothing on where it did not before; no rules are fine.
+/// Removes the host's rules, if any, and disables forwarding if it was disabled before.
 pub(crate) async fn close_host(plan: &Plan) -> Result<(), NetworkError> {
     let (table, others) = (rules::host_table(plan), rules::others_table(plan));
     on_own_thread(async move || {
         let socket = netfilter()?;
         if nft::has_table(&socket, Family::Ip, &others)? {
-            // Before the rule goes that keeps it from being a router.
+            // Before removing the rule that prevents forwarding for others.
             sysctl(IP_FORWARD, "0")?;
         }
         Batch::of(|batch| {

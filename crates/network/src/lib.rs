@@ -42,7 +42,7 @@ pub enum NetworkError {
     Exhausted(u16),
     /// Another agent uses this network namespace.
     #[error(
-        "another agent has this machine's sandbox networks, {0}: end it, or run this one in a network namespace of its own"
+        "another agent uses this network namespace, {0}: stop it, or run this agent in a network namespace of its own"
     )]
     Taken(String),
     /// The pool was shut down.

@@ -99,10 +99,10 @@ fn failed(action: &str) -> impl FnOnce(io::Error) -> NetworkError {
     move |source| NetworkError::Io { action, source }
 }
 
-/// Keeps other agents out of this network namespace: their slots would have the same addresses. The lock is one that
-/// only root can take.
+/// Locks this network namespace against other agents: their slots would have the same addresses. Only root
+/// can take the lock.
 async fn alone(state_dir: &Path) -> Result<MachineLock, NetworkError> {
-    /// A child of one that was killed may hold it until it has become its program.
+    /// Number of attempts. A child of a killed agent has the lock until its exec.
     const TRIES: u32 = 40;
     let namespace =
         fs::metadata("/proc/thread-self/ns/net").map_err(failed("look at the network namespace"))?;
@@ -331,7 +331,7 @@ async fn look_after(pool: &Inner, next: &mut Instant) {
     }
     *next = Instant::now() + LOOK_PERIOD;
     if let Err(error) = build::keep_host(&pool.plan, &pool.common, pool.forwarding).await {
-        tracing::error!(%error, "the host's packet filter for guests could not be looked after");
+        tracing::error!(%error, "cannot check the host's nftables table for guests");
     }
 }
 

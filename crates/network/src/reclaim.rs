@@ -34,8 +34,8 @@ fn links() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The slots whose numbers are the names of files in `dir`. One that does not exist has none; one that cannot be read
-/// may have any.
+/// Numbers of slots that are file names in `dir`; none if it does not exist. Fails if it cannot be read,
+/// because it may contain any.
 fn files(plan: &Plan, dir: &Path) -> Result<Vec<u16>, NetworkError> {
     let failed = |source| NetworkError::Io { action: format!("read {}", dir.display()), source };
     let entries = match fs::read_dir(dir) {
@@ -76,7 +76,7 @@ pub fn leftovers(state_dir: &Path, instance: &str) -> Result<Vec<String>, Networ
     let mut found: Vec<String> = links.collect();
     let pinned = files(&plan, &pins)?.into_iter().map(|index| pins.join(index.to_string()));
     found.extend(pinned.map(|pin| format!("network namespace {}", pin.display())));
-    let failed = |source| NetworkError::Io { action: "ask the kernel's packet filter".into(), source };
+    let failed = |source| NetworkError::Io { action: "query nftables".into(), source };
     let socket = Socket::open().map_err(failed)?;
     for table in [rules::host_table(&plan), rules::others_table(&plan)] {
         if nft::has_table(&socket, Family::Ip, &table)? {

@@ -19,17 +19,17 @@ pub enum Egress {
     None,
 }
 
-/// For whom the host passes packets on.
+/// Scope of the host's packet forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Forwarding {
-    /// For guests: it did not before the agent came.
+    /// Guests only: the host did not forward before the agent started.
     Ours,
-    /// For whom it did before.
+    /// As before the agent started.
     Everybodys,
 }
 
-/// How many flows one guest may have at a time. The host remembers all guests' flows in one table, and what
-/// finds it full is dropped, be it another tenant's or the agent's.
+/// Maximum number of concurrent flows of one guest. The host has one conntrack table for all guests; when it is
+/// full, the kernel drops packets of other tenants and of the agent too.
 pub const MAX_FLOWS: u32 = 4096;
 
 /// Maximum number of new flows of one guest per second, after a burst of [`MAX_FLOWS`]. Closed TCP flows stay
@@ -136,7 +136,8 @@ fn drop(why: &'static str, tests: Vec<Test>) -> Rule {
     rule(why, tests, Action::Verdict(Verdict::Drop))
 }
 
-/// Drops what is neither TCP nor UDP nor ICMP: tunnels (GRE, IPIP, 6in4) would carry what nothing here looks into.
+/// Drops packets that are neither TCP, UDP nor ICMP: the rules cannot filter the content of tunnels (GRE,
+/// IPIP, 6in4).
 fn tunnels(link: &Test) -> Rule {
     let others = [TCP, UDP, ICMP].map(|protocol| Key::Protocol.not(protocol));
     drop("another protocol", [link.clone()].into_iter().chain(others).collect())
@@ -374,7 +375,7 @@ pub(crate) fn host(plan: &Plan, common: &Common) -> Table {
     Table { family: Family::Ip, name: host_table(plan), sets, chains }
 }
 
-/// The host's rule for all traffic that is not of guests, where it passed nothing on before the agent came: it must
+/// The host's rule for traffic that is not of guests, if it did not forward before the agent started: it must
 /// not become a router between its other networks.
 pub(crate) fn others(plan: &Plan) -> Table {
     let prefix = plan.link_prefix();
@@ -384,12 +385,12 @@ pub(crate) fn others(plan: &Plan) -> Table {
     Table { family: Family::Ip, name: others_table(plan), sets: Vec::new(), chains }
 }
 
-/// The name of the table of [`others`].
+/// Name of the table of [`others`].
 pub(crate) fn others_table(plan: &Plan) -> String {
     format!("{}_others", host_table(plan))
 }
 
-/// The name of the table of [`host`].
+/// Name of the table of [`host`].
 pub(crate) fn host_table(plan: &Plan) -> String {
     format!("wrenn_{}", plan.instance())
 }
@@ -422,7 +423,7 @@ mod tests {
     /// Policy, networks permitted by the host, and rules after [`BEGIN`].
     type Case = (Policy, &'static [&'static str], Vec<&'static [&'static str]>);
 
-    /// What every policy begins with.
+    /// First rules of every policy.
     const BEGIN: [&str; 6] = [
         "ct state & 0x41 drop",
         "iifname eth0 ct direction original ct status & 0x20 accept",

@@ -164,7 +164,7 @@ fn forgeries(other: &SlotSpec) -> Vec<Vec<u8>> {
         let body = frames::udp(1000, ECHO, HOSTILE.as_bytes());
         all.push(honest(&frames::ipv4_with(&route, GUEST_ADDRESS, first, UDP, &body)));
     }
-    // Tunnels (ICMP's neighbours IGMP and IPIP, 6in4, GRE, ESP, SCTP) to a host that is open to TCP, UDP and ICMP.
+    // Other protocols (IGMP, IPIP, 6in4, GRE, ESP, SCTP) to a host that is open to TCP, UDP and ICMP.
     for protocol in [2, 4, 41, 47, 50, 132, 255] {
         all.push(honest(&frames::ipv4(GUEST_ADDRESS, INTERNET, protocol, HOSTILE.as_bytes())));
     }
@@ -323,7 +323,7 @@ async fn the_gateway_answers_and_the_host_is_answered_and_nobody_outside_gets_in
     net.end(&[slot]).await;
 }
 
-/// A neighbour of the host in another network, which asks it to pass something on to the internet.
+/// A neighbour of the host in another network, which uses it as a router to the internet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_was_no_router_becomes_none_for_others() {
     if !isolated("a_host_that_was_no_router_becomes_none_for_others") {
@@ -333,7 +333,7 @@ async fn a_host_that_was_no_router_becomes_none_for_others() {
     let forwards = || std::fs::read_to_string(forward).unwrap().trim() == "1";
     let (neighbour, arrives) =
         (Space::behind_host([192, 168, 88, 1].into(), [192, 168, 88, 5].into()), "through");
-    // The same once the host was a router before: then it stays one.
+    // The same if the host was a router before: then it stays one.
     for router in [false, true] {
         std::fs::write(forward, if router { "1" } else { "0" }).unwrap();
         let net = Net::new(|_| {}).await;
@@ -347,11 +347,11 @@ async fn a_host_that_was_no_router_becomes_none_for_others() {
         if router {
             internet.expect(arrives);
         }
-        // What the neighbour sent has gone its way by now.
+        // The neighbour's packet has arrived or was dropped by now.
         exchange(&guest, 3000, &internet, INTERNET, "fence");
         let heard = net.world.arrived().iter().any(|frame| frames::holds(frame, arrives));
         assert_eq!(heard, router);
-        // An agent that was killed and starts again finds a host that passes packets on, by its own doing.
+        // An agent that restarts after a kill finds forwarding enabled, by its former self.
         let dir = net.dir.path().to_owned();
         net.pool.release(slot.index).await.unwrap();
         net.pool.shutdown().await.unwrap();

@@ -258,7 +258,7 @@ async fn a_namespace_has_one_agent() {
         return;
     }
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Names of this kind can be taken by every local user, so nothing may depend on one.
+    // Every local user can take such names, so the agent must not depend on them.
     let name = SocketAddr::from_abstract_name("wrenn-slots").unwrap();
     let _taken = UnixListener::bind_addr(&name).unwrap();
     let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();

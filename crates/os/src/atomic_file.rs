@@ -1,4 +1,4 @@
-//! Replaces a file at once: written beside its name, synced, renamed, and the directory synced.
+//! Atomic replacement of a file: writes a temporary file, syncs it, renames it, and syncs the directory.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// Writes `content` to `path` with this mode, and for this owner (user, group) if one is given. After a loss of power
-/// there is the former file or the new one, whole.
+/// Writes `content` to `path` with this mode, and owner (user, group) if given. After a loss of power the
+/// file is either the former or the new one, complete.
 pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
     let mut name = path.file_name().ok_or_else(missing)?.to_owned();
@@ -28,7 +28,7 @@ fn write_beside(beside: &Path, content: &[u8], mode: u32, owner: Option<(u32, u3
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // A new file under this name alone: no link that somebody put there is followed.
+    // Only a new file: a link of this name is not followed.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(beside)?;
     if let Some((user, group)) = owner {
         fchown(&file, Some(user), Some(group))?;

@@ -1,4 +1,4 @@
-//! Control groups: how a child enters them, and groups that bound the memory of a service.
+//! Control groups: entering them in a child process, and groups that limit the memory of a service.
 
 use std::{
     ffi::CString,
@@ -10,20 +10,21 @@ use std::{
 };
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// All groups of Wrenn are below one of this name.
+/// Name of the parent of all groups of Wrenn.
 const PARENT: &str = "wrenn";
-/// A group empties shortly after its last process.
+/// Interval between attempts to remove a group, which empties shortly after its last process.
 const EMPTY: Duration = Duration::from_millis(20);
 const TRIES: usize = 50;
 
-/// The file of a control group in which a child of one thread enters it. In version 1 that is the one of threads:
-/// whole processes wait some milliseconds until every processor has taken note.
+/// File of a control group through which a single-threaded child enters it. In cgroup v1 this is `tasks`:
+/// moving whole processes takes some milliseconds, until every processor has taken note.
 fn entrance(group: &Path) -> PathBuf {
     let threads = group.join("tasks");
     if threads.exists() { threads } else { group.join("cgroup.procs") }
 }
 
-/// What a child does to enter control groups, before it becomes another program. System calls only.
+/// Returns the step with which a child enters control groups, between fork and exec. It makes system calls
+/// only.
 pub fn enter(groups: &[PathBuf]) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
     let file = |group: &PathBuf| CString::new(entrance(group).as_os_str().as_bytes());
     let files = groups.iter().map(file).collect::<Result<Vec<_>, _>>()?;
@@ -35,7 +36,7 @@ pub fn enter(groups: &[PathBuf]) -> io::Result<impl FnMut() -> io::Result<()> + 
                 if group < 0 {
                     return Err(io::Error::last_os_error());
                 }
-                // Zero is whoever writes it.
+                // Zero stands for the writing process.
                 let written = libc::write(group, c"0".as_ptr().cast(), 1);
                 let error = io::Error::last_os_error();
                 libc::close(group);
@@ -48,7 +49,7 @@ pub fn enter(groups: &[PathBuf]) -> io::Result<impl FnMut() -> io::Result<()> + 
     })
 }
 
-/// Where the group of this name is, in version 2 and in version 1.
+/// Paths of the group in cgroup v2 and v1.
 fn places(root: &Path, name: &str) -> [(PathBuf, &'static str); 2] {
     [
         (root.join(PARENT).join(name), "memory.max"),
@@ -75,13 +76,13 @@ fn bound_memory_below(root: &Path, name: &str, bytes: u64) -> io::Result<PathBuf
     Ok(group)
 }
 
-/// Makes a group whose processes have so many bytes of memory together, or changes its bound.
+/// Creates a group whose processes together have at most this many bytes of memory, or changes its limit.
 pub fn bound_memory(name: &str, bytes: u64) -> io::Result<PathBuf> {
     bound_memory_below(Path::new(ROOT), name, bytes)
 }
 
-/// Removes the group of this name, and the common parent with the last one; none is fine. Blocks for up to a second
-/// until its last process is gone.
+/// Removes the group of this name, if any, and the common parent with the last group. Blocks for up to a
+/// second until its last process has ended.
 pub fn remove(name: &str) -> io::Result<()> {
     for (group, _) in places(Path::new(ROOT), name) {
         for left in (0..TRIES).rev() {
@@ -101,7 +102,7 @@ pub fn remove(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The directories of the group of this name that are there.
+/// Existing directories of the group of this name.
 pub fn present(name: &str) -> Vec<PathBuf> {
     places(Path::new(ROOT), name).into_iter().map(|(group, _)| group).filter(|group| group.exists()).collect()
 }

@@ -1,18 +1,18 @@
-//! What a child process inherits: open files, privileges, and its place when the machine runs out of memory.
+//! Attributes that a child process inherits: open files, privileges, and OOM score adjustment.
 //!
-//! All of it is for the time between fork and exec too: system calls only, nothing is allocated.
+//! All functions may be called between fork and exec: they make system calls only and allocate nothing.
 
 use std::io;
 
-/// The highest descriptor that is looked at one by one, on kernels that cannot mark a range of them.
+/// Highest descriptor that is marked one by one, on kernels that cannot mark a range.
 const DESCRIPTORS_MAX: libc::c_int = 65_536;
 /// `linux/close_range.h`.
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-/// No kernel has more capabilities than bits in the 64 of their sets.
+/// Maximum number of capabilities: the size of a capability set in bits.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// Marks every descriptor but standard input, output and error to be closed by the next exec. What was open in the
-/// shell that started this program reaches no program that it starts.
+/// Sets close-on-exec on all descriptors but standard input, output and error, so that files that the parent
+/// shell had open reach no program that this one starts.
 pub fn close_files_on_exec() -> io::Result<()> {
     // SAFETY: system calls on numbers.
     unsafe {
@@ -30,29 +30,29 @@ pub fn close_files_on_exec() -> io::Result<()> {
         }
         let end = libc::c_int::try_from(limit.rlim_max).unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX);
         for descriptor in 3..end {
-            // One that is not open needs no mark.
+            // A closed descriptor needs no mark.
             libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
     Ok(())
 }
 
-/// The user and the privileges that a child runs with.
+/// User and privileges of a child.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity<'a> {
-    /// User and group; none: those of the parent.
+    /// User and group; `None`: those of the parent.
     pub user: Option<(u32, u32)>,
-    /// Further groups, in the place of all others, where the user changes.
+    /// Supplementary groups, which replace all others if the user changes.
     pub groups: &'a [u32],
-    /// Capabilities by number that programs may still have; all others are gone for good.
+    /// Numbers of the capabilities that programs may still have; all others are dropped irrevocably.
     pub capabilities: &'a [u32],
-    /// Whether programs with the set-user-id bit or file capabilities still give privileges.
+    /// Whether programs with the set-user-ID bit or file capabilities still gain privileges.
     pub new_privileges: bool,
 }
 
 impl Identity<'_> {
-    /// Becomes this user, for good. As root it takes the capabilities from the bounding set first, which only root
-    /// may; who is not root has no more to give up, and keeps its user.
+    /// Switches to this user, irrevocably. Root first drops the capabilities from the bounding set; other
+    /// users have nothing to drop, and keep their user.
     pub fn assume(&self) -> io::Result<()> {
         // SAFETY: the list of groups outlives the call; the others take numbers.
         unsafe {
@@ -78,9 +78,9 @@ impl Identity<'_> {
             }
             // SAFETY: system call on numbers.
             match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
-                // The kernel has no such capability, and none behind it.
+                // The kernel has no such capability, and no higher one.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                // A container may keep the right to do so from its root, who has little then.
+                // Root of a container may lack the right to do so, but then has few privileges anyway.
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => break,
                 other => other.map(drop)?,
             }
@@ -89,13 +89,13 @@ impl Identity<'_> {
     }
 }
 
-/// The outcome of a system call.
+/// Turns the result of a system call into an `io::Result`.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Sets how soon the kernel ends this process, and what it starts, when memory runs out: from -1000, never, to 1000,
-/// first. Where that is not allowed, as in many containers, it stays as it is.
+/// Sets the OOM score adjustment of this process and its children, from -1000 (never killed) to 1000 (killed
+/// first). Does nothing if that is not permitted, as in many containers.
 pub fn set_oom_score(score: i32) {
     let (mut text, mut begin) = ([0_u8; 8], 8);
     let mut rest = score.unsigned_abs();
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// What a child says that does `before` between fork and exec.
+    /// Output of a child that calls `before` between fork and exec.
     fn child(script: &str, before: impl FnMut() -> io::Result<()> + Send + Sync + 'static) -> String {
         let mut command = Command::new("sh");
         command.args(["-c", script]);

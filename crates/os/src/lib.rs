@@ -1,4 +1,4 @@
-//! What Wrenn asks of Linux in more than one crate.
+//! Linux interfaces used by several crates.
 
 pub mod atomic_file;
 pub mod control_group;

@@ -1,6 +1,6 @@
-//! Locks of the whole machine, in a directory that only root can write to: nobody else can take them.
+//! Machine-wide locks, in a directory that only root can write to, so that no other user can take them.
 //!
-//! The kernel gives a lock up when its process ends; who ends in order also removes the file.
+//! The kernel releases a lock when its process ends; after an orderly end the file is removed, too.
 
 use std::{
     fmt,
@@ -14,26 +14,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where the locks are.
+/// Directory of the lock files.
 pub const DIR: &str = "/run/wrenn";
-/// Another process may remove a file just as this one opens it.
+/// Number of attempts to open a file that another process may remove at the same time.
 const RACES: usize = 100;
-/// More text than this is not what a holder writes.
+/// Maximum length of a holder's description, in bytes.
 const HOLDER_MAX: u64 = 4096;
 
-/// A lock that is held; it ends with this value.
+/// A lock; dropping it releases it.
 #[derive(Debug)]
 pub struct MachineLock {
     file: File,
     path: PathBuf,
 }
 
-/// Why a lock could not be had.
+/// Errors of taking a lock.
 #[derive(Debug)]
 pub enum LockError {
-    /// Somebody has it: what the last one who took a lock of this file said of itself.
+    /// Another process has the lock; with the description by the last process that took a lock of this file.
     Taken(String),
-    /// It could not be tried.
+    /// The lock file cannot be used.
     Io(io::Error),
 }
 
@@ -55,12 +55,12 @@ impl From<io::Error> for LockError {
 }
 
 impl MachineLock {
-    /// Takes the lock called `name`, or fails at once. `holder` tells others who has it.
+    /// Takes the lock `name` without waiting. `holder` describes this process for others.
     pub fn take(name: &str, holder: &str) -> Result<Self, LockError> {
         Self::take_in(Path::new(DIR), name, 0..0, holder)
     }
 
-    /// Takes a range of numbers, of which each can be held once on this machine, or fails at once.
+    /// Takes a range of numbers without waiting; each number can be taken once on this machine.
     pub fn take_range(name: &str, range: Range<u64>, holder: &str) -> Result<Self, LockError> {
         Self::take_in(Path::new(DIR), name, range, holder)
     }
@@ -77,7 +77,7 @@ impl MachineLock {
                 ));
             }
             let path = dir.join(name);
-            // A former holder may have removed it between the two steps.
+            // A former holder may have removed the file between open and lock.
             if fs::metadata(&path).is_ok_and(|there| {
                 file.metadata().is_ok_and(|ours| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
             }) {
@@ -93,7 +93,7 @@ impl MachineLock {
 
 impl Drop for MachineLock {
     fn drop(&mut self) {
-        // With others' ranges in it, the file is theirs.
+        // While other processes have ranges of the file, it stays.
         if lock(&self.file, &(0..0)).is_ok_and(|all| all) {
             let _ = fs::remove_file(&self.path);
             if let Some(dir) = self.path.parent() {
@@ -103,7 +103,7 @@ impl Drop for MachineLock {
     }
 }
 
-/// Opens a lock's file; nothing where the directory went meanwhile.
+/// Opens a lock file; `None` if the directory was removed meanwhile.
 fn open(dir: &Path, name: &str) -> io::Result<Option<File>> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -123,7 +123,7 @@ fn open(dir: &Path, name: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// Fails where others than this user can put files into the directory.
+/// Fails if other users can create files in the directory.
 fn check_own(dir: &Path, meta: &fs::Metadata) -> io::Result<()> {
     let own = rustix::process::geteuid().as_raw();
     if meta.is_dir() && meta.uid() == own && meta.mode() & 0o022 == 0 {
@@ -133,7 +133,7 @@ fn check_own(dir: &Path, meta: &fs::Metadata) -> io::Result<()> {
     Err(io::Error::other(format!("{dir} is not a directory that only user {own} can write to: remove it")))
 }
 
-/// Takes a range of a file, all of it where the range is empty; false where somebody has a part of it.
+/// Locks a range of a file, or all of it if the range is empty; false if another process has a part of it.
 fn lock(file: &File, range: &Range<u64>) -> io::Result<bool> {
     let number = |value: u64| libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
     // SAFETY: a structure of numbers, for which zero is a value.

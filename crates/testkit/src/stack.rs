@@ -41,7 +41,7 @@ pub struct Stack {
     env: Vec<(String, String)>,
 }
 
-/// What the directory has in which `wrenn` is run: if anything of it counted, nothing would start.
+/// Content of `.env` in the working directory of `wrenn`, which would not start if it read it.
 const FOREIGN_VARIABLES: &str = "\
 WRENN_URL=http://127.0.0.1:1
 WRENN_AGENT_FIRECRACKER=/nonexistent
@@ -319,7 +319,7 @@ impl Stack {
     }
 }
 
-/// Descriptor of a file of root that each Wrenn for tests is started with, as a careless shell does.
+/// Descriptor of a file of root that each Wrenn under test inherits, as from a careless shell.
 pub const INHERITED: i32 = 77;
 
 fn spawn_up(env: &[(String, String)], dir: &Path, open_files: Option<u64>) -> Result<Child> {

@@ -10,7 +10,7 @@ use wrenn_os::inherit;
 
 use crate::BootSpec;
 
-/// The group that may use KVM, where it is a group of its own.
+/// Group that may use KVM, if it is not root's.
 pub(crate) fn kvm_group() -> Option<u32> {
     let group = fs::metadata("/dev/kvm").ok()?.gid();
     (group != 0).then_some(group)
@@ -31,7 +31,8 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Becomes this user, for good, without a privilege to come back to. System calls only, nothing is allocated.
+    /// Switches to this user, irrevocably and without privileges. Makes system calls only and allocates
+    /// nothing.
     fn assume(self) -> io::Result<()> {
         let user = Some((self.uid, self.gid));
         let groups = self.group.as_slice();
@@ -39,37 +40,37 @@ impl Identity {
     }
 }
 
-/// How soon the kernel ends a VMM when memory runs out: before what else is on the host, the agent above all.
+/// OOM score adjustment of VMMs: they are killed before other processes of the host, such as the agent.
 const OOM_SCORE: i32 = 500;
 
-/// Processor time of a VMM that was started for a short look, so that one which spins does not do so for ever.
+/// CPU time limit of a VMM for a probe, in seconds, so that it cannot spin for ever.
 const TIED_CPU_SECONDS: u64 = 30;
 
-/// How long a VMM lives at most.
+/// Lifetime of a VMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Life {
-    /// As long as its guest: it survives who started it.
+    /// Until its guest ends: it survives the process that started it.
     Guest,
-    /// As long as who started it, and it never uses more processor time than a short look takes.
+    /// Until the process that started it ends, and with limited CPU time.
     Starter,
 }
 
 impl Life {
-    /// What the specification asks for.
+    /// Lifetime in a specification.
     pub(crate) fn of(spec: &BootSpec) -> Self {
         if spec.tied { Self::Starter } else { Self::Guest }
     }
 
-    /// Binds the calling child. The thread that started it must live as long as the process is needed: the signal
-    /// comes with the end of that thread. System calls only.
+    /// Ties the calling child to its starter. The thread that started it must live as long as the process is
+    /// needed, because the signal is sent when that thread ends. Makes system calls only.
     fn bind(self, starter: u32) -> io::Result<()> {
         if self == Self::Guest {
             return Ok(());
         }
         // SAFETY: system calls on numbers.
         unsafe {
-            // After the change of user, which would take it back. A program that changes it later, as the jailer
-            // does, has the bound on processor time.
+            // After the change of user, which would reset it. A program that changes its user later, as the
+            // jailer does, still has the limit of CPU time.
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
             // It may have ended before.
             if libc::getppid() as u32 != starter {
@@ -86,19 +87,20 @@ fn limit(resource: libc::__rlimit_resource_t, most: u64) -> io::Result<()> {
     check(unsafe { libc::setrlimit(resource, &raw const limit) }).map(drop)
 }
 
-/// What Firecracker's jailer needs to make a jail and to become Firecracker's user in it, by the numbers of
-/// `linux/capability.h`: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SYS_CHROOT, SYS_ADMIN, SYS_RESOURCE, MKNOD.
+/// Capabilities of Firecracker's jailer, for making a jail and switching to Firecracker's user (numbers of
+/// `linux/capability.h`): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, SYS_CHROOT, SYS_ADMIN,
+/// SYS_RESOURCE, MKNOD.
 const JAILER_CAPABILITIES: &[u32] = &[0, 1, 3, 4, 6, 7, 18, 21, 24, 27];
 
-/// Stays root with what the jailer needs, which then becomes Firecracker's user by itself.
+/// Stays root with the jailer's capabilities; the jailer switches to Firecracker's user itself.
 fn become_jailer() -> io::Result<()> {
     let capabilities = JAILER_CAPABILITIES;
     inherit::Identity { user: None, groups: &[], capabilities, new_privileges: false }.assume()
 }
 
-/// Makes the command a session of its own without core dumps and without what is open here, which then takes
-/// `before` while it is still privileged, becomes `identity`, or the jailer without one, and lives as long as `life`
-/// says.
+/// Makes the command the leader of a new session, without core dumps and inherited files; it calls `before`
+/// while still privileged, then switches to `identity`, or becomes the jailer without one, and lives as long
+/// as `life` says.
 ///
 /// # Safety
 /// `before` runs between fork and exec: it may make system calls and must not allocate.
@@ -109,11 +111,11 @@ pub(crate) unsafe fn detach(
     mut before: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) {
     let starter = std::process::id();
-    // SAFETY: system calls only; what they need was made before.
+    // SAFETY: system calls only; their arguments were allocated before.
     unsafe {
         command.pre_exec(move || {
             check(libc::setsid())?;
-            // What `before` opens is meant for the VMM.
+            // Files that `before` opens are meant for the VMM.
             inherit::close_files_on_exec()?;
             inherit::set_oom_score(OOM_SCORE);
             before()?;

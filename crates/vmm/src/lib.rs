@@ -51,7 +51,7 @@ pub struct BootSpec {
     pub gid: u32,
     /// Directories of the control groups that the VMM runs in from its first instruction.
     pub cgroups: Vec<PathBuf>,
-    /// Whether the VMM ends with the process that starts it, for a look that takes seconds. Others survive it.
+    /// Whether the VMM is killed when the process that started it ends, as for a probe. Others survive it.
     pub tied: bool,
 }
 
@@ -202,7 +202,7 @@ pub enum VmmError {
     Unfit {
         /// Name of the file.
         what: &'static str,
-        /// What it is, and what it should be.
+        /// Its actual and its required form.
         reason: String,
     },
     /// The VMM program or a file that it needs is missing.

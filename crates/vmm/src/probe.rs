@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// Makes the kernel print the line, and at once.
 const CMDLINE: &str = "loglevel=7 earlyprintk=ttyS0,115200";
 const MEMORY_MB: u32 = 128;
-/// What a probe's microVM is called in process lists.
+/// Name of a probe's microVM in process lists.
 pub(crate) const PROBE_ID: &str = "probe";
 
 /// Result of a probe.
@@ -65,7 +65,7 @@ pub async fn probe(vmm: &dyn Vmm, kernel: &Path, run_dir: &Path, uid: u32, limit
         tied: true,
         ..BootSpec::default()
     };
-    // A VMM of an earlier probe that is still there is known by its directory, which belongs to its user.
+    // A VMM of an earlier probe is recognised by its directory, which belongs to its user.
     if rustix::process::geteuid().is_root()
         && let Err(error) = std::os::unix::fs::chown(run_dir, Some(uid), Some(uid))
     {

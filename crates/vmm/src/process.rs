@@ -164,8 +164,8 @@ pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
     Ok(None)
 }
 
-/// Whether these are the arguments of a probe's VMM: QEMU's name for it, or the name of Firecracker's jail, which ends
-/// with a tag.
+/// Returns whether these are the arguments of a probe's VMM: QEMU's name for it, or the id of Firecracker's
+/// jail, which ends with a tag.
 fn are_of_probe(arguments: &[std::borrow::Cow<'_, str>]) -> bool {
     arguments.windows(2).any(|pair| match &*pair[0] {
         "-name" => pair[1] == format!("wrenn-{PROBE_ID}"),
@@ -177,8 +177,8 @@ fn are_of_probe(arguments: &[std::borrow::Cow<'_, str>]) -> bool {
     })
 }
 
-/// Finds VMMs of probes whose starter is gone: they should have ended with it. Fails where it cannot look at every
-/// process.
+/// Finds VMMs of probes whose starter has ended: they should have ended with it. Fails if any process cannot
+/// be checked.
 pub fn stray_probes() -> io::Result<Vec<ProcessId>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -193,7 +193,7 @@ pub fn stray_probes() -> io::Result<Vec<ProcessId>> {
     Ok(found)
 }
 
-/// Whether the parent of the process is a Wrenn, which waits for it.
+/// Returns whether the parent of the process is a Wrenn, which waits for it.
 fn started_by_wrenn(pid: i32) -> io::Result<bool> {
     let Some(fields) = stat_fields(&dir(pid))? else { return Ok(true) };
     let Some(parent) = fields.get(1).and_then(|parent| parent.parse().ok()) else { return Ok(false) };
@@ -201,7 +201,7 @@ fn started_by_wrenn(pid: i32) -> io::Result<bool> {
     Ok(name.trim_ascii_end() == b"wrenn")
 }
 
-/// The process of `run_dir`: the one that is known, where it still is that, or else one that is found.
+/// Returns the process of `run_dir`: `known` if it still is that, otherwise one that is found.
 pub fn of(run_dir: &Path, known: Option<&ProcessId>) -> io::Result<Option<ProcessId>> {
     match known {
         Some(id) if belongs_to(id, run_dir)? => Ok(Some(id.clone())),

@@ -175,7 +175,7 @@ impl Running {
         Ok(Self::new(watched, run_dir, care))
     }
 
-    /// Takes up a process that runs already.
+    /// Adopts a running process.
     pub(crate) async fn adopt(
         run_dir: &Path,
         care: Care,
@@ -241,7 +241,7 @@ impl Running {
     }
 }
 
-/// Does `work`, which reads and writes files, where it holds up nothing else.
+/// Runs `work`, which reads and writes files, on a blocking thread.
 pub(crate) async fn blocking<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, VmmError> + Send + 'static,
@@ -249,8 +249,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(failed(action, error.into())))
 }
 
-/// Starts a child on a thread that lives until the child has ended: one that dies with its starter dies with the
-/// thread that started it, and those of the runtime come and go.
+/// Starts a child on a thread that lives until the child has ended: the parent-death signal is sent when the
+/// thread that started the child ends, and threads of the runtime come and go.
 async fn on_thread_of_its_own<T: Clone + Send + 'static>(
     start: impl FnOnce() -> io::Result<T> + Send + 'static,
     wait: impl FnOnce(&T) + Send + 'static,
@@ -259,7 +259,7 @@ async fn on_thread_of_its_own<T: Clone + Send + 'static>(
     std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
         let started = start();
         let child = started.as_ref().ok().cloned();
-        // Nobody waits any more: the child still has its thread.
+        // The receiver is gone, but the child still needs this thread.
         let _ = tell.send(started);
         if let Some(child) = child {
             wait(&child);
@@ -268,7 +268,7 @@ async fn on_thread_of_its_own<T: Clone + Send + 'static>(
     told.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Waits for the end of a child, which somebody else reaps.
+/// Waits for the end of a child without reaping it.
 pub(crate) fn wait_for_end(pid: u32) {
     let Some(pid) = Pid::from_raw(pid as i32) else { return };
     let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
@@ -276,7 +276,7 @@ pub(crate) fn wait_for_end(pid: u32) {
     while rustix::event::poll(&mut ended, None) == Err(rustix::io::Errno::INTR) {}
 }
 
-/// Starts a prepared command. Its `Child` is forgotten: the pidfd stands for it.
+/// Starts a prepared command. The `Child` is dropped: the pidfd replaces it.
 pub(crate) fn spawn(mut command: Command) -> io::Result<u32> {
     command.spawn().map(|child| child.id())
 }

@@ -12,8 +12,9 @@ use std::{
 
 use tokio::net::UnixStream;
 
-/// Connects through a handle of the socket: its path may be longer than a socket's may. The directory is in the
-/// hands of the VMM, so a link in the socket's place is not followed: it may lead to another VMM's.
+/// Connects through a handle of the socket, because its path may be longer than `sockaddr_un` allows. The VMM
+/// controls the directory, so a symbolic link in the socket's place is not followed: it may lead to another
+/// VMM's socket.
 pub(crate) async fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = libc::O_PATH | libc::O_NOFOLLOW;
     let socket = File::options().read(true).custom_flags(flags).open(path)?;

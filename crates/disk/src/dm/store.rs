@@ -278,7 +278,7 @@ impl Inner {
                 Err(DiskError::Busy { .. }) => found.busy.push(id),
                 // One volume that cannot be removed keeps no other from its owner.
                 Err(error) => {
-                    tracing::error!(%error, volume = id, "a volume that nobody owns cannot be removed");
+                    tracing::error!(%error, volume = id, "cannot remove a volume without an owner");
                     found.failed.push(id);
                 }
             }

@@ -46,7 +46,7 @@ impl Space {
         Self::begin(move || assert_eq!(unsafe { libc::setns(pin.as_raw_fd(), libc::CLONE_NEWNET) }, 0))
     }
 
-    /// A neighbour of the calling thread's namespace, which it takes for its router.
+    /// A neighbour of the calling thread's namespace, which is its router.
     pub fn behind_host(host: Ipv4Addr, own: Ipv4Addr) -> Self {
         let space = Self::new();
         run("ip", &["link", "add", "side0", "type", "veth", "peer", "name", "near0"]);
@@ -60,7 +60,7 @@ impl Space {
         space
     }
 
-    /// Does something in the namespace.
+    /// Runs `work` in the namespace.
     pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
         self.jobs.send(Box::new(move || tell.send(work()).unwrap())).unwrap();
@@ -127,7 +127,7 @@ impl World {
         Self { space, sniffer }
     }
 
-    /// Takes the link to it away.
+    /// Removes the link to it.
     pub fn end(&self) {
         run("ip", &["link", "del", "up0"]);
     }

@@ -28,7 +28,7 @@ fn memory_group(process: &Process) -> Result<String> {
     Ok(text.lines().filter_map(group).collect::<Vec<_>>().join(" "))
 }
 
-/// Checks every process of a Wrenn that was started with a file of root open.
+/// Checks every process of a Wrenn that inherited an open file of root.
 pub(super) async fn each_process_has_its_own_and_no_more(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 128})).await?;
     let vmm = stack.vmm(&id)?;
@@ -50,7 +50,7 @@ pub(super) async fn each_process_has_its_own_and_no_more(stack: Arc<Stack>) -> R
                 "{name}: {user} {bounding:x}"
             );
         } else if process.is_jailed_sandbox() {
-            // What Firecracker's jailer needed; as this user it gives nothing any more.
+            // Capabilities that Firecracker's jailer needed; this user cannot use them.
             ensure!(
                 user != "0" && bounding & (1 << 16 | 1 << 19 | 1 << 12) == 0,
                 "{name}: {user} {bounding:x}"

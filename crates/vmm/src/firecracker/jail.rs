@@ -103,9 +103,9 @@ impl Launch {
                 thread.spawn(move || {
                     let jailed = self.jailed(&program, &dir);
                     let tied = jailed.as_ref().ok().copied().filter(|_| self.spec.tied);
-                    // Whoever waits for it waits below.
+                    // The receiver is below.
                     let _ = tell.send(jailed);
-                    // What dies with its starter dies with the thread that started it.
+                    // The parent-death signal is sent when this thread ends.
                     tied.into_iter().for_each(wait_for_end);
                 })?;
                 told.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that makes the jail died")))
@@ -151,7 +151,7 @@ impl Launch {
         command.arg("--").args(arguments());
         self.streams(&mut command)?;
         let join = control_group::enter(&self.spec.cgroups)?;
-        // SAFETY: only system calls; what they need was made above.
+        // SAFETY: only system calls; their arguments were allocated above.
         unsafe { launch::detach(&mut command, None, Life::of(&self.spec), join) };
         spawn(command)
     }
@@ -200,7 +200,7 @@ impl Launch {
                 None => Ok(()),
             }
         };
-        // SAFETY: only system calls; what they need was made above.
+        // SAFETY: only system calls; their arguments were allocated above.
         unsafe { launch::detach(&mut command, Some(identity), Life::of(&self.spec), enter) };
         spawn(command)
     }

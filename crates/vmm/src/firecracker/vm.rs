@@ -75,7 +75,7 @@ async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
     let socket = launch.spec.run_dir.join(SOCKET);
     let spec = launch.spec.clone();
     let running = Running::start(&spec, care(memory_mb), move || {
-        // A former Firecracker of this directory leaves its socket, which the next one would not replace.
+        // A former Firecracker of this directory leaves its socket, and the next one does not replace it.
         match fs::remove_file(&socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -131,7 +131,7 @@ pub(super) async fn restore(
     vm.or_killed(outcome).await
 }
 
-/// Takes up a Firecracker that runs already.
+/// Adopts a running Firecracker.
 pub(super) async fn adopt(
     spec: &BootSpec,
     recorded: Option<&ProcessId>,
@@ -205,7 +205,7 @@ fn snapshot_limit(memory_mb: u32) -> Duration {
     CALL_LIMIT + Duration::from_secs(20 + u64::from(memory_mb) / WRITE_RATE)
 }
 
-/// How long a snapshot may take to load. Pages that come from a server may come from afar.
+/// Time limit for loading a snapshot. A page server may fetch pages over the network.
 fn load_limit(memory: &MemorySource, memory_mb: u32) -> Duration {
     match memory {
         MemorySource::File(_) => CALL_LIMIT,
@@ -213,7 +213,7 @@ fn load_limit(memory: &MemorySource, memory_mb: u32) -> Duration {
     }
 }
 
-/// The snapshot carries the limits of the microVM that it was taken of.
+/// Sets the rates of the devices: the snapshot contains those of the microVM that it was taken of.
 async fn set_rates(api: &mut Api, spec: &BootSpec) -> Result<(), VmmError> {
     let action = "set the devices' rates";
     if spec.disk.is_some() {

@@ -156,7 +156,7 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
             None => Ok(()),
         }
     };
-    // SAFETY: only system calls; what they need was made above.
+    // SAFETY: only system calls; their arguments were allocated above.
     unsafe { launch::detach(&mut command, Some(identity), Life::of(spec), attach) };
     Ok(command)
 }

@@ -1,5 +1,5 @@
-//! QEMU: the driver for machines without working KVM, by emulation, and with it where it works. Neither is a security
-//! boundary: QEMU runs without a root directory of its own.
+//! QEMU driver: emulation on machines without working KVM, or KVM. Neither is a security boundary: QEMU runs
+//! without a root directory of its own.
 
 mod command;
 mod qmp;
@@ -52,8 +52,8 @@ impl Qemu {
         let version = text.split_whitespace().nth(3).ok_or_else(missing)?.to_owned();
         let capabilities = Capabilities {
             accelerated: accel == Accel::Kvm,
-            // It sees the host's files: it has a user, a network namespace and system call filters of its own, and
-            // no root directory.
+            // It sees the host's files: it has its own user, network namespace and seccomp filters, but no
+            // root directory of its own.
             security_boundary: false,
             max_vcpus: limits::max_vcpus(64),
             max_memory_mb: limits::max_memory_mb(),

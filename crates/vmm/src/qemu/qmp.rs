@@ -83,7 +83,7 @@ impl Qmp {
 mod tests {
     use super::*;
 
-    /// The run directory belongs to the VMM's user, who may put a link to another VMM's socket there.
+    /// The run directory belongs to the VMM's user, who may create a link to another VMM's socket there.
     #[tokio::test]
     async fn a_link_in_the_sockets_place_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();

@@ -53,7 +53,7 @@ async fn runs(running: &Running) -> Result<(), VmmError> {
     }
 }
 
-/// Takes up a QEMU that runs already.
+/// Adopts a running QEMU.
 pub(super) async fn adopt(spec: &BootSpec, recorded: Option<&ProcessId>) -> Result<Option<QemuVm>, VmmError> {
     let running = Running::adopt(&spec.run_dir, care(spec), recorded).await?;
     Ok(running.map(|running| QemuVm { running }))
