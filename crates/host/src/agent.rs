@@ -1,4 +1,4 @@
-//! The agent: every sandbox of this host by its id.
+//! The agent: all sandboxes of this host by id.
 
 use std::{
     collections::HashMap,
@@ -22,10 +22,10 @@ use crate::{
     },
 };
 
-/// Records of failures that are kept; beyond, the oldest go.
+/// Maximum number of records of failed sandboxes; beyond it, the oldest are removed.
 const FAILED_MAX: usize = 1024;
 
-/// What the control plane asks for.
+/// Parameters of a create request.
 pub(crate) struct Wanted {
     pub(crate) id: String,
     pub(crate) template: String,
@@ -36,7 +36,7 @@ pub(crate) struct Wanted {
     pub(crate) default_user: String,
 }
 
-/// The agent of one host.
+/// The agent of a host.
 pub(crate) struct Agent {
     pub(crate) config: Config,
     pub(crate) shared: Arc<Shared>,
@@ -89,7 +89,7 @@ impl Agent {
         self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a sandbox until nothing is left of it.
+    /// Registers a sandbox and removes it when its task ends.
     fn keep(self: &Arc<Self>, sandboxes: &mut HashMap<String, Handle>, id: String, handle: Handle) {
         let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
         sandboxes.insert(id.clone(), handle);
@@ -98,7 +98,7 @@ impl Agent {
                 published.wait_for(|published| matches!(published.state, State::Gone(_))).await.is_ok();
             let Some(agent) = agent.upgrade() else { return };
             if !gone {
-                // What the sandbox holds is still there, and only the next start can take it up.
+                // The sandbox's resources still exist, and only the next start of the agent can release them.
                 tracing::error!(id, "the task of a sandbox died; restart the agent");
                 return;
             }
@@ -156,7 +156,7 @@ impl Agent {
         })
     }
 
-    /// Creates a sandbox, or finds the one of this id, and waits until it runs or has failed.
+    /// Creates a sandbox, or finds the one with this id, and waits until it runs or has failed.
     pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
         let handle = self.find_or_begin(wanted)?;
         let mut published = handle.published.clone();
@@ -171,8 +171,8 @@ impl Agent {
         }
     }
 
-    /// In one step: a repeated request that comes at the same time must not make a second sandbox of this id,
-    /// and no number of requests more sandboxes than there may be.
+    /// Finds or creates under one lock: a concurrent request with the same id must not create a second
+    /// sandbox, and concurrent requests must not exceed the maximum.
     fn find_or_begin(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
         let mut sandboxes = self.sandboxes();
         if let Some(present) = sandboxes.get(&wanted.id) {
@@ -180,7 +180,7 @@ impl Agent {
         }
         let spec = self.spec(&wanted)?;
         let failed = |handle: &&Handle| matches!(handle.published.borrow().state, State::Failed(_));
-        // Those that failed hold nothing but their record.
+        // Failed sandboxes have released everything but their record.
         let records = sandboxes.values().filter(failed).count();
         if records > FAILED_MAX
             && let Some(handle) = sandboxes.values().filter(failed).min_by_key(|h| h.spec.created_at_unix_ms)
@@ -200,27 +200,27 @@ impl Agent {
         Ok(handle)
     }
 
-    /// Removes a sandbox; an unknown one is fine.
+    /// Removes a sandbox; no error if the id is unknown.
     pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
         let handle = self.sandboxes().get(id).cloned();
         match handle {
             Some(handle) => handle.destroy().await,
-            // Every directory of a sandbox has its handle.
+            // Every sandbox directory has a handle, so nothing is left to remove.
             None => Ok(()),
         }
     }
 
-    /// One sandbox.
+    /// Returns the handle of a sandbox.
     pub(crate) fn get(&self, id: &str) -> Result<Handle, AgentError> {
         self.sandboxes().get(id).cloned().ok_or_else(|| unknown(id))
     }
 
-    /// All sandboxes.
+    /// Returns all sandboxes.
     pub(crate) fn list(&self) -> Vec<(String, Handle)> {
         self.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
     }
 
-    /// The way into a running sandbox.
+    /// Returns the connection to a running sandbox.
     pub(crate) fn guest(&self, id: &str) -> Result<Guest, AgentError> {
         let now = self.get(id)?.now();
         if now.held {
@@ -237,7 +237,7 @@ impl Agent {
         Ok((total >> 20, free >> 20))
     }
 
-    /// The most that one sandbox may have: processors, memory in MiB, disk in MiB.
+    /// Maximum size of one sandbox: virtual CPUs, memory in MiB, disk in MiB.
     pub(crate) fn most(&self) -> (u32, u64, u64) {
         let (limits, can) = (&self.config.limits, self.shared.vmm.capabilities());
         let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(self.machine.memory_mb);

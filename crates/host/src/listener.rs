@@ -1,7 +1,7 @@
-//! Where the agent listens: mutual TLS and HTTP/2, with a bound on everything that strangers can make it hold.
+//! Listener of the agent: mutual TLS and HTTP/2, with limits on the resources of unauthenticated clients.
 //!
-//! A stranger has no certificate, so all it can hold is a TLS handshake. Of those there are few, and the oldest makes room for
-//! the next: a control plane's takes milliseconds.
+//! A client without a certificate only gets as far as a TLS handshake. Their number is limited; beyond it the oldest one is
+//! aborted: a handshake of the control plane takes milliseconds.
 
 use std::{
     collections::BTreeMap,
@@ -29,43 +29,43 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A connection on which nothing moves is asked for a sign of life after this.
+/// Idle time of a connection before the first keep-alive probe.
 const QUIET: Duration = Duration::from_secs(30);
-/// Between two questions.
+/// Interval between keep-alive probes.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Questions without an answer after which it ends.
+/// Number of unanswered probes after which the kernel closes the connection.
 const QUESTIONS: u32 = 3;
-/// Connections at a time; at most half of what the agent may open, as the rest is for sandboxes.
+/// Maximum number of connections; at most half of the limit of open files, because the rest is for sandboxes.
 const CONNECTIONS: u64 = 4096;
-/// Connections in their TLS handshake at a time.
+/// Maximum number of concurrent TLS handshakes.
 const HANDSHAKES: usize = 128;
-/// How long a handshake may take.
+/// Time limit of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// After a connection could not be accepted, as for want of descriptors.
+/// Pause after a failed accept, for example for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Between two lines of the log that say so.
+/// Minimum interval between log messages about it.
 const SAID_AGAIN: Duration = Duration::from_secs(10);
-/// Calls on one connection at a time.
+/// Maximum number of concurrent calls per connection.
 const CALLS: u32 = 1024;
-/// Bytes of one answer that wait for the connection.
+/// Send buffer of a call, in bytes.
 const UNSENT: usize = 64 << 10;
 
-/// Listens at this address. What a control plane that has vanished left behind ends by itself: its streams, and the commands
-/// of those, would otherwise go on for ever.
+/// Listens at this address, with TCP keep-alive: otherwise the streams of a control plane that has vanished,
+/// and their commands, would run for ever.
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("{address} cannot be listened on: is another agent running?"))?;
-    // Connections inherit it.
+    // Accepted connections inherit it.
     set_socket_keepalive(&listener, true)
         .and_then(|()| set_tcp_keepidle(&listener, QUIET))
         .and_then(|()| set_tcp_keepintvl(&listener, AGAIN))
         .and_then(|()| set_tcp_keepcnt(&listener, QUESTIONS))
-        .context("the kernel takes no keep-alive for the agent's listener")?;
+        .context("cannot set keep-alive on the agent's listener")?;
     Ok(listener)
 }
 
-/// Serves until `stop` is cancelled and the calls that are in work have ended. Fails where the listener itself does.
+/// Serves until `stop` is cancelled and running calls have ended. Fails if the listener itself fails.
 pub(crate) async fn serve(
     listener: TcpListener,
     router: axum::Router,
@@ -86,7 +86,7 @@ pub(crate) async fn serve(
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
             Err(error) => {
                 if said.is_none_or(|at| at.elapsed() >= SAID_AGAIN) {
-                    tracing::error!(%error, "a connection could not be accepted; it is tried again");
+                    tracing::error!(%error, "cannot accept a connection; trying again");
                     said = Some(tokio::time::Instant::now());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -97,7 +97,7 @@ pub(crate) async fn serve(
         let (router, stop) = (router.clone(), stop.clone());
         tasks.spawn(async move {
             let Some(stream) = handshake.take(acceptor, stream).await else { return };
-            // Only who has a certificate of the private CA comes here.
+            // Only clients with a certificate of the private CA get here.
             let Ok(_place) = places.acquire().await else { return };
             let mut server = http2::Builder::new(TokioExecutor::new());
             server.timer(TokioTimer::new()).max_concurrent_streams(CALLS).max_send_buf_size(UNSENT);
@@ -121,7 +121,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// The handshakes that are going on, oldest first.
+/// Running handshakes, the oldest first.
 #[derive(Debug, Clone, Default)]
 struct Handshakes(Arc<Mutex<Going>>);
 
@@ -136,7 +136,7 @@ impl Handshakes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more; where there are too many, the oldest is broken off.
+    /// Registers a handshake; aborts the oldest one if there are too many.
     fn begin(&self) -> Handshake {
         let mut going = self.lock();
         if going.by_number.len() >= HANDSHAKES
@@ -151,7 +151,7 @@ impl Handshakes {
     }
 }
 
-/// One handshake, until it is dropped.
+/// A running handshake; dropping it removes it from the list.
 struct Handshake {
     all: Handshakes,
     number: u64,
@@ -165,7 +165,7 @@ impl Handshake {
         stream: TcpStream,
     ) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
+            tracing::debug!(%error, "cannot set TCP_NODELAY on a connection");
         }
         tokio::select! {
             taken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => match taken {
@@ -207,7 +207,7 @@ mod tests {
         Ok(())
     }
 
-    /// Both sides of a private CA.
+    /// TLS of both sides, with a private CA.
     fn both_sides() -> anyhow::Result<(Arc<ServerConfig>, TlsConnector)> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -240,7 +240,7 @@ mod tests {
         for _ in 0..HANDSHAKES + 50 {
             strangers.push(TcpStream::connect(address).await?);
         }
-        // The oldest were closed to make room, long before their time was over.
+        // The oldest were aborted to make room, long before their time limit.
         let mut byte = [0];
         let closed = tokio::time::timeout(HANDSHAKE / 2, strangers[0].read(&mut byte)).await?;
         assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");

@@ -1,21 +1,21 @@
-//! What this machine has.
+//! Hardware and programs of this machine.
 
 use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 
-/// The size of the machine. It is read once: later there may be no descriptor left to read it with, and a machine whose size
-/// is not known must not pass for a small one.
+/// Size of the machine. It is read once, at the start: later there may be no descriptor left for it, and a machine of unknown
+/// size must not be taken for a small one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Machine {
-    /// Online processors.
+    /// Number of online processors.
     pub(crate) cpus: u32,
     /// Memory in MiB.
     pub(crate) memory_mb: u64,
 }
 
 impl Machine {
-    /// This machine.
+    /// Reads the size of this machine.
     pub(crate) fn read() -> anyhow::Result<Self> {
         let cpus = std::thread::available_parallelism().context("the processors cannot be counted")?;
         let text = fs::read_to_string("/proc/meminfo").context("/proc/meminfo cannot be read")?;
@@ -26,7 +26,7 @@ impl Machine {
     }
 }
 
-/// The program of this name in `PATH`, or its usual place.
+/// Path of a program in `PATH`, or its usual path.
 pub(crate) fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());

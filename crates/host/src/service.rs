@@ -36,14 +36,14 @@ use crate::{
     },
 };
 
-/// Without a timeout of the request.
+/// Default timeout of a command.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest path, in characters.
+/// Maximum length of a path, in characters.
 const PATH_MAX: usize = 4096;
-/// Pieces of an upload on their way into a guest.
+/// Number of buffered pieces of an upload.
 const PENDING: usize = 4;
 
-/// The service.
+/// Implementation of the service.
 pub(crate) struct Service {
     pub(crate) agent: Arc<Agent>,
 }
@@ -58,7 +58,7 @@ impl Service {
         Call::of(context, self.agent.config.host_id, operation, sandbox)
     }
 
-    /// The way into a running sandbox, for one call.
+    /// Returns the connection to a running sandbox, for one call.
     fn guest(&self, sandbox: &str, call: &Call) -> Result<Guest, AgentError> {
         Ok(self.agent.guest(sandbox)?.for_request(call.request_id.clone()))
     }
@@ -278,7 +278,7 @@ impl Host for Service {
         let running = exec::stream(&guest, command, limit).instrument(call.span).await?;
         let start =
             exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
-        // With the stream, what it holds is free again.
+        // Reserved memory is released with the stream.
         let rest = stream::unfold((running.events, running.memory), |(mut events, memory)| async move {
             let event = events.recv().await?;
             Some((event, (events, memory)))
@@ -325,7 +325,7 @@ impl Host for Service {
             Err(error) => Err(ConnectError::from(error)),
         });
         let parts = first.chain(rest).map(move |part| {
-            // With the stream, what it holds is free again.
+            // Reserved memory is released with the stream.
             let _held = &memory;
             part.map(|part| ReadFileResponse { part: Some(part), ..Default::default() })
         });
@@ -355,7 +355,7 @@ impl Host for Service {
                 let part = match message {
                     Ok(message) => message.and_then(|message| message.to_owned_message().part),
                     Err(error) => {
-                        // The guest must not take what came so far for the whole file.
+                        // The guest must not take an incomplete upload for the whole file.
                         let _ = pieces.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
                         return Err(error);
                     }
@@ -364,7 +364,7 @@ impl Host for Service {
                     Some(write_file_request::Part::Chunk(bytes)) => {
                         size += bytes.len() as u64;
                         if pieces.send(Ok(bytes.into())).await.is_err() {
-                            // The guest refused; its answer says why.
+                            // The guest rejected the file; its response has the reason.
                             return Ok(size);
                         }
                     }
@@ -379,7 +379,7 @@ impl Host for Service {
             }
         };
         let (written, size) = async { futures::join!(writing, feeding) }.instrument(call.span).await;
-        // A broken upload is the cause of the guest's complaint, not the other way round.
+        // If the upload broke off, the guest's error is only a consequence.
         let size = size?;
         written.map_err(|error: AgentError| ConnectError::from(error))?;
         Response::ok(WriteFileResponse { size, ..Default::default() })

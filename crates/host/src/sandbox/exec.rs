@@ -1,5 +1,5 @@
-//! Commands in a guest: started through envd, streamed, and killed with all their descendants when their
-//! time is over or nobody listens any more.
+//! Commands in a guest: start through envd, output streams, and the kill of a command with all its
+//! descendants after its timeout, or if its reader is gone.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -26,13 +26,14 @@ use crate::{
     memory::{COMMAND, FIRST, Held, STREAM},
 };
 
-/// Events on the way to a caller, each at most as large as a message of envd; the command waits beyond that.
+/// Number of buffered events, each at most as large as a message of envd; the command waits when they are
+/// full.
 const PENDING: usize = 2;
-/// How long envd may take to start a command.
+/// Time limit of envd for the start of a command.
 const START: Duration = Duration::from_secs(30);
-/// How long a killed command may take to end.
+/// Time limit for the end of a killed command.
 const KILL: Duration = Duration::from_secs(5);
-/// The codes of refusals that are envd's to give; what else a guest says is an error of its agent.
+/// Error codes that envd may return; other errors of a guest become `agent_error`.
 const REFUSALS: [ErrorCode; 6] = [
     ErrorCode::ProgramNotFound,
     ErrorCode::ProgramNotExecutable,
@@ -45,69 +46,69 @@ const REFUSALS: [ErrorCode; 6] = [
 /// A command.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Command {
-    /// The program, found in `PATH`.
+    /// Name of the program in `PATH`.
     pub(crate) cmd: String,
-    /// Its arguments.
+    /// Arguments.
     pub(crate) args: Vec<String>,
-    /// Environment on top of the sandbox's.
+    /// Environment variables in addition to the sandbox's.
     pub(crate) envs: HashMap<String, String>,
-    /// Working directory; empty: the user's home.
+    /// Working directory; empty for the user's home.
     pub(crate) cwd: String,
-    /// User; empty: the sandbox's default.
+    /// User; empty for the sandbox's default.
     pub(crate) user: String,
 }
 
-/// What a command did.
+/// Event of a command.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// Bytes on standard seen.
+    /// Standard output.
     Stdout(Bytes),
-    /// Bytes on standard error.
+    /// Standard error.
     Stderr(Bytes),
-    /// So many bytes of output are missing here.
+    /// Number of bytes of output that are missing here.
     Lost(u64),
-    /// It ended.
+    /// The command has ended.
     End {
-        /// The exit status; 128 + N when signal N ended it.
+        /// Exit status; 128 + N if signal N killed it.
         exit_code: i32,
-        /// Whether it was killed because its time was over.
+        /// Whether it was killed by its timeout.
         timed_out: bool,
-        /// All bytes that are missing.
+        /// Total number of missing bytes.
         lost_bytes: u64,
     },
-    /// The connection to it broke.
+    /// The connection to the command broke.
     Broken(AgentError),
 }
 
 /// A running command. Dropping it kills the command.
 #[derive(Debug)]
 pub(crate) struct Running {
-    /// Its process id in the guest.
+    /// Process id in the guest.
     pub(crate) pid: u32,
-    /// What it does, until `End` or `Broken`.
+    /// Events, until `End` or `Broken`.
     pub(crate) events: mpsc::Receiver<Event>,
-    /// What its output takes on its way.
+    /// Memory reserved for its output.
     pub(crate) memory: Held,
 }
 
-/// The whole of a command.
+/// Result of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// Standard seen.
+    /// Standard output.
     pub(crate) stdout: Vec<u8>,
     /// Standard error.
     pub(crate) stderr: Vec<u8>,
-    /// The exit status; 128 + N when signal N ended it.
+    /// Exit status; 128 + N if signal N killed it.
     pub(crate) exit_code: i32,
-    /// Whether it was killed because its time was over.
+    /// Whether it was killed by its timeout.
     pub(crate) timed_out: bool,
-    /// Bytes of both outputs together that were not kept.
+    /// Number of discarded bytes of both outputs.
     pub(crate) lost_bytes: u64,
-    /// What the outputs take until they are sent.
+    /// Memory reserved for the outputs until they are sent.
     pub(crate) memory: Held,
 }
 
-/// Why envd did not start a command, or what became of the connection to it.
+/// Converts an error of the start of a command, or of its connection.
 fn refused(error: &ConnectError) -> AgentError {
     let text = error.message.as_deref().unwrap_or_default();
     let told = fault::of(error).and_then(|(code, _)| code.parse().ok());
@@ -115,14 +116,14 @@ fn refused(error: &ConnectError) -> AgentError {
         return AgentError { of: Of::OF_CALLER, ..AgentError::new(code, shorten(text)) };
     }
     match error.code {
-        // What envd of a guest that a former agent started says of an unknown user, an absent directory or program. All
-        // else that could be invalid was checked before.
+        // Errors of older versions of envd (of guests that a former agent started) for an unknown user, a
+        // missing directory or program. All other parameters were checked before.
         Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => {
             AgentError::new(ErrorCode::NotFound, shorten(text))
         }
         Wire::PermissionDenied => AgentError::new(ErrorCode::Forbidden, shorten(text)),
         Wire::Unavailable => {
-            tracing::warn!(error = %Foreign(text), "a guest's agent does not answer");
+            tracing::warn!(error = %Foreign(text), "a guest's envd does not respond");
             let message =
                 "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
             AgentError::new(ErrorCode::HostUnavailable, message)
@@ -137,7 +138,7 @@ fn refused(error: &ConnectError) -> AgentError {
     }
 }
 
-/// Starts a command whose output is passed on; errors of the request come from here, before anything runs.
+/// Starts a command whose output is streamed; invalid requests fail here, before it runs.
 pub(crate) async fn stream(
     guest: &Guest,
     command: Command,
@@ -205,7 +206,7 @@ async fn start(
                         return;
                     }
                     if seen.timed_out {
-                        // The reader was waited for, not the guest.
+                        // The time was spent waiting for the reader, not for the guest.
                         deadline = Some(Instant::now() + KILL);
                     }
                 }
@@ -226,7 +227,7 @@ async fn start(
                 }
                 () = overdue => {
                     if seen.timed_out && pending.is_none() {
-                        // Killed, and still no end: give up; what came so far is with the caller.
+                        // Killed, and still no end: give up; the caller has the output up to here.
                         let _ = sender.send(seen.end(137)).await;
                         return;
                     }
@@ -243,7 +244,7 @@ async fn start(
     Ok(Running { pid, events, memory })
 }
 
-/// What was seen of a command that runs.
+/// Progress of a running command.
 #[derive(Debug, Default)]
 struct Seen {
     timed_out: bool,
@@ -255,7 +256,7 @@ impl Seen {
         Event::End { exit_code, timed_out: self.timed_out, lost_bytes: self.lost }
     }
 
-    /// What a caller is told of an event of envd; `None` for what is of no use to callers.
+    /// Converts an event of envd for the caller; `None` if callers do not need it.
     fn event(&mut self, event: Option<ProcessEvent>) -> Option<Event> {
         match event?.event? {
             process_event::Event::Data(data) => match data.output? {
@@ -286,28 +287,28 @@ async fn kill(guest: &Guest, pid: u32) {
     let sent =
         tokio::time::timeout(KILL, guest.processes.send_signal_with_options(request, guest.options("")));
     if let Ok(Err(error)) = sent.await {
-        tracing::debug!(%error, pid, "an overdue command could not be killed");
+        tracing::debug!(%error, pid, "cannot kill a command after its timeout");
     }
 }
 
-/// What is kept of both outputs of a command: the beginning of each, up to the first loss.
+/// Buffered start of both outputs of a command, up to the first loss.
 struct Kept<'a> {
     guest: &'a Guest,
     memory: Held,
-    /// How much may yet be kept without asking for more memory.
+    /// Number of bytes already reserved but unused.
     granted: usize,
     lost: u64,
 }
 
-/// One of the outputs.
+/// Buffered start of one output.
 struct Beginning {
     bytes: Vec<u8>,
-    /// How much more may be kept.
+    /// Number of bytes up to the limit.
     left: usize,
 }
 
 impl Kept<'_> {
-    /// Keeps what there is memory for.
+    /// Buffers a piece as far as memory can be reserved.
     fn take(&mut self, output: &mut Beginning, piece: &[u8]) {
         let wanted = piece.len().min(output.left);
         let more = wanted.saturating_sub(self.granted);
@@ -318,14 +319,14 @@ impl Kept<'_> {
             0
         };
         output.bytes.extend_from_slice(&piece[..kept]);
-        // Nothing after a loss: what is there is the beginning.
+        // Nothing is buffered after a loss: the buffer is the start of the output.
         output.left = if kept == piece.len() { output.left - kept } else { 0 };
         self.lost = self.lost.saturating_add((piece.len() - kept) as u64);
     }
 }
 
-/// Runs a command to its end; at most `max` bytes of each output are kept, and of all commands together what there is
-/// memory for.
+/// Runs a command to its end; buffers at most `max` bytes of each output, and for all commands together as
+/// much as memory allows.
 pub(crate) async fn run(
     guest: &Guest,
     command: Command,
@@ -372,15 +373,15 @@ mod tests {
     use super::*;
     use crate::memory::{Memory, Share};
 
-    /// What a command writes at a time.
+    /// Size of each write of the command, in bytes.
     const PIECE: usize = 16 << 10;
-    /// Pieces of a command that ends: more than a connection has room for.
+    /// Number of pieces of a command that ends: more than a connection can buffer.
     const PIECES: usize = 512;
-    /// Streams that nobody reads: more than one connection has room for.
+    /// Number of unread streams: more than one connection can buffer.
     const UNREAD: usize = 8;
-    /// What two large outputs fit into.
+    /// Memory for two large outputs, in bytes.
     const MEMORY: usize = 8 * PIECES * PIECE;
-    /// What the guest says to one who asks for what it must not.
+    /// Error text of a hostile guest, with a forged log line.
     const WORDS: &str = "message size 5 exceeds limit 4\n2026-01-01 INFO forged";
 
     fn told(event: process_event::Event) -> Result<StartResponse, ConnectError> {
@@ -402,7 +403,7 @@ mod tests {
         told(process_event::Event::End(end.into()))
     }
 
-    /// What a guest says after the start of a command, which names it.
+    /// Events after the start of a command; `cmd` selects them.
     fn said(cmd: &str) -> ServiceStream<StartResponse> {
         let events: Vec<_> = match cmd {
             "lossy" => vec![output(1), lost(7), output(2), lost(5), output(4), end()],
@@ -430,7 +431,7 @@ mod tests {
         }
     }
 
-    /// A guest with this memory.
+    /// A guest with this amount of memory for output.
     async fn guest(memory: usize) -> anyhow::Result<Guest> {
         let start = streaming_handler_fn(async |_, request: StartRequest| {
             let cmd = request.process.into_option().map(|process| process.cmd).unwrap_or_default();
@@ -543,7 +544,7 @@ mod tests {
         let mut unread = Vec::new();
         for _ in 0..UNREAD {
             let running = stream(&guest, command("yes"), None).await?;
-            // Its reader is waited for from here.
+            // From here on the command waits for its reader.
             while running.events.len() < PENDING {
                 tokio::task::yield_now().await;
             }
