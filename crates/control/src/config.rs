@@ -28,6 +28,12 @@ pub struct Limits {
     pub event_streams: usize,
     /// How long a create may take before the reconciler gives it up.
     pub create: Duration,
+    /// How long a microVM without a record is left alone before it is destroyed.
+    pub stray_grace: Duration,
+    /// How long records of stopped and failed sandboxes are kept.
+    pub record_retention: Duration,
+    /// How long a statement may take in the database; half of it to wait for a lock.
+    pub database: Duration,
 }
 
 impl Default for Limits {
@@ -39,6 +45,9 @@ impl Default for Limits {
             sandboxes_per_team: 1000,
             event_streams: 256,
             create: Duration::from_secs(180),
+            stray_grace: Duration::from_secs(15 * 60),
+            record_retention: Duration::from_secs(7 * 24 * 3600),
+            database: Duration::from_secs(10),
         }
     }
 }

@@ -49,14 +49,15 @@ impl IntoResponse for ApiError {
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
-        // What PostgreSQL says while it starts, stops or refuses connections: classes 08, 53 and 57.
+        // What PostgreSQL says while it starts, stops, refuses connections or ends statements that take too long: classes 08,
+        // 53 and 57, locks that are not had in time, and deadlocks.
         let away = match &error {
             E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Protocol(_) | E::WorkerCrashed => {
                 true
             }
-            E::Database(cause) => cause
-                .code()
-                .is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class))),
+            E::Database(cause) => cause.code().is_some_and(|code| {
+                ["08", "40P01", "53", "55P03", "57"].iter().any(|class| code.starts_with(class))
+            }),
             _ => false,
         };
         if away {

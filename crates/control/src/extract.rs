@@ -12,10 +12,9 @@ use wrenn_api::{ErrorCode, SandboxId};
 
 use crate::{auth::Team, error::ApiError, state::App};
 
-/// A JSON object of a known shape, with the bytes it came from.
+/// A JSON object of a known shape.
 pub(crate) struct Body<T> {
     pub(crate) value: T,
-    pub(crate) raw: Bytes,
 }
 
 /// The whole body, no larger than `max`.
@@ -55,7 +54,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
         // From the text, not the value: so that a repeated field is noticed, and the place is told.
         let value = serde_json::from_slice(&raw)
             .map_err(|error| ApiError::invalid(format!("the body is not as documented: {error}")))?;
-        Ok(Self { value, raw })
+        Ok(Self { value })
     }
 }
 

@@ -48,11 +48,12 @@ fn figures() -> anyhow::Result<PrometheusHandle> {
 
 /// Runs migrations, then serves the API until `shutdown` is cancelled.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let db = db::pool(&config.database_url)?;
-    db::migrate(&db).await?;
+    db::migrate(&config.database_url).await?;
+    let db = db::pool(&config.database_url, config.limits.database)?;
+    db::fleet::raise(&db, Duration::ZERO).await.context("the database does not answer")?;
     let app = Arc::new(State {
         db,
-        access: db::access_pool(&config.database_url)?,
+        access: db::access_pool(&config.database_url, config.limits.database)?,
         events: Events::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?,
         agents: Agents::new(&config.agent_tls)?,
         keys: KeyCache::default(),
@@ -103,7 +104,7 @@ async fn upkeep(figures: PrometheusHandle) {
 
 /// Brings the database to this version's schema; safe when several do so at once.
 pub async fn migrate(database_url: &str) -> anyhow::Result<()> {
-    db::migrate(&db::pool(database_url)?).await
+    db::migrate(database_url).await
 }
 
 /// Returns the random letters and digits of an API key, 165 bits.
@@ -116,7 +117,7 @@ fn secret() -> String {
 
 /// Creates a team if the database has none, and returns a new API key for it, unless `present_key` is valid.
 pub async fn ensure_api_key(database_url: &str, present_key: Option<&str>) -> anyhow::Result<String> {
-    let db = db::pool(database_url)?;
+    let db = db::pool(database_url, Limits::default().database)?;
     if let Some(present) = present_key
         && db::keys::find(&db, &auth::hash(present)).await?.is_some()
     {
@@ -130,14 +131,14 @@ pub async fn ensure_api_key(database_url: &str, present_key: Option<&str>) -> an
 
 /// Registers the host with this address.
 pub async fn ensure_host(database_url: &str, host: HostId, address: SocketAddr) -> anyhow::Result<()> {
-    let db = db::pool(database_url)?;
+    let db = db::pool(database_url, Limits::default().database)?;
     db::hosts::register(&db, host.uuid(), &address.to_string()).await.context("the host cannot be registered")
 }
 
 /// Records that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not missing.
 pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()> {
-    let db = db::pool(database_url)?;
-    for row in db::sandboxes::on_host(&db, host.uuid()).await? {
+    let db = db::pool(database_url, Limits::default().database)?;
+    for row in db::sandboxes::not_stopped(&db, host.uuid()).await? {
         db::sandboxes::change(&db, &row, db::sandboxes::Change::to(wrenn_api::SandboxStatus::Stopped))
             .await?;
     }

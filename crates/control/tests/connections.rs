@@ -1,54 +1,23 @@
 //! Streams that nobody reads must not stop other calls to the same host.
 
-use std::{error::Error, path::Path, sync::Arc};
+mod certificates;
+
+use std::{error::Error, sync::Arc};
 
 use connectrpc::{Response, Router, ServiceStream, handler_fn, streaming_handler_fn};
 use futures::StreamExt as _;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
-    server::WebPkiClientVerifier,
-};
 use tokio::net::TcpListener;
 use wrenn_api::HostId;
-use wrenn_control::{AgentTls, agents::Agents};
+use wrenn_control::agents::Agents;
 use wrenn_rpc::host::v1::{
     __buffa::oneof::read_file_response::Part, PingRequest, PingResponse, ReadFileRequest, ReadFileResponse,
 };
 
-type Done<T> = Result<T, Box<dyn Error>>;
+type Done<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// More than the window of one connection has room for.
 const STREAMS: usize = 16;
 const PIECE: usize = 64 << 10;
-
-/// Certificates of both sides; those of the control plane are written to `dir`.
-fn certificates(dir: &Path) -> Done<(AgentTls, ServerConfig)> {
-    let mut of_ca = CertificateParams::default();
-    of_ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = CertifiedIssuer::self_signed(of_ca, KeyPair::generate()?)?;
-    let leaf = |names: Vec<String>| -> Done<_> {
-        let key = KeyPair::generate()?;
-        Ok((CertificateParams::new(names)?.signed_by(&key, &ca)?, key))
-    };
-    let (agent, agent_key) = leaf(vec!["agent.wrenn".into()])?;
-    let (control, control_key) = leaf(Vec::new())?;
-    let files = AgentTls { ca: dir.join("ca"), cert: dir.join("cert"), key: dir.join("key") };
-    std::fs::write(&files.ca, ca.pem())?;
-    std::fs::write(&files.cert, control.pem())?;
-    std::fs::write(&files.key, control_key.serialize_pem())?;
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(ca.der().to_vec()))?;
-    let mut config = ServerConfig::builder()
-        .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build()?)
-        .with_single_cert(
-            vec![agent.der().clone()],
-            PrivateKeyDer::Pkcs8(agent_key.serialize_der().into()),
-        )?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok((files, config))
-}
 
 /// A host that answers pings, and whose files have no end.
 fn host() -> Router {
@@ -67,7 +36,7 @@ fn host() -> Router {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_answers_while_nobody_reads_its_streams() -> Done<()> {
     let dir = tempfile::tempdir()?;
-    let (files, server) = certificates(dir.path())?;
+    let (files, server) = certificates::certificates(dir.path())?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?.to_string();
     let router = axum::Router::new().fallback_service(host().into_axum_service());

@@ -5,23 +5,17 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use crate::sandboxes::place;
+
 /// Failed creates in a row after which a host gets no more for a while.
 const FAILURES: i32 = 3;
 /// Duration of an ejection, in which the host gets no creates.
 pub(crate) const EJECTED: Duration = Duration::from_secs(60);
 
-/// Where a host's agent is.
-#[derive(Debug, Clone)]
-pub(crate) struct Address {
-    pub(crate) id: Uuid,
-    pub(crate) address: String,
-}
-
-/// A host that could take sandboxes, and what it has taken.
+/// A host that could take sandboxes, and what its sandboxes may use already.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {
     pub(crate) id: Uuid,
-    pub(crate) address: String,
     pub(crate) cpus: i32,
     pub(crate) memory_mb: i64,
     pub(crate) max_sandboxes: i32,
@@ -30,9 +24,9 @@ pub(crate) struct Candidate {
     pub(crate) max_disk_size_mb: i64,
     pub(crate) templates: Vec<String>,
     pub(crate) ejected: bool,
-    pub(crate) used_vcpus: i64,
-    pub(crate) used_memory_mb: i64,
-    pub(crate) used_sandboxes: i64,
+    pub(crate) reserved_sandboxes: i64,
+    pub(crate) reserved_vcpus: i64,
+    pub(crate) reserved_memory_mb: i64,
 }
 
 /// Registers a host, or updates its address; it counts as online once it has responded there.
@@ -48,9 +42,9 @@ pub(crate) async fn register(db: &PgPool, id: Uuid, address: &str) -> sqlx::Resu
     .map(drop)
 }
 
-/// Every host.
-pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Address>> {
-    sqlx::query_as!(Address, "SELECT id, address FROM hosts ORDER BY id").fetch_all(db).await
+/// The ids of all hosts.
+pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!("SELECT id FROM hosts").fetch_all(db).await
 }
 
 /// Number of online hosts.
@@ -65,26 +59,61 @@ pub(crate) async fn address(db: &PgPool, id: Uuid) -> sqlx::Result<Option<String
     sqlx::query_scalar!("SELECT address FROM hosts WHERE id = $1", id).fetch_optional(db).await
 }
 
-/// The hosts that are online, locked so that nobody else places a sandbox at the same time. Sandboxes that
-/// failed or are gone hold nothing.
-pub(crate) async fn candidates(tx: &mut PgConnection) -> sqlx::Result<Vec<Candidate>> {
-    sqlx::query!("SELECT id FROM hosts WHERE status = 'online' ORDER BY id FOR UPDATE")
-        .fetch_all(&mut *tx)
-        .await?;
+/// The hosts that are online, as they are at this moment.
+pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as!(
         Candidate,
-        r#"SELECT h.id, h.address, h.cpus, h.memory_mb, h.max_sandboxes, h.max_vcpus, h.max_memory_mb,
-            h.max_disk_size_mb, h.templates,
-            coalesce(h.ejected_until > now(), false) AS "ejected!",
-            coalesce(sum(s.vcpus), 0)::bigint AS "used_vcpus!",
-            coalesce(sum(s.memory_mb), 0)::bigint AS "used_memory_mb!",
-            count(s.id) AS "used_sandboxes!"
-         FROM hosts h
-         LEFT JOIN sandboxes s ON s.host_id = h.id AND s.status IN ('starting', 'running', 'stopping', 'missing')
-         WHERE h.status = 'online' AND h.kind = 'regular' GROUP BY h.id"#
+        r#"SELECT id, cpus, memory_mb, max_sandboxes, max_vcpus, max_memory_mb, max_disk_size_mb, templates,
+            coalesce(ejected_until > now(), false) AS "ejected!",
+            reserved_sandboxes, reserved_vcpus, reserved_memory_mb
+         FROM hosts WHERE status = 'online' AND kind = 'regular'"#
     )
-    .fetch_all(tx)
+    .fetch_all(db)
     .await
+}
+
+/// Reserves room for one sandbox if the host still has it, and gives the host's address. The room is given back when the
+/// sandbox is stopped or has failed.
+pub(crate) async fn reserve(
+    tx: &mut PgConnection,
+    id: Uuid,
+    vcpus: i32,
+    memory_mb: i32,
+) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        "UPDATE hosts SET reserved_sandboxes = reserved_sandboxes + 1, reserved_vcpus = reserved_vcpus + $2,
+            reserved_memory_mb = reserved_memory_mb + $3
+         WHERE id = $1 AND status = 'online' AND reserved_sandboxes < max_sandboxes
+             AND reserved_vcpus + $2 <= cpus::bigint * $4
+             AND reserved_memory_mb + $3 <= memory_mb - memory_mb / $5
+         RETURNING address",
+        id,
+        i64::from(vcpus),
+        i64::from(memory_mb),
+        place::OVERCOMMIT,
+        place::RESERVE
+    )
+    .fetch_optional(tx)
+    .await
+}
+
+/// Counts again what is reserved on a host: a reservation that was lost or kept by mistake does not last.
+pub(crate) async fn recount(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
+    let mut tx = db.begin().await?;
+    // Every change of reservations changes this row, so none is under way while it is locked.
+    sqlx::query_scalar!("SELECT id FROM hosts WHERE id = $1 FOR NO KEY UPDATE", id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    sqlx::query!(
+        "UPDATE hosts SET (reserved_sandboxes, reserved_vcpus, reserved_memory_mb) = (
+            SELECT count(*), coalesce(sum(vcpus), 0), coalesce(sum(memory_mb), 0) FROM sandboxes
+            WHERE host_id = $1 AND reserved AND status NOT IN ('stopped', 'error'))
+         WHERE id = $1",
+        id
+    )
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await
 }
 
 /// What a live agent said.
@@ -103,6 +132,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) agent_version: &'a str,
     pub(crate) driver: &'a str,
     pub(crate) driver_reason: &'a str,
+    pub(crate) security_boundary: bool,
+    pub(crate) quarantine: &'a str,
 }
 
 /// Records that a host responded.
@@ -110,7 +141,8 @@ pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE hosts SET status = 'online', last_seen_at = now(), cpus = $2, memory_mb = $3, disk_mb = $4,
             disk_free_mb = $5, max_sandboxes = $6, max_vcpus = $7, max_memory_mb = $8, max_disk_size_mb = $9,
-            templates = $10, agent_version = $11, driver = $12, driver_reason = $13
+            templates = $10, agent_version = $11, driver = $12, driver_reason = $13, security_boundary = $14,
+            quarantine = $15
          WHERE id = $1",
         seen.id,
         seen.cpus,
@@ -124,7 +156,9 @@ pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
         seen.templates,
         seen.agent_version,
         seen.driver,
-        seen.driver_reason
+        seen.driver_reason,
+        seen.security_boundary,
+        seen.quarantine
     )
     .execute(db)
     .await
@@ -141,6 +175,18 @@ pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
     .fetch_optional(db)
     .await?;
     Ok(gone.is_some())
+}
+
+/// Notes that a host cannot be reached, whenever it was seen last.
+pub(crate) async fn unreachable(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE hosts SET status = 'unreachable' WHERE id = $1", id).execute(db).await.map(drop)
+}
+
+/// How many hosts destroy nothing for this database.
+pub(crate) async fn quarantined(db: &PgPool) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE quarantine <> ''"#)
+        .fetch_one(db)
+        .await
 }
 
 /// A host that gets no creates for a while.

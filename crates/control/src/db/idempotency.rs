@@ -1,4 +1,4 @@
-//! Answers that are given again when a request repeats with its `Idempotency-Key`.
+//! Requests that may be repeated with an `Idempotency-Key`: which request a key was used for, and the sandbox that it made.
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -8,8 +8,6 @@ use uuid::Uuid;
 pub(crate) struct First {
     pub(crate) request_sha256: Vec<u8>,
     pub(crate) sandbox_id: Uuid,
-    pub(crate) response_status: Option<i32>,
-    pub(crate) response_body: Option<serde_json::Value>,
 }
 
 /// Claims a key for a sandbox; false if it is taken. Waits for a concurrent claim.
@@ -37,8 +35,7 @@ pub(crate) async fn claim(
 pub(crate) async fn first(db: &PgPool, team: Uuid, key: &str) -> sqlx::Result<Option<First>> {
     sqlx::query_as!(
         First,
-        "SELECT request_sha256, sandbox_id, response_status, response_body FROM idempotency_keys
-         WHERE team_id = $1 AND key = $2",
+        "SELECT request_sha256, sandbox_id FROM idempotency_keys WHERE team_id = $1 AND key = $2",
         team,
         key
     )
@@ -46,20 +43,13 @@ pub(crate) async fn first(db: &PgPool, team: Uuid, key: &str) -> sqlx::Result<Op
     .await
 }
 
-/// Keeps the answer.
-pub(crate) async fn answered(
-    db: &PgPool,
-    team: Uuid,
-    key: &str,
-    status: i32,
-    body: &serde_json::Value,
-) -> sqlx::Result<()> {
+/// Frees a key whose sandbox did not come to be.
+pub(crate) async fn release(db: &PgPool, team: Uuid, key: &str, sandbox: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
-        "UPDATE idempotency_keys SET response_status = $3, response_body = $4 WHERE team_id = $1 AND key = $2",
+        "DELETE FROM idempotency_keys WHERE team_id = $1 AND key = $2 AND sandbox_id = $3",
         team,
         key,
-        status,
-        body
+        sandbox
     )
     .execute(db)
     .await
@@ -67,9 +57,9 @@ pub(crate) async fn answered(
 }
 
 /// Forgets keys of more than a day ago.
-pub(crate) async fn prune(db: &PgPool) -> sqlx::Result<u64> {
-    let pruned = sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '24 hours'")
+pub(crate) async fn prune(db: &PgPool) -> sqlx::Result<()> {
+    sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '24 hours'")
         .execute(db)
-        .await?;
-    Ok(pruned.rows_affected())
+        .await
+        .map(drop)
 }

@@ -1,10 +1,14 @@
 //! PostgreSQL, the source of truth. Every statement is checked against the schema at compile time.
 
+pub(crate) mod fleet;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
 pub(crate) mod keys;
+mod migrations;
 pub(crate) mod outbox;
 pub(crate) mod sandboxes;
+
+pub(crate) use migrations::migrate;
 
 use std::{str::FromStr, time::Duration};
 
@@ -14,8 +18,6 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
-
 /// Connections of one server.
 const CONNECTIONS: u32 = 20;
 /// Number of these that are reserved for API keys and health checks.
@@ -23,26 +25,48 @@ const ACCESS_CONNECTIONS: u32 = 4;
 /// Time limit for getting a connection, after which the request fails.
 const ACQUIRE: Duration = Duration::from_secs(3);
 
-/// A pool; connects when it is used first.
-pub(crate) fn pool(database_url: &str) -> anyhow::Result<PgPool> {
-    sized(database_url, CONNECTIONS - ACCESS_CONNECTIONS)
+/// A pool; connects when it is used first. PostgreSQL ends a statement after `limit`, one that waits for a lock after half
+/// of it.
+pub(crate) fn pool(database_url: &str, limit: Duration) -> anyhow::Result<PgPool> {
+    sized(database_url, CONNECTIONS - ACCESS_CONNECTIONS, limit)
 }
 
 /// The pool for API keys and probes.
-pub(crate) fn access_pool(database_url: &str) -> anyhow::Result<PgPool> {
-    sized(database_url, ACCESS_CONNECTIONS)
+pub(crate) fn access_pool(database_url: &str, limit: Duration) -> anyhow::Result<PgPool> {
+    sized(database_url, ACCESS_CONNECTIONS, limit)
 }
 
-fn sized(database_url: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let options = PgConnectOptions::from_str(database_url)
-        .context("DATABASE_URL is not a PostgreSQL URL")?
-        .application_name("wrenn")
-        .log_slow_statements(log::LevelFilter::Warn, Duration::from_secs(1));
+/// Reads a database URL.
+fn options(database_url: &str) -> anyhow::Result<PgConnectOptions> {
+    // The URL holds a password, so it is in no message.
+    let options =
+        PgConnectOptions::from_str(database_url).context("the database URL is not a PostgreSQL URL")?;
+    Ok(options.application_name("wrenn").log_slow_statements(log::LevelFilter::Warn, Duration::from_secs(1)))
+}
+
+fn sized(database_url: &str, connections: u32, limit: Duration) -> anyhow::Result<PgPool> {
+    let millis = |limit: Duration| limit.as_millis().max(1).to_string();
+    let (statement, lock) = (millis(limit), millis(limit / 2));
     Ok(PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
         .idle_timeout(Duration::from_secs(300))
-        .connect_lazy_with(options))
+        .after_connect(move |connection, _| {
+            let (statement, lock) = (statement.clone(), lock.clone());
+            Box::pin(async move {
+                sqlx::query!(
+                    "SELECT set_config('statement_timeout', $1, false) AS statement,
+                        set_config('lock_timeout', $2, false) AS lock,
+                        set_config('idle_in_transaction_session_timeout', $1, false) AS idle",
+                    statement,
+                    lock
+                )
+                .fetch_one(connection)
+                .await
+                .map(drop)
+            })
+        })
+        .connect_lazy_with(options(database_url)?))
 }
 
 /// Host, database and user of a database URL, without the password.
@@ -58,14 +82,36 @@ pub(crate) fn describe(database_url: &str) -> String {
     format!("{} at {host} as user {user}", database.unwrap_or(user))
 }
 
-/// Brings the schema up to date, one server at a time.
-pub(crate) async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
-    MIGRATIONS.run(pool).await.context("the database cannot be migrated: is it reachable, and ours?")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::describe;
+
+    fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
+        for entry in fs::read_dir(dir).expect("a directory").flatten() {
+            if entry.path().is_dir() {
+                sources(&entry.path(), found);
+            } else {
+                let text = fs::read_to_string(entry.path()).expect("a source file");
+                found.push((entry.path().display().to_string(), text));
+            }
+        }
+    }
+
+    /// A column that a migration adds would change the result of statements that older servers have prepared.
+    #[test]
+    fn statements_name_their_columns() {
+        let mut found = Vec::new();
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+        assert!(found.len() > 20, "{} files", found.len());
+        for (file, text) in found {
+            for before in ["SELECT", "RETURNING"] {
+                let all = text.split(before).skip(1).any(|rest| rest.trim_start().starts_with('*'));
+                assert!(!all, "{file}: a statement takes all columns: name them");
+            }
+        }
+    }
 
     #[test]
     fn a_database_is_described_without_its_password() {

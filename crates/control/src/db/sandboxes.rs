@@ -1,7 +1,7 @@
 //! Sandboxes. Every change of status is a compare-and-set on id, status and version, and writes its event in
 //! the same transaction.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
@@ -25,7 +25,6 @@ pub(crate) struct Row {
     pub(crate) disk_size_mb: i32,
     pub(crate) status: String,
     pub(crate) version: i64,
-    pub(crate) lease_until: Option<DateTime<Utc>>,
     pub(crate) error_code: Option<String>,
     pub(crate) error_message: Option<String>,
     pub(crate) metadata: serde_json::Value,
@@ -34,20 +33,86 @@ pub(crate) struct Row {
     pub(crate) last_updated: DateTime<Utc>,
 }
 
+/// Selects or returns whole rows: `row!(before, after, arguments)`, with the columns between both texts.
+macro_rules! row {
+    ($before:literal, $after:literal, $($argument:expr),*) => {
+        sqlx::query_as!(
+            Row,
+            $before
+                + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
+                error_message, metadata, created_at, started_at, last_updated "
+                + $after,
+            $($argument),*
+        )
+    };
+}
+
+/// What of a row its changes are decided by.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) id: Uuid,
+    pub(crate) host_id: Option<Uuid>,
+    pub(crate) status: String,
+    pub(crate) version: i64,
+    /// Until when somebody works on a transitional status.
+    pub(crate) lease_until: Option<DateTime<Utc>>,
+    pub(crate) error_message: Option<String>,
+}
+
+/// Selects what a change needs: `known!(after, arguments)`.
+macro_rules! known {
+    ($after:literal, $($argument:expr),*) => {
+        sqlx::query_as!(
+            Known,
+            "SELECT id, host_id, status, version, lease_until, error_message FROM sandboxes " + $after,
+            $($argument),*
+        )
+    };
+}
+
+/// A status of the database; one that this version does not know counts as an error.
+fn status(text: &str) -> SandboxStatus {
+    text.parse().unwrap_or(SandboxStatus::Error)
+}
+
+impl Known {
+    /// Its public id.
+    pub(crate) fn public_id(&self) -> SandboxId {
+        SandboxId::from(self.id)
+    }
+
+    /// Its status.
+    pub(crate) fn status(&self) -> SandboxStatus {
+        status(&self.status)
+    }
+
+    /// Whether nobody works on its transitional status any more.
+    pub(crate) fn abandoned(&self) -> bool {
+        self.lease_until.is_none_or(|until| until < Utc::now())
+    }
+}
+
 impl Row {
     /// Its public id.
     pub(crate) fn public_id(&self) -> SandboxId {
         SandboxId::from(self.id)
     }
 
-    /// Its status; one that this version does not know counts as an error.
+    /// Its status.
     pub(crate) fn status(&self) -> SandboxStatus {
-        self.status.parse().unwrap_or(SandboxStatus::Error)
+        status(&self.status)
     }
 
-    /// Whether the lease of its transitional status has expired.
-    pub(crate) fn abandoned(&self) -> bool {
-        self.lease_until.is_none_or(|until| until < Utc::now())
+    /// What a change of it needs; nobody is known to work on it.
+    pub(crate) fn known(&self) -> Known {
+        Known {
+            id: self.id,
+            host_id: self.host_id,
+            status: self.status.clone(),
+            version: self.version,
+            lease_until: None,
+            error_message: self.error_message.clone(),
+        }
     }
 
     /// Converts it for the API.
@@ -87,12 +152,13 @@ pub(crate) struct New<'a> {
     pub(crate) disk_size_mb: i32,
 }
 
-/// Inserts a sandbox as `starting`.
+/// Inserts a sandbox as `starting`, for which room is reserved on its host.
 pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result<Row> {
-    let row = sqlx::query_as!(
-        Row,
-        "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8::int)) RETURNING *",
+    let row = row!(
+        "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
+            reserved)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8::int), true) RETURNING",
+        "",
         new.id,
         new.team_id,
         new.host_id,
@@ -108,8 +174,12 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result
     Ok(row)
 }
 
-/// How many sandboxes of a team are not stopped.
+/// How many sandboxes of a team are neither stopped nor failed. Other creates of the team wait until the transaction ends,
+/// so that no two of them take the team's last place.
 pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64> {
+    sqlx::query_scalar!("SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE", team)
+        .fetch_optional(&mut *tx)
+        .await?;
     sqlx::query_scalar!(
         r#"SELECT count(*) AS "count!" FROM sandboxes WHERE team_id = $1 AND status NOT IN ('stopped', 'error')"#,
         team
@@ -120,9 +190,12 @@ pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64
 
 /// Returns a sandbox of a team.
 pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Row>> {
-    sqlx::query_as!(Row, "SELECT * FROM sandboxes WHERE id = $1 AND team_id = $2", id, team)
-        .fetch_optional(db)
-        .await
+    row!("SELECT", "FROM sandboxes WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
+}
+
+/// What a change of a team's sandbox needs.
+pub(crate) async fn known(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Known>> {
+    known!("WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
 }
 
 /// Returns a page of a team's sandboxes older than `before`, newest first: with one status, or all that are
@@ -134,9 +207,9 @@ pub(crate) async fn page(
     before: Option<Uuid>,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
-    sqlx::query_as!(
-        Row,
-        "SELECT * FROM sandboxes
+    row!(
+        "SELECT",
+        "FROM sandboxes
          WHERE team_id = $1 AND ($2::uuid IS NULL OR id < $2)
              AND CASE WHEN $4::text IS NULL THEN status <> 'stopped' ELSE status = $4 END
          ORDER BY id DESC LIMIT $3",
@@ -149,18 +222,48 @@ pub(crate) async fn page(
     .await
 }
 
-/// What is not stopped on a host.
-pub(crate) async fn on_host(db: &PgPool, host: Uuid) -> sqlx::Result<Vec<Row>> {
-    sqlx::query_as!(Row, "SELECT * FROM sandboxes WHERE host_id = $1 AND status <> 'stopped'", host)
-        .fetch_all(db)
-        .await
+/// The sandboxes of a host that are neither stopped nor failed.
+pub(crate) async fn on_host(db: &PgPool, host: Uuid) -> sqlx::Result<Vec<Known>> {
+    known!("WHERE host_id = $1 AND status NOT IN ('stopped', 'error')", host).fetch_all(db).await
 }
 
-/// Of these ids, those that may be on a host: known and not stopped.
-pub(crate) async fn expected(db: &PgPool, ids: &[Uuid]) -> sqlx::Result<Vec<Uuid>> {
-    sqlx::query_scalar!("SELECT id FROM sandboxes WHERE id = ANY($1) AND status <> 'stopped'", ids)
-        .fetch_all(db)
-        .await
+/// The sandboxes of a host that are not stopped, failed ones included.
+pub(crate) async fn not_stopped(db: &PgPool, host: Uuid) -> sqlx::Result<Vec<Known>> {
+    known!("WHERE host_id = $1 AND status <> 'stopped'", host).fetch_all(db).await
+}
+
+/// Those of these ids that have a row, with any status.
+pub(crate) async fn of_ids(db: &PgPool, ids: &[Uuid]) -> sqlx::Result<Vec<Known>> {
+    known!("WHERE id = ANY($1)", ids).fetch_all(db).await
+}
+
+/// Some of the sandboxes that failed so long ago, the oldest first.
+pub(crate) async fn failed_before(db: &PgPool, age: Duration, limit: i64) -> sqlx::Result<Vec<Known>> {
+    known!(
+        "WHERE status = 'error' AND last_updated < now() - make_interval(secs => $1)
+         ORDER BY last_updated LIMIT $2",
+        age.as_secs_f64(),
+        limit
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Removes some of the records of sandboxes that were stopped so long ago, and says how many. What an idempotency key
+/// stands for is kept as long as the key.
+pub(crate) async fn forget_stopped(db: &PgPool, age: Duration, limit: i64) -> sqlx::Result<u64> {
+    let forgotten = sqlx::query!(
+        "DELETE FROM sandboxes WHERE id IN (
+            SELECT s.id FROM sandboxes s
+            WHERE s.status = 'stopped' AND s.last_updated < now() - make_interval(secs => $1)
+                AND NOT EXISTS (SELECT 1 FROM idempotency_keys k WHERE k.sandbox_id = s.id)
+            ORDER BY s.last_updated LIMIT $2)",
+        age.as_secs_f64(),
+        limit
+    )
+    .execute(db)
+    .await?;
+    Ok(forgotten.rows_affected())
 }
 
 /// Number of sandboxes by status.
@@ -197,19 +300,19 @@ impl Change {
 }
 
 /// Changes the status if the row is still as it was read; `None` when somebody else was faster.
-pub(crate) async fn change(db: &PgPool, row: &Row, change: Change) -> sqlx::Result<Option<Row>> {
+pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Result<Option<Row>> {
     let to = change.to.unwrap_or(row.status());
     let (code, message) = change.error.unzip();
     let metadata = serde_json::to_value(&change.metadata).unwrap_or_default();
     let transitional = matches!(to, SandboxStatus::Starting | SandboxStatus::Stopping);
     let mut tx = db.begin().await?;
-    let changed = sqlx::query_as!(
-        Row,
+    let changed = row!(
         "UPDATE sandboxes SET status = $4, version = version + 1, last_updated = now(),
             error_code = $5, error_message = $6, metadata = metadata || $7,
             started_at = CASE WHEN $4 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
             lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9::int) END
-         WHERE id = $1 AND status = $2 AND version = $3 RETURNING *",
+         WHERE id = $1 AND status = $2 AND version = $3 RETURNING",
+        "",
         row.id,
         row.status,
         row.version,
@@ -223,14 +326,33 @@ pub(crate) async fn change(db: &PgPool, row: &Row, change: Change) -> sqlx::Resu
     .fetch_optional(&mut *tx)
     .await?;
     if let Some(changed) = &changed {
+        if matches!(to, SandboxStatus::Stopped | SandboxStatus::Error) {
+            give_back(&mut tx, row.id).await?;
+        }
         outbox::status_changed(&mut tx, changed).await?;
     }
     tx.commit().await?;
     Ok(changed)
 }
 
+/// Gives back what is reserved on a host for a sandbox; once.
+async fn give_back(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "WITH freed AS (
+            UPDATE sandboxes SET reserved = false WHERE id = $1 AND reserved RETURNING host_id, vcpus, memory_mb)
+         UPDATE hosts SET reserved_sandboxes = greatest(reserved_sandboxes - 1, 0),
+            reserved_vcpus = greatest(reserved_vcpus - freed.vcpus, 0),
+            reserved_memory_mb = greatest(reserved_memory_mb - freed.memory_mb, 0)
+         FROM freed WHERE hosts.id = freed.host_id",
+        id
+    )
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
 /// Keeps a transitional status for its worker; false when the row has moved on.
-pub(crate) async fn renew(db: &PgPool, row: &Row) -> sqlx::Result<bool> {
+pub(crate) async fn renew(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
     let renewed = sqlx::query!(
         "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)
          WHERE id = $1 AND version = $2",
@@ -241,4 +363,18 @@ pub(crate) async fn renew(db: &PgPool, row: &Row) -> sqlx::Result<bool> {
     .execute(db)
     .await?;
     Ok(renewed.rows_affected() == 1)
+}
+
+/// Takes over a transitional status that nobody works on any more; false when somebody does, or the row has moved on.
+pub(crate) async fn take_over(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
+    let taken = sqlx::query!(
+        "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)
+         WHERE id = $1 AND version = $2 AND (lease_until IS NULL OR lease_until < now())",
+        row.id,
+        row.version,
+        LEASE_SECS
+    )
+    .execute(db)
+    .await?;
+    Ok(taken.rows_affected() == 1)
 }

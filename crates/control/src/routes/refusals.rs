@@ -27,7 +27,7 @@ macro_rules! refusals {
 
 refusals! {
     /// Error responses of `createSandbox`.
-    OfCreate: NotFound Conflict ExceedsCapacity IdempotencyMismatch IdempotencyInProgress TooLarge UnsupportedMediaType
+    OfCreate: NotFound Conflict ExceedsCapacity IdempotencyMismatch IdempotencyInProgress IdempotencySandboxDeleted TooLarge UnsupportedMediaType
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations that read the control plane's database only.
     OfLook:;
@@ -105,6 +105,10 @@ fn message(code: ErrorCode) -> &'static str {
         }
         ErrorCode::IdempotencyInProgress => {
             "the first request with this Idempotency-Key is still being processed"
+        }
+        ErrorCode::IdempotencySandboxDeleted => {
+            "the first request with this Idempotency-Key made sandbox sb03halx8fdhw2fu3txwbd0kdw0, which was deleted since: use \
+             a new key for a new sandbox"
         }
         ErrorCode::TooLarge => "the body is larger than 2097152 bytes",
         ErrorCode::UnsupportedMediaType => {

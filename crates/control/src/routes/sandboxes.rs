@@ -44,7 +44,10 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// Create a sandbox.
 ///
 /// The response is sent once the sandbox is ready to run code. Repeating the request with the same `Idempotency-Key` within
-/// 24 hours returns the first response and creates nothing; a different request with the same key is rejected with 409.
+/// 24 hours creates nothing and returns the sandbox of the first request as it is now; once that sandbox was deleted, it is
+/// rejected with 409 `idempotency_sandbox_deleted`. A different request with the same key is rejected with 409; requests
+/// that differ only in their JSON formatting, or in defaults that are written out, are the same. A request that failed can
+/// be repeated with its key, and is then tried again.
 #[utoipa::path(
     post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes", security(("api_key" = [])),
     params(("Idempotency-Key" = Option<String>, Header,
@@ -61,9 +64,8 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
     let wanted = Wanted::check(body.value)?;
-    let outcome = service::create::create(&app, team, wanted, key, &body.raw).await?;
-    let status = StatusCode::from_u16(outcome.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    Ok((status, Json(outcome.body)).into_response())
+    let row = service::create::create(&app, team, wanted, key).await?;
+    Ok((StatusCode::CREATED, Json(row.public())).into_response())
 }
 
 /// How to page through a list.

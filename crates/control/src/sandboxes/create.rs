@@ -1,23 +1,28 @@
 //! Creation of sandboxes: placed and recorded first, then created by the agent, in a task that does not
 //! depend on the client's connection.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use connectrpc::ConnectError;
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 use wrenn_api::{CreateSandbox, ErrorCode, HostId, SandboxId, SandboxStatus};
-use wrenn_rpc::host::v1::{CreateRequest, CreateResponse, DestroyRequest};
+use wrenn_rpc::{
+    fault::Of,
+    host::v1::{CreateRequest, CreateResponse, DestroyRequest},
+};
 
 use super::{
-    agent, find,
-    place::{Need, place},
+    agent, cut, find,
+    place::{Need, full, place},
 };
 use crate::{
     agents::{deadline, within},
     db::{
         hosts::{self, EJECTED, Ejected},
         idempotency,
-        sandboxes::{self, Change, New, Row},
+        sandboxes::{self, Change, Known, New, Row},
     },
     error::ApiError,
     fault,
@@ -34,10 +39,16 @@ const ENV_BYTES: usize = 128 << 10;
 const ENVS_BYTES: usize = 1 << 20;
 /// Time limit of a repeated request for waiting for the first one.
 const FIRST: Duration = Duration::from_secs(60);
+/// How often a create is begun anew because others with its key come and go.
+const TRIES: usize = 8;
+/// What an agent may say of a new sandbox: so many texts, so many bytes each.
+const METADATA_MAX: usize = 64;
+const METADATA_TEXT_MAX: usize = 256;
 /// How often a worker shows that it still works: well within the lease.
 const RENEW: Duration = Duration::from_secs(5);
 
 /// A checked request with its defaults filled in.
+#[derive(Debug, Serialize)]
 pub(crate) struct Wanted {
     template: String,
     vcpus: u32,
@@ -106,20 +117,23 @@ impl Wanted {
             envs: request.envs,
         })
     }
+
+    /// What the request means, as a hash: the same for every way to write it. A field that is added later must not change
+    /// the hash of requests without it, by `#[serde(skip_serializing_if)]`.
+    fn fingerprint(&self) -> Result<[u8; 32], ApiError> {
+        let text = serde_json::to_vec(self).map_err(|error| {
+            tracing::error!(%error, "a request cannot be written down");
+            ApiError::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
+        })?;
+        Ok(Sha256::digest(text).into())
+    }
 }
 
-/// What a create came to: the sandbox, or the refusal.
-pub(crate) struct Outcome {
-    pub(crate) status: u16,
-    pub(crate) body: serde_json::Value,
-}
-
-fn outcome(result: &Result<Row, ApiError>) -> Outcome {
-    let (status, body) = match result {
-        Ok(row) => (201, serde_json::to_value(row.public())),
-        Err(error) => (error.code.status(), serde_json::to_value(error.body())),
-    };
-    Outcome { status, body: body.unwrap_or_default() }
+/// A key of the client for this request, and what the request means.
+#[derive(Debug, Clone)]
+struct Key {
+    text: String,
+    fingerprint: [u8; 32],
 }
 
 /// Creates a sandbox; with an idempotency key at most once.
@@ -128,37 +142,48 @@ pub(crate) async fn create(
     team: Uuid,
     wanted: Wanted,
     key: Option<String>,
-    raw: &[u8],
-) -> Result<Outcome, ApiError> {
-    let digest: [u8; 32] = Sha256::digest(raw).into();
-    if let Some(key) = &key
-        && let Some(first) = idempotency::first(&app.db, team, key).await?
-    {
-        return repeat(app, team, key, &digest, first).await;
+) -> Result<Row, ApiError> {
+    let fingerprint = wanted.fingerprint()?;
+    let (wanted, key) = (Arc::new(wanted), key.map(|text| Key { text, fingerprint }));
+    for _ in 0..TRIES {
+        if let Some(key) = &key
+            && let Some(first) = idempotency::first(&app.db, team, &key.text).await?
+            && let Some(row) = repeat(app, team, key, first).await?
+        {
+            return Ok(row);
+        }
+        if let Some(row) = begin(app, team, wanted.clone(), key.clone()).await? {
+            return Ok(row);
+        }
+        // Another request with this key was faster.
     }
+    let message = "other requests with this Idempotency-Key come and fail over and over; try again";
+    Err(ApiError::new(ErrorCode::Conflict, message))
+}
+
+/// Creates a sandbox in a task of its own; `None` when its key is taken.
+async fn begin(
+    app: &App,
+    team: Uuid,
+    wanted: Arc<Wanted>,
+    key: Option<Key>,
+) -> Result<Option<Row>, ApiError> {
     // A client that leaves must not leave a sandbox behind that is written down and not made.
     let task = tokio::spawn({
-        let (app, key) = (app.clone(), key.clone());
+        let app = app.clone();
         async move {
-            let claimed = claim(&app, team, &wanted, key.as_deref().map(|key| (key, &digest))).await?;
-            let Some((row, address)) = claimed else { return Ok(None) };
+            let Some((row, address)) = claim(&app, team, &wanted, key.as_ref()).await? else {
+                return Ok(None);
+            };
             app.outbox.notify_one();
             fault::point("create.inserted");
-            Ok::<_, ApiError>(Some(finish(app, row, address, wanted.envs, key).await))
+            finish(app, row, &address, &wanted.envs).await.map(Some)
         }
     });
-    let made = task.await.map_err(|error| {
+    task.await.map_err(|error| {
         tracing::error!(%error, "a create died");
         ApiError::new(ErrorCode::InternalError, "the create was interrupted; look at the list of sandboxes")
-    })?;
-    if let Some(outcome) = made? {
-        return Ok(outcome);
-    }
-    // Another request with this key was faster.
-    let key = key.unwrap_or_default();
-    let first = idempotency::first(&app.db, team, &key).await?;
-    let gone = || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
-    repeat(app, team, &key, &digest, first.ok_or_else(gone)?).await
+    })?
 }
 
 /// Chooses a host and records the sandbox with its key; `None` if the key is taken.
@@ -166,65 +191,81 @@ async fn claim(
     app: &App,
     team: Uuid,
     wanted: &Wanted,
-    key: Option<(&str, &[u8; 32])>,
+    key: Option<&Key>,
 ) -> Result<Option<(Row, String)>, ApiError> {
-    let mut tx = app.db.begin().await?;
-    let hosts = hosts::candidates(&mut tx).await?;
     let need = Need {
         template: &wanted.template,
         vcpus: wanted.vcpus as i32,
         memory_mb: wanted.memory_mb as i32,
         disk_size_mb: wanted.disk_size_mb as i32,
     };
-    let host = place(&hosts, &need)?;
+    for host in place(&hosts::candidates(&app.db).await?, &need)? {
+        match claim_on(app, team, host, &need, key).await? {
+            Claim::Made(row, address) => return Ok(Some((row, address))),
+            Claim::KeyTaken => return Ok(None),
+            Claim::Full => {}
+        }
+    }
+    Err(full())
+}
+
+/// What came of an attempt to write a sandbox down.
+enum Claim {
+    /// It is, on the host at this address.
+    Made(Row, String),
+    /// Another request has the key.
+    KeyTaken,
+    /// The host was filled meanwhile.
+    Full,
+}
+
+async fn claim_on(
+    app: &App,
+    team: Uuid,
+    host: Uuid,
+    need: &Need<'_>,
+    key: Option<&Key>,
+) -> Result<Claim, ApiError> {
+    let id = SandboxId::new().uuid();
+    let mut tx = app.db.begin().await?;
     let count = sandboxes::count(&mut tx, team).await?;
     if count >= i64::from(app.limits.sandboxes_per_team) {
         let message = format!("the team has {count} sandboxes, as many as it may: delete some");
         return Err(ApiError::new(ErrorCode::TooManyRequests, message));
     }
+    if let Some(key) = key
+        && !idempotency::claim(&mut tx, team, &key.text, &key.fingerprint, id).await?
+    {
+        return Ok(Claim::KeyTaken);
+    }
+    // Last, because all creates on this host wait from here on until the transaction ends.
+    let Some(address) = hosts::reserve(&mut tx, host, need.vcpus, need.memory_mb).await? else {
+        return Ok(Claim::Full);
+    };
     let new = New {
-        id: SandboxId::new().uuid(),
+        id,
         team_id: team,
-        host_id: host.id,
+        host_id: host,
         template: need.template,
         vcpus: need.vcpus,
         memory_mb: need.memory_mb,
         disk_size_mb: need.disk_size_mb,
     };
     let row = sandboxes::insert(&mut tx, &new).await?;
-    if let Some((key, digest)) = key
-        && !idempotency::claim(&mut tx, team, key, digest, new.id).await?
-    {
-        return Ok(None);
-    }
     tx.commit().await?;
-    Ok(Some((row, host.address.clone())))
+    Ok(Claim::Made(row, address))
 }
 
 /// Has the agent make it, and writes down what came of it.
-async fn finish(
-    app: App,
-    row: Row,
-    address: String,
-    envs: BTreeMap<String, String>,
-    key: Option<String>,
-) -> Outcome {
-    let lease = tokio::spawn(keep_lease(app.clone(), row.clone()));
-    let result = make(&app, &row, &address, envs).await.map_err(|error| error.leaving(row.public_id()));
+async fn finish(app: App, row: Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, ApiError> {
+    let lease = tokio::spawn(keep_lease(app.clone(), row.known()));
+    let result = make(&app, &row, address, envs).await.map_err(|error| error.leaving(row.public_id()));
     lease.abort();
     app.outbox.notify_one();
-    let outcome = outcome(&result);
-    if let Some(key) = key
-        && let Err(error) =
-            idempotency::answered(&app.db, row.team_id, &key, i32::from(outcome.status), &outcome.body).await
-    {
-        // A repeated request then derives the answer from the sandbox.
-        tracing::warn!(%error, "an answer could not be kept");
-    }
-    outcome
+    result
 }
 
-async fn keep_lease(app: App, row: Row) {
+async fn keep_lease(app: App, row: Known) {
     loop {
         tokio::time::sleep(RENEW).await;
         if matches!(sandboxes::renew(&app.db, &row).await, Ok(false)) {
@@ -234,121 +275,163 @@ async fn keep_lease(app: App, row: Row) {
 }
 
 /// Counts the failure, and says when it leaves the host out: nobody else would notice that there is one host less.
-async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) -> Result<(), ApiError> {
-    if let Some(Ejected { failures }) = hosts::create_failed(&app.db, host).await? {
-        let host = HostId::from(host);
-        let seconds = EJECTED.as_secs();
-        tracing::error!(
+async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) {
+    let ejected = hosts::create_failed(&app.db, host).await;
+    let (host, seconds) = (HostId::from(host), EJECTED.as_secs());
+    match ejected {
+        Ok(None) => {}
+        Ok(Some(Ejected { failures })) => tracing::error!(
             %host, address, failures, seconds, last = %error,
             "creates fail on a host, which gets no more for a while: see the log of its agent, and `wrenn doctor` there"
-        );
+        ),
+        Err(error) => tracing::warn!(%host, %error, "a failed create was not counted against its host"),
     }
-    Ok(())
 }
 
-async fn make(app: &App, row: &Row, address: &str, envs: BTreeMap<String, String>) -> Result<Row, ApiError> {
-    let id = row.public_id().to_string();
+/// Whether a failed create counts against its host: not where the template or the request makes it fail anywhere.
+fn is_of_host(error: &ConnectError, code: ErrorCode) -> bool {
+    let failed = matches!(code, ErrorCode::AgentError | ErrorCode::HostUnavailable | ErrorCode::Timeout);
+    let of = wrenn_rpc::fault::of(error).map_or(Of::OF_HOST, |(_, of)| of);
+    failed && matches!(of, Of::OF_HOST | Of::OF_UNSPECIFIED)
+}
+
+async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, ApiError> {
     let request = CreateRequest {
-        sandbox_id: id.clone(),
+        sandbox_id: row.public_id().to_string(),
         template: row.template.clone(),
         vcpus: row.vcpus as u32,
         memory_mb: row.memory_mb as u64,
         disk_size_mb: row.disk_size_mb as u64,
-        envs: envs.into_iter().collect(),
+        envs: envs.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         ..Default::default()
     };
     let host = row.host_id.unwrap_or_default();
-    let made =
-        app.agents.at(host.into(), address).create_with_options(request, within(app.limits.create)).await;
-    let made = made.map(connectrpc::UnaryResponse::into_owned).map_err(ApiError::from);
+    let agent = app.agents.at(host.into(), address);
+    let made = agent.create_with_options(request, within(app.limits.create)).await;
     fault::point("create.made");
     match made {
-        Ok(response) => {
-            let change = Change { metadata: metadata(response), ..Change::to(SandboxStatus::Running) };
-            let changed = sandboxes::change(&app.db, row, change).await?;
-            fault::point("create.running");
-            hosts::create_succeeded(&app.db, host).await?;
-            match changed {
-                Some(row) => Ok(row),
-                None => moved_on(app, row).await,
+        Ok(response) => made_it(app, row, host, response.into_owned()).await,
+        Err(cause) => {
+            let (of_host, error) =
+                (is_of_host(&cause, ApiError::from(cause.clone()).code), ApiError::from(cause));
+            if of_host {
+                note_failure(app, host, address, &error).await;
             }
-        }
-        Err(error) => {
-            if matches!(error.code, ErrorCode::AgentError | ErrorCode::HostUnavailable | ErrorCode::Timeout) {
-                note_failure(app, host, address, &error).await?;
-            }
-            let change = Change::error(error.code, error.message.clone());
-            sandboxes::change(&app.db, row, change).await?;
-            // Whatever the agent may still be making: it is not wanted any more. If this does not reach it,
-            // the reconciler will.
-            if let Ok(client) = agent(app, host).await {
-                let destroy = DestroyRequest { sandbox_id: id, ..Default::default() };
-                let _ = client.destroy_with_options(destroy, within(deadline::STATE)).await;
-            }
-            Err(error)
+            give_up(app, row, &error).await?.map_or(Err(error), Ok)
         }
     }
+}
+
+/// Writes down that it runs. Where this fails, the sandbox goes on: the reconciler writes it down later, and the same
+/// request with the same key then gets it.
+async fn made_it(app: &App, row: &Row, host: Uuid, response: CreateResponse) -> Result<Row, ApiError> {
+    let change = Change { metadata: metadata(response), ..Change::to(SandboxStatus::Running) };
+    let changed = sandboxes::change(&app.db, &row.known(), change).await?;
+    fault::point("create.running");
+    if let Err(error) = hosts::create_succeeded(&app.db, host).await {
+        tracing::warn!(host = %HostId::from(host), %error, "a create that went well was not counted for its host");
+    }
+    match changed {
+        Some(row) => Ok(row),
+        None => moved_on(app, row).await,
+    }
+}
+
+/// Writes down that it failed; gives the sandbox where it runs all the same.
+async fn give_up(app: &App, row: &Row, error: &ApiError) -> Result<Option<Row>, ApiError> {
+    let change = Change::error(error.code, error.message.clone());
+    if sandboxes::change(&app.db, &row.known(), change).await?.is_none() {
+        return moved_on(app, row).await.map(Some);
+    }
+    // Whatever the agent may still be making: it is not wanted any more. If this does not reach it, the reconciler will.
+    if let Ok(client) = agent(app, row.host_id.unwrap_or_default()).await {
+        let destroy = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
+        let _ = client.destroy_with_options(destroy, within(deadline::STATE)).await;
+    }
+    Ok(None)
 }
 
 /// Somebody else changed the sandbox meanwhile: the reconciler finished it, or a client deleted it.
 async fn moved_on(app: &App, row: &Row) -> Result<Row, ApiError> {
     let now = find(app, row.team_id, row.public_id()).await?;
     match now.status() {
-        SandboxStatus::Running => Ok(now),
-        _ => Err(ApiError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting")),
+        SandboxStatus::Running | SandboxStatus::Missing => Ok(now),
+        SandboxStatus::Error => Err(why_failed(&now)),
+        SandboxStatus::Pending
+        | SandboxStatus::Starting
+        | SandboxStatus::Stopping
+        | SandboxStatus::Stopped => {
+            let message = format!("sandbox {} was deleted while it was starting", row.public_id());
+            Err(ApiError::new(ErrorCode::Conflict, message))
+        }
     }
 }
 
+/// The error of a sandbox that failed.
+fn why_failed(row: &Row) -> ApiError {
+    let code = row.error_code.as_deref().and_then(|code| code.parse().ok());
+    ApiError::new(code.unwrap_or(ErrorCode::AgentError), row.error_message.clone().unwrap_or_default())
+}
+
+/// The metadata of a new sandbox; what its agent says beyond the bounds is left out.
 fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
     let sandbox = response.sandbox.into_option().unwrap_or_default();
     let timings = response.timings.into_iter().map(|timing| {
         (format!("create_{}_ms", timing.step), format!("{:.1}", timing.micros as f64 / 1000.0))
     });
-    sandbox.metadata.into_iter().chain(timings).collect()
+    let all = sandbox.metadata.into_iter().chain(timings).take(METADATA_MAX);
+    all.map(|(name, value)| (cut(&name, METADATA_TEXT_MAX), cut(&value, METADATA_TEXT_MAX))).collect()
 }
 
-/// The answer of the first request with this key.
+/// The sandbox of the first request with this key. `None` when that request failed in a way that may pass: the key is
+/// free again.
 async fn repeat(
     app: &App,
     team: Uuid,
-    key: &str,
-    digest: &[u8; 32],
+    key: &Key,
     first: idempotency::First,
-) -> Result<Outcome, ApiError> {
-    if first.request_sha256 != digest {
+) -> Result<Option<Row>, ApiError> {
+    if first.request_sha256 != key.fingerprint {
         let message = "this Idempotency-Key was used with another request: use a new key for a new request";
         return Err(ApiError::new(ErrorCode::IdempotencyMismatch, message));
     }
-    let begin = tokio::time::Instant::now();
-    let mut first = first;
+    let (id, begin) = (SandboxId::from(first.sandbox_id), tokio::time::Instant::now());
     loop {
-        if let (Some(status), Some(body)) = (first.response_status, first.response_body) {
-            return Ok(Outcome { status: u16::try_from(status).unwrap_or(500), body });
-        }
-        let row = find(app, team, SandboxId::from(first.sandbox_id)).await?;
-        // A first request that was cut off left no answer, but its sandbox.
-        let settled = match row.status() {
-            SandboxStatus::Starting | SandboxStatus::Pending => None,
-            SandboxStatus::Error => Some(Err(ApiError::new(
-                row.error_code.as_deref().and_then(|code| code.parse().ok()).unwrap_or(ErrorCode::AgentError),
-                row.error_message.clone().unwrap_or_default(),
-            )
-            .leaving(row.public_id()))),
-            _ => Some(Ok(row)),
-        };
-        if let Some(result) = settled {
-            return Ok(outcome(&result));
+        let row = find(app, team, id).await?;
+        match (row.status(), row.started_at) {
+            (SandboxStatus::Starting | SandboxStatus::Pending, _) => {}
+            (SandboxStatus::Running | SandboxStatus::Missing, _) | (SandboxStatus::Error, Some(_)) => {
+                return Ok(Some(row));
+            }
+            (SandboxStatus::Stopping | SandboxStatus::Stopped, _) => {
+                let message = format!(
+                    "the first request with this Idempotency-Key made sandbox {id}, which was deleted since: use a new key \
+                     for a new sandbox"
+                );
+                return Err(ApiError::new(ErrorCode::IdempotencySandboxDeleted, message));
+            }
+            (SandboxStatus::Error, None) => {
+                let error = why_failed(&row);
+                if is_final(error.code) {
+                    return Err(error.leaving(row.public_id()));
+                }
+                idempotency::release(&app.db, team, &key.text, row.id).await?;
+                return Ok(None);
+            }
         }
         if begin.elapsed() > FIRST {
-            let message = "the first request with this key is still in work: ask again in a moment";
+            let message = format!(
+                "sandbox {id} of the first request with this Idempotency-Key is still starting: ask again in a moment"
+            );
             return Err(ApiError::new(ErrorCode::IdempotencyInProgress, message));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let again = idempotency::first(&app.db, team, key).await?;
-        let gone =
-            || ApiError::new(ErrorCode::Conflict, "the first request with this key was undone; try again");
-        first = again.ok_or_else(gone)?;
     }
+}
+
+/// Whether a create that failed like this fails again, however often it is tried.
+fn is_final(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::InvalidRequest | ErrorCode::TooLarge)
 }
 
 #[cfg(test)]
@@ -376,6 +459,35 @@ mod tests {
         }
         let wanted = Wanted::check(CreateSandbox::default()).expect("valid");
         assert_eq!((wanted.vcpus, wanted.memory_mb, wanted.disk_size_mb), (1, 512, 5120));
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_the_meaning() {
+        let fingerprint = |text: &str| {
+            let request = serde_json::from_str(text).expect("a request");
+            Wanted::check(request).expect("valid").fingerprint().expect("a fingerprint")
+        };
+        let all = [
+            "{}",
+            r#"{"vcpus": 1, "memory_mb": 512}"#,
+            r#"{"memory_mb": 512, "vcpus": 1, "template": "minimal", "disk_size_mb": 5120, "envs": {}}"#,
+            r#"{"vcpus": null}"#,
+        ];
+        assert!(all.iter().all(|text| fingerprint(text) == fingerprint("{}")));
+        let (one, other) = (r#"{"envs": {"A": "1", "B": "2"}}"#, r#"{"envs": {"B": "2", "A": "1"}}"#);
+        assert_eq!(fingerprint(one), fingerprint(other));
+        assert_ne!(fingerprint(one), fingerprint(r#"{"envs": {"A": "2", "B": "1"}}"#));
+        assert_ne!(fingerprint("{}"), fingerprint(r#"{"vcpus": 2}"#));
+    }
+
+    #[test]
+    fn only_a_hosts_own_faults_count_against_it() {
+        let of = |of| wrenn_rpc::fault::attach(ConnectError::internal("x"), "agent_error", of);
+        assert!(is_of_host(&of(Of::OF_HOST), ErrorCode::AgentError));
+        assert!(is_of_host(&ConnectError::unavailable("x"), ErrorCode::HostUnavailable));
+        assert!(!is_of_host(&of(Of::OF_TEMPLATE), ErrorCode::AgentError));
+        assert!(!is_of_host(&of(Of::OF_CALLER), ErrorCode::AgentError));
+        assert!(!is_of_host(&of(Of::OF_HOST), ErrorCode::InsufficientStorage));
     }
 
     #[test]

@@ -4,10 +4,10 @@ use uuid::Uuid;
 use wrenn_api::{SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::DestroyRequest;
 
-use super::{agent, find};
+use super::{agent, known};
 use crate::{
     agents::{deadline, within},
-    db::sandboxes::{self, Change, Row},
+    db::sandboxes::{self, Change, Known},
     error::ApiError,
     fault,
     state::App,
@@ -20,12 +20,16 @@ const TRIES: usize = 16;
 /// when the host is back.
 pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), ApiError> {
     for _ in 0..TRIES {
-        let row = find(app, team, id).await?;
-        if row.status() == SandboxStatus::Stopped {
-            return Ok(());
-        }
-        let Some(row) = sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await? else {
-            continue;
+        let row = known(app, team, id).await?;
+        let row = match row.status() {
+            SandboxStatus::Stopped => return Ok(()),
+            // Somebody works on it, or begins to now.
+            SandboxStatus::Stopping if !sandboxes::take_over(&app.db, &row).await? => return Ok(()),
+            SandboxStatus::Stopping => row,
+            _ => match sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await? {
+                Some(row) => row.known(),
+                None => continue,
+            },
         };
         app.outbox.notify_one();
         fault::point("destroy.marked");
@@ -48,7 +52,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
 }
 
 /// Has the agent remove what is `stopping`, and writes down that it is gone.
-pub(crate) async fn finish(app: &App, row: &Row) -> Result<(), ApiError> {
+pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), ApiError> {
     if let Some(host) = row.host_id {
         let request = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
         agent(app, host).await?.destroy_with_options(request, within(deadline::DESTROY)).await?;

@@ -12,7 +12,7 @@ use crate::{
     agents::AgentClient,
     db::{
         hosts,
-        sandboxes::{self, Row},
+        sandboxes::{self, Known, Row},
     },
     error::ApiError,
     state::App,
@@ -24,13 +24,25 @@ pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Ap
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
 }
 
+/// What a change of a team's sandbox needs.
+pub(crate) async fn known(app: &App, team: Uuid, id: SandboxId) -> Result<Known, ApiError> {
+    let row = sandboxes::known(&app.db, team, id.uuid()).await?;
+    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
+}
+
+/// The beginning of what an agent said, at most so many bytes: agents may be of others.
+fn cut(text: &str, max: usize) -> String {
+    text[..text.floor_char_boundary(max)].to_owned()
+}
+
 /// Where the agent of a running sandbox is.
 async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, String), ApiError> {
     let row = find(app, team, id).await?;
     match row.status() {
         SandboxStatus::Running => {}
         SandboxStatus::Missing => {
-            let message = format!("the host of sandbox {id} does not answer; try again in a moment");
+            let why = row.error_message.unwrap_or_else(|| "its host does not answer".to_owned());
+            let message = format!("sandbox {id} cannot be reached: {why}; try again in a moment");
             return Err(ApiError::new(ErrorCode::HostUnavailable, message));
         }
         _ => {

@@ -1,13 +1,14 @@
 //! Placement of sandboxes on hosts. Pure: the same input gives the same host.
 
+use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
 use crate::{db::hosts::Candidate, error::ApiError};
 
 /// Virtual CPUs promised per real one: sandboxes mostly wait.
-const OVERCOMMIT: i64 = 16;
+pub(crate) const OVERCOMMIT: i64 = 16;
 /// One part in so many of a host's memory is left to the host itself.
-const RESERVE: i64 = 8;
+pub(crate) const RESERVE: i64 = 8;
 
 /// Resources that a sandbox needs.
 #[derive(Debug, Clone, Copy)]
@@ -30,13 +31,13 @@ fn usable(host: &Candidate) -> i64 {
 
 fn can_now(host: &Candidate, need: &Need<'_>) -> bool {
     !host.ejected
-        && host.used_sandboxes < i64::from(host.max_sandboxes)
-        && host.used_vcpus + i64::from(need.vcpus) <= i64::from(host.cpus) * OVERCOMMIT
-        && host.used_memory_mb + i64::from(need.memory_mb) <= usable(host)
+        && host.reserved_sandboxes < i64::from(host.max_sandboxes)
+        && host.reserved_vcpus + i64::from(need.vcpus) <= i64::from(host.cpus) * OVERCOMMIT
+        && host.reserved_memory_mb + i64::from(need.memory_mb) <= usable(host)
 }
 
-/// The host with the most memory left, of those that can take the sandbox.
-pub(crate) fn place<'a>(hosts: &'a [Candidate], need: &Need<'_>) -> Result<&'a Candidate, ApiError> {
+/// The hosts that can take the sandbox, those with the most memory left first; at least one.
+pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, ApiError> {
     if hosts.is_empty() {
         let message = "no host is online; `wrenn status` and the agents' logs say why";
         return Err(ApiError::new(ErrorCode::NoHostsAvailable, message));
@@ -55,23 +56,27 @@ pub(crate) fn place<'a>(hosts: &'a [Candidate], need: &Need<'_>) -> Result<&'a C
         );
         return Err(ApiError::new(ErrorCode::ExceedsCapacity, message));
     }
-    let free = large_enough.into_iter().filter(|host| can_now(host, need));
-    free.max_by_key(|host| usable(host) - host.used_memory_mb).ok_or_else(|| {
-        let message = "every host is full or recovering: delete sandboxes, or try again in a minute";
-        ApiError::new(ErrorCode::NoHostsAvailable, message)
-    })
+    let mut free: Vec<&Candidate> = large_enough.into_iter().filter(|host| can_now(host, need)).collect();
+    if free.is_empty() {
+        return Err(full());
+    }
+    free.sort_by_key(|host| std::cmp::Reverse(usable(host) - host.reserved_memory_mb));
+    Ok(free.into_iter().map(|host| host.id).collect())
+}
+
+/// The refusal when no host has room.
+pub(crate) fn full() -> ApiError {
+    let message = "every host is full or recovering: delete sandboxes, or try again in a minute";
+    ApiError::new(ErrorCode::NoHostsAvailable, message)
 }
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn host(id: u128) -> Candidate {
         Candidate {
             id: Uuid::from_u128(id),
-            address: String::new(),
             cpus: 2,
             memory_mb: 8192,
             max_sandboxes: 4,
@@ -80,9 +85,9 @@ mod tests {
             max_disk_size_mb: 10_000,
             templates: vec!["minimal".into()],
             ejected: false,
-            used_vcpus: 0,
-            used_memory_mb: 0,
-            used_sandboxes: 0,
+            reserved_vcpus: 0,
+            reserved_memory_mb: 0,
+            reserved_sandboxes: 0,
         }
     }
 
@@ -93,9 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn the_emptiest_host_is_chosen() {
-        let busy = Candidate { used_memory_mb: 4096, ..host(1) };
-        assert_eq!(place(&[busy, host(2)], &NEED).expect("a host").id, Uuid::from_u128(2));
+    fn the_emptiest_host_comes_first() {
+        let busy = Candidate { reserved_memory_mb: 4096, ..host(1) };
+        assert_eq!(place(&[busy, host(2)], &NEED).expect("a host"), [2, 1].map(Uuid::from_u128));
     }
 
     #[test]
@@ -105,9 +110,9 @@ mod tests {
         assert_eq!(code(&[host(1)], Need { memory_mb: 8192, ..NEED }), ErrorCode::ExceedsCapacity);
         assert_eq!(code(&[host(1)], Need { disk_size_mb: 10_001, ..NEED }), ErrorCode::ExceedsCapacity);
         let full = [
-            Candidate { used_sandboxes: 4, ..host(1) },
-            Candidate { used_memory_mb: 7000, ..host(2) },
-            Candidate { used_vcpus: 32, ..host(3) },
+            Candidate { reserved_sandboxes: 4, ..host(1) },
+            Candidate { reserved_memory_mb: 7000, ..host(2) },
+            Candidate { reserved_vcpus: 32, ..host(3) },
             Candidate { ejected: true, ..host(4) },
         ];
         assert_eq!(code(&full, NEED), ErrorCode::NoHostsAvailable);

@@ -56,7 +56,10 @@ pub(crate) async fn a_repeated_create_makes_one_sandbox(stack: Arc<Stack>) -> Re
         anyhow::ensure!(again["id"] == first["id"], "{again} is not {first}");
     }
     create(json!({"vcpus": 2})).await?.expect_error(409, "idempotency_request_mismatch")?;
-    stack.api.remove(first["id"].as_str().context("no id")?).await?;
+    let id = first["id"].as_str().context("no id")?;
+    stack.api.remove(id).await?;
+    let deleted = create(json!({})).await?.expect_error(409, "idempotency_sandbox_deleted")?;
+    anyhow::ensure!(deleted.json().to_string().contains(id), "{}", deleted.json());
     Ok(())
 }
 

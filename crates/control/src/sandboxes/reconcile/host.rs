@@ -1,0 +1,340 @@
+//! One host's part of the reconciler: its rounds, and the removals that they begin.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Instant,
+};
+
+use connectrpc::ConnectError;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::{
+    DestroyRequest, Fleet as FleetMessage, ListRequest, PingRequest, PingResponse, Sandbox as OnHost,
+};
+
+use super::{
+    PERIOD, Said,
+    step::{Step, cause_unknown, may_be_stray, step},
+    strays::Strays,
+};
+use crate::{
+    agents::{AgentClient, deadline, within},
+    db::{
+        fleet::{self, Fleet},
+        hosts::{self, Seen},
+        sandboxes::{self, Change, Known},
+    },
+    error::ApiError,
+    sandboxes::{cut, destroy},
+    state::App,
+};
+
+/// Removals of one host at a time.
+const REMOVALS: usize = 8;
+/// Rounds between two counts of what is reserved on the host.
+const RECOUNT_EVERY: u64 = 60;
+/// What an agent may say of its host: templates, the length of a name, and of a sentence, in bytes.
+const TEMPLATES_MAX: usize = 1024;
+const NAME_MAX: usize = 64;
+const SENTENCE_MAX: usize = 1024;
+
+/// Reconciles one host until the server stops.
+pub(super) async fn run(app: App, id: Uuid) {
+    let mut host = Host::new(app.clone(), id);
+    let mut said = Said::default();
+    let what = format!("host {} cannot be reconciled", HostId::from(id));
+    loop {
+        let done = host.round().await;
+        said.tell(&done, &what);
+        tokio::select! {
+            () = app.shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+    }
+}
+
+/// What is kept of a host between two rounds.
+struct Host {
+    app: App,
+    id: Uuid,
+    rounds: u64,
+    strays: Strays,
+    removals: HashMap<Uuid, JoinHandle<()>>,
+    quarantine: String,
+    /// Sandboxes without a row that nobody understands, and were told.
+    not_understood: HashSet<Uuid>,
+}
+
+fn message(fleet: Fleet) -> FleetMessage {
+    FleetMessage {
+        id: fleet.id.to_string(),
+        epoch: u64::try_from(fleet.epoch).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+impl Host {
+    fn new(app: App, id: Uuid) -> Self {
+        let (strays, removals) = (Strays::default(), HashMap::new());
+        Self {
+            app,
+            id,
+            rounds: 0,
+            strays,
+            removals,
+            quarantine: String::new(),
+            not_understood: HashSet::new(),
+        }
+    }
+
+    async fn round(&mut self) -> Result<(), ApiError> {
+        self.removals.retain(|_, removal| !removal.is_finished());
+        let Some(address) = hosts::address(&self.app.db, self.id).await? else { return Ok(()) };
+        if self.rounds.is_multiple_of(RECOUNT_EVERY) {
+            hosts::recount(&self.app.db, self.id).await?;
+        }
+        self.rounds += 1;
+        let client = self.app.agents.at(self.id.into(), &address);
+        let (fleet, answer) = self.introduce(&client, &address).await?;
+        let ping = match answer {
+            Ok(ping) => ping,
+            Err(error) => {
+                if hosts::silent(&self.app.db, self.id).await? {
+                    self.lost().await?;
+                }
+                return Err(error);
+            }
+        };
+        self.note(&ping).await?;
+        // Rows first, then the list: what is in the rows and not in the list is really not there.
+        let rows = sandboxes::on_host(&self.app.db, self.id).await?;
+        let listed =
+            client.list_with_options(ListRequest::default(), within(deadline::STATE)).await?.into_owned();
+        let mut there: HashMap<Uuid, OnHost> = listed
+            .sandboxes
+            .into_iter()
+            .filter_map(|sandbox| Some((sandbox.id.parse::<SandboxId>().ok()?.uuid(), sandbox)))
+            .collect();
+        let pairs = rows.into_iter().map(|row| (there.remove(&row.id), row)).collect();
+        let expected = self.settle_all(&client, fleet, pairs).await;
+        // What is left has no row, or one that is of no interest as long as a host has nothing of it.
+        let ended = sandboxes::of_ids(&self.app.db, &there.keys().copied().collect::<Vec<_>>()).await?;
+        let pairs = ended.into_iter().map(|row| (there.remove(&row.id), row)).collect();
+        let unexpected = self.settle_all(&client, fleet, pairs).await;
+        self.strays(&client, fleet, &there);
+        expected.and(unexpected)
+    }
+
+    /// Tells the agent the fleet, and asks it who it is.
+    async fn introduce(
+        &self,
+        client: &AgentClient,
+        address: &str,
+    ) -> Result<(Fleet, Result<PingResponse, ApiError>), ApiError> {
+        let fleet = fleet::current(&self.app.db).await?;
+        let answer = self.ping(client, address, fleet).await;
+        if answer.as_ref().is_ok_and(|ping| !ping.quarantine.is_empty()) {
+            // Another server may have raised the epoch meanwhile, and told the agent first.
+            let now = fleet::current(&self.app.db).await?;
+            if now != fleet {
+                return Ok((now, self.ping(client, address, now).await));
+            }
+        }
+        Ok((fleet, answer))
+    }
+
+    /// Asks the agent who it is. Another host's agent at the address makes this one unreachable.
+    async fn ping(
+        &self,
+        client: &AgentClient,
+        address: &str,
+        fleet: Fleet,
+    ) -> Result<PingResponse, ApiError> {
+        let request = PingRequest { fleet: Some(message(fleet)).into(), ..Default::default() };
+        let answered = client.ping_with_options(request, within(deadline::STATE)).await;
+        let ping = match answered.map(connectrpc::UnaryResponse::into_owned) {
+            Ok(ping) if ping.host_id.parse() == Ok(HostId::from(self.id)) => return Ok(ping),
+            Ok(ping) => ping.host_id,
+            Err(error) if is_of_another_host(&error) => error.message.unwrap_or_default(),
+            Err(error) => return Err(error.into()),
+        };
+        hosts::unreachable(&self.app.db, self.id).await?;
+        let message = format!(
+            "another host answers at {address} ({}): correct the address of host {}",
+            cut(&ping, NAME_MAX * 4),
+            HostId::from(self.id)
+        );
+        Err(ApiError::new(ErrorCode::HostUnavailable, message))
+    }
+
+    /// Writes down what the agent said of its host.
+    async fn note(&mut self, ping: &PingResponse) -> Result<(), ApiError> {
+        let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+        let long = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let names = ping.templates.iter().filter(|name| name.len() <= NAME_MAX);
+        let templates: Vec<String> = names.take(TEMPLATES_MAX).cloned().collect();
+        let quarantine = cut(&ping.quarantine, SENTENCE_MAX);
+        let seen = Seen {
+            id: self.id,
+            cpus: int(ping.cpus),
+            memory_mb: long(ping.memory_mb),
+            disk_mb: long(ping.disk_mb),
+            disk_free_mb: long(ping.disk_free_mb),
+            max_sandboxes: int(ping.max_sandboxes),
+            max_vcpus: int(ping.max_vcpus),
+            max_memory_mb: long(ping.max_memory_mb),
+            max_disk_size_mb: long(ping.max_disk_size_mb),
+            templates: &templates,
+            agent_version: &cut(&ping.agent_version, NAME_MAX),
+            driver: &cut(&ping.driver, NAME_MAX),
+            driver_reason: &cut(&ping.driver_reason, SENTENCE_MAX),
+            security_boundary: ping.security_boundary,
+            quarantine: &quarantine,
+        };
+        hosts::seen(&self.app.db, &seen).await?;
+        self.note_quarantine(quarantine);
+        Ok(())
+    }
+
+    fn note_quarantine(&mut self, quarantine: String) {
+        if quarantine == self.quarantine {
+            return;
+        }
+        let host = HostId::from(self.id);
+        if quarantine.is_empty() {
+            tracing::info!(%host, "the host is not in quarantine any more");
+        } else {
+            tracing::error!(
+                %host, cause = quarantine,
+                "the host is in quarantine: it keeps what this database does not know, until it is clear which one is right"
+            );
+        }
+        self.quarantine = quarantine;
+    }
+
+    /// The host has been silent for too long: what ran on it is missing.
+    async fn lost(&self) -> Result<(), ApiError> {
+        let mut done = Ok(());
+        for row in sandboxes::on_host(&self.app.db, self.id).await? {
+            let change = match row.status() {
+                SandboxStatus::Running => Change::to(SandboxStatus::Missing),
+                SandboxStatus::Starting if row.abandoned() => Change::error(
+                    ErrorCode::HostUnavailable,
+                    "its host stopped answering while it was starting; delete it",
+                ),
+                _ => continue,
+            };
+            let changed = sandboxes::change(&self.app.db, &row, change).await;
+            done = done.and(changed.map(drop).map_err(ApiError::from));
+        }
+        self.app.outbox.notify_one();
+        done
+    }
+
+    /// Does what is to be done about each of these. One that fails delays no other; the first failure is given.
+    async fn settle_all(
+        &mut self,
+        client: &AgentClient,
+        fleet: Fleet,
+        pairs: Vec<(Option<OnHost>, Known)>,
+    ) -> Result<(), ApiError> {
+        let mut done = Ok(());
+        for (found, row) in pairs {
+            let settled = self.settle(client, fleet, row, found.as_ref()).await;
+            let away = settled.as_ref().is_err_and(|error| error.code == ErrorCode::ServiceUnavailable);
+            done = done.and(settled);
+            if away {
+                // The database: the others would only wait for it too.
+                break;
+            }
+        }
+        done
+    }
+
+    async fn settle(
+        &mut self,
+        client: &AgentClient,
+        fleet: Fleet,
+        row: Known,
+        found: Option<&OnHost>,
+    ) -> Result<(), ApiError> {
+        match step(&row, found) {
+            Step::Nothing => {}
+            Step::Change(change) => {
+                tracing::info!(sandbox_id = %row.public_id(), from = row.status, to = ?change.to, "reconciled");
+                sandboxes::change(&self.app.db, &row, change).await?;
+                self.app.outbox.notify_one();
+            }
+            Step::Finish => {
+                // Ours for the length of a lease, so that other servers do not do the same.
+                if self.may_remove(row.id) && sandboxes::take_over(&self.app.db, &row).await? {
+                    let app = self.app.clone();
+                    self.remove(row.id, async move { destroy::finish(&app, &row).await });
+                }
+            }
+            Step::Destroy => self.destroy(client, fleet, row.id),
+        }
+        Ok(())
+    }
+
+    fn may_remove(&self, id: Uuid) -> bool {
+        self.removals.len() < REMOVALS && !self.removals.contains_key(&id)
+    }
+
+    /// Removes a sandbox beside the rounds: a host that takes its time holds up nothing else.
+    fn remove(&mut self, id: Uuid, work: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
+        let removal = tokio::spawn(async move {
+            if let Err(error) = work.await {
+                tracing::warn!(sandbox_id = %SandboxId::from(id), %error, "a sandbox is not removed yet");
+            }
+        });
+        self.removals.insert(id, removal);
+    }
+
+    /// Has the agent destroy what is not wanted, unless it keeps it from this database.
+    fn destroy(&mut self, client: &AgentClient, fleet: Fleet, id: Uuid) {
+        if !self.quarantine.is_empty() || !self.may_remove(id) {
+            return;
+        }
+        let (client, sandbox_id) = (client.clone(), SandboxId::from(id).to_string());
+        tracing::info!(sandbox_id, "destroying a sandbox that the database says is not wanted");
+        let request = DestroyRequest { sandbox_id, fleet: Some(message(fleet)).into(), ..Default::default() };
+        self.remove(id, async move {
+            client.destroy_with_options(request, within(deadline::DESTROY)).await?;
+            Ok(())
+        });
+    }
+
+    /// Destroys microVMs that have no row after a while; rows are written before an agent hears of a sandbox.
+    fn strays(&mut self, client: &AgentClient, fleet: Fleet, there: &HashMap<Uuid, OnHost>) {
+        self.not_understood.retain(|id| there.contains_key(id));
+        for (id, sandbox) in there {
+            if let Some(cause) = cause_unknown(sandbox)
+                && self.not_understood.insert(*id)
+            {
+                let sandbox_id = SandboxId::from(*id);
+                tracing::warn!(%sandbox_id, cause, "a host does not understand a sandbox that has no record; both are left alone");
+            }
+        }
+        if !self.quarantine.is_empty() {
+            self.strays.forget();
+            return;
+        }
+        let present = there.iter().filter(|(_, sandbox)| may_be_stray(sandbox)).map(|(id, _)| *id).collect();
+        let grace = self.app.limits.stray_grace;
+        let look = self.strays.seen(&present, Instant::now(), grace);
+        for id in look.new {
+            let (sandbox_id, host) = (SandboxId::from(id), HostId::from(self.id));
+            tracing::warn!(%sandbox_id, %host, ?grace, "a host has a sandbox without a record; it is destroyed later");
+        }
+        for id in look.due {
+            self.destroy(client, fleet, id);
+        }
+    }
+}
+
+/// Whether an agent refused a call that was meant for another host. Only an agent's own word has a code.
+fn is_of_another_host(error: &ConnectError) -> bool {
+    wrenn_rpc::fault::of(error).is_some_and(|(code, _)| code == ErrorCode::HostUnavailable.as_str())
+}

@@ -1,0 +1,98 @@
+//! What concerns no host in particular: the fleet's epoch, old records, and the gauges that count rows.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use wrenn_api::SandboxStatus;
+
+use super::{PERIOD, Said};
+use crate::{
+    db::{
+        fleet, hosts, idempotency, outbox,
+        sandboxes::{self, Change},
+    },
+    error::ApiError,
+    state::App,
+};
+
+/// Between two raises of the epoch: a backup that is older is noticed when it is restored.
+const RAISE: Duration = Duration::from_secs(60);
+/// Between two counts of rows.
+const MEASURE: Duration = Duration::from_secs(5);
+/// Between two removals of old records; more often where they are kept for less.
+const PRUNE: Duration = Duration::from_secs(60);
+/// Records removed by one statement, and failed sandboxes deleted at a time.
+const BATCH: i64 = 500;
+
+/// Does it until the server stops.
+pub(super) async fn run(app: &App) {
+    let (mut raise, mut measure, mut prune) = (Job::every(RAISE), Job::every(MEASURE), Job::every(PRUNE));
+    prune.period = PRUNE.min(app.limits.record_retention).max(PERIOD);
+    loop {
+        if raise.is_due() {
+            let raised = fleet::raise(&app.db, RAISE).await.map_err(ApiError::from);
+            raise.said.tell(&raised, "the fleet's epoch cannot be raised");
+        }
+        if measure.is_due() {
+            let measured = count_rows(app).await;
+            measure.said.tell(&measured, "the rows of the database cannot be counted");
+        }
+        if prune.is_due() {
+            let pruned = remove_old(app).await;
+            prune.said.tell(&pruned, "old records cannot be removed");
+        }
+        tokio::select! {
+            () = app.shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+    }
+}
+
+/// Something that is done from time to time.
+struct Job {
+    period: Duration,
+    last: Option<Instant>,
+    said: Said,
+}
+
+impl Job {
+    fn every(period: Duration) -> Self {
+        Self { period, last: None, said: Said::default() }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let due = self.last.is_none_or(|last| last.elapsed() >= self.period);
+        if due {
+            self.last = Some(Instant::now());
+        }
+        due
+    }
+}
+
+async fn count_rows(app: &App) -> Result<(), ApiError> {
+    let counts: HashMap<String, i64> = sandboxes::by_status(&app.db).await?.into_iter().collect();
+    for status in ["pending", "starting", "running", "stopping", "missing", "error"] {
+        let count = counts.get(status).copied().unwrap_or_default();
+        metrics::gauge!("wrenn_sandboxes", "status" => status).set(count as f64);
+    }
+    metrics::gauge!("wrenn_hosts_ejected").set(hosts::ejected(&app.db).await? as f64);
+    metrics::gauge!("wrenn_hosts_quarantined").set(hosts::quarantined(&app.db).await? as f64);
+    metrics::gauge!("wrenn_outbox_events").set(outbox::waiting(&app.db).await? as f64);
+    Ok(())
+}
+
+async fn remove_old(app: &App) -> Result<(), ApiError> {
+    idempotency::prune(&app.db).await?;
+    let age = app.limits.record_retention;
+    while sandboxes::forget_stopped(&app.db, age, BATCH).await? == BATCH as u64 {}
+    // A failed one may still hold a disk on its host, so it is deleted as by its user.
+    for row in sandboxes::failed_before(&app.db, age, BATCH).await? {
+        let to = if row.host_id.is_some() { SandboxStatus::Stopping } else { SandboxStatus::Stopped };
+        sandboxes::change(&app.db, &row, Change::to(to)).await?;
+        tracing::info!(sandbox_id = %row.public_id(), "deleting a sandbox that failed long ago");
+    }
+    app.outbox.notify_one();
+    Ok(())
+}

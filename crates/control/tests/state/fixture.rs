@@ -1,0 +1,164 @@
+//! A control plane over a database of its own, with agents that are told what to do.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wrenn_control::{Config, Limits};
+use wrenn_rpc::host::v1::SandboxState;
+use wrenn_testkit::{Api, Reply, wait_until};
+
+use crate::{agent::Agent, certificates::certificates, stores::Stores};
+
+/// Longer than anything here takes; nothing waits for it where all is well.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) struct Fixture {
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) database: String,
+    pub(crate) api: Api,
+    pub(crate) agents: Vec<Arc<Agent>>,
+    servers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
+    tls: wrenn_control::AgentTls,
+    limits: Limits,
+    _dir: tempfile::TempDir,
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+impl Fixture {
+    /// Starts a server with so many agents, and waits until all are online.
+    pub(crate) async fn start(
+        stores: &Arc<Stores>,
+        database: &str,
+        agents: usize,
+        limits: Limits,
+    ) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (tls, agent_tls) = certificates(dir.path()).map_err(|error| anyhow!(error))?;
+        let agent_tls = Arc::new(agent_tls);
+        stores.create(database).await?;
+        let url = stores.database_url(database);
+        wrenn_control::migrate(&url).await?;
+        let mut started = Vec::new();
+        for _ in 0..agents {
+            let agent = Agent::start(agent_tls.clone()).await?;
+            wrenn_control::ensure_host(&url, agent.id, agent.address).await?;
+            started.push(agent);
+        }
+        let key = wrenn_control::ensure_api_key(&url, None).await?;
+        let mut fixture = Self {
+            stores: stores.clone(),
+            database: database.to_owned(),
+            api: Api::new("", &key),
+            agents: started,
+            servers: Vec::new(),
+            tls,
+            limits,
+            _dir: dir,
+        };
+        fixture.api = fixture.serve().await?;
+        let online = async || {
+            let health = fixture.api.get("/health").await.ok()?.json();
+            (health["hosts_online"] == agents).then_some(())
+        };
+        wait_until("all hosts online", SOON, online).await?;
+        Ok(fixture)
+    }
+
+    /// Starts one more server over the same database, and gives a client of it.
+    pub(crate) async fn serve(&mut self) -> Result<Api> {
+        let (listen, shutdown) = (free_address()?, CancellationToken::new());
+        let config = Config {
+            listen,
+            database_url: self.stores.database_url(&self.database),
+            redis_url: self.stores.redis_url(),
+            agent_tls: self.tls.clone(),
+            limits: self.limits.clone(),
+        };
+        let server = tokio::spawn(wrenn_control::serve(config, shutdown.clone()));
+        self.servers.push((shutdown, server));
+        let api = Api::new(&format!("http://{listen}"), self.api.key());
+        let healthy = async || api.get("/health").await.ok().filter(|reply| reply.status == 200);
+        wait_until("health", SOON, healthy).await?;
+        Ok(api)
+    }
+
+    pub(crate) async fn stop(self) -> Result<()> {
+        for (shutdown, server) in self.servers {
+            shutdown.cancel();
+            server.await?.context("the server failed")?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn agent(&self) -> &Arc<Agent> {
+        &self.agents[0]
+    }
+
+    pub(crate) async fn sql(&self, statements: &str) -> Result<()> {
+        self.stores.execute(&self.database, statements).await
+    }
+
+    /// The first row of a query.
+    pub(crate) async fn value(&self, query: &str) -> Result<String> {
+        Ok(self.stores.column(&self.database, query).await?.into_iter().next().unwrap_or_default())
+    }
+
+    /// Waits until a query's first row is this.
+    pub(crate) async fn wait_value(&self, query: &str, expected: &str) -> Result<()> {
+        let mut last = String::new();
+        let is = async || {
+            last = self.value(query).await.ok()?;
+            (last == expected).then_some(())
+        };
+        let found = wait_until(query, SOON, is).await;
+        found.with_context(|| format!("it gave {last:?} instead of {expected:?}"))
+    }
+
+    /// Asks for a sandbox with a key, by a body as it is written.
+    pub(crate) async fn ask(&self, key: &str, body: &str) -> Result<Reply> {
+        let request = self.api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", key);
+        let request = request.header("Content-Type", "application/json").body(body.to_owned());
+        self.api.send(request).await
+    }
+
+    pub(crate) async fn create(&self) -> Result<String> {
+        self.api.create(&json!({"memory_mb": 256})).await
+    }
+
+    pub(crate) async fn record(&self, id: &str) -> Result<Value> {
+        Ok(self.api.get(&format!("/v1/capsules/{id}")).await?.expect(200)?.json())
+    }
+
+    /// Waits until a sandbox has this status, and gives its record.
+    pub(crate) async fn wait_status(&self, id: &str, status: &str) -> Result<Value> {
+        let is = async || self.record(id).await.ok().filter(|record| record["status"] == status);
+        wait_until(&format!("{id} {status}"), SOON, is).await
+    }
+
+    /// Waits until the reconciler has looked at the host so many times more, from beginning to end.
+    pub(crate) async fn rounds(&self, agent: &Agent, rounds: usize) -> Result<()> {
+        // The round that is under way may have begun before.
+        let until = agent.now().lists.1 + rounds + 1;
+        let done = async || (agent.now().lists.1 >= until).then_some(());
+        wait_until("rounds of the reconciler", SOON, done).await
+    }
+}
+
+/// A sandbox's id of nobody.
+pub(crate) fn new_id() -> String {
+    wrenn_api::SandboxId::new().to_string()
+}
+
+pub(crate) const RUNNING: SandboxState = SandboxState::SANDBOX_STATE_RUNNING;
+pub(crate) const UNKNOWN: SandboxState = SandboxState::SANDBOX_STATE_UNKNOWN;

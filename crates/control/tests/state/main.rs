@@ -1,0 +1,76 @@
+//! The control plane over a real PostgreSQL and a real Redis, with agents that do as they are told: what it keeps, what it
+//! gives back, and what it destroys. Each case has a database and agents of its own.
+
+mod agent;
+#[path = "../certificates/mod.rs"]
+mod certificates;
+mod database;
+mod fixture;
+mod fleets;
+mod hosts;
+mod idempotency;
+mod records;
+mod stores;
+
+use std::{pin::Pin, process::ExitCode, sync::Arc};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use stores::Stores;
+use tokio::runtime::Runtime;
+
+/// One case, with the stores and a name for its database.
+type Case = fn(Arc<Stores>, &'static str) -> Pin<Box<dyn Future<Output = Result<()>>>>;
+
+macro_rules! cases {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        [$((
+            concat!(stringify!($module), "::", stringify!($name)),
+            stringify!($name),
+            (|stores, database| Box::pin(async move { $module::$name(&stores, database).await })) as Case,
+        ),)*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let runtime = Arc::new(Runtime::new().expect("a runtime"));
+    let cases = cases![
+        database::a_foreign_database_is_refused,
+        database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
+        fleets::a_deleted_row_destroys_nothing_at_once,
+        fleets::a_stray_is_destroyed_in_time,
+        fleets::a_quarantined_database_destroys_nothing_but_what_users_delete,
+        fleets::what_an_agent_does_not_understand_is_kept,
+        hosts::a_host_that_hangs_delays_no_other,
+        hosts::removals_delay_no_round,
+        hosts::one_row_that_fails_delays_no_other,
+        hosts::another_host_at_the_address_is_unreachable,
+        hosts::no_host_is_filled_beyond_its_capacity,
+        hosts::a_locked_host_stops_no_create_elsewhere,
+        hosts::a_broken_template_ejects_no_host,
+        idempotency::a_sandbox_that_was_made_is_found_again,
+        idempotency::requests_are_the_same_by_their_meaning,
+        idempotency::a_deleted_sandbox_is_told,
+        idempotency::a_failed_create_frees_its_key,
+        records::old_records_go,
+        records::a_repeated_delete_changes_nothing,
+    ];
+    let stores = (!arguments.list).then(|| {
+        let started = runtime.block_on(Stores::start());
+        Arc::new(started.unwrap_or_else(|error| panic!("no stores: {error:#}")))
+    });
+    let trials = cases.into_iter().map(|(name, database, case)| {
+        let (runtime, stores) = (runtime.clone(), stores.clone());
+        Trial::test(name, move || {
+            let stores = stores.ok_or("not started")?;
+            let result = runtime.block_on(case(stores, &database[..database.len().min(60)]));
+            result.map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    // They wait more than they work.
+    arguments.test_threads.get_or_insert(8);
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    drop(stores);
+    conclusion.exit_code()
+}
