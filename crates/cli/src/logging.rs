@@ -1,8 +1,8 @@
 //! Log of long-running commands, on standard error.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use crate::{config::Config, output::note};
+use crate::{config::Config, log_rate::LogRate, output::note};
 
 /// Starts logging with the configured filter and format.
 pub(crate) fn start(config: &Config) {
@@ -14,9 +14,9 @@ pub(crate) fn start(config: &Config) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let started = if config.get("log_format") == Some("json") {
-        builder.json().try_init()
+        builder.json().finish().with(LogRate::default()).try_init()
     } else {
-        builder.with_ansi(ansi).try_init()
+        builder.with_ansi(ansi).finish().with(LogRate::default()).try_init()
     };
     if let Err(error) = started {
         note(&format!("there is no log: {error}"));

@@ -10,6 +10,7 @@ mod exec;
 mod failure;
 mod layout;
 mod leak_check;
+mod log_rate;
 mod logging;
 mod output;
 mod pki;

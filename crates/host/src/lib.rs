@@ -123,7 +123,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         Ok(reclaimed) => tracing::info!(?reclaimed, "disks that nobody owns"),
         // The sandboxes that run need them not.
         Err(error) => {
-            tracing::error!(%error, "the leftovers of disks could not all be removed; the next start tries again")
+            tracing::error!(%error, "the leftovers of disks could not all be removed; the next start tries again");
         }
     }
     // Both take seconds at the very first start.

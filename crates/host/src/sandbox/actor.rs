@@ -19,7 +19,7 @@ use wrenn_network::{Plan, Policy, SlotPool, SlotSpec};
 use wrenn_vmm::{Exit, MicroVm, Vmm};
 
 use super::{
-    guest::Guest,
+    guest::{Guest, cut},
     journal::{Entry, Journal},
     remove::{remove_record, undo_step},
     spec::Spec,
@@ -192,7 +192,7 @@ pub(super) fn last_lines(log: &str, sandboxes: &Path) -> String {
     let own = sandboxes.parent().unwrap_or(sandboxes).display().to_string();
     let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(LAST_LINES)..].join(" | ");
-    last.replace(&own, "")
+    cut(&last.replace(&own, ""))
 }
 
 impl Actor {
@@ -439,5 +439,6 @@ mod tests {
         let words = last_lines(log, Path::new("/var/lib/wrenn/agent/sandboxes"));
         assert_eq!(words, "two | qemu: /volumes/x.img: gone | four");
         assert_eq!(last_lines("", Path::new("/")), "");
+        assert!(last_lines(&"x".repeat(1 << 20), Path::new("/")).len() < 600);
     }
 }

@@ -384,21 +384,21 @@ mod tests {
     /// Error text of a hostile guest, with a forged log line.
     const WORDS: &str = "message size 5 exceeds limit 4\n2026-01-01 INFO forged";
 
-    fn told(event: process_event::Event) -> Result<StartResponse, ConnectError> {
+    fn told(event: process_event::Event) -> StartResponse {
         let event = ProcessEvent { event: Some(event), ..Default::default() };
-        Ok(StartResponse { event: event.into(), ..Default::default() })
+        StartResponse { event: event.into(), ..Default::default() }
     }
 
-    fn output(bytes: usize) -> Result<StartResponse, ConnectError> {
+    fn output(bytes: usize) -> StartResponse {
         let output = Some(Output::Stdout(vec![b'y'; bytes]));
         told(process_event::Event::Data(DataEvent { output, ..Default::default() }.into()))
     }
 
-    fn lost(bytes: u64) -> Result<StartResponse, ConnectError> {
+    fn lost(bytes: u64) -> StartResponse {
         told(process_event::Event::Lost(Lost { bytes, ..Default::default() }.into()))
     }
 
-    fn end() -> Result<StartResponse, ConnectError> {
+    fn end() -> StartResponse {
         let end = EndEvent { exited: true, status: "exit status 0".into(), ..Default::default() };
         told(process_event::Event::End(end.into()))
     }
@@ -409,13 +409,13 @@ mod tests {
             "lossy" => vec![output(1), lost(7), output(2), lost(5), output(4), end()],
             "oversized" => vec![output(1 << 20), end()],
             "hangs" => return stream::pending().boxed(),
-            "yes" => return stream::repeat_with(|| output(PIECE)).boxed(),
+            "yes" => return stream::repeat_with(|| Ok(output(PIECE))).boxed(),
             _ => {
                 let output = stream::repeat_with(|| output(PIECE)).take(PIECES);
-                return output.chain(stream::iter([end()])).boxed();
+                return output.chain(stream::iter([end()])).map(Ok).boxed();
             }
         };
-        stream::iter(events).boxed()
+        stream::iter(events.into_iter().map(Ok)).boxed()
     }
 
     fn refusal(cmd: &str) -> Option<ConnectError> {
@@ -440,7 +440,7 @@ mod tests {
             }
             let started =
                 told(process_event::Event::Start(StartEvent { pid: 1, ..Default::default() }.into()));
-            let first = stream::iter((cmd != "hangs").then_some(started));
+            let first = stream::iter((cmd != "hangs").then_some(Ok(started)));
             Ok(Response::new(first.chain(said(&cmd)).boxed()))
         });
         let envd = Router::new().route_server_stream::<_, StartRequest, StartResponse>(

@@ -264,25 +264,26 @@ impl Guest {
     }
 }
 
-/// Shortens a guest's text to one line: escapes control characters and omits the middle of a long text.
-pub(super) fn shorten(text: &str) -> String {
-    let escaped = |part: &str| {
-        part.chars().fold(String::new(), |mut line, c| {
-            if c.is_control() {
-                line.extend(c.escape_default())
-            } else {
-                line.push(c)
-            }
-            line
-        })
-    };
-    let half = ERROR_SHOWN / 2;
+/// Shortens a guest's text: omits the middle of a long text.
+pub(super) fn cut(text: &str) -> String {
     let count = text.chars().count();
     if count <= ERROR_SHOWN {
-        return escaped(text);
+        return text.to_owned();
     }
-    let part = |from: usize| text.chars().skip(from).take(half).collect::<String>();
-    format!("{} … {}", escaped(&part(0)), escaped(&part(count - half)))
+    let part = |from: usize| text.chars().skip(from).take(ERROR_SHOWN / 2).collect::<String>();
+    format!("{} … {}", part(0), part(count - ERROR_SHOWN / 2))
+}
+
+/// Shortens a guest's text to one line: omits the middle of a long text and escapes control characters.
+pub(super) fn shorten(text: &str) -> String {
+    cut(text).chars().fold(String::new(), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+        line
+    })
 }
 
 /// Returns a successful response, or converts envd's error.
