@@ -4,7 +4,10 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -31,6 +34,8 @@ use crate::{
 };
 
 const PIECE: usize = 64 << 10;
+/// Bytes of a form in which its parser may find nothing.
+const UNPARSED: usize = 256 << 10;
 
 /// Query parameters of both methods.
 #[derive(Deserialize, Default)]
@@ -294,8 +299,11 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
     let mut written = Vec::new();
     if kind.starts_with("multipart/form-data") {
+        let pending = Arc::new(AtomicUsize::new(0));
+        let request = without_endless_headers(request, &pending);
         let mut parts = Multipart::from_request(request, &()).await.map_err(|e| bad(e.to_string()))?;
-        while let Some(part) = parts.next_field().await.map_err(|e| bad(e.to_string()))? {
+        while let Some(part) = parts.next_field().await.map_err(|e| bad(e.body_text()))? {
+            pending.store(0, Ordering::Relaxed);
             if part.name() != Some("file") {
                 continue;
             }
@@ -303,8 +311,11 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
             let Some(given) = given else {
                 return Err(bad("a part has no filename and there is no ?path".into()));
             };
-            written
-                .push(store(&given, &user, params.atomic, part.map(|r| r.map_err(|e| e.to_string()))).await?);
+            let content = part.map(|piece| {
+                pending.store(0, Ordering::Relaxed);
+                piece.map_err(|e| e.body_text())
+            });
+            written.push(store(&given, &user, params.atomic, content).await?);
         }
         if written.is_empty() {
             return Err(bad("the form has no part named `file`".into()));
@@ -315,6 +326,23 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
         written.push(store(given, &user, params.atomic, body).await?);
     }
     Ok(Json(written).into_response())
+}
+
+/// The request, whose body breaks off when the form's parser gets more and more and finds nothing in it: it would keep all
+/// of that in memory. Who takes something from the parser sets `pending` to 0.
+fn without_endless_headers(request: Request, pending: &Arc<AtomicUsize>) -> Request {
+    let pending = Arc::clone(pending);
+    request.map(|body| {
+        Body::from_stream(body.into_data_stream().map(move |piece| {
+            let piece = piece.map_err(io::Error::other)?;
+            if pending.fetch_add(piece.len(), Ordering::Relaxed) > UNPARSED {
+                return Err(io::Error::other(format!(
+                    "the form has {UNPARSED} bytes that are no content of a part"
+                )));
+            }
+            Ok(piece)
+        }))
+    })
 }
 
 async fn store(

@@ -1,4 +1,4 @@
-//! Limits of open files: the maximum for envd, and the usual limit for the processes it starts.
+//! Limits of open files and tasks: the maximum for envd, and the usual limit of open files for the processes it starts.
 
 use std::sync::OnceLock;
 
@@ -15,11 +15,24 @@ pub(crate) fn raise(first: bool) {
     if first && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
         limit = raised;
     }
+    if first {
+        lift_tasks();
+    }
     let _ = CHILDREN.set(limit);
     let own = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
     // SAFETY: as above.
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const own) } < 0 {
         eprintln!("envd: cannot raise the limit of open files: {}", std::io::Error::last_os_error());
+    }
+}
+
+/// Removes the limit of tasks per user, by default half of the machine's maximum. Control groups limit tasks; with the limit
+/// per user, one command could keep every other command of that user from starting.
+fn lift_tasks() {
+    let none = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the structure is valid for the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &raw const none) } < 0 {
+        eprintln!("envd: cannot lift the limit of tasks: {}", std::io::Error::last_os_error());
     }
 }
 

@@ -38,6 +38,8 @@ const RETAINED: usize = 256;
 const RUNNING: usize = 4096;
 /// Memory in bytes per running process, from which their limit is computed.
 const RUNNING_MEMORY: usize = 256 << 10;
+/// Additional running processes of root, so that others can be killed when the limit is reached.
+const RESERVE: usize = 16;
 /// Time that output is awaited after a process has exited while a descendant has its pipes open.
 const GRACE: Duration = Duration::from_millis(200);
 /// Maximum bytes of arguments and environment kept per process for listings.
@@ -99,10 +101,23 @@ pub(crate) enum Selector {
 pub(crate) enum StartError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    #[error("{0} processes are running, the limit of this sandbox; end some first")]
+    #[error(
+        "{0} processes are running, the limit of this sandbox; end some, as root if need be: {RESERVE} more may be root's"
+    )]
     TooMany(usize),
     #[error("cannot watch the process: {0}")]
     Io(#[from] io::Error),
+}
+
+impl StartError {
+    /// Returns whether the request is the cause, and not the state of the machine.
+    pub(crate) fn is_callers(&self) -> bool {
+        match self {
+            Self::Spawn(SpawnError::Resources { .. } | SpawnError::Hung { .. }) => false,
+            Self::Spawn(_) => true,
+            Self::TooMany(_) | Self::Io(_) => false,
+        }
+    }
 }
 
 /// Limits, which tests can reduce.
@@ -131,6 +146,7 @@ pub(crate) struct Registry {
     drains: Drains,
     bounds: Bounds,
     places: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
     table: Mutex<Table>,
 }
 
@@ -150,6 +166,7 @@ impl Registry {
             drains: Drains::new(bounds.drains),
             bounds,
             places: Arc::new(Semaphore::new(bounds.running)),
+            reserve: Arc::new(Semaphore::new(RESERVE)),
             table: Mutex::default(),
         })
     }
@@ -180,8 +197,7 @@ impl Registry {
         tag: Option<String>,
         deadline: Option<std::time::Instant>,
     ) -> Result<(Arc<Process>, Reader), StartError> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let place = place.map_err(|_| StartError::TooMany(self.bounds.running))?;
+        let place = self.place(spec.user.uid).ok_or(StartError::TooMany(self.bounds.running))?;
         description.shorten();
         let log = self.retention.log();
         let reader = log.read(Hold::Always);
@@ -236,6 +252,12 @@ impl Registry {
         let following = Following { process: Arc::clone(&process), pumps, ended, place };
         tokio::spawn(self.supervise(following, running.status, deadline));
         Ok((process, reader))
+    }
+
+    /// Returns a permit to run a process of a user, or `None` at the limit.
+    fn place(&self, uid: u32) -> Option<OwnedSemaphorePermit> {
+        let usual = Arc::clone(&self.places).try_acquire_owned().ok();
+        usual.or_else(|| Arc::clone(&self.reserve).try_acquire_owned().ok().filter(|_| uid == 0))
     }
 
     /// Supervises one process until its exit.

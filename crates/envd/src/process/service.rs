@@ -25,7 +25,7 @@ use super::{
     registry::{Description, Process, Registry, Selector, StartError},
     spawn::{SpawnError, Spec},
 };
-use crate::{settings::Settings, users};
+use crate::{log, settings::Settings, users};
 
 /// Keepalive period when the client does not ask for one.
 const KEEPALIVE: Duration = Duration::from_secs(90);
@@ -58,7 +58,12 @@ impl ProcessService for Service {
         let tag = request.tag.take();
         let (spec, description) = self.plan(&ctx, request).await?;
         let started = self.registry.start(spec, description, tag, ctx.deadline()).await;
-        let (process, reader) = started.map_err(|e| start_error(&e))?;
+        let (process, reader) = started.map_err(|error| {
+            if !error.is_callers() {
+                log::line(log::request_id(ctx.headers()), &error);
+            }
+            start_error(&error)
+        })?;
         let mut feed = Feed::new(&ctx, process, reader);
         feed.kill_on_drop = ctx.header(KILL_ON_DISCONNECT).is_some_and(|v| v == "1");
         feed.report_deadline = true;

@@ -91,12 +91,16 @@ fn only_so_many_run_at_a_time_and_a_place_is_free_again() {
     let envd = Envd::start_with(&["--running", "2"]);
     let mut held = [envd.sh("sleep 1000"), envd.sh("sleep 1000")];
     let pids = held.each_mut().map(Events::pid);
-    assert_eq!(envd.sh("true").finish().error["code"], "resource_exhausted");
-    let kill = json!({"process": {"pid": pids[0]}, "signal": "SIGNAL_SIGKILL"});
-    assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 200);
-    eventually("a place is free", || envd.sh("true").finish().error.is_null());
-    let kill = json!({"process": {"pid": pids[1]}, "signal": "SIGNAL_SIGKILL"});
-    assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 200);
+    let by_nobody = || {
+        let request = json!({"process": {"cmd": "true"}, "stdin": false});
+        envd.stream("Start", &[("authorization", "Basic bm9ib2R5Og==")], &request).finish().error
+    };
+    assert_eq!(by_nobody()["code"], "resource_exhausted");
+    // Root, which is the default here, has some in reserve.
+    let ended = envd.sh(&format!("kill -9 {}", pids[0])).finish();
+    assert!(ended.error.is_null(), "{}", ended.error);
+    eventually("a place is free", || by_nobody().is_null());
+    assert!(envd.sh(&format!("kill -9 {}", pids[1])).finish().error.is_null());
     eventually("it ended", || !alive(&pids[1].to_string()));
 }
 
@@ -113,4 +117,33 @@ fn the_guests_own_connections_do_not_take_those_of_the_host() {
         let read = std::io::Read::read_to_string(&mut stream, &mut answer);
         asked.is_ok() && read.is_ok() && answer.contains("204")
     });
+}
+
+#[test]
+fn a_form_without_content_is_refused_before_it_takes_memory() {
+    let envd = Envd::start();
+    let before = resident(&envd);
+    let mut form = b"--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\nX: ".to_vec();
+    form.resize(32 << 20, b'a');
+    let kind = [("content-type", "multipart/form-data; boundary=B")];
+    let mut stream = envd.start_sending("POST", "/files?path=/tmp/x", &kind, form.len());
+    // It may stop reading at any time, which is what is wanted.
+    let _ = std::io::Write::write_all(&mut stream, &form);
+    let mut answer = String::new();
+    let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+    let grown = resident(&envd).saturating_sub(before);
+    assert!(grown < 8 << 10, "{grown} KiB more are resident");
+    // A whole form goes through.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let content = vec![b'c'; 3 << 20];
+    let form = [
+        b"--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\n",
+        &*content,
+        b"\r\n--B--\r\n",
+    ];
+    let url = format!("/files?path={}", path.display());
+    assert_eq!(envd.http("POST", &url, &kind, &form.concat()).0, 200);
+    assert!(fs::read(&path).unwrap() == content);
 }

@@ -107,7 +107,7 @@ impl Actor {
             self.boot(&boot, &guest, begin + limit).await?;
         }
         step("boot");
-        guest.init(&self.spec, envs).await?;
+        guest.init(&self.id, &self.spec, envs).await?;
         fault::point("create.init");
         self.record(vec![Entry::Running]).await?;
         fault::point("create.running");

@@ -199,13 +199,19 @@ impl Guest {
     }
 
     /// Tells envd who it is: environment, token, default user, time and host name.
-    pub(crate) async fn init(&self, spec: &Spec, envs: &HashMap<String, String>) -> Result<(), AgentError> {
+    pub(crate) async fn init(
+        &self,
+        id: &str,
+        spec: &Spec,
+        envs: &HashMap<String, String>,
+    ) -> Result<(), AgentError> {
         let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
         let body = json!({
             "envVars": envs,
             "accessToken": spec.access_token,
             "defaultUser": spec.default_user,
             "timestamp": now,
+            "hostname": id,
         });
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
         let mut request = self.request(Method::POST, "/init", body)?;
