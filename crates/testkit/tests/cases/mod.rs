@@ -9,6 +9,7 @@ mod events;
 mod faults;
 mod files;
 mod fleet;
+mod guests;
 mod hosts;
 mod idempotency;
 mod lifecycle;
@@ -85,6 +86,7 @@ pub(crate) fn beside() -> Cases<Case> {
         files::large_files_come_back_as_they_went_in,
         files::a_file_that_is_not_there,
         files::a_full_disk_of_a_guest,
+        guests::a_guest_is_a_machine_with_an_identity,
         idempotency::lost_answers_make_one_sandbox,
         idempotency::leaving_interrupts_no_create,
         lifecycle::create_use_delete,

@@ -1,0 +1,63 @@
+//! The guest as a machine: identity, usual programs, limits on what commands take of it, and its end.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use reqwest::Method;
+use serde_json::json;
+use wrenn_testkit::Stack;
+
+use super::support::wait_status;
+
+/// Checks machine-id, host name, its resolution, `ping` and `python` for the default user, files of the kernel over the
+/// API, and that `reboot` ends the guest.
+pub(crate) async fn a_guest_is_a_machine_with_an_identity(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({})).await?;
+    let script = "cat /etc/machine-id; hostname; cat /etc/hostname
+        python -c 'import socket; print(socket.gethostbyname(socket.gethostname()))'
+        ping -q -c 1 $(hostname) > /dev/null && echo pinged
+        ulimit -n; id -un; poweroff 2>&1; echo $?";
+    let ran = stack.api.exec(&id, &["sh", "-c", script]).await?;
+    let lines: Vec<_> = ran["stdout"].as_str().unwrap_or_default().lines().collect();
+    let [machine_id, name, file, address, pinged, files, user, refused, status] = lines[..] else {
+        anyhow::bail!("{ran}");
+    };
+    anyhow::ensure!(machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit()), "{ran}");
+    anyhow::ensure!(name == id && file == id && address.starts_with("127.0."), "{ran}");
+    anyhow::ensure!((pinged, files, user) == ("pinged", "1024", "wrenn-user"), "{ran}");
+    anyhow::ensure!(refused.contains("sudo poweroff") && status == "1", "{ran}");
+
+    for path in ["/proc/cpuinfo", "/sys/class/net/eth0/address", "/etc/machine-id"] {
+        let content = stack.api.exec(&id, &["cat", path]).await?;
+        let read = stack.api.read(&id, path).await?.expect(200)?;
+        let read = String::from_utf8_lossy(&read.bytes);
+        // The speed of processors changes all the time.
+        let same = |text: &str| {
+            text.lines().filter(|line| !line.contains("MHz")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        anyhow::ensure!(
+            !read.is_empty() && same(content["stdout"].as_str().unwrap_or_default()) == same(&read),
+            "{path}: {read}"
+        );
+    }
+
+    // One command cannot take the tasks of all, nor all those of the kernel; a user has no limit of its own.
+    let script = "ulimit -u; group=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)
+        cat $group/pids.max $group/../pids.max /proc/sys/kernel/threads-max";
+    let limits = stack.api.exec(&id, &["bash", "-c", script]).await?;
+    let limits: Vec<_> = limits["stdout"].as_str().unwrap_or_default().lines().map(str::to_owned).collect();
+    let [of_user, counts @ ..] = &limits[..] else { anyhow::bail!("{limits:?}") };
+    let counts = counts.iter().map(|count| count.parse::<u32>()).collect::<Result<Vec<_>, _>>()?;
+    anyhow::ensure!(
+        of_user == "unlimited" && counts.len() == 3 && counts.is_sorted_by(|a, b| a < b),
+        "{limits:?}"
+    );
+
+    let body = json!({"cmd": "sudo", "args": ["sh", "-c", "reboot; sleep 60"], "timeout_sec": 60});
+    let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
+    let answered = stack.api.send(exec.timeout(Duration::from_secs(15))).await;
+    answered.context("the guest ended meanwhile")?;
+    wait_status(&stack, &id, &["error"], 30).await?;
+    stack.api.remove(&id).await?;
+    Ok(())
+}
