@@ -35,6 +35,17 @@ pub enum SandboxStatus {
 }
 
 impl SandboxStatus {
+    /// Every status.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Starting,
+        Self::Running,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Missing,
+        Self::Error,
+    ];
+
     /// The status as it stands in responses and in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -53,18 +64,7 @@ impl std::str::FromStr for SandboxStatus {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        [
-            Self::Pending,
-            Self::Starting,
-            Self::Running,
-            Self::Stopping,
-            Self::Stopped,
-            Self::Missing,
-            Self::Error,
-        ]
-        .into_iter()
-        .find(|status| status.as_str() == text)
-        .ok_or(())
+        Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or(())
     }
 }
 
@@ -203,7 +203,8 @@ pub enum Encoding {
     #[default]
     #[serde(rename = "utf-8")]
     Utf8,
-    /// Both are encoded as base 64, because at least one of them is not valid UTF-8.
+    /// Both are encoded as base 64, because at least one of them is not valid UTF-8, or because it is large and JSON would
+    /// escape most of it.
     #[serde(rename = "base64")]
     Base64,
 }
@@ -218,6 +219,7 @@ pub enum Encoding {
     "exit_code": 0,
     "timed_out": false,
     "truncated": false,
+    "lost_bytes": 0,
     "duration_ms": 62,
     "encoding": "utf-8"
 }))]
@@ -237,6 +239,9 @@ pub struct ExecResponse {
     pub timed_out: bool,
     /// Whether output is missing because it was larger than the limit.
     pub truncated: bool,
+    /// How many bytes of both outputs together are missing.
+    #[serde(default)]
+    pub lost_bytes: u64,
     /// How long the command ran, in milliseconds.
     pub duration_ms: u64,
     /// How the output is encoded.

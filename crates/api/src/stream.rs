@@ -100,12 +100,15 @@ pub struct ExecLost {
 
 /// The command has ended. It is the last frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"type": "exit", "exit_code": 0, "timed_out": false}))]
+#[schema(example = json!({"type": "exit", "exit_code": 0, "timed_out": false, "lost_bytes": 0}))]
 pub struct ExecExit {
     /// The exit status; 128 + N if signal N ended the command.
     pub exit_code: i32,
     /// Whether the command was killed because it ran longer than `timeout_sec`.
     pub timed_out: bool,
+    /// How many bytes of output are missing: the sum of all frames `lost`.
+    #[serde(default)]
+    pub lost_bytes: u64,
 }
 
 /// The command could not be started, or its end is not known. It is the last frame.

@@ -47,6 +47,13 @@ fn server_config(config: &Config) -> Result<wrenn_control::Config> {
             json_body: config.or("server.json_body", defaults.json_body),
             upload_body: config.or("server.upload_body", defaults.upload_body),
             concurrent_requests: config.or("server.concurrent_requests", defaults.concurrent_requests),
+            concurrent_deletes: config.or("server.concurrent_deletes", defaults.concurrent_deletes),
+            long_commands: config.or("server.long_commands", defaults.long_commands),
+            memory: config.or("server.memory", defaults.memory),
+            connections: config.or("server.connections", defaults.connections),
+            connections_per_address: config
+                .or("server.connections_per_address", defaults.connections_per_address),
+            key_check: seconds(config, "server.key_check_sec", defaults.key_check),
             sandboxes_per_team: config.or("server.sandboxes_per_team", defaults.sandboxes_per_team),
             event_streams: config.or("server.event_streams", defaults.event_streams),
             create: seconds(config, "server.create_timeout_sec", defaults.create),

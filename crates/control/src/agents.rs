@@ -13,8 +13,14 @@ use std::{
 };
 
 use anyhow::Context;
-use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
-use http::Uri;
+use connectrpc::{
+    ConnectError,
+    client::{
+        CallOptions, ClientBody, ClientConfig, ClientTransport, Http2Connection, SharedHttp2Connection,
+    },
+};
+use futures::future::BoxFuture;
+use http::{Request, Response, Uri, header};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig as TlsConfig, RootCertStore,
@@ -22,19 +28,25 @@ use rustls::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use uuid::Uuid;
 use wrenn_api::HostId;
 use wrenn_rpc::{HOST_HEADER, host::v1::HostClient};
 
-use crate::config::AgentTls;
+use crate::{
+    admission::{Held, Memory},
+    config::AgentTls,
+    trail,
+};
 
 /// A client of one agent.
-pub type AgentClient = HostClient<SharedHttp2Connection>;
+pub type AgentClient = HostClient<Link>;
 
 /// DNS name in every agent's certificate, because addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
+
 /// What a connection may have on its way.
 #[derive(Debug, Clone, Copy)]
-struct Room {
+struct Flow {
     /// Calls before further ones wait.
     calls: usize,
     /// Unread bytes of one call.
@@ -44,11 +56,16 @@ struct Room {
 }
 
 /// For calls whose answers are read at once.
-const SHARED: Room = Room { calls: 1024, of_call: 1 << 20, of_all: 4 << 20 };
+///
+/// All calls together may have as many bytes on their way as each of them alone, so that answers that wait for room in
+/// memory stop no other call.
+const SHARED: Flow = Flow { calls: 1024, of_call: 64 << 10, of_all: 64 << 20 };
 /// For one stream, whose reader may be slow: what is on its way is in memory.
-const APART: Room = Room { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
+const APART: Flow = Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
 /// The largest message: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
+/// The largest message of a stream.
+const PIECE_MAX: usize = 1 << 20;
 /// A connection is tried for this long.
 const CONNECT: Duration = Duration::from_secs(3);
 
@@ -71,7 +88,7 @@ pub struct Agents {
     name: ServerName<'static>,
     uri: Uri,
     /// By host, with the address that each connects to.
-    clients: Mutex<HashMap<HostId, (String, AgentClient)>>,
+    links: Mutex<HashMap<HostId, (String, Link)>>,
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -98,35 +115,53 @@ impl Agents {
             tls: TlsConnector::from(Arc::new(config)),
             name: ServerName::try_from(AGENT_NAME)?,
             uri: Uri::builder().scheme("https").authority(AGENT_NAME).path_and_query("/").build()?,
-            clients: Mutex::default(),
+            links: Mutex::default(),
         })
     }
 
     /// Returns the client of a host's agent at this address; it connects on use, and reconnects. Only for
     /// calls that have a deadline and whose response is read at once: all share one connection.
     pub fn at(&self, host: HostId, address: &str) -> AgentClient {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, client)) = clients.get(&host).filter(|(present, _)| present == address) {
-            return client.clone();
-        }
-        let client = self.connect(host, address, SHARED);
-        clients.insert(host, (address.to_owned(), client.clone()));
-        client
+        self.client(host, self.link(host, address), MESSAGE_MAX)
+    }
+
+    /// The same for one call whose answer may be large: it is read once there is room for it.
+    pub(crate) fn with_room(&self, host: HostId, address: &str, room: Room) -> AgentClient {
+        self.client(host, Link { room: Some(room), ..self.link(host, address) }, MESSAGE_MAX)
     }
 
     /// Returns a client for one stream to or from a host's agent: its connection is opened on use, and closed
     /// with the stream, so that a stalled stream delays no other call.
     pub fn apart(&self, host: HostId, address: &str) -> AgentClient {
-        self.connect(host, address, APART)
+        self.client(host, self.connect(address, APART), PIECE_MAX)
     }
 
-    /// Forgets the clients of hosts that are not registered any more.
+    /// Forgets the connections to hosts that are not registered any more.
     pub(crate) fn keep(&self, registered: impl Fn(HostId) -> bool) {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|host, _| registered(*host));
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|host, _| registered(*host));
     }
 
-    fn connect(&self, host: HostId, address: &str, room: Room) -> AgentClient {
+    fn client(&self, host: HostId, link: Link, message_max: usize) -> AgentClient {
+        let config = ClientConfig::new(self.uri.clone())
+            .proto()
+            .with_default_max_message_size(message_max)
+            // All agents share one name, so each call says which host it is meant for.
+            .with_default_header(HOST_HEADER, host.to_string());
+        HostClient::new(link, config)
+    }
+
+    fn link(&self, host: HostId, address: &str) -> Link {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, link)) = links.get(&host).filter(|(present, _)| present == address) {
+            return link.clone();
+        }
+        let link = self.connect(address, SHARED);
+        links.insert(host, (address.to_owned(), link.clone()));
+        link
+    }
+
+    fn connect(&self, address: &str, flow: Flow) -> Link {
         let (tls, name, target) = (self.tls.clone(), self.name.clone(), address.to_owned());
         let connector = tower::service_fn(move |_: Uri| {
             let (tls, target, name) = (tls.clone(), target.clone(), name.clone());
@@ -143,16 +178,69 @@ impl Agents {
         let connection = Http2Connection::builder()
             .keep_alive_interval(Duration::from_secs(5))
             .keep_alive_timeout(Duration::from_secs(10))
-            .initial_stream_window_size(room.of_call)
-            .initial_connection_window_size(room.of_all)
+            .initial_stream_window_size(flow.of_call)
+            .initial_connection_window_size(flow.of_all)
             .lazy_with_connector(connector, self.uri.clone())
-            .shared(room.calls);
-        let config = ClientConfig::new(self.uri.clone())
-            .proto()
-            .with_default_max_message_size(MESSAGE_MAX)
-            // All agents share one name, so each call says which host it is meant for.
-            .with_default_header(HOST_HEADER, host.to_string());
-        HostClient::new(connection, config)
+            .shared(flow.calls);
+        Link { connection, room: None }
+    }
+}
+
+/// Room in memory for the answer to one call.
+#[derive(Debug, Clone)]
+pub(crate) struct Room {
+    memory: Arc<Memory>,
+    team: Uuid,
+    held: Arc<Mutex<Option<Held>>>,
+}
+
+impl Room {
+    pub(crate) fn new(memory: Arc<Memory>, team: Uuid) -> Self {
+        Self { memory, team, held: Arc::default() }
+    }
+
+    /// Waits until there is room for an answer of so many bytes, as it comes and as it is made of that.
+    async fn make(&self, bytes: usize) {
+        let held = self.memory.take(self.team, bytes.saturating_mul(2)).await;
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    }
+
+    /// What is held, once the answer has come: `bytes` of it are still needed.
+    pub(crate) fn held(&self, bytes: usize) -> Option<Held> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        held.map(|held| held.shrink(bytes))
+    }
+}
+
+/// A connection to an agent: tells the agent the id of the request that a call is for, and reads no answer for which there
+/// is no room.
+#[derive(Clone)]
+pub struct Link {
+    connection: SharedHttp2Connection,
+    room: Option<Room>,
+}
+
+impl ClientTransport for Link {
+    type ResponseBody = <SharedHttp2Connection as ClientTransport>::ResponseBody;
+    type Error = ConnectError;
+
+    fn send(
+        &self,
+        mut request: Request<ClientBody>,
+    ) -> BoxFuture<'static, Result<Response<Self::ResponseBody>, Self::Error>> {
+        if let Some(id) = trail::request_id() {
+            request.headers_mut().insert("x-request-id", id);
+        }
+        let (sending, room) = (self.connection.send(request), self.room.clone());
+        Box::pin(async move {
+            let response = sending.await?;
+            if let Some(room) = room {
+                let length = response.headers().get(header::CONTENT_LENGTH);
+                let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+                room.make(length.unwrap_or(MESSAGE_MAX)).await;
+            }
+            Ok(response)
+        })
     }
 }
 

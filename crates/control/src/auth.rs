@@ -13,40 +13,79 @@ use axum::{
 };
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
-use crate::{db::keys, error::ApiError, state::App};
+use crate::{db::keys, error::ApiError, state::App, trail};
 
 /// Lifetime of a cached key: a revoked key works at most for this long.
 const FRESH: Duration = Duration::from_secs(5);
-/// Keys remembered at most.
+/// Keys remembered at most, valid ones and others apart: wrong keys push no valid one out.
 const REMEMBERED: usize = 10_000;
 /// Maximum length of a key, in bytes.
 const KEY_MAX: usize = 128;
+/// Keys looked up in the database at a time; others wait.
+const LOOK_UPS: usize = 8;
 
-/// The team that a request speaks for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Team(pub(crate) Uuid);
+/// The team that a request speaks for, and the key by which it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub(crate) team: Uuid,
+    pub(crate) key: Uuid,
+    hash: [u8; 32],
+}
+
+#[cfg(test)]
+impl Asker {
+    /// Somebody of a team, with a key that nobody has.
+    pub(crate) fn unknown(team: Uuid) -> Self {
+        Self { team, key: Uuid::now_v7(), hash: [0; 32] }
+    }
+}
+
+type Remembered<T> = Mutex<HashMap<[u8; 32], (T, Instant)>>;
 
 /// Keys that were looked up a moment ago.
-#[derive(Default)]
 pub(crate) struct KeyCache {
-    known: Mutex<HashMap<[u8; 32], (Uuid, Instant)>>,
+    valid: Remembered<Asker>,
+    invalid: Remembered<()>,
+    look_ups: Semaphore,
+}
+
+impl Default for KeyCache {
+    fn default() -> Self {
+        Self { valid: Mutex::default(), invalid: Mutex::default(), look_ups: Semaphore::new(LOOK_UPS) }
+    }
+}
+
+fn get<T: Copy>(remembered: &Remembered<T>, hash: &[u8; 32]) -> Option<T> {
+    let remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+    remembered.get(hash).filter(|(_, at)| at.elapsed() < FRESH).map(|(value, _)| *value)
+}
+
+fn put<T>(remembered: &Remembered<T>, hash: [u8; 32], value: T) {
+    let mut remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
+    if remembered.len() >= REMEMBERED {
+        remembered.retain(|_, (_, at)| at.elapsed() < FRESH);
+    }
+    if remembered.len() >= REMEMBERED {
+        remembered.clear();
+    }
+    remembered.insert(hash, (value, Instant::now()));
 }
 
 impl KeyCache {
-    fn get(&self, hash: &[u8; 32]) -> Option<Uuid> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(hash).filter(|(_, at)| at.elapsed() < FRESH).map(|(team, _)| *team)
+    /// What is known of a key: `Some(None)` when it is known not to be valid.
+    fn get(&self, hash: &[u8; 32]) -> Option<Option<Asker>> {
+        get(&self.valid, hash).map(Some).or_else(|| get(&self.invalid, hash).map(|()| None))
     }
 
-    fn put(&self, hash: [u8; 32], team: Uuid) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED {
-            known.clear();
+    fn put(&self, hash: [u8; 32], asker: Option<Asker>) {
+        match asker {
+            Some(asker) => put(&self.valid, hash, asker),
+            None => put(&self.invalid, hash, ()),
         }
-        known.insert(hash, (team, Instant::now()));
     }
 }
 
@@ -58,26 +97,57 @@ pub(crate) fn hash(secret: &str) -> [u8; 32] {
 fn refused() -> ApiError {
     ApiError::new(
         ErrorCode::Unauthorized,
-        "the request needs a valid API key in the header X-API-Key; `wrenn up` writes one to its configuration",
+        "the API key is missing or not valid: send it in the header X-API-Key",
     )
 }
 
-/// The team of a secret; `None` when it is no valid key.
-pub(crate) async fn team_of(app: &App, secret: &str) -> Result<Option<Uuid>, ApiError> {
+/// Who has a secret; `None` when it is no valid key.
+async fn asker_of(app: &App, secret: &str) -> Result<Option<Asker>, ApiError> {
     if secret.is_empty() || secret.len() > KEY_MAX {
         return Ok(None);
     }
     let hash = hash(secret);
-    if let Some(team) = app.keys.get(&hash) {
-        return Ok(Some(team));
+    if let Some(known) = app.keys.get(&hash) {
+        return Ok(known);
     }
-    let Some(key) = keys::find(&app.access, &hash).await? else { return Ok(None) };
-    if !bool::from(key.secret_sha256.ct_eq(&hash)) {
-        return Ok(None);
+    let _one_of_few = app.keys.look_ups.acquire().await;
+    // It may have been looked up for another request meanwhile.
+    if let Some(known) = app.keys.get(&hash) {
+        return Ok(known);
     }
-    app.keys.put(hash, key.team_id);
-    keys::used(&app.access, key.id).await?;
-    Ok(Some(key.team_id))
+    look_up(app, hash).await
+}
+
+async fn look_up(app: &App, hash: [u8; 32]) -> Result<Option<Asker>, ApiError> {
+    let found = keys::find(&app.access, &hash).await?;
+    let asker = found.filter(|key| bool::from(key.secret_sha256.ct_eq(&hash))).map(|key| Asker {
+        team: key.team_id,
+        key: key.id,
+        hash,
+    });
+    app.keys.put(hash, asker);
+    if let Some(asker) = asker {
+        // Only for people to look at: no reason to refuse the request.
+        if let Err(error) = keys::used(&app.access, asker.key).await {
+            tracing::warn!(%error, key = %asker.key, "the use of a key could not be noted");
+        }
+    }
+    Ok(asker)
+}
+
+/// Waits until the key of a stream is no longer valid. While the database does not answer, it is taken to be.
+pub(crate) async fn revoked(app: &App, asker: Asker) {
+    loop {
+        tokio::time::sleep(app.limits.key_check).await;
+        if let Ok(None) = look_up(app, asker.hash).await {
+            return;
+        }
+    }
+}
+
+/// What the client of a stream is told whose key was revoked.
+pub(crate) fn was_revoked() -> ApiError {
+    ApiError::new(ErrorCode::Unauthorized, "the API key was revoked while the stream was open")
 }
 
 /// Rejects requests without a valid key.
@@ -87,7 +157,29 @@ pub(crate) async fn required(
     next: Next,
 ) -> Result<Response, ApiError> {
     let secret = request.headers().get("x-api-key").and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let team = team_of(&app, secret).await?.ok_or_else(refused)?;
-    request.extensions_mut().insert(Team(team));
+    let asker = asker_of(&app, secret).await?.ok_or_else(refused)?;
+    trail::asker(asker.team, asker.key);
+    request.extensions_mut().insert(asker);
     Ok(next.run(request).await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_keys_push_no_valid_one_out() {
+        let cache = KeyCache::default();
+        let hash = hash("wrn_valid");
+        let asker = Asker { team: Uuid::now_v7(), key: Uuid::now_v7(), hash };
+        cache.put(hash, Some(asker));
+        for number in 0..2 * REMEMBERED as u64 {
+            let mut wrong = [0; 32];
+            wrong[..8].copy_from_slice(&number.to_be_bytes());
+            cache.put(wrong, None);
+        }
+        assert_eq!(cache.get(&hash), Some(Some(asker)));
+        assert!(cache.invalid.lock().is_ok_and(|invalid| invalid.len() <= REMEMBERED));
+        assert_eq!(cache.get(&[0xff; 32]), None);
+    }
 }

@@ -1,12 +1,17 @@
 //! Events of teams in Redis: one bounded stream per team, written from the outbox, and read by server-sent
 //! events.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    fmt::{self, Display},
+    str::FromStr,
+    time::Duration,
+};
 
 use redis::{
-    AsyncCommands as _, Client,
+    AsyncCommands as _, Client, FromRedisValue as _,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
-    streams::{StreamMaxlen, StreamReadOptions, StreamReadReply},
+    streams::{StreamMaxlen, StreamRangeReply, StreamReadOptions, StreamReadReply},
 };
 use uuid::Uuid;
 use wrenn_api::TeamId;
@@ -20,11 +25,50 @@ const BATCH: usize = 100;
 /// Time limit of a command; Redis is on this machine or near it.
 const ANSWER: Duration = Duration::from_secs(3);
 
+/// Names an event: a time in milliseconds, and a number among those of that time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EventId {
+    time: u64,
+    sequence: u64,
+}
+
+impl FromStr for EventId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = |part: &str| {
+            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            if digits { part.parse().map_err(|_| ()) } else { Err(()) }
+        };
+        let (time, sequence) = text.split_once('-').unwrap_or((text, "0"));
+        Ok(Self { time: number(time)?, sequence: number(sequence)? })
+    }
+}
+
+impl Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.time, self.sequence)
+    }
+}
+
 /// One event and the id under which a reader goes on.
 #[derive(Debug)]
 pub(crate) struct Event {
-    pub(crate) id: String,
+    pub(crate) id: EventId,
     pub(crate) json: String,
+}
+
+impl Event {
+    /// What kind of event it is.
+    pub(crate) fn kind(&self) -> String {
+        let json = serde_json::from_str::<serde_json::Value>(&self.json).ok();
+        json.and_then(|json| json["type"].as_str().map(str::to_owned)).unwrap_or_else(|| "message".to_owned())
+    }
+
+    /// Tells a reader that it may have missed events.
+    fn resync(id: EventId, reason: &str) -> Self {
+        Self { id, json: serde_json::json!({ "type": "resync", "reason": reason }).to_string() }
+    }
 }
 
 /// The event store.
@@ -76,32 +120,22 @@ impl Events {
     }
 
     /// A reader of a team's events after `id`; without one, of those to come.
-    pub(crate) async fn reader(&self, team: Uuid, id: Option<String>) -> Result<Reader, redis::RedisError> {
+    pub(crate) async fn reader(&self, team: Uuid, id: Option<EventId>) -> Result<Reader, redis::RedisError> {
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(WAIT + ANSWER));
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let stream = stream_of(team);
-        let last = match id {
-            Some(id) => id,
-            None => newest(&mut connection, &stream).await?,
+        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut reader = Reader {
+            connection,
+            stream: stream_of(team),
+            last: id.unwrap_or_default(),
+            behind: id.is_some(),
         };
-        Ok(Reader { connection, stream, last })
-    }
-}
-
-/// The id of the newest event: `$` would lose what comes between two reads.
-async fn newest(connection: &mut MultiplexedConnection, stream: &str) -> Result<String, redis::RedisError> {
-    let reply: redis::streams::StreamRangeReply = connection.xrevrange_count(stream, "+", "-", 1).await?;
-    Ok(reply.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone()))
-}
-
-/// Whether a text can be the id of an event.
-pub(crate) fn is_id(text: &str) -> bool {
-    let number = |part: &str| !part.is_empty() && part.len() <= 20 && part.parse::<u64>().is_ok();
-    match text.split_once('-') {
-        Some((time, sequence)) => number(time) && number(sequence),
-        None => number(text),
+        if id.is_none() {
+            // `$` would lose what comes between two reads.
+            reader.last = reader.edge(true).await?.unwrap_or_default();
+        }
+        Ok(reader)
     }
 }
 
@@ -110,35 +144,73 @@ pub(crate) fn is_id(text: &str) -> bool {
 pub(crate) struct Reader {
     connection: MultiplexedConnection,
     stream: String,
-    last: String,
+    last: EventId,
+    /// There may be more than is read at once: what was kept may end before it is read.
+    behind: bool,
 }
 
 impl Reader {
+    /// The id of the newest or the oldest event that is kept.
+    async fn edge(&mut self, newest: bool) -> Result<Option<EventId>, redis::RedisError> {
+        let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
+        let mut query = redis::cmd(command);
+        query.arg(&self.stream).arg(from).arg(to).arg("COUNT").arg(1);
+        let reply: StreamRangeReply = query.query_async(&mut self.connection).await?;
+        Ok(reply.ids.first().and_then(|entry| entry.id.parse().ok()))
+    }
+
+    /// Whether all events that there ever were are still kept.
+    async fn is_whole(&mut self) -> Result<bool, redis::RedisError> {
+        let mut query = redis::cmd("XINFO");
+        query.arg("STREAM").arg(&self.stream);
+        let facts: HashMap<String, redis::Value> = query.query_async(&mut self.connection).await?;
+        let number = |name: &str| facts.get(name).and_then(|value| u64::from_redis_value_ref(value).ok());
+        // Redis before 7 does not count what was added.
+        Ok(number("entries-added").is_some_and(|added| number("length") == Some(added)))
+    }
+
+    /// Goes on with the newest event where some between the last one and those that are kept may be missing.
+    async fn missing(&mut self) -> Result<Option<Event>, redis::RedisError> {
+        let newest = self.edge(true).await?.unwrap_or_default();
+        let reason = if self.last > newest {
+            "the id is of no event that is known"
+        } else {
+            let oldest = self.edge(false).await?.unwrap_or_default();
+            // Zero asks for all that is kept.
+            let asked_for_all = self.last == EventId::default();
+            if asked_for_all || oldest <= self.last || self.is_whole().await? {
+                return Ok(None);
+            }
+            "events after the id are no longer kept"
+        };
+        self.last = newest;
+        Ok(Some(Event::resync(newest, reason)))
+    }
+
     /// The next events; none when there was none for a while.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, redis::RedisError> {
+        if self.behind {
+            self.behind = false;
+            if let Some(event) = self.missing().await? {
+                return Ok(vec![event]);
+            }
+        }
         let options = StreamReadOptions::default().block(WAIT.as_millis() as usize).count(BATCH);
         let reply: Option<StreamReadReply> =
-            self.connection.xread_options(&[&self.stream], &[&self.last], &options).await?;
+            self.connection.xread_options(&[&self.stream], &[self.last.to_string()], &options).await?;
         let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
         let events: Vec<Event> = entries
-            .map(|entry| Event { json: entry.get("event").unwrap_or_default(), id: entry.id })
+            .filter_map(|entry| {
+                Some(Event { json: entry.get("event").unwrap_or_default(), id: entry.id.parse().ok()? })
+            })
             .collect();
         if let Some(event) = events.last() {
-            self.last.clone_from(&event.id);
+            self.last = event.id;
         }
+        self.behind = events.len() >= BATCH;
         Ok(events)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::is_id;
-
-    #[test]
-    fn ids_of_events_are_two_numbers() {
-        assert!(is_id("1700000000000-0") && is_id("0-0") && is_id("5"));
-        assert!(
-            !is_id("") && !is_id("$") && !is_id("1-") && !is_id("-1") && !is_id("99999999999999999999-1")
-        );
-    }
-}
+mod tests;

@@ -1,31 +1,63 @@
 //! Extractors of request parts, with error messages of this API.
 
+use std::time::Duration;
+
 use axum::{
     RequestPartsExt as _,
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Request},
 };
+use bytes::BytesMut;
 use http::{header, request::Parts};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 use wrenn_api::{ErrorCode, SandboxId};
 
-use crate::{auth::Team, error::ApiError, state::App};
+use crate::{
+    admission::{Held, UNCOUNTED},
+    auth::Asker,
+    error::ApiError,
+    state::App,
+    trail,
+};
+
+/// A JSON body must have come within this.
+const ARRIVES: Duration = Duration::from_secs(60);
 
 /// A JSON object of a known shape.
 pub(crate) struct Body<T> {
     pub(crate) value: T,
+    /// Room in memory for it.
+    _held: Option<Held>,
 }
 
-/// The whole body, no larger than `max`.
-async fn read(request: Request, max: usize) -> Result<Bytes, ApiError> {
-    axum::body::to_bytes(request.into_body(), max).await.map_err(|error| {
-        let error = error.into_inner();
-        if error.is::<http_body_util::LengthLimitError>() {
-            return ApiError::new(ErrorCode::TooLarge, format!("the body is larger than {max} bytes"));
+/// The whole body, no larger than `max`, and the room that it takes.
+async fn read(request: Request, app: &App) -> Result<(Bytes, Option<Held>), ApiError> {
+    let max = app.limits.json_body;
+    let team = request.extensions().get::<Asker>().map(|asker| asker.team).unwrap_or_default();
+    let mut body = request.into_body();
+    let announced = body.size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let too_large = || ApiError::new(ErrorCode::TooLarge, format!("the body is larger than {max} bytes"));
+    if announced.is_some_and(|size| size > max) {
+        return Err(too_large());
+    }
+    let (mut bytes, mut held) = (BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|_| ApiError::invalid("the body broke off: the connection or the client failed"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let size = bytes.len() + data.len();
+        if size > max {
+            return Err(too_large());
         }
-        ApiError::invalid(format!("the body could not be read: {error}"))
-    })
+        if size > UNCOUNTED && held.is_none() {
+            held = Some(app.admission.memory.try_take(team, announced.unwrap_or(max))?);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes.freeze(), held))
 }
 
 impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
@@ -41,20 +73,23 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
             let message = "send the body as JSON, with the header Content-Type: application/json";
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
         }
-        let raw = read(request, app.limits.json_body).await?;
+        let late = |_| {
+            let message = format!("the body did not come within {} s", ARRIVES.as_secs());
+            ApiError::new(ErrorCode::Timeout, message)
+        };
+        let (raw, held) = tokio::time::timeout(ARRIVES, read(request, app)).await.map_err(late)??;
         if raw.is_empty() {
             return Err(ApiError::invalid("the body is empty: send a JSON object, at least {}"));
         }
-        // First the shape: serde would also take an array for an object.
-        let value: serde_json::Value = serde_json::from_slice(&raw)
-            .map_err(|error| ApiError::invalid(format!("the body is not JSON: {error}")))?;
-        if !value.is_object() {
+        // serde would also take an array for an object.
+        if raw.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Err(ApiError::invalid("the body must be a JSON object"));
         }
-        // From the text, not the value: so that a repeated field is noticed, and the place is told.
-        let value = serde_json::from_slice(&raw)
-            .map_err(|error| ApiError::invalid(format!("the body is not as documented: {error}")))?;
-        Ok(Self { value })
+        let value = serde_json::from_slice(&raw).map_err(|error| {
+            let what = if error.is_data() { "as documented" } else { "JSON" };
+            ApiError::invalid(format!("the body is not {what}: {error}"))
+        })?;
+        Ok(Self { value, _held: held })
     }
 }
 
@@ -74,6 +109,7 @@ impl FromRequestParts<App> for Target {
         let id = text
             .parse()
             .map_err(|error| ApiError::invalid(format!("the sandbox id in the path: {error}")))?;
+        trail::sandbox(id);
         Ok(Self { team, id })
     }
 }
@@ -85,9 +121,10 @@ impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, ApiError> {
-        let team = parts.extensions.get::<Team>().copied();
+        let asker = parts.extensions.get::<Asker>();
         // Routes without the key check have no caller: a fault of ours, not of the client.
-        team.map(|Team(id)| Self(id))
+        asker
+            .map(|asker| Self(asker.team))
             .ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the request reached a handler unchecked"))
     }
 }

@@ -3,6 +3,7 @@
 //! Servers are stateless: any number of them may run side by side. PostgreSQL stores the state, Redis the
 //! events; the agents run the sandboxes.
 
+mod admission;
 pub mod agents;
 mod auth;
 mod config;
@@ -11,95 +12,82 @@ mod error;
 mod events;
 mod extract;
 mod fault;
+mod figures;
 mod relay;
 mod routes;
 mod sandboxes;
+mod serving;
 mod state;
+#[cfg(test)]
+mod testing;
+mod trail;
+mod workers;
 
 pub use config::{AgentTls, Config, Limits};
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use axum::{ServiceExt, extract::Request, serve::ListenerExt as _};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use rand::Rng as _;
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, Semaphore},
-};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::{ApiKeyId, HostId, TeamId};
 
-use crate::{agents::Agents, auth::KeyCache, events::Events, state::State};
+use crate::{
+    admission::Admission, agents::Agents, auth::KeyCache, events::Events, figures::Figures, state::State,
+};
 
-/// After a stop requests in work have this long.
-const GRACE: Duration = Duration::from_secs(5);
-/// Upper bounds of the buckets of request durations, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0];
+/// A request's head must come within this.
+const HEAD: Duration = Duration::from_secs(10);
+/// A connection without requests is closed after this.
+const IDLE: Duration = Duration::from_secs(60);
 
-fn figures() -> anyhow::Result<PrometheusHandle> {
-    let recorder = PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder();
-    let handle = recorder.handle();
-    // A second server in one process writes to the first one's figures.
-    let _ = metrics::set_global_recorder(recorder);
-    Ok(handle)
+/// Takes as many open files as there may be: each connection of a client takes one, each stream another.
+fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Runs migrations, then serves the API until `shutdown` is cancelled.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    allow_open_files();
     db::migrate(&config.database_url).await?;
     let db = db::pool(&config.database_url, config.limits.database)?;
     db::fleet::raise(&db, Duration::ZERO).await.context("the database does not answer")?;
+    let bounds = serving::Bounds {
+        connections: config.limits.connections,
+        per_address: config.limits.connections_per_address,
+        head: HEAD,
+        idle: IDLE,
+        stall: routes::STILL,
+    };
     let app = Arc::new(State {
         db,
         access: db::access_pool(&config.database_url, config.limits.database)?,
         events: Events::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?,
         agents: Agents::new(&config.agent_tls)?,
         keys: KeyCache::default(),
-        requests: Arc::new(Semaphore::new(config.limits.concurrent_requests)),
-        streams: Arc::new(Semaphore::new(config.limits.event_streams)),
+        admission: Admission::new(&config.limits),
         limits: config.limits,
         outbox: Notify::new(),
-        metrics: figures()?,
+        figures: Figures::start()?,
         shutdown: shutdown.clone(),
     });
     let address = config.listen;
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| {
-            format!("{address} cannot be listened on: choose another address with server.listen")
-        })?
-        .tap_io(|stream| {
-            // Small frames are sent at once; without it the kernel just waits for more.
-            let _ = stream.set_nodelay(true);
-        });
-    let workers = [
-        tokio::spawn(relay::run(app.clone())),
-        tokio::spawn(sandboxes::reconcile::run(app.clone())),
-        tokio::spawn(upkeep(app.metrics.clone())),
-    ];
+        .with_context(|| format!("cannot listen on {address}: choose another address with server.listen"))?;
+    let workers = workers::start(&app);
     tracing::info!(%address, "the control plane serves");
-    let service = ServiceExt::<Request>::into_make_service(routes::service(&app));
-    let stop = shutdown.clone();
-    let serving =
-        axum::serve(listener, service).with_graceful_shutdown(async move { stop.cancelled().await });
-    tokio::select! {
-        result = serving.into_future() => result.context("the listener failed")?,
-        () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => {}
-    }
-    for worker in workers {
-        worker.abort();
-    }
+    serving::serve(listener, routes::service(&app), bounds, shutdown).await;
+    drop(workers);
     Ok(())
-}
-
-/// Keeps the figures small.
-async fn upkeep(figures: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        figures.run_upkeep();
-    }
 }
 
 /// Brings the database to this version's schema; safe when several do so at once.

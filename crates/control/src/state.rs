@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use sqlx::PgPool;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
-use crate::{agents::Agents, auth::KeyCache, config::Limits, events::Events};
+use crate::{
+    admission::Admission, agents::Agents, auth::KeyCache, config::Limits, events::Events, figures::Figures,
+};
 
 /// Shared state; cheap to clone.
 pub(crate) type App = Arc<State>;
@@ -21,13 +22,11 @@ pub(crate) struct State {
     pub(crate) agents: Agents,
     pub(crate) keys: KeyCache,
     pub(crate) limits: Limits,
-    /// One permit per request in work.
-    pub(crate) requests: Arc<Semaphore>,
-    /// One permit per event stream.
-    pub(crate) streams: Arc<Semaphore>,
+    /// Places and memory that requests share out.
+    pub(crate) admission: Admission,
     /// Something was written to the outbox.
     pub(crate) outbox: Notify,
-    pub(crate) metrics: PrometheusHandle,
+    pub(crate) figures: Figures,
     /// Cancelled when the server stops: streams end then.
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }

@@ -2,22 +2,29 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use axum::{Json, extract::State};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use wrenn_api::{Encoding, ExecRequest, ExecResponse};
+use axum::{Extension, body::Body as HttpBody, extract::State, response::Response};
+use http::header;
+use wrenn_api::{ErrorCode, ExecRequest, ExecResponse, SandboxId};
 use wrenn_rpc::host::v1::{Command, ExecRequest as AgentExec};
 
-use super::refusals::OfExec;
+use super::{
+    output::{Answer, Ran},
+    refusals::OfExec,
+};
 use crate::{
-    agents::{deadline, within},
+    admission::InWork,
+    agents::{AgentClient, Room, deadline, within},
     error::ApiError,
     extract::{Body, Target},
     sandboxes::{self as service, create::check_envs},
+    serving::Holding,
     state::App,
 };
 
 const TIMEOUT_SECS: u32 = 30;
 const TIMEOUT_MAX_SECS: u32 = 86_400;
+/// Commands that may take longer than this take no places of other requests.
+const LONG_SECS: u32 = 60;
 /// What a Linux kernel takes as one argument, in bytes.
 const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const ARGUMENTS_MAX: usize = 4096;
@@ -52,19 +59,6 @@ pub(super) fn check(
     Ok(Command { cmd, args, envs: envs.into_iter().collect(), cwd, user, ..Default::default() })
 }
 
-fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
-    match (String::from_utf8(stdout), String::from_utf8(stderr)) {
-        (Ok(stdout), Ok(stderr)) => (stdout, stderr, Encoding::Utf8),
-        (stdout, stderr) => {
-            let bytes = |text: Result<String, std::string::FromUtf8Error>| match text {
-                Ok(text) => STANDARD.encode(text),
-                Err(error) => STANDARD.encode(error.as_bytes()),
-            };
-            (bytes(stdout), bytes(stderr), Encoding::Base64)
-        }
-    }
-}
-
 /// Run a command and wait until it ends.
 ///
 /// The program is started directly, without a shell; for a shell, run `sh -c`. A command that runs longer than `timeout_sec`
@@ -80,9 +74,10 @@ fn encode(stdout: Vec<u8>, stderr: Vec<u8>) -> (String, String, Encoding) {
 )]
 pub(super) async fn exec(
     State(app): State<App>,
+    Extension(in_work): Extension<InWork>,
     target: Target,
     body: Body<ExecRequest>,
-) -> Result<Json<ExecResponse>, ApiError> {
+) -> Result<Response, ApiError> {
     let ExecRequest { cmd, args, envs, cwd, user, timeout_sec } = body.value;
     let seconds = timeout_sec.unwrap_or(TIMEOUT_SECS);
     if !(1..=TIMEOUT_MAX_SECS).contains(&seconds) {
@@ -90,40 +85,58 @@ pub(super) async fn exec(
             "timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}"
         )));
     }
-    let command = check(cmd.clone(), args, envs, cwd, user)?;
-    let agent = service::running(&app, target.team, target.id).await?;
+    let command = check(cmd, args, envs, cwd, user)?;
+    if seconds > LONG_SECS {
+        in_work.exchange(app.admission.commands.take(Some(target.team))?);
+    }
+    let room = Room::new(app.admission.memory.clone(), target.team);
+    let agent = service::running_with_room(&app, target.team, target.id, room.clone()).await?;
+    run(&agent, target.id, command, seconds, &room).await
+}
+
+/// Runs a command and gives its whole output, which holds its room in memory until it was sent.
+async fn run(
+    agent: &AgentClient,
+    sandbox_id: SandboxId,
+    command: Command,
+    seconds: u32,
+    room: &Room,
+) -> Result<Response, ApiError> {
+    let cmd = command.cmd.clone();
     let request = AgentExec {
-        sandbox_id: target.id.to_string(),
+        sandbox_id: sandbox_id.to_string(),
         command: command.into(),
         timeout_ms: seconds * 1000,
         ..Default::default()
     };
     let limit = Duration::from_secs(u64::from(seconds)) + deadline::EXEC_EXTRA;
     let ran = agent.exec_with_options(request, within(limit)).await?.into_owned();
-    let (stdout, stderr, encoding) = encode(ran.stdout, ran.stderr);
-    Ok(Json(ExecResponse {
-        sandbox_id: target.id,
+    let held = room.held(ran.stdout.len() + ran.stderr.len());
+    let answer = Answer::new(Ran {
+        sandbox_id,
         cmd,
-        stdout,
-        stderr,
+        stdout: ran.stdout,
+        stderr: ran.stderr,
         exit_code: ran.exit_code,
         timed_out: ran.timed_out,
         truncated: ran.truncated,
+        lost_bytes: ran.lost_bytes,
         duration_ms: ran.duration_ms,
-        encoding,
-    }))
+    });
+    let failed = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, "an answer cannot be made");
+        ApiError::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
+    };
+    let answer = answer.map_err(|error| failed(&error))?;
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Holding::body(HttpBody::new(answer), held))
+        .map_err(|error| failed(&error))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_stream_of_bytes_makes_both_base64() {
-        assert_eq!(encode(b"a".to_vec(), b"b".to_vec()), ("a".into(), "b".into(), Encoding::Utf8));
-        let (stdout, stderr, encoding) = encode(vec![0xff, 0, b'a'], b"b".to_vec());
-        assert_eq!((stdout.as_str(), stderr.as_str(), encoding), ("/wBh", "Yg==", Encoding::Base64));
-    }
 
     #[test]
     fn commands_that_no_kernel_takes_are_refused() {

@@ -1,8 +1,9 @@
 //! Commands with output streamed over a WebSocket.
 
-use std::time::Duration;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     extract::{
         State,
         ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
@@ -11,33 +12,62 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use connectrpc::ConnectError;
+use http::HeaderValue;
+use serde::Deserialize;
 use tokio::time::Instant;
+use tracing::Span;
 use wrenn_api::{
     ErrorCode, ExecClientFrame as FromClient, ExecError, ExecExit, ExecLost, ExecOutput,
-    ExecServerFrame as ToClient, ExecStart, ExecStarted,
+    ExecServerFrame as ToClient, ExecStart, ExecStarted, SandboxId,
 };
 use wrenn_rpc::host::v1::{__buffa::oneof::exec_stream_response::Event, ExecStreamRequest};
 
 use super::{
     exec::check,
+    output::costly,
     progress::{By, moving},
     refusals::OfExecStream,
     utf8::{Piece, Pieces},
 };
-use crate::{agents::AgentClient, error::ApiError, extract::Target, sandboxes as service, state::App};
+use crate::{
+    admission::{Held, InWork},
+    agents::AgentClient,
+    auth::{self, Asker},
+    error::ApiError,
+    extract::Target,
+    sandboxes as service,
+    serving::Connection,
+    state::App,
+    trail,
+};
 
 /// Time limit for the client's first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// The largest frame of a client.
-const FRAME_MAX: usize = 2 << 20;
+/// The first frame of a client, which has the command.
+const FIRST_MAX: usize = 2 << 20;
+/// What may come of a client after it, between two frames; also of the first frame where memory is short.
+const LATER_MAX: usize = 128 << 10;
+/// Frames of a client in a second, pings among them.
+const FRAMES_PER_SECOND: u32 = 64;
+/// Answers to pings, and frames that are on their way, wait in a buffer of this size.
+const WRITE_MAX: usize = 256 << 10;
+/// Bytes of output in one frame, before they are encoded.
+const PIECE: usize = 32 << 10;
+/// What is read of a socket at once.
+const READ_BUFFER: usize = 16 << 10;
+/// Smaller pieces of text stay text, whatever it costs.
+const SMALL: usize = 1 << 10;
 /// A sign of life, so that nothing between client and server takes the connection for dead.
 const PING: Duration = Duration::from_secs(20);
 
 impl From<Piece> for ExecOutput {
     fn from(piece: Piece) -> Self {
+        let base64 =
+            |bytes: Vec<u8>| Self { data: STANDARD.encode(bytes), encoding: Some("base64".to_owned()) };
         match piece {
-            Piece::Text(data) => Self { data, encoding: None },
-            Piece::Bytes(bytes) => Self { data: STANDARD.encode(bytes), encoding: Some("base64".to_owned()) },
+            Piece::Text(data) if !costly(data.as_bytes(), SMALL) => Self { data, encoding: None },
+            Piece::Text(data) => base64(data.into_bytes()),
+            Piece::Bytes(bytes) => base64(bytes),
         }
     }
 }
@@ -46,7 +76,7 @@ impl From<Piece> for ExecOutput {
 ///
 /// Frames are JSON text: the client sends frames of the schema `ExecClientFrame`, first `start`; the server sends frames of
 /// the schema `ExecServerFrame`, last `exit` or `error`. The command is killed with its descendants when the client sends
-/// `stop` or closes the connection.
+/// `stop` or a frame that is not known, or closes the connection. The command has no standard input.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands", security(("api_key" = [])),
     params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
@@ -54,22 +84,43 @@ impl From<Piece> for ExecOutput {
 )]
 pub(super) async fn exec_stream(
     State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    Extension(in_work): Extension<InWork>,
+    Extension(connection): Extension<Arc<Connection>>,
     target: Target,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let agent = service::running_apart(&app, target.team, target.id).await?;
     let upgrade = upgrade.map_err(|_| ApiError::invalid("this path speaks WebSocket: ask for an upgrade"))?;
-    let Ok(permit) = app.streams.clone().try_acquire_owned() else {
-        let message = "the control plane has too many streams open; close some, or try again later";
-        return Err(ApiError::new(ErrorCode::TooManyRequests, message));
-    };
-    let upgrade = upgrade.max_message_size(FRAME_MAX).max_frame_size(FRAME_MAX);
-    Ok(upgrade.on_upgrade(async move |mut socket| {
-        let _permit = permit;
-        let id = target.id.to_string();
-        let ended = converse(&app, agent, id, &mut socket).await;
-        let _ = take_leave(&mut socket, ended).await;
-    }))
+    Ok(open(Stream { app, asker, agent, sandbox: target.id, connection }, upgrade, in_work))
+}
+
+/// What a conversation needs to know.
+struct Stream {
+    app: App,
+    asker: Asker,
+    agent: AgentClient,
+    sandbox: SandboxId,
+    connection: Arc<Connection>,
+}
+
+/// Goes over to WebSocket; what is given is held as long as it lasts.
+fn open(stream: Stream, upgrade: WebSocketUpgrade, held: impl Send + 'static) -> Response {
+    // Where memory is short, small commands still get through.
+    let memory = stream.app.admission.memory.try_take(stream.asker.team, FIRST_MAX).ok();
+    let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
+    let (work, span, request) = (stream.connection.work(), Span::current(), trail::request_id());
+    let upgrade = upgrade.max_message_size(first).max_frame_size(first);
+    let upgrade = upgrade.read_buffer_size(READ_BUFFER).write_buffer_size(0).max_write_buffer_size(WRITE_MAX);
+    stream.connection.limit_reads((first + LATER_MAX) as u64);
+    upgrade.on_upgrade(async move |mut socket| {
+        let _held = (held, work);
+        let conversation = async {
+            let ended = converse(&stream, memory, &mut socket).await;
+            let _ = take_leave(&mut socket, ended).await;
+        };
+        trail::follow(request.unwrap_or(HeaderValue::from_static("none")), span, conversation).await;
+    })
 }
 
 /// Cause of an early end.
@@ -117,26 +168,91 @@ async fn transmit(socket: &mut WebSocket, message: Message) -> Result<(), Early>
     }
 }
 
-async fn first_frame(socket: &mut WebSocket) -> Result<Option<FromClient>, ApiError> {
+/// Counts the frames of a client: each costs something, and a client that floods is turned away.
+struct Frames<'a> {
+    connection: &'a Connection,
+    second: Instant,
+    count: u32,
+}
+
+impl<'a> Frames<'a> {
+    fn new(connection: &'a Connection) -> Self {
+        Self { connection, second: Instant::now(), count: 0 }
+    }
+
+    fn count(&mut self) -> Result<(), ApiError> {
+        self.connection.heard();
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            (self.second, self.count) = (Instant::now(), 0);
+        }
+        self.count += 1;
+        if self.count > FRAMES_PER_SECOND {
+            let message = format!("the client sends more than {FRAMES_PER_SECOND} frames a second");
+            return Err(ApiError::new(ErrorCode::TooManyRequests, message));
+        }
+        Ok(())
+    }
+}
+
+/// A frame that says something. Other services have one for standard input, so that clients may try it here.
+fn parse(frame: &[u8]) -> Result<FromClient, ApiError> {
+    #[derive(Deserialize)]
+    struct Kind {
+        r#type: String,
+    }
+    let error = match serde_json::from_slice(frame) {
+        Ok(parsed) => return Ok(parsed),
+        Err(error) => error,
+    };
+    if serde_json::from_slice(frame).is_ok_and(|kind: Kind| kind.r#type == "stdin") {
+        let message =
+            "there is no standard input yet: write a file into the sandbox and have the command read it";
+        return Err(ApiError::invalid(message));
+    }
+    Err(ApiError::invalid(format!("the frame is not known: {error}")))
+}
+
+async fn first_frame(
+    socket: &mut WebSocket,
+    frames: &mut Frames<'_>,
+) -> Result<Option<FromClient>, ApiError> {
     let deadline = Instant::now() + FIRST_FRAME;
     loop {
         let late = || ApiError::invalid("the first frame did not come in time: send {\"type\":\"start\",…}");
         let frame = tokio::time::timeout_at(deadline, socket.recv()).await.map_err(|_| late())?;
-        let bytes = match frame {
-            Some(Ok(Message::Text(text))) => text.as_bytes().to_vec(),
-            Some(Ok(Message::Binary(bytes))) => bytes.to_vec(),
+        frames.count()?;
+        return match frame {
+            Some(Ok(Message::Text(text))) => parse(text.as_bytes()).map(Some),
+            Some(Ok(Message::Binary(bytes))) => parse(&bytes).map(Some),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(None),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => Ok(None),
         };
-        let parsed = serde_json::from_slice(&bytes);
-        return parsed.map(Some).map_err(|error| ApiError::invalid(format!("the first frame: {error}")));
     }
 }
 
-async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSocket) -> Result<(), Early> {
-    let request = match first_frame(socket).await? {
+/// What a client says once a command runs: true when it is to end. Everything else but signs of life is a mistake, of which
+/// the client is told.
+fn later_frame(frame: Option<Result<Message, axum::Error>>) -> Result<bool, ApiError> {
+    let said = match frame {
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(false),
+        Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(true),
+        Some(Ok(Message::Text(text))) => parse(text.as_bytes())?,
+        Some(Ok(Message::Binary(bytes))) => parse(&bytes)?,
+    };
+    match said {
+        FromClient::Stop => Ok(true),
+        FromClient::Start(_) => Err(ApiError::invalid(
+            "a command runs already in this stream: open another stream for another command",
+        )),
+    }
+}
+
+async fn converse(stream: &Stream, memory: Option<Held>, socket: &mut WebSocket) -> Result<(), Early> {
+    let Stream { app, asker, agent, sandbox, connection } = stream;
+    let mut client = Frames::new(connection);
+    let request = match first_frame(socket, &mut client).await? {
         Some(FromClient::Start(ExecStart { cmd, args, envs, cwd, user, timeout_sec })) => ExecStreamRequest {
-            sandbox_id: id,
+            sandbox_id: sandbox.to_string(),
             command: check(cmd, args, envs, cwd, user)?.into(),
             timeout_ms: timeout_sec.unwrap_or_default().saturating_mul(1000),
             ..Default::default()
@@ -146,17 +262,23 @@ async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSoc
         }
         None => return Ok(()),
     };
+    connection.limit_reads(LATER_MAX as u64);
+    drop(memory);
+    let mut revoked = pin!(auth::revoked(app, *asker));
     let mut stream = agent.exec_stream(request).await?;
     let (mut stdout, mut stderr) = (Pieces::default(), Pieces::default());
     let mut ping = tokio::time::interval(PING);
     loop {
         let message = tokio::select! {
             message = stream.message() => message?,
-            frame = socket.recv() => match frame {
-                Some(Ok(Message::Text(text))) if matches!(serde_json::from_str(&text), Ok(FromClient::Stop)) => return Ok(()),
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(()),
-                Some(Ok(_)) => continue,
-            },
+            frame = socket.recv() => {
+                client.count()?;
+                if later_frame(frame)? {
+                    return Ok(());
+                }
+                continue;
+            }
+            () = &mut revoked => return Err(auth::was_revoked().into()),
             _ = ping.tick() => {
                 transmit(socket, Message::Ping(Vec::new().into())).await?;
                 continue;
@@ -168,30 +290,50 @@ async fn converse(app: &App, agent: AgentClient, id: String, socket: &mut WebSoc
         };
         let ended = || ApiError::new(ErrorCode::AgentError, "the command's end was not reported");
         let event = message.ok_or_else(ended)?.to_owned_message().event;
-        let mut frames = Vec::new();
         let mut last = false;
         match event {
-            Some(Event::Start(start)) => frames.push(ToClient::Start(ExecStarted { pid: start.pid })),
+            Some(Event::Start(start)) => {
+                send(socket, &ToClient::Start(ExecStarted { pid: start.pid })).await?;
+            }
             Some(Event::Stdout(bytes)) => {
-                frames.extend(stdout.push(&bytes).map(|piece| ToClient::Stdout(piece.into())));
+                for piece in bytes.chunks(PIECE).filter_map(|bytes| stdout.push(bytes)) {
+                    send(socket, &ToClient::Stdout(piece.into())).await?;
+                }
             }
             Some(Event::Stderr(bytes)) => {
-                frames.extend(stderr.push(&bytes).map(|piece| ToClient::Stderr(piece.into())));
+                for piece in bytes.chunks(PIECE).filter_map(|bytes| stderr.push(bytes)) {
+                    send(socket, &ToClient::Stderr(piece.into())).await?;
+                }
             }
-            Some(Event::Lost(lost)) => frames.push(ToClient::Lost(ExecLost { bytes: lost.bytes })),
+            Some(Event::Lost(lost)) => {
+                // What comes next does not adjoin: the beginning of a character is not put together with it.
+                rest(socket, &mut stdout, &mut stderr).await?;
+                send(socket, &ToClient::Lost(ExecLost { bytes: lost.bytes })).await?;
+            }
             Some(Event::End(end)) => {
-                frames.extend(stdout.finish().map(|piece| ToClient::Stdout(piece.into())));
-                frames.extend(stderr.finish().map(|piece| ToClient::Stderr(piece.into())));
-                frames.push(ToClient::Exit(ExecExit { exit_code: end.exit_code, timed_out: end.timed_out }));
+                rest(socket, &mut stdout, &mut stderr).await?;
+                let (exit_code, timed_out, lost_bytes) = (end.exit_code, end.timed_out, end.lost_bytes);
+                send(socket, &ToClient::Exit(ExecExit { exit_code, timed_out, lost_bytes })).await?;
                 last = true;
             }
             None => {}
-        }
-        for frame in &frames {
-            send(socket, frame).await?;
         }
         if last {
             return Ok(());
         }
     }
 }
+
+/// Sends what is left of both outputs.
+async fn rest(socket: &mut WebSocket, stdout: &mut Pieces, stderr: &mut Pieces) -> Result<(), Early> {
+    if let Some(piece) = stdout.finish() {
+        send(socket, &ToClient::Stdout(piece.into())).await?;
+    }
+    if let Some(piece) = stderr.finish() {
+        send(socket, &ToClient::Stderr(piece.into())).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

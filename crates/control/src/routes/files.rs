@@ -3,12 +3,8 @@
 use std::{pin::pin, time::Duration};
 
 use axum::{
-    Extension,
     body::Body as HttpBody,
-    extract::{
-        Multipart, State,
-        multipart::{Field, MultipartRejection},
-    },
+    extract::{Query, Request, State, rejection::QueryRejection},
     response::Response,
 };
 use connectrpc::ConnectError;
@@ -16,18 +12,20 @@ use futures::{SinkExt as _, channel::mpsc, stream};
 use http::{StatusCode, header};
 use serde::Deserialize;
 use utoipa::ToSchema;
-use wrenn_api::{ErrorCode, ReadFile};
-use wrenn_rpc::host::v1::{
-    __buffa::oneof::{read_file_response, write_file_request::Part},
-    ReadFileRequest, WriteFileRequest,
-    write_file_request::{Commit, Open},
+use wrenn_api::{ErrorCode, ReadFile, SandboxId};
+use wrenn_rpc::{
+    Foreign,
+    host::v1::{
+        __buffa::oneof::{read_file_response, write_file_request::Part},
+        ReadFileRequest, WriteFileRequest,
+        write_file_request::{Commit, Open},
+    },
 };
 
 use super::{
-    download,
+    form::{self, Form},
     progress::{By, moving},
     refusals::OfFiles,
-    surround::InWork,
 };
 use crate::{
     agents::AgentClient,
@@ -84,35 +82,22 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// What is wrong with a form, in our words.
-fn bad_form(error: &dyn std::fmt::Display) -> ApiError {
-    ApiError::invalid(format!("the body is not the documented form: {error}"))
-}
-
-async fn next_field(form: &mut Multipart) -> Result<Option<Field<'_>>, ApiError> {
-    moving(By::ClientSends, form.next_field()).await?.map_err(|error| bad_form(&error))
-}
-
-async fn next_chunk(field: &mut Field<'_>) -> Result<Option<bytes::Bytes>, ApiError> {
-    moving(By::ClientSends, field.chunk()).await?.map_err(|error| bad_form(&error))
-}
-
 /// The whole of a part that is no larger than `max` bytes.
-async fn whole(field: &mut Field<'_>, max: usize, too_large: &str) -> Result<Vec<u8>, ApiError> {
+async fn whole(part: &mut form::Part<'_>, max: usize, too_large: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = next_chunk(field).await? {
+    while let Some(chunk) = part.chunk().await? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > max {
-            drain(field, max).await;
+            drain(part, max).await;
             return Err(ApiError::invalid(too_large));
         }
     }
     Ok(bytes)
 }
 
-async fn path_of(field: &mut Field<'_>) -> Result<String, ApiError> {
+async fn path_of(part: &mut form::Part<'_>) -> Result<String, ApiError> {
     let too_large = format!("path: 1 to {PATH_MAX} characters without NUL");
-    let bytes = whole(field, PATH_MAX * CHARACTER, &too_large).await?;
+    let bytes = whole(part, PATH_MAX * CHARACTER, &too_large).await?;
     let path = String::from_utf8(bytes).map_err(|_| ApiError::invalid("path: it must be UTF-8"))?;
     check_path(&path)?;
     Ok(path)
@@ -123,10 +108,10 @@ fn message(part: Part) -> WriteFileRequest {
 }
 
 /// Reads what is left of a refused upload, within bounds, so that the client gets to read the answer.
-async fn drain(field: &mut Field<'_>, max: usize) {
+async fn drain(part: &mut form::Part<'_>, max: usize) {
     let rest = async {
         let mut read = 0;
-        while let Ok(Some(chunk)) = field.chunk().await {
+        while let Ok(Some(chunk)) = part.chunk().await {
             read += chunk.len();
             if read > max {
                 return;
@@ -136,41 +121,72 @@ async fn drain(field: &mut Field<'_>, max: usize) {
     let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
-/// Passes the content of the form's next part on.
+/// Passes the content of a part on.
 async fn feed(
-    form: &mut Multipart,
+    part: &mut form::Part<'_>,
     pieces: &mut mpsc::Sender<WriteFileRequest>,
     max: usize,
 ) -> Result<(), ApiError> {
-    let missing = || ApiError::invalid("the form's second part must be `file`");
-    let field = next_field(form).await?;
-    let mut field = field.filter(|field| field.name() == Some("file")).ok_or_else(missing)?;
     let mut size = 0;
-    while let Some(chunk) = next_chunk(&mut field).await? {
+    while let Some(chunk) = part.chunk().await? {
         size += chunk.len();
         if size > max {
-            drain(&mut field, max).await;
-            let message = format!("the file is larger than {max} bytes");
+            drain(part, max).await;
+            let message = format!("the file is larger than {max} bytes (server.upload_body)");
             return Err(ApiError::new(ErrorCode::TooLarge, message));
         }
         if moving(By::SandboxTakes, pieces.send(message(Part::Chunk(chunk.into())))).await?.is_err() {
             // The agent has refused; its answer says why.
-            drain(&mut field, max).await;
+            drain(part, max).await;
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Nothing may follow: a part that is not understood must not be taken for understood.
-async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
-    match next_field(form).await? {
-        None => Ok(()),
-        Some(field) => Err(ApiError::invalid(format!(
-            "the form has a part {:?} after `path` and `file`: send these two only",
-            field.name().unwrap_or_default()
-        ))),
+/// A part that is not understood must not be taken for understood.
+fn unexpected(part: &form::Part<'_>) -> ApiError {
+    let name = part.name().unwrap_or_default();
+    ApiError::invalid(format!(
+        "the form has a part {} too many: send `path` and `file`, once each",
+        Foreign(name)
+    ))
+}
+
+/// Passes on what a form has for a file whose path is known: `named` says that the form itself has told it already.
+async fn pass_on(
+    mut form: Form,
+    path: &str,
+    mut named: bool,
+    pieces: &mut mpsc::Sender<WriteFileRequest>,
+    max: usize,
+) -> Result<(), ApiError> {
+    let mut passed = false;
+    while let Some(mut part) = form.next().await? {
+        match part.name() {
+            Some("file") if !passed => {
+                feed(&mut part, pieces, max).await?;
+                passed = true;
+            }
+            Some("path") if !named => {
+                if path_of(&mut part).await? != path {
+                    return Err(ApiError::invalid(
+                        "the part `path` and the parameter `path` differ: send one",
+                    ));
+                }
+                named = true;
+            }
+            _ => return Err(unexpected(&part)),
+        }
     }
+    if passed { Ok(()) } else { Err(ApiError::invalid("the form has no part `file`")) }
+}
+
+/// Where to write, for clients that cannot send the part `path` first.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WriteTo {
+    path: Option<String>,
 }
 
 /// Write a file.
@@ -181,6 +197,8 @@ async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
     post, path = "/v1/sandboxes/{id}/files/write", operation_id = "writeFile", tag = "files", security(("api_key" = [])),
     params(
         ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("path" = Option<String>, Query, description = "Where to write the file. With it the parts of the form may come in any order; without it the part `path` comes before a file of more than 1 MiB.",
+            min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body(content = Upload, content_type = "multipart/form-data"),
@@ -189,34 +207,45 @@ async fn end_of(form: &mut Multipart) -> Result<(), ApiError> {
 pub(super) async fn write(
     State(app): State<App>,
     target: Target,
-    form: Result<Multipart, MultipartRejection>,
+    to: Result<Query<WriteTo>, QueryRejection>,
+    request: Request,
 ) -> Result<StatusCode, ApiError> {
+    let malformed = |_| ApiError::invalid("the query is malformed: the only parameter is path, in UTF-8");
+    let Query(to) = to.map_err(malformed)?;
+    to.path.as_deref().map(check_path).transpose()?;
     let agent = service::running_apart(&app, target.team, target.id).await?;
-    let mut form = form.map_err(|_| {
-        let message = "send the file as multipart/form-data, with the parts `path` and `file`";
-        ApiError::new(ErrorCode::UnsupportedMediaType, message)
-    })?;
-    let target = target.id.to_string();
-    let mut early = None;
-    loop {
-        let field = next_field(&mut form).await?;
-        let missing = || ApiError::invalid("the form must have two parts: `path`, then `file`");
-        let mut field = field.ok_or_else(missing)?;
-        if field.name() == Some("file") && early.is_none() {
-            let too_large = "the part `path` must come before `file` when the file is larger than 1 MiB";
-            early = Some(whole(&mut field, EARLY_MAX, too_large).await?);
-            continue;
+    let mut form = Form::of(request).await?;
+    let sandbox = target.id.to_string();
+    if let Some(path) = to.path {
+        return write_streamed(&app, &agent, &sandbox, path, false, form).await;
+    }
+    let missing = || ApiError::invalid("the form must have two parts: `path`, then `file`");
+    let mut first = form.next().await?.ok_or_else(missing)?;
+    match first.name() {
+        Some("path") => {
+            let path = path_of(&mut first).await?;
+            drop(first);
+            write_streamed(&app, &agent, &sandbox, path, true, form).await
         }
-        if field.name() != Some("path") {
-            return Err(missing());
+        Some("file") => {
+            let _held = app.admission.memory.try_take(target.team, EARLY_MAX)?;
+            let too_large = "the file is larger than 1 MiB and comes before the part `path`: send `path` first, or as a parameter of the query";
+            let content = whole(&mut first, EARLY_MAX, too_large).await?;
+            drop(first);
+            let mut second = form.next().await?.ok_or_else(missing)?;
+            if second.name() != Some("path") {
+                return Err(unexpected(&second));
+            }
+            let path = path_of(&mut second).await?;
+            drop(second);
+            if let Some(part) = form.next().await? {
+                return Err(unexpected(&part));
+            }
+            let parts = [open(&sandbox, path), message(Part::Chunk(content)), commit()];
+            settled(agent.write_file(connectrpc::stream_iter(parts))).await?;
+            Ok(StatusCode::NO_CONTENT)
         }
-        let path = path_of(&mut field).await?;
-        drop(field);
-        let Some(content) = early else { return write_streamed(&app, &agent, &target, path, form).await };
-        end_of(&mut form).await?;
-        let parts = [open(&target, path), message(Part::Chunk(content)), commit()];
-        settled(agent.write_file(connectrpc::stream_iter(parts))).await?;
-        return Ok(StatusCode::NO_CONTENT);
+        _ => Err(missing()),
     }
 }
 
@@ -247,15 +276,15 @@ async fn write_streamed(
     agent: &AgentClient,
     sandbox: &str,
     path: String,
-    mut form: Multipart,
+    named: bool,
+    form: Form,
 ) -> Result<StatusCode, ApiError> {
     let (mut pieces, requests) = mpsc::channel(PENDING);
-    let _ = pieces.send(open(sandbox, path)).await;
+    let _ = pieces.send(open(sandbox, path.clone())).await;
     let mut writing = pin!(agent.write_file(requests));
     let mut feeding = pin!(async move {
         // Dropped without a commit, the agent leaves the file as it was.
-        feed(&mut form, &mut pieces, app.limits.upload_body).await?;
-        end_of(&mut form).await?;
+        pass_on(form, &path, named, &mut pieces, app.limits.upload_body).await?;
         let _ = moving(By::SandboxTakes, pieces.send(commit())).await?;
         Ok::<_, ApiError>(())
     });
@@ -286,30 +315,54 @@ async fn write_streamed(
 )]
 pub(super) async fn read(
     State(app): State<App>,
-    Extension(in_work): Extension<InWork>,
     target: Target,
     body: Body<ReadFile>,
 ) -> Result<Response, ApiError> {
     check_path(&body.value.path)?;
     let agent = service::running_apart(&app, target.team, target.id).await?;
-    let request =
-        ReadFileRequest { sandbox_id: target.id.to_string(), path: body.value.path, ..Default::default() };
+    download(&agent, target.id, body.value.path).await
+}
+
+/// The content of a file as a body. One that breaks off breaks the answer off: a client must not take it for the whole.
+async fn download(agent: &AgentClient, sandbox: SandboxId, path: String) -> Result<Response, ApiError> {
+    let request = ReadFileRequest { sandbox_id: sandbox.to_string(), path, ..Default::default() };
     let mut parts = moving(By::SandboxSends, agent.read_file(request)).await??;
     let nothing = || ApiError::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
     let first =
         moving(By::SandboxSends, parts.message()).await??.ok_or_else(nothing)?.to_owned_message().part;
-    let Some(read_file_response::Part::Size(size)) = first else { return Err(nothing()) };
-    let content = stream::try_unfold(parts, async |mut parts| {
+    let size = match first {
+        Some(read_file_response::Part::Size(size)) => Some(size),
+        Some(read_file_response::Part::Unsized(_)) => None,
+        _ => return Err(nothing()),
+    };
+    let content = stream::try_unfold((parts, size), async |(mut parts, left)| {
         loop {
-            let Some(message) = parts.message().await? else { return Ok::<_, ApiError>(None) };
-            if let Some(read_file_response::Part::Chunk(bytes)) = message.to_owned_message().part {
-                return Ok(Some((bytes::Bytes::from(bytes), parts)));
-            }
+            let Some(message) = moving(By::SandboxSends, parts.message()).await?? else {
+                return match left {
+                    None | Some(0) => Ok::<_, ApiError>(None),
+                    Some(_) => Err(shrunk()),
+                };
+            };
+            let Some(read_file_response::Part::Chunk(bytes)) = message.to_owned_message().part else {
+                continue;
+            };
+            let mut bytes = bytes::Bytes::from(bytes);
+            // What was added since the size was announced is not part of the answer.
+            bytes.truncate(left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX)));
+            let left = left.map(|left| left - bytes.len() as u64);
+            return Ok(Some((bytes, (parts, left))));
         }
     });
-    Response::builder()
-        .header(header::CONTENT_TYPE, "application/octet-stream")
-        .header(header::CONTENT_LENGTH, size)
-        .body(HttpBody::from_stream(download::body(content, in_work)))
-        .map_err(|error| ApiError::new(ErrorCode::InternalError, error.to_string()))
+    let mut response = Response::builder().header(header::CONTENT_TYPE, "application/octet-stream");
+    if let Some(size) = size {
+        response = response.header(header::CONTENT_LENGTH, size);
+    }
+    response.body(HttpBody::from_stream(content)).map_err(|error| {
+        tracing::error!(%error, "an answer cannot be made");
+        ApiError::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
+    })
+}
+
+fn shrunk() -> ApiError {
+    ApiError::new(ErrorCode::Conflict, "the file became shorter while it was read; read it again")
 }

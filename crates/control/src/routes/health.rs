@@ -43,5 +43,5 @@ pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>)
         example = json!("# TYPE wrenn_sandboxes gauge\nwrenn_sandboxes{status=\"running\"} 3\n")))
 )]
 pub(super) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.metrics.render())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], app.figures.text().await)
 }

@@ -1,29 +1,28 @@
 //! HTTP API: routes, the OpenAPI document made from them, and middleware.
 
-mod download;
 mod events;
 mod exec;
 mod exec_stream;
 mod files;
+mod form;
 mod health;
 mod openapi;
+mod output;
 mod progress;
 mod refusals;
 mod sandboxes;
 mod surround;
 mod utf8;
 
-use std::sync::Arc;
-
 use axum::{Router, middleware};
 use http::Request;
-use tokio::sync::Semaphore;
 use tower::Layer as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{auth, error::ApiError, state::App};
 
 pub(crate) use openapi::document;
+pub(crate) use progress::STILL;
 
 /// Routes with authentication.
 fn protected() -> OpenApiRouter<App> {
@@ -36,10 +35,6 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(files::read))
         .routes(routes!(events::stream))
 }
-
-/// Looks at the server's health and figures at a time; they have places of their own, so that a server with its hands full
-/// is not taken for a dead one.
-const PROBES: usize = 32;
 
 /// Routes that are open.
 fn open() -> OpenApiRouter<App> {
@@ -66,31 +61,27 @@ fn alias<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// Bounds what is in work, probes apart from all else.
-fn bounded<S: Clone + Send + Sync + 'static>(
-    probes: Router<S>,
-    rest: Router<S>,
-    requests: Arc<Semaphore>,
-) -> Router<S> {
-    let places = Arc::new(Semaphore::new(PROBES));
-    let probes = probes.layer(middleware::from_fn_with_state(places, surround::bound));
-    probes.merge(rest.layer(middleware::from_fn_with_state(requests, surround::bound)))
-}
-
 /// The whole API as a service.
 pub(crate) fn service(
     app: &App,
 ) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
     let (open, _) = open().split_for_parts();
     let (protected, _) = protected().split_for_parts();
-    let protected = protected.route_layer(middleware::from_fn_with_state(app.clone(), auth::required));
-    let rest = protected.merge(openapi::routes()).fallback(async || {
-        ApiError::new(
-            wrenn_api::ErrorCode::NotFound,
-            "there is nothing at this path; GET /docs lists what there is",
-        )
-    });
-    let router = bounded(open, rest, app.requests.clone())
+    let bound = middleware::from_fn_with_state(app.clone(), surround::bound);
+    // The key first: who has none takes no place.
+    let protected = protected
+        .route_layer(bound.clone())
+        .route_layer(middleware::from_fn_with_state(app.clone(), auth::required));
+    let router = open
+        .merge(openapi::routes())
+        .route_layer(bound)
+        .merge(protected)
+        .fallback(async || {
+            ApiError::new(
+                wrenn_api::ErrorCode::NotFound,
+                "there is nothing at this path; GET /docs lists what there is",
+            )
+        })
         .method_not_allowed_fallback(async || {
             let message = "this path does not take this method; GET /docs lists what it takes";
             ApiError::new(wrenn_api::ErrorCode::MethodNotAllowed, message)
@@ -104,25 +95,7 @@ pub(crate) fn service(
 
 #[cfg(test)]
 mod tests {
-    use tower::ServiceExt as _;
-
     use super::*;
-
-    #[tokio::test]
-    async fn a_full_server_answers_probes_and_refuses_the_rest() {
-        let probes = Router::new().route("/health", axum::routing::get(async || ()));
-        let rest = Router::new().route("/work", axum::routing::get(async || ()));
-        let requests = Arc::new(Semaphore::new(1));
-        let router: Router = bounded(probes, rest, requests.clone());
-        let status = async |path: &str| {
-            let request = Request::get(path).body(axum::body::Body::empty()).expect("a request");
-            router.clone().oneshot(request).await.expect("an answer").status().as_u16()
-        };
-        assert_eq!((status("/health").await, status("/work").await), (200, 200));
-        let _taken = requests.try_acquire_owned().expect("a place");
-        assert_eq!((status("/health").await, status("/work").await), (200, 429));
-        assert_eq!(status("/nothing").await, 429);
-    }
 
     #[test]
     fn capsules_are_sandboxes() {

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
-use http::{StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use utoipa::{
     OpenApi as _,
     openapi::{
@@ -113,6 +113,12 @@ fn viewer() -> Router<App> {
         .route("/docs", get(async || Redirect::to("/docs/")))
         .route("/docs/", get(async move || viewer_file("index.html", first)))
         .route("/docs/{*file}", get(async move |Path(file): Path<String>| viewer_file(&file, config)))
+        .layer(axum::middleware::map_response(async |mut response: Response| {
+            for (name, value) in VIEWER_HEADERS {
+                response.headers_mut().insert(name, HeaderValue::from_static(value));
+            }
+            response
+        }))
 }
 
 fn viewer_file(name: &str, config: Arc<Config<'static>>) -> Response {
@@ -132,6 +138,17 @@ fn viewer_file(name: &str, config: Arc<Config<'static>>) -> Response {
         }
     }
 }
+
+/// The viewer may load and call what is of this server, and stands in nobody's frame.
+const VIEWER_HEADERS: [(HeaderName, &str); 3] = [
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+         font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+];
 
 #[cfg(test)]
 mod tests {

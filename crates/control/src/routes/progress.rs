@@ -7,7 +7,7 @@ use wrenn_api::ErrorCode;
 use crate::error::ApiError;
 
 /// A transfer of which nothing moves for this long is broken off.
-pub(super) const STILL: Duration = Duration::from_secs(60);
+pub(crate) const STILL: Duration = Duration::from_secs(60);
 
 /// Cause of a stall.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use serde::Deserialize;
 use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId, SandboxStatus};
+use wrenn_rpc::Foreign;
 
 use super::{
     OlderPath,
@@ -69,12 +69,46 @@ pub(super) async fn create(
 }
 
 /// How to page through a list.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Paging {
     limit: Option<u32>,
-    cursor: Option<String>,
+    cursor: Option<SandboxId>,
     status: Option<SandboxStatus>,
+}
+
+impl Paging {
+    /// Reads the parameters one by one, so that each error names the parameter and what it may be.
+    fn of(parameters: Vec<(String, String)>) -> Result<Self, ApiError> {
+        let mut paging = Self::default();
+        for (name, value) in parameters {
+            let shown = Foreign(&value);
+            let repeated = match name.as_str() {
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
+                    let wrong = || ApiError::invalid(format!("limit is {shown}: it must be 1 to {PAGE_MAX}"));
+                    paging.limit.replace(limit.ok_or_else(wrong)?).is_some()
+                }
+                "cursor" => {
+                    let wrong = |error| ApiError::invalid(format!("cursor is {shown}: {error}"));
+                    paging.cursor.replace(value.parse().map_err(wrong)?).is_some()
+                }
+                "status" => {
+                    let all = SandboxStatus::ALL.map(SandboxStatus::as_str).join(", ");
+                    let wrong = |()| ApiError::invalid(format!("status is {shown}: it must be one of {all}"));
+                    paging.status.replace(value.parse().map_err(wrong)?).is_some()
+                }
+                other => {
+                    let message =
+                        format!("there is no parameter {}: use limit, cursor and status", Foreign(other));
+                    return Err(ApiError::invalid(message));
+                }
+            };
+            if repeated {
+                return Err(ApiError::invalid(format!("{name} is given twice")));
+            }
+        }
+        Ok(paging)
+    }
 }
 
 /// List the team's sandboxes, newest first.
@@ -93,21 +127,15 @@ pub(super) struct Paging {
 pub(super) async fn list(
     State(app): State<App>,
     Caller(team): Caller,
-    paging: Result<Query<Paging>, QueryRejection>,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let Query(paging) = paging.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let limit = paging.limit.unwrap_or(PAGE);
-    if !(1..=PAGE_MAX).contains(&limit) {
-        return Err(ApiError::invalid(format!("limit is {limit}: it must be 1 to {PAGE_MAX}")));
-    }
-    let cursor: Option<SandboxId> = match paging.cursor {
-        Some(text) => Some(text.parse().map_err(|error| ApiError::invalid(format!("cursor: {error}")))?),
-        None => None,
-    };
+    let malformed = |_| ApiError::invalid("the query is malformed: send name=value pairs in UTF-8");
+    let Query(parameters) = parameters.map_err(malformed)?;
+    let Paging { limit, cursor, status } = Paging::of(parameters)?;
+    let limit = limit.unwrap_or(PAGE);
     // One more than asked for tells whether there is another page.
     let mut rows =
-        db::sandboxes::page(&app.db, team, paging.status, cursor.map(SandboxId::uuid), i64::from(limit) + 1)
-            .await?;
+        db::sandboxes::page(&app.db, team, status, cursor.map(SandboxId::uuid), i64::from(limit) + 1).await?;
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let mut response = Json(rows.iter().map(db::sandboxes::Row::public).collect::<Vec<_>>()).into_response();
@@ -151,4 +179,33 @@ pub(super) async fn get(
 pub(super) async fn delete(State(app): State<App>, target: Target) -> Result<StatusCode, ApiError> {
     service::destroy::destroy(&app, target.team, target.id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paging(query: &str) -> Result<Paging, String> {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Paging::of(pairs).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn wrong_parameters_are_named_with_what_they_may_be() {
+        assert_eq!(paging(""), Ok(Paging::default()));
+        let status = Some(SandboxStatus::Stopped);
+        assert_eq!(paging("limit=100&status=stopped"), Ok(Paging { limit: Some(100), status, cursor: None }));
+        for (query, message) in [
+            ("status=nope", r#"status is "nope": it must be one of pending, starting, running"#),
+            ("limit=0", r#"limit is "0": it must be 1 to 100"#),
+            ("limit=x", r#"limit is "x": it must be 1 to 100"#),
+            ("cursor=x", r#"cursor is "x": "#),
+            ("order=x", r#"there is no parameter "order": use limit, cursor and status"#),
+            ("limit=1&limit=1", "limit is given twice"),
+        ] {
+            let told = paging(query).err().unwrap_or_default();
+            assert!(told.starts_with(message), "{query}: {told}");
+        }
+    }
 }

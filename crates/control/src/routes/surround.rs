@@ -1,5 +1,4 @@
-//! Around every request: an id, a bound on how many are in work, a record, and an answer even when a handler
-//! panics.
+//! Around every request: an id, a place among those in work, a record, and an answer even when a handler panics.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
@@ -9,13 +8,22 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures::FutureExt as _;
-use http::{HeaderValue, header::HeaderName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::Instrument as _;
+use http::{
+    HeaderValue, Method,
+    header::{HeaderName, X_CONTENT_TYPE_OPTIONS},
+};
 use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
-use crate::error::ApiError;
+use crate::{
+    admission::{Admission, InWork, Places},
+    auth::Asker,
+    error::ApiError,
+    figures,
+    serving::{Connection, Holding},
+    state::App,
+    trail,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Maximum length of a request id that a client chooses.
@@ -39,48 +47,130 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = request.method().as_str().to_owned();
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-    let handled = AssertUnwindSafe(next.run(request).instrument(span.clone())).catch_unwind().await;
+    let method = figures::method(request.method());
+    let connection = request.extensions().get::<Arc<Connection>>();
+    let span = trail::span(&id, connection.map(AsRef::as_ref));
+    let handling = trail::follow(id.clone(), span.clone(), next.run(request));
+    let handled = AssertUnwindSafe(handling).catch_unwind().await;
     let mut response = handled.unwrap_or_else(|_| {
         let message = "the control plane failed at this request; its log says why, under the request id";
         ApiError::new(ErrorCode::InternalError, message).into_response()
     });
     response.headers_mut().insert(REQUEST_ID, id);
-    let (took, status) = (begin.elapsed(), response.status());
-    let labels =
-        [("method", method.clone()), ("route", route.clone()), ("status", status.as_u16().to_string())];
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let (took, status) = (begin.elapsed(), response.status().as_u16());
+    let labels = [("method", method.to_owned()), ("route", route.clone()), ("status", status.to_string())];
     metrics::histogram!("wrenn_http_request_seconds", &labels).record(took.as_secs_f64());
-    let (status, ms) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+    let ms = took.as_millis() as u64;
+    let code = response.extensions().get::<ErrorCode>().map(|code| tracing::field::display(*code));
     span.in_scope(|| {
         if PROBES.contains(&route.as_str()) && status < 400 {
-            tracing::debug!(method, route, status, ms, "handled");
+            tracing::debug!(method, route, status, code, ms, "handled");
         } else {
-            tracing::info!(method, route, status, ms, "handled");
+            tracing::info!(method, route, status, code, ms, "handled");
         }
     });
     response
 }
 
-/// A request's place among those in work. What outlives its handler, such as the body of a download, keeps it.
-#[derive(Debug, Clone)]
-pub(super) struct InWork {
-    _permit: Arc<OwnedSemaphorePermit>,
+/// The places that requests to a route share.
+fn places<'a>(admission: &'a Admission, method: &Method, route: &str) -> &'a Places {
+    if PROBES.contains(&route) {
+        return &admission.probes;
+    }
+    if !route.starts_with("/v1/") {
+        return &admission.pages;
+    }
+    if route.ends_with("/stream") {
+        return &admission.streams;
+    }
+    if method == Method::DELETE { &admission.deletes } else { &admission.requests }
 }
 
-/// Refuses what is more than the server takes at a time.
+/// Refuses what is more than the server takes at a time, or its team may have of it. The place is kept until the answer
+/// was sent.
 pub(super) async fn bound(
-    State(places): State<Arc<Semaphore>>,
+    State(app): State<App>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let Ok(permit) = places.try_acquire_owned() else {
-        let message = "the control plane has too many requests in work; try again in a moment";
-        return Err(ApiError::new(ErrorCode::TooManyRequests, message));
-    };
-    let in_work = InWork { _permit: Arc::new(permit) };
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    let team = request.extensions().get::<Asker>().map(|asker| asker.team);
+    let in_work = InWork::new(places(&app.admission, request.method(), route).take(team)?);
     request.extensions_mut().insert(in_work.clone());
-    let response = next.run(request).await;
-    drop(in_work);
-    Ok(response)
+    Ok(next.run(request).await.map(|body| Holding::body(body, in_work)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use axum::{Router, body::Body, routing::get};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::config::Limits;
+
+    #[test]
+    fn each_kind_of_request_has_places_of_its_own() {
+        let admission = Admission::new(&Limits::default());
+        let of = |method: Method, route: &str| std::ptr::from_ref(places(&admission, &method, route));
+        let kinds: BTreeSet<_> = [
+            (Method::GET, "/health"),
+            (Method::GET, "/docs"),
+            (Method::GET, "/v1/sandboxes/{id}"),
+            (Method::DELETE, "/v1/sandboxes/{id}"),
+            (Method::GET, "/v1/sandboxes/{id}/exec/stream"),
+        ]
+        .map(|(method, route)| of(method, route))
+        .into();
+        assert_eq!(kinds.len(), 5);
+        assert_eq!(of(Method::GET, "/v1/events/stream"), of(Method::GET, "/v1/sandboxes/{id}/exec/stream"));
+    }
+
+    #[tokio::test]
+    async fn no_client_makes_the_figures_grow() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new()
+            .set_buckets(&[1.0])
+            .expect("a bucket")
+            .build_recorder();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let router = Router::new()
+            .route("/known/{id}", get(async || ()))
+            .fallback(async || ApiError::new(ErrorCode::NotFound, "nothing"))
+            .layer(axum::middleware::from_fn(observe));
+        let send = async |method: &str, path: &str| {
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("x-request-id", format!("id-{method}"))
+                .header("x-api-key", path)
+                .body(Body::empty());
+            router.clone().oneshot(request.expect("a request")).await.expect("an answer");
+        };
+        for number in 0..2000 {
+            send(&format!("M{number:x}"), &format!("/nothing/{number}")).await;
+            send(&format!("M{number:x}"), &format!("/known/{number}")).await;
+            send("GET", &format!("/known/{number}")).await;
+        }
+        let text = recorder.handle().render();
+        let mut values = BTreeSet::new();
+        for labels in text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0)) {
+            values.extend(labels.split(',').map(str::to_owned));
+        }
+        let known = [
+            r#"method="GET""#,
+            r#"method="other""#,
+            r#"route="/known/{id}""#,
+            r#"route="none""#,
+            r#"status="200""#,
+            r#"status="404""#,
+            r#"status="405""#,
+            r#"le="1""#,
+            r#"le="+Inf""#,
+        ];
+        let unknown: Vec<&String> = values.iter().filter(|value| !known.contains(&value.as_str())).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert!(text.len() < 4000, "{} bytes", text.len());
+    }
 }

@@ -169,7 +169,7 @@ async fn begin(
     key: Option<Key>,
 ) -> Result<Option<Row>, ApiError> {
     // A client that leaves must not leave a sandbox behind that is written down and not made.
-    let task = tokio::spawn({
+    let task = crate::trail::spawn({
         let app = app.clone();
         async move {
             let Some((row, address)) = claim(&app, team, &wanted, key.as_ref()).await? else {

@@ -34,7 +34,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         app.outbox.notify_one();
         fault::point("destroy.marked");
         // The client may go away; the delete goes on.
-        let task = tokio::spawn({
+        let task = crate::trail::spawn({
             let app = app.clone();
             async move { finish(&app, &row).await }
         });

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
 
 use crate::{
-    agents::AgentClient,
+    agents::{AgentClient, Room},
     db::{
         hosts,
         sandboxes::{self, Known, Row},
@@ -45,14 +45,29 @@ async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, Strin
             let message = format!("sandbox {id} cannot be reached: {why}; try again in a moment");
             return Err(ApiError::new(ErrorCode::HostUnavailable, message));
         }
-        _ => {
-            let message = format!("sandbox {id} is {}, not running", row.status);
-            return Err(ApiError::new(ErrorCode::InvalidState, message));
-        }
+        status => return Err(ApiError::new(ErrorCode::InvalidState, not_running(&row, status))),
     }
     let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
     let host = row.host_id.ok_or_else(none)?;
     Ok((host.into(), address(app, host).await?))
+}
+
+/// Why nothing can be done in a sandbox that does not run, and what helps.
+fn not_running(row: &Row, status: SandboxStatus) -> String {
+    let id = row.public_id();
+    match status {
+        SandboxStatus::Pending | SandboxStatus::Starting => {
+            format!("sandbox {id} is still starting: wait until its status is running")
+        }
+        SandboxStatus::Stopping | SandboxStatus::Stopped => {
+            format!("sandbox {id} was deleted: create another one")
+        }
+        SandboxStatus::Error => match row.public().error {
+            Some(error) => format!("sandbox {id} failed ({}: {}); delete it", error.code, error.message),
+            None => format!("sandbox {id} failed; delete it"),
+        },
+        other => format!("sandbox {id} has the status {other:?}, it does not run"),
+    }
 }
 
 async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
@@ -65,10 +80,15 @@ pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError
     Ok(app.agents.at(host.into(), &address(app, host).await?))
 }
 
-/// The agent of a running sandbox, for calls with a deadline.
-pub(crate) async fn running(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
+/// The agent of a running sandbox, for one call with a deadline whose answer may be large.
+pub(crate) async fn running_with_room(
+    app: &App,
+    team: Uuid,
+    id: SandboxId,
+    room: Room,
+) -> Result<AgentClient, ApiError> {
     let (host, address) = place_of(app, team, id).await?;
-    Ok(app.agents.at(host, &address))
+    Ok(app.agents.with_room(host, &address, room))
 }
 
 /// Client of a running sandbox's agent, for one stream.

@@ -1,0 +1,90 @@
+//! The server's figures in the format of Prometheus. Labels have values of closed sets only, so that no client can make
+//! the figures grow; they are rendered by one at a time, away from the threads that serve requests.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::sync::Mutex;
+
+/// Upper bounds of the buckets of request durations, in seconds: commands take milliseconds, creates seconds.
+const BUCKETS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 60.0];
+/// What was rendered is shown again for so long.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The figures, and what was rendered last.
+pub(crate) struct Figures {
+    recorder: PrometheusHandle,
+    last: Mutex<Option<(Instant, Bytes)>>,
+}
+
+/// The recorder of a server: what it measures, with its buckets.
+fn recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusRecorder> {
+    Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
+}
+
+impl Figures {
+    /// Starts to record what this process measures.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let recorder = recorder()?;
+        let handle = recorder.handle();
+        // A second server in one process writes to the first one's figures.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        Ok(Self { recorder: handle, last: Mutex::default() })
+    }
+
+    /// All figures as text.
+    pub(crate) async fn text(&self) -> Bytes {
+        let mut last = self.last.lock().await;
+        if let Some((at, text)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return text.clone();
+        }
+        let recorder = self.recorder.clone();
+        let rendered = tokio::task::spawn_blocking(move || recorder.render()).await;
+        let text = Bytes::from(rendered.unwrap_or_default());
+        *last = Some((Instant::now(), text.clone()));
+        text
+    }
+
+    /// Keeps what is recorded small.
+    pub(crate) fn upkeep(&self) {
+        self.recorder.run_upkeep();
+    }
+}
+
+/// Says what each figure means, and sets those that never change.
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    gauge!("wrenn_build_info", "The version of this server; the value is 1.");
+    histogram!("wrenn_http_request_seconds", "Time from a request's head to the beginning of its answer.");
+    gauge!("wrenn_http_connections", "Open connections of clients.");
+    counter!("wrenn_http_connections_refused_total", "Connections refused because all places were taken.");
+    counter!("wrenn_http_accept_errors_total", "Connections that the system could not accept.");
+    counter!("wrenn_requests_refused_total", "Requests refused with 429, by what there were too many of.");
+    counter!("wrenn_worker_restarts_total", "Background tasks that failed and were started again.");
+    gauge!("wrenn_sandboxes", "Sandboxes by status.");
+    gauge!("wrenn_hosts_ejected", "Hosts that get no sandboxes for a while, because creates failed there.");
+    gauge!("wrenn_outbox_events", "Events that wait for Redis.");
+    gauge!("wrenn_driver_info", "Hosts by VMM driver, and whether it keeps hostile code from the host.");
+    metrics::gauge!("wrenn_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// The method of a request as a label: clients may invent others.
+pub(crate) fn method(method: &http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "CONNECT" => "CONNECT",
+        "OPTIONS" => "OPTIONS",
+        "TRACE" => "TRACE",
+        "PATCH" => "PATCH",
+        _ => "other",
+    }
+}

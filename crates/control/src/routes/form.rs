@@ -1,0 +1,181 @@
+//! Forms (`multipart/form-data`) of clients, part by part. The parser keeps what is no content of a part, such as the
+//! headers of one, until it has all of it, and looks at all of it again as more comes: so there is a bound on it.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, Multipart, Request, multipart::Field},
+};
+use http_body::{Body as HttpBody, Frame};
+use wrenn_api::ErrorCode;
+
+use super::progress::{By, moving};
+use crate::error::ApiError;
+
+/// Bytes that are no content of a part, between two pieces of content.
+const OUTSIDE_MAX: usize = 16 << 10;
+
+/// A form as it comes in.
+pub(super) struct Form {
+    parts: Multipart,
+    outside: Arc<AtomicUsize>,
+}
+
+/// One part of a form.
+pub(super) struct Part<'a> {
+    field: Field<'a>,
+    outside: &'a AtomicUsize,
+}
+
+/// What is wrong with a form, in our words.
+fn bad(error: &dyn std::fmt::Display) -> ApiError {
+    ApiError::invalid(format!("the body is not the documented form: {error}"))
+}
+
+impl Form {
+    pub(super) async fn of(request: Request) -> Result<Self, ApiError> {
+        let outside = Arc::new(AtomicUsize::new(0));
+        let counted = outside.clone();
+        let request = request.map(|body| Body::new(Counted { body, outside: counted, rests: false }));
+        let parts = Multipart::from_request(request, &()).await.map_err(|_| {
+            let message = "send the file as multipart/form-data, with the parts `path` and `file`";
+            ApiError::new(ErrorCode::UnsupportedMediaType, message)
+        })?;
+        Ok(Self { parts, outside })
+    }
+
+    /// The next part; what is left of the one before is skipped.
+    pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, ApiError> {
+        let field = moving(By::ClientSends, self.parts.next_field()).await?;
+        self.outside.store(0, Ordering::Relaxed);
+        let field = field.map_err(|error| bad(&error.body_text()))?;
+        Ok(field.map(|field| Part { field, outside: &self.outside }))
+    }
+}
+
+impl Part<'_> {
+    pub(super) fn name(&self) -> Option<&str> {
+        self.field.name()
+    }
+
+    /// The next piece of content.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let chunk = moving(By::ClientSends, self.field.chunk()).await?;
+        self.outside.store(0, Ordering::Relaxed);
+        chunk.map_err(|error| bad(&error.body_text()))
+    }
+}
+
+/// A body that breaks when too much of it comes before the parser has made something of it.
+struct Counted {
+    body: Body,
+    outside: Arc<AtomicUsize>,
+    /// The parser takes all that it can get before it looks: so it gets one frame at a time.
+    rests: bool,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if std::mem::take(&mut self.rests) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.outside.load(Ordering::Relaxed) > OUTSIDE_MAX {
+            let message = format!("more than {OUTSIDE_MAX} bytes that are no content of a part");
+            return Poll::Ready(Some(Err(axum::Error::new(message))));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.outside.fetch_add(data.len(), Ordering::Relaxed);
+            self.rests = true;
+        }
+        Poll::Ready(frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt as _, stream};
+
+    use super::*;
+
+    fn form(pieces: impl futures::Stream<Item = Bytes> + Send + 'static) -> Request {
+        let body = Body::from_stream(pieces.map(Ok::<_, std::io::Error>));
+        Request::post("/")
+            .header("content-type", "multipart/form-data; boundary=B")
+            .body(body)
+            .expect("a request")
+    }
+
+    /// How much of an endless form is read before it is refused.
+    async fn read_of_endless(beginning: &'static [u8], piece: &'static [u8]) -> usize {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let endless = stream::once(async move { Bytes::from_static(beginning) }).chain(stream::repeat_with(
+            move || {
+                count.fetch_add(piece.len(), Ordering::Relaxed);
+                Bytes::from_static(piece)
+            },
+        ));
+        let mut form = Form::of(form(endless)).await.expect("a form");
+        let refused = async {
+            while let Some(mut part) = form.next().await? {
+                while part.chunk().await?.is_some() {}
+            }
+            Ok::<_, ApiError>(())
+        };
+        let error = refused.await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::InvalidRequest);
+        sent.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn headers_and_preambles_without_end_are_refused() {
+        const PIECE: &[u8] = &[b'a'; 4096];
+        for beginning in [
+            &b"--B\r\nContent-Disposition: form-data; name=\"path\"\r\nX: "[..],
+            b"",
+            b"--B\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\nx\r\n--B",
+        ] {
+            let read = read_of_endless(beginning, PIECE).await;
+            assert!(read <= OUTSIDE_MAX + 2 * PIECE.len(), "{read} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn content_of_any_size_and_in_any_pieces_passes() {
+        const SIZE: usize = 1 << 20;
+        let mut whole = b"--B\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n".to_vec();
+        whole.extend(vec![b'-'; SIZE]);
+        whole.extend(b"\r\n--B--\r\n");
+        for size in [7, 4096, whole.len()] {
+            let pieces: Vec<Bytes> = whole.chunks(size).map(Bytes::copy_from_slice).collect();
+            let mut form = Form::of(form(stream::iter(pieces))).await.expect("a form");
+            let mut part = form.next().await.expect("a part").expect("a part");
+            assert_eq!(part.name(), Some("file"));
+            let mut read = 0;
+            while let Some(chunk) = part.chunk().await.expect("content") {
+                read += chunk.len();
+            }
+            assert_eq!(read, SIZE);
+            drop(part);
+            assert!(form.next().await.expect("the end").is_none());
+        }
+    }
+}

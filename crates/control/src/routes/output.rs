@@ -1,0 +1,285 @@
+//! The answer to a command as JSON. It is written piece by piece from the output as it came, so that the output is in
+//! memory once, and not once more in each of its forms.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::{Buf as _, Bytes};
+use http_body::{Body, Frame, SizeHint};
+use serde::Serialize;
+use wrenn_api::{Encoding, SandboxId};
+
+/// Bytes of output that are encoded at once: whole groups of base 64.
+const PIECE: usize = 24 << 10;
+/// Smaller outputs stay text, whatever it costs.
+const SMALL: usize = 64 << 10;
+
+/// What a command did, with its output as it came.
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) sandbox_id: SandboxId,
+    pub(super) cmd: String,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+    pub(super) exit_code: i32,
+    pub(super) timed_out: bool,
+    pub(super) truncated: bool,
+    pub(super) lost_bytes: u64,
+    pub(super) duration_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Head<'a> {
+    sandbox_id: SandboxId,
+    cmd: &'a str,
+}
+
+#[derive(Serialize)]
+struct Tail {
+    exit_code: i32,
+    timed_out: bool,
+    truncated: bool,
+    lost_bytes: u64,
+    duration_ms: u64,
+    encoding: Encoding,
+}
+
+/// The length of a text in a JSON string.
+fn escaped(text: &[u8]) -> usize {
+    let length = |byte: &u8| match byte {
+        b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
+        0..32 => 6,
+        _ => 1,
+    };
+    text.iter().map(length).sum()
+}
+
+/// Whether base 64, which is longer by a third, is the shorter form of a text.
+pub(super) fn costly(text: &[u8], small: usize) -> bool {
+    text.len() > small && escaped(text) > text.len() / 3 * 4
+}
+
+/// Cuts the beginning of a character off the end of an output that was cut there, and tells how many bytes that are.
+fn cut_half_character(output: &mut Vec<u8>) -> u64 {
+    let Err(error) = std::str::from_utf8(output) else { return 0 };
+    if error.error_len().is_some() {
+        return 0;
+    }
+    let rest = output.len() - error.valid_up_to();
+    output.truncate(error.valid_up_to());
+    rest as u64
+}
+
+fn encoding(stdout: &[u8], stderr: &[u8]) -> Encoding {
+    let text = |bytes| std::str::from_utf8(bytes).is_ok() && !costly(bytes, SMALL);
+    if text(stdout) && text(stderr) { Encoding::Utf8 } else { Encoding::Base64 }
+}
+
+/// A part of the answer that was not sent yet.
+#[derive(Debug)]
+enum Part {
+    Ready(Bytes),
+    Text(Bytes),
+    Base64(Bytes),
+}
+
+impl Part {
+    fn length(&self) -> usize {
+        match self {
+            Self::Ready(bytes) => bytes.len(),
+            Self::Text(bytes) => escaped(bytes),
+            Self::Base64(bytes) => bytes.len().div_ceil(3) * 4,
+        }
+    }
+
+    /// The next piece; `None` at the part's end.
+    fn piece(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Ready(bytes) => Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty()),
+            Self::Text(bytes) if !bytes.is_empty() => {
+                // It is UTF-8: a character ends among the last four bytes.
+                let end = (0..=PIECE.min(bytes.len()))
+                    .rev()
+                    .find(|end| bytes.get(*end).is_none_or(|byte| byte & 0xc0 != 0x80));
+                let text = String::from_utf8_lossy(&bytes[..end?]);
+                let quoted = Bytes::from(serde_json::to_vec(&text).ok()?);
+                bytes.advance(end?);
+                Some(quoted.slice(1..quoted.len() - 1))
+            }
+            Self::Base64(bytes) if !bytes.is_empty() => {
+                let end = PIECE.min(bytes.len());
+                let piece = Bytes::from(STANDARD.encode(&bytes[..end]));
+                bytes.advance(end);
+                Some(piece)
+            }
+            Self::Text(_) | Self::Base64(_) => None,
+        }
+    }
+}
+
+/// The answer as a body.
+#[derive(Debug)]
+pub(super) struct Answer {
+    parts: VecDeque<Part>,
+    left: u64,
+}
+
+impl Answer {
+    pub(super) fn new(mut ran: Ran) -> serde_json::Result<Self> {
+        if ran.truncated {
+            ran.lost_bytes += cut_half_character(&mut ran.stdout) + cut_half_character(&mut ran.stderr);
+        }
+        let encoding = encoding(&ran.stdout, &ran.stderr);
+        let output = |bytes: Vec<u8>| match encoding {
+            Encoding::Utf8 => Part::Text(bytes.into()),
+            Encoding::Base64 => Part::Base64(bytes.into()),
+        };
+        let mut head = serde_json::to_vec(&Head { sandbox_id: ran.sandbox_id, cmd: &ran.cmd })?;
+        head.pop();
+        head.extend(br#","stdout":""#);
+        let mut tail = br#"","#.to_vec();
+        tail.extend(
+            &serde_json::to_vec(&Tail {
+                exit_code: ran.exit_code,
+                timed_out: ran.timed_out,
+                truncated: ran.truncated,
+                lost_bytes: ran.lost_bytes,
+                duration_ms: ran.duration_ms,
+                encoding,
+            })?[1..],
+        );
+        let parts = VecDeque::from([
+            Part::Ready(head.into()),
+            output(ran.stdout),
+            Part::Ready(Bytes::from_static(br#"","stderr":""#)),
+            output(ran.stderr),
+            Part::Ready(tail.into()),
+        ]);
+        let left = parts.iter().map(|part| part.length() as u64).sum();
+        Ok(Self { parts, left })
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        while let Some(part) = self.parts.front_mut() {
+            if let Some(piece) = part.piece() {
+                self.left = self.left.saturating_sub(piece.len() as u64);
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            self.parts.pop_front();
+        }
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use proptest::prelude::*;
+    use wrenn_api::ExecResponse;
+
+    use super::*;
+
+    fn ran(stdout: Vec<u8>, stderr: Vec<u8>) -> Ran {
+        Ran {
+            sandbox_id: SandboxId::new(),
+            cmd: "a \"program\"".to_owned(),
+            stdout,
+            stderr,
+            exit_code: 3,
+            timed_out: true,
+            truncated: false,
+            lost_bytes: 0,
+            duration_ms: 7,
+        }
+    }
+
+    /// What a client gets, and its length.
+    fn sent(ran: Ran) -> (ExecResponse, usize) {
+        let answer = Answer::new(ran).expect("JSON");
+        let announced = answer.size_hint().exact().expect("a length");
+        let bytes = futures::executor::block_on(answer.collect()).expect("a body").to_bytes();
+        assert_eq!(bytes.len() as u64, announced);
+        let value: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+        let response: ExecResponse = serde_json::from_value(value.clone()).expect("an answer");
+        assert_eq!(
+            serde_json::to_value(&response).expect("JSON"),
+            value,
+            "every field of the documented answer"
+        );
+        (response, bytes.len())
+    }
+
+    fn output(text: &str, encoding: Encoding) -> Vec<u8> {
+        match encoding {
+            Encoding::Utf8 => text.as_bytes().to_vec(),
+            Encoding::Base64 => STANDARD.decode(text).expect("base 64"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_arrives(
+            text in "[\\PC\\n\u{0}\u{1}\"\\\\]{0,300}", bytes: Vec<u8>, times in 1_usize..400
+        ) {
+            let (stdout, stderr) = (text.repeat(times).into_bytes(), bytes);
+            let (response, _) = sent(ran(stdout.clone(), stderr.clone()));
+            prop_assert_eq!(output(&response.stdout, response.encoding), stdout);
+            prop_assert_eq!(output(&response.stderr, response.encoding), stderr);
+        }
+    }
+
+    #[test]
+    fn one_stream_of_bytes_makes_both_base64() {
+        let (text, _) = sent(ran(b"a\n\x01".to_vec(), b"b".to_vec()));
+        assert_eq!(
+            (text.stdout.as_str(), text.stderr.as_str(), text.encoding),
+            ("a\n\u{1}", "b", Encoding::Utf8)
+        );
+        let (bytes, _) = sent(ran(vec![0xff, 0, b'a'], b"b".to_vec()));
+        assert_eq!(
+            (bytes.stdout.as_str(), bytes.stderr.as_str(), bytes.encoding),
+            ("/wBh", "Yg==", Encoding::Base64)
+        );
+    }
+
+    #[test]
+    fn output_grows_by_no_more_than_a_third() {
+        const SIZE: usize = 1 << 20;
+        for byte in [0, 1, b'"', b'\n', b'x', 0xff] {
+            let (_, size) = sent(ran(vec![byte; SIZE], Vec::new()));
+            assert!(size < SIZE / 3 * 4 + 1000, "{byte}: {size} bytes");
+        }
+    }
+
+    #[test]
+    fn truncated_text_stays_text() {
+        let mut stdout = "é".repeat(1000).into_bytes();
+        stdout.pop();
+        let (response, _) = sent(Ran { truncated: true, lost_bytes: 5, ..ran(stdout, b"x".to_vec()) });
+        assert_eq!((response.encoding, response.lost_bytes), (Encoding::Utf8, 6));
+        assert_eq!(response.stdout, "é".repeat(999));
+        let (whole, _) = sent(ran(vec![b'a', 0xc3], Vec::new()));
+        assert_eq!(whole.encoding, Encoding::Base64, "what was not cut is what the program wrote");
+    }
+}

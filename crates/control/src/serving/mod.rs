@@ -1,0 +1,198 @@
+//! Accepts connections and serves HTTP on them. Everything that a peer can hold or make grow here has a bound: connections,
+//! in all and per address; the head of a request, in bytes and in time; what an answer that nobody reads keeps.
+
+mod answer;
+mod connection;
+mod io;
+mod places;
+
+pub(crate) use answer::Holding;
+pub(crate) use connection::Connection;
+
+use std::{
+    convert::Infallible,
+    io::ErrorKind,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use axum::{body::Body, extract::Request, response::Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+use answer::Answer;
+use io::Io;
+use places::Places;
+
+/// After a stop requests in work have this long.
+const GRACE: Duration = Duration::from_secs(5);
+/// The head of a request, in bytes; also what is read or written ahead on a connection.
+const HEAD_MAX: usize = 32 << 10;
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS: u32 = 128;
+/// What an HTTP/2 client may send before somebody reads it, per request and in all.
+const WINDOWS: (u32, u32) = (128 << 10, 256 << 10);
+/// An HTTP/2 client that does not answer pings so often and so long is gone.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
+/// Pause after the system refused a connection for want of something.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Of what happens again and again the log has one line in this time.
+const LOGGED: Duration = Duration::from_secs(10);
+
+/// Bounds on connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Bounds {
+    /// Connections at a time.
+    pub(crate) connections: usize,
+    /// Connections of one address (of one /64 of IPv6) at a time.
+    pub(crate) per_address: usize,
+    /// A request's head must come within this, and the first one so long after the connection.
+    pub(crate) head: Duration,
+    /// A connection without requests is closed after this.
+    pub(crate) idle: Duration,
+    /// A connection is closed on which the client takes nothing for so long.
+    pub(crate) stall: Duration,
+}
+
+/// Says that something happened, but not each time.
+struct Seldom {
+    state: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Seldom {
+    const fn new() -> Self {
+        Self { state: Mutex::new((None, 0)) }
+    }
+
+    /// How often it has happened since it was last said, when it is time to say it.
+    fn due(&self) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.1 += 1;
+        if state.0.is_some_and(|at| at.elapsed() < LOGGED) {
+            return None;
+        }
+        state.0 = Some(Instant::now());
+        Some(std::mem::take(&mut state.1))
+    }
+}
+
+/// Serves `service` on connections of `listener` until `shutdown` is cancelled and requests in work are answered, or
+/// their grace is over.
+pub(crate) async fn serve<S>(listener: TcpListener, service: S, bounds: Bounds, shutdown: CancellationToken)
+where
+    S: tower::Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let places = Places::new(bounds.connections, bounds.per_address);
+    let (tracker, bounds) = (TaskTracker::new(), Arc::new(bounds));
+    let (full, failing) = (Seldom::new(), Seldom::new());
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            // The peer's fault: it was gone before it was accepted.
+            Err(error) if gone(error.kind()) => continue,
+            Err(error) => {
+                metrics::counter!("wrenn_http_accept_errors_total").increment(1);
+                if let Some(times) = failing.due() {
+                    tracing::error!(%error, times, "connections cannot be accepted");
+                }
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let connection = Arc::new(Connection::new(peer));
+        let Some(place) = places.take(&connection) else {
+            metrics::counter!("wrenn_http_connections_refused_total").increment(1);
+            if let Some(times) = full.due() {
+                let (all, per_address) = (bounds.connections, bounds.per_address);
+                tracing::warn!(%peer, times, all, per_address, "connections are refused: all places are taken by requests in work; see server.connections and server.connections_per_address");
+            }
+            continue;
+        };
+        // Small frames are sent at once; without it the kernel just waits for more.
+        let _ = stream.set_nodelay(true);
+        let io = Io::new(stream, connection.clone(), place, bounds.stall);
+        tracker.spawn(drive(io, connection, service.clone(), bounds.clone(), shutdown.clone()));
+    }
+    drop(listener);
+    tracker.close();
+    let _ = tokio::time::timeout(GRACE, tracker.wait()).await;
+}
+
+fn gone(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused)
+}
+
+/// Serves one connection to its end.
+async fn drive<S>(
+    io: Io<TcpStream>,
+    connection: Arc<Connection>,
+    service: S,
+    bounds: Arc<Bounds>,
+    shutdown: CancellationToken,
+) where
+    S: tower::Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head).max_buf_size(HEAD_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_MAX as u32)
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .max_send_buf_size(HEAD_MAX)
+        .keep_alive_interval(ALIVE.0)
+        .keep_alive_timeout(ALIVE.1);
+    let answered = connection.clone();
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (service, connection) = (service.clone(), answered.clone());
+        let work = connection.work();
+        async move {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(connection);
+            let response = service.oneshot(request).await?;
+            Ok::<_, Infallible>(response.map(|body| Answer::new(body, work)))
+        }
+    });
+    let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
+    let mut look = tokio::time::interval(bounds.head.min(bounds.idle).min(bounds.stall) / 4);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            result = serving.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(peer = %connection.peer(), %error, "a connection ended");
+                }
+                return;
+            }
+            () = connection.ended() => return,
+            _ = look.tick() => {
+                if let Some(why) = connection.overdue(&bounds) {
+                    tracing::debug!(peer = %connection.peer(), why, "a connection is closed");
+                    return;
+                }
+            }
+            () = shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                serving.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

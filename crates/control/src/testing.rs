@@ -1,0 +1,81 @@
+//! For tests: a server's state whose PostgreSQL and Redis cannot be reached, and hosts over the real RPC with mutual TLS.
+#![allow(clippy::unwrap_used)]
+
+use std::{path::Path, sync::Arc};
+
+use connectrpc::Router;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer},
+    server::WebPkiClientVerifier,
+};
+use tokio::{net::TcpListener, sync::Notify};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::Admission,
+    agents::Agents,
+    auth::KeyCache,
+    config::{AgentTls, Limits},
+    events::Events,
+    figures::Figures,
+    state::{App, State},
+};
+
+/// Certificates of both sides; those of the control plane are written to `dir`.
+fn certificates(dir: &Path) -> (AgentTls, ServerConfig) {
+    let mut of_ca = CertificateParams::default();
+    of_ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = CertifiedIssuer::self_signed(of_ca, KeyPair::generate().unwrap()).unwrap();
+    let leaf = |names: Vec<String>| {
+        let key = KeyPair::generate().unwrap();
+        (CertificateParams::new(names).unwrap().signed_by(&key, &ca).unwrap(), key)
+    };
+    let (agent, agent_key) = leaf(vec!["agent.wrenn".into()]);
+    let (control, control_key) = leaf(Vec::new());
+    let files = AgentTls { ca: dir.join("ca"), cert: dir.join("cert"), key: dir.join("key") };
+    std::fs::write(&files.ca, ca.pem()).unwrap();
+    std::fs::write(&files.cert, control.pem()).unwrap();
+    std::fs::write(&files.key, control_key.serialize_pem()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(ca.der().to_vec())).unwrap();
+    let mut config = ServerConfig::builder()
+        .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
+        .with_single_cert(vec![agent.der().clone()], PrivateKeyDer::Pkcs8(agent_key.serialize_der().into()))
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    (files, config)
+}
+
+const NO_DATABASE: &str = "postgres://nobody@127.0.0.1:1/none";
+
+/// A server's state, and the address of a host that answers as `host` says.
+pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, tls) = certificates(dir.path());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let router = axum::Router::new().fallback_service(host.into_axum_service());
+    tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(tls)).into_future());
+    let app = State {
+        db: sqlx::PgPool::connect_lazy(NO_DATABASE).unwrap(),
+        access: sqlx::PgPool::connect_lazy(NO_DATABASE).unwrap(),
+        events: Events::new("redis://127.0.0.1:1").unwrap(),
+        agents: Agents::new(&files).unwrap(),
+        keys: KeyCache::default(),
+        admission: Admission::new(&limits),
+        limits,
+        outbox: Notify::new(),
+        figures: Figures::start().unwrap(),
+        shutdown: CancellationToken::new(),
+    };
+    (Arc::new(app), address)
+}
+
+/// Memory of this process that is resident, in bytes.
+pub(crate) fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}

@@ -1,0 +1,77 @@
+//! Tasks in the background of a server: one that fails is started again.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt as _;
+use tokio::task::JoinSet;
+
+use crate::{relay, sandboxes::reconcile, state::App};
+
+/// Pause before a task is started again: the first one, and the longest, which one that keeps failing reaches.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between two clean-ups of the figures.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Starts all; they end when the result is dropped.
+pub(crate) fn start(app: &App) -> JoinSet<()> {
+    let mut workers = JoinSet::new();
+    let (of_relay, of_reconciler, of_upkeep) = (app.clone(), app.clone(), app.clone());
+    workers.spawn(supervise(app.clone(), "relay", move || relay::run(of_relay.clone())));
+    workers.spawn(supervise(app.clone(), "reconciler", move || reconcile::run(of_reconciler.clone())));
+    workers.spawn(supervise(app.clone(), "upkeep", move || upkeep(of_upkeep.clone())));
+    workers
+}
+
+/// Keeps the figures small.
+async fn upkeep(app: App) {
+    while !app.shutdown.is_cancelled() {
+        tokio::time::sleep(UPKEEP).await;
+        app.figures.upkeep();
+    }
+}
+
+async fn supervise<F: Future<Output = ()>>(app: App, worker: &'static str, run: impl Fn() -> F) {
+    keep_running(worker, run, || app.shutdown.is_cancelled()).await;
+}
+
+/// Runs a task until the server stops, whatever becomes of it.
+async fn keep_running<F: Future<Output = ()>>(
+    worker: &'static str,
+    run: impl Fn() -> F,
+    stopped: impl Fn() -> bool,
+) {
+    let mut pause = PAUSES.0;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let ended = AssertUnwindSafe(run()).catch_unwind().await;
+        if stopped() {
+            return;
+        }
+        if begun.elapsed() > PAUSES.1 {
+            pause = PAUSES.0;
+        }
+        metrics::counter!("wrenn_worker_restarts_total", "worker" => worker).increment(1);
+        let how = if ended.is_err() { "panicked" } else { "ended" };
+        tracing::error!(worker, "a background task {how}; it starts again in {} s", pause.as_secs());
+        tokio::time::sleep(pause).await;
+        pause = PAUSES.1.min(pause * 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_or_ends_is_started_again_ever_more_slowly() {
+        let runs = AtomicU32::new(0);
+        let begun = tokio::time::Instant::now();
+        let run = async || assert!(!runs.fetch_add(1, Ordering::Relaxed).is_multiple_of(2), "it fails");
+        keep_running("test", run, || runs.load(Ordering::Relaxed) == 10).await;
+        assert_eq!(runs.load(Ordering::Relaxed), 10);
+        // 1, 2, 4, 8, 16, 32 and three times 60.
+        assert_eq!(begun.elapsed().as_secs(), 243);
+    }
+}
