@@ -133,6 +133,10 @@ impl Memory {
     /// Waits for room, in the order of asking.
     pub(crate) async fn take(&self, team: Uuid, bytes: usize) -> Held {
         let bytes = self.counted(bytes);
+        if bytes == 0 {
+            // A little does not wait behind others, as it would in the semaphores' queues.
+            return Held { permits: [None, None] };
+        }
         // Neither is ever closed.
         let share = self.of(team).acquire_many_owned(bytes).await.ok();
         let all = self.all.clone().acquire_many_owned(bytes).await.ok();
@@ -142,6 +146,9 @@ impl Memory {
     /// Takes room if there is some now.
     pub(crate) fn try_take(&self, team: Uuid, bytes: usize) -> Result<Held, ApiError> {
         let bytes = self.counted(bytes);
+        if bytes == 0 {
+            return Ok(Held { permits: [None, None] });
+        }
         let share = self.of(team).try_acquire_many_owned(bytes);
         let all = self.all.clone().try_acquire_many_owned(bytes);
         let (Ok(share), Ok(all)) = (share, all) else {
@@ -252,6 +259,8 @@ mod tests {
         assert!(memory.try_take(b, ALL / 2).is_ok());
         let mut waiting = std::pin::pin!(memory.take(a, ALL / 2));
         assert!(futures::poll!(&mut waiting).is_pending());
+        let mut little = std::pin::pin!(memory.take(a, UNCOUNTED));
+        assert!(futures::poll!(&mut little).is_ready(), "a little never waits");
         drop(held);
         assert!(futures::poll!(&mut waiting).is_ready());
         // Who holds nothing is forgotten.

@@ -81,6 +81,12 @@ impl KeyCache {
         get(&self.valid, hash).map(Some).or_else(|| get(&self.invalid, hash).map(|()| None))
     }
 
+    /// Has a key for one of a team, or for none.
+    #[cfg(test)]
+    pub(crate) fn remember(&self, hash: [u8; 32], team: Option<Uuid>) {
+        self.put(hash, team.map(|team| Asker { team, key: Uuid::now_v7(), hash }));
+    }
+
     fn put(&self, hash: [u8; 32], asker: Option<Asker>) {
         match asker {
             Some(asker) => put(&self.valid, hash, asker),

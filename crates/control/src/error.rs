@@ -7,11 +7,11 @@ use axum::{
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use http::StatusCode;
 use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail, SandboxId};
-use wrenn_rpc::fault;
+use wrenn_rpc::{Foreign, fault};
 
-/// A refusal or a failure, in words for clients.
+/// A refusal or a failure, in words for clients. In the log they are escaped and cut, for they may quote a guest or a client.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
+#[error("{code}: {}", Foreign(.message))]
 pub(crate) struct ApiError {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
@@ -83,6 +83,11 @@ impl From<redis::RedisError> for ApiError {
     }
 }
 
+/// The words of an error, which may be a guest's.
+fn words(error: &ConnectError) -> Foreign<'_> {
+    Foreign(error.message.as_deref().unwrap_or_default())
+}
+
 /// What an agent answered: its `Fault` says the code, and the message is for clients. What has no such detail comes from
 /// the connection or the RPC library, whose words are for the log.
 impl From<ConnectError> for ApiError {
@@ -93,7 +98,7 @@ impl From<ConnectError> for ApiError {
         }
         match error.code {
             Wire::Unavailable => {
-                tracing::warn!(?error, "a host does not answer");
+                tracing::warn!(code = ?error.code, words = %words(&error), "a host does not answer");
                 let message = "the sandbox's host does not answer; try again in a moment";
                 Self::new(ErrorCode::HostUnavailable, message)
             }
@@ -101,10 +106,57 @@ impl From<ConnectError> for ApiError {
                 Self::new(ErrorCode::Timeout, "the sandbox's host did not answer in time; try again")
             }
             _ => {
-                tracing::error!(?error, "a host answered with a fault");
+                tracing::error!(code = ?error.code, words = %words(&error), "a host answered with a fault");
                 let message = "the sandbox's host could not do this; its log says why";
                 Self::new(ErrorCode::AgentError, message)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use wrenn_rpc::fault::Of;
+
+    use super::*;
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().map_err(|_| io::Error::other("poisoned"))?.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn no_guest_forges_a_line_of_the_log() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let text = format!("x\n2026-01-01T00:00:00Z  INFO wrenn: FORGED\r\u{1b}[31m{}", "y".repeat(4 << 20));
+        tracing::subscriber::with_default(subscriber, || {
+            for error in [ConnectError::unavailable(&text), ConnectError::internal(&text)] {
+                let _ = ApiError::from(error);
+            }
+            let told = fault::attach(ConnectError::internal(&text), "agent_error", Of::OF_HOST);
+            let error = ApiError::from(told);
+            tracing::warn!(%error, "a delete waits for its host");
+        });
+        let logged = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");
+        assert_eq!(logged.lines().count(), 3, "{logged}");
+        assert!(logged.len() < 6000 && !logged.contains(['\r', '\u{1b}']), "{} bytes", logged.len());
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::Mutex;
+use wrenn_api::HostId;
+use wrenn_rpc::host::v1::PingResponse;
 
 /// Upper bounds of the buckets of request durations, in seconds: commands take milliseconds, creates seconds.
 const BUCKETS: [f64; 16] =
@@ -69,8 +71,45 @@ fn describe() {
     gauge!("wrenn_sandboxes", "Sandboxes by status.");
     gauge!("wrenn_hosts_ejected", "Hosts that get no sandboxes for a while, because creates failed there.");
     gauge!("wrenn_outbox_events", "Events that wait for Redis.");
-    gauge!("wrenn_driver_info", "Hosts by VMM driver, and whether it keeps hostile code from the host.");
+    gauge!(
+        "wrenn_driver_info",
+        "1 for the VMM driver of a host, and whether it is a security boundary; else 0."
+    );
+    gauge!("wrenn_host_vcpus", "Processors of a host.");
+    gauge!("wrenn_host_memory_mb", "Memory of a host in MiB.");
+    gauge!("wrenn_host_disk_mb", "Disk space for sandboxes of a host in MiB.");
+    gauge!("wrenn_host_disk_free_mb", "Free disk space for sandboxes of a host in MiB.");
+    gauge!("wrenn_host_sandboxes", "Sandboxes of a host.");
+    gauge!("wrenn_host_sandboxes_max", "Maximum number of sandboxes of a host.");
     metrics::gauge!("wrenn_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Names of VMM drivers as labels: an agent may say anything.
+const DRIVERS: [&str; 3] = ["firecracker", "qemu", "other"];
+
+/// Records what a registered host says of itself.
+pub(crate) fn host(id: HostId, ping: &PingResponse) {
+    use metrics::gauge;
+    let host = id.to_string();
+    let driver = DRIVERS.iter().find(|name| **name == ping.driver).unwrap_or(&"other");
+    for name in DRIVERS {
+        for (boundary, text) in [(true, "true"), (false, "false")] {
+            let present = name == *driver && boundary == ping.security_boundary;
+            let labels =
+                [("host", host.clone()), ("driver", name.into()), ("security_boundary", text.into())];
+            gauge!("wrenn_driver_info", &labels).set(f64::from(u8::from(present)));
+        }
+    }
+    for (name, value) in [
+        ("wrenn_host_vcpus", u64::from(ping.cpus)),
+        ("wrenn_host_memory_mb", ping.memory_mb),
+        ("wrenn_host_disk_mb", ping.disk_mb),
+        ("wrenn_host_disk_free_mb", ping.disk_free_mb),
+        ("wrenn_host_sandboxes", u64::from(ping.sandboxes)),
+        ("wrenn_host_sandboxes_max", u64::from(ping.max_sandboxes)),
+    ] {
+        gauge!(name, "host" => host.clone()).set(value as f64);
+    }
 }
 
 /// The method of a request as a label: clients may invent others.
@@ -86,5 +125,38 @@ pub(crate) fn method(method: &http::Method) -> &'static str {
         "TRACE" => "TRACE",
         "PATCH" => "PATCH",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_a_host_have_labels_of_closed_sets_whatever_it_says() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let id = HostId::new();
+        let says = |driver: &str| PingResponse {
+            driver: driver.to_owned(),
+            security_boundary: driver == "qemu",
+            cpus: 4,
+            ..Default::default()
+        };
+        metrics::with_local_recorder(&recorder, || {
+            for number in 0..100 {
+                host(id, &says(&format!("driver {number}")));
+            }
+            host(id, &says("qemu"));
+        });
+        let text = recorder.handle().render();
+        let of_driver: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("wrenn_driver_info{")).collect();
+        assert_eq!(of_driver.len(), 2 * DRIVERS.len());
+        let present: Vec<_> = of_driver.iter().filter(|line| line.ends_with(" 1")).collect();
+        assert!(
+            matches!(present.as_slice(), [line] if line.contains(r#"driver="qemu""#) && line.contains(r#"boundary="true""#)),
+            "{present:?}"
+        );
+        assert!(text.contains("wrenn_host_vcpus{host=") && text.len() < 2000 + 2 * 200 * DRIVERS.len());
     }
 }

@@ -48,7 +48,10 @@ fn certificates(dir: &Path) -> (AgentTls, ServerConfig) {
     (files, config)
 }
 
-const NO_DATABASE: &str = "postgres://nobody@127.0.0.1:1/none";
+fn no_database() -> sqlx::PgPool {
+    let options = sqlx::postgres::PgPoolOptions::new().acquire_timeout(std::time::Duration::from_millis(50));
+    options.connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap()
+}
 
 /// A server's state, and the address of a host that answers as `host` says.
 pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
@@ -59,8 +62,8 @@ pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     let router = axum::Router::new().fallback_service(host.into_axum_service());
     tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(tls)).into_future());
     let app = State {
-        db: sqlx::PgPool::connect_lazy(NO_DATABASE).unwrap(),
-        access: sqlx::PgPool::connect_lazy(NO_DATABASE).unwrap(),
+        db: no_database(),
+        access: no_database(),
         events: Events::new("redis://127.0.0.1:1").unwrap(),
         agents: Agents::new(&files).unwrap(),
         keys: KeyCache::default(),

@@ -95,7 +95,7 @@ pub(super) async fn exec(
 }
 
 /// Runs a command and gives its whole output, which holds its room in memory until it was sent.
-async fn run(
+pub(super) async fn run(
     agent: &AgentClient,
     sandbox_id: SandboxId,
     command: Command,
@@ -132,6 +132,12 @@ async fn run(
         .header(header::CONTENT_TYPE, "application/json")
         .body(Holding::body(HttpBody::new(answer), held))
         .map_err(|error| failed(&error))
+}
+
+/// A command without arguments.
+#[cfg(test)]
+pub(super) fn program(cmd: &str) -> Command {
+    Command { cmd: cmd.to_owned(), ..Default::default() }
 }
 
 #[cfg(test)]

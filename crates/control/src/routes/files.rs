@@ -324,7 +324,11 @@ pub(super) async fn read(
 }
 
 /// The content of a file as a body. One that breaks off breaks the answer off: a client must not take it for the whole.
-async fn download(agent: &AgentClient, sandbox: SandboxId, path: String) -> Result<Response, ApiError> {
+pub(super) async fn download(
+    agent: &AgentClient,
+    sandbox: SandboxId,
+    path: String,
+) -> Result<Response, ApiError> {
     let request = ReadFileRequest { sandbox_id: sandbox.to_string(), path, ..Default::default() };
     let mut parts = moving(By::SandboxSends, agent.read_file(request)).await??;
     let nothing = || ApiError::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");

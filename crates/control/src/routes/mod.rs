@@ -4,6 +4,8 @@ mod events;
 mod exec;
 mod exec_stream;
 mod files;
+#[cfg(test)]
+mod flood_tests;
 mod form;
 mod health;
 mod openapi;

@@ -26,6 +26,7 @@ use crate::{
         sandboxes::{self, Change, Known},
     },
     error::ApiError,
+    figures,
     sandboxes::{cut, destroy},
     state::App,
 };
@@ -170,6 +171,7 @@ impl Host {
 
     /// Writes down what the agent said of its host.
     async fn note(&mut self, ping: &PingResponse) -> Result<(), ApiError> {
+        figures::host(self.id.into(), ping);
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
         let long = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let names = ping.templates.iter().filter(|name| name.len() <= NAME_MAX);
