@@ -20,7 +20,7 @@ use connectrpc::{
     },
 };
 use futures::future::BoxFuture;
-use http::{Request, Response, Uri, header};
+use http::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig as TlsConfig, RootCertStore,
@@ -30,7 +30,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 use wrenn_api::HostId;
-use wrenn_rpc::{HOST_HEADER, host::v1::HostClient};
+use wrenn_rpc::{HOST_HEADER, OUTPUT_HEADER, host::v1::HostClient};
 
 use crate::{
     admission::{Held, Memory},
@@ -235,9 +235,9 @@ impl ClientTransport for Link {
         Box::pin(async move {
             let response = sending.await?;
             if let Some(room) = room {
-                let length = response.headers().get(header::CONTENT_LENGTH);
-                let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-                room.make(length.unwrap_or(MESSAGE_MAX)).await;
+                let output = response.headers().get(OUTPUT_HEADER);
+                let output = output.and_then(|bytes| bytes.to_str().ok()?.parse().ok());
+                room.make(output.unwrap_or(MESSAGE_MAX)).await;
             }
             Ok(response)
         })

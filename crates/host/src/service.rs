@@ -13,14 +13,17 @@ use connectrpc::{
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
 use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
-use wrenn_rpc::host::v1::{
-    __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
-    CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
-    ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest, ListResponse,
-    PingRequest, PingResponse, ReadFileRequest, ReadFileResponse, Sandbox, SandboxState, StepTiming,
-    WriteFileRequest, WriteFileResponse,
-    exec_stream_response::{End, Lost, Start},
-    read_file_response::Unsized,
+use wrenn_rpc::{
+    OUTPUT_HEADER,
+    host::v1::{
+        __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
+        CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
+        ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest,
+        ListResponse, PingRequest, PingResponse, ReadFileRequest, ReadFileResponse, Sandbox, SandboxState,
+        StepTiming, WriteFileRequest, WriteFileResponse,
+        exec_stream_response::{End, Lost, Start},
+        read_file_response::Unsized,
+    },
 };
 
 use crate::{
@@ -253,7 +256,8 @@ impl Host for Service {
         if let Some(answer) = ctx.extensions().get::<Answer>() {
             answer.hold(finished.memory);
         }
-        Response::ok(ExecResponse {
+        let bytes = finished.stdout.len() + finished.stderr.len();
+        let response = Response::from(ExecResponse {
             stdout: finished.stdout,
             stderr: finished.stderr,
             exit_code: finished.exit_code,
@@ -262,7 +266,8 @@ impl Host for Service {
             lost_bytes: finished.lost_bytes,
             duration_ms: begin.elapsed().as_millis() as u64,
             ..Default::default()
-        })
+        });
+        Ok(response.with_header(OUTPUT_HEADER, bytes.to_string()))
     }
 
     async fn exec_stream(

@@ -10,6 +10,8 @@ pub use foreign::Foreign;
 /// Header with the id of the host for which a `host.v1.Host` call is meant. An agent of another host rejects
 /// the call, because an address can pass to another host.
 pub const HOST_HEADER: &str = "x-wrenn-host";
+/// Header of the response to `Exec`: the bytes of output in it, so that the control plane can wait until it has room for them.
+pub const OUTPUT_HEADER: &str = "x-wrenn-output";
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
 mod generated {

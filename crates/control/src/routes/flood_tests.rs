@@ -17,9 +17,12 @@ use tokio::{
 };
 use uuid::Uuid;
 use wrenn_api::SandboxId;
-use wrenn_rpc::host::v1::{
-    __buffa::oneof::read_file_response::Part, ExecRequest, ExecResponse, ReadFileRequest, ReadFileResponse,
-    read_file_response::Unsized,
+use wrenn_rpc::{
+    OUTPUT_HEADER,
+    host::v1::{
+        __buffa::oneof::read_file_response::Part, ExecRequest, ExecResponse, ReadFileRequest,
+        ReadFileResponse, read_file_response::Unsized,
+    },
 };
 
 use super::{exec, files, service};
@@ -155,7 +158,8 @@ async fn the_viewer_may_load_nothing_foreign_and_stands_in_no_frame() {
 fn zeros() -> connectrpc::Router {
     let run = handler_fn(async |_, request: ExecRequest| {
         let size = if request.timeout_ms == 1000 { 3 } else { request.timeout_ms as usize / 1000 << 20 };
-        RpcResponse::ok(ExecResponse { stdout: vec![0; size], ..Default::default() })
+        let response = RpcResponse::from(ExecResponse { stdout: vec![0; size], ..Default::default() });
+        Ok::<_, ConnectError>(response.with_header(OUTPUT_HEADER, size.to_string()))
     });
     connectrpc::Router::new().route::<_, ExecRequest, ExecResponse>("host.v1.Host", "Exec", run)
 }
