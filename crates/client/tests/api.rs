@@ -107,6 +107,7 @@ async fn run(Json(request): Json<Value>) -> Response {
         exit_code: 0,
         timed_out: false,
         truncated: false,
+        lost_bytes: 0,
         duration_ms: 1,
         encoding: Encoding::Utf8,
     };
