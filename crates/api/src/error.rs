@@ -63,11 +63,12 @@ error_codes! {
     Unauthorized = "unauthorized", 401;
     /// The API key, or the user in the sandbox, does not have the permission.
     Forbidden = "forbidden", 403;
-    /// The sandbox has the program but cannot execute it: it is a directory, or its mode or format does not allow it.
+    /// The sandbox has the program but cannot execute it: it is a directory, its mode or format does not allow it, or the
+    /// interpreter in its first line does not exist.
     ProgramNotExecutable = "program_not_executable", 403;
     /// The sandbox, template or file does not exist, or belongs to another team.
     NotFound = "not_found", 404;
-    /// The sandbox does not have the program, or not the interpreter in the program's first line.
+    /// The sandbox does not have the program.
     ProgramNotFound = "program_not_found", 404;
     /// The sandbox does not have the user.
     UserNotFound = "user_not_found", 404;

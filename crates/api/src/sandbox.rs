@@ -260,7 +260,7 @@ pub struct ReadFile {
 
 /// The health of the control plane.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"status": "ok", "version": "0.1.0", "hosts_online": 1}))]
+#[schema(example = json!({"status": "ok", "version": "0.1.0", "hosts_online": 1, "max_upload_bytes": 104_857_600}))]
 pub struct Health {
     /// `ok`, or `degraded` if PostgreSQL or Redis cannot be reached.
     pub status: String,
@@ -268,4 +268,7 @@ pub struct Health {
     pub version: String,
     /// Number of hosts that are online; without one no sandbox can be created.
     pub hosts_online: u32,
+    /// Maximum size of an uploaded file in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_upload_bytes: Option<u64>,
 }

@@ -21,6 +21,8 @@ use crate::progress::Progress;
 const STANDARD: &str = "-";
 /// Mode of a file if it is unknown.
 const MODE: u32 = 0o644;
+/// Smaller files are sent without asking the server for its limit, in bytes.
+const SMALL: u64 = 1 << 20;
 /// Time limit of `stat` in the sandbox, in seconds.
 const STAT_SECONDS: u32 = 15;
 /// User that can access every file; the API also reads and writes files as root.
@@ -121,9 +123,27 @@ async fn upload_file(client: &Client, from: &Path, id: SandboxId, to: &str) -> R
          wrenn sandbox exec {id} -- tar xz -f /tmp/tree.tgz",
         from = shown()
     );
+    if meta.is_file() {
+        check_size(client, from, meta.len()).await?;
+    }
     let name = file_name(from)?;
     let local = Local { name, mode: meta.mode() & 0o777, size: meta.is_file().then_some(meta.len()) };
     upload(client, Box::new(file), Some(local), id, to).await
+}
+
+/// Rejects a file that the server would reject after the transfer.
+async fn check_size(client: &Client, from: &Path, size: u64) -> Result<()> {
+    if size < SMALL {
+        return Ok(());
+    }
+    let max = client.health().await?.max_upload_bytes.unwrap_or(u64::MAX);
+    ensure!(
+        size <= max,
+        "{} has {size} bytes, and the server accepts files of at most {max} bytes; its operator can raise \
+         server.upload_body",
+        from.display()
+    );
+    Ok(())
 }
 
 /// Metadata of a local file.

@@ -6,13 +6,13 @@ mod local;
 use anyhow::{Result, anyhow};
 use comfy_table::{Table, presets};
 use serde_json::json;
-use wrenn_api::{ErrorCode, Sandbox, SandboxId};
+use wrenn_api::{Sandbox, SandboxId};
 use wrenn_client::Client;
 
 use crate::{
     creation::{self, Key, New, variable},
     exec,
-    failure::{Failure, Report},
+    failure::Report,
     output::{Format, note},
     signals::{Stop, exit_status},
 };
@@ -125,25 +125,8 @@ async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -
         }
         return Ok(exit_status(name));
     }
-    if key.is_some() {
-        check_alive(client, id).await?;
-    }
     format.print(&sandbox, || id.to_string())?;
     Ok(0)
-}
-
-/// Fails if the sandbox has ended: an idempotency key returns the sandbox of its first request, whatever its
-/// status.
-async fn check_alive(client: &Client, id: SandboxId) -> Result<()> {
-    match client.get(id).await {
-        Err(error) if error.code() == Some(ErrorCode::NotFound.as_str()) => {
-            let message = format!(
-                "the sandbox of this idempotency key, {id}, was made before and is deleted: use a new key for a new one"
-            );
-            Err(Failure::new("sandbox_deleted", message).into())
-        }
-        found => Ok(found.map(drop)?),
-    }
 }
 
 async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8> {

@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_secs(2);
     responses(
         (status = 200, description = "The control plane reaches PostgreSQL and Redis.", body = Health),
         (status = 503, description = "PostgreSQL or Redis cannot be reached; `status` is `degraded`.", body = Health,
-            example = json!({"status": "degraded", "version": "0.1.0", "hosts_online": 0})),
+            example = json!({"status": "degraded", "version": "0.1.0", "hosts_online": 0, "max_upload_bytes": 104_857_600})),
     )
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
@@ -32,6 +32,7 @@ pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>)
         status: text.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         hosts_online: hosts.unwrap_or_default().try_into().unwrap_or_default(),
+        max_upload_bytes: Some(app.limits.upload_body as u64),
     };
     (status, Json(health))
 }

@@ -99,13 +99,13 @@ pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
         let reply = stack.api.post(&exec, &body).await?;
         reply.expect_error(400, "invalid_request").map_err(|error| error.context(body.to_string()))?;
     }
-    for body in [
-        json!({"cmd": "no-such-command"}),
-        json!({"cmd": "true", "cwd": "/no/such/directory"}),
-        json!({"cmd": "true", "user": "nobody-of-this-name"}),
+    for (body, code) in [
+        (json!({"cmd": "no-such-command"}), "program_not_found"),
+        (json!({"cmd": "true", "cwd": "/no/such/directory"}), "directory_not_found"),
+        (json!({"cmd": "true", "user": "nobody-of-this-name"}), "user_not_found"),
     ] {
         let reply = stack.api.post(&exec, &body).await?;
-        reply.expect_error(404, "not_found").map_err(|error| error.context(body.to_string()))?;
+        reply.expect_error(404, code).map_err(|error| error.context(body.to_string()))?;
     }
     stack.api.remove(&id).await?;
     Ok(())

@@ -137,6 +137,10 @@ pub(crate) async fn files_are_copied_as_by_cp(stack: Arc<Stack>) -> Result<()> {
     let refused =
         wrenn(&stack, &["sandbox", "cp", "-r", &dir.path().display().to_string(), &id], None).await?;
     anyhow::ensure!(!refused.status.success(), "{refused:?}");
+    let large = fs::File::create(local("large"))?;
+    large.set_len(101 << 20)?;
+    let refused = wrenn(&stack, &["sandbox", "cp", &local("large"), &format!("{id}:x")], None).await?;
+    anyhow::ensure!(stderr(&refused).contains("server.upload_body"), "{refused:?}");
     for (from, to) in [(local(""), format!("{id}:x")), (format!("{id}:/etc"), local("x"))] {
         let refused = wrenn(&stack, &["sandbox", "cp", "-r", &from, &to], None).await?;
         anyhow::ensure!(stderr(&refused).contains("tar cz -C"), "{refused:?}");
@@ -169,7 +173,7 @@ pub(crate) async fn an_interrupted_create_leaves_no_sandbox(stack: Arc<Stack>) -
     let again = wrenn(&stack, &create, None).await?;
     let text = stderr(&again);
     anyhow::ensure!(!again.status.success() && again.stdout.is_empty(), "{again:?}");
-    anyhow::ensure!(text.contains(&id) && text.contains("made before and is deleted"), "{text}");
+    anyhow::ensure!(text.contains(&id) && text.contains("deleted"), "{text}");
     Ok(())
 }
 
