@@ -1,8 +1,7 @@
 """What the generated requests cannot know of this API.
 
-A repeated Idempotency-Key gets the first answer again, also after its sandbox was deleted: schemathesis would
-take that for a sandbox that was made and is not there. So each valid key is made unique. And sandboxes take
-memory: only the newest stay.
+A repeated Idempotency-Key gets the sandbox of the first request, or 409 once that was deleted: schemathesis would take
+both for errors. So each valid key is made unique. And sandboxes take memory: only the newest stay.
 """
 
 import json
