@@ -75,10 +75,22 @@ fn put<T>(remembered: &Remembered<T>, hash: [u8; 32], value: T) {
     remembered.insert(hash, (value, Instant::now()));
 }
 
+/// What is known of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Valid(Asker),
+    Invalid,
+    Nothing,
+}
+
 impl KeyCache {
-    /// What is known of a key: `Some(None)` when it is known not to be valid.
-    fn get(&self, hash: &[u8; 32]) -> Option<Option<Asker>> {
-        get(&self.valid, hash).map(Some).or_else(|| get(&self.invalid, hash).map(|()| None))
+    /// Returns what is known of a key.
+    fn get(&self, hash: &[u8; 32]) -> Known {
+        match (get(&self.valid, hash), get(&self.invalid, hash)) {
+            (Some(asker), _) => Known::Valid(asker),
+            (None, Some(())) => Known::Invalid,
+            (None, None) => Known::Nothing,
+        }
     }
 
     /// Has a key for one of a team, or for none.
@@ -113,13 +125,17 @@ async fn asker_of(app: &App, secret: &str) -> Result<Option<Asker>, ApiError> {
         return Ok(None);
     }
     let hash = hash(secret);
-    if let Some(known) = app.keys.get(&hash) {
-        return Ok(known);
+    match app.keys.get(&hash) {
+        Known::Valid(asker) => return Ok(Some(asker)),
+        Known::Invalid => return Ok(None),
+        Known::Nothing => {}
     }
     let _one_of_few = app.keys.look_ups.acquire().await;
     // It may have been looked up for another request meanwhile.
-    if let Some(known) = app.keys.get(&hash) {
-        return Ok(known);
+    match app.keys.get(&hash) {
+        Known::Valid(asker) => return Ok(Some(asker)),
+        Known::Invalid => return Ok(None),
+        Known::Nothing => {}
     }
     look_up(app, hash).await
 }
@@ -184,8 +200,8 @@ mod tests {
             wrong[..8].copy_from_slice(&number.to_be_bytes());
             cache.put(wrong, None);
         }
-        assert_eq!(cache.get(&hash), Some(Some(asker)));
+        assert_eq!(cache.get(&hash), Known::Valid(asker));
         assert!(cache.invalid.lock().is_ok_and(|invalid| invalid.len() <= REMEMBERED));
-        assert_eq!(cache.get(&[0xff; 32]), None);
+        assert_eq!(cache.get(&[0xff; 32]), Known::Nothing);
     }
 }

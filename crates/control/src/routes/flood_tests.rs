@@ -138,7 +138,7 @@ async fn large_bodies_of_one_team_take_no_more_than_its_share_of_memory() {
     assert_eq!(refused.await, "HTTP/1.1 429");
     assert_eq!(held.len(), 2);
     remember(&app, &["b"]);
-    let whole = format!("content-type: application/json\r\ncontent-length: {}\r\n", BODY);
+    let whole = format!("content-type: application/json\r\ncontent-length: {BODY}\r\n");
     let (status, text) = ask(address, &(head("POST", LIST, "b", &whole) + "{" + &" ".repeat(BODY - 1))).await;
     assert_eq!(status, 400, "{text}");
 }
@@ -154,10 +154,10 @@ async fn the_viewer_may_load_nothing_foreign_and_stands_in_no_frame() {
     assert!(!text.contains("<script>") && !text.contains("onload="), "inline scripts would not run");
 }
 
-/// A host whose commands print so many zeros as their timeout in seconds is in units of 1 MiB; those of one print three.
+/// A host whose commands print one MiB of zeros for each second of their timeout; those of one second print three bytes.
 fn zeros() -> connectrpc::Router {
     let run = handler_fn(async |_, request: ExecRequest| {
-        let size = if request.timeout_ms == 1000 { 3 } else { request.timeout_ms as usize / 1000 << 20 };
+        let size = if request.timeout_ms == 1000 { 3 } else { (request.timeout_ms as usize / 1000) << 20 };
         let response = RpcResponse::from(ExecResponse { stdout: vec![0; size], ..Default::default() });
         Ok::<_, ConnectError>(response.with_header(OUTPUT_HEADER, size.to_string()))
     });
@@ -243,6 +243,7 @@ async fn download(parts: Vec<Result<Part, ConnectError>>) -> (String, Bytes) {
     (String::from_utf8_lossy(&bytes[..end]).into_owned(), Bytes::from(bytes).slice(end + 4..))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it stands beside parts that fail")]
 fn chunk(text: &str) -> Result<Part, ConnectError> {
     Ok(Part::Chunk(text.as_bytes().to_vec()))
 }

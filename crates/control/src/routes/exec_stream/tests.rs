@@ -9,7 +9,10 @@ use std::{
 use axum::{Router, routing::get};
 use connectrpc::{Response as RpcResponse, ServiceStream, streaming_handler_fn};
 use futures::{SinkExt as _, StreamExt as _, stream};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message as Frame};
 use uuid::Uuid;
 use wrenn_api::HostId;
@@ -243,7 +246,6 @@ async fn half_frames_are_kept_within_the_bound() {
         let mut head = vec![0x81, 0xff];
         head.extend((1_u64 << 20).to_be_bytes());
         head.extend([0; 4]);
-        use tokio::io::AsyncWriteExt as _;
         stream.write_all(&head).await.unwrap();
         let _ = tokio::time::timeout(Duration::from_secs(10), stream.write_all(&vec![b'x'; 1_000_000])).await;
         sockets.push(socket);
