@@ -14,7 +14,9 @@ use wrenn_rpc::{
 };
 
 use super::{
-    agent, cut, find,
+    agent, cut,
+    destroy::destroy,
+    find,
     place::{Need, full, place},
 };
 use crate::{
@@ -416,6 +418,8 @@ async fn repeat(
                     return Err(error.leaving(row.public_id()));
                 }
                 idempotency::release(&app.db, team, &key.text, row.id).await?;
+                // The client may never have learnt of it, and gets another one.
+                destroy(app, team, id).await?;
                 return Ok(None);
             }
         }
