@@ -134,7 +134,7 @@ async fn settled(client: &Client, request: &CreateSandbox, key: &Key) -> Result<
             }
         }
         Key::Given(_) => {
-            note(&format!("wrenn: the failed sandbox is {left}; remove it by `wrenn sandbox rm {left}`"))
+            note(&format!("wrenn: the failed sandbox is {left}; remove it by `wrenn sandbox rm {left}`"));
         }
     }
     Err(error)
