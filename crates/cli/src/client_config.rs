@@ -60,8 +60,8 @@ pub(crate) fn write(path: &Path, url: &str, api_key: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Makes the directories that are missing, for their owner, who may put a link in the place of one just made: it is
-/// not followed.
+/// Creates the missing directories for their owner. The owner may replace a new directory by a symbolic link,
+/// which is not followed.
 fn make_dirs(dir: &Path, owner: Option<(u32, u32)>) -> Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
     for dir in missing.into_iter().rev() {

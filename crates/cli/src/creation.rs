@@ -73,7 +73,7 @@ fn mebibytes(text: &str) -> Result<u32, String> {
 /// The idempotency key of a create.
 #[derive(Debug)]
 pub(crate) enum Key {
-    /// Of this create alone: what it leaves may be removed.
+    /// Generated for this create: the sandbox that it leaves may be removed.
     Own(String),
     /// From the user: an earlier create with it may have made the sandbox, which may be in use.
     Given(String),
@@ -117,7 +117,7 @@ pub(crate) async fn create(
     }
 }
 
-/// Waits for the answer, and removes what a failed create left.
+/// Waits for the response, and removes the sandbox that a failed create left.
 async fn settled(client: &Client, request: &CreateSandbox, key: &Key) -> Result<Sandbox> {
     let error = match until_answered(client, request, key.text()).await {
         Ok(sandbox) => return Ok(sandbox),
@@ -140,7 +140,8 @@ async fn settled(client: &Client, request: &CreateSandbox, key: &Key) -> Result<
     Err(error)
 }
 
-/// Asks until there is an answer: what came of a request whose answer was lost is told by the same request.
+/// Repeats the request until there is a response: the same idempotency key returns the result of a request
+/// whose response was lost.
 async fn until_answered(client: &Client, request: &CreateSandbox, key: &str) -> Result<Sandbox> {
     let first = match client.create(request, Some(key)).await {
         Err(error) if is_open(&error) => error,

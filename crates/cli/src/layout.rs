@@ -61,12 +61,12 @@ impl Layout {
         self.state.join("run")
     }
 
-    /// The socket of PostgreSQL; its user and the control plane's group may enter.
+    /// Directory of PostgreSQL's socket; accessible to its user and the control plane's group.
     pub(crate) fn postgres_sockets(&self) -> PathBuf {
         self.run().join("postgres")
     }
 
-    /// The same for Redis.
+    /// Directory of Redis's socket; accessible to its user and the control plane's group.
     fn redis_sockets(&self) -> PathBuf {
         self.run().join("redis")
     }
@@ -98,7 +98,7 @@ impl Layout {
         format!("unix://{}", percent(&self.redis_socket(), true))
     }
 
-    /// Makes the directories that do not exist.
+    /// Creates the missing directories.
     pub(crate) fn create(&self, users: &Services) -> Result<()> {
         let length = self.postgres_sockets().as_os_str().len();
         ensure!(
@@ -123,7 +123,7 @@ impl Layout {
             make(&data, 0o700, None)?;
             give(&data, user)
                 .with_context(|| format!("cannot give {} to user {}", data.display(), user.name))?;
-            // What is made in it gets its group: the control plane may connect, and nobody else.
+            // New files in it get its group: only the control plane may connect.
             make(&sockets, 0o2710, Some((user.uid, users.server.gid)))?;
         }
         Ok(())
@@ -152,19 +152,20 @@ impl Layout {
     }
 }
 
-/// Makes a directory where there is none; with an `owner`, a user and a group, it is theirs.
+/// Creates a directory if it is missing; with an `owner` (user and group), changes its owner.
 fn make(dir: &Path, mode: u32, owner: Option<(u32, u32)>) -> Result<()> {
     let failed = || format!("cannot make {}", dir.display());
     fs::create_dir_all(dir).with_context(failed)?;
     if let Some((user, group)) = owner {
-        // Before the mode: a change of owner takes the group's bit away.
+        // Before the mode: a change of owner clears the set-group-ID bit.
         chown(dir, Some(user), Some(group)).with_context(failed)?;
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(mode)).with_context(failed)
 }
 
-/// Gives a directory and what its former owner has in it to a user, without following a link: until now all of it was
-/// in the hands of that owner. The directory itself goes last, so that an interrupted one is given again.
+/// Changes the owner of a directory and of its former owner's files in it, without following links, because
+/// that owner controlled it until now. The directory itself is changed last, so that an interrupted change is
+/// repeated.
 fn give(dir: &Path, user: &User) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(dir, flags, Mode::empty())?;
@@ -185,7 +186,7 @@ fn give_entries(dir: &OwnedFd, former: u32, user: &User) -> io::Result<()> {
             continue;
         }
         let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        // What belongs to others was linked here by somebody.
+        // A file of another owner may be a hard link from elsewhere.
         if stat.st_uid != former {
             continue;
         }

@@ -41,7 +41,7 @@ fn processes(layout: &Layout) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What trials of KVM left, be it a doctor's or an agent's that was killed: VMMs and directories.
+/// Leftovers of KVM probes, by a killed doctor or agent: VMMs and directories.
 fn probes() -> Result<Vec<String>> {
     let strays = wrenn_vmm::process::stray_probes().context("cannot look at all processes")?;
     let strays =

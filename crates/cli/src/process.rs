@@ -29,7 +29,7 @@ impl Record {
         Ok(Self { pid, start_time: id, boot: boot()? })
     }
 
-    /// Reads a pid file; nothing when it is absent or not one. Fails where it cannot be read.
+    /// Reads a pid file; `None` if it is missing or invalid. Fails if it cannot be read.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
         match fs::read_to_string(path) {
             Ok(text) => Ok(Self::parse(&text)),
@@ -45,7 +45,7 @@ impl Record {
         Some(Self { pid, start_time, boot: words.next()?.to_owned() })
     }
 
-    /// The process of a pid file, if it still runs. Fails where that cannot be seen.
+    /// Returns the process of a pid file if it still runs. Fails if that cannot be checked.
     pub(crate) fn running(path: &Path) -> Result<Option<Self>> {
         let Some(record) = Self::read(path)? else { return Ok(None) };
         Ok(record.alive()?.then_some(record))
@@ -58,7 +58,7 @@ impl Record {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Whether it still runs. Fails where that cannot be seen: then nothing may be taken for gone.
+    /// Returns whether it still runs. Fails if that cannot be checked: then it must not count as ended.
     pub(crate) fn alive(&self) -> Result<bool> {
         Ok(boot()? == self.boot && look(self.pid)? == Some(self.start_time))
     }
@@ -66,7 +66,7 @@ impl Record {
     /// Sends a signal; no error if it has ended.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
-        // The descriptor pins the process, so that the check holds when the signal is sent.
+        // The pidfd pins the process: the check still holds when the signal is sent.
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(rustix::io::Errno::SRCH) => return Ok(()),
@@ -86,7 +86,7 @@ impl Record {
     /// Waits for its end; false if it still runs after `limit`.
     pub(crate) async fn gone(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        // What cannot be seen is not taken for gone.
+        // If this cannot be checked, it does not count as ended.
         while self.alive().unwrap_or(true) {
             if Instant::now() > deadline {
                 return false;
@@ -114,7 +114,7 @@ fn boot() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// When a process started; nothing for one that is gone or only waits to be reaped.
+/// Start time of a process; `None` for one that has ended or is a zombie.
 fn look(pid: i32) -> Result<Option<u64>> {
     let found = identify(pid).with_context(|| format!("cannot look at process {pid}"))?;
     Ok(found.map(|id| id.start_time))

@@ -4,9 +4,9 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-/// Users that the control plane may run as, the best first.
+/// Users that the control plane may run as, in order of preference.
 const SERVER_USERS: &[&str] = &["wrenn", "postgres"];
-/// The user of PostgreSQL, and the user of Redis.
+/// Users of PostgreSQL and of Redis.
 const STORE_USERS: [&str; 2] = ["wrenn-db", "wrenn-redis"];
 
 /// A user.
@@ -24,19 +24,19 @@ pub(crate) fn find(name: &str) -> Option<User> {
     parse(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// A user for each service, so that a hole in one opens nothing of another.
+/// Users of the services, one each, so that an exploit of one does not reach the others.
 #[derive(Debug, Clone)]
 pub(crate) struct Services {
     pub(crate) postgres: User,
     pub(crate) redis: User,
-    /// The control plane. Its group may connect to PostgreSQL and Redis.
+    /// User of the control plane. Its group may connect to PostgreSQL and Redis.
     pub(crate) server: User,
-    /// Users that do not exist: the server's takes their place.
+    /// Names of users that do not exist; the server's user replaces them.
     pub(crate) missing: Vec<&'static str>,
 }
 
 impl Services {
-    /// The users that there are.
+    /// Finds the existing users.
     pub(crate) fn find() -> Result<Self> {
         Self::choose(find)
     }
@@ -57,7 +57,7 @@ impl Services {
         Ok(Self { postgres: or_server(postgres), redis: or_server(redis), server, missing })
     }
 
-    /// What is weaker for want of users, and the remedy.
+    /// Weakness of missing users, and the remedy.
     pub(crate) fn lack(&self) -> Option<(String, String)> {
         let names = self.missing.join(" and ");
         let remedy = self.missing.iter().map(|name| command(name)).collect::<Vec<_>>().join("; ");

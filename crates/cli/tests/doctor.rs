@@ -22,11 +22,11 @@ fn program(dir: &Path, name: &str, version: &str) -> PathBuf {
     path
 }
 
-/// What it says of `check`, and whether Wrenn can run.
+/// Returns the result of `check`, and whether Wrenn can run.
 fn doctor(dir: &Path, settings: &[(&str, &str)], check: &str) -> (Value, bool) {
     let output = Command::new(env!("CARGO_BIN_EXE_wrenn"))
         .args(["--json", "doctor"])
-        // Nothing of who runs the tests.
+        // No variables of the user who runs the tests.
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap())
         .env("HOME", dir)

@@ -1,16 +1,16 @@
-//! What an agent needs to know to run.
+//! Configuration of the agent.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use wrenn_api::HostId;
 
-/// Which VMM driver to use.
+/// VMM driver.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
-    /// Boot a probe and choose: Firecracker where it is installed and a guest really runs on it, else QEMU with
-    /// KVM, else QEMU with emulation.
+    /// Chosen by a probe: Firecracker if it is installed and can run a guest here, else QEMU with KVM, else
+    /// QEMU with emulation.
     #[default]
     Auto,
     /// Firecracker, without a probe.
@@ -21,71 +21,71 @@ pub enum Driver {
     Tcg,
 }
 
-/// What a guest may reach.
+/// Networks that guests can reach.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Egress {
-    /// The internet by NAT, and nothing else.
+    /// The internet by NAT.
     #[default]
     Internet,
-    /// Nothing.
+    /// None.
     None,
 }
 
-/// What a sandbox's devices may move, in bytes a second; `None` is without limit.
+/// Rate limits of a sandbox's devices, in bytes per second; `None` is unlimited.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rates {
-    /// Its network interface, in each direction.
+    /// Network interface, in each direction.
     pub network: Option<u64>,
-    /// Its disk, reads and writes together.
+    /// Disk, reads and writes together.
     pub disk: Option<u64>,
 }
 
 /// PEM files of one side of the mutual TLS between control plane and agent.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The private CA that both sides trust, and nothing else.
+    /// The private CA, which is the only one that both sides trust.
     pub ca: PathBuf,
-    /// This side's certificate.
+    /// Certificate of this side.
     pub cert: PathBuf,
-    /// Its key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// The largest message of the service: a piece of a file, or the output of an exec.
+/// Maximum size of a message of the service, in bytes: a piece of a file, or the output of an exec.
 pub(crate) const MESSAGE_MAX: usize = 64 << 20;
-/// The most that may be kept of each output of a command: both must fit into one message, beside what else it says.
+/// Maximum size of each output of a command, in bytes: both must fit into one message, with its other fields.
 pub const EXEC_OUTPUT_MAX: usize = 31 << 20;
 const _: () = assert!(2 * EXEC_OUTPUT_MAX < MESSAGE_MAX);
 
-/// Limits that the agent keeps whatever the control plane asks for.
+/// Limits that the agent enforces for all requests of the control plane.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Sandboxes at a time.
+    /// Maximum number of sandboxes.
     pub sandboxes: u32,
-    /// Virtual CPUs of one sandbox.
+    /// Maximum number of virtual CPUs of one sandbox.
     pub vcpus: u32,
-    /// Memory of one sandbox, in MiB.
+    /// Maximum memory of one sandbox, in MiB.
     pub memory_mb: u64,
-    /// Disk of one sandbox, in MiB.
+    /// Maximum disk size of one sandbox, in MiB.
     pub disk_size_mb: u64,
-    /// Output of one non-streaming exec, stdout and stderr each, in bytes; at most [`EXEC_OUTPUT_MAX`].
+    /// Maximum stdout and stderr (each) of one non-streaming exec, in bytes; at most [`EXEC_OUTPUT_MAX`].
     pub exec_output: usize,
-    /// Output of commands and content of files that the agent holds for all sandboxes at a time, in bytes; `None`: a share
-    /// of the machine's memory.
+    /// Memory for output of commands and content of files of all sandboxes, in bytes; `None`: a share of the machine's
+    /// memory.
     pub output_memory: Option<usize>,
-    /// From the start of a create until envd answers.
+    /// Time limit from the start of a create to envd's first response.
     pub boot: Duration,
 }
 
-/// A share of the machine's memory, within what is of use.
+/// Default of `output_memory`: a share of the machine's memory, within bounds.
 pub(crate) fn output_memory(memory_mb: u64) -> usize {
     const PART: u64 = 256;
     ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
 }
 
 impl Config {
-    /// Why a driver must not be used that does not keep hostile code from the host; `None` where it may.
+    /// Returns the error for a driver that is no security boundary, or `None` if it may be used.
     pub(crate) fn refusal_of_no_boundary(&self, driver: &str, reason: &str) -> Option<String> {
         let by_itself = self.driver == Driver::Auto && !self.listen.ip().is_loopback();
         let why = match self.require_security_boundary {
@@ -119,35 +119,35 @@ impl Default for Limits {
 /// The configuration of an agent.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which host this is.
+    /// Id of this host.
     pub host_id: HostId,
-    /// Where the agent keeps everything (`<state>/agent`). One agent at a time.
+    /// State directory (`<state>/agent`), which only one agent can use at a time.
     pub state_dir: PathBuf,
-    /// Kernel, initial RAM disk and templates (`share/wrenn`).
+    /// Directory of kernel, initial RAM disk and templates (`share/wrenn`).
     pub share_dir: PathBuf,
-    /// Where the control plane reaches it.
+    /// Address to listen on for the control plane.
     pub listen: SocketAddr,
-    /// Mutual TLS.
+    /// TLS files.
     pub tls: TlsFiles,
-    /// Which VMM driver.
+    /// VMM driver.
     pub driver: Driver,
-    /// Firecracker's program, which has its jailer beside it; `None`: both are in `PATH`.
+    /// Path of Firecracker, with its jailer in the same directory; `None`: both are in `PATH`.
     pub firecracker: Option<PathBuf>,
-    /// Whether Firecracker may run without its jailer, where it cannot be used.
+    /// Whether Firecracker may run without its jailer if the jailer cannot be used.
     pub unjailed: bool,
-    /// Whether the agent refuses to start where the driver is no security boundary; `None`: where the driver is chosen by
-    /// a probe and others than this machine reach the agent.
+    /// Whether the agent refuses to start if the driver is no security boundary; `None`: if the driver is
+    /// chosen by a probe and the agent is reachable from other machines.
     pub require_security_boundary: Option<bool>,
-    /// What guests may reach.
+    /// Networks that guests can reach.
     pub egress: Egress,
-    /// What each sandbox's devices may move in a second.
+    /// Rate limits of each sandbox's devices.
     pub rates: Rates,
-    /// Network slots built ahead.
+    /// Number of network slots built in advance.
     pub warm_slots: u16,
-    /// Size of the loop-mounted volume store in MiB (sparse), where the file system has no reflinks.
+    /// Size of the loop-mounted volume store in MiB (sparse), for file systems without reflinks.
     pub store_size_mb: u64,
-    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`. `None`: the first range
-    /// that no other agent of the machine has.
+    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`. `None`: the first
+    /// range that no other agent of the machine uses.
     pub vmm_uid_base: Option<u32>,
     /// Limits.
     pub limits: Limits,

@@ -1,7 +1,7 @@
-//! The user ids that this agent's VMMs run as: a range that no other agent of the machine has.
+//! User ids of this agent's VMMs: a range that no other agent of the machine uses.
 //!
-//! The range is claimed by a lock of the machine, which ends with the agent, and kept in the state directory, because
-//! VMMs outlive the agent.
+//! The range is claimed by a machine-wide lock, which is released when the agent ends, and stored in the
+//! state directory, because VMMs outlive the agent.
 
 use std::{
     fs, io,
@@ -18,48 +18,49 @@ use wrenn_os::{
     machine_lock::{LockError, MachineLock},
 };
 
-/// The first id of the first range that is tried.
+/// First id of the first candidate range.
 pub const DEFAULT_BASE: u32 = 210_000;
-/// From one range that is tried to the next: more than an agent has slots.
+/// Distance between candidate ranges: more than the number of an agent's slots.
 const STEP: u32 = 32_768;
-/// How many ranges are tried.
+/// Number of candidate ranges.
 const RANGES: u32 = 64;
 const LOCK: &str = "vmm-uids";
-/// A child of an agent that was killed may hold the lock until it has become its program.
+/// Number of attempts to take the lock, and the pause between them: a child of a killed agent has it until it
+/// executes its program.
 const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A range that is claimed as long as this value lives.
+/// A claimed range; dropping it releases the claim.
 #[derive(Debug)]
 pub(crate) struct Uids {
     base: u32,
-    /// Without root there is one user for all, and nothing to claim.
+    /// Without root all VMMs have the same user, and there is nothing to claim.
     _lock: Option<MachineLock>,
 }
 
-/// What an agent asks for.
+/// Parameters of a claim.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
-    /// Where the agent keeps everything.
+    /// State directory of the agent.
     pub(crate) state_dir: PathBuf,
-    /// The first id, where it is configured.
+    /// First id, if configured.
     pub(crate) base: Option<u32>,
-    /// How many ids.
+    /// Number of ids.
     pub(crate) count: u32,
-    /// Whether a former agent's VMMs may still run as users of the range that it had.
+    /// Whether VMMs of a former agent may still run as users of its range.
     pub(crate) in_use: bool,
 }
 
 impl Uids {
-    /// The first id, of the VMM that is no sandbox's; slot i uses this plus i.
+    /// First id, for the VMM of the probe; slot i uses this plus i.
     pub(crate) fn base(&self) -> u32 {
         self.base
     }
 }
 
 impl Claim {
-    /// Claims the range that is configured, the one that a former agent of this state directory had, or the first one
-    /// that nobody has. Blocking.
+    /// Claims the configured range, the range of a former agent of this state directory, or the first free
+    /// one. Blocking.
     pub(crate) fn take(&self) -> anyhow::Result<Uids> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Uids { base: self.base.unwrap_or(DEFAULT_BASE), _lock: None });
@@ -146,7 +147,7 @@ fn lock(range: Range<u64>, state_dir: &Path, patient: bool) -> Result<MachineLoc
     }
 }
 
-/// Whether a process runs as one of these users: VMMs of an agent that does not run.
+/// Returns whether a process runs as one of these users, as a VMM of a stopped agent does.
 fn has_processes(range: Range<u64>) -> io::Result<bool> {
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
@@ -168,7 +169,7 @@ fn has_processes(range: Range<u64>) -> io::Result<bool> {
 mod tests {
     use super::*;
 
-    /// Claims where the ranges that begin with `taken` are another agent's, and `used` has processes.
+    /// Claims a range while another agent has the ranges that start at `taken`, and `used` has processes.
     fn claim(claim: &Claim, taken: &[u32], used: &[u32]) -> anyhow::Result<u32> {
         let lock = |range: Range<u64>, _| {
             let other = taken.iter().any(|&base| range.contains(&u64::from(base)));
@@ -184,12 +185,12 @@ mod tests {
         let free = Claim { state_dir: dir.path().to_owned(), base: None, count: 69, in_use: false };
         let second = DEFAULT_BASE + STEP;
         assert_eq!(claim(&free, &[DEFAULT_BASE], &[]).expect("the next"), second);
-        // It stays where it was, its own VMMs among the processes.
+        // It keeps its range; the processes may be its own VMMs.
         assert_eq!(claim(&free, &[], &[second + 3]).expect("the same"), second);
         let running = Claim { in_use: true, ..free.clone() };
         let error = claim(&running, &[second], &[]).expect_err("its VMMs run as these users");
         assert!(format!("{error:#}").contains("process 7"), "{error:#}");
-        // Without VMMs it goes elsewhere; also from users that processes have.
+        // Without VMMs it may take another range, and skips ranges whose users have processes.
         assert_eq!(claim(&free, &[second], &[DEFAULT_BASE + 1]).expect("the third"), second + STEP);
     }
 
@@ -200,7 +201,7 @@ mod tests {
         let error = format!("{:#}", claim(&wish, &[5068], &[]).expect_err("a part of it is taken"));
         assert!(error.contains("agent.vmm_uid_base") && error.contains("process 7"), "{error}");
         assert_eq!(claim(&wish, &[5069], &[]).expect("it is free"), 5000);
-        // VMMs of an agent that kept no range have the first one.
+        // VMMs of an agent that stored no range use the first one.
         fs::remove_file(wish.file()).expect("it was kept");
         let former = Claim { base: None, in_use: true, ..wish };
         assert_eq!(claim(&former, &[], &[DEFAULT_BASE + 1]).expect("its own"), DEFAULT_BASE);

@@ -1,5 +1,5 @@
-//! The directory in which `wrenn doctor` tries KVM: it goes with its doctor, and is found by others where that was
-//! killed.
+//! Temporary directory in which `wrenn doctor` probes KVM; a later doctor finds and removes that of a killed
+//! one.
 
 use std::{
     fs::{self, DirBuilder},
@@ -13,7 +13,7 @@ use wrenn_vmm::process::{Watched, find, identify};
 
 const PREFIX: &str = "wrenn-doctor-";
 
-/// A directory that goes with this value.
+/// A directory that is removed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
 
@@ -24,13 +24,13 @@ impl Drop for Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory, and removes those of doctors that were killed.
+    /// Creates the directory, and removes those of killed doctors.
     pub(super) fn new() -> Result<Self> {
         for dir in Self::abandoned()? {
             fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
         let dir = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
-        // New, so that it is in nobody else's hands; VMMs reach their own directories below.
+        // Newly created, so that no other user controls it; VMMs access their own directories in it.
         DirBuilder::new()
             .mode(0o711)
             .create(&dir)
@@ -42,7 +42,7 @@ impl Scratch {
         &self.0
     }
 
-    /// Ends the VMM that runs in it, for who breaks a trial off.
+    /// Kills the VMM that runs in it, when a probe is aborted.
     pub(super) async fn end_vmm(&self) -> Result<()> {
         let Some(id) = find(&self.0.join("probe")).context("cannot look at all processes")? else {
             return Ok(());
@@ -54,7 +54,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Directories of this user whose doctor is gone.
+    /// Directories of this user whose doctor has ended.
     pub(crate) fn abandoned() -> Result<Vec<PathBuf>> {
         Self::abandoned_in(&std::env::temp_dir())
     }
@@ -70,7 +70,7 @@ impl Scratch {
             let Some(pid) = pid else { continue };
             let mine = match entry.metadata() {
                 Ok(meta) => meta.is_dir() && meta.uid() == own,
-                // It just went.
+                // It was removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => false,
                 Err(error) => return Err(error.into()),
             };

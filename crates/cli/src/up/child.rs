@@ -35,9 +35,9 @@ const LIVED: Duration = Duration::from_secs(30);
 const LOG_MAX: u64 = 16 << 20;
 /// Interval between checks of a running child's log.
 const LOG_LOOK: Duration = Duration::from_secs(10);
-/// Of a log, so much is quoted in messages.
+/// Length of a log's end that is quoted in messages, in bytes.
 pub(super) const QUOTE_MAX: usize = 3000;
-/// Ends before readiness that are taken for a lasting fault.
+/// Number of exits before readiness after which the start fails.
 const FAILURES_MAX: u32 = 3;
 /// Minimum interval between readiness checks.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -54,28 +54,28 @@ pub(crate) struct Spec {
     pub(crate) arg0: Option<String>,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
-    /// What it may do.
+    /// Its privileges.
     pub(crate) privileges: Privileges,
-    /// How soon it is ended when the machine runs out of memory, from -1000 to 1000.
+    /// OOM score adjustment, from -1000 to 1000.
     pub(crate) oom_score: i32,
-    /// A control group to run in.
+    /// Control group to run in.
     pub(crate) group: Option<PathBuf>,
-    /// What asks it to end in an orderly way; also sent when `wrenn up` dies.
+    /// Signal for an orderly end; also sent when `wrenn up` dies.
     pub(crate) stop: Signal,
     /// Time limit for an orderly end.
     pub(crate) grace: Duration,
 }
 
-/// What a child may do on this machine.
+/// Privileges of a child.
 #[derive(Debug, Clone)]
 pub(crate) enum Privileges {
-    /// What this user may, and no more whatever it starts.
+    /// Those of this user, also for all programs that it starts.
     User(User),
-    /// Root with these capabilities only, by the numbers of `linux/capability.h`.
+    /// Root with only these capabilities (numbers of `linux/capability.h`).
     Root(&'static [u32]),
 }
 
-/// Why a part of Wrenn could not be waited for any longer.
+/// A part of Wrenn that did not get ready.
 #[derive(Debug)]
 pub(crate) struct NotReady {
     name: &'static str,
@@ -84,7 +84,7 @@ pub(crate) struct NotReady {
 }
 
 impl NotReady {
-    /// The end of the part's log, with its name above.
+    /// End of the part's log, below its name.
     pub(crate) fn quote(&self) -> String {
         format!("{QUOTE_MARK}{}\n{}", self.log.display(), tail(&self.log))
     }
@@ -100,10 +100,10 @@ impl std::fmt::Display for NotReady {
 
 impl std::error::Error for NotReady {}
 
-/// What stands above the end of a log.
+/// Heading of a quoted log.
 pub(super) const QUOTE_MARK: &str = "--- the end of ";
 
-/// A child that is kept running.
+/// A child that is restarted when it ends.
 #[derive(Debug)]
 pub(crate) struct Supervised {
     name: &'static str,
@@ -160,12 +160,12 @@ impl Supervised {
         NotReady { name: self.name, what, log: self.log.clone() }
     }
 
-    /// Ends the child in an orderly way, so that it is started anew.
+    /// Restarts the child after an orderly end.
     pub(crate) fn restart(&self) {
         self.anew.notify_one();
     }
 
-    /// Ends the child and waits for it.
+    /// Stops the child and waits for its end.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         if let Err(error) = self.task.await {
@@ -182,10 +182,10 @@ struct Keeper {
     anew: Arc<Notify>,
 }
 
-/// How a child came to its end.
+/// End of a child.
 enum End {
     ByItself(ExitStatus),
-    /// To be started anew.
+    /// It must be restarted.
     Restart,
     Shutdown,
 }
@@ -197,7 +197,7 @@ impl Keeper {
             let begin = Instant::now();
             match self.once().await {
                 Ok(End::ByItself(status)) => {
-                    warn!("{} ended ({status}), it is started again", self.spec.name)
+                    warn!("{} ended ({status}): restarting it", self.spec.name)
                 }
                 Ok(End::Restart) => continue,
                 Ok(End::Shutdown) => break,
@@ -214,7 +214,7 @@ impl Keeper {
         let _ = fs::remove_file(self.layout.pid_file(self.spec.name));
     }
 
-    /// Runs the child until it ends or is ended.
+    /// Runs the child until it ends or is stopped.
     async fn once(&self) -> Result<End> {
         let mut child = spawn(&self.spec, &self.layout)?;
         if let Some(pid) = child.id() {
@@ -222,7 +222,8 @@ impl Keeper {
             let written =
                 Record::of(pid).and_then(|record| record.write(&self.layout.pid_file(self.spec.name)));
             if let Err(error) = written {
-                // A full disk, say. The child needs no such file; it is for who comes after us.
+                // For example if the disk is full. The child itself does not need the file, only a later
+                // `wrenn` does.
                 warn!("{} runs without its pid file: {error:#}", self.spec.name);
             }
         }
@@ -279,8 +280,8 @@ fn spawn(spec: &Spec, layout: &Layout) -> Result<Child> {
     command.spawn().with_context(|| format!("cannot run {}", spec.program.display()))
 }
 
-/// Gives the child what is its own, and nothing else: no open files, its user or capabilities, its control group. It
-/// dies with the thread that starts it.
+/// Sets up the child: no inherited open files, its user or capabilities, its control group. It is killed when
+/// the thread that starts it ends.
 fn confine(command: &mut Command, spec: &Spec) -> Result<()> {
     let (parent, signal, oom_score) = (rustix::process::getpid(), spec.stop, spec.oom_score);
     let (user, capabilities): (_, &[u32]) = match &spec.privileges {
@@ -293,7 +294,7 @@ fn confine(command: &mut Command, spec: &Spec) -> Result<()> {
         inherit::set_oom_score(oom_score);
         enter()?;
         inherit::Identity { user, groups: &[], capabilities, new_privileges: false }.assume()?;
-        // Behind the change of user, which would reset it.
+        // After the change of user, which would reset it.
         rustix::process::set_parent_process_death_signal(Some(signal))?;
         // The parent may have ended before.
         if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
@@ -342,7 +343,7 @@ pub(crate) fn tail(path: &Path) -> String {
     tail_from(path, 0, QUOTE_MAX)
 }
 
-/// The end of what a log got behind its first `mark` bytes, no more than `max`.
+/// Returns the end of a log without its first `mark` bytes, at most `max` bytes.
 pub(crate) fn tail_from(path: &Path, mark: u64, max: usize) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     let read = || -> std::io::Result<Vec<u8>> {
@@ -410,7 +411,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let layout = layout(dir.path())?;
         let secret = fs::File::open("/proc/self/status")?;
-        // SAFETY: a system call on a descriptor that is open. What it gives is inherited unless somebody keeps it.
+        // SAFETY: a system call on an open descriptor. The new descriptor is inherited unless closed on exec.
         let inherited = unsafe { libc::fcntl(secret.as_raw_fd(), libc::F_DUPFD, 77) };
         let script = format!(
             "ls /proc/$$/fd; cat /proc/$$/oom_score_adj /proc/$$/status; echo whole; exec sleep 60 {inherited}"
@@ -451,7 +452,7 @@ mod tests {
     async fn a_child_whose_pid_file_cannot_be_written_runs_on() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let layout = layout(dir.path())?;
-        // Nothing can be renamed over a directory.
+        // A file cannot be renamed over a directory.
         fs::create_dir(layout.pid_file("test"))?;
         let child = Supervised::start(shell("echo $$; exec sleep 60"), &layout);
         let log = layout.log("test");

@@ -83,7 +83,7 @@ async fn serves(config: &Config, layout: &Layout) -> bool {
     ask().await.unwrap_or(false)
 }
 
-/// How long the log of `wrenn up` was before: only what came since has to do with this start.
+/// Length of the log of `wrenn up` before the start: only later output belongs to it.
 struct Mark(u64);
 
 impl Mark {
@@ -91,15 +91,16 @@ impl Mark {
         Self(fs::metadata(layout.log("up")).map_or(0, |meta| meta.len()))
     }
 
-    /// What it said since, and the cause of its end if it said one.
+    /// Returns its output since then, and the cause of its end, if any.
     fn told(&self, layout: &Layout) -> (String, Option<String>) {
         let path = layout.log("up");
-        // The log of the part that failed is quoted in it.
+        // It quotes the log of the failed part.
         told(&tail_from(&path, self.0, 2 * QUOTE_MAX), &path)
     }
 }
 
-/// Of what `wrenn up` said: the log of the part that failed where there is one, else all; and its last line, the cause.
+/// Splits the output of `wrenn up` into the quoted log of the failed part, or all of it, and its last line,
+/// the cause.
 fn told(text: &str, path: &Path) -> (String, Option<String>) {
     let (above, cause) = match text.rsplit_once("wrenn: ") {
         Some((above, cause)) if !cause.is_empty() => (above, Some(cause.trim().to_owned())),

@@ -1,5 +1,5 @@
-//! Control groups that bound the memory of the control plane and of the host agent: one that runs away is started
-//! again, and takes nothing else of the machine with it.
+//! Control groups that limit the memory of the control plane and of the host agent: one that exceeds it is
+//! restarted, and the rest of the machine is not affected.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ use wrenn_os::control_group;
 use super::supervisor::host_id;
 use crate::{config::Config, layout::Layout};
 
-/// The parts that have such a group, with the key of their bound in MiB and what it is by default: 2 GiB for the
-/// control plane; for the agent 2 GiB and 2 MiB for each sandbox that it may have.
+/// Parts with such a group, with the key of their limit in MiB and its default: 2 GiB for the control plane;
+/// for the agent 2 GiB, and 2 MiB for each sandbox that it may have.
 const BOUNDED: [(&str, &str); 2] = [("server", "server.memory_mb"), ("agent", "agent.memory_mb")];
 const DEFAULT_MB: u64 = 2048;
 const MB_PER_SANDBOX: u64 = 2;
@@ -20,15 +20,15 @@ fn name(layout: &Layout, part: &str) -> Result<String> {
     Ok(format!("service-{}-{part}", host_id(layout)?))
 }
 
-/// How much memory a part may have, in MiB; zero is without bound.
+/// Memory limit of a part in MiB; zero means no limit.
 fn bound_mb(config: &Config, part: &str, key: &str) -> u64 {
     let sandboxes = config.or("agent.max_sandboxes", u64::from(wrenn_host::Limits::default().sandboxes));
     let more = if part == "agent" { sandboxes * MB_PER_SANDBOX } else { 0 };
     config.or(key, DEFAULT_MB + more)
 }
 
-/// Makes the group of a part, for it to enter. A machine without control groups of memory runs it without a bound,
-/// and says so.
+/// Creates the group of a part. Without memory control groups, the part runs without a limit, and a warning
+/// is logged.
 pub(super) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Option<PathBuf>> {
     let Some((_, key)) = BOUNDED.iter().find(|(known, _)| *known == part) else { return Ok(None) };
     let (name, mb) = (name(layout, part)?, bound_mb(config, part, key));
@@ -38,7 +38,7 @@ pub(super) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Opti
     match control_group::bound_memory(&name, mb << 20) {
         Ok(group) => Ok(Some(group)),
         Err(error) => {
-            warn!("{part} runs without a bound on its memory, for want of a control group: {error}");
+            warn!("{part} runs without a memory limit, because it has no control group: {error}");
             Ok(None)
         }
     }
@@ -56,7 +56,7 @@ pub(crate) async fn remove(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// The groups that are there, a line each.
+/// Existing groups, one per line.
 pub(crate) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
     if !layout.host_id_file().exists() {
         return Ok(Vec::new());

@@ -27,10 +27,10 @@ use crate::{
 /// Name of the pid file that exists while all parts run.
 pub(crate) const READY: &str = "ready";
 
-/// How soon `wrenn up` and the agent are ended when the machine runs out of memory: last of all.
+/// OOM score adjustment of `wrenn up` and the agent: they are killed last.
 pub(crate) const OOM_SCORE: i32 = -900;
 
-/// What `wrenn up` was asked for.
+/// Options of `wrenn up`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Go to the background once everything runs
@@ -82,7 +82,7 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     std::env::set_current_dir("/").context("cannot go to /")?;
     Record::of(std::process::id())?.write(&layout.pid_file("up"))?;
     down::stop_leftovers(layout).await?;
-    // Without us all parts end.
+    // All parts end with this process.
     inherit::set_oom_score(OOM_SCORE);
     if let Some((detail, remedy)) = users.lack() {
         warn!("{detail}; {remedy}");

@@ -15,9 +15,9 @@ use tokio::{process::Command, time::timeout};
 use super::child::{Privileges, Spec, Supervised};
 use crate::{layout::Layout, users::User};
 
-/// How soon PostgreSQL and Redis are ended when the machine runs out of memory: long after any guest.
+/// OOM score adjustment of PostgreSQL and Redis: they are killed long after any guest.
 pub(super) const STORE_OOM_SCORE: i32 = -800;
-/// Where Debian puts it, a directory per major version.
+/// Debian's directory of PostgreSQL, with a subdirectory per major version.
 const VERSIONS: &str = "/usr/lib/postgresql";
 /// Name of the cluster's user and of the database.
 const NAME: &str = "wrenn";
@@ -50,7 +50,7 @@ pub(crate) fn programs(data: &Path) -> Result<PathBuf> {
     Ok(Path::new(VERSIONS).join(version.to_string()).join("bin"))
 }
 
-/// Makes the cluster where there is none, and gives how to run it.
+/// Creates the cluster if it is missing, and returns the child's specification.
 pub(crate) async fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     let (data, bin) = (layout.postgres(), programs(&layout.postgres())?);
     if !data.join("PG_VERSION").exists() {
@@ -60,7 +60,7 @@ pub(crate) async fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     for setting in [
         "listen_addresses=".to_owned(),
         format!("unix_socket_directories={}", text(&layout.postgres_sockets())?),
-        // Their directory gives them the group of the control plane, and keeps all others away.
+        // Their directory gives them the group of the control plane; other users have no access.
         "unix_socket_permissions=0770".to_owned(),
         "port=5432".to_owned(),
         "max_connections=100".to_owned(),
@@ -85,7 +85,8 @@ pub(crate) async fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     })
 }
 
-/// Made beside and renamed, so that an interrupted one is never taken for a cluster.
+/// Initialises the cluster in another directory and renames it, so that an interrupted attempt is never taken
+/// for a cluster.
 async fn init(layout: &Layout, user: &User, bin: &Path) -> Result<()> {
     let (data, beside) = (layout.postgres(), layout.postgres().with_extension("new"));
     if beside.exists() {

@@ -33,12 +33,12 @@ pub(crate) fn program() -> Result<PathBuf> {
         .context("no redis-server: install Redis (Debian: apt-get install redis-server)")
 }
 
-/// How to run it.
+/// Returns the child's specification.
 pub(crate) fn prepare(layout: &Layout, user: &User) -> Result<Spec> {
     let settings = [
         ("port", "0".to_owned()),
         ("unixsocket", text(&layout.redis_socket())?),
-        // Its directory gives it the group of the control plane, and keeps all others away.
+        // Its directory gives it the group of the control plane; other users have no access.
         ("unixsocketperm", "770".to_owned()),
         ("dir", text(&layout.redis())?),
         ("appendonly", "yes".to_owned()),

@@ -31,22 +31,23 @@ const SERVER_LIMIT: Duration = Duration::from_secs(60);
 const SERVER_GRACE: Duration = Duration::from_secs(8);
 const AGENT_GRACE: Duration = Duration::from_secs(15);
 
-/// Between two looks at the age of the certificates, which are renewed a month before their end.
+/// Interval between checks of the certificates, which are renewed a month before their end.
 const CERTIFICATES_LOOK: Duration = Duration::from_secs(12 * 3600);
-/// What the agent does as root, by the numbers of `linux/capability.h`: disks and files of VMMs (CHOWN, DAC_OVERRIDE,
-/// FOWNER, FSETID, MKNOD), VMMs as users of their own, found and ended again (KILL, SETGID, SETUID, SETPCAP, SYS_CHROOT,
-/// SYS_PTRACE), networks (NET_BIND_SERVICE, NET_ADMIN, NET_RAW), mounts, namespaces, loop devices and device-mapper
-/// (SYS_ADMIN), and bounds (SYS_RESOURCE).
+/// Capabilities of the agent (numbers of `linux/capability.h`): disks and files of VMMs (CHOWN, DAC_OVERRIDE,
+/// FOWNER, FSETID, MKNOD); starting VMMs as users of their own, finding and killing them (KILL, SETGID,
+/// SETUID, SETPCAP, SYS_CHROOT, SYS_PTRACE); networks (NET_BIND_SERVICE, NET_ADMIN, NET_RAW); mounts,
+/// namespaces, loop devices and device-mapper (SYS_ADMIN); resource limits (SYS_RESOURCE).
 const AGENT_CAPABILITIES: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 12, 13, 18, 19, 21, 24, 27];
 
-/// What runs, in the order of its start.
+/// The running parts, in the order of their start.
 #[derive(Debug, Default)]
 pub(crate) struct Supervisor {
     children: Vec<Supervised>,
 }
 
 impl Supervisor {
-    /// Starts everything and waits until the API answers. What was started is in `self` also after a failure.
+    /// Starts all parts and waits until the API responds. After a failure, `self` contains the parts that
+    /// were started.
     pub(crate) async fn start(&mut self, config: &Config, layout: &Layout, users: &Services) -> Result<()> {
         check_ports(config)?;
         if pki::ensure(&layout.pki(), &users.server)? {
@@ -57,7 +58,7 @@ impl Supervisor {
         let key = prepare_database(config, &database_url, host).await?;
         let mut env = config.for_child();
         env.retain(|(name, _)| name != "DATABASE_URL" && name != "REDIS_URL");
-        // The agent has no use for the stores, so it does not get their secrets.
+        // The agent does not use the stores, so it does not get their secrets.
         let agent = Spec {
             oom_score: OOM_SCORE,
             group: memory::bound(config, layout, "agent")?,
@@ -115,7 +116,8 @@ impl Supervisor {
         agent.ready(AGENT_LIMIT, online).await
     }
 
-    /// Renews the certificates of agent and control plane before they end, and starts both anew with them. Never ends.
+    /// Renews the certificates of agent and control plane before they end, and restarts both with them. Never
+    /// ends.
     pub(crate) async fn renew_certificates(&self, layout: &Layout, server: &User) {
         loop {
             tokio::time::sleep(CERTIFICATES_LOOK).await;
@@ -123,18 +125,18 @@ impl Supervisor {
             let renewed = tokio::task::spawn_blocking(move || pki::ensure(&dir, &server)).await;
             match renewed.map_err(Into::into).and_then(|renewed| renewed) {
                 Ok(true) => {
-                    info!("renewed the certificates: agent and server start anew with them");
+                    info!("renewed the certificates; restarting agent and server");
                     let both =
                         self.children.iter().filter(|child| matches!(child.name(), "server" | "agent"));
                     both.for_each(Supervised::restart);
                 }
                 Ok(false) => {}
-                Err(error) => warn!("the certificates could not be looked after: {error:#}"),
+                Err(error) => warn!("cannot renew the certificates: {error:#}"),
             }
         }
     }
 
-    /// Stops the control plane, then the agent. The stores go on.
+    /// Stops the control plane, then the agent. The stores continue to run.
     pub(crate) async fn stop_services(&mut self) {
         while let Some(child) = self.children.pop_if(|child| matches!(child.name(), "server" | "agent")) {
             child.stop().await;
@@ -149,7 +151,8 @@ impl Supervisor {
     }
 }
 
-/// A child that is this program. `/proc/self/exe` is found also where the service user may not walk to it.
+/// Specification of a child that runs this program. `/proc/self/exe` also works if the service user cannot
+/// traverse the program's path.
 fn ours(name: &'static str, env: Vec<(String, String)>, privileges: Privileges, grace: Duration) -> Spec {
     let program = "/proc/self/exe".into();
     let (arg0, args) = (Some("wrenn".to_owned()), vec![name.to_owned()]);
@@ -195,7 +198,7 @@ pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
 
 fn new_host_id(path: &Path) -> Result<HostId> {
     let id = HostId::new();
-    // Half of it after a loss of power would make this another host, or none.
+    // An incomplete file after a loss of power would change this host's id.
     atomic_file::write(path, format!("{id}\n").as_bytes(), 0o644, None)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(id)
