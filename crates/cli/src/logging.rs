@@ -14,7 +14,7 @@ pub(crate) fn start(config: &Config) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let started = if config.get("log_format") == Some("json") {
-        // Without the list of spans: the current one, which a line has, is in it once more.
+        // Without the list of spans, which would repeat the current one.
         builder.json().with_span_list(false).finish().with(LogRate::default()).try_init()
     } else {
         builder.with_ansi(ansi).finish().with(LogRate::default()).try_init()

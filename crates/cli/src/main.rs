@@ -204,12 +204,12 @@ fn command_line() -> clap::Command {
 }
 
 fn main() -> ExitCode {
-    // First of all: what the shell that started this had open is not for guests' VMMs, nor for any other child.
+    // First of all: files that the parent shell had open must not reach VMMs or other children.
     if let Err(error) = wrenn_os::inherit::close_files_on_exec() {
         output::note(&format!("wrenn: cannot keep open files from children: {error}"));
         return ExitCode::FAILURE;
     }
-    // Before there are threads.
+    // Before any thread starts.
     forget_relative_path();
     // The name would be "exe" when started by /proc/self/exe.
     let _ = rustix::thread::set_name(c"wrenn");

@@ -1,4 +1,4 @@
-//! `wrenn server` and `wrenn agent`: one part of Wrenn, as `wrenn up` or a service manager runs it.
+//! `wrenn server` and `wrenn agent`: a single part of Wrenn, for `wrenn up` or a service manager.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::{config::Config, layout::Layout, logging, pki, signals::Stop, up::supervisor::host_id};
 
-/// Runs a control-plane server until it is told to stop.
+/// Runs a server of the control plane until it gets a signal to stop.
 pub(crate) async fn server(config: &Config) -> Result<u8> {
     logging::start(config);
     let shutdown = Stop::new()?.token();
@@ -14,7 +14,7 @@ pub(crate) async fn server(config: &Config) -> Result<u8> {
     Ok(0)
 }
 
-/// Runs the host agent until it is told to stop.
+/// Runs the host agent until it gets a signal to stop.
 pub(crate) async fn agent(config: &Config) -> Result<u8> {
     logging::start(config);
     let shutdown = Stop::new()?.token();
@@ -22,7 +22,7 @@ pub(crate) async fn agent(config: &Config) -> Result<u8> {
     Ok(0)
 }
 
-/// Brings the database to this version.
+/// Migrates the database to this version.
 pub(crate) async fn migrate(config: &Config) -> Result<u8> {
     logging::start(config);
     wrenn_control::migrate(&database_url(config)).await.context("the migration failed")?;
@@ -64,7 +64,7 @@ fn server_config(config: &Config) -> Result<wrenn_control::Config> {
     })
 }
 
-/// The driver that is configured.
+/// Returns the configured driver.
 pub(crate) fn driver(config: &Config) -> wrenn_host::Driver {
     match config.get("agent.driver") {
         Some("firecracker") => wrenn_host::Driver::Firecracker,

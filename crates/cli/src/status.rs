@@ -19,7 +19,7 @@ struct Status {
     url: String,
     docs: String,
     key_file: PathBuf,
-    /// Where the database is, without its password.
+    /// Address of the database, without the password.
     database: String,
     processes: Vec<Process>,
     health: String,
@@ -44,12 +44,12 @@ pub(crate) async fn print(config: &Config, format: Format) -> Result<bool> {
     Ok(status.running)
 }
 
-/// The process of `wrenn up`, when there is one.
+/// Returns the process of `wrenn up`, if it runs.
 pub(crate) fn running(layout: &Layout) -> Result<Option<Record>> {
     Record::running(&layout.pid_file("up"))
 }
 
-/// Which database is used: the private one, or host, database and user of the one that is configured.
+/// Describes the database: the private one, or host, database and user of the configured one.
 pub(crate) fn database(config: &Config, layout: &Layout) -> String {
     let own = || format!("private PostgreSQL in {}", layout.postgres().display());
     config.get("database_url").map_or_else(own, wrenn_control::describe_database)

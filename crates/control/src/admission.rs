@@ -1,5 +1,5 @@
-//! Who may take how much of a server: places for requests of each kind, and bytes that are held in memory. No team takes
-//! more than its share, so that one that takes all it can leaves room for the others.
+//! Admission control of a server: limits on concurrent requests of each kind, and on bytes in memory. No team
+//! gets more than its share, so that a greedy team leaves room for the others.
 
 use std::{
     collections::HashMap,
@@ -12,10 +12,10 @@ use wrenn_api::ErrorCode;
 
 use crate::{config::Limits, error::ApiError};
 
-/// A bounded number of places, of which one team takes half at most.
+/// A limit on concurrent requests, of which one team gets at most half.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
-    /// What is in the places, for messages.
+    /// Name of the limited requests, for messages.
     of: &'static str,
     all: Arc<Semaphore>,
     share: usize,
@@ -34,7 +34,7 @@ impl Places {
         ApiError::new(ErrorCode::TooManyRequests, message)
     }
 
-    /// A place for a team, or for nobody in particular.
+    /// Takes a permit for a team, or without a team.
     pub(crate) fn take(&self, team: Option<Uuid>) -> Result<Place, ApiError> {
         let share = team.map(|team| self.share_of(team)).transpose()?;
         let permit =
@@ -53,7 +53,7 @@ impl Places {
     }
 }
 
-/// A place; free again when dropped.
+/// A permit; dropping it releases it.
 #[derive(Debug)]
 pub(crate) struct Place {
     _share: Option<Share>,
@@ -78,7 +78,7 @@ impl Drop for Share {
     }
 }
 
-/// A request's place among those in work. What outlives its handler, such as the body of the answer, keeps it.
+/// Permit of a concurrent request. Whatever outlives its handler, such as the response body, keeps it.
 #[derive(Debug, Clone)]
 pub(crate) struct InWork(Arc<Mutex<Option<Place>>>);
 
@@ -87,22 +87,23 @@ impl InWork {
         Self(Arc::new(Mutex::new(Some(place))))
     }
 
-    /// Exchanges the place for one of another kind, before a request turns out to be long.
+    /// Exchanges the permit for one of another kind, before a request that may take long.
     pub(crate) fn exchange(&self, place: Place) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 }
 
-/// What is held in memory of requests and answers, beyond a little of each: in bytes, of which one team takes half at most.
+/// Limit on bytes of requests and responses in memory, beyond a small part of each; one team gets at most
+/// half.
 #[derive(Debug)]
 pub(crate) struct Memory {
     all: Arc<Semaphore>,
     share: usize,
-    /// Those of the teams that hold some; others are forgotten when a new one comes.
+    /// Shares of the teams that use memory; others are removed when a new team is added.
     teams: Mutex<HashMap<Uuid, Arc<Semaphore>>>,
 }
 
-/// What each request and each answer may hold without being counted.
+/// Number of bytes of each request and each response that do not count.
 pub(crate) const UNCOUNTED: usize = 64 << 10;
 
 impl Memory {
@@ -118,32 +119,32 @@ impl Memory {
         teams.entry(team).or_insert_with(|| Arc::new(Semaphore::new(self.share))).clone()
     }
 
-    /// The bytes to ask for: what is larger than a team's share takes the whole share.
+    /// Number of bytes to take, at most a team's whole share.
     fn counted(&self, bytes: usize) -> u32 {
         let bytes = if bytes <= UNCOUNTED { 0 } else { bytes.min(self.share) };
         bytes.try_into().unwrap_or(u32::MAX)
     }
 
-    /// What nobody has taken.
+    /// Number of free bytes.
     #[cfg(test)]
     pub(crate) fn available(&self) -> usize {
         self.all.available_permits()
     }
 
-    /// Waits for room, in the order of asking.
+    /// Waits for free memory, in the order of the calls.
     pub(crate) async fn take(&self, team: Uuid, bytes: usize) -> Held {
         let bytes = self.counted(bytes);
         if bytes == 0 {
             // A little does not wait behind others, as it would in the semaphores' queues.
             return Held { permits: [None, None] };
         }
-        // Neither is ever closed.
+        // The semaphores are never closed.
         let share = self.of(team).acquire_many_owned(bytes).await.ok();
         let all = self.all.clone().acquire_many_owned(bytes).await.ok();
         Held { permits: [share, all] }
     }
 
-    /// Takes room if there is some now.
+    /// Takes memory without waiting.
     pub(crate) fn try_take(&self, team: Uuid, bytes: usize) -> Result<Held, ApiError> {
         let bytes = self.counted(bytes);
         if bytes == 0 {
@@ -161,14 +162,14 @@ impl Memory {
     }
 }
 
-/// Bytes in memory that are accounted for.
+/// Reserved bytes; dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct Held {
     permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Held {
-    /// Gives back what is more than `bytes`.
+    /// Releases all but `bytes`.
     pub(crate) fn shrink(mut self, bytes: usize) -> Self {
         for permit in self.permits.iter_mut().flatten() {
             drop(permit.split(permit.num_permits().saturating_sub(bytes)));
@@ -177,18 +178,18 @@ impl Held {
     }
 }
 
-/// All that requests of a server share out.
+/// All limits of a server.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    /// Requests that end by themselves soon.
+    /// Short requests.
     pub(crate) requests: Places,
-    /// Deletes: what sets others' resources free is never kept out by them.
+    /// Deletes, which release resources, so other requests must not block them.
     pub(crate) deletes: Places,
     /// Commands that may take long.
     pub(crate) commands: Places,
     /// Event and command streams.
     pub(crate) streams: Places,
-    /// Looks at health and figures: a server with its hands full is not to be taken for a dead one.
+    /// Health and metrics requests: a busy server must not be taken for a dead one.
     pub(crate) probes: Places,
     /// The documentation, and paths that do not exist.
     pub(crate) pages: Places,
@@ -210,9 +211,9 @@ impl Admission {
     }
 }
 
-/// Looks at health and figures at a time.
+/// Maximum number of concurrent health and metrics requests.
 const PROBES: usize = 32;
-/// Pages of documentation at a time.
+/// Maximum number of concurrent requests for documentation.
 const PAGES: usize = 32;
 
 #[cfg(test)]
@@ -263,7 +264,7 @@ mod tests {
         assert!(futures::poll!(&mut little).is_ready(), "a little never waits");
         drop(held);
         assert!(futures::poll!(&mut waiting).is_ready());
-        // Who holds nothing is forgotten.
+        // Teams that use nothing are removed.
         drop(memory.try_take(Uuid::now_v7(), 0));
         assert!(memory.teams.lock().is_ok_and(|teams| teams.len() <= 2));
     }

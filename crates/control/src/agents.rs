@@ -38,16 +38,16 @@ use crate::{
     trail,
 };
 
-/// A client of one agent.
+/// Client of one agent.
 pub type AgentClient = HostClient<Link>;
 
 /// DNS name in every agent's certificate, because addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
 
-/// What a connection may have on its way.
+/// Flow-control limits of a connection.
 #[derive(Debug, Clone, Copy)]
 struct Flow {
-    /// Calls before further ones wait.
+    /// Maximum number of concurrent calls.
     calls: usize,
     /// Unread bytes of one call.
     of_call: u32,
@@ -55,18 +55,18 @@ struct Flow {
     of_all: u32,
 }
 
-/// For calls whose answers are read at once.
+/// For calls whose responses are read at once.
 ///
-/// All calls together may have as many bytes on their way as each of them alone, so that answers that wait for room in
-/// memory stop no other call.
+/// The window of all calls together is the sum of theirs, so that responses that wait for memory block no
+/// other call.
 const SHARED: Flow = Flow { calls: 1024, of_call: 64 << 10, of_all: 64 << 20 };
-/// For one stream, whose reader may be slow: what is on its way is in memory.
+/// For one stream, whose reader may be slow: unread bytes are in memory.
 const APART: Flow = Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
-/// The largest message: the output of an exec.
+/// Maximum size of a message, in bytes: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
-/// The largest message of a stream.
+/// Maximum size of a message of a stream, in bytes.
 const PIECE_MAX: usize = 1 << 20;
-/// A connection is tried for this long.
+/// Time limit for connecting.
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// Deadlines by kind of call. Streams have none.
@@ -87,7 +87,7 @@ pub struct Agents {
     /// DNS name in the certificates of all agents.
     name: ServerName<'static>,
     uri: Uri,
-    /// By host, with the address that each connects to.
+    /// Clients by host, with the address that each connects to.
     links: Mutex<HashMap<HostId, (String, Link)>>,
 }
 
@@ -125,7 +125,7 @@ impl Agents {
         self.client(host, self.link(host, address), MESSAGE_MAX)
     }
 
-    /// The same for one call whose answer may be large: it is read once there is room for it.
+    /// Returns a client for one call with a large response, which is read when there is memory for it.
     pub(crate) fn with_room(&self, host: HostId, address: &str, room: Room) -> AgentClient {
         self.client(host, Link { room: Some(room), ..self.link(host, address) }, MESSAGE_MAX)
     }
@@ -136,7 +136,7 @@ impl Agents {
         self.client(host, self.connect(address, APART), PIECE_MAX)
     }
 
-    /// Forgets the connections to hosts that are not registered any more.
+    /// Drops the connections to hosts that are no longer registered.
     pub(crate) fn keep(&self, registered: impl Fn(HostId) -> bool) {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         links.retain(|host, _| registered(*host));
@@ -146,7 +146,7 @@ impl Agents {
         let config = ClientConfig::new(self.uri.clone())
             .proto()
             .with_default_max_message_size(message_max)
-            // All agents share one name, so each call says which host it is meant for.
+            // The certificates of all agents have the same name, so each call names its host.
             .with_default_header(HOST_HEADER, host.to_string());
         HostClient::new(link, config)
     }
@@ -186,7 +186,7 @@ impl Agents {
     }
 }
 
-/// Room in memory for the answer to one call.
+/// Memory for the response to one call.
 #[derive(Debug, Clone)]
 pub(crate) struct Room {
     memory: Arc<Memory>,
@@ -199,21 +199,21 @@ impl Room {
         Self { memory, team, held: Arc::default() }
     }
 
-    /// Waits until there is room for an answer of so many bytes, as it comes and as it is made of that.
+    /// Waits for memory for a response of this many bytes, both encoded and decoded.
     async fn make(&self, bytes: usize) {
         let held = self.memory.take(self.team, bytes.saturating_mul(2)).await;
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
     }
 
-    /// What is held, once the answer has come: `bytes` of it are still needed.
+    /// Returns the reserved memory after the response has arrived, reduced to `bytes`.
     pub(crate) fn held(&self, bytes: usize) -> Option<Held> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
         held.map(|held| held.shrink(bytes))
     }
 }
 
-/// A connection to an agent: tells the agent the id of the request that a call is for, and reads no answer for which there
-/// is no room.
+/// A connection to an agent. Adds the request id to calls, and reads a response only when there is memory for
+/// it.
 #[derive(Clone)]
 pub struct Link {
     connection: SharedHttp2Connection,

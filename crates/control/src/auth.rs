@@ -21,14 +21,15 @@ use crate::{db::keys, error::ApiError, state::App, trail};
 
 /// Lifetime of a cached key: a revoked key works at most for this long.
 const FRESH: Duration = Duration::from_secs(5);
-/// Keys remembered at most, valid ones and others apart: wrong keys push no valid one out.
+/// Maximum number of cached keys, separately for valid and invalid ones, so that invalid keys evict no valid
+/// one.
 const REMEMBERED: usize = 10_000;
 /// Maximum length of a key, in bytes.
 const KEY_MAX: usize = 128;
-/// Keys looked up in the database at a time; others wait.
+/// Maximum number of concurrent database lookups of keys; others wait.
 const LOOK_UPS: usize = 8;
 
-/// The team that a request speaks for, and the key by which it does.
+/// The authenticated team of a request, and its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asker {
     pub(crate) team: Uuid,
@@ -38,7 +39,7 @@ pub(crate) struct Asker {
 
 #[cfg(test)]
 impl Asker {
-    /// Somebody of a team, with a key that nobody has.
+    /// An authenticated request of a team, with an unknown key.
     pub(crate) fn unknown(team: Uuid) -> Self {
         Self { team, key: Uuid::now_v7(), hash: [0; 32] }
     }
@@ -46,7 +47,7 @@ impl Asker {
 
 type Remembered<T> = Mutex<HashMap<[u8; 32], (T, Instant)>>;
 
-/// Keys that were looked up a moment ago.
+/// Cache of API keys.
 pub(crate) struct KeyCache {
     valid: Remembered<Asker>,
     invalid: Remembered<()>,
@@ -93,7 +94,7 @@ impl KeyCache {
         }
     }
 
-    /// Has a key for one of a team, or for none.
+    /// Caches a key as valid for a team, or as invalid.
     #[cfg(test)]
     pub(crate) fn remember(&self, hash: [u8; 32], team: Option<Uuid>) {
         self.put(hash, team.map(|team| Asker { team, key: Uuid::now_v7(), hash }));
@@ -119,7 +120,7 @@ fn refused() -> ApiError {
     )
 }
 
-/// Who has a secret; `None` when it is no valid key.
+/// Returns the team and id of a key; `None` if it is not valid.
 async fn asker_of(app: &App, secret: &str) -> Result<Option<Asker>, ApiError> {
     if secret.is_empty() || secret.len() > KEY_MAX {
         return Ok(None);
@@ -131,7 +132,7 @@ async fn asker_of(app: &App, secret: &str) -> Result<Option<Asker>, ApiError> {
         Known::Nothing => {}
     }
     let _one_of_few = app.keys.look_ups.acquire().await;
-    // It may have been looked up for another request meanwhile.
+    // Another request may have looked it up meanwhile.
     match app.keys.get(&hash) {
         Known::Valid(asker) => return Ok(Some(asker)),
         Known::Invalid => return Ok(None),
@@ -149,7 +150,7 @@ async fn look_up(app: &App, hash: [u8; 32]) -> Result<Option<Asker>, ApiError> {
     });
     app.keys.put(hash, asker);
     if let Some(asker) = asker {
-        // Only for people to look at: no reason to refuse the request.
+        // Only informational: no reason to reject the request.
         if let Err(error) = keys::used(&app.access, asker.key).await {
             tracing::warn!(%error, key = %asker.key, "the use of a key could not be noted");
         }
@@ -157,7 +158,8 @@ async fn look_up(app: &App, hash: [u8; 32]) -> Result<Option<Asker>, ApiError> {
     Ok(asker)
 }
 
-/// Waits until the key of a stream is no longer valid. While the database does not answer, it is taken to be.
+/// Waits until the key of a stream is no longer valid. While the database does not respond, it counts as
+/// valid.
 pub(crate) async fn revoked(app: &App, asker: Asker) {
     loop {
         tokio::time::sleep(app.limits.key_check).await;
@@ -167,7 +169,7 @@ pub(crate) async fn revoked(app: &App, asker: Asker) {
     }
 }
 
-/// What the client of a stream is told whose key was revoked.
+/// Error for the client of a stream whose key was revoked.
 pub(crate) fn was_revoked() -> ApiError {
     ApiError::new(ErrorCode::Unauthorized, "the API key was revoked while the stream was open")
 }

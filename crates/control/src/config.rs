@@ -20,32 +20,33 @@ pub struct Limits {
     pub json_body: usize,
     /// Maximum body of an upload, in bytes.
     pub upload_body: usize,
-    /// Requests in work at a time, half of them of one team; more are refused with 429.
+    /// Maximum number of concurrent requests, half of them by one team; others get 429.
     pub concurrent_requests: usize,
-    /// Deletes in work at a time, half of them of one team; they take no places of other requests.
+    /// Maximum number of concurrent deletes, half of them by one team; they do not count as other requests.
     pub concurrent_deletes: usize,
-    /// Commands that may take more than a minute, half of them of one team; they take no places of other requests.
+    /// Maximum number of commands that may take more than a minute, half of them by one team; they do not
+    /// count as other requests.
     pub long_commands: usize,
-    /// Sandboxes of one team that are not stopped.
+    /// Maximum number of a team's sandboxes that are not stopped.
     pub sandboxes_per_team: u32,
-    /// Event and command streams at a time, half of them of one team.
+    /// Maximum number of event and command streams, half of them by one team.
     pub event_streams: usize,
-    /// Bytes of requests and answers that are held in memory at a time, half of them of one team; 64 KiB of each request
-    /// and of each answer do not count.
+    /// Maximum number of bytes of requests and responses in memory, half of them of one team; 64 KiB of each
+    /// request and each response do not count.
     pub memory: usize,
-    /// Connections of clients at a time.
+    /// Maximum number of connections of clients.
     pub connections: usize,
-    /// Connections of one client address at a time.
+    /// Maximum number of connections of one client address.
     pub connections_per_address: usize,
-    /// How often the key of an open stream is looked at again.
+    /// Interval between checks of the key of an open stream.
     pub key_check: Duration,
-    /// How long a create may take before the reconciler gives it up.
+    /// Time limit of a create, after which the reconciler ends it.
     pub create: Duration,
-    /// How long a microVM without a record is left alone before it is destroyed.
+    /// Time after which a microVM without a record is destroyed.
     pub stray_grace: Duration,
-    /// How long records of stopped and failed sandboxes are kept.
+    /// Retention of records of stopped and failed sandboxes.
     pub record_retention: Duration,
-    /// How long a statement may take in the database; half of it to wait for a lock.
+    /// Time limit of a database statement; half of it for waiting for a lock.
     pub database: Duration,
 }
 

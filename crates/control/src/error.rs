@@ -9,7 +9,8 @@ use http::StatusCode;
 use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail, SandboxId};
 use wrenn_rpc::{Foreign, fault};
 
-/// A refusal or a failure, in words for clients. In the log they are escaped and cut, for they may quote a guest or a client.
+/// An error of the API, with a message for clients. In the log it is escaped and truncated, because it may
+/// quote a guest or a client.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {}", Foreign(.message))]
 pub(crate) struct ApiError {
@@ -52,8 +53,8 @@ impl IntoResponse for ApiError {
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
-        // What PostgreSQL says while it starts, stops, refuses connections or ends statements that take too long: classes 08,
-        // 53 and 57, locks that are not had in time, and deadlocks.
+        // Errors of PostgreSQL while it starts, stops, refuses connections or cancels slow statements:
+        // classes 08, 53 and 57, lock timeouts, and deadlocks.
         let away = match &error {
             E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::Tls(_) | E::Protocol(_) | E::WorkerCrashed => {
                 true
@@ -83,13 +84,13 @@ impl From<redis::RedisError> for ApiError {
     }
 }
 
-/// The words of an error, which may be a guest's.
+/// Message of an error, which may come from a guest.
 fn words(error: &ConnectError) -> Foreign<'_> {
     Foreign(error.message.as_deref().unwrap_or_default())
 }
 
-/// What an agent answered: its `Fault` says the code, and the message is for clients. What has no such detail comes from
-/// the connection or the RPC library, whose words are for the log.
+/// Converts an error of an agent: its `Fault` has the code, and its message is for clients. Errors without
+/// this detail come from the connection or the RPC library, and their text is only logged.
 impl From<ConnectError> for ApiError {
     fn from(error: ConnectError) -> Self {
         let code = fault::of(&error).and_then(|(code, _)| code.parse().ok());
@@ -125,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    /// What is logged.
+    /// Captured log output.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -25,7 +25,7 @@ const BATCH: usize = 100;
 /// Time limit of a command; Redis is on this machine or near it.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Names an event: a time in milliseconds, and a number among those of that time.
+/// Id of an event: a time in milliseconds, and a sequence number within it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EventId {
     time: u64,
@@ -51,7 +51,7 @@ impl Display for EventId {
     }
 }
 
-/// One event and the id under which a reader goes on.
+/// An event, and its id, from which a reader continues.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) id: EventId,
@@ -59,13 +59,13 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// What kind of event it is.
+    /// Type of the event.
     pub(crate) fn kind(&self) -> String {
         let json = serde_json::from_str::<serde_json::Value>(&self.json).ok();
         json.and_then(|json| json["type"].as_str().map(str::to_owned)).unwrap_or_else(|| "message".to_owned())
     }
 
-    /// Tells a reader that it may have missed events.
+    /// Creates the event for a reader that may have missed events.
     fn resync(id: EventId, reason: &str) -> Self {
         Self { id, json: serde_json::json!({ "type": "resync", "reason": reason }).to_string() }
     }
@@ -119,7 +119,7 @@ impl Events {
             .map(drop)
     }
 
-    /// A reader of a team's events after `id`; without one, of those to come.
+    /// Returns a reader of a team's events after `id`; without an id, of new events only.
     pub(crate) async fn reader(&self, team: Uuid, id: Option<EventId>) -> Result<Reader, redis::RedisError> {
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
@@ -132,7 +132,7 @@ impl Events {
             behind: id.is_some(),
         };
         if id.is_none() {
-            // `$` would lose what comes between two reads.
+            // With `$` events between two reads would be lost.
             reader.last = reader.edge(true).await?.unwrap_or_default();
         }
         Ok(reader)
@@ -145,12 +145,12 @@ pub(crate) struct Reader {
     connection: MultiplexedConnection,
     stream: String,
     last: EventId,
-    /// There may be more than is read at once: what was kept may end before it is read.
+    /// Whether more events may be available than one read returns: they may be trimmed before they are read.
     behind: bool,
 }
 
 impl Reader {
-    /// The id of the newest or the oldest event that is kept.
+    /// Returns the id of the newest or the oldest stored event.
     async fn edge(&mut self, newest: bool) -> Result<Option<EventId>, redis::RedisError> {
         let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
         let mut query = redis::cmd(command);
@@ -159,24 +159,24 @@ impl Reader {
         Ok(reply.ids.first().and_then(|entry| entry.id.parse().ok()))
     }
 
-    /// Whether all events that there ever were are still kept.
+    /// Returns whether no event was ever trimmed.
     async fn is_whole(&mut self) -> Result<bool, redis::RedisError> {
         let mut query = redis::cmd("XINFO");
         query.arg("STREAM").arg(&self.stream);
         let facts: HashMap<String, redis::Value> = query.query_async(&mut self.connection).await?;
         let number = |name: &str| facts.get(name).and_then(|value| u64::from_redis_value_ref(value).ok());
-        // Redis before 7 does not count what was added.
+        // Redis before 7 does not count added entries.
         Ok(number("entries-added").is_some_and(|added| number("length") == Some(added)))
     }
 
-    /// Goes on with the newest event where some between the last one and those that are kept may be missing.
+    /// Skips to the newest event, with a `resync`, if events after the last id may be missing.
     async fn missing(&mut self) -> Result<Option<Event>, redis::RedisError> {
         let newest = self.edge(true).await?.unwrap_or_default();
         let reason = if self.last > newest {
             "the id is of no event that is known"
         } else {
             let oldest = self.edge(false).await?.unwrap_or_default();
-            // Zero asks for all that is kept.
+            // Zero requests all stored events.
             let asked_for_all = self.last == EventId::default();
             if asked_for_all || oldest <= self.last || self.is_whole().await? {
                 return Ok(None);
@@ -187,7 +187,7 @@ impl Reader {
         Ok(Some(Event::resync(newest, reason)))
     }
 
-    /// The next events; none when there was none for a while.
+    /// Returns the next events; none after a while without events.
     pub(crate) async fn next(&mut self) -> Result<Vec<Event>, redis::RedisError> {
         if self.behind {
             self.behind = false;

@@ -23,17 +23,17 @@ use crate::{
     trail,
 };
 
-/// A JSON body must have come within this.
+/// Time limit for receiving a JSON body.
 const ARRIVES: Duration = Duration::from_secs(60);
 
-/// A JSON object of a known shape.
+/// A JSON object of a known type.
 pub(crate) struct Body<T> {
     pub(crate) value: T,
-    /// Room in memory for it.
+    /// Memory reserved for it.
     _held: Option<Held>,
 }
 
-/// The whole body, no larger than `max`, and the room that it takes.
+/// Reads the whole body, of at most `max` bytes, and reserves memory for it.
 async fn read(request: Request, app: &App) -> Result<(Bytes, Option<Held>), ApiError> {
     let max = app.limits.json_body;
     let team = request.extensions().get::<Asker>().map(|asker| asker.team).unwrap_or_default();
@@ -81,7 +81,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
         if raw.is_empty() {
             return Err(ApiError::invalid("the body is empty: send a JSON object, at least {}"));
         }
-        // serde would also take an array for an object.
+        // serde would also accept an array for an object.
         if raw.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Err(ApiError::invalid("the body must be a JSON object"));
         }
@@ -122,7 +122,7 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, ApiError> {
         let asker = parts.extensions.get::<Asker>();
-        // Routes without the key check have no caller: a fault of ours, not of the client.
+        // Routes without authentication have no team: this is a bug of the server.
         asker
             .map(|asker| Self(asker.team))
             .ok_or_else(|| ApiError::new(ErrorCode::InternalError, "the request reached a handler unchecked"))

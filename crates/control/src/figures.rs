@@ -1,5 +1,5 @@
-//! The server's figures in the format of Prometheus. Labels have values of closed sets only, so that no client can make
-//! the figures grow; they are rendered by one at a time, away from the threads that serve requests.
+//! Metrics of the server in the format of Prometheus. Label values are from fixed sets, so that no client can
+//! create new ones; only one task at a time renders them, on a blocking thread.
 
 use std::time::{Duration, Instant};
 
@@ -12,32 +12,32 @@ use wrenn_rpc::host::v1::PingResponse;
 /// Upper bounds of the buckets of request durations, in seconds: commands take milliseconds, creates seconds.
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 60.0];
-/// What was rendered is shown again for so long.
+/// Lifetime of rendered metrics.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The figures, and what was rendered last.
+/// The metrics, and their last rendering.
 pub(crate) struct Figures {
     recorder: PrometheusHandle,
     last: Mutex<Option<(Instant, Bytes)>>,
 }
 
-/// The recorder of a server: what it measures, with its buckets.
+/// Creates the recorder with its buckets.
 fn recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusRecorder> {
     Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
 }
 
 impl Figures {
-    /// Starts to record what this process measures.
+    /// Installs the recorder of this process.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let recorder = recorder()?;
         let handle = recorder.handle();
-        // A second server in one process writes to the first one's figures.
+        // A second server in the same process writes to the metrics of the first one.
         let _ = metrics::set_global_recorder(recorder);
         describe();
         Ok(Self { recorder: handle, last: Mutex::default() })
     }
 
-    /// All figures as text.
+    /// Renders all metrics.
     pub(crate) async fn text(&self) -> Bytes {
         let mut last = self.last.lock().await;
         if let Some((at, text)) = &*last
@@ -52,13 +52,13 @@ impl Figures {
         text
     }
 
-    /// Keeps what is recorded small.
+    /// Compacts the recorded metrics.
     pub(crate) fn upkeep(&self) {
         self.recorder.run_upkeep();
     }
 }
 
-/// Says what each figure means, and sets those that never change.
+/// Describes all metrics, and sets the constant ones.
 fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     gauge!("wrenn_build_info", "The version of this server; the value is 1.");
@@ -84,10 +84,10 @@ fn describe() {
     metrics::gauge!("wrenn_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
-/// Names of VMM drivers as labels: an agent may say anything.
+/// Label values for VMM drivers; an agent may report any name.
 const DRIVERS: [&str; 3] = ["firecracker", "qemu", "other"];
 
-/// Records what a registered host says of itself.
+/// Records the metrics of a registered host.
 pub(crate) fn host(id: HostId, ping: &PingResponse) {
     use metrics::gauge;
     let host = id.to_string();
@@ -112,7 +112,7 @@ pub(crate) fn host(id: HostId, ping: &PingResponse) {
     }
 }
 
-/// The method of a request as a label: clients may invent others.
+/// Label value for the method of a request; clients may invent methods.
 pub(crate) fn method(method: &http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

@@ -38,12 +38,12 @@ use crate::{
     admission::Admission, agents::Agents, auth::KeyCache, events::Events, figures::Figures, state::State,
 };
 
-/// A request's head must come within this.
+/// Time limit for receiving the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
-/// A connection without requests is closed after this.
+/// Idle time after which a connection without requests is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Takes as many open files as there may be: each connection of a client takes one, each stream another.
+/// Raises the limit of open files to the maximum: each connection of a client needs one, each stream another.
 fn allow_open_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -84,13 +84,13 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         .await
         .with_context(|| format!("cannot listen on {address}: choose another address with server.listen"))?;
     let workers = workers::start(&app);
-    tracing::info!(%address, "the control plane serves");
+    tracing::info!(%address, "the control plane listens");
     serving::serve(listener, routes::service(&app), bounds, shutdown).await;
     drop(workers);
     Ok(())
 }
 
-/// Brings the database to this version's schema; safe when several do so at once.
+/// Migrates the database to this version's schema; safe when run concurrently.
 pub async fn migrate(database_url: &str) -> anyhow::Result<()> {
     db::migrate(database_url).await
 }
@@ -133,7 +133,7 @@ pub async fn host_emptied(database_url: &str, host: HostId) -> anyhow::Result<()
     Ok(())
 }
 
-/// Says which database a URL names: host, database and user, without the password.
+/// Describes the database of a URL: host, database and user, without the password.
 pub fn describe_database(database_url: &str) -> String {
     db::describe(database_url)
 }

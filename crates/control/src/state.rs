@@ -22,11 +22,11 @@ pub(crate) struct State {
     pub(crate) agents: Agents,
     pub(crate) keys: KeyCache,
     pub(crate) limits: Limits,
-    /// Places and memory that requests share out.
+    /// Limits on requests and their memory.
     pub(crate) admission: Admission,
-    /// Something was written to the outbox.
+    /// Notifies the relay of a new entry in the outbox.
     pub(crate) outbox: Notify,
     pub(crate) figures: Figures,
-    /// Cancelled when the server stops: streams end then.
+    /// Cancelled when the server stops; streams end then.
     pub(crate) shutdown: tokio_util::sync::CancellationToken,
 }

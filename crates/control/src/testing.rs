@@ -1,4 +1,4 @@
-//! For tests: a server's state whose PostgreSQL and Redis cannot be reached, and hosts over the real RPC with mutual TLS.
+//! Test support: a server's state without PostgreSQL and Redis, and hosts over the real RPC with mutual TLS.
 #![allow(clippy::unwrap_used)]
 
 use std::{path::Path, sync::Arc};
@@ -23,7 +23,7 @@ use crate::{
     state::{App, State},
 };
 
-/// Certificates of both sides; those of the control plane are written to `dir`.
+/// Creates the certificates of both sides; those of the control plane are written to `dir`.
 fn certificates(dir: &Path) -> (AgentTls, ServerConfig) {
     let mut of_ca = CertificateParams::default();
     of_ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -53,7 +53,7 @@ fn no_database() -> sqlx::PgPool {
     options.connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap()
 }
 
-/// A server's state, and the address of a host that answers as `host` says.
+/// A server's state, and the address of a host that `host` implements.
 pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     let dir = tempfile::tempdir().unwrap();
     let (files, tls) = certificates(dir.path());
@@ -76,7 +76,7 @@ pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     (Arc::new(app), address)
 }
 
-/// Memory of this process that is resident, in bytes.
+/// Resident memory of this process, in bytes.
 pub(crate) fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

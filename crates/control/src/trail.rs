@@ -1,5 +1,5 @@
-//! What finds a request again: its id, the client's address, team, key and sandbox stand in every line of its log, and
-//! its id goes with it to the agents.
+//! Tracing of requests: every log line of a request has its id, client address, team, key and sandbox; calls
+//! to agents have its id.
 
 use std::fmt::Display;
 
@@ -15,7 +15,7 @@ tokio::task_local! {
     static REQUEST: HeaderValue;
 }
 
-/// The span of a request; what is not known yet is recorded later.
+/// Creates the span of a request; fields that are not known yet are recorded later.
 pub(crate) fn span(id: &HeaderValue, connection: Option<&Connection>) -> Span {
     let span = tracing::info_span!(
         "request",
@@ -31,12 +31,12 @@ pub(crate) fn span(id: &HeaderValue, connection: Option<&Connection>) -> Span {
     span
 }
 
-/// Runs the rest of a request under its id and in its span.
+/// Runs the rest of a request with its id and in its span.
 pub(crate) async fn follow<T>(id: HeaderValue, span: Span, rest: impl Future<Output = T>) -> T {
     REQUEST.scope(id, rest.instrument(span)).await
 }
 
-/// Starts a task that goes on for a request, whether or not its client waits.
+/// Starts a task of a request that continues even if its client disconnects.
 pub(crate) fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     match request_id() {
         Some(id) => tokio::spawn(follow(id, Span::current(), task)),
@@ -44,7 +44,7 @@ pub(crate) fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 's
     }
 }
 
-/// The id of the request that is in work here.
+/// Returns the id of the current request.
 pub(crate) fn request_id() -> Option<HeaderValue> {
     REQUEST.try_with(HeaderValue::clone).ok()
 }
@@ -53,13 +53,13 @@ fn record(field: &str, value: impl Display) {
     Span::current().record(field, field::display(value));
 }
 
-/// Notes who asks.
+/// Records team and key in the span.
 pub(crate) fn asker(team: Uuid, key: Uuid) {
     record("team", TeamId::from(team));
     record("key", ApiKeyId::from(key));
 }
 
-/// Notes which sandbox the request is about.
+/// Records the sandbox in the span.
 pub(crate) fn sandbox(id: SandboxId) {
     record("sandbox", id);
 }

@@ -1,4 +1,4 @@
-//! Tasks in the background of a server: one that fails is started again.
+//! Background tasks of a server, which are restarted when they fail.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -7,12 +7,12 @@ use tokio::task::JoinSet;
 
 use crate::{relay, sandboxes::reconcile, state::App};
 
-/// Pause before a task is started again: the first one, and the longest, which one that keeps failing reaches.
+/// Delay before a restart: the first one, which doubles, and the maximum.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Between two clean-ups of the figures.
+/// Interval between compactions of the metrics.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Starts all; they end when the result is dropped.
+/// Starts all tasks; they end when the result is dropped.
 pub(crate) fn start(app: &App) -> JoinSet<()> {
     let mut workers = JoinSet::new();
     let (of_relay, of_reconciler, of_upkeep) = (app.clone(), app.clone(), app.clone());
@@ -22,7 +22,7 @@ pub(crate) fn start(app: &App) -> JoinSet<()> {
     workers
 }
 
-/// Keeps the figures small.
+/// Compacts the metrics from time to time.
 async fn upkeep(app: App) {
     while !app.shutdown.is_cancelled() {
         tokio::time::sleep(UPKEEP).await;
@@ -34,7 +34,7 @@ async fn supervise<F: Future<Output = ()>>(app: App, worker: &'static str, run: 
     keep_running(worker, run, || app.shutdown.is_cancelled()).await;
 }
 
-/// Runs a task until the server stops, whatever becomes of it.
+/// Runs a task until the server stops, and restarts it when it ends.
 async fn keep_running<F: Future<Output = ()>>(
     worker: &'static str,
     run: impl Fn() -> F,

@@ -1,7 +1,7 @@
-//! The host agent: owns the microVMs of one machine.
+//! Host agent: runs the microVMs of one machine.
 //!
-//! Every sandbox has one task that changes it and a journal on disk; microVMs outlive the agent, and the
-//! next one adopts them. The control plane speaks to it over mutual TLS (`host.v1`).
+//! Every sandbox has one task that changes it, and a journal on disk; microVMs outlive the agent, and the
+//! next one adopts them. The control plane connects by mutual TLS (`host.v1`).
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]
 
 mod agent;
@@ -50,13 +50,13 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     let file = layout::store_file(&config.state_dir);
     let size = config.store_size_mb << 20;
     let with = |backend| wrenn_disk::open(StoreConfig::new(&dir, backend, instance));
-    // Another kind of store, put over this one, would hide its images.
+    // Mounting another kind of store over this one would hide its images.
     if !file.exists() && wrenn_disk::is_of_device_mapper(&dir) {
         return with(Backend::Dm).await.with_context(|| {
             format!("{0} is a store of device-mapper; for another kind of store, remove {0}", dir.display())
         });
     }
-    // Where the directory itself will do, it needs no other file system inside it.
+    // If the directory's own file system works, no loop mount is needed.
     if !file.exists() {
         for backend in [Backend::Dm, Backend::Reflink] {
             match with(backend).await {
@@ -64,7 +64,7 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
                 Err(error @ DiskError::Full) => {
                     return Err(error).context("the volume store cannot be opened");
                 }
-                Err(error) => tracing::info!(%error, "another kind of volumes is tried"),
+                Err(error) => tracing::info!(%error, "trying the next backend of volumes"),
             }
         }
     }
@@ -72,14 +72,14 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     let mounted =
         tokio::task::spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
     if let Err(error) = mounted {
-        tracing::warn!(%error, "disks are copied instead of cloned");
+        tracing::warn!(%error, "cannot mount a volume store; disks are copied instead of cloned");
     }
     let below = file.exists().then(|| config.state_dir.clone());
     let store = StoreConfig { below, ..StoreConfig::new(&dir, Backend::Auto, instance) };
     wrenn_disk::open(store).await.context("the volume store cannot be opened")
 }
 
-/// How many network slots there may be, those that are built ahead included.
+/// Maximum number of network slots, including those built in advance.
 fn slots_max(config: &Config) -> u16 {
     let sandboxes = u16::try_from(config.limits.sandboxes).unwrap_or(u16::MAX);
     sandboxes.saturating_add(config.warm_slots).min(wrenn_network::MAX_SLOTS)
@@ -90,7 +90,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let sandboxes_dir = layout::sandboxes(&state);
     for dir in [&state, &sandboxes_dir] {
         fs::create_dir_all(dir).with_context(|| format!("{} cannot be made", dir.display()))?;
-        // VMMs reach their own directories below, and see no others.
+        // VMMs access their own directories below, but cannot list the others.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o711))?;
     }
     let instance = layout::keep_instance(&state, config.host_id)?;
@@ -99,7 +99,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let claim = uids::Claim {
         state_dir: state.clone(),
         base: config.vmm_uid_base,
-        // One for each slot, and one for the trial of KVM.
+        // One for each slot, and one for the KVM probe.
         count: u32::from(slots_max(&config)) + 1,
         in_use: records.iter().any(recover::Record::is_kept),
     };
@@ -120,13 +120,13 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
     match volumes.reclaim(&disks).await {
         Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
-        Ok(reclaimed) => tracing::info!(?reclaimed, "disks that nobody owns"),
-        // The sandboxes that run need them not.
+        Ok(reclaimed) => tracing::info!(?reclaimed, "removed disks without a sandbox"),
+        // Running sandboxes do not need this.
         Err(error) => {
             tracing::error!(%error, "the leftovers of disks could not all be removed; the next start tries again");
         }
     }
-    // Both take seconds at the very first start.
+    // Both take seconds at the first start.
     let (templates, chosen) =
         futures::try_join!(assets::take_templates(&config.share_dir, &*volumes), wish.choose())?;
     let can = chosen.vmm.capabilities();
@@ -137,7 +137,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         if let Some(refusal) = config.refusal_of_no_boundary(chosen.vmm.name(), &chosen.reason) {
             anyhow::bail!(refusal);
         }
-        tracing::warn!(vmm = chosen.vmm.name(), "guests are not kept from this host as hostile code must be");
+        tracing::warn!(vmm = chosen.vmm.name(), "the driver is no security boundary: run no hostile code");
     }
     let (kernel, initrd) = assets::take_boot_files(&config.share_dir, &state, can.kernel)?;
     let assets = assets::Assets { kernel, initrd, templates };
@@ -189,8 +189,8 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     Ok(Agent::new(config, shared, fleets, machine, chosen.reason, sandboxes))
 }
 
-/// Keeps a second agent, which may listen elsewhere, from the same state directory. Blocks for a while: a child of one
-/// that was killed holds the lock until it has become its program.
+/// Locks the state directory against a second agent, which may listen elsewhere. Blocks for a while: a child
+/// of a killed agent has the lock until it executes its program.
 fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     const TRIES: u32 = 40;
     fs::create_dir_all(state_dir).with_context(|| format!("{} cannot be made", state_dir.display()))?;
@@ -207,18 +207,18 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     anyhow::bail!("another agent uses {}: end it first", state_dir.display())
 }
 
-/// Takes as many open files as there may be: each microVM takes some, and none may be lost for want of one.
+/// Raises the limit of open files to the maximum: each microVM uses some.
 fn allow_open_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
         return;
     }
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// Runs the agent until `shutdown` is cancelled. Its microVMs go on; the next start adopts them.
+/// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls::server(&config.tls)?;
     let address = config.listen;
@@ -229,7 +229,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
     let agent = tokio::select! {
         agent = start(config) => agent?,
-        // What was begun is journaled: the next start undoes it.
+        // Unfinished steps are in the journal: the next start undoes them.
         () = shutdown.cancelled() => return Ok(()),
     };
     let slots = agent.shared.slots.clone();
@@ -242,22 +242,22 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(false));
     let router =
         axum::Router::new().fallback_service(service).layer(axum::middleware::from_fn(answer::keep_memory));
-    tracing::info!(%address, "the agent serves");
+    tracing::info!(%address, "the agent listens");
     let serving = listener::serve(listener, router, tls, shutdown.clone());
     tokio::select! {
         result = serving => result.context("the agent's listener failed")?,
-        // Streams may last for days: after a grace they are cut off.
+        // Streams may last for days: after a grace period they are closed.
         () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => {}
     }
     slots.shutdown().await.context("the spare network slots cannot be removed")?;
     Ok(())
 }
 
-/// Ends every microVM of the agent whose state is in `state_dir` and removes all it made in the kernel, when
-/// no agent runs any more. Blocking. Safe to repeat.
+/// Kills every microVM of the agent with state directory `state_dir` and removes all its kernel objects,
+/// after the agent has ended. Blocking. Idempotent.
 pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
     let state_dir = state_dir.to_owned();
-    // A thread of its own, so that the caller may be inside a runtime.
+    // On a thread of its own, so that the caller may be inside a runtime.
     let work = move || {
         let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -267,7 +267,7 @@ pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
     done.unwrap_or_else(|_| Err(anyhow::anyhow!("the clean-up died; run it again")))
 }
 
-/// What an agent with this state directory has in the kernel and on the process table, a line each.
+/// Lists the kernel objects and processes of an agent with this state directory, one per line.
 pub fn leftovers(state_dir: &Path) -> Vec<String> {
     cleanup::leftovers(state_dir)
 }

@@ -9,7 +9,7 @@ use wrenn_vmm::{Vmm, VmmError, probe::Probe};
 use super::{Check, Driver, scratch::Scratch};
 use crate::{config::Config, serve};
 
-/// What the agent would choose, found out as the agent does, in a directory that goes with its owner.
+/// Chooses a driver as the agent does, in a temporary directory.
 pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe, Driver, Vec<Check>)> {
     let root = rustix::process::geteuid().is_root();
     let wish = Wish {

@@ -104,7 +104,7 @@ impl Report {
                 lines.push(format!("{:25}→ {}", "", check.remedy));
             }
         }
-        // What is wrong with KVM stands above.
+        // Problems of KVM are reported above.
         let reason = &self.driver.reason;
         let repeats = !self.kvm.reason.is_empty() && reason.contains(&self.kvm.reason);
         let reason = if repeats && !self.kvm.usable { "see kvm above" } else { reason };

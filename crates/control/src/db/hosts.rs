@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use crate::sandboxes::place;
 
-/// Failed creates in a row after which a host gets no more for a while.
+/// Number of consecutive failed creates after which a host is ejected.
 const FAILURES: i32 = 3;
 /// Duration of an ejection, in which the host gets no creates.
 pub(crate) const EJECTED: Duration = Duration::from_secs(60);
 
-/// A host that could take sandboxes, and what its sandboxes may use already.
+/// A host that could take sandboxes, and its reserved resources.
 #[derive(Debug, Clone)]
 pub(crate) struct Candidate {
     pub(crate) id: Uuid,
@@ -42,7 +42,7 @@ pub(crate) async fn register(db: &PgPool, id: Uuid, address: &str) -> sqlx::Resu
     .map(drop)
 }
 
-/// The ids of all hosts.
+/// Returns the ids of all hosts.
 pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!("SELECT id FROM hosts").fetch_all(db).await
 }
@@ -59,7 +59,7 @@ pub(crate) async fn address(db: &PgPool, id: Uuid) -> sqlx::Result<Option<String
     sqlx::query_scalar!("SELECT address FROM hosts WHERE id = $1", id).fetch_optional(db).await
 }
 
-/// The hosts that are online, as they are at this moment.
+/// Returns the online hosts, without locking them.
 pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as!(
         Candidate,
@@ -72,8 +72,8 @@ pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     .await
 }
 
-/// Reserves room for one sandbox if the host still has it, and gives the host's address. The room is given back when the
-/// sandbox is stopped or has failed.
+/// Reserves resources for one sandbox if the host still has them, and returns the host's address. They are
+/// released when the sandbox is stopped or has failed.
 pub(crate) async fn reserve(
     tx: &mut PgConnection,
     id: Uuid,
@@ -97,10 +97,10 @@ pub(crate) async fn reserve(
     .await
 }
 
-/// Counts again what is reserved on a host: a reservation that was lost or kept by mistake does not last.
+/// Recounts the reserved resources of a host, so that errors of the count do not last.
 pub(crate) async fn recount(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     let mut tx = db.begin().await?;
-    // Every change of reservations changes this row, so none is under way while it is locked.
+    // Every change of reservations changes this row, so none is in progress while it is locked.
     sqlx::query_scalar!("SELECT id FROM hosts WHERE id = $1 FOR NO KEY UPDATE", id)
         .fetch_optional(&mut *tx)
         .await?;
@@ -116,7 +116,7 @@ pub(crate) async fn recount(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     tx.commit().await
 }
 
-/// What a live agent said.
+/// Response of a live agent.
 #[derive(Debug)]
 pub(crate) struct Seen<'a> {
     pub(crate) id: Uuid,
@@ -177,12 +177,12 @@ pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
     Ok(gone.is_some())
 }
 
-/// Notes that a host cannot be reached, whenever it was seen last.
+/// Records that a host is unreachable, whenever it was seen last.
 pub(crate) async fn unreachable(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!("UPDATE hosts SET status = 'unreachable' WHERE id = $1", id).execute(db).await.map(drop)
 }
 
-/// How many hosts destroy nothing for this database.
+/// Number of hosts that have quarantined this database and destroy nothing for it.
 pub(crate) async fn quarantined(db: &PgPool) -> sqlx::Result<i64> {
     sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE quarantine <> ''"#)
         .fetch_one(db)

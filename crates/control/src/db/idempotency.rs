@@ -1,4 +1,4 @@
-//! Requests that may be repeated with an `Idempotency-Key`: which request a key was used for, and the sandbox that it made.
+//! Idempotency keys, with the hash of their request and the sandbox that it created.
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
@@ -43,7 +43,7 @@ pub(crate) async fn first(db: &PgPool, team: Uuid, key: &str) -> sqlx::Result<Op
     .await
 }
 
-/// Frees a key whose sandbox did not come to be.
+/// Releases a key whose sandbox was not created.
 pub(crate) async fn release(db: &PgPool, team: Uuid, key: &str, sandbox: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "DELETE FROM idempotency_keys WHERE team_id = $1 AND key = $2 AND sandbox_id = $3",
@@ -56,7 +56,7 @@ pub(crate) async fn release(db: &PgPool, team: Uuid, key: &str, sandbox: Uuid) -
     .map(drop)
 }
 
-/// Forgets keys of more than a day ago.
+/// Deletes keys older than a day.
 pub(crate) async fn prune(db: &PgPool) -> sqlx::Result<()> {
     sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '24 hours'")
         .execute(db)

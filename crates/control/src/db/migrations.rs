@@ -1,4 +1,4 @@
-//! Migrations: brings the schema up to date, in a database that is empty or ours.
+//! Migrations of the schema, in a database that is empty or belongs to Wrenn.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,20 +10,20 @@ use super::{describe, options};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
-/// How long the database may take to accept a connection.
+/// Time limit for connecting to the database.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Where sqlx notes which migrations ran. Other programs have a table of this name too.
+/// Table in which sqlx records the applied migrations. Other programs have a table of this name, too.
 const HISTORY: &str = "_sqlx_migrations";
-/// Foreign tables that a refusal names.
+/// Maximum number of foreign tables in an error message.
 const NAMED: usize = 5;
 
-/// Brings the schema up to date, one server at a time. Refuses a database with tables of another program before it makes
-/// anything there.
+/// Migrates the schema, under a lock against other servers. Rejects a database with tables of another program
+/// before changing it.
 pub(crate) async fn migrate(database_url: &str) -> anyhow::Result<()> {
     let options = options(database_url)?;
     let place = describe(database_url);
     let work = async {
-        // Not of the pool, which would not say why it cannot connect.
+        // Not from the pool, whose errors do not have the cause of a failed connection.
         let mut connection = timeout(CONNECT, PgConnection::connect_with(&options))
             .await
             .with_context(|| format!("no answer within {} s", CONNECT.as_secs()))??;
@@ -43,7 +43,7 @@ pub(crate) async fn migrate(database_url: &str) -> anyhow::Result<()> {
     })
 }
 
-/// Fails where the database has tables and the history of migrations is not ours.
+/// Fails if the database has tables, but not the migration history of Wrenn.
 async fn refuse_foreign(connection: &mut PgConnection) -> anyhow::Result<()> {
     let tables = tables(connection).await?;
     let names: BTreeSet<&str> = tables.iter().map(String::as_str).collect();
@@ -60,7 +60,7 @@ async fn refuse_foreign(connection: &mut PgConnection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every table, except for those of PostgreSQL itself and of its extensions.
+/// Returns all tables but those of PostgreSQL itself and of its extensions.
 async fn tables(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
         r#"SELECT c.relname::text AS "name!" FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -72,8 +72,8 @@ async fn tables(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
     .await
 }
 
-/// Whether the history begins with our first migration, or is `alone` in the database and empty, as it is while the first
-/// migration runs.
+/// Returns whether the history starts with Wrenn's first migration, or is empty and `alone` in the database,
+/// as while the first migration runs.
 async fn is_ours(connection: &mut PgConnection, alone: bool) -> anyhow::Result<bool> {
     let first = MIGRATIONS.iter().next().context("there are no migrations")?;
     // Not checked at compile time: the table is not part of our schema.

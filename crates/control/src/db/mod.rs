@@ -18,27 +18,27 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-/// Connections of one server.
+/// Maximum number of connections of one server.
 const CONNECTIONS: u32 = 20;
 /// Number of these that are reserved for API keys and health checks.
 const ACCESS_CONNECTIONS: u32 = 4;
 /// Time limit for getting a connection, after which the request fails.
 const ACQUIRE: Duration = Duration::from_secs(3);
 
-/// A pool; connects when it is used first. PostgreSQL ends a statement after `limit`, one that waits for a lock after half
-/// of it.
+/// Creates a pool, which connects on first use. PostgreSQL cancels a statement after `limit`, and one that
+/// waits for a lock after half of it.
 pub(crate) fn pool(database_url: &str, limit: Duration) -> anyhow::Result<PgPool> {
     sized(database_url, CONNECTIONS - ACCESS_CONNECTIONS, limit)
 }
 
-/// The pool for API keys and probes.
+/// Creates the pool for API keys and health checks.
 pub(crate) fn access_pool(database_url: &str, limit: Duration) -> anyhow::Result<PgPool> {
     sized(database_url, ACCESS_CONNECTIONS, limit)
 }
 
-/// Reads a database URL.
+/// Parses a database URL.
 fn options(database_url: &str) -> anyhow::Result<PgConnectOptions> {
-    // The URL holds a password, so it is in no message.
+    // The URL contains a password, so no message quotes it.
     let options =
         PgConnectOptions::from_str(database_url).context("the database URL is not a PostgreSQL URL")?;
     Ok(options.application_name("wrenn").log_slow_statements(log::LevelFilter::Warn, Duration::from_secs(1)))

@@ -47,19 +47,19 @@ macro_rules! row {
     };
 }
 
-/// What of a row its changes are decided by.
+/// Columns of a row that decide its changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) id: Uuid,
     pub(crate) host_id: Option<Uuid>,
     pub(crate) status: String,
     pub(crate) version: i64,
-    /// Until when somebody works on a transitional status.
+    /// End of the lease of a transitional status.
     pub(crate) lease_until: Option<DateTime<Utc>>,
     pub(crate) error_message: Option<String>,
 }
 
-/// Selects what a change needs: `known!(after, arguments)`.
+/// Selects the columns for a change: `known!(after, arguments)`.
 macro_rules! known {
     ($after:literal, $($argument:expr),*) => {
         sqlx::query_as!(
@@ -70,40 +70,40 @@ macro_rules! known {
     };
 }
 
-/// A status of the database; one that this version does not know counts as an error.
+/// Parses a status of the database; one that this version does not know counts as an error.
 fn status(text: &str) -> SandboxStatus {
     text.parse().unwrap_or(SandboxStatus::Error)
 }
 
 impl Known {
-    /// Its public id.
+    /// Returns the public id.
     pub(crate) fn public_id(&self) -> SandboxId {
         SandboxId::from(self.id)
     }
 
-    /// Its status.
+    /// Returns the status.
     pub(crate) fn status(&self) -> SandboxStatus {
         status(&self.status)
     }
 
-    /// Whether nobody works on its transitional status any more.
+    /// Whether the lease of its transitional status has expired.
     pub(crate) fn abandoned(&self) -> bool {
         self.lease_until.is_none_or(|until| until < Utc::now())
     }
 }
 
 impl Row {
-    /// Its public id.
+    /// Returns the public id.
     pub(crate) fn public_id(&self) -> SandboxId {
         SandboxId::from(self.id)
     }
 
-    /// Its status.
+    /// Returns the status.
     pub(crate) fn status(&self) -> SandboxStatus {
         status(&self.status)
     }
 
-    /// What a change of it needs; nobody is known to work on it.
+    /// Returns the columns for a change, without a lease.
     pub(crate) fn known(&self) -> Known {
         Known {
             id: self.id,
@@ -152,7 +152,7 @@ pub(crate) struct New<'a> {
     pub(crate) disk_size_mb: i32,
 }
 
-/// Inserts a sandbox as `starting`, for which room is reserved on its host.
+/// Inserts a sandbox as `starting`, whose resources are reserved on its host.
 pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result<Row> {
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
@@ -174,8 +174,8 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result
     Ok(row)
 }
 
-/// How many sandboxes of a team are neither stopped nor failed. Other creates of the team wait until the transaction ends,
-/// so that no two of them take the team's last place.
+/// Number of a team's sandboxes that are neither stopped nor failed. Other creates of the team wait until the
+/// transaction ends, so that they cannot exceed the limit together.
 pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64> {
     sqlx::query_scalar!("SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE", team)
         .fetch_optional(&mut *tx)
@@ -193,7 +193,7 @@ pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Opti
     row!("SELECT", "FROM sandboxes WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
 }
 
-/// What a change of a team's sandbox needs.
+/// Returns the columns for a change of a team's sandbox.
 pub(crate) async fn known(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Known>> {
     known!("WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
 }
@@ -222,22 +222,22 @@ pub(crate) async fn page(
     .await
 }
 
-/// The sandboxes of a host that are neither stopped nor failed.
+/// Returns the sandboxes of a host that are neither stopped nor failed.
 pub(crate) async fn on_host(db: &PgPool, host: Uuid) -> sqlx::Result<Vec<Known>> {
     known!("WHERE host_id = $1 AND status NOT IN ('stopped', 'error')", host).fetch_all(db).await
 }
 
-/// The sandboxes of a host that are not stopped, failed ones included.
+/// Returns the sandboxes of a host that are not stopped, failed ones included.
 pub(crate) async fn not_stopped(db: &PgPool, host: Uuid) -> sqlx::Result<Vec<Known>> {
     known!("WHERE host_id = $1 AND status <> 'stopped'", host).fetch_all(db).await
 }
 
-/// Those of these ids that have a row, with any status.
+/// Returns the rows of these ids, with any status.
 pub(crate) async fn of_ids(db: &PgPool, ids: &[Uuid]) -> sqlx::Result<Vec<Known>> {
     known!("WHERE id = ANY($1)", ids).fetch_all(db).await
 }
 
-/// Some of the sandboxes that failed so long ago, the oldest first.
+/// Returns up to `limit` sandboxes that failed longer ago than `age`, the oldest first.
 pub(crate) async fn failed_before(db: &PgPool, age: Duration, limit: i64) -> sqlx::Result<Vec<Known>> {
     known!(
         "WHERE status = 'error' AND last_updated < now() - make_interval(secs => $1)
@@ -249,8 +249,8 @@ pub(crate) async fn failed_before(db: &PgPool, age: Duration, limit: i64) -> sql
     .await
 }
 
-/// Removes some of the records of sandboxes that were stopped so long ago, and says how many. What an idempotency key
-/// stands for is kept as long as the key.
+/// Deletes up to `limit` records of sandboxes that were stopped longer ago than `age`, and returns their
+/// number. The sandbox of an idempotency key is kept as long as the key.
 pub(crate) async fn forget_stopped(db: &PgPool, age: Duration, limit: i64) -> sqlx::Result<u64> {
     let forgotten = sqlx::query!(
         "DELETE FROM sandboxes WHERE id IN (
@@ -299,7 +299,7 @@ impl Change {
     }
 }
 
-/// Changes the status if the row is still as it was read; `None` when somebody else was faster.
+/// Changes the status if the row is unchanged since it was read; `None` otherwise.
 pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Result<Option<Row>> {
     let to = change.to.unwrap_or(row.status());
     let (code, message) = change.error.unzip();
@@ -335,7 +335,7 @@ pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Re
     Ok(changed)
 }
 
-/// Gives back what is reserved on a host for a sandbox; once.
+/// Releases the resources that are reserved for a sandbox on its host; idempotent.
 async fn give_back(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "WITH freed AS (
@@ -351,7 +351,7 @@ async fn give_back(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
     .map(drop)
 }
 
-/// Keeps a transitional status for its worker; false when the row has moved on.
+/// Renews the lease of a transitional status; false if the row has changed.
 pub(crate) async fn renew(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
     let renewed = sqlx::query!(
         "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)
@@ -365,7 +365,7 @@ pub(crate) async fn renew(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
     Ok(renewed.rows_affected() == 1)
 }
 
-/// Takes over a transitional status that nobody works on any more; false when somebody does, or the row has moved on.
+/// Takes over a transitional status whose lease has expired; false if it has not, or if the row has changed.
 pub(crate) async fn take_over(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
     let taken = sqlx::query!(
         "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)

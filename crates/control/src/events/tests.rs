@@ -1,4 +1,4 @@
-//! Against a real Redis.
+//! Tests with a real Redis.
 #![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command, Stdio};
@@ -64,7 +64,7 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     assert_eq!(kinds(&all), ["sandbox.0", "sandbox.1", "sandbox.2", "sandbox.3"]);
     assert_eq!(kinds(&after(&events, team, all[1].0).await), ["sandbox.2", "sandbox.3"]);
 
-    // Of a future that is not known, as after the loss of Redis or from another server.
+    // An id in the future, as after a loss of Redis, or from another server.
     let future = EventId { time: all[3].0.time + 31_536_000_000, sequence: 0 };
     assert_eq!(after(&events, team, future).await, [(all[3].0, "resync".to_owned())]);
     let mut reader = events.reader(team, Some(future)).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     append(&events, team, 1).await;
     assert_eq!(reader.next().await.unwrap()[0].kind(), "sandbox.0", "it goes on with what is new");
 
-    // From before the window.
+    // An id older than all stored events.
     let mut connection = events.shared().await.unwrap();
     let trimmed: u64 = redis::cmd("XTRIM")
         .arg(stream_of(team))
@@ -86,7 +86,7 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     assert_eq!(kinds(&after(&events, team, beginning).await), ["sandbox.3", "sandbox.0"], "all that is kept");
     assert_eq!(kinds(&after(&events, team, all[3].0).await), ["sandbox.0"]);
 
-    // Nothing is kept at all.
+    // No event is stored.
     assert_eq!(kinds(&after(&events, Uuid::now_v7(), all[0].0).await), ["resync"]);
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn stream(
         let events = tokio::select! {
             () = app.shutdown.cancelled() => return None,
             () = &mut revoked => return None,
-            // When Redis goes away the stream ends; the client comes back with the last id.
+            // If Redis fails, the stream ends; the client reconnects with the last id.
             events = reader.next() => events.ok()?,
         };
         let events: Vec<_> = events

@@ -23,9 +23,9 @@ use crate::{
 
 const TIMEOUT_SECS: u32 = 30;
 const TIMEOUT_MAX_SECS: u32 = 86_400;
-/// Commands that may take longer than this take no places of other requests.
+/// Timeout in seconds above which a command counts as long, not as another request.
 const LONG_SECS: u32 = 60;
-/// What a Linux kernel takes as one argument, in bytes.
+/// Maximum length of an argument in Linux, in bytes.
 const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const ARGUMENTS_MAX: usize = 4096;
 /// Maximum length of the program and the directory, in characters.
@@ -94,7 +94,7 @@ pub(super) async fn exec(
     run(&agent, target.id, command, seconds, &room).await
 }
 
-/// Runs a command and gives its whole output, which holds its room in memory until it was sent.
+/// Runs a command and returns its whole output, whose memory is released after it was sent.
 pub(super) async fn run(
     agent: &AgentClient,
     sandbox_id: SandboxId,

@@ -43,21 +43,22 @@ use crate::{
 
 /// Time limit for the client's first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// The first frame of a client, which has the command.
+/// Maximum size of a client's first frame, which has the command, in bytes.
 const FIRST_MAX: usize = 2 << 20;
-/// What may come of a client after it, between two frames; also of the first frame where memory is short.
+/// Maximum size of later input of a client between two frames, in bytes; also of the first frame if memory is
+/// short.
 const LATER_MAX: usize = 128 << 10;
-/// Frames of a client in a second, pings among them.
+/// Maximum number of a client's frames per second, pings included.
 const FRAMES_PER_SECOND: u32 = 64;
-/// Answers to pings, and frames that are on their way, wait in a buffer of this size.
+/// Size of the write buffer for pongs and frames, in bytes.
 const WRITE_MAX: usize = 256 << 10;
-/// Bytes of output in one frame, before they are encoded.
+/// Maximum number of output bytes per frame, before encoding.
 const PIECE: usize = 32 << 10;
-/// What is read of a socket at once.
+/// Size of the read buffer, in bytes.
 const READ_BUFFER: usize = 16 << 10;
-/// Smaller pieces of text stay text, whatever it costs.
+/// Size in bytes below which text is never sent as base 64.
 const SMALL: usize = 1 << 10;
-/// A sign of life, so that nothing between client and server takes the connection for dead.
+/// Interval between WebSocket pings, so that proxies do not close an idle connection.
 const PING: Duration = Duration::from_secs(20);
 
 impl From<Piece> for ExecOutput {
@@ -95,7 +96,7 @@ pub(super) async fn exec_stream(
     Ok(open(Stream { app, asker, agent, sandbox: target.id, connection }, upgrade, in_work))
 }
 
-/// What a conversation needs to know.
+/// Parameters of a stream.
 struct Stream {
     app: App,
     asker: Asker,
@@ -104,9 +105,9 @@ struct Stream {
     connection: Arc<Connection>,
 }
 
-/// Goes over to WebSocket; what is given is held as long as it lasts.
+/// Upgrades to WebSocket, and keeps `held` until the end of the connection.
 fn open(stream: Stream, upgrade: WebSocketUpgrade, held: impl Send + 'static) -> Response {
-    // Where memory is short, small commands still get through.
+    // If memory is short, small commands still work.
     let memory = stream.app.admission.memory.try_take(stream.asker.team, FIRST_MAX).ok();
     let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
     let (work, span, request) = (stream.connection.work(), Span::current(), trail::request_id());
@@ -168,7 +169,7 @@ async fn transmit(socket: &mut WebSocket, message: Message) -> Result<(), Early>
     }
 }
 
-/// Counts the frames of a client: each costs something, and a client that floods is turned away.
+/// Rate limit of a client's frames.
 struct Frames<'a> {
     connection: &'a Connection,
     second: Instant,
@@ -194,7 +195,8 @@ impl<'a> Frames<'a> {
     }
 }
 
-/// A frame that says something. Other services have one for standard input, so that clients may try it here.
+/// Parses a frame. Clients of other services may send a frame with standard input, which gets an error of its
+/// own.
 fn parse(frame: &[u8]) -> Result<FromClient, ApiError> {
     #[derive(Deserialize)]
     struct Kind {
@@ -230,8 +232,8 @@ async fn first_frame(
     }
 }
 
-/// What a client says once a command runs: true when it is to end. Everything else but signs of life is a mistake, of which
-/// the client is told.
+/// Handles a later frame of the client: true if the command must stop. All other frames but pings and pongs
+/// are errors.
 fn later_frame(frame: Option<Result<Message, axum::Error>>) -> Result<bool, ApiError> {
     let said = match frame {
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(false),
@@ -306,7 +308,7 @@ async fn converse(stream: &Stream, memory: Option<Held>, socket: &mut WebSocket)
                 }
             }
             Some(Event::Lost(lost)) => {
-                // What comes next does not adjoin: the beginning of a character is not put together with it.
+                // The next output is not contiguous: an incomplete character must not be joined with it.
                 rest(socket, &mut stdout, &mut stderr).await?;
                 send(socket, &ToClient::Lost(ExecLost { bytes: lost.bytes })).await?;
             }
@@ -324,7 +326,7 @@ async fn converse(stream: &Stream, memory: Option<Held>, socket: &mut WebSocket)
     }
 }
 
-/// Sends what is left of both outputs.
+/// Sends the rest of both outputs.
 async fn rest(socket: &mut WebSocket, stdout: &mut Pieces, stderr: &mut Pieces) -> Result<(), Early> {
     if let Some(piece) = stdout.finish() {
         send(socket, &ToClient::Stdout(piece.into())).await?;

@@ -82,7 +82,7 @@ fn check_path(path: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The whole of a part that is no larger than `max` bytes.
+/// Reads a whole part of at most `max` bytes.
 async fn whole(part: &mut form::Part<'_>, max: usize, too_large: &str) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = part.chunk().await? {
@@ -107,7 +107,7 @@ fn message(part: Part) -> WriteFileRequest {
     WriteFileRequest { part: Some(part), ..Default::default() }
 }
 
-/// Reads what is left of a refused upload, within bounds, so that the client gets to read the answer.
+/// Reads the rest of a rejected upload, within limits, so that the client reads the response.
 async fn drain(part: &mut form::Part<'_>, max: usize) {
     let rest = async {
         let mut read = 0;
@@ -121,7 +121,7 @@ async fn drain(part: &mut form::Part<'_>, max: usize) {
     let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
-/// Passes the content of a part on.
+/// Sends the content of a part to the agent.
 async fn feed(
     part: &mut form::Part<'_>,
     pieces: &mut mpsc::Sender<WriteFileRequest>,
@@ -136,7 +136,7 @@ async fn feed(
             return Err(ApiError::new(ErrorCode::TooLarge, message));
         }
         if moving(By::SandboxTakes, pieces.send(message(Part::Chunk(chunk.into())))).await?.is_err() {
-            // The agent has refused; its answer says why.
+            // The agent rejected it; its response has the reason.
             drain(part, max).await;
             return Ok(());
         }
@@ -144,7 +144,7 @@ async fn feed(
     Ok(())
 }
 
-/// A part that is not understood must not be taken for understood.
+/// Error for an unknown part, which must not be ignored silently.
 fn unexpected(part: &form::Part<'_>) -> ApiError {
     let name = part.name().unwrap_or_default();
     ApiError::invalid(format!(
@@ -153,7 +153,8 @@ fn unexpected(part: &form::Part<'_>) -> ApiError {
     ))
 }
 
-/// Passes on what a form has for a file whose path is known: `named` says that the form itself has told it already.
+/// Sends a form's file to the agent, when its path is known. `named` is true if the form itself contained the
+/// path.
 async fn pass_on(
     mut form: Form,
     path: &str,
@@ -182,7 +183,7 @@ async fn pass_on(
     if passed { Ok(()) } else { Err(ApiError::invalid("the form has no part `file`")) }
 }
 
-/// Where to write, for clients that cannot send the part `path` first.
+/// Query parameters for clients that cannot send the part `path` first.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct WriteTo {
@@ -283,7 +284,7 @@ async fn write_streamed(
     let _ = pieces.send(open(sandbox, path.clone())).await;
     let mut writing = pin!(agent.write_file(requests));
     let mut feeding = pin!(async move {
-        // Dropped without a commit, the agent leaves the file as it was.
+        // If dropped without a commit, the agent leaves the file unchanged.
         pass_on(form, &path, named, &mut pieces, app.limits.upload_body).await?;
         let _ = moving(By::SandboxTakes, pieces.send(commit())).await?;
         Ok::<_, ApiError>(())
@@ -323,7 +324,8 @@ pub(super) async fn read(
     download(&agent, target.id, body.value.path).await
 }
 
-/// The content of a file as a body. One that breaks off breaks the answer off: a client must not take it for the whole.
+/// Returns the content of a file as a response body. If the content breaks off, so does the response: a
+/// client must not take it for the whole file.
 pub(super) async fn download(
     agent: &AgentClient,
     sandbox: SandboxId,
@@ -351,7 +353,7 @@ pub(super) async fn download(
                 continue;
             };
             let mut bytes = bytes::Bytes::from(bytes);
-            // What was added since the size was announced is not part of the answer.
+            // Data appended after the size was announced is not sent.
             bytes.truncate(left.map_or(bytes.len(), |left| usize::try_from(left).unwrap_or(usize::MAX)));
             let left = left.map(|left| left - bytes.len() as u64);
             return Ok(Some((bytes, (parts, left))));

@@ -1,4 +1,4 @@
-//! Floods against the whole API, and against single handlers with a host over the real RPC.
+//! Tests of overload of the whole API, and of single handlers with a host over the real RPC.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -51,7 +51,7 @@ async fn send(address: SocketAddr, request: &str) -> TcpStream {
     stream
 }
 
-/// The whole of an answer, with its head, however it ends.
+/// Reads a whole response with its head, up to the end of the connection.
 async fn answer(mut stream: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let reading = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut bytes));
@@ -59,7 +59,7 @@ async fn answer(mut stream: TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// The status and body of an answer.
+/// Returns the status and body of a response.
 async fn ask(address: SocketAddr, request: &str) -> (u16, String) {
     let text = String::from_utf8_lossy(&answer(send(address, request).await).await).into_owned();
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
@@ -70,7 +70,8 @@ fn head(method: &str, path: &str, key: &str, rest: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-api-key: {key}\r\n{rest}\r\n")
 }
 
-/// A server whose keys `a` and `b` are of two teams; its database is away, so that 503 says: it was let in.
+/// A server with the keys `a` and `b` of two teams, and without a database: 503 means that the request was
+/// admitted.
 async fn api(limits: Limits) -> (SocketAddr, App) {
     let (app, _) = testing::app(limits, connectrpc::Router::new()).await;
     let router = Router::new().fallback_service(service(&app));
@@ -105,7 +106,7 @@ async fn slow_bodies_of_one_team_keep_out_neither_deletes_nor_other_teams() {
     assert_eq!(ask(address, &head("GET", LIST, "b", "")).await.0, 503);
     let sandbox = format!("{LIST}/{}", SandboxId::new());
     assert_eq!(ask(address, &head("DELETE", &sandbox, "a", "")).await.0, 503);
-    // Who has no key takes no place, however many there are.
+    // Requests without a valid key use no permit.
     app.keys.remember(auth::hash("wrong"), None);
     for _ in 0..2 * PLACES {
         let (status, text) = ask(address, &head("GET", LIST, "wrong", "")).await;
@@ -128,7 +129,7 @@ async fn large_bodies_of_one_team_take_no_more_than_its_share_of_memory() {
             remember(&app, &["a"]);
             let mut stream = send(address, &begin("a")).await;
             let mut first = [0; 12];
-            // Those that are let in have no answer yet.
+            // Admitted requests have no response yet.
             match tokio::time::timeout(Duration::from_millis(200), stream.read_exact(&mut first)).await {
                 Ok(_) => return String::from_utf8_lossy(&first).into_owned(),
                 Err(_) => held.push(stream),
@@ -183,20 +184,20 @@ async fn outputs_that_nobody_reads_take_a_bounded_part_of_memory() {
     for _ in 0..CLIENTS {
         unread.push(send(address, &head("GET", "/1/8", "", "")).await);
     }
-    // All that the team may have is taken.
+    // The share of the team is used up.
     while app.admission.memory.available() > MEMORY / 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Others, and small answers of the same team, come at once meanwhile.
+    // Other teams, and small responses for the same team, are served at once meanwhile.
     for path in ["/2/4", "/2/1", "/1/1"] {
         let (status, text) = ask(address, &head("GET", path, "", "")).await;
         assert_eq!(status, 200, "{path}: {text}");
     }
     let grown = testing::resident().saturating_sub(before);
-    // The host of this test is in the same process: it holds what it has not sent.
+    // The host of this test is in the same process, and buffers what it has not sent.
     let of_host = CLIENTS * (8 << 20);
     assert!(grown < of_host + 3 * MEMORY, "{} MiB", grown >> 20);
-    // Those that are read in the end come whole, one after the other.
+    // Responses that are read in the end arrive complete, one after another.
     let mut answers = Vec::new();
     for stream in unread {
         answers.push(tokio::spawn(answer(stream)));
@@ -226,7 +227,7 @@ fn file(parts: Vec<Result<Part, ConnectError>>) -> connectrpc::Router {
     )
 }
 
-/// What a client of HTTP/1.1 sees of a file.
+/// Returns a download as an HTTP/1.1 client receives it.
 async fn download(parts: Vec<Result<Part, ConnectError>>) -> (String, Bytes) {
     let (app, agent) = testing::app(Limits::default(), file(parts)).await;
     let state = app.clone();

@@ -1,5 +1,5 @@
-//! Forms (`multipart/form-data`) of clients, part by part. The parser keeps what is no content of a part, such as the
-//! headers of one, until it has all of it, and looks at all of it again as more comes: so there is a bound on it.
+//! Parser of forms (`multipart/form-data`), part by part. The underlying parser buffers everything that is
+//! not content, such as a part's headers, and scans it again whenever more arrives: so its size is limited.
 
 use std::{
     pin::Pin,
@@ -20,10 +20,10 @@ use wrenn_api::ErrorCode;
 use super::progress::{By, moving};
 use crate::error::ApiError;
 
-/// Bytes that are no content of a part, between two pieces of content.
+/// Maximum number of bytes between two pieces of content.
 const OUTSIDE_MAX: usize = 16 << 10;
 
-/// A form as it comes in.
+/// A form that is being received.
 pub(super) struct Form {
     parts: Multipart,
     outside: Arc<AtomicUsize>,
@@ -35,7 +35,7 @@ pub(super) struct Part<'a> {
     outside: &'a AtomicUsize,
 }
 
-/// What is wrong with a form, in our words.
+/// Converts an error of a form.
 fn bad(error: &dyn std::fmt::Display) -> ApiError {
     ApiError::invalid(format!("the body is not the documented form: {error}"))
 }
@@ -52,7 +52,7 @@ impl Form {
         Ok(Self { parts, outside })
     }
 
-    /// The next part; what is left of the one before is skipped.
+    /// Returns the next part, and skips the rest of the previous one.
     pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, ApiError> {
         let field = moving(By::ClientSends, self.parts.next_field()).await?;
         self.outside.store(0, Ordering::Relaxed);
@@ -66,7 +66,7 @@ impl Part<'_> {
         self.field.name()
     }
 
-    /// The next piece of content.
+    /// Returns the next piece of content.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
         let chunk = moving(By::ClientSends, self.field.chunk()).await?;
         self.outside.store(0, Ordering::Relaxed);
@@ -74,11 +74,11 @@ impl Part<'_> {
     }
 }
 
-/// A body that breaks when too much of it comes before the parser has made something of it.
+/// A body that fails when too much arrives without a result of the parser.
 struct Counted {
     body: Body,
     outside: Arc<AtomicUsize>,
-    /// The parser takes all that it can get before it looks: so it gets one frame at a time.
+    /// The parser reads as much as it can get before parsing, so it gets one frame at a time.
     rests: bool,
 }
 
@@ -123,7 +123,7 @@ mod tests {
             .expect("a request")
     }
 
-    /// How much of an endless form is read before it is refused.
+    /// Returns how much of an endless form is read before it is rejected.
     async fn read_of_endless(beginning: &'static [u8], piece: &'static [u8]) -> usize {
         let sent = Arc::new(AtomicUsize::new(0));
         let count = sent.clone();

@@ -38,7 +38,7 @@ fn protected() -> OpenApiRouter<App> {
         .routes(routes!(events::stream))
 }
 
-/// Routes that are open.
+/// Routes without authentication.
 fn open() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics))
 }
@@ -63,14 +63,14 @@ fn alias<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// The whole API as a service.
+/// Builds the service of the whole API.
 pub(crate) fn service(
     app: &App,
 ) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
     let (open, _) = open().split_for_parts();
     let (protected, _) = protected().split_for_parts();
     let bound = middleware::from_fn_with_state(app.clone(), surround::bound);
-    // The key first: who has none takes no place.
+    // Authentication first: requests without a valid key use no permit.
     let protected = protected
         .route_layer(bound.clone())
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::required));

@@ -139,7 +139,7 @@ fn viewer_file(name: &str, config: Arc<Config<'static>>) -> Response {
     }
 }
 
-/// The viewer may load and call what is of this server, and stands in nobody's frame.
+/// Security headers of the viewer: it may only load from and call this server, and must not be framed.
 const VIEWER_HEADERS: [(HeaderName, &str); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,

@@ -1,5 +1,5 @@
-//! The answer to a command as JSON. It is written piece by piece from the output as it came, so that the output is in
-//! memory once, and not once more in each of its forms.
+//! Response to a command as JSON, encoded piece by piece from the raw output, so that the output is in memory
+//! only once.
 
 use std::{
     collections::VecDeque,
@@ -14,12 +14,12 @@ use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 use wrenn_api::{Encoding, SandboxId};
 
-/// Bytes of output that are encoded at once: whole groups of base 64.
+/// Number of output bytes encoded at once: whole groups of base 64.
 const PIECE: usize = 24 << 10;
-/// Smaller outputs stay text, whatever it costs.
+/// Size in bytes below which output is never sent as base 64 if it is text.
 const SMALL: usize = 64 << 10;
 
-/// What a command did, with its output as it came.
+/// Result of a command, with its raw output.
 #[derive(Debug)]
 pub(super) struct Ran {
     pub(super) sandbox_id: SandboxId,
@@ -49,7 +49,7 @@ struct Tail {
     encoding: Encoding,
 }
 
-/// The length of a text in a JSON string.
+/// Length of a text in a JSON string, in bytes.
 fn escaped(text: &[u8]) -> usize {
     let length = |byte: &u8| match byte {
         b'"' | b'\\' | 8 | 9 | 10 | 12 | 13 => 2,
@@ -59,12 +59,12 @@ fn escaped(text: &[u8]) -> usize {
     text.iter().map(length).sum()
 }
 
-/// Whether base 64, which is longer by a third, is the shorter form of a text.
+/// Returns whether a text longer than `small` is shorter in base 64 than escaped in JSON.
 pub(super) fn costly(text: &[u8], small: usize) -> bool {
     text.len() > small && escaped(text) > text.len() / 3 * 4
 }
 
-/// Cuts the beginning of a character off the end of an output that was cut there, and tells how many bytes that are.
+/// Removes an incomplete character from the end of a truncated output, and returns its number of bytes.
 fn cut_half_character(output: &mut Vec<u8>) -> u64 {
     let Err(error) = std::str::from_utf8(output) else { return 0 };
     if error.error_len().is_some() {
@@ -80,7 +80,7 @@ fn encoding(stdout: &[u8], stderr: &[u8]) -> Encoding {
     if text(stdout) && text(stderr) { Encoding::Utf8 } else { Encoding::Base64 }
 }
 
-/// A part of the answer that was not sent yet.
+/// A part of the response that was not sent yet.
 #[derive(Debug)]
 enum Part {
     Ready(Bytes),
@@ -97,7 +97,7 @@ impl Part {
         }
     }
 
-    /// The next piece; `None` at the part's end.
+    /// Returns the next piece; `None` at the part's end.
     fn piece(&mut self) -> Option<Bytes> {
         match self {
             Self::Ready(bytes) => Some(std::mem::take(bytes)).filter(|bytes| !bytes.is_empty()),
@@ -122,7 +122,7 @@ impl Part {
     }
 }
 
-/// The answer as a body.
+/// Response body.
 #[derive(Debug)]
 pub(super) struct Answer {
     parts: VecDeque<Part>,
@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    /// What a client gets, and its length.
+    /// Returns the response that a client receives, and its length.
     fn sent(ran: Ran) -> (ExecResponse, usize) {
         let answer = Answer::new(ran).expect("JSON");
         let announced = answer.size_hint().exact().expect("a length");

@@ -6,7 +6,7 @@ use wrenn_api::ErrorCode;
 
 use crate::error::ApiError;
 
-/// A transfer of which nothing moves for this long is broken off.
+/// Time without progress after which a transfer is aborted.
 pub(crate) const STILL: Duration = Duration::from_secs(60);
 
 /// Cause of a stall.

@@ -68,7 +68,7 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(row.public())).into_response())
 }
 
-/// How to page through a list.
+/// Query parameters of a list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Paging {
     limit: Option<u32>,
@@ -77,7 +77,7 @@ pub(super) struct Paging {
 }
 
 impl Paging {
-    /// Reads the parameters one by one, so that each error names the parameter and what it may be.
+    /// Parses the parameters one by one, so that each error names the parameter and its allowed values.
     fn of(parameters: Vec<(String, String)>) -> Result<Self, ApiError> {
         let mut paging = Self::default();
         for (name, value) in parameters {
@@ -133,7 +133,7 @@ pub(super) async fn list(
     let Query(parameters) = parameters.map_err(malformed)?;
     let Paging { limit, cursor, status } = Paging::of(parameters)?;
     let limit = limit.unwrap_or(PAGE);
-    // One more than asked for tells whether there is another page.
+    // One more row than requested shows whether there is another page.
     let mut rows =
         db::sandboxes::page(&app.db, team, status, cursor.map(SandboxId::uuid), i64::from(limit) + 1).await?;
     let more = rows.len() > limit as usize;

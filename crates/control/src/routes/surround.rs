@@ -1,4 +1,4 @@
-//! Around every request: an id, a place among those in work, a record, and an answer even when a handler panics.
+//! Middleware of every request: request id, permit, log and metrics, and a response even if a handler panics.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
@@ -73,7 +73,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// The places that requests to a route share.
+/// Returns the limit that applies to a route.
 fn places<'a>(admission: &'a Admission, method: &Method, route: &str) -> &'a Places {
     if PROBES.contains(&route) {
         return &admission.probes;
@@ -87,7 +87,7 @@ fn places<'a>(admission: &'a Admission, method: &Method, route: &str) -> &'a Pla
     if method == Method::DELETE { &admission.deletes } else { &admission.requests }
 }
 
-/// Refuses what is more than the server takes at a time, or its team may have of it. The place is kept until the answer
+/// Rejects requests beyond the limit of the server or of the team. The permit is released after the response
 /// was sent.
 pub(super) async fn bound(
     State(app): State<App>,

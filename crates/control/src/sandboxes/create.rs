@@ -41,15 +41,15 @@ const ENV_BYTES: usize = 128 << 10;
 const ENVS_BYTES: usize = 1 << 20;
 /// Time limit of a repeated request for waiting for the first one.
 const FIRST: Duration = Duration::from_secs(60);
-/// How often a create is begun anew because others with its key come and go.
+/// Number of attempts of a create whose key is claimed and released by others.
 const TRIES: usize = 8;
-/// What an agent may say of a new sandbox: so many texts, so many bytes each.
+/// Maximum number of an agent's metadata for a new sandbox, and their maximum length in bytes.
 const METADATA_MAX: usize = 64;
 const METADATA_TEXT_MAX: usize = 256;
-/// How often a worker shows that it still works: well within the lease.
+/// Interval between renewals of the lease; well below the lease.
 const RENEW: Duration = Duration::from_secs(5);
 
-/// A checked request with its defaults filled in.
+/// A valid request, with defaults.
 #[derive(Debug, Serialize)]
 pub(crate) struct Wanted {
     template: String,
@@ -120,8 +120,8 @@ impl Wanted {
         })
     }
 
-    /// What the request means, as a hash: the same for every way to write it. A field that is added later must not change
-    /// the hash of requests without it, by `#[serde(skip_serializing_if)]`.
+    /// Hash of the request's meaning, independent of its formatting. A field that is added later must not
+    /// change the hash of requests without it: use `#[serde(skip_serializing_if)]`.
     fn fingerprint(&self) -> Result<[u8; 32], ApiError> {
         let text = serde_json::to_vec(self).map_err(|error| {
             tracing::error!(%error, "a request cannot be written down");
@@ -131,7 +131,7 @@ impl Wanted {
     }
 }
 
-/// A key of the client for this request, and what the request means.
+/// Idempotency key of the client, and the hash of its request.
 #[derive(Debug, Clone)]
 struct Key {
     text: String,
@@ -163,14 +163,14 @@ pub(crate) async fn create(
     Err(ApiError::new(ErrorCode::Conflict, message))
 }
 
-/// Creates a sandbox in a task of its own; `None` when its key is taken.
+/// Creates a sandbox in a task of its own; `None` if its key is taken.
 async fn begin(
     app: &App,
     team: Uuid,
     wanted: Arc<Wanted>,
     key: Option<Key>,
 ) -> Result<Option<Row>, ApiError> {
-    // A client that leaves must not leave a sandbox behind that is written down and not made.
+    // A client that disconnects must not leave a sandbox that is recorded but not created.
     let task = crate::trail::spawn({
         let app = app.clone();
         async move {
@@ -183,7 +183,7 @@ async fn begin(
         }
     });
     task.await.map_err(|error| {
-        tracing::error!(%error, "a create died");
+        tracing::error!(%error, "the task of a create failed");
         ApiError::new(ErrorCode::InternalError, "the create was interrupted; look at the list of sandboxes")
     })?
 }
@@ -211,13 +211,13 @@ async fn claim(
     Err(full())
 }
 
-/// What came of an attempt to write a sandbox down.
+/// Result of an attempt to record a sandbox.
 enum Claim {
-    /// It is, on the host at this address.
+    /// Recorded, on the host at this address.
     Made(Row, String),
     /// Another request has the key.
     KeyTaken,
-    /// The host was filled meanwhile.
+    /// The host was filled up meanwhile.
     Full,
 }
 
@@ -240,7 +240,7 @@ async fn claim_on(
     {
         return Ok(Claim::KeyTaken);
     }
-    // Last, because all creates on this host wait from here on until the transaction ends.
+    // Last, because from here on all creates on this host wait until the transaction ends.
     let Some(address) = hosts::reserve(&mut tx, host, need.vcpus, need.memory_mb).await? else {
         return Ok(Claim::Full);
     };
@@ -258,7 +258,7 @@ async fn claim_on(
     Ok(Claim::Made(row, address))
 }
 
-/// Has the agent make it, and writes down what came of it.
+/// Calls the agent to create it, and records the result.
 async fn finish(app: App, row: Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, ApiError> {
     let lease = tokio::spawn(keep_lease(app.clone(), row.known()));
     let result = make(&app, &row, address, envs).await.map_err(|error| error.leaving(row.public_id()));
@@ -276,7 +276,8 @@ async fn keep_lease(app: App, row: Known) {
     }
 }
 
-/// Counts the failure, and says when it leaves the host out: nobody else would notice that there is one host less.
+/// Counts the failure, and logs an ejection of the host: otherwise nobody would notice that there is one host
+/// less.
 async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) {
     let ejected = hosts::create_failed(&app.db, host).await;
     let (host, seconds) = (HostId::from(host), EJECTED.as_secs());
@@ -290,7 +291,8 @@ async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) {
     }
 }
 
-/// Whether a failed create counts against its host: not where the template or the request makes it fail anywhere.
+/// Returns whether a failed create counts against its host: not if the template or the request would fail on
+/// any host.
 fn is_of_host(error: &ConnectError, code: ErrorCode) -> bool {
     let failed = matches!(code, ErrorCode::AgentError | ErrorCode::HostUnavailable | ErrorCode::Timeout);
     let of = wrenn_rpc::fault::of(error).map_or(Of::OF_HOST, |(_, of)| of);
@@ -324,8 +326,8 @@ async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, Strin
     }
 }
 
-/// Writes down that it runs. Where this fails, the sandbox goes on: the reconciler writes it down later, and the same
-/// request with the same key then gets it.
+/// Records that it runs. If this fails, the sandbox continues to run: the reconciler records it later, and a
+/// repeated request with the same key then returns it.
 async fn made_it(app: &App, row: &Row, host: Uuid, response: CreateResponse) -> Result<Row, ApiError> {
     let change = Change { metadata: metadata(response), ..Change::to(SandboxStatus::Running) };
     let changed = sandboxes::change(&app.db, &row.known(), change).await?;
@@ -339,13 +341,14 @@ async fn made_it(app: &App, row: &Row, host: Uuid, response: CreateResponse) -> 
     }
 }
 
-/// Writes down that it failed; gives the sandbox where it runs all the same.
+/// Records that it failed; returns the sandbox if it runs all the same.
 async fn give_up(app: &App, row: &Row, error: &ApiError) -> Result<Option<Row>, ApiError> {
     let change = Change::error(error.code, error.message.clone());
     if sandboxes::change(&app.db, &row.known(), change).await?.is_none() {
         return moved_on(app, row).await.map(Some);
     }
-    // Whatever the agent may still be making: it is not wanted any more. If this does not reach it, the reconciler will.
+    // The sandbox, which the agent may still be creating, is not wanted any more. If this call does not reach
+    // the agent, the reconciler removes it.
     if let Ok(client) = agent(app, row.host_id.unwrap_or_default()).await {
         let destroy = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
         let _ = client.destroy_with_options(destroy, within(deadline::STATE)).await;
@@ -353,7 +356,7 @@ async fn give_up(app: &App, row: &Row, error: &ApiError) -> Result<Option<Row>, 
     Ok(None)
 }
 
-/// Somebody else changed the sandbox meanwhile: the reconciler finished it, or a client deleted it.
+/// Handles a concurrent change of the sandbox: the reconciler finished it, or a client deleted it.
 async fn moved_on(app: &App, row: &Row) -> Result<Row, ApiError> {
     let now = find(app, row.team_id, row.public_id()).await?;
     match now.status() {
@@ -369,13 +372,13 @@ async fn moved_on(app: &App, row: &Row) -> Result<Row, ApiError> {
     }
 }
 
-/// The error of a sandbox that failed.
+/// Returns the error of a failed sandbox.
 fn why_failed(row: &Row) -> ApiError {
     let code = row.error_code.as_deref().and_then(|code| code.parse().ok());
     ApiError::new(code.unwrap_or(ErrorCode::AgentError), row.error_message.clone().unwrap_or_default())
 }
 
-/// The metadata of a new sandbox; what its agent says beyond the bounds is left out.
+/// Returns the metadata of a new sandbox, within the limits.
 fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
     let sandbox = response.sandbox.into_option().unwrap_or_default();
     let timings = response.timings.into_iter().map(|timing| {
@@ -385,8 +388,8 @@ fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
     all.map(|(name, value)| (cut(&name, METADATA_TEXT_MAX), cut(&value, METADATA_TEXT_MAX))).collect()
 }
 
-/// The sandbox of the first request with this key. `None` when that request failed in a way that may pass: the key is
-/// free again.
+/// Returns the sandbox of the first request with this key. `None` if that request failed temporarily: the key
+/// is free again.
 async fn repeat(
     app: &App,
     team: Uuid,
@@ -433,7 +436,7 @@ async fn repeat(
     }
 }
 
-/// Whether a create that failed like this fails again, however often it is tried.
+/// Returns whether an error of a create is permanent.
 fn is_final(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::InvalidRequest | ErrorCode::TooLarge)
 }

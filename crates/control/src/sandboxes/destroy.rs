@@ -23,7 +23,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         let row = known(app, team, id).await?;
         let row = match row.status() {
             SandboxStatus::Stopped => return Ok(()),
-            // Somebody works on it, or begins to now.
+            // Another worker removes it already, or starts now.
             SandboxStatus::Stopping if !sandboxes::take_over(&app.db, &row).await? => return Ok(()),
             SandboxStatus::Stopping => row,
             _ => match sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await? {
@@ -33,7 +33,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         };
         app.outbox.notify_one();
         fault::point("destroy.marked");
-        // The client may go away; the delete goes on.
+        // The delete continues if the client disconnects.
         let task = crate::trail::spawn({
             let app = app.clone();
             async move { finish(&app, &row).await }
@@ -51,7 +51,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
     Err(ApiError::new(wrenn_api::ErrorCode::Conflict, message))
 }
 
-/// Has the agent remove what is `stopping`, and writes down that it is gone.
+/// Calls the agent to remove a `stopping` sandbox, and records that it is stopped.
 pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), ApiError> {
     if let Some(host) = row.host_id {
         let request = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };

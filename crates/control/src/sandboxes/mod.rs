@@ -24,18 +24,18 @@ pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Ap
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
 }
 
-/// What a change of a team's sandbox needs.
+/// Returns the columns for a change of a team's sandbox.
 pub(crate) async fn known(app: &App, team: Uuid, id: SandboxId) -> Result<Known, ApiError> {
     let row = sandboxes::known(&app.db, team, id.uuid()).await?;
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
 }
 
-/// The beginning of what an agent said, at most so many bytes: agents may be of others.
+/// Truncates a text of an agent, which may be hostile, to `max` bytes.
 fn cut(text: &str, max: usize) -> String {
     text[..text.floor_char_boundary(max)].to_owned()
 }
 
-/// Where the agent of a running sandbox is.
+/// Host and address of a running sandbox's agent.
 async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, String), ApiError> {
     let row = find(app, team, id).await?;
     match row.status() {
@@ -52,7 +52,7 @@ async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, Strin
     Ok((host.into(), address(app, host).await?))
 }
 
-/// Why nothing can be done in a sandbox that does not run, and what helps.
+/// Error message for a sandbox that does not run, with a remedy.
 fn not_running(row: &Row, status: SandboxStatus) -> String {
     let id = row.public_id();
     match status {
@@ -80,7 +80,7 @@ pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError
     Ok(app.agents.at(host.into(), &address(app, host).await?))
 }
 
-/// The agent of a running sandbox, for one call with a deadline whose answer may be large.
+/// Client of a running sandbox's agent, for one call with a deadline and a large response.
 pub(crate) async fn running_with_room(
     app: &App,
     team: Uuid,

@@ -5,9 +5,9 @@ use wrenn_api::ErrorCode;
 
 use crate::{db::hosts::Candidate, error::ApiError};
 
-/// Virtual CPUs promised per real one: sandboxes mostly wait.
+/// Virtual CPUs per real one: sandboxes mostly wait.
 pub(crate) const OVERCOMMIT: i64 = 16;
-/// One part in so many of a host's memory is left to the host itself.
+/// Divisor of a host's memory: this part of it is reserved for the host.
 pub(crate) const RESERVE: i64 = 8;
 
 /// Resources that a sandbox needs.
@@ -36,7 +36,7 @@ fn can_now(host: &Candidate, need: &Need<'_>) -> bool {
         && host.reserved_memory_mb + i64::from(need.memory_mb) <= usable(host)
 }
 
-/// The hosts that can take the sandbox, those with the most memory left first; at least one.
+/// Returns the hosts that can take the sandbox, at least one, those with the most free memory first.
 pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, ApiError> {
     if hosts.is_empty() {
         let message = "no host is online; `wrenn status` and the agents' logs say why";
@@ -64,7 +64,7 @@ pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, A
     Ok(free.into_iter().map(|host| host.id).collect())
 }
 
-/// The refusal when no host has room.
+/// Returns the error for a lack of free hosts.
 pub(crate) fn full() -> ApiError {
     let message = "every host is full or recovering: delete sandboxes, or try again in a minute";
     ApiError::new(ErrorCode::NoHostsAvailable, message)

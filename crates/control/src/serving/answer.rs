@@ -1,4 +1,4 @@
-//! The bodies of answers, passed on in small pieces, so that what an answer holds is held until nearly all of it was taken.
+//! Response bodies, sent in small pieces, so that their resources are kept until nearly everything was read.
 
 use std::{
     pin::Pin,
@@ -11,13 +11,13 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::connection::Work;
 
-/// The largest piece that a connection is given at once.
+/// Maximum size of a piece, in bytes.
 const PIECE: usize = 32 << 10;
 
-/// The body of an answer on a connection.
+/// Response body on a connection.
 pub(super) struct Answer {
     body: Body,
-    /// What is left of a frame that is larger than a piece.
+    /// Rest of a frame that is larger than a piece.
     rest: Bytes,
     work: Work,
 }
@@ -27,7 +27,8 @@ impl Answer {
         Self { body, rest: Bytes::new(), work }
     }
 
-    /// The next piece of the rest. It is copied, for a slice would keep the whole frame in memory.
+    /// Returns the next piece of the rest. It is copied, because a slice would keep the whole frame in
+    /// memory.
     fn piece(&mut self) -> Bytes {
         let piece = Bytes::copy_from_slice(&self.rest[..PIECE.min(self.rest.len())]);
         self.rest.advance(piece.len());
@@ -84,14 +85,14 @@ impl HttpBody for Answer {
     }
 }
 
-/// A body that holds something, such as a place among requests in work, until it was sent or given up.
+/// A body that keeps a value, such as a permit, until it was sent or dropped.
 pub(crate) struct Holding<T> {
     body: Body,
     _held: T,
 }
 
 impl<T: Send + Sync + Unpin + 'static> Holding<T> {
-    /// `body`, which holds `held`.
+    /// Wraps `body`, so that it keeps `held`.
     pub(crate) fn body(body: Body, held: T) -> Body {
         Body::new(Self { body, _held: held })
     }

@@ -1,4 +1,4 @@
-//! What is known of one connection: who is at its other end, what is in work on it, and since when it waits.
+//! State of one connection: peer, running requests, and waiting times.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Bounds;
 
-/// One connection, as its requests and the listener see it.
+/// A connection, shared by its requests and the listener.
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: SocketAddr,
     end: CancellationToken,
-    /// Bytes that may still come in before somebody says [`Connection::heard`].
+    /// Number of bytes that may arrive before the next call of [`Connection::heard`].
     quota: AtomicU64,
     left: AtomicU64,
     state: Mutex<State>,
@@ -27,11 +27,12 @@ pub(crate) struct Connection {
 
 #[derive(Debug)]
 struct State {
-    /// Requests begun, so that each has a number.
+    /// Number of the last request.
     requests: u64,
-    /// Requests in work, and since when the client has taken nothing of the answer, where it is the client's turn.
+    /// Running requests by number; with the time since which the client reads nothing, if the response waits
+    /// for it.
     in_work: HashMap<u64, Option<Instant>>,
-    /// Since when none is in work.
+    /// Time since which no request is running.
     idle: Instant,
 }
 
@@ -47,12 +48,12 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The other end.
+    /// Address of the peer.
     pub(crate) const fn peer(&self) -> SocketAddr {
         self.peer
     }
 
-    /// Notes that a request is in work until the result is dropped.
+    /// Registers a running request; dropping the result removes it.
     pub(crate) fn work(self: &Arc<Self>) -> Work {
         let mut state = self.state();
         state.requests += 1;
@@ -61,13 +62,13 @@ impl Connection {
         Work { connection: self.clone(), number }
     }
 
-    /// Since when no request is in work; `None` while one is.
+    /// Time since which no request is running; `None` while one is.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
         state.in_work.is_empty().then_some(state.idle)
     }
 
-    /// Why the connection should be closed, if it should.
+    /// Returns the reason to close the connection, if any.
     pub(super) fn overdue(&self, bounds: &Bounds) -> Option<&'static str> {
         let state = self.state();
         if state.in_work.is_empty() {
@@ -83,29 +84,30 @@ impl Connection {
         self.end.cancel();
     }
 
-    /// Whether somebody has closed it.
+    /// Returns whether it was closed.
     #[cfg(test)]
     pub(super) fn is_closed(&self) -> bool {
         self.end.is_cancelled()
     }
 
-    /// Waits until somebody closes the connection.
+    /// Waits until the connection is closed.
     pub(super) async fn ended(&self) {
         self.end.cancelled().await;
     }
 
-    /// From now on the connection breaks when more than `bytes` come in without [`Connection::heard`].
+    /// Limits the bytes that may arrive without a call of [`Connection::heard`]; beyond it the connection is
+    /// closed.
     pub(crate) fn limit_reads(&self, bytes: u64) {
         self.quota.store(bytes, Ordering::Relaxed);
         self.heard();
     }
 
-    /// What has come in so far was taken for something whole.
+    /// Resets the count of received bytes after a complete message.
     pub(crate) fn heard(&self) {
         self.left.store(self.quota.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Counts bytes that came in; false when they are too many.
+    /// Counts received bytes; false if they exceed the limit.
     pub(super) fn came(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let unlimited = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(bytes) };
@@ -113,7 +115,7 @@ impl Connection {
     }
 }
 
-/// A request in work on a connection.
+/// A running request of a connection.
 #[derive(Debug)]
 pub(crate) struct Work {
     connection: Arc<Connection>,
@@ -121,7 +123,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Notes whether it is the client's turn to take some of the answer.
+    /// Records whether the response waits for the client to read.
     pub(super) fn wait_for_client(&self, waits: bool) {
         if let Some(since) = self.connection.state().in_work.get_mut(&self.number) {
             *since = waits.then(Instant::now);

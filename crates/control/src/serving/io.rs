@@ -1,4 +1,4 @@
-//! A connection's stream: holds the connection's place, counts what comes in, and breaks when the peer takes nothing.
+//! Stream of a connection: keeps its permit, counts received bytes, and fails if the peer reads nothing.
 
 use std::{
     io::{self, ErrorKind, IoSlice},
@@ -15,13 +15,13 @@ use tokio::{
 
 use super::{connection::Connection, places::Place};
 
-/// The stream `T` of a connection.
+/// Stream of a connection.
 pub(super) struct Io<T> {
     stream: T,
     connection: Arc<Connection>,
     _place: Place,
     stall: Duration,
-    /// Ends when the peer has taken nothing for too long.
+    /// Timer for a peer that reads nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,7 +30,7 @@ impl<T> Io<T> {
         Self { stream, connection, _place: place, stall, stalled: None }
     }
 
-    /// Watches the time while a write has to wait.
+    /// Starts the timer while a write is blocked.
     fn written<R>(&mut self, written: Poll<io::Result<R>>, context: &mut Context<'_>) -> Poll<io::Result<R>> {
         if written.is_ready() {
             self.stalled = None;

@@ -1,5 +1,6 @@
-//! Accepts connections and serves HTTP on them. Everything that a peer can hold or make grow here has a bound: connections,
-//! in all and per address; the head of a request, in bytes and in time; what an answer that nobody reads keeps.
+//! Listener: accepts connections and serves HTTP on them, with limits on all resources of a peer:
+//! connections, in total and per address; the head of a request, in bytes and time; responses that are not
+//! read.
 
 mod answer;
 mod connection;
@@ -31,37 +32,37 @@ use answer::Answer;
 use io::Io;
 use places::Places;
 
-/// After a stop requests in work have this long.
+/// Time limit for running requests after a stop.
 const GRACE: Duration = Duration::from_secs(5);
-/// The head of a request, in bytes; also what is read or written ahead on a connection.
+/// Maximum size of a request's head, in bytes; also of a connection's read and write buffers.
 const HEAD_MAX: usize = 32 << 10;
-/// Requests of one HTTP/2 connection at a time.
+/// Maximum number of concurrent requests per HTTP/2 connection.
 const STREAMS: u32 = 128;
-/// What an HTTP/2 client may send before somebody reads it, per request and in all.
+/// HTTP/2 flow-control windows in bytes, per request and per connection.
 const WINDOWS: (u32, u32) = (128 << 10, 256 << 10);
-/// An HTTP/2 client that does not answer pings so often and so long is gone.
+/// Interval and timeout of HTTP/2 keep-alive pings.
 const ALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(20));
-/// Pause after the system refused a connection for want of something.
+/// Pause after a failed accept, for example for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Of what happens again and again the log has one line in this time.
+/// Minimum interval between log messages about a repeated event.
 const LOGGED: Duration = Duration::from_secs(10);
 
-/// Bounds on connections.
+/// Limits on connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
-    /// Connections at a time.
+    /// Maximum number of connections.
     pub(crate) connections: usize,
-    /// Connections of one address (of one /64 of IPv6) at a time.
+    /// Maximum number of connections of one address (one /64 of IPv6).
     pub(crate) per_address: usize,
-    /// A request's head must come within this, and the first one so long after the connection.
+    /// Time limit for receiving a request's head; for the first one, since the connection was accepted.
     pub(crate) head: Duration,
-    /// A connection without requests is closed after this.
+    /// Idle time after which a connection without requests is closed.
     pub(crate) idle: Duration,
-    /// A connection is closed on which the client takes nothing for so long.
+    /// Time after which a connection is closed if the client reads nothing.
     pub(crate) stall: Duration,
 }
 
-/// Says that something happened, but not each time.
+/// Rate limit of a log message.
 struct Seldom {
     state: Mutex<(Option<Instant>, u64)>,
 }
@@ -71,7 +72,7 @@ impl Seldom {
         Self { state: Mutex::new((None, 0)) }
     }
 
-    /// How often it has happened since it was last said, when it is time to say it.
+    /// Counts an event; returns the number of events since the last message, if a message is due.
     fn due(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.1 += 1;
@@ -83,8 +84,8 @@ impl Seldom {
     }
 }
 
-/// Serves `service` on connections of `listener` until `shutdown` is cancelled and requests in work are answered, or
-/// their grace is over.
+/// Serves `service` on connections of `listener` until `shutdown` is cancelled and running requests have
+/// ended, or their grace period is over.
 pub(crate) async fn serve<S>(listener: TcpListener, service: S, bounds: Bounds, shutdown: CancellationToken)
 where
     S: tower::Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
@@ -100,7 +101,7 @@ where
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
-            // The peer's fault: it was gone before it was accepted.
+            // The peer closed the connection before it was accepted.
             Err(error) if gone(error.kind()) => continue,
             Err(error) => {
                 metrics::counter!("wrenn_http_accept_errors_total").increment(1);

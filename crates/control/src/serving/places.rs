@@ -1,5 +1,5 @@
-//! The places of connections: so many in all, so many for one address. When there is none left, the connection that has
-//! been without a request for the longest makes room.
+//! Permits of connections, limited in total and per address. If none is free, the connection that has been
+//! idle for the longest is closed.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 
 use super::connection::Connection;
 
-/// All places.
+/// All permits.
 #[derive(Debug, Clone)]
 pub(super) struct Places {
     all: usize,
@@ -24,7 +24,7 @@ struct Taken {
     per_address: HashMap<IpAddr, usize>,
 }
 
-/// Who counts as one: an IPv4 address, or a /64 of IPv6, which is what one machine has.
+/// Address that counts as one client: an IPv4 address, or a /64 of IPv6, which is assigned to one machine.
 fn address(peer: SocketAddr) -> IpAddr {
     match peer.ip().to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
@@ -46,7 +46,8 @@ impl Taken {
         Some(connection)
     }
 
-    /// Closes the connection that has been idle for the longest, of one address or of all; false when none is idle.
+    /// Closes the connection that has been idle for the longest, of one address or of all; false if none is
+    /// idle.
     fn make_room(&mut self, of: Option<IpAddr>) -> bool {
         let candidates = self.connections.iter().filter(|(_, connection)| match of {
             Some(of) => address(connection.peer()) == of,
@@ -70,7 +71,7 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection.
+    /// Takes a permit for a new connection.
     pub(super) fn take(&self, connection: &Arc<Connection>) -> Option<Place> {
         let mut taken = self.taken();
         let of = address(connection.peer());
@@ -91,7 +92,7 @@ impl Places {
     }
 }
 
-/// The place of one connection; free again when dropped.
+/// Permit of a connection; dropping it releases it.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 
-/// Longer than the buffers of two sockets.
+/// More than the buffers of two sockets.
 const LARGE: usize = 64 << 20;
 
 fn bounds() -> Bounds {
@@ -28,7 +28,7 @@ fn small() -> Router {
     Router::new().route("/", get(async || "well"))
 }
 
-/// A router whose answer is large, and holds what is given.
+/// A router with a large response that keeps `held`.
 fn large(held: &Arc<()>) -> Router {
     let held = held.clone();
     Router::new().route("/", get(async move || Holding::body(Body::from(vec![b'x'; LARGE]), held.clone())))
@@ -42,7 +42,7 @@ async fn ask(address: SocketAddr) -> String {
     text
 }
 
-/// Whether the server closes a connection.
+/// Returns whether the server closes a connection.
 async fn closed(stream: &mut TcpStream) -> bool {
     stream.read(&mut [0; 4096]).await.map_or(true, |read| read == 0)
 }
@@ -53,7 +53,7 @@ async fn until(condition: impl Fn() -> bool) {
     }
 }
 
-/// Nothing here takes long; what hangs is a failure.
+/// Fails if a future does not end soon.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("it hangs")
 }
@@ -97,7 +97,7 @@ async fn a_head_without_end_is_refused() {
     stream.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
     let sent = soon(async {
         let mut sent = 0;
-        // The send buffer of the socket comes on top of what the server reads.
+        // The socket's send buffer takes more than the server reads.
         while sent < LARGE && stream.write_all(&[b'a'; 4096]).await.is_ok() {
             sent += 4096;
         }
@@ -147,7 +147,7 @@ async fn a_slow_reader_gets_all_of_a_large_answer() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let (mut taken, mut piece) = (0, vec![0; 4 << 20]);
     loop {
-        // In all longer than the stall.
+        // Longer than the stall limit in total.
         tokio::time::sleep(Duration::from_millis(40)).await;
         match soon(stream.read(&mut piece)).await.unwrap() {
             0 => break,

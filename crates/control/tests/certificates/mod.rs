@@ -10,7 +10,7 @@ use rustls::{
 };
 use wrenn_control::AgentTls;
 
-/// Makes the certificates of both sides; those of the control plane are written to `dir`.
+/// Creates the certificates of both sides; those of the control plane are written to `dir`.
 pub(crate) fn certificates(dir: &Path) -> Result<(AgentTls, ServerConfig), Box<dyn Error + Send + Sync>> {
     let mut of_ca = CertificateParams::default();
     of_ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,4 +1,5 @@
-//! A host agent without sandboxes: it answers the control plane as it is told to, also as no real one does.
+//! A fake host agent without sandboxes: it responds to the control plane as the test configures it, even in
+//! ways that no real one does.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -18,38 +19,38 @@ use wrenn_rpc::{
     },
 };
 
-/// What the agent is to do, and what it was asked.
+/// Configuration of the fake agent, and the calls that it received.
 pub(crate) struct Now {
-    /// Its sandboxes; failed and unknown ones say why.
+    /// Its sandboxes; failed and unknown ones with a cause.
     pub(crate) sandboxes: BTreeMap<String, SandboxState>,
-    /// Who it says that it is.
+    /// Host id that it reports.
     pub(crate) host: HostId,
     pub(crate) max_sandboxes: u32,
     pub(crate) memory_mb: u64,
     pub(crate) quarantine: String,
-    /// What the next creates end with.
+    /// Errors of the next creates.
     pub(crate) create_fails: Vec<(ErrorCode, fault::Of)>,
     /// The fleet of the last ping.
     pub(crate) fleet: Option<Fleet>,
-    /// Lists that were asked for, and answered.
+    /// Number of list calls received, and answered.
     pub(crate) lists: (usize, usize),
-    /// Destroys that were asked for, with the fleet that each named.
+    /// Destroy calls, with the fleet of each.
     pub(crate) destroys: Vec<(String, Option<Fleet>)>,
-    /// Hosts that calls were meant for.
+    /// Target host ids of calls.
     pub(crate) meant: HashSet<String>,
 }
 
-/// One agent.
+/// A fake agent.
 pub(crate) struct Agent {
     pub(crate) id: HostId,
     pub(crate) address: std::net::SocketAddr,
     now: Mutex<Now>,
-    /// Closed for lists, destroys that hang.
+    /// Closed to make lists or destroys hang.
     pub(crate) list_gate: Semaphore,
     pub(crate) destroy_gate: Semaphore,
 }
 
-/// Why a sandbox of the agent failed, or is not understood.
+/// Cause of the agent's failed and unknown sandboxes.
 pub(crate) const WHY: &str = "the journal is of a newer agent: upgrade this one";
 /// Permits of an open gate.
 const OPEN: usize = 1 << 20;
@@ -86,12 +87,12 @@ impl Agent {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a sandbox in this state.
+    /// Adds a sandbox in this state.
     pub(crate) fn has(&self, id: &str, state: SandboxState) {
         self.now().sandboxes.insert(id.to_owned(), state);
     }
 
-    /// Whether a destroy of this sandbox was asked for.
+    /// Returns whether a destroy of this sandbox was called.
     pub(crate) fn was_told_to_destroy(&self, id: &str) -> bool {
         self.now().destroys.iter().any(|(destroyed, _)| destroyed == id)
     }

@@ -1,4 +1,4 @@
-//! The database itself: whose it is, and how long it may take.
+//! Cases of the database itself: foreign tables, and time limits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,11 +8,12 @@ use wrenn_control::Limits;
 
 use crate::{fixture::Fixture, stores::Stores};
 
-/// The tables of a database.
+/// Query for the tables of a database.
 const TABLES: &str =
     "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'";
 
-/// The database of another program is refused before anything is made in it, also where that uses the same library.
+/// The database of another program is rejected before anything is created in it, even if that program uses
+/// the same library.
 pub(crate) async fn a_foreign_database_is_refused(stores: &Arc<Stores>, name: &str) -> Result<()> {
     stores.create(name).await?;
     let url = stores.database_url(name);
@@ -50,7 +51,7 @@ pub(crate) async fn a_foreign_database_is_refused(stores: &Arc<Stores>, name: &s
     Ok(())
 }
 
-/// Somebody holds a lock: requests that need it are refused in time, and all of them together stop no probe.
+/// While a lock is held, requests that need it fail in time, and health checks still work.
 pub(crate) async fn a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile(
     stores: &Arc<Stores>,
     name: &str,
@@ -69,7 +70,7 @@ pub(crate) async fn a_statement_that_waits_is_ended_and_probes_are_answered_mean
             )
             .await?;
         fixture.api.get("/health").await?.expect(200)?;
-        // A key that was not looked up before.
+        // A key that is not cached.
         fixture.api.with_key("wrn_wrong").get("/v1/sandboxes").await?.expect(401)
     };
     let (replies, probe) = tokio::join!(waiting, probe);

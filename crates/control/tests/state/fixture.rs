@@ -1,4 +1,4 @@
-//! A control plane over a database of its own, with agents that are told what to do.
+//! A control plane with a database of its own, and with fake agents.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -17,7 +17,7 @@ use wrenn_testkit::{Api, Reply, wait_until};
 
 use crate::{agent::Agent, certificates::certificates, stores::Stores};
 
-/// Longer than anything here takes; nothing waits for it where all is well.
+/// Time limit that is only reached on failures.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Fixture {
@@ -36,7 +36,7 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 impl Fixture {
-    /// Starts a server with so many agents, and waits until all are online.
+    /// Starts a server with this many agents, and waits until all are online.
     pub(crate) async fn start(
         stores: &Arc<Stores>,
         database: &str,
@@ -75,7 +75,7 @@ impl Fixture {
         Ok(fixture)
     }
 
-    /// Starts one more server over the same database, and gives a client of it.
+    /// Starts another server with the same database, and returns a client of it.
     pub(crate) async fn serve(&mut self) -> Result<Api> {
         let (listen, shutdown) = (free_address()?, CancellationToken::new());
         let config = Config {
@@ -109,12 +109,12 @@ impl Fixture {
         self.stores.execute(&self.database, statements).await
     }
 
-    /// The first row of a query.
+    /// Returns the first row of a query.
     pub(crate) async fn value(&self, query: &str) -> Result<String> {
         Ok(self.stores.column(&self.database, query).await?.into_iter().next().unwrap_or_default())
     }
 
-    /// Waits until a query's first row is this.
+    /// Waits until a query's first row has this value.
     pub(crate) async fn wait_value(&self, query: &str, expected: &str) -> Result<()> {
         let mut last = String::new();
         let is = async || {
@@ -125,7 +125,7 @@ impl Fixture {
         found.with_context(|| format!("it gave {last:?} instead of {expected:?}"))
     }
 
-    /// Asks for a sandbox with a key, by a body as it is written.
+    /// Creates a sandbox with a key and a raw body.
     pub(crate) async fn ask(&self, key: &str, body: &str) -> Result<Reply> {
         let request = self.api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", key);
         let request = request.header("Content-Type", "application/json").body(body.to_owned());
@@ -140,22 +140,22 @@ impl Fixture {
         Ok(self.api.get(&format!("/v1/capsules/{id}")).await?.expect(200)?.json())
     }
 
-    /// Waits until a sandbox has this status, and gives its record.
+    /// Waits until a sandbox has this status, and returns its record.
     pub(crate) async fn wait_status(&self, id: &str, status: &str) -> Result<Value> {
         let is = async || self.record(id).await.ok().filter(|record| record["status"] == status);
         wait_until(&format!("{id} {status}"), SOON, is).await
     }
 
-    /// Waits until the reconciler has looked at the host so many times more, from beginning to end.
+    /// Waits until the reconciler has completed this many further rounds of the host.
     pub(crate) async fn rounds(&self, agent: &Agent, rounds: usize) -> Result<()> {
-        // The round that is under way may have begun before.
+        // The current round may have started before.
         let until = agent.now().lists.1 + rounds + 1;
         let done = async || (agent.now().lists.1 >= until).then_some(());
         wait_until("rounds of the reconciler", SOON, done).await
     }
 }
 
-/// A sandbox's id of nobody.
+/// Returns an unused sandbox id.
 pub(crate) fn new_id() -> String {
     wrenn_api::SandboxId::new().to_string()
 }

@@ -1,4 +1,4 @@
-//! What is destroyed, and on whose word.
+//! Cases of destroys, and of the databases that may request them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ fn impatient() -> Limits {
     Limits { stray_grace: Duration::from_millis(1), ..Limits::default() }
 }
 
-/// A row that is gone, as after a restore of the database, is no order to destroy.
+/// A missing row, as after a restore of the database, does not destroy the microVM at once.
 pub(crate) async fn a_deleted_row_destroys_nothing_at_once(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let (kept, agent) = (fixture.create().await?, fixture.agent());
@@ -27,7 +27,7 @@ pub(crate) async fn a_deleted_row_destroys_nothing_at_once(stores: &Arc<Stores>,
     fixture.stop().await
 }
 
-/// A microVM that never had a row goes after the grace, on the word of the fleet.
+/// A microVM that never had a row is destroyed after the grace period, with the fleet in the call.
 pub(crate) async fn a_stray_is_destroyed_in_time(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, impatient()).await?;
     let (stray, agent) = (new_id(), fixture.agent());
@@ -40,7 +40,7 @@ pub(crate) async fn a_stray_is_destroyed_in_time(stores: &Arc<Stores>, name: &st
     fixture.stop().await
 }
 
-/// While an agent keeps what it has from this database, only users delete; and the epoch stands still.
+/// While an agent has quarantined this database, only users delete sandboxes, and the epoch does not change.
 pub(crate) async fn a_quarantined_database_destroys_nothing_but_what_users_delete(
     stores: &Arc<Stores>,
     name: &str,
@@ -71,7 +71,7 @@ pub(crate) async fn a_quarantined_database_destroys_nothing_but_what_users_delet
     fixture.stop().await
 }
 
-/// A sandbox whose journal the agent does not understand is shown with the cause, and kept until its user deletes it.
+/// A sandbox whose journal the agent cannot read is shown with the cause, and kept until its user deletes it.
 pub(crate) async fn what_an_agent_does_not_understand_is_kept(
     stores: &Arc<Stores>,
     name: &str,

@@ -1,4 +1,4 @@
-//! Hosts that hang, lie or are full, and the others beside them.
+//! Cases of hosts that hang, lie or are full, and of their effect on other hosts.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use crate::{
     stores::Stores,
 };
 
-/// One host answers no list: another has its rounds while a single call to the first is under way.
+/// One host does not respond to a list: another has its rounds while a single call to the first is in
+/// progress.
 pub(crate) async fn a_host_that_hangs_delays_no_other(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 2, Limits::default()).await?;
     let [hangs, other] = fixture.agents.as_slice() else { anyhow::bail!("two hosts are expected") };
@@ -32,7 +33,7 @@ pub(crate) async fn a_host_that_hangs_delays_no_other(stores: &Arc<Stores>, name
     fixture.stop().await
 }
 
-/// A host destroys nothing: its rounds go on, and it is not asked for everything at a time.
+/// A host whose destroys hang: its rounds continue, and the number of concurrent calls is limited.
 pub(crate) async fn removals_delay_no_round(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let limits = Limits { stray_grace: std::time::Duration::from_millis(1), ..Limits::default() };
     let fixture = Fixture::start(stores, name, 1, limits).await?;
@@ -52,7 +53,7 @@ pub(crate) async fn removals_delay_no_round(stores: &Arc<Stores>, name: &str) ->
     fixture.stop().await
 }
 
-/// A row that cannot be changed keeps none behind it from being changed.
+/// A row that cannot be changed does not block the following ones.
 pub(crate) async fn one_row_that_fails_delays_no_other(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let (stuck, other) = (fixture.create().await?, fixture.create().await?);
@@ -70,7 +71,7 @@ pub(crate) async fn one_row_that_fails_delays_no_other(stores: &Arc<Stores>, nam
     fixture.stop().await
 }
 
-/// Every call names the host that it is meant for; where another one answers, nothing is created.
+/// Every call names its target host; if another host is at the address, nothing is created.
 pub(crate) async fn another_host_at_the_address_is_unreachable(
     stores: &Arc<Stores>,
     name: &str,
@@ -88,11 +89,11 @@ pub(crate) async fn another_host_at_the_address_is_unreachable(
     fixture.stop().await
 }
 
-/// What is reserved on the host, as the database has it.
+/// Query for the reserved resources of the host.
 const RESERVED: &str =
     "SELECT concat_ws(' ', reserved_sandboxes, reserved_vcpus, reserved_memory_mb) FROM hosts";
 
-/// Creates that come at once fill a host, and no more; room is given back once.
+/// Concurrent creates fill a host but do not exceed its capacity; resources are released exactly once.
 pub(crate) async fn no_host_is_filled_beyond_its_capacity(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     fixture.agent().now().max_sandboxes = 5;
@@ -112,7 +113,7 @@ pub(crate) async fn no_host_is_filled_beyond_its_capacity(stores: &Arc<Stores>, 
     fixture.wait_value(RESERVED, "5 10 1280").await?;
     fixture.api.remove(&made[0]).await?;
     fixture.wait_value(RESERVED, "4 8 1024").await?;
-    // One that has failed holds nothing, also when it is deleted.
+    // A failed sandbox has no reservation, also when it is deleted.
     fixture.agent().now().sandboxes.remove(&made[1]);
     fixture.wait_status(&made[1], "error").await?;
     fixture.wait_value(RESERVED, "3 6 768").await?;
@@ -122,7 +123,7 @@ pub(crate) async fn no_host_is_filled_beyond_its_capacity(stores: &Arc<Stores>, 
     fixture.stop().await
 }
 
-/// One host's row is locked by somebody: creates go to another host.
+/// While one host's row is locked, creates go to another host.
 pub(crate) async fn a_locked_host_stops_no_create_elsewhere(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 2, Limits::default()).await?;
     let [small, large] = fixture.agents.as_slice() else { anyhow::bail!("two hosts are expected") };
@@ -139,7 +140,7 @@ pub(crate) async fn a_locked_host_stops_no_create_elsewhere(stores: &Arc<Stores>
     fixture.stop().await
 }
 
-/// A template that fails on any host takes none away from other teams; a host that fails is left out.
+/// A template that fails on every host ejects no host; a host that fails is ejected.
 pub(crate) async fn a_broken_template_ejects_no_host(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let fail = |of| fixture.agent().now().create_fails.extend([(ErrorCode::AgentError, of); 3]);

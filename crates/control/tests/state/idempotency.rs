@@ -1,4 +1,4 @@
-//! Creates that are repeated with their key.
+//! Cases of creates that are repeated with their key.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ fn id(reply: Reply) -> Result<String> {
     Ok(reply.expect(201)?.json()["id"].as_str().context("no id")?.to_owned())
 }
 
-/// The database is away while a sandbox that was made is written down: the next request with the key gets that sandbox.
+/// The database fails while a created sandbox is recorded: the next request with the key returns that
+/// sandbox.
 pub(crate) async fn a_sandbox_that_was_made_is_found_again(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     fixture
@@ -34,7 +35,7 @@ pub(crate) async fn a_sandbox_that_was_made_is_found_again(stores: &Arc<Stores>,
     fixture.stop().await
 }
 
-/// The order of fields, spaces and defaults make no other request.
+/// The order of fields, spaces and defaults do not change a request.
 pub(crate) async fn requests_are_the_same_by_their_meaning(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let first = id(fixture.ask("same", r#"{"memory_mb":256,"envs":{"A":"1","B":"2"}}"#).await?)?;
@@ -50,7 +51,7 @@ pub(crate) async fn requests_are_the_same_by_their_meaning(stores: &Arc<Stores>,
     fixture.stop().await
 }
 
-/// The sandbox of the first request was deleted meanwhile: no dead one is given.
+/// The sandbox of the first request was deleted meanwhile: it is not returned.
 pub(crate) async fn a_deleted_sandbox_is_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let first = id(fixture.ask("gone", "{}").await?)?;
@@ -61,7 +62,7 @@ pub(crate) async fn a_deleted_sandbox_is_told(stores: &Arc<Stores>, name: &str) 
     fixture.stop().await
 }
 
-/// A failure that may pass is no answer for a day; one that cannot pass is.
+/// A temporary failure frees the key; a permanent one is returned again.
 pub(crate) async fn a_failed_create_frees_its_key(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let fail = |code, of| fixture.agent().now().create_fails.push((code, of));

@@ -1,5 +1,5 @@
-//! The control plane over a real PostgreSQL and a real Redis, with agents that do as they are told: what it keeps, what it
-//! gives back, and what it destroys. Each case has a database and agents of its own.
+//! Tests of the control plane with a real PostgreSQL, a real Redis and fake agents: stored state,
+//! reservations and destroys. Each case has a database and agents of its own.
 
 mod agent;
 #[path = "../certificates/mod.rs"]
@@ -19,7 +19,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use stores::Stores;
 use tokio::runtime::Runtime;
 
-/// One case, with the stores and a name for its database.
+/// A case; its arguments are the stores and a name for its database.
 type Case = fn(Arc<Stores>, &'static str) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
 macro_rules! cases {
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
             result.map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    // They wait more than they work.
+    // The cases wait most of the time.
     arguments.test_threads.get_or_insert(8);
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     drop(stores);

@@ -1,4 +1,4 @@
-//! Records of sandboxes that are gone, and deletes that are repeated.
+//! Cases of records of stopped sandboxes, and of repeated deletes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     stores::Stores,
 };
 
-/// Stopped and failed sandboxes do not stay for ever, except for what a key still stands for.
+/// Records of stopped and failed sandboxes are deleted, except for that of a current idempotency key.
 pub(crate) async fn old_records_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let limits = Limits { record_retention: Duration::from_millis(10), ..Limits::default() };
     let fixture = Fixture::start(stores, name, 1, limits).await?;
@@ -29,7 +29,7 @@ pub(crate) async fn old_records_go(stores: &Arc<Stores>, name: &str) -> Result<(
     fixture.stop().await
 }
 
-/// A second delete of what is going is answered, and neither counts as a change nor asks the agent again.
+/// A second delete of a stopping sandbox succeeds without a change of its row or a call to the agent.
 pub(crate) async fn a_repeated_delete_changes_nothing(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let (id, agent) = (fixture.create().await?, fixture.agent());

@@ -1,4 +1,4 @@
-//! A private PostgreSQL and a private Redis for all cases, each of which has a database of its own.
+//! A private PostgreSQL and a private Redis for all cases; each case has a database of its own.
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use wrenn_testkit::wait_until;
 
-/// Both, until they are dropped.
+/// Both servers, which are stopped when this is dropped.
 pub(crate) struct Stores {
     dir: tempfile::TempDir,
     processes: Vec<Child>,
@@ -93,7 +93,7 @@ impl Stores {
         Ok(sqlx::Connection::close(connection).await?)
     }
 
-    /// The first column of a query, which is text.
+    /// Returns the first column of a query, which is text.
     pub(crate) async fn column(&self, name: &str, query: &str) -> Result<Vec<String>> {
         let mut connection = self.connect(name).await?;
         let query = sqlx::query_scalar(sqlx::AssertSqlSafe(query.to_owned()));
@@ -102,7 +102,7 @@ impl Stores {
         Ok(all)
     }
 
-    /// Makes an empty database.
+    /// Creates an empty database.
     pub(crate) async fn create(&self, name: &str) -> Result<()> {
         self.execute("postgres", &format!("CREATE DATABASE {name}")).await
     }
@@ -112,7 +112,7 @@ impl Drop for Stores {
     fn drop(&mut self) {
         for mut process in self.processes.drain(..) {
             let pid = Pid::from_raw(process.id() as i32);
-            // Each ends at once by it, and leaves nothing in shared memory.
+            // SIGQUIT ends each at once, and leaves nothing in shared memory.
             let _ = pid.map(|pid| kill_process(pid, Signal::QUIT));
             let _ = process.wait();
         }

@@ -50,7 +50,7 @@ pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     /// First user id of VMMs.
     pub(crate) uids: Uids,
-    /// From the start of a create until envd answers.
+    /// Time limit from the start of a create to envd's first response.
     pub(crate) boot_limit: Duration,
     /// Rate limits of each sandbox's devices.
     pub(crate) rates: Rates,

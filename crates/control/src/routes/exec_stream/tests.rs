@@ -1,4 +1,4 @@
-//! Conversations over real sockets, with a host over the real RPC.
+//! Tests over real sockets, with a host over the real RPC.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -39,7 +39,7 @@ fn ended(lost_bytes: u64) -> ExecStreamResponse {
     event(Event::End(exec_stream_response::End { exit_code: 0, lost_bytes, ..Default::default() }.into()))
 }
 
-/// A host whose commands say `events` each.
+/// A host whose commands produce `events`.
 fn host<S>(events: impl Fn() -> S + Clone + Send + Sync + 'static) -> connectrpc::Router
 where
     S: futures::Stream<Item = ExecStreamResponse> + Send + 'static,
@@ -56,7 +56,7 @@ where
     )
 }
 
-/// A host whose commands say nothing, and never end.
+/// A host whose commands print nothing, and never end.
 fn silent() -> connectrpc::Router {
     host(stream::pending)
 }
@@ -101,7 +101,7 @@ async fn run(address: SocketAddr) -> Socket {
     socket
 }
 
-/// The next frame that is no sign of life.
+/// Returns the next frame that is neither ping nor pong.
 async fn hear(socket: &mut Socket) -> serde_json::Value {
     loop {
         let frame = tokio::time::timeout(Duration::from_secs(60), socket.next()).await.expect("it hangs");
@@ -127,7 +127,7 @@ async fn a_reader_that_rests_gets_all_output() {
     };
     let (address, _app) = server(Limits::default(), host(pieces)).await;
     let mut socket = run(address).await;
-    // It rests until nothing moves any more: all buffers between the host and it are full.
+    // Waits until no data moves any more: all buffers between the host and the client are full.
     let mut before = usize::MAX;
     while before != said.load(Ordering::Relaxed) {
         before = said.load(Ordering::Relaxed);
@@ -164,7 +164,7 @@ async fn lost_output_is_told_where_it_was_lost() {
         frames.push(hear(&mut socket).await);
     }
     let of = |frame: &serde_json::Value| frame["data"].as_str().unwrap_or_default().to_owned();
-    // The halves of what looks like one character are not put together over the gap.
+    // Bytes before and after a gap are not joined to one character.
     assert_eq!(of(&frames[0]), "a");
     assert_eq!((frames[1]["encoding"].as_str(), of(&frames[1])), (Some("base64"), STANDARD.encode(b"\xc3")));
     assert_eq!((frames[2]["type"].as_str(), frames[2]["bytes"].as_u64()), (Some("lost"), Some(9)));
@@ -205,9 +205,9 @@ async fn control_characters_cost_no_more_than_base64() {
     assert_eq!(STANDARD.decode(frame["data"].as_str().unwrap()).unwrap(), vec![1; SIZE]);
 }
 
-/// Sends pings without reading, until the server breaks the connection; how many that were.
+/// Sends pings without reading until the server closes the connection, and returns their number.
 async fn flood(mut socket: Socket) -> usize {
-    // More than all buffers of sockets have room for.
+    // More than all socket buffers can store.
     const ALL: usize = 4_000_000;
     let mut sent = 0;
     while sent < ALL && socket.feed(Frame::Ping(vec![b'x'; 125].into())).await.is_ok() {

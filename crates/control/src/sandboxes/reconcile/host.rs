@@ -1,4 +1,4 @@
-//! One host's part of the reconciler: its rounds, and the removals that they begin.
+//! Reconciliation of one host: its rounds, and the removals that they start.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -31,11 +31,11 @@ use crate::{
     state::App,
 };
 
-/// Removals of one host at a time.
+/// Maximum number of concurrent removals of a host.
 const REMOVALS: usize = 8;
-/// Rounds between two counts of what is reserved on the host.
+/// Number of rounds between recounts of the host's reservations.
 const RECOUNT_EVERY: u64 = 60;
-/// What an agent may say of its host: templates, the length of a name, and of a sentence, in bytes.
+/// Limits on data of an agent: number of templates, and length of a name and of a message in bytes.
 const TEMPLATES_MAX: usize = 1024;
 const NAME_MAX: usize = 64;
 const SENTENCE_MAX: usize = 1024;
@@ -55,7 +55,7 @@ pub(super) async fn run(app: App, id: Uuid) {
     }
 }
 
-/// What is kept of a host between two rounds.
+/// State of a host between two rounds.
 struct Host {
     app: App,
     id: Uuid,
@@ -63,7 +63,7 @@ struct Host {
     strays: Strays,
     removals: HashMap<Uuid, JoinHandle<()>>,
     quarantine: String,
-    /// Sandboxes without a row that nobody understands, and were told.
+    /// Sandboxes without a row and with an unreadable journal that were already logged.
     not_understood: HashSet<Uuid>,
 }
 
@@ -108,7 +108,7 @@ impl Host {
             }
         };
         self.note(&ping).await?;
-        // Rows first, then the list: what is in the rows and not in the list is really not there.
+        // Rows first, then the list: a sandbox in the rows but not in the list does not exist on the host.
         let rows = sandboxes::on_host(&self.app.db, self.id).await?;
         let listed =
             client.list_with_options(ListRequest::default(), within(deadline::STATE)).await?.into_owned();
@@ -119,7 +119,7 @@ impl Host {
             .collect();
         let pairs = rows.into_iter().map(|row| (there.remove(&row.id), row)).collect();
         let expected = self.settle_all(&client, fleet, pairs).await;
-        // What is left has no row, or one that is of no interest as long as a host has nothing of it.
+        // The rest has no row, or that of an ended sandbox, which is only relevant if a host still has it.
         let ended = sandboxes::of_ids(&self.app.db, &there.keys().copied().collect::<Vec<_>>()).await?;
         let pairs = ended.into_iter().map(|row| (there.remove(&row.id), row)).collect();
         let unexpected = self.settle_all(&client, fleet, pairs).await;
@@ -127,7 +127,7 @@ impl Host {
         expected.and(unexpected)
     }
 
-    /// Tells the agent the fleet, and asks it who it is.
+    /// Sends the fleet to the agent, and checks its host id.
     async fn introduce(
         &self,
         client: &AgentClient,
@@ -136,7 +136,7 @@ impl Host {
         let fleet = fleet::current(&self.app.db).await?;
         let answer = self.ping(client, address, fleet).await;
         if answer.as_ref().is_ok_and(|ping| !ping.quarantine.is_empty()) {
-            // Another server may have raised the epoch meanwhile, and told the agent first.
+            // Another server may have raised the epoch meanwhile, and sent it to the agent first.
             let now = fleet::current(&self.app.db).await?;
             if now != fleet {
                 return Ok((now, self.ping(client, address, now).await));
@@ -145,7 +145,7 @@ impl Host {
         Ok((fleet, answer))
     }
 
-    /// Asks the agent who it is. Another host's agent at the address makes this one unreachable.
+    /// Checks the agent's host id. If another host's agent is at the address, this host is unreachable.
     async fn ping(
         &self,
         client: &AgentClient,
@@ -169,7 +169,7 @@ impl Host {
         Err(ApiError::new(ErrorCode::HostUnavailable, message))
     }
 
-    /// Writes down what the agent said of its host.
+    /// Records the agent's data about its host.
     async fn note(&mut self, ping: &PingResponse) -> Result<(), ApiError> {
         figures::host(self.id.into(), ping);
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
@@ -215,7 +215,7 @@ impl Host {
         self.quarantine = quarantine;
     }
 
-    /// The host has been silent for too long: what ran on it is missing.
+    /// Marks the sandboxes of a host that has been silent for too long as missing.
     async fn lost(&self) -> Result<(), ApiError> {
         let mut done = Ok(());
         for row in sandboxes::on_host(&self.app.db, self.id).await? {
@@ -234,7 +234,8 @@ impl Host {
         done
     }
 
-    /// Does what is to be done about each of these. One that fails delays no other; the first failure is given.
+    /// Executes the steps for all these sandboxes. A failure does not stop the others; the first one is
+    /// returned.
     async fn settle_all(
         &mut self,
         client: &AgentClient,
@@ -247,7 +248,7 @@ impl Host {
             let away = settled.as_ref().is_err_and(|error| error.code == ErrorCode::ServiceUnavailable);
             done = done.and(settled);
             if away {
-                // The database: the others would only wait for it too.
+                // An error of the database, which the others would get, too.
                 break;
             }
         }
@@ -269,7 +270,7 @@ impl Host {
                 self.app.outbox.notify_one();
             }
             Step::Finish => {
-                // Ours for the length of a lease, so that other servers do not do the same.
+                // Takes the lease, so that other servers do not do the same.
                 if self.may_remove(row.id) && sandboxes::take_over(&self.app.db, &row).await? {
                     let app = self.app.clone();
                     self.remove(row.id, async move { destroy::finish(&app, &row).await });
@@ -284,7 +285,7 @@ impl Host {
         self.removals.len() < REMOVALS && !self.removals.contains_key(&id)
     }
 
-    /// Removes a sandbox beside the rounds: a host that takes its time holds up nothing else.
+    /// Removes a sandbox in a task of its own, so that a slow host delays nothing else.
     fn remove(&mut self, id: Uuid, work: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
         let removal = tokio::spawn(async move {
             if let Err(error) = work.await {
@@ -294,7 +295,7 @@ impl Host {
         self.removals.insert(id, removal);
     }
 
-    /// Has the agent destroy what is not wanted, unless it keeps it from this database.
+    /// Calls the agent to destroy an unwanted sandbox; the agent refuses if it has quarantined this database.
     fn destroy(&mut self, client: &AgentClient, fleet: Fleet, id: Uuid) {
         if !self.quarantine.is_empty() || !self.may_remove(id) {
             return;
@@ -308,7 +309,7 @@ impl Host {
         });
     }
 
-    /// Destroys microVMs that have no row after a while; rows are written before an agent hears of a sandbox.
+    /// Destroys microVMs without a row after a grace period; rows are written before an agent is called.
     fn strays(&mut self, client: &AgentClient, fleet: Fleet, there: &HashMap<Uuid, OnHost>) {
         self.not_understood.retain(|id| there.contains_key(id));
         for (id, sandbox) in there {
@@ -336,7 +337,8 @@ impl Host {
     }
 }
 
-/// Whether an agent refused a call that was meant for another host. Only an agent's own word has a code.
+/// Returns whether an agent rejected a call that was meant for another host. Only errors of the agent itself
+/// have a code.
 fn is_of_another_host(error: &ConnectError) -> bool {
     wrenn_rpc::fault::of(error).is_some_and(|(code, _)| code == ErrorCode::HostUnavailable.as_str())
 }

@@ -1,7 +1,9 @@
-//! The reconciler: compares what is wanted with what each host has, again and again, and finishes or undoes what was
-//! interrupted. Level-triggered: it needs to know nothing of how a difference came about, and every step may be done twice.
+//! Reconciler: periodically compares the database with the sandboxes of each host, and completes or undoes
+//! interrupted operations. Level-triggered: it does not depend on the cause of a difference, and every step
+//! is idempotent.
 //!
-//! Each host has a task of its own, so that one that hangs delays no other; upkeep has one for what concerns no host.
+//! Each host has a task of its own, so that one that hangs delays no other; another task does the upkeep that
+//! concerns no host.
 
 mod host;
 mod step;
@@ -16,7 +18,7 @@ use wrenn_api::HostId;
 
 use crate::{db::hosts, error::ApiError, state::App};
 
-/// Between two rounds of a host, and between two looks at the list of hosts.
+/// Interval between rounds of a host, and between reads of the list of hosts.
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Reconciles until the server stops.
@@ -24,7 +26,7 @@ pub(crate) async fn run(app: App) {
     tokio::join!(run_hosts(&app), upkeep::run(&app));
 }
 
-/// Sees to it that each registered host has its task.
+/// Keeps a task running for each registered host.
 async fn run_hosts(app: &App) {
     let (mut tasks, mut running) = (JoinSet::new(), HashMap::new());
     let mut said = Said::default();
@@ -63,7 +65,7 @@ async fn start_missing(
     Ok(())
 }
 
-/// What was last said of something that is done again and again: a failure is told when it changes, not each time.
+/// Log of a repeated operation: a failure is logged when it changes, not each time.
 #[derive(Debug, Default)]
 struct Said(Option<String>);
 

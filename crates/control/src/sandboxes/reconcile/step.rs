@@ -1,4 +1,4 @@
-//! What the reconciler does about one sandbox, from its row and what its host has. Pure.
+//! Step of the reconciler for one sandbox, by its row and its state on the host. Pure.
 
 use wrenn_api::{ErrorCode, SandboxStatus};
 use wrenn_rpc::host::v1::{Sandbox as OnHost, SandboxState};
@@ -8,21 +8,21 @@ use crate::{
     sandboxes::cut,
 };
 
-/// The longest text of an agent about a failure, in bytes.
+/// Maximum length of an agent's failure message, in bytes.
 const FAILURE_MAX: usize = 8 << 10;
 
-/// What to do.
+/// Step of the reconciler.
 #[derive(Debug)]
 pub(super) enum Step {
     Nothing,
     Change(Change),
-    /// Finish a delete that was begun.
+    /// Finish a delete.
     Finish,
-    /// Have the agent destroy what the row says is not wanted.
+    /// Call the agent to destroy a sandbox that is not wanted according to its row.
     Destroy,
 }
 
-/// What a host has of a sandbox.
+/// State of a sandbox on its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Absent,
@@ -30,7 +30,7 @@ enum Found {
     Running,
     Stopping,
     Failed,
-    /// Its agent does not understand its journal.
+    /// The agent cannot read its journal.
     Unknown,
     /// A state that this version does not know.
     Unspecified,
@@ -48,16 +48,17 @@ fn found(sandbox: Option<&OnHost>) -> Found {
     }
 }
 
-/// Whether a microVM without a row may be destroyed in time: not one that nobody understands.
+/// Returns whether a microVM without a row may be destroyed after the grace period: not if its journal cannot
+/// be read.
 pub(super) fn may_be_stray(sandbox: &OnHost) -> bool {
     match found(Some(sandbox)) {
         Found::Starting | Found::Running | Found::Failed => true,
-        // One that is being destroyed goes by itself.
+        // A sandbox that is being destroyed needs no further call.
         Found::Absent | Found::Stopping | Found::Unknown | Found::Unspecified => false,
     }
 }
 
-/// Why the agent does not understand a sandbox; `None` where it does.
+/// Returns why the agent cannot read a sandbox's journal; `None` if it can.
 pub(super) fn cause_unknown(sandbox: &OnHost) -> Option<String> {
     (found(Some(sandbox)) == Found::Unknown).then(|| failure(sandbox).1)
 }
@@ -77,7 +78,7 @@ fn failed(sandbox: Option<&OnHost>) -> Step {
     Step::Change(Change::error(code, message))
 }
 
-/// Not reachable, because its agent does not understand its journal: told once.
+/// Step for a sandbox whose journal its agent cannot read; its error is set once.
 fn not_understood(row: &Known, sandbox: Option<&OnHost>) -> Step {
     let error = sandbox.map(failure);
     let told = row.status() == SandboxStatus::Missing
@@ -88,7 +89,7 @@ fn not_understood(row: &Known, sandbox: Option<&OnHost>) -> Step {
     Step::Change(Change { error, ..Change::to(SandboxStatus::Missing) })
 }
 
-/// What to do about a sandbox that has a row, where its host has `sandbox`.
+/// Returns the step for a sandbox with a row, if its host reports `sandbox`.
 pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
     match (row.status(), found(sandbox)) {
         (
@@ -122,7 +123,7 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
         (SandboxStatus::Running | SandboxStatus::Missing, Found::Unknown) => not_understood(row, sandbox),
 
         (SandboxStatus::Stopping, Found::Absent) => Step::Change(Change::to(SandboxStatus::Stopped)),
-        // A user asked for it, so it is done also where the agent does not understand it.
+        // A user requested it, so it is done even if the agent cannot read the journal.
         (
             SandboxStatus::Stopping,
             Found::Starting
@@ -184,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Each status, with and without a worker, against each thing that a host may have.
+    /// Each status, with and without a lease, with each state on a host.
     #[test]
     fn every_pair_has_its_step() {
         use SandboxState as H;

@@ -1,5 +1,5 @@
-//! MicroVMs without a row, and since when each was seen. A row may be missing because a database was restored, so they are
-//! destroyed only after they were seen for a while.
+//! MicroVMs without a row, and the time since which each was seen. A row may be missing because a database
+//! was restored, so they are only destroyed after a grace period.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,21 +8,21 @@ use std::{
 
 use uuid::Uuid;
 
-/// The strays of one host.
+/// MicroVMs of one host without a row.
 #[derive(Debug, Default)]
 pub(super) struct Strays(HashMap<Uuid, Instant>);
 
-/// What a look at a host showed.
+/// Result of a check of a host.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Look {
     /// Seen for the first time.
     pub(super) new: Vec<Uuid>,
-    /// Seen for long enough to be destroyed.
+    /// Seen for the whole grace period.
     pub(super) due: Vec<Uuid>,
 }
 
 impl Strays {
-    /// Notes which strays a host has now; others are forgotten.
+    /// Records which strays a host has now, and forgets the others.
     pub(super) fn seen(&mut self, present: &HashSet<Uuid>, now: Instant, grace: Duration) -> Look {
         self.0.retain(|id, _| present.contains(id));
         let mut look = Look::default();
@@ -39,7 +39,7 @@ impl Strays {
         look
     }
 
-    /// Forgets all of them: each must be seen for the whole time again.
+    /// Forgets all strays, so that the grace period starts again for each.
     pub(super) fn forget(&mut self) {
         self.0.clear();
     }

@@ -1,4 +1,5 @@
-//! What concerns no host in particular: the fleet's epoch, old records, and the gauges that count rows.
+//! Upkeep that concerns no host in particular: the fleet's epoch, old records, and the gauges that count
+//! rows.
 
 use std::{
     collections::HashMap,
@@ -17,16 +18,16 @@ use crate::{
     state::App,
 };
 
-/// Between two raises of the epoch: a backup that is older is noticed when it is restored.
+/// Interval between raises of the epoch: an older backup is detected when it is restored.
 const RAISE: Duration = Duration::from_secs(60);
-/// Between two counts of rows.
+/// Interval between counts of rows.
 const MEASURE: Duration = Duration::from_secs(5);
-/// Between two removals of old records; more often where they are kept for less.
+/// Interval between deletions of old records; shorter if their retention is shorter.
 const PRUNE: Duration = Duration::from_secs(60);
-/// Records removed by one statement, and failed sandboxes deleted at a time.
+/// Maximum number of records deleted by one statement, and of failed sandboxes deleted at a time.
 const BATCH: i64 = 500;
 
-/// Does it until the server stops.
+/// Runs the upkeep until the server stops.
 pub(super) async fn run(app: &App) {
     let (mut raise, mut measure, mut prune) = (Job::every(RAISE), Job::every(MEASURE), Job::every(PRUNE));
     prune.period = PRUNE.min(app.limits.record_retention).max(PERIOD);
@@ -50,7 +51,7 @@ pub(super) async fn run(app: &App) {
     }
 }
 
-/// Something that is done from time to time.
+/// A periodic job.
 struct Job {
     period: Duration,
     last: Option<Instant>,
@@ -87,7 +88,7 @@ async fn remove_old(app: &App) -> Result<(), ApiError> {
     idempotency::prune(&app.db).await?;
     let age = app.limits.record_retention;
     while sandboxes::forget_stopped(&app.db, age, BATCH).await? == BATCH as u64 {}
-    // A failed one may still hold a disk on its host, so it is deleted as by its user.
+    // A failed sandbox may still have a disk on its host, so it is deleted as by its user.
     for row in sandboxes::failed_before(&app.db, age, BATCH).await? {
         let to = if row.host_id.is_some() { SandboxStatus::Stopping } else { SandboxStatus::Stopped };
         sandboxes::change(&app.db, &row, Change::to(to)).await?;
