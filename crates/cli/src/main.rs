@@ -17,6 +17,7 @@ mod pki;
 mod process;
 mod progress;
 mod run;
+mod running_agent;
 mod sandbox;
 mod serve;
 mod signals;

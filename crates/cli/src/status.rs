@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 use wrenn_client::Client;
 
-use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record};
+use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record, running_agent};
 
 /// Exit status if Wrenn does not run.
 const NOT_RUNNING: u8 = 3;
@@ -21,6 +21,10 @@ struct Status {
     key_file: PathBuf,
     /// Address of the database, without the password.
     database: String,
+    /// VMM driver that the agent uses, or why it is not known.
+    driver: String,
+    /// Whether it keeps hostile code from the host, where that is known.
+    security_boundary: Option<bool>,
     processes: Vec<Process>,
     health: String,
     sandboxes: Option<usize>,
@@ -68,6 +72,7 @@ async fn look(config: &Config) -> Result<Status> {
             sandboxes = client.list_all().await.ok().map(|all| all.len());
         }
     }
+    let driver = running_agent::driver(config, &layout).await;
     let mut processes = Vec::new();
     for &name in ["up"].iter().chain(PARTS.iter().rev()) {
         let record = Record::running(&layout.pid_file(name))?;
@@ -80,6 +85,11 @@ async fn look(config: &Config) -> Result<Status> {
         url,
         key_file: config.file().to_owned(),
         database: database(config, &layout),
+        driver: driver.as_ref().map_or_else(
+            |why| format!("not known: {why}"),
+            |driver| format!("{}: {}", driver.name, driver.reason),
+        ),
+        security_boundary: driver.ok().map(|driver| driver.security_boundary),
         processes,
         health,
         sandboxes,
@@ -96,12 +106,14 @@ impl Status {
         let names: Vec<String> = self.processes.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
         format!(
             "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  \
-             state      {state}\n  database   {}\n  sandboxes  {count}\n  processes  {}",
+             state      {state}\n  database   {}\n  driver     {}{}\n  sandboxes  {count}\n  processes  {}",
             self.health,
             self.url,
             self.docs,
             self.key_file.display(),
             self.database,
+            self.driver,
+            if self.security_boundary == Some(false) { " (no security boundary)" } else { "" },
             names.join(", ")
         )
     }

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -30,13 +31,27 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 use wrenn_api::HostId;
-use wrenn_rpc::{HOST_HEADER, OUTPUT_HEADER, host::v1::HostClient};
+use wrenn_rpc::{
+    HOST_HEADER, OUTPUT_HEADER,
+    host::v1::{HostClient, PingRequest},
+};
 
 use crate::{
     admission::{Held, Memory},
     config::AgentTls,
     trail,
 };
+
+/// VMM driver of an agent.
+#[derive(Debug, Clone)]
+pub struct DriverInUse {
+    /// Name and accelerator.
+    pub name: String,
+    /// Reason for its choice.
+    pub reason: String,
+    /// Whether it isolates untrusted code from the host.
+    pub security_boundary: bool,
+}
 
 /// Client of one agent.
 pub type AgentClient = HostClient<Link>;
@@ -134,6 +149,15 @@ impl Agents {
     /// with the stream, so that a stalled stream delays no other call.
     pub fn apart(&self, host: HostId, address: &str) -> AgentClient {
         self.client(host, self.connect(address, APART), PIECE_MAX)
+    }
+
+    /// Asks an agent which VMM driver it uses.
+    pub async fn driver_of(&self, host: HostId, address: SocketAddr) -> anyhow::Result<DriverInUse> {
+        let client = self.apart(host, &address.to_string());
+        let answer = client.ping_with_options(PingRequest::default(), within(deadline::STATE)).await?;
+        let ping = answer.into_owned();
+        let (name, reason) = (ping.driver, ping.driver_reason);
+        Ok(DriverInUse { name, reason, security_boundary: ping.security_boundary })
     }
 
     /// Drops the connections to hosts that are no longer registered.

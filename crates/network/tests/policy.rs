@@ -373,7 +373,7 @@ async fn a_host_that_was_no_router_becomes_none_for_others() {
         again.shutdown().await.unwrap();
         cleanup(&dir, "test").await.unwrap();
         assert_eq!(forwards(), router, "as it was before");
-        net.world.end();
+        World::end();
     }
 }
 

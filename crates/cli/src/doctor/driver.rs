@@ -7,7 +7,7 @@ use wrenn_host::driver::{Chosen, Wish, firecracker};
 use wrenn_vmm::{Vmm, VmmError, probe::Probe};
 
 use super::{Check, Driver, scratch::Scratch};
-use crate::{config::Config, serve};
+use crate::{config::Config, layout::Layout, running_agent, serve};
 
 /// Chooses a driver as the agent does, in a temporary directory.
 pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe, Driver, Vec<Check>)> {
@@ -43,6 +43,22 @@ pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe
             (Probe::untried("no driver can be used"), driver, checks)
         }
     })
+}
+
+/// The driver that the running agent uses, which chose it when it started.
+pub(super) async fn in_use(config: &Config) -> Check {
+    let layout = Layout::new(config.state_dir());
+    match running_agent::driver(config, &layout).await {
+        Ok(driver) if driver.security_boundary => {
+            Check::ok("driver in use", format!("{}: {}", driver.name, driver.reason))
+        }
+        Ok(driver) => Check::warn(
+            "driver in use",
+            format!("{}, no security boundary: {}", driver.name, driver.reason),
+            "if a better one can be used by now, restart Wrenn",
+        ),
+        Err(why) => Check::ok("driver in use", why),
+    }
 }
 
 fn firecracker_check(wish: &Wish) -> Check {

@@ -84,6 +84,7 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
     checks.extend(network::kernel().await);
     checks.extend(network::ports(config)?);
     checks.extend(files::share(config)?);
+    checks.push(driver::in_use(config).await);
     let ok = checks.iter().all(|check| check.status != Level::Fail);
     let report = Report { ok, driver, kvm, checks };
     format.print(&report, || report.text())?;

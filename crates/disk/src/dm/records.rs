@@ -20,6 +20,9 @@ pub(super) struct Record {
     pub(super) size: u64,
 }
 
+/// Id of a volume and its record, or why that cannot be read.
+pub(super) type Found = (String, Result<Record, DiskError>);
+
 /// Records of a store's volumes.
 #[derive(Debug)]
 pub(super) struct Records {
@@ -56,7 +59,7 @@ impl Records {
     }
 
     /// Reads all records. A record that is removed meanwhile is left out.
-    pub(super) fn all(&self) -> Result<Vec<(String, Result<Record, DiskError>)>, DiskError> {
+    pub(super) fn all(&self) -> Result<Vec<Found>, DiskError> {
         let read = |id: String| match self.read(&id) {
             Err(DiskError::UnknownVolume(_)) => None,
             record => Some((id, record)),

@@ -127,8 +127,8 @@ impl World {
         Self { space, sniffer }
     }
 
-    /// Removes the link to it.
-    pub fn end(&self) {
+    /// Removes the link to the world.
+    pub fn end() {
         run("ip", &["link", "del", "up0"]);
     }
 
