@@ -197,7 +197,7 @@ impl Keeper {
             let begin = Instant::now();
             match self.once().await {
                 Ok(End::ByItself(status)) => {
-                    warn!("{} ended ({status}): restarting it", self.spec.name)
+                    warn!("{} ended ({status}): restarting it", self.spec.name);
                 }
                 Ok(End::Restart) => continue,
                 Ok(End::Shutdown) => break,

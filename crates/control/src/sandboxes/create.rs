@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use connectrpc::ConnectError;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -203,7 +202,7 @@ async fn claim(
     };
     for host in place(&hosts::candidates(&app.db).await?, &need)? {
         match claim_on(app, team, host, &need, key).await? {
-            Claim::Made(row, address) => return Ok(Some((row, address))),
+            Claim::Made(row, address) => return Ok(Some((*row, address))),
             Claim::KeyTaken => return Ok(None),
             Claim::Full => {}
         }
@@ -214,7 +213,7 @@ async fn claim(
 /// Result of an attempt to record a sandbox.
 enum Claim {
     /// Recorded, on the host at this address.
-    Made(Row, String),
+    Made(Box<Row>, String),
     /// Another request has the key.
     KeyTaken,
     /// The host was filled up meanwhile.
@@ -255,7 +254,7 @@ async fn claim_on(
     };
     let row = sandboxes::insert(&mut tx, &new).await?;
     tx.commit().await?;
-    Ok(Claim::Made(row, address))
+    Ok(Claim::Made(Box::new(row), address))
 }
 
 /// Calls the agent to create it, and records the result.
@@ -293,10 +292,9 @@ async fn note_failure(app: &App, host: Uuid, address: &str, error: &ApiError) {
 
 /// Returns whether a failed create counts against its host: not if the template or the request would fail on
 /// any host.
-fn is_of_host(error: &ConnectError, code: ErrorCode) -> bool {
+fn is_of_host(of: Option<Of>, code: ErrorCode) -> bool {
     let failed = matches!(code, ErrorCode::AgentError | ErrorCode::HostUnavailable | ErrorCode::Timeout);
-    let of = wrenn_rpc::fault::of(error).map_or(Of::OF_HOST, |(_, of)| of);
-    failed && matches!(of, Of::OF_HOST | Of::OF_UNSPECIFIED)
+    failed && matches!(of, None | Some(Of::OF_HOST | Of::OF_UNSPECIFIED))
 }
 
 async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, ApiError> {
@@ -316,12 +314,12 @@ async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, Strin
     match made {
         Ok(response) => made_it(app, row, host, response.into_owned()).await,
         Err(cause) => {
-            let (of_host, error) =
-                (is_of_host(&cause, ApiError::from(cause.clone()).code), ApiError::from(cause));
-            if of_host {
+            let of = wrenn_rpc::fault::of(&cause).map(|(_, of)| of);
+            let error = ApiError::from(cause);
+            if is_of_host(of, error.code) {
                 note_failure(app, host, address, &error).await;
             }
-            give_up(app, row, &error).await?.map_or(Err(error), Ok)
+            give_up(app, row, &error).await?.ok_or(error)
         }
     }
 }
@@ -489,12 +487,11 @@ mod tests {
 
     #[test]
     fn only_a_hosts_own_faults_count_against_it() {
-        let of = |of| wrenn_rpc::fault::attach(ConnectError::internal("x"), "agent_error", of);
-        assert!(is_of_host(&of(Of::OF_HOST), ErrorCode::AgentError));
-        assert!(is_of_host(&ConnectError::unavailable("x"), ErrorCode::HostUnavailable));
-        assert!(!is_of_host(&of(Of::OF_TEMPLATE), ErrorCode::AgentError));
-        assert!(!is_of_host(&of(Of::OF_CALLER), ErrorCode::AgentError));
-        assert!(!is_of_host(&of(Of::OF_HOST), ErrorCode::InsufficientStorage));
+        assert!(is_of_host(Some(Of::OF_HOST), ErrorCode::AgentError));
+        assert!(is_of_host(None, ErrorCode::HostUnavailable));
+        assert!(!is_of_host(Some(Of::OF_TEMPLATE), ErrorCode::AgentError));
+        assert!(!is_of_host(Some(Of::OF_CALLER), ErrorCode::AgentError));
+        assert!(!is_of_host(Some(Of::OF_HOST), ErrorCode::InsufficientStorage));
     }
 
     #[test]

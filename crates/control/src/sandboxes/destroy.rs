@@ -42,7 +42,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%id, %error, "a delete waits for its host"),
             Err(error) => {
-                tracing::error!(%id, %error, "the task of a delete failed; the reconciler finishes it")
+                tracing::error!(%id, %error, "the task of a delete failed; the reconciler finishes it");
             }
         }
         return Ok(());

@@ -122,13 +122,13 @@ impl Agent {
         }
     }
 
-    fn create(&self, request: CreateRequest) -> Result<CreateResponse, ConnectError> {
+    fn create(&self, id: &str) -> Result<CreateResponse, ConnectError> {
         let mut now = self.now();
         if let Some((code, of)) = now.create_fails.pop() {
             return Err(fault::attach(ConnectError::internal("it was told to fail"), code.as_str(), of));
         }
-        now.sandboxes.insert(request.sandbox_id.clone(), SandboxState::SANDBOX_STATE_RUNNING);
-        let sandbox = describe(&request.sandbox_id, SandboxState::SANDBOX_STATE_RUNNING);
+        now.sandboxes.insert(id.to_owned(), SandboxState::SANDBOX_STATE_RUNNING);
+        let sandbox = describe(id, SandboxState::SANDBOX_STATE_RUNNING);
         Ok(CreateResponse { sandbox: Some(sandbox).into(), ..Default::default() })
     }
 
@@ -157,7 +157,7 @@ impl Agent {
         });
         let create = handler_fn(move |context, request: CreateRequest| {
             create.note(&context);
-            let answer = create.create(request);
+            let answer = create.create(&request.sandbox_id);
             async move { Response::ok(answer?) }
         });
         let list = handler_fn(move |context, _: ListRequest| {

@@ -102,9 +102,13 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
             | Found::Unknown
             | Found::Unspecified,
         )
-        | (SandboxStatus::Starting, Found::Starting | Found::Stopping | Found::Unspecified)
-        | (SandboxStatus::Running, Found::Starting | Found::Running | Found::Stopping | Found::Unspecified)
-        | (SandboxStatus::Missing, Found::Starting | Found::Stopping | Found::Unspecified) => Step::Nothing,
+        | (
+            SandboxStatus::Starting | SandboxStatus::Missing,
+            Found::Starting | Found::Stopping | Found::Unspecified,
+        )
+        | (SandboxStatus::Running, Found::Starting | Found::Running | Found::Stopping | Found::Unspecified) => {
+            Step::Nothing
+        }
 
         (SandboxStatus::Starting, Found::Absent) if row.abandoned() => {
             lost("the control plane was interrupted while it was created")
