@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Targets for developers and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help

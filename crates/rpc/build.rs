@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Generates Rust code for the services and messages of proto/, without protoc.
 
 use std::{env, fs, path::PathBuf};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Assembles the test guest with binutils.
 #![allow(clippy::unwrap_used)]
 

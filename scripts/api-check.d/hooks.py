@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the generated requests cannot know of this API.
 
 A repeated Idempotency-Key gets the sandbox of the first request, or 409 once that was deleted: schemathesis would take

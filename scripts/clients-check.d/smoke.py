@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Uses the generated Python client against a running Wrenn: create, run, write, read, list, delete."""
 
 import os

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Uses the generated TypeScript client against a running Wrenn: create, run, write, read, list, delete.
 import { deepStrictEqual, strictEqual } from "node:assert";
 import { randomBytes, randomUUID } from "node:crypto";

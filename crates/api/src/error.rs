@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The error body `{"error":{"code","message"}}` and its codes.
 
 use serde::{Deserialize, Serialize};

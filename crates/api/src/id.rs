@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Typed ids: internally a UUIDv7, externally a prefix of letters and 25 lower-case base-36 digits.
 
 use std::{fmt, str::FromStr};

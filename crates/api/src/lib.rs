@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Types of the REST API, shared by the control plane, the client and the command line: typed ids, request
 //! and response bodies, and error codes. Does no I/O.
 

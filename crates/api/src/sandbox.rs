@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sandboxes, commands and files.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Messages on streams: the frames of a command's WebSocket, and events.
 
 use std::{borrow::Cow, collections::BTreeMap};

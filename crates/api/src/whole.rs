@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Deserializer of integers as JSON Schema defines them: `21.0` is an integer too.
 
 use std::fmt;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Bare client of Firecracker and its jailer: the floor for Wrenn's driver, with as few steps as possible.
 
 use std::{

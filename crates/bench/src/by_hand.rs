@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! QEMU with the same guest as the driver's, started by hand: the floor for a create.
 
 use std::{

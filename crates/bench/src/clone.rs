@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time to clone a large image compared with a small one: with shared extents the size must not matter.
 
 use std::{

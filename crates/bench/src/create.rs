@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time from the creation of a sandbox to the end of its first command, compared with QEMU by hand until envd
 //! answers.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time of a command through the API, compared with the same command sent directly to envd from the host.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time from the agent's create to the first byte of its guest, compared with a bare client of Firecracker's
 //! API. The guest is the test guest, which runs on every KVM; it has no envd, so its creates never finish.
 //!

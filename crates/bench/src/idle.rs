@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Memory of the agent per idle sandbox.
 
 use std::{fs, time::Duration};

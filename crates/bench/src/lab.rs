@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time until envd answers in the lab, with Linux on Firecracker: by the driver and by a bare client. Both
 //! get a slot, a copy of the image and the other files of the guest beforehand.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `make bench`: compares Wrenn with the floor, the same work by hand, side by side in one run. Prints a
 //! table and writes JSON. Only ratios are comparable between machines.
 

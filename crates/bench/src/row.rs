@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Row of the result table: Wrenn, floor and goal.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time to acquire a network slot from the warm pool, and to build one compared with `ip` and `nft` commands.
 //! Runs in a network namespace without an uplink.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The client's configuration file: its path, and how `wrenn up` writes URL and key to it.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Configuration: one table of keys, read from flags, the environment, a file named by `--env-file` and a TOML file, in
 //! this order. Nothing is read from the working directory.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creation of sandboxes without leaving unknown ones: after a lost response the request is repeated with the
 //! same idempotency key, and an interrupted create runs to its end.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn down`: stops the processes of `wrenn up`, also of one that has died.
 
 use std::{fs, time::Duration};

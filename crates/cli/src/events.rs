@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn events`: prints events, one per line, until interrupted.
 
 use anyhow::{Context, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Runs a command in a sandbox and passes its output and exit status on.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Failed commands: exit status, and the error object of `--json`.
 
 use serde::Serialize;

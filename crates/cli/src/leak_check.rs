@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn leak-check`: lists the leftovers of a stopped Wrenn.
 
 use anyhow::{Context, Result};

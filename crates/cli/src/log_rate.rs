@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Bounds how many lines a second each place of the program writes to the log, so that a fault that repeats without a pause
 //! fills no disk.
 

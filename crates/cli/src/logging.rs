@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Log of long-running commands, on standard error.
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};

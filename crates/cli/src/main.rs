@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The `wrenn` program: runs Wrenn, and is a client of its API.
 
 mod client_config;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Terminal output: results as text or one JSON value on standard output, progress on standard error.
 
 use std::io::{self, Write as _};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Private certificate authority for the control plane and the agent, and the certificates of both.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Records of processes that outlive their parent, so that a reused pid is never mistaken for them.
 
 use std::{fs, io, path::Path, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case.
 
 use anyhow::Result;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The VMM driver that the agent of this machine uses, as it says itself.
 
 use std::fs;

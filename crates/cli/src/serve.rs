@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn server` and `wrenn agent`: a single part of Wrenn, for `wrenn up` or a service manager.
 
 use std::{path::PathBuf, time::Duration};

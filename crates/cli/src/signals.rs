@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Signals that stop this program.
 
 use anyhow::{Context, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn status`: shows the running parts and their addresses.
 
 use std::path::PathBuf;

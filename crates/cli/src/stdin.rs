@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Detects standard input that a command in a sandbox does not get, so that the user can be warned.
 
 use std::io;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Users of the system, from `getent`.
 
 use std::{path::PathBuf, process::Command};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn doctor` says what Firecracker lacks, and what to do about it.
 #![allow(clippy::unwrap_used)]
 

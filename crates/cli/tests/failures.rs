@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! How commands report failures: exit status, standard error, and an object with `--json`.
 #![allow(clippy::unwrap_used)]
 

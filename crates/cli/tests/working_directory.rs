@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Files in the working directory must not select programs, addresses or databases.
 #![allow(clippy::unwrap_used)]
 

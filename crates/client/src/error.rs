@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Errors of API calls.
 
 use wrenn_api::{ErrorBody, SandboxId};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Event stream that reconnects after the last event.
 
 use std::{collections::VecDeque, pin::Pin, time::Duration};

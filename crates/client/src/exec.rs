@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Command whose output is streamed over a WebSocket.
 
 use std::time::Duration;

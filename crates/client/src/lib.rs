@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of Wrenn's REST API: sandboxes, commands, files and events over one HTTP connection pool.
 
 mod error;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Calls for sandboxes, for commands that run to their end, and for the health check.
 
 use std::time::Duration;

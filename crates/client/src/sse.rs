@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Incremental parser of server-sent events.
 
 use crate::{Error, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! HTTP connection pool: sends requests and checks responses.
 
 use std::{error::Error as _, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of the client against a server that behaves as the API documentation says.
 
 #![allow(clippy::unwrap_used)]

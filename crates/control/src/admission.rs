@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Admission control of a server: limits on concurrent requests of each kind, and on bytes in memory. No team
 //! gets more than its share, so that a greedy team leaves room for the others.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Clients of the host agents: mutual TLS, one HTTP/2 connection per host for all calls that end by themselves, and one
 //! for each stream.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Authentication by API keys, compared by hash and in constant time.
 
 use std::{

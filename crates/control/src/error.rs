@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Errors of the API: the error object, with the HTTP status of its code.
 
 use axum::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Events of teams in Redis: one bounded stream per team, written from the outbox, and read by server-sent
 //! events.
 

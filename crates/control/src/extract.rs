@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Extractors of request parts, with error messages of this API.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Metrics of the server in the format of Prometheus. Label values are from fixed sets, so that no client can
 //! create new ones; only one task at a time renders them, on a blocking thread.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Control plane as a library: the REST API, with PostgreSQL, Redis and the host agents.
 //!
 //! Servers are stateless: any number of them may run side by side. PostgreSQL stores the state, Redis the

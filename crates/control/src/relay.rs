@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Relay of events from the outbox to Redis, in order and at least once, by one server at a time.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! State shared by all requests and workers of a server.
 
 use std::sync::Arc;

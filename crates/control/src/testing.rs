@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Test support: a server's state without PostgreSQL and Redis, and hosts over the real RPC with mutual TLS.
 #![allow(clippy::unwrap_used)]
 

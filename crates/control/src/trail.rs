@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tracing of requests: every log line of a request has its id, client address, team, key and sandbox; calls
 //! to agents have its id.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Background tasks of a server, which are restarted when they fail.
 
 use std::{panic::AssertUnwindSafe, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Streams that nobody reads must not stop other calls to the same host.
 
 mod certificates;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Atomic file writes: a file is written under a temporary name beside its final name and renamed when it is
 //! complete.
 

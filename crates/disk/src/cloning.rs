@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Copying file content: by sharing extents (reflink) or by sparse copies.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sandbox for the ext4 tools, which read untrusted file systems.
 //!
 //! A tool sees one file and the read-only system directories, in new namespaces without a network, as a user

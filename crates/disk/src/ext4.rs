@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Converts a volume written by a guest into an image: checks, repairs and shrinks its ext4.
 //!
 //! All of it is untrusted input: the file system is never mounted on this host. The tools run confined; this

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Store whose volumes are files: reflinks or copies of their image.
 //!
 //! Volumes are `volumes/ID.img`. They get their name only when they are complete, and are independent of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Images of a store: immutable files with a name and the hash of their content.
 //!
 //! `images/NAME/HASH.img` is the content, `HASH.seal` has its metadata to detect later changes, and `current`

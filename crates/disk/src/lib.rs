@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Root file systems: images and the copy-on-write volumes made from them.
 //!
 //! A store keeps images under a name and content hash and clones them; a clone is one sandbox's disk.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Loop devices that the kernel frees when their last user closes them.
 //!
 //! Devices are attached with the autoclear flag, so the kernel counts their users: open handles, mounts and

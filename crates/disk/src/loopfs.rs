@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! XFS in a file, for hosts whose file system cannot share extents.
 //!
 //! The loop device frees itself on unmount, so that only the file is left.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Free space and reserve of a store.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! First boot stage as PID 1: switches from the initial RAM disk to the sandbox's root file system.
 
 use std::{

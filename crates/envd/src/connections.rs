@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Accepts a limited number of connections. Those of the guest's own programs have a separate limit, so that
 //! they cannot use up the host's.
 

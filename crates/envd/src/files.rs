@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `GET` and `POST /files`: reads and writes whole files over plain HTTP, streamed in pieces of bounded size.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Connect service `filesystem.Filesystem`.
 
 use std::{

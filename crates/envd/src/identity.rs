@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Identity of the machine: machine-id and host name, which must resolve.
 
 use std::{fs, io, path::Path};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `POST /init`: settings that the host sends before the first call and after every resume.
 
 use std::{collections::BTreeMap, io, sync::Arc};

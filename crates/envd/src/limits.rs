@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Limits of open files and tasks: the maximum for envd, and the usual limit of open files for the processes it starts.
 
 use std::sync::OnceLock;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! envd's log: lines on the console, which the host keeps, with the id of the request.
 
 use std::fmt::Display;

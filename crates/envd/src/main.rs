@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! envd, the guest agent: PID 1 of every microVM. It boots the system, reaps processes, and serves the
 //! sandbox's API.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `GET /metrics`: resource usage of the sandbox in the format of sandbox clients.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network configuration of the guest from the kernel command line: `wrenn.ip=ADDR/BITS wrenn.gw=ADDR
 //! wrenn.dns=ADDR[,ADDR]`.
 

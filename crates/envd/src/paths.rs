@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Paths in requests: absolute, relative to the user's home, or starting with `~`.
 
 use std::path::{Component, Path, PathBuf};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Shutdown of the guest on signals to PID 1: SIGTERM and SIGINT reboot, SIGUSR1 and SIGUSR2 power off, as
 //! with busybox init. Either ends the microVM.
 

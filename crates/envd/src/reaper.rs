@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reaps all exited children including orphans, and reports the status of envd's own children.
 //!
 //! One thread waits with WNOWAIT (the zombie stays), takes the lock and then reaps. Children are forked,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Opens regular files without blocking: FIFOs, devices and terminals are rejected.
 
 use std::{

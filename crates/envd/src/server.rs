@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! HTTP server: routes, token check and error format.
 
 use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Settings that the host sends to `/init`: token, variables, user; and the token check.
 
 use std::{

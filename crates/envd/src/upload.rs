@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! File upload: written in place, or to a temporary file that is renamed when it is complete.
 
 use std::{

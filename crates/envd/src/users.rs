@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Users and groups from `/etc/passwd` and `/etc/group`, parsed here because static glibc cannot load NSS.
 
 use std::{collections::HashMap, path::Path};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The agent: all sandboxes of this host by id.
 
 use std::{

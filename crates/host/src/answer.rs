@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Memory reservation of responses: keeps the memory reserved until the last byte of the response is sent.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Kernel, initial RAM disk and templates. Kernel and RAM disk are copied into the state directory, where the
 //! unprivileged VMMs can read them.
 

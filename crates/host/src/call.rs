@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Context of each call to the agent: the id of the client's request, and a tracing span that adds it and the
 //! sandbox id to each log line. Rejects calls meant for another host.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Control groups of microVMs: limit memory, number of tasks and CPU time of a VMM, even if the guest has
 //! taken it over.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Kernel resources of an agent: listing them, and removing them when no agent runs.
 
 use std::{fs, io, path::Path};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Choice of the VMM driver. A successful probe of KVM is stored and valid for this boot, this VMM and this
 //! kernel. A failed probe is repeated at each start, because its cause may have been fixed.
 

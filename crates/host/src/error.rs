@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Errors of the agent: a stable code and a message without host paths.
 
 use connectrpc::{ConnectError, ErrorCode as Wire};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Fault points, at which a test kills the process like `kill -9`. They need the feature `fault-points`.
 
 /// Kills the process with SIGKILL if the directory `WRENN_FAULT_DIR` has a file `agent.NAME`. Removes the

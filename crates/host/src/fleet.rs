@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Fleet check: the agent destroys sandboxes only for control planes of its own fleet with the highest epoch
 //! seen.
 //!

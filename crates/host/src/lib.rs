@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Host agent: runs the microVMs of one machine.
 //!
 //! Every sandbox has one task that changes it, and a journal on disk; microVMs outlive the agent, and the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Listener of the agent: mutual TLS and HTTP/2, with limits on the resources of unauthenticated clients.
 //!
 //! A client without a certificate only gets as far as a TLS handshake. Their number is limited; beyond it the oldest one is

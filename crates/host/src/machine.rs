@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hardware and programs of this machine.
 
 use std::{fs, path::PathBuf};

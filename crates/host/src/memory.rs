@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Limit of the memory in which the agent holds command output and file content, for all guests together.
 //!
 //! Each stream and each command reserves its minimum at the start, or is rejected. Output of commands that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Content of the directory of sandboxes: sandboxes, remains of removed ones, and foreign files, which the
 //! agent must not read, move or remove.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Recovery at the start of an agent: adopts each sandbox of a journal, keeps it as failed, or removes it.
 //! Touches nothing else.
 

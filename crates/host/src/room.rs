@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Monitor of the volume store's free space. While there is too little, sandboxes are paused: a guest whose
 //! writes fail would lose data, a paused one does not.
 

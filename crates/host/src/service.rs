@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The Connect service `host.v1.Host`.
 
 use std::{

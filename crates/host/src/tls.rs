@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Mutual TLS: the agent accepts only clients with a certificate of the private CA.
 
 use std::{path::Path, sync::Arc};

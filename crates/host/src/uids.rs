@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! User ids of this agent's VMMs: a range that no other agent of the machine uses.
 //!
 //! The range is claimed by a machine-wide lock, which is released when the agent ends, and stored in the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creates and removes the kernel resources of slots, on a thread that enters the slot's network namespace.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! IPv4 networks in CIDR notation, and set operations on address ranges.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Deletion of conntrack entries by netlink (linux/netfilter/nfnetlink_conntrack.h).
 
 use std::{io, net::Ipv4Addr};

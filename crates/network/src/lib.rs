@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sandbox networks: slots of network namespace, veth pair, tap device, addresses and nftables rules.
 //!
 //! Every guest has the same address inside its slot, so that a snapshot can be restored in any slot; the host

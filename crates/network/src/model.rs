@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! nftables rulesets as values: tables, sets, chains and rules. [`rules`](crate::rules) creates them,
 //! [`nft`](crate::nft) sends them to the kernel, and `Display` prints them in a syntax similar to that of
 //! `nft`.

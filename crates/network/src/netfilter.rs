@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Netlink socket to netfilter, and encoding of its messages (linux/netfilter/nfnetlink.h).
 
 use std::{

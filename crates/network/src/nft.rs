@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sends nftables rulesets to the kernel: one atomic nfnetlink batch (linux/netfilter/nf_tables.h).
 
 use std::io;

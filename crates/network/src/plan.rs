@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Address plan and names of slots. Pure; makes no system calls.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network policy and rates of one sandbox. Pure; makes no system calls.
 
 use serde::{Deserialize, Serialize};

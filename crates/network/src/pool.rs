@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Pool of slots built in advance, with a journal to find them after a crash.
 //!
 //! The file `slots/INDEX` exists from before a slot's first resource is created until after its last is

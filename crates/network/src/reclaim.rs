@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Finds an agent's kernel resources by name and directory.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! DNS resolvers of guests. Guests always use the same two link-local addresses, so that snapshots do not
 //! depend on a host's resolvers; each slot translates them to the resolvers of its host.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! nftables rules of slots and of the host. Pure: the same input gives the same tables.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network isolation of hostile guests: they reach the internet and nothing else. Needs root. The internet,
 //! the metadata service and neighbours are simulated in a namespace without an uplink, and received frames
 //! are captured there. Real guests are tested in the lab; here the test itself writes arbitrary frames to the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Slots in the real kernel. Needs root.
 #![allow(clippy::unwrap_used)]
 

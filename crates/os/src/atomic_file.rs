@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Atomic replacement of a file: writes a temporary file, syncs it, renames it, and syncs the directory.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Control groups: entering them in a child process, and groups that limit the memory of a service.
 
 use std::{

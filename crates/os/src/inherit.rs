@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Attributes that a child process inherits: open files, privileges, and OOM score adjustment.
 //!
 //! All functions may be called between fork and exec: they make system calls only and allocate nothing.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Linux interfaces used by several crates.
 
 pub mod atomic_file;

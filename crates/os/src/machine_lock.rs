@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Machine-wide locks, in a directory that only root can write to, so that no other user can take them.
 //!
 //! The kernel releases a lock when its process ends; after an orderly end the file is removed, too.

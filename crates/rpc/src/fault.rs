@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Error detail `host.v1.Fault` of Connect errors: a stable code of the REST API and whose fault it is.
 
 use base64::{

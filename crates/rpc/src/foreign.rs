@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Untrusted text (of a guest, a tenant or an agent), escaped and cut for logs.
 
 use std::fmt;

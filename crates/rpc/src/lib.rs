@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Services and messages of proto/: `process` and `filesystem` (envd) and `host::v1` (host agent). Does no
 //! I/O.
 #![allow(refining_impl_trait_internal, refining_impl_trait_reachable)]

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 # Prints S and fills a pattern. Then loops forever: counts, writes the count into one page of a ring, and every
 # 256 rounds checks the pattern and prints K if it is intact, else X. Entry state as defined by PVH: 32-bit
 # protected mode, flat segments, no paging. Addresses are the same as in lib.rs.

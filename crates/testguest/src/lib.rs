@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Test guest of a few dozen instructions, for microVM tests on machines whose KVM cannot run Linux.
 //!
 //! It reports over the serial port that it runs and that its memory is unchanged; see `guest.S`.

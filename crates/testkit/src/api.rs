@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! HTTP client of the public API that returns status, headers and body without interpreting them.
 
 use anyhow::{Context, Result};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reader of the server-sent event stream.
 
 use std::time::Duration;

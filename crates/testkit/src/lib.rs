@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Test harness: starts `wrenn up` in a temporary state directory, calls its public API over plain HTTP, and
 //! compares kernel resources before and after.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! List of processes from `/proc`.
 
 use std::{fs, path::Path};

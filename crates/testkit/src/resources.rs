@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Snapshot of kernel resources, to find what a test leaked.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Stack under test: `wrenn up` in a temporary state directory.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Stacks whose sandboxes are test guests on the real Firecracker and KVM, for tests that need no Linux in
 //! the sandbox. Test guests run on every KVM and start in milliseconds. They have no envd: a create waits for
 //! it until the sandbox is deleted.

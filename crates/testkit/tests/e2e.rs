@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! End-to-end tests: a Wrenn with real guests, used only through the public API and the command line. At the
 //! end it is stopped, and no kernel resources may be left.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of the lab: start, commands, isolated network, cleanup.
 
 use std::{

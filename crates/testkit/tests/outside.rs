@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Control plane on this machine with two labs as hosts: creates, uses and deletes sandboxes on real
 //! Firecracker, KVM and device-mapper over the network, and checks that nothing is left on the hosts.
 

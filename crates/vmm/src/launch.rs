@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Steps in the child process before it executes the VMM: control groups, user, limits.
 
 use std::{

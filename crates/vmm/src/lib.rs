@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Virtual machine monitors behind one trait, which the host agent uses for every driver.
 //!
 //! A microVM is a process of its own that outlives the agent; [`Vmm::adopt`] connects to one that a former

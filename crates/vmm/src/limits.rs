@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Limits of a microVM on this machine.
 
 use crate::{BootSpec, Capabilities, VmmError};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Log files to which a VMM appends: reads their end, and frees their beginning when they are too large.
 //!
 //! Their directory belongs to the VMM's user, so symbolic links, hard links and special files are rejected.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Probe that checks whether a driver can run a guest on this machine, by booting one.
 //!
 //! `/dev/kvm` may exist, open and create VMs and still never run a stock kernel, as on some paravirtual

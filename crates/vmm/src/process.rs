@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! VMM processes, which outlive the caller: identify, find, watch and kill them by pidfd.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A VMM's process and run directory, common to all drivers.
 
 use std::{

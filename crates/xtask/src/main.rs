@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Development tasks of Wrenn: `cargo xtask`.
 
 mod lab;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Check of KVM, by booting a guest on it, and the resulting driver.
 
 use std::path::{Path, PathBuf};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Checks of files: free space and reflinks of the state directory's file system, and the guest's files.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Checks of the machine: kernel, CPU, programs and users.
 
 use std::{fs, process::Stdio, time::Duration};

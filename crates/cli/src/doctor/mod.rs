@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn doctor`: checks whether Wrenn can run here, with remedies.
 
 mod driver;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Checks of the network: the parts of slots, in a temporary namespace, and the ports.
 
 use std::{fs, net::TcpListener, process::Stdio, time::Duration};

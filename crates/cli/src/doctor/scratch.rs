@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Temporary directory in which `wrenn doctor` probes KVM; a later doctor finds and removes that of a killed
 //! one.
 

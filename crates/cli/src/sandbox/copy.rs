@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn sandbox cp`: copies one file into or out of a sandbox as a stream.
 
 use std::{

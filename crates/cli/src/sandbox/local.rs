@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Local destination of a copy: a regular file is replaced when the copy is complete, anything else is
 //! written directly.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn sandbox`: commands for single sandboxes.
 
 mod copy;

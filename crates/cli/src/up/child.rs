@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Child processes of `wrenn up`: start, log, restart and stop.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn up --detach`: starts `wrenn up` in the background and waits until it is ready.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Control groups that limit the memory of the control plane and of the host agent: one that exceeds it is
 //! restarted, and the rest of the machine is not affected.
 

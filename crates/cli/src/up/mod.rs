@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `wrenn up`: runs all parts of Wrenn on one machine, in the foreground or in the background.
 
 pub(crate) mod child;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The private PostgreSQL: Debian's program, reachable by a unix socket only.
 
 use std::{

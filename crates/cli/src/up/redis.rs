@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The private Redis: Debian's program, reachable by a unix socket only; every write is flushed to the disk.
 
 use std::{path::PathBuf, time::Duration};

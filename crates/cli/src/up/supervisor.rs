@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Supervisor of all parts of Wrenn on this machine: starts them in order and stops them in reverse order.
 
 use std::{fs, net::TcpListener, path::Path, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Fleet of the database, and its epoch, by which hosts detect a database that was restored or exchanged.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hosts: health, capacity, and candidates for new sandboxes.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Idempotency keys, with the hash of their request and the sandbox that it created.
 
 use sqlx::{PgConnection, PgPool};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! API keys, looked up by the SHA-256 of their secret.
 
 use sqlx::PgPool;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Migrations of the schema, in a database that is empty or belongs to Wrenn.
 
 use std::{collections::BTreeSet, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! PostgreSQL, the source of truth. Every statement is checked against the schema at compile time.
 
 pub(crate) mod fleet;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Outbox of events for Redis: written in the transaction of the change, delivered by the relay.
 
 use serde_json::json;

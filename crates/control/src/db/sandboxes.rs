@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sandboxes. Every change of status is a compare-and-set on id, status and version, and writes its event in
 //! the same transaction.
 

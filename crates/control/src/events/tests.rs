@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests with a real Redis.
 #![allow(clippy::unwrap_used)]
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The team's events as server-sent events.
 
 use std::convert::Infallible;

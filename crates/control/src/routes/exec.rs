@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Commands without streaming: the response is sent after their end.
 
 use std::{collections::BTreeMap, time::Duration};

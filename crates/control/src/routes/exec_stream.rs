@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Commands with output streamed over a WebSocket.
 
 use std::{pin::pin, sync::Arc, time::Duration};

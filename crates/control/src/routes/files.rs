@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Upload and download of files, streamed: no file is ever in memory as a whole.
 
 use std::{pin::pin, time::Duration};

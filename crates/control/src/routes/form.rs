@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Parser of forms (`multipart/form-data`), part by part. The underlying parser buffers everything that is
 //! not content, such as a part's headers, and scans it again whenever more arrives: so its size is limited.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Health and metrics of the control plane.
 
 use std::time::Duration;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! HTTP API: routes, the OpenAPI document made from them, and middleware.
 
 mod events;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Response to a command as JSON, encoded piece by piece from the raw output, so that the output is in memory
 //! only once.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Time limit for stalled transfers, so that they do not keep their resources for ever.
 
 use std::time::Duration;

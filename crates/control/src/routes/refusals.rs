@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The error responses of each operation, for the OpenAPI document: which codes it can answer with, and an example of each.
 
 use std::collections::BTreeMap;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Sandboxes: create, list, get, delete.
 
 use axum::{

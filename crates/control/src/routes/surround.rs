@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Middleware of every request: request id, permit, log and metrics, and a response even if a handler panics.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};

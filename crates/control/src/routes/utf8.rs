@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Splits output into text and bytes; a character cut between pieces is joined again.
 
 /// State of one output of a command.

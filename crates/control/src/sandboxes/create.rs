@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creation of sandboxes: placed and recorded first, then created by the agent, in a task that does not
 //! depend on the client's connection.
 

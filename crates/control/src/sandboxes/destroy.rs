@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Deletion of sandboxes. The intent is recorded first; from then on the reconciler completes it in any case.
 
 use uuid::Uuid;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Operations on sandboxes, used by the routes.
 
 pub(crate) mod create;

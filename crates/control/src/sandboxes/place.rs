@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Placement of sandboxes on hosts. Pure: the same input gives the same host.
 
 use uuid::Uuid;

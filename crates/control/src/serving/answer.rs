@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Response bodies, sent in small pieces, so that their resources are kept until nearly everything was read.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! State of one connection: peer, running requests, and waiting times.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Stream of a connection: keeps its permit, counts received bytes, and fails if the peer reads nothing.
 
 use std::{

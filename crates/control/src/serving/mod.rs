@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Listener: accepts connections and serves HTTP on them, with limits on all resources of a peer:
 //! connections, in total and per address; the head of a request, in bytes and time; responses that are not
 //! read.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Permits of connections, limited in total and per address. If none is free, the connection that has been
 //! idle for the longest is closed.
 

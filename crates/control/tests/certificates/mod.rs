@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Certificates for mutual TLS between a control plane and agents of a test.
 
 use std::{error::Error, path::Path, sync::Arc};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A fake host agent without sandboxes: it responds to the control plane as the test configures it, even in
 //! ways that no real one does.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cases of the database itself: foreign tables, and time limits.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A control plane with a database of its own, and with fake agents.
 
 use std::{

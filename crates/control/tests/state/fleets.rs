@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cases of destroys, and of the databases that may request them.
 
 use std::{sync::Arc, time::Duration};

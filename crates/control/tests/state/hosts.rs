@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cases of hosts that hang, lie or are full, and of their effect on other hosts.
 
 use std::sync::Arc;

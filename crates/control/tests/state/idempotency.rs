@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cases of creates that are repeated with their key.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests of the control plane with a real PostgreSQL, a real Redis and fake agents: stored state,
 //! reservations and destroys. Each case has a database and agents of its own.
 

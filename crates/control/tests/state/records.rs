@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Cases of records of stopped sandboxes, and of repeated deletes.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A private PostgreSQL and a private Redis for all cases; each case has a database of its own.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Requests to the device-mapper control device (linux/dm-ioctl.h).
 //!
 //! A message is `struct dm_ioctl` (312 bytes, integers in host byte order), followed by the data of the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One lock per volume, so that a slow operation on one volume delays no other.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Device-mapper devices of one volume, created and removed together.
 //!
 //! ```text

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Volumes with device-mapper: a read-only image and a file with the changes of one sandbox.
 
 pub(crate) mod ioctl;

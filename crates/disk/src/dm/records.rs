@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Records of volumes: the image and content from which each was cloned. An unreadable record may name any image.
 
 use std::{

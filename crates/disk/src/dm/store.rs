@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Store whose volumes are device-mapper snapshots.
 //!
 //! `volumes/ID.json` records from which image a volume was cloned, `volumes/ID.cow` has the changes, and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tables of device-mapper and the status of their targets.
 
 use super::ioctl::Numbers;

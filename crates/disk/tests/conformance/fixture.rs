@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Store of one backend in a temporary directory, with a check that nothing of it is left.
 
 use std::{

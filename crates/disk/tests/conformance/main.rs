@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Conformance tests of all backends of volumes that work on this machine. Needs root to mount file systems.
 //!
 //! Without device-mapper, its tests are not listed and a line says so. In the lab, device-mapper must work

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One cgroup per process, so that a kill also reaches descendants that left the process group.
 
 use std::{

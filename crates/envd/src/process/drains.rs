@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reads and discards the output of descendants of exited processes, so that SIGPIPE does not kill them.
 
 use std::{

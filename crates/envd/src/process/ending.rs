@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Exit status of a process as numbers and as the text that sandbox clients expect.
 
 use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};

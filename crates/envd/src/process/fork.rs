@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Forks a process and sets its session, cgroup, limits, user and directory before exec.
 
 use std::{

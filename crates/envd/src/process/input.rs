@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Standard input or terminal input of one process: ordered writes and close.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Finds the missing interpreter of a script or the missing loader of a binary that cannot be executed.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Processes: start, output, exit, and the Connect service.
 
 pub(crate) mod cgroup;

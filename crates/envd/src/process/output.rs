@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Output log of one process: bounded, and read by any number of clients at their own speed.
 //!
 //! The log keeps the last [`LIMIT`] bytes, or less if other processes need the memory ([`Retention`]). The

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Registry of all started processes: the running ones and the last exited ones.
 
 use std::{

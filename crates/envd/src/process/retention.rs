@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Limit of the output kept for all processes together: the oldest exited processes lose theirs first, then
 //! the largest.
 

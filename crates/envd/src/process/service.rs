@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The Connect service `process.Process`.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Starts a process as a user in its own session, cgroup and directory, connected to pipes or a terminal.
 
 use std::{

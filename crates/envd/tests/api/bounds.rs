@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Limits of envd's memory and descriptors with many processes, much output and many descendants.
 
 use std::{fs, process::Command};

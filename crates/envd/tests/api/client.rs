@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of envd over plain HTTP and Connect with JSON, like sandbox clients.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Runs the real envd as an ordinary process and calls it like sandbox clients.
 #![allow(clippy::unwrap_used)]
 

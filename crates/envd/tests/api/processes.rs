@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Processes: output, input, exit and errors.
 
 use std::{net::Shutdown, thread};

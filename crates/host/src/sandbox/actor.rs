@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Task of one sandbox, the only one that changes it, one step after another.
 
 use std::{

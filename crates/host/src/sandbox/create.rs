@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creation of a sandbox: journal, network, disk, microVM, guest.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Commands in a guest: start through envd, output streams, and the kill of a command with all its
 //! descendants after its timeout, or if its reader is gone.
 

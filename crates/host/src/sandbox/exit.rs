@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Exit code of a command, computed from the guest's report.
 
 use wrenn_rpc::process::process_event::EndEvent;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of one guest's envd: its HTTP and Connect services, reached through the sandbox's slot.
 
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};

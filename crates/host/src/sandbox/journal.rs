@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Journal of one sandbox: JSON lines, written and synced before each step that creates something outside the
 //! process. Calls block on the disk; asynchronous callers use the blocking pool.
 //!

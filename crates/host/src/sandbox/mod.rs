@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! One sandbox on this host: actor, journal, and client of its guest.
 
 pub(crate) mod actor;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Removal of a sandbox's resources. Does nothing for resources that are already gone.
 
 use std::{fs, path::Path, time::Duration};

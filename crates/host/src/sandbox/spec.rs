@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Requested properties of a sandbox, the first entry of its journal.
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Summary of a sandbox's journal: properties and resources. The running agent and the next one use the same
 //! summary.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Encoders of network frames.
 
 use std::net::Ipv4Addr;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Simulated microVM: opens a slot's tap device and writes frames.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Helpers for tests in the real kernel. Each test runs in a network namespace without an uplink, in which
 //! the test program is started again by `unshare`.
 #![allow(dead_code, unreachable_pub)]

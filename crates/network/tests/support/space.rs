@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network namespaces, each owned by a thread, and simulated networks around the host in one of them.
 
 use std::{

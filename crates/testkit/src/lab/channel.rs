@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! SSH channel that runs commands in a lab: one multiplexed connection, with keys generated per lab.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Child process that is killed when this process exits for whatever reason, and when its time limit is over.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Configuration of a lab.
 
 use std::{path::PathBuf, time::Duration};

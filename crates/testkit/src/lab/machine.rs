@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Machine of a lab: QEMU with emulated AMD-V.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Lab: a virtual host with real KVM, device-mapper and Firecracker, for tests that need a feature which this
 //! machine does not have. See `docs/lab.md`.
 //!

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network of labs: one bridge in the caller's network namespace, one tap device per lab, no uplink.
 //!
 //! The kernel removes a lab's tap device when its QEMU exits. The last lab removes the bridge. A bridge that

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Read-only disk with the files that a lab is given; labs with the same files share it.
 
 use std::{

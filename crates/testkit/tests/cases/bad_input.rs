@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Invalid input: rejected with a helpful error, without side effects.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creates and deletes many sandboxes concurrently and compares all resources before and after.
 
 use std::{collections::BTreeMap, fs, time::Duration};

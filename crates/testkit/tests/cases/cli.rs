@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The commands `wrenn run` and `wrenn sandbox`: exit status, output, input, files, interrupted creates.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Commands: output, exit status, timeouts.
 
 use std::sync::Arc;

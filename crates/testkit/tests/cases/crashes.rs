@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Processes of Wrenn are killed with SIGKILL; sandboxes keep running.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Event stream of a sandbox's life.
 
 use std::sync::Arc;

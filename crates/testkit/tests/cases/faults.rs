@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Kills agent and control plane at every step of a create and of a delete.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Many sandboxes at once.
 
 use std::{sync::Arc, time::Instant};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! The guest as a machine: identity, usual programs, limits on what commands take of it, and its end.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Hosts with problems: full disk, guests that do not boot, few file descriptors.
 
 use std::{

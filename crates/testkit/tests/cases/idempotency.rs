@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creates whose response is lost.
 
 use std::{sync::Arc, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Life of a sandbox.
 
 use std::{fs, path::Path, sync::Arc};

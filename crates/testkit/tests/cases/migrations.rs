@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Database migration by several servers that start at once.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! List of test cases by subject.
 
 mod bad_input;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network access of real guests: the internet and nothing else. The host runs in a network namespace without
 //! an uplink, and further namespaces simulate the rest of the world, so no packet leaves the machine even if
 //! the policy fails.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Temporary failures of PostgreSQL, Redis and the host.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Privileges, open files and users of the processes that Wrenn runs.
 
 use std::{fs, sync::Arc};

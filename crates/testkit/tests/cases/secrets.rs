@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Secrets must not appear in logs or on command lines.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};

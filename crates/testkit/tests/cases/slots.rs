@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reuse of network slots of failed sandboxes.
 
 use std::time::Duration;

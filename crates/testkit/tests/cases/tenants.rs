@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Isolation between teams; paged lists.
 
 use std::sync::Arc;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of Firecracker's API: HTTP over a unix socket.
 
 use std::{io, path::Path, pin::pin, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Differences between CPU architectures.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Firecracker API requests that configure a microVM.
 //!
 //! File names are relative to the root of the jail, which is the working directory.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Directory that Firecracker runs in, and the start of its process.
 //!
 //! With a jailer: a thread creates a mount namespace, mounts a small tmpfs on the driver's directory, and

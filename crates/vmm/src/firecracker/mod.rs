@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Firecracker driver, for production. Each microVM is a process in its own jail, made by Firecracker's
 //! jailer, in which every file has the same name for each sandbox: a snapshot can be restored under any id.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Supported versions of Firecracker.
 
 use std::{path::Path, process::Command};

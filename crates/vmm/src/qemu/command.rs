@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! QEMU's command line, and the steps in the child before it executes QEMU.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! QEMU driver: emulation on machines without working KVM, or KVM. Neither is a security boundary: QEMU runs
 //! without a root directory of its own.
 

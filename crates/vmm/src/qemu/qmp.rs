@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of QMP, QEMU's control protocol: one JSON object per line.
 
 use std::{path::Path, time::Duration};

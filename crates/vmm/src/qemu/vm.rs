@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! A QEMU microVM.
 
 use std::{process::Command, time::Duration};

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Creates and kills many microVMs with disk and network concurrently and compares kernel resources before
 //! and after.
 

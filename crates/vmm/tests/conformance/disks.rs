@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Disks of Debian guests: a dm-snapshot of the root file system for each microVM, as sandboxes have them.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Faults of Firecracker, its programs and its jail.
 
 use std::{

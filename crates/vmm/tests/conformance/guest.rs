@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Client of the envd of a Linux guest.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Life of one microVM, from boot to exit.
 
 use std::{io::Write, os::unix::fs::MetadataExt, time::Duration};

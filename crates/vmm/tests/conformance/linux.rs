@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Linux guest as in sandboxes: Debian on a dm-snapshot disk, in a network slot, jailed; paused, snapshotted,
 //! and restored several times at once with other ids, slots and disks.
 

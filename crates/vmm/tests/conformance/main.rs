@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Conformance tests of all drivers that work on this machine: with the real guest kernel if it runs, with
 //! Debian on a dm-snapshot disk in the lab, and with the test guest otherwise; and tests specific to
 //! Firecracker.

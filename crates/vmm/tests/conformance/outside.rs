@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Simulated outside network in a namespace: a server that greets, one that sends data, and resolvers.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Minimal page server: answers each userfaultfd fault with its page from a file.
 //! Constants are those of linux/userfaultfd.h.
 

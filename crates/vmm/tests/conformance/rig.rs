@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Drivers that work on this machine, each with a guest.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Content of snapshots, page by page.
 
 use std::{

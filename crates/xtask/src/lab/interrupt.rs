@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Ctrl-C handling: the foreground command gets the signal, and this process survives to stop the lab.
 
 use std::thread;

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask lab`: a virtual host with KVM, device-mapper and Firecracker. See `docs/lab.md`.
 
 mod interrupt;

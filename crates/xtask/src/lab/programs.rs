@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Test programs of the lab: which cases run there, in which order, and where cargo puts the programs.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! `cargo xtask lab test`: runs the test programs one after another in several concurrent labs.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Tests over real sockets, with a host over the real RPC.
 #![allow(clippy::unwrap_used)]
 

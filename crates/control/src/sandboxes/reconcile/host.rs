@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reconciliation of one host: its rounds, and the removals that they start.
 
 use std::{

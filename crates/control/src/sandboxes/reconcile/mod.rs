@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Reconciler: periodically compares the database with the sandboxes of each host, and completes or undoes
 //! interrupted operations. Level-triggered: it does not depend on the cause of a difference, and every step
 //! is idempotent.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Step of the reconciler for one sandbox, by its row and its state on the host. Pure.
 
 use wrenn_api::{ErrorCode, SandboxStatus};

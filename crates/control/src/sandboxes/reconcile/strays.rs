@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! MicroVMs without a row, and the time since which each was seen. A row may be missing because a database
 //! was restored, so they are only destroyed after a grace period.
 

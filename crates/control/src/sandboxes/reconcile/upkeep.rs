@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Upkeep that concerns no host in particular: the fleet's epoch, old records, and the gauges that count
 //! rows.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Images, clones and invalid arguments.
 
 use std::{

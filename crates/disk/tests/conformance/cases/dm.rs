@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Faults specific to device-mapper.
 
 use std::fs::File;

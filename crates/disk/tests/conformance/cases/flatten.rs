@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Flattening of volumes with valid and corrupt file systems.
 
 use std::{

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Restarts, reclaim and concurrent use of volumes.
 
 use std::{

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Network attacks of a guest and what another guest receives: `attack`, `watch` or `report`.
 
 Uses only modules of the minimal Python. Prints one line per answer or received frame.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Network namespaces, each owned by a thread; the kernel removes a namespace when its thread exits.
 
 use std::{

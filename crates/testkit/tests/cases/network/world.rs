@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 //! Simulated networks around a host: the internet behind its default route, a metadata service and a
 //! neighbour, each in a network namespace. Each counts and answers all packets that arrive.
 
