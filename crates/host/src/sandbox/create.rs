@@ -27,6 +27,10 @@ use crate::{
     fault,
 };
 
+/// Part of what envd writes to the console if the template's file system does not mount. A guest that ends before
+/// envd runs is the fault of the host's kernel or initial RAM disk.
+const TEMPLATE_FAULT: &str = "check the template's image";
+
 /// Specification of a sandbox's VMM; also used to find it again.
 pub(crate) fn boot_spec(
     shared: &Shared,
@@ -201,7 +205,9 @@ impl Actor {
             exit = vm.exited() => {
                 tracing::error!(id = self.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
                 let message = format!("the microVM ended while it booted; {}", self.last_words(&**vm, &exit).await);
-                Err(AgentError::new(ErrorCode::AgentError, message).of_template())
+                let of_template = message.contains(TEMPLATE_FAULT);
+                let error = AgentError::new(ErrorCode::AgentError, message);
+                Err(if of_template { error.of_template() } else { error })
             }
             () = tokio::time::sleep(left) => {
                 let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();

@@ -140,6 +140,8 @@ async fn bad_root(stack: &Stack) -> Result<()> {
     let reply = stack.api.post("/v1/sandboxes", &body).await?;
     let said = reply.expect_error(502, "agent_error")?.json().to_string();
     anyhow::ensure!(said.contains("check the template's image"), "{said}");
+    let count = stack.sql("SELECT failed_creates FROM hosts")?;
+    anyhow::ensure!(count == "0", "a template's fault counts against its host: {count}");
     let ids = listed(stack).await?;
     let [id] = ids.as_slice() else { anyhow::bail!("one is expected, these are there: {ids:?}") };
     nothing_remains(stack, id).await?;
