@@ -8,8 +8,9 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
+
+use wrenn_os::control_group;
 
 /// Name of the parent group.
 const NAME: &str = "wrenn";
@@ -19,9 +20,6 @@ const TASKS: u32 = 256;
 const CPU_PERIOD_US: u32 = 100_000;
 /// Required controllers, without which hostile code in a VMM could use up the host's memory and process ids.
 const NEEDED: [&str; 2] = ["memory", "pids"];
-/// Delay between attempts to remove a group, which becomes empty shortly after its last process has exited.
-const EMPTY: Duration = Duration::from_millis(20);
-const TRIES: usize = 50;
 /// Number of attempts to create groups, because the parent may be removed concurrently.
 const RACES: usize = 4;
 
@@ -121,25 +119,7 @@ pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<Pa
 
 /// Removes the groups of an exited VMM. Does nothing if there are none.
 pub(crate) fn remove(id: &str) -> io::Result<()> {
-    for group in groups(Path::new(ROOT), id) {
-        for left in (0..TRIES).rev() {
-            match fs::remove_dir(&group) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => {
-                    std::thread::sleep(EMPTY);
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                result => {
-                    result?;
-                    break;
-                }
-            }
-        }
-        // Remove the common parent with its last group.
-        if let Some(parent) = group.parent() {
-            let _ = fs::remove_dir(parent);
-        }
-    }
-    Ok(())
+    groups(Path::new(ROOT), id).iter().try_for_each(|group| control_group::remove_directory(group))
 }
 
 /// Lists the existing groups.

@@ -85,20 +85,24 @@ pub fn bound_memory(name: &str, bytes: u64) -> io::Result<PathBuf> {
 /// Removes the group of this name, if any, and the common parent with the last group. Blocks for up to a
 /// second until its last process has ended.
 pub fn remove(name: &str) -> io::Result<()> {
-    for (group, _) in places(Path::new(ROOT), name) {
-        for left in (0..TRIES).rev() {
-            match fs::remove_dir(&group) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => thread::sleep(EMPTY),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                result => {
-                    result?;
-                    break;
-                }
+    places(Path::new(ROOT), name).iter().try_for_each(|(group, _)| remove_directory(group))
+}
+
+/// Removes a group by its directory, if it exists, and the common parent with the last group. Blocks for up to
+/// a second until its last process has ended.
+pub fn remove_directory(group: &Path) -> io::Result<()> {
+    for left in (0..TRIES).rev() {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && left > 0 => thread::sleep(EMPTY),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            result => {
+                result?;
+                break;
             }
         }
-        if let Some(parent) = group.parent() {
-            let _ = fs::remove_dir(parent);
-        }
+    }
+    if let Some(parent) = group.parent() {
+        let _ = fs::remove_dir(parent);
     }
     Ok(())
 }
