@@ -11,7 +11,8 @@ mod whole;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
-    CreateSandbox, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox, SandboxStatus,
+    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox,
+    SandboxStatus,
 };
 pub use stream::{
     Event, ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart,

@@ -259,9 +259,22 @@ pub struct ReadFile {
     pub path: String,
 }
 
+/// A VMM driver in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriverHealth {
+    /// Name of the driver: `firecracker` or `qemu`.
+    #[schema(example = "firecracker")]
+    pub driver: String,
+    /// Whether it keeps untrusted code from the host; emulation does not.
+    pub security_boundary: bool,
+    /// Number of online hosts that use it.
+    pub hosts: u32,
+}
+
 /// The health of the control plane.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"status": "ok", "version": "0.1.0", "hosts_online": 1, "max_upload_bytes": 104_857_600}))]
+#[schema(example = json!({"status": "ok", "version": "0.1.0", "hosts_online": 1,
+    "drivers": [{"driver": "firecracker", "security_boundary": true, "hosts": 1}], "max_upload_bytes": 104_857_600}))]
 pub struct Health {
     /// `ok`, or `degraded` if PostgreSQL or Redis cannot be reached.
     pub status: String,
@@ -269,6 +282,9 @@ pub struct Health {
     pub version: String,
     /// Number of hosts that are online; without one no sandbox can be created.
     pub hosts_online: u32,
+    /// VMM drivers of these hosts. `wrenn status` on a host tells why its agent uses this one.
+    #[serde(default)]
+    pub drivers: Vec<DriverHealth>,
     /// Maximum size of an uploaded file in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_upload_bytes: Option<u64>,

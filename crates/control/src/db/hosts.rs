@@ -48,11 +48,22 @@ pub(crate) async fn all(db: &PgPool) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!("SELECT id FROM hosts").fetch_all(db).await
 }
 
-/// Number of online hosts.
-pub(crate) async fn online(db: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM hosts WHERE status = 'online'"#)
-        .fetch_one(db)
-        .await
+/// Number of online hosts by VMM driver.
+pub(crate) struct Online {
+    pub(crate) driver: String,
+    pub(crate) security_boundary: bool,
+    pub(crate) hosts: i64,
+}
+
+/// Counts the online hosts by VMM driver; at most 16 drivers, whatever agents report.
+pub(crate) async fn online(db: &PgPool) -> sqlx::Result<Vec<Online>> {
+    sqlx::query_as!(
+        Online,
+        r#"SELECT driver, security_boundary, count(*) AS "hosts!" FROM hosts WHERE status = 'online'
+         GROUP BY driver, security_boundary ORDER BY driver, security_boundary LIMIT 16"#
+    )
+    .fetch_all(db)
+    .await
 }
 
 /// Address of a host.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::{Json, extract::State, response::IntoResponse};
 use http::{StatusCode, header};
-use wrenn_api::Health;
+use wrenn_api::{DriverHealth, Health};
 
 use crate::{db::hosts, state::App};
 
@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(2);
     responses(
         (status = 200, description = "The control plane reaches PostgreSQL and Redis.", body = Health),
         (status = 503, description = "PostgreSQL or Redis cannot be reached; `status` is `degraded`.", body = Health,
-            example = json!({"status": "degraded", "version": "0.1.0", "hosts_online": 0, "max_upload_bytes": 104_857_600})),
+            example = json!({"status": "degraded", "version": "0.1.0", "hosts_online": 0, "drivers": [], "max_upload_bytes": 104_857_600})),
     )
 )]
 pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>) {
@@ -27,15 +27,22 @@ pub(super) async fn health(State(app): State<App>) -> (StatusCode, Json<Health>)
     let looked = tokio::time::timeout(LOOK, futures::future::join(database, events)).await;
     let (hosts, events) = looked.unwrap_or((None, false));
     let well = hosts.is_some() && events;
+    let drivers: Vec<DriverHealth> = hosts.unwrap_or_default().into_iter().map(driver).collect();
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let text = if well { "ok" } else { "degraded" };
     let health = Health {
         status: text.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        hosts_online: hosts.unwrap_or_default().try_into().unwrap_or_default(),
+        hosts_online: drivers.iter().map(|driver| driver.hosts).sum(),
+        drivers,
         max_upload_bytes: Some(app.limits.upload_body as u64),
     };
     (status, Json(health))
+}
+
+fn driver(online: hosts::Online) -> DriverHealth {
+    let hosts::Online { driver, security_boundary, hosts } = online;
+    DriverHealth { driver, security_boundary, hosts: hosts.try_into().unwrap_or_default() }
 }
 
 /// Get metrics in the text format of Prometheus.

@@ -117,7 +117,7 @@ pub(crate) async fn the_host(stack: Arc<Stack>) -> Result<()> {
     wait_status(&stack, &id, &["running"], 20).await?;
     wait_exec(&stack, &id, 60).await?;
     let health = stack.api.get("/health").await?.expect(200)?.json();
-    anyhow::ensure!(health["hosts_online"] == 1, "{health}");
+    anyhow::ensure!(health["hosts_online"] == 1 && health["drivers"][0]["hosts"] == 1, "{health}");
     wait_status(&stack, &unwanted, &["stopped"], 40).await?;
     nothing_remains(&stack, &unwanted).await?;
     delete_wholly(&stack, &id).await
