@@ -15,7 +15,8 @@ use wrenn_testkit::wait_until;
 /// Both servers, which are stopped when this is dropped.
 pub(crate) struct Stores {
     dir: tempfile::TempDir,
-    processes: Vec<Child>,
+    postgres: Child,
+    redis: Child,
 }
 
 fn programs() -> Result<PathBuf> {
@@ -61,12 +62,12 @@ impl Stores {
         }
         let log = std::fs::File::create(dir.path().join("postgres.log"))?;
         let redis_log = log.try_clone()?;
-        let postgres = postgres.stderr(log).spawn().context("postgres")?;
+        let mut postgres = postgres.stderr(log).spawn().context("postgres")?;
         let mut redis = Command::new("redis-server");
         redis.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]);
         let redis = redis.arg(dir.path().join("redis")).stdin(Stdio::null()).stdout(redis_log).spawn();
-        let mut stores = Self { dir, processes: vec![postgres] };
-        stores.processes.push(redis.context("redis-server")?);
+        let redis = redis.inspect_err(|_| drop(postgres.kill())).context("redis-server")?;
+        let stores = Self { dir, postgres, redis };
         let socket = stores.dir.path().join("redis");
         let ready =
             async || (stores.execute("postgres", "SELECT 1").await.is_ok() && socket.exists()).then_some(());
@@ -111,11 +112,10 @@ impl Stores {
 
 impl Drop for Stores {
     fn drop(&mut self) {
-        for mut process in self.processes.drain(..) {
-            let pid = Pid::from_raw(process.id() as i32);
-            // SIGQUIT ends each at once, and leaves nothing in shared memory.
-            let _ = pid.map(|pid| kill_process(pid, Signal::QUIT));
-            let _ = process.wait();
-        }
+        // SIGINT makes PostgreSQL stop without waiting for clients, and leaves nothing in shared memory.
+        let _ = Pid::from_raw(self.postgres.id() as i32).map(|pid| kill_process(pid, Signal::INT));
+        let _ = self.postgres.wait();
+        let _ = self.redis.kill();
+        let _ = self.redis.wait();
     }
 }
