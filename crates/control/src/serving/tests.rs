@@ -1,5 +1,5 @@
-#![allow(clippy::unwrap_used)]
 // SPDX-License-Identifier: Apache-2.0
+#![allow(clippy::unwrap_used)]
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
