@@ -19,6 +19,10 @@ KEPT = 30
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    valid = case.meta and "positive" in str(case.meta.generation.mode).lower()
+    if valid and isinstance(case.body, dict) and "path" in case.body and "path" in (case.query or {}):
+        # An upload has its path in the form or in the query; two that differ are refused.
+        case.query.pop("path")
     if case.meta and "coverage" in str(case.meta.phase.name).lower():
         return  # It tests what happens without single headers, and repeats nothing that was deleted.
     key = (case.headers or {}).get("Idempotency-Key")
