@@ -67,6 +67,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         head: HEAD,
         idle: IDLE,
         stall: routes::STILL,
+        linger: serving::LINGER,
     };
     let app = Arc::new(State {
         db,

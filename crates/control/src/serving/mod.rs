@@ -35,6 +35,8 @@ use places::Places;
 
 /// Time limit for running requests after a stop.
 const GRACE: Duration = Duration::from_secs(5);
+/// Time for which a client may go on sending after it was answered and before the connection is closed.
+pub(crate) const LINGER: Duration = Duration::from_secs(30);
 /// Maximum size of a request's head, in bytes; also of a connection's read and write buffers.
 const HEAD_MAX: usize = 32 << 10;
 /// Maximum number of concurrent requests per HTTP/2 connection.
@@ -61,6 +63,8 @@ pub(crate) struct Bounds {
     pub(crate) idle: Duration,
     /// Time after which a connection is closed if the client reads nothing.
     pub(crate) stall: Duration,
+    /// Time for which a connection that was answered early is still read from, before it is closed.
+    pub(crate) linger: Duration,
 }
 
 /// Rate limit of a log message.
@@ -124,7 +128,7 @@ where
         };
         // Small frames are sent at once; without it the kernel just waits for more.
         let _ = stream.set_nodelay(true);
-        let io = Io::new(stream, connection.clone(), place, bounds.stall);
+        let io = Io::new(stream, connection.clone(), place, &bounds);
         tracker.spawn(drive(io, connection, service.clone(), bounds.clone(), shutdown.clone()));
     }
     drop(listener);

@@ -14,7 +14,7 @@ const LARGE: usize = 64 << 20;
 
 fn bounds() -> Bounds {
     let long = Duration::from_secs(600);
-    Bounds { connections: 64, per_address: 64, head: long, idle: long, stall: long }
+    Bounds { connections: 64, per_address: 64, head: long, idle: long, stall: long, linger: long }
 }
 
 /// Serves a router; the token ends it.
@@ -93,18 +93,15 @@ async fn connections_that_send_no_whole_head_are_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_without_end_is_refused() {
-    let (address, _stop) = serving(small(), bounds()).await;
+    let bounds = Bounds { linger: Duration::from_millis(300), ..bounds() };
+    let (address, _stop) = serving(small(), bounds).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
-    let sent = soon(async {
-        let mut sent = 0;
-        // The socket's send buffer takes more than the server reads.
-        while sent < LARGE && stream.write_all(&[b'a'; 4096]).await.is_ok() {
-            sent += 4096;
-        }
-        sent
-    });
-    assert!(sent.await < LARGE);
+    stream.write_all(&[b'a'; 2 * HEAD_MAX]).await.unwrap();
+    let mut line = [0; 12];
+    soon(stream.read_exact(&mut line)).await.unwrap();
+    assert_eq!(line, *b"HTTP/1.1 431");
+    soon(async { while stream.write_all(&[b'a'; 4096]).await.is_ok() {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,6 +153,31 @@ async fn a_slow_reader_gets_all_of_a_large_answer() {
         }
     }
     assert!(taken > LARGE, "{taken}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_reaches_a_client_that_sends_its_whole_body_first() {
+    let refuse = async || http::StatusCode::PAYLOAD_TOO_LARGE;
+    let (address, _stop) = serving(Router::new().route("/", axum::routing::post(refuse)), bounds()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {LARGE}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let body = vec![b'x'; LARGE];
+    soon(stream.write_all(&body)).await.expect("the body is taken");
+    let mut text = String::new();
+    soon(stream.read_to_string(&mut text)).await.expect("the answer is not lost by a reset");
+    assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_stops_sending_is_not_waited_for_long() {
+    let refuse = async || http::StatusCode::PAYLOAD_TOO_LARGE;
+    let bounds = Bounds { linger: Duration::from_millis(300), ..bounds() };
+    let (address, _stop) = serving(Router::new().route("/", axum::routing::post(refuse)), bounds).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", u64::MAX / 2);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    soon(async { while stream.write_all(&[b'x'; 4096]).await.is_ok() {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
