@@ -68,6 +68,11 @@ impl Api {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
+    /// Base URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// API key.
     pub fn key(&self) -> &str {
         &self.key

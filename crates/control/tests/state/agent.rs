@@ -8,15 +8,20 @@ use std::{
 };
 
 use anyhow::Result;
-use connectrpc::{ConnectError, RequestContext, Response, Router, handler_fn};
+use connectrpc::{
+    ConnectError, RequestContext, Response, Router, ServiceStream, handler_fn, streaming_handler_fn,
+};
+use futures::{StreamExt as _, stream};
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::Semaphore};
 use wrenn_api::{ErrorCode, HostId};
 use wrenn_rpc::{
     HOST_HEADER, fault,
     host::v1::{
-        CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, Failure, Fleet, ListRequest,
-        ListResponse, PingRequest, PingResponse, Sandbox, SandboxState,
+        CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecStreamRequest,
+        ExecStreamResponse, Failure, Fleet, ListRequest, ListResponse, PingRequest, PingResponse, Sandbox,
+        SandboxState,
+        exec_stream_response::{Event, Start},
     },
 };
 
@@ -174,7 +179,20 @@ impl Agent {
                 Response::ok(DestroyResponse::default())
             }
         });
+        // Its commands print nothing, and never end.
+        let run = streaming_handler_fn(|_, _: ExecStreamRequest| {
+            let start = Event::Start(Start { pid: 7, ..Default::default() }.into());
+            let started = ExecStreamResponse { event: Some(start), ..Default::default() };
+            let events: ServiceStream<ExecStreamResponse> =
+                stream::iter([Ok(started)]).chain(stream::pending()).boxed();
+            async move { Ok(Response::new(events)) }
+        });
         Router::new()
+            .route_server_stream::<_, ExecStreamRequest, ExecStreamResponse>(
+                "host.v1.Host",
+                "ExecStream",
+                run,
+            )
             .route::<_, PingRequest, PingResponse>("host.v1.Host", "Ping", ping)
             .route::<_, CreateRequest, CreateResponse>("host.v1.Host", "Create", create)
             .route::<_, ListRequest, ListResponse>("host.v1.Host", "List", list)

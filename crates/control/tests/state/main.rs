@@ -10,6 +10,7 @@ mod fixture;
 mod fleets;
 mod hosts;
 mod idempotency;
+mod keys;
 mod records;
 mod stores;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         idempotency::requests_are_the_same_by_their_meaning,
         idempotency::a_deleted_sandbox_is_told,
         idempotency::a_failed_create_frees_its_key,
+        keys::a_revoked_key_ends_its_streams,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
     ];

@@ -4,6 +4,10 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use reqwest::{
+    Method,
+    multipart::{Form, Part},
+};
 use serde_json::json;
 use wrenn_testkit::Stack;
 
@@ -20,6 +24,43 @@ pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> 
     stack.api.write(&id, path, Vec::new()).await?.expect(204)?;
     let empty = stack.api.read(&id, path).await?.expect(200)?;
     anyhow::ensure!(empty.bytes.is_empty(), "not truncated");
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// With the path in the query the parts of a form may come in any order, and its file may have any size; the
+/// two paths must not differ.
+pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let content = vec![b'x'; 3 << 20];
+    let file = || Part::bytes(content.clone()).file_name("upload");
+    let write = async |query: &str, form: Form| {
+        let path = format!("/v1/sandboxes/{id}/files/write{query}");
+        stack.api.send(stack.api.request(Method::POST, &path).multipart(form)).await
+    };
+    let query = "?path=a%20dir/%C3%A4";
+    for form in [
+        Form::new().part("file", file()),
+        Form::new().part("file", file()).text("path", "a dir/ä"),
+        Form::new().text("path", "a dir/ä").part("file", file()),
+    ] {
+        write(query, form).await?.expect(204)?;
+        let back = stack.api.read(&id, "a dir/ä").await?.expect(200)?;
+        anyhow::ensure!(back.bytes == content, "{} bytes came back", back.bytes.len());
+        stack.api.exec(&id, &["rm", "-r", "a dir"]).await?;
+    }
+    for (query, form) in [
+        (query, Form::new().part("file", file()).text("path", "other")),
+        (query, Form::new().text("path", "other").part("file", file())),
+        ("?path=", Form::new().part("file", file())),
+        ("?path=%ff", Form::new().part("file", file())),
+        ("", Form::new().part("file", file()).text("path", "a dir/ä")),
+    ] {
+        let code = if query.is_empty() { (413, "too_large") } else { (400, "invalid_request") };
+        write(query, form).await?.expect_error(code.0, code.1)?;
+    }
+    let left = stack.api.exec(&id, &["sh", "-c", "ls -A | grep -e other -e 'a dir'"]).await?;
+    anyhow::ensure!(left["stdout"] == "", "{left}");
     stack.api.remove(&id).await?;
     Ok(())
 }

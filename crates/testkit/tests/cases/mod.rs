@@ -85,6 +85,7 @@ pub(crate) fn beside() -> Cases<Case> {
         commands::no_byte_of_a_short_command_is_lost,
         commands::the_command_line_passes_the_exit_status_on,
         files::large_files_come_back_as_they_went_in,
+        files::the_path_may_be_in_the_query,
         files::a_file_that_is_not_there,
         files::a_full_disk_of_a_guest,
         guests::a_guest_is_a_machine_with_an_identity,

@@ -81,7 +81,8 @@ async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, App) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let long = Duration::from_secs(600);
-    let bounds = Bounds { connections: 512, per_address: 512, head: long, idle: long, stall: long, linger: long };
+    let bounds =
+        Bounds { connections: 512, per_address: 512, head: long, idle: long, stall: long, linger: long };
     tokio::spawn(serving::serve(listener, router, bounds, shutdown));
     (address, app)
 }
