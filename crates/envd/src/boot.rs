@@ -4,17 +4,16 @@
 use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::{
         fd::{AsRawFd as _, RawFd},
         unix::fs::FileTypeExt as _,
     },
-    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::{identity, network, regular};
+use crate::{console::say, identity, network};
 
 const ROOT_DISK: &str = "/dev/vda";
 const NEW_ROOT: &str = "/newroot";
@@ -58,15 +57,6 @@ pub(crate) fn run() {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if let Err(error) = network::configure(&line) {
         say(&format!("network: {error}"));
-    }
-}
-
-/// Writes one line to the console.
-pub(crate) fn say(text: &str) {
-    let line = format!("envd: {text}\n");
-    match OpenOptions::new().write(true).open("/dev/console") {
-        Ok(mut console) => drop(console.write_all(line.as_bytes())),
-        Err(_) => eprint!("{line}"),
     }
 }
 
@@ -201,14 +191,5 @@ fn protect() {
 fn allow_ping() {
     if let Err(error) = fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647") {
         say(&format!("ping_group_range: {error}"));
-    }
-}
-
-/// Writes a file unless the template has a non-empty one.
-pub(crate) fn write_if_empty(path: &str, text: &str) {
-    if fs::metadata(Path::new(path)).map_or(0, |m| m.len()) == 0
-        && let Err(error) = regular::write_text(Path::new(path), text, 0o644)
-    {
-        say(&format!("{path}: {error}"));
     }
 }

@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use crate::{
     paths, regular,
-    server::error,
+    respond::error,
     settings::{self, Settings},
     upload::Upload,
     users::{self, User},

@@ -3,7 +3,7 @@
 
 use std::{fs, io, path::Path};
 
-use crate::{boot::say, regular};
+use crate::{console::say, regular};
 
 const MACHINE_ID: &str = "/etc/machine-id";
 /// Older path of the machine-id; usually a link, or absent.

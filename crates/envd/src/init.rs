@@ -12,7 +12,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use crate::{identity, log, server::error, settings::Settings};
+use crate::{identity, log, respond::error, settings::Settings};
 
 /// Request body; absent fields keep their values.
 #[derive(Deserialize, Default)]

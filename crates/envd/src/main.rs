@@ -7,6 +7,7 @@
 
 mod boot;
 mod connections;
+mod console;
 mod files;
 mod filesystem;
 mod identity;
@@ -20,6 +21,7 @@ mod power;
 mod process;
 mod reaper;
 mod regular;
+mod respond;
 mod server;
 mod settings;
 mod upload;

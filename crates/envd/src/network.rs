@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::boot::write_if_empty;
+use crate::{console::say, regular};
 
 const INTERFACE: &str = "eth0";
 const INTERFACE_WAIT: Duration = Duration::from_secs(5);
@@ -78,7 +78,12 @@ pub(crate) fn configure(line: &str) -> Result<(), NetworkError> {
         if fs::metadata("/etc/resolv.conf").is_err() {
             let _ = fs::remove_file("/etc/resolv.conf");
         }
-        write_if_empty("/etc/resolv.conf", &resolvers);
+        // Templates may bring their own.
+        let path = Path::new("/etc/resolv.conf");
+        let empty = fs::metadata(path).map_or(0, |meta| meta.len()) == 0;
+        if empty && let Err(error) = regular::write_text(path, &resolvers, 0o644) {
+            say(&format!("{}: {error}", path.display()));
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::boot::say;
+use crate::console::say;
 
 /// Time that programs have to exit after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);

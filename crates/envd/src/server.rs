@@ -24,6 +24,7 @@ use crate::{
         service::Service,
     },
     reaper::Reaper,
+    respond::{Told, error},
     settings::Settings,
 };
 
@@ -69,7 +70,7 @@ fn followed(router: Router) -> Router {
             error(StatusCode::INTERNAL_SERVER_ERROR, text)
         });
         if response.status().is_server_error() {
-            let told = response.extensions().get::<Told>().map_or("", |told| &told.0);
+            let told = response.extensions().get::<Told>().map_or("", |told| told.0.as_str());
             log::line(id.as_deref(), format_args!("{about}: status {} {told}", response.status().as_u16()));
         }
         response
@@ -96,18 +97,6 @@ async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next
         return (StatusCode::UNAUTHORIZED, Json(body)).into_response();
     }
     error(StatusCode::UNAUTHORIZED, text)
-}
-
-/// Message of an error response, for the log.
-#[derive(Clone)]
-struct Told(String);
-
-/// Builds an error response of the plain HTTP endpoints.
-pub(crate) fn error(status: StatusCode, message: impl Into<String>) -> Response {
-    let message = message.into();
-    let mut response = (status, Json(json!({"code": status.as_u16(), "message": message}))).into_response();
-    response.extensions_mut().insert(Told(message));
-    response
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{io::unix::AsyncFd, task::AbortHandle};
 
-use super::registry::read;
+use super::pipes::read;
 
 /// Maximum number of pipes and terminals drained at a time.
 pub(super) const DRAINS: usize = 4096;

@@ -13,6 +13,7 @@ use std::{
 use rustix::pipe::PipeFlags;
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, sync::oneshot};
 
+use super::pipes::nonblocking;
 use crate::{limits, reaper::Reaper, users::User};
 
 /// Program of the child and its environment.
@@ -85,7 +86,7 @@ pub(super) fn fork(reaper: &Reaper, image: &Image) -> io::Result<Child> {
 /// Waits until the program runs; returns the step and error if the child failed. A child that is killed
 /// earlier counts as executed and has an exit status like any other.
 pub(super) async fn executed(report: OwnedFd) -> io::Result<Result<(), (Step, io::Error)>> {
-    super::spawn::nonblocking(&report)?;
+    nonblocking(&report)?;
     let mut message = Vec::new();
     pipe::Receiver::from_owned_fd(report)?.read_to_end(&mut message).await?;
     let Ok([step, code @ ..]) = <[u8; 5]>::try_from(message) else { return Ok(Ok(())) };

@@ -8,6 +8,7 @@ mod fork;
 mod input;
 mod interpreter;
 pub(crate) mod output;
+mod pipes;
 pub(crate) mod registry;
 pub(crate) mod retention;
 pub(crate) mod service;

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::retention::Retention;
+use super::retention::{Kept, Retention};
 
 /// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
@@ -137,9 +137,25 @@ impl State {
 }
 
 impl Log {
-    /// Creates an empty log whose bytes are counted in `retention`.
-    pub(super) fn new(retention: Arc<Retention>) -> Self {
-        Self { state: Mutex::default(), retention, grown: Notify::new(), taken: Notify::new() }
+    /// Creates the log of a process to be started, whose bytes are counted in `retention`.
+    pub(crate) fn new(retention: &Arc<Retention>) -> Arc<Self> {
+        let log = Arc::new(Self {
+            state: Mutex::default(),
+            retention: Arc::clone(retention),
+            grown: Notify::new(),
+            taken: Notify::new(),
+        });
+        retention.add(&log.kept());
+        log
+    }
+
+    /// Lets it lose its output before those of running processes, because its process has exited.
+    pub(crate) fn retire(self: &Arc<Self>) {
+        self.retention.ended(&self.kept());
+    }
+
+    fn kept(self: &Arc<Self>) -> Arc<dyn Kept> {
+        Arc::clone(self) as Arc<dyn Kept>
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,14 +208,9 @@ impl Log {
     }
 
     /// Drops the oldest unblocked output until at most `target` bytes are kept.
-    pub(super) fn shrink(&self, target: usize) {
+    fn shrink(&self, target: usize) {
         let freed = self.lock().shrink(target);
         self.retention.release(freed);
-    }
-
-    /// Returns the number of bytes kept, including overhead.
-    pub(super) fn cost(&self) -> usize {
-        self.lock().cost
     }
 
     /// Records the exit; later calls have no effect.
@@ -223,6 +234,21 @@ impl Log {
         state.readers.insert(id, position);
         drop(state);
         Reader { log: Arc::clone(self), id }
+    }
+}
+
+impl Kept for Log {
+    fn cost(&self) -> usize {
+        self.lock().cost
+    }
+
+    fn clear(&self) {
+        self.shrink(0);
+    }
+
+    fn halve(&self) {
+        let half = self.cost() / 2;
+        self.shrink(half.max(FLOOR));
     }
 }
 
@@ -296,7 +322,7 @@ mod tests {
     }
 
     fn log() -> Arc<Log> {
-        Retention::new(64 << 20).log()
+        Log::new(&Retention::new(64 << 20))
     }
 
     /// Collects what a client reads: byte counts and gaps in order, and the total of lost bytes.

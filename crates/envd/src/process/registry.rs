@@ -13,10 +13,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use rustix::termios::Winsize;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::unix::AsyncFd,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
     task::JoinSet,
     time::Instant,
@@ -27,9 +26,10 @@ use super::{
     drains::{DRAINS, Drains},
     ending::describe,
     input::{Input, InputError},
-    output::{CHUNK, Channel, Chunk, Hold, Log, Reader},
+    output::{Channel, Chunk, Hold, Log, Reader},
+    pipes::{nonblocking, read, read_now},
     retention::{self, Retention},
-    spawn::{self, SpawnError, Spec, nonblocking},
+    spawn::{self, SpawnError, Spec},
 };
 use crate::reaper::Reaper;
 
@@ -200,7 +200,7 @@ impl Registry {
     ) -> Result<(Arc<Process>, Reader), StartError> {
         let place = self.place(spec.user.uid).ok_or(StartError::TooMany(self.bounds.running))?;
         description.shorten();
-        let log = self.retention.log();
+        let log = Log::new(&self.retention);
         let reader = log.read(Hold::Always);
         let pty = spec.pty.is_some();
         let registry = Arc::clone(&self);
@@ -291,7 +291,7 @@ impl Registry {
         if let Some(group) = process.cgroup.lock().unwrap_or_else(PoisonError::into_inner).take() {
             self.cgroups.remove(group);
         }
-        self.retention.ended(&process.log);
+        process.log.retire();
         let mut table = self.table();
         table.running.retain(|(p, _)| !Arc::ptr_eq(p, &process));
         // Process ids are reused; the newer process gets it.
@@ -439,17 +439,4 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     nonblocking(&fd)?;
     // SAFETY: the OwnedFd inside is not replaced or closed before the AsyncFd is dropped.
     unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
-}
-
-/// Reads the next output; empty at end of file.
-pub(super) async fn read(fd: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
-    fd.async_io(Interest::READABLE, read_now).await
-}
-
-/// Reads what is available. Allocates only when there is data, so that an idle process costs nothing.
-fn read_now(fd: &OwnedFd) -> io::Result<Bytes> {
-    let mut piece = Vec::with_capacity(CHUNK);
-    rustix::io::read(fd, rustix::buffer::spare_capacity(&mut piece))?;
-    piece.shrink_to_fit();
-    Ok(piece.into())
 }

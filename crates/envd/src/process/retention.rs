@@ -11,12 +11,20 @@ use std::{
     },
 };
 
-use super::output::{FLOOR, Log};
-
 /// Upper bound of the default limit in bytes.
 const MOST: usize = 64 << 20;
 /// Lower bound of the default limit in bytes, for the smallest guests.
 const LEAST: usize = 4 << 20;
+
+/// Output of a process that counts against a [`Retention`].
+pub(super) trait Kept: Send + Sync {
+    /// Returns the number of bytes kept, including overhead.
+    fn cost(&self) -> usize;
+    /// Drops all output that no client blocks.
+    fn clear(&self);
+    /// Drops half of the output, as far as no client blocks it and more than the minimum of a process is left.
+    fn halve(&self);
+}
 
 /// Accounting of the output kept for all processes, in bytes.
 pub(crate) struct Retention {
@@ -27,9 +35,9 @@ pub(crate) struct Retention {
 
 #[derive(Default)]
 struct Logs {
-    running: Vec<Weak<Log>>,
+    running: Vec<Weak<dyn Kept>>,
     /// Logs of exited processes in the order of their exits.
-    ended: VecDeque<Weak<Log>>,
+    ended: VecDeque<Weak<dyn Kept>>,
 }
 
 /// Default limit: 4 % of the memory, within the bounds.
@@ -54,15 +62,13 @@ impl Retention {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Creates the log of a process to be started.
-    pub(crate) fn log(self: &Arc<Self>) -> Arc<Log> {
-        let log = Arc::new(Log::new(Arc::clone(self)));
-        self.logs().running.push(Arc::downgrade(&log));
-        log
+    /// Adds the log of a process to be started.
+    pub(super) fn add(&self, log: &Arc<dyn Kept>) {
+        self.logs().running.push(Arc::downgrade(log));
     }
 
     /// Moves a log to those of exited processes, which lose their output first.
-    pub(crate) fn ended(&self, log: &Arc<Log>) {
+    pub(super) fn ended(&self, log: &Arc<dyn Kept>) {
         let mut logs = self.logs();
         logs.running.retain(|other| other.strong_count() > 0 && !other.ptr_eq(&Arc::downgrade(log)));
         logs.ended.retain(|other| other.strong_count() > 0);
@@ -97,7 +103,7 @@ impl Retention {
         while !enough() {
             let Some(next) = logs.ended.pop_front() else { break };
             let Some(log) = next.upgrade() else { continue };
-            log.shrink(0);
+            log.clear();
             if log.cost() > 0 {
                 held.push_back(next);
             }
@@ -113,7 +119,7 @@ impl Retention {
         for log in running {
             // Halve it instead of freeing only the requested bytes, so that the next requests need not do
             // this again.
-            log.shrink((log.cost() / 2).max(FLOOR));
+            log.halve();
             if enough() {
                 return true;
             }
@@ -127,7 +133,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{
-        super::output::{CHUNK, Channel, Chunk, End, Hold, Item, LIMIT},
+        super::output::{CHUNK, Channel, Chunk, End, FLOOR, Hold, Item, LIMIT, Log},
         *,
     };
 
@@ -140,12 +146,12 @@ mod tests {
     }
 
     async fn ended_with(retention: &Arc<Retention>, chunks: usize) -> Arc<Log> {
-        let log = retention.log();
+        let log = Log::new(retention);
         for _ in 0..chunks {
             log.append(chunk()).await;
         }
         log.finish(end());
-        retention.ended(&log);
+        log.retire();
         log
     }
 
@@ -170,13 +176,13 @@ mod tests {
     #[tokio::test]
     async fn a_process_without_clients_gives_way_to_others() {
         let retention = Retention::new(2 * LIMIT);
-        let quiet = [retention.log(), retention.log()];
+        let quiet = [Log::new(&retention), Log::new(&retention)];
         for log in &quiet {
             for _ in 0..31 {
                 log.append(chunk()).await;
             }
         }
-        let log = retention.log();
+        let log = Log::new(&retention);
         let _reader = log.read(Hold::Always);
         for _ in 0..16 {
             log.append(chunk()).await;
@@ -188,7 +194,7 @@ mod tests {
     #[tokio::test]
     async fn clients_that_hold_all_room_do_not_stop_other_processes() {
         let retention = Retention::new(LIMIT);
-        let full = retention.log();
+        let full = Log::new(&retention);
         let _unread = full.read(Hold::Always);
         let filling = {
             let full = Arc::clone(&full);
@@ -202,8 +208,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         // With no client, and with one that reads.
-        for mut reader in [None, Some(retention.log()).map(|log| (log.read(Hold::Always), log))] {
-            let log = reader.as_ref().map_or_else(|| retention.log(), |(_, log)| Arc::clone(log));
+        for mut reader in [None, Some(Log::new(&retention)).map(|log| (log.read(Hold::Always), log))] {
+            let log = reader.as_ref().map_or_else(|| Log::new(&retention), |(_, log)| Arc::clone(log));
             for _ in 0..100 {
                 let appended = tokio::time::timeout(Duration::from_secs(30), log.append(chunk())).await;
                 assert!(appended.is_ok(), "it waits for room that others hold");

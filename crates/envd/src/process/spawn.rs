@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::{fs::OFlags, pipe::PipeFlags, pty::OpenptFlags, termios::Winsize};
+use rustix::{pipe::PipeFlags, pty::OpenptFlags, termios::Winsize};
 use tokio::sync::oneshot;
 
 use super::{
@@ -286,10 +286,4 @@ fn connect(spec: &Spec) -> io::Result<Ends> {
         (File::open("/dev/null")?.into(), None)
     };
     Ok(([in_child, out_child, err_child], vec![(Channel::Stdout, out), (Channel::Stderr, err)], input))
-}
-
-/// Makes a descriptor non-blocking.
-pub(crate) fn nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(fd)?;
-    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
 }
