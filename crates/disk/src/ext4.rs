@@ -14,9 +14,9 @@ use std::{
 
 use crate::{
     DiskError,
-    beside::Beside,
     confined::{self, End},
     failed,
+    partial_file::PartialFile,
 };
 
 /// Time limit for all tools together. A valid file system of 20 GiB takes seconds.
@@ -110,7 +110,7 @@ fn shrink_file(file: &File, path: &Path) -> Result<(), Failure> {
 }
 
 /// Checks, repairs and shrinks the ext4 in an unfinished image; `what` names it in errors.
-pub(crate) fn shrink(made: &Beside, what: &str) -> Result<(), DiskError> {
+pub(crate) fn shrink(made: &PartialFile, what: &str) -> Result<(), DiskError> {
     shrink_file(&made.file, &made.path).map_err(|failure| match failure {
         Failure::Host(error) => failed(format!("shrink {what}"))(error),
         Failure::Guest(reason) => DiskError::BadFileSystem { what: what.to_owned(), reason },

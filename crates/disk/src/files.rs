@@ -15,11 +15,11 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    BlockDevice, DiskError, Health, Image, Pressure, Reclaimed, StoreConfig, Volumes,
-    beside::Beside,
-    blocking, checked, ext4, failed,
+    BlockDevice, DiskError, Health, Image, Pressure, Reclaimed, StoreConfig, Volumes, blocking, checked,
+    ext4, failed,
+    free_space::FreeSpace,
     images::{Images, names, remove_file},
-    room::Room,
+    partial_file::PartialFile,
 };
 
 /// Store of images and volumes in one directory.
@@ -28,14 +28,14 @@ pub struct FileStore {
     dir: Arc<Path>,
     images: Images,
     reflink: bool,
-    room: Room,
+    free_space: FreeSpace,
 }
 
 impl FileStore {
     pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Self {
-        let room = config.room(false);
-        let images = Images::new(room.clone(), reflink);
-        Self { dir: config.dir.as_path().into(), images, reflink, room }
+        let free_space = config.free_space(false);
+        let images = Images::new(free_space.clone(), reflink);
+        Self { dir: config.dir.as_path().into(), images, reflink, free_space }
     }
 
     fn volume(&self, id: &str) -> Result<PathBuf, DiskError> {
@@ -61,13 +61,13 @@ impl FileStore {
         if size < source.size {
             return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb: source.size.div_ceil(1 << 20) });
         }
-        self.room.check()?;
-        let beside = Beside::new(&target, 0o600).map_err(fail())?;
-        self.images.fill(&source.file, &beside.file).map_err(fail())?;
-        beside.file.set_len(size).map_err(fail())?;
-        fchown(&beside.file, Some(owner), Some(owner)).map_err(fail())?;
+        self.free_space.check()?;
+        let partial = PartialFile::new(&target, 0o600).map_err(fail())?;
+        self.images.fill(&source.file, &partial.file).map_err(fail())?;
+        partial.file.set_len(size).map_err(fail())?;
+        fchown(&partial.file, Some(owner), Some(owner)).map_err(fail())?;
         // Not synced: after a power loss the volume's microVM is gone anyway.
-        beside.rename().map_err(fail())?;
+        partial.rename().map_err(fail())?;
         Ok(BlockDevice { path: target, size, numbers: None })
     }
 
@@ -90,7 +90,7 @@ impl FileStore {
 
     fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
         let (path, _) = self.present(id)?;
-        self.room.check()?;
+        self.free_space.check()?;
         let made = self.images.begin(name, id)?;
         let source = File::open(path).map_err(failed("read the volume"))?;
         self.images.fill(&source, &made.file).map_err(failed("copy the volume"))?;
@@ -101,8 +101,8 @@ impl FileStore {
     fn reclaim_now(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
         let volumes = self.dir.join("volumes");
         let mut found = Reclaimed { images: self.images.sweep(|_, _| false)?, ..Reclaimed::default() };
-        for partial in names(&volumes, Beside::SUFFIX)? {
-            remove_file(&volumes.join(format!("{partial}{}", Beside::SUFFIX)))?;
+        for partial in names(&volumes, PartialFile::SUFFIX)? {
+            remove_file(&volumes.join(format!("{partial}{}", PartialFile::SUFFIX)))?;
             found.images += 1;
         }
         for id in names(&volumes, ".img")? {
@@ -179,14 +179,14 @@ impl Volumes for FileStore {
                 Err(DiskError::UnknownVolume(_)) => return Ok(Health::CowMissing),
                 other => other?,
             };
-            store.room.health()
+            store.free_space.health()
         })
         .await
     }
 
     async fn pressure(&self) -> Result<Pressure, DiskError> {
         let store = self.clone();
-        blocking(move || store.room.pressure()).await
+        blocking(move || store.free_space.pressure()).await
     }
 
     async fn list(&self) -> Result<Vec<String>, DiskError> {

@@ -13,14 +13,14 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
+use wrenn_os::atomic_file;
 
 use crate::{
-    DiskError, Image,
-    beside::{self, Beside},
-    checked,
+    DiskError, Image, checked,
     cloning::{reflink, sparse_copy},
     failed,
-    room::Room,
+    free_space::FreeSpace,
+    partial_file::PartialFile,
 };
 
 /// Granularity of image lengths, as device-mapper tables need it.
@@ -31,7 +31,7 @@ const GRAIN: u64 = 4096;
 pub(crate) struct Images {
     dir: Arc<Path>,
     reflink: bool,
-    room: Room,
+    free_space: FreeSpace,
 }
 
 /// Open image whose seal was verified.
@@ -85,8 +85,8 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), DiskError> {
 
 impl Images {
     /// Creates the image collection of a store; `reflink` says whether its files can share extents.
-    pub(crate) fn new(room: Room, reflink: bool) -> Self {
-        Self { dir: room.dir.join("images").into(), reflink, room }
+    pub(crate) fn new(free_space: FreeSpace, reflink: bool) -> Self {
+        Self { dir: free_space.dir.join("images").into(), reflink, free_space }
     }
 
     fn home(&self, name: &str) -> Result<PathBuf, DiskError> {
@@ -98,7 +98,7 @@ impl Images {
         if self.reflink && reflink(source, target).is_ok() {
             return Ok(());
         }
-        sparse_copy(source, target, || self.room.check_piece())
+        sparse_copy(source, target, || self.free_space.check_piece())
     }
 
     /// Returns the current hash of `name`.
@@ -149,27 +149,27 @@ impl Images {
     }
 
     /// Makes a finished image read-only, gives it its final name and writes its seal.
-    fn seal(image: Beside) -> io::Result<u64> {
+    fn seal(image: PartialFile) -> io::Result<u64> {
         let length = image.file.metadata()?.len().next_multiple_of(GRAIN);
         image.file.set_len(length)?;
         image.file.set_permissions(fs::Permissions::from_mode(0o400))?;
         let seal = image.target().with_extension("seal");
         let seen = fingerprint(&image.file.metadata()?);
         image.keep()?;
-        beside::write(&seal, seen.as_bytes())?;
+        atomic_file::write(&seal, seen.as_bytes(), 0o600, None)?;
         Ok(length)
     }
 
     /// Creates a temporary file for the content of image `name`; `id` distinguishes concurrent creators.
-    pub(crate) fn begin(&self, name: &str, id: &str) -> Result<Beside, DiskError> {
+    pub(crate) fn begin(&self, name: &str, id: &str) -> Result<PartialFile, DiskError> {
         let home = self.home(name)?;
-        let made =
-            fs::create_dir_all(&home).and_then(|()| Beside::new(&home.join(format!("from-{id}")), 0o600));
+        let made = fs::create_dir_all(&home)
+            .and_then(|()| PartialFile::new(&home.join(format!("from-{id}")), 0o600));
         made.map_err(failed(format!("begin image {name:?}")))
     }
 
     /// Makes a finished file the current content of `name`; `origin` says where it came from.
-    pub(crate) fn adopt(&self, name: &str, made: Beside, origin: &str) -> Result<Image, DiskError> {
+    pub(crate) fn adopt(&self, name: &str, made: PartialFile, origin: &str) -> Result<Image, DiskError> {
         let home = self.home(name)?;
         let fail = || failed(format!("keep image {name:?}"));
         let hash = hash(&made.file).map_err(fail())?;
@@ -177,7 +177,8 @@ impl Images {
             Ok(present) => present.size,
             Err(_) => Self::seal(made.aimed_at(&home.join(format!("{hash}.img")))).map_err(fail())?,
         };
-        beside::write(&home.join("current"), format!("{hash}\n{origin}\n").as_bytes()).map_err(fail())?;
+        atomic_file::write(&home.join("current"), format!("{hash}\n{origin}\n").as_bytes(), 0o600, None)
+            .map_err(fail())?;
         Ok(Image { name: name.to_owned(), hash, size })
     }
 
@@ -214,9 +215,11 @@ impl Images {
                     continue;
                 }
             };
-            for partial in names(&home, Beside::SUFFIX)? {
-                remove_file(&home.join(format!("{partial}{}", Beside::SUFFIX)))?;
-                removed += 1;
+            for suffix in [PartialFile::SUFFIX, atomic_file::SUFFIX] {
+                for partial in names(&home, suffix)? {
+                    remove_file(&home.join(format!("{partial}{suffix}")))?;
+                    removed += 1;
+                }
             }
             for hash in names(&home, ".img")? {
                 if hash != current && !used(&name, &hash) {

@@ -10,17 +10,17 @@ use std::{
 
 use async_trait::async_trait;
 
-mod beside;
 mod cloning;
 mod confined;
 mod dm;
 mod ext4;
 mod files;
+mod free_space;
 mod images;
 mod loopdev;
 pub mod loopfs;
 mod open;
-mod room;
+mod partial_file;
 
 pub use dm::store::{DmStore, cleanup};
 pub use files::FileStore;

@@ -39,14 +39,14 @@ fn make_file(path: &Path, size: u64) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let beside = path.with_extension("partial");
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?.set_len(size)?;
-    let output = Command::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(&beside).output()?;
+    let partial = path.with_extension("partial");
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?.set_len(size)?;
+    let output = Command::new("mkfs.xfs").args(["-q", "-f", "-m", "reflink=1"]).arg(&partial).output()?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(io::Error::other(format!("mkfs.xfs: {reason}")));
     }
-    fs::rename(beside, path)
+    fs::rename(partial, path)
 }
 
 /// Mounts the XFS in `file` on `dir`; creates it with `size` bytes (sparse) if it is missing. Does nothing if

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     DiskError, DmStore, FileStore, Volumes, blocking, cloning::can_reflink, dm::store::NODES, failed,
-    images::names, room::Room,
+    free_space::FreeSpace, images::names,
 };
 
 /// Backend of a store.
@@ -48,8 +48,8 @@ impl StoreConfig {
         Self { dir: dir.into(), backend, instance: instance.into(), reserve: None, below: None }
     }
 
-    pub(crate) fn room(&self, devices: bool) -> Room {
-        Room { dir: self.dir.clone(), below: self.below.clone(), reserve: self.reserve, devices }
+    pub(crate) fn free_space(&self, devices: bool) -> FreeSpace {
+        FreeSpace { dir: self.dir.clone(), below: self.below.clone(), reserve: self.reserve, devices }
     }
 
     pub(crate) fn check_instance(instance: &str) -> Result<(), DiskError> {

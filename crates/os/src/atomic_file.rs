@@ -8,12 +8,15 @@ use std::{
     path::Path,
 };
 
+/// Suffix of the names under which files are written, for whoever removes what a crash left.
+pub const SUFFIX: &str = ".new";
+
 /// Writes `content` to `path` with this mode, and owner (user, group) if given. After a loss of power the
 /// file is either the former or the new one, complete.
 pub fn write(path: &Path, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
     let mut name = path.file_name().ok_or_else(missing)?.to_owned();
-    name.push(format!(".{}.new", std::process::id()));
+    name.push(format!(".{}{SUFFIX}", std::process::id()));
     let beside = path.with_file_name(name);
     let written = write_beside(&beside, content, mode, owner).and_then(|()| fs::rename(&beside, path));
     if let Err(error) = written {

@@ -6,7 +6,10 @@
 
 use std::{fs::File, io, os::fd::AsRawFd};
 
-use super::table::{Target, TargetStatus};
+use super::{
+    numbers::Numbers,
+    table::{Target, TargetStatus},
+};
 
 const CONTROL: &str = "/dev/mapper/control";
 /// Interface version: the oldest with everything used here; all kernels since 2.6 support it.
@@ -50,28 +53,6 @@ enum Command {
     Load = 9,
     Deps = 11,
     TableStatus = 12,
-}
-
-/// Device number: major and minor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Numbers {
-    pub(crate) major: u32,
-    pub(crate) minor: u32,
-}
-
-impl Numbers {
-    /// Decodes the kernel's format (`huge_encode_dev`).
-    fn unpack(device: u64) -> Self {
-        let major = (device >> 8) & 0xfff;
-        let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
-        Self { major: major as u32, minor: minor as u32 }
-    }
-}
-
-impl std::fmt::Display for Numbers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
 }
 
 /// State of a device.

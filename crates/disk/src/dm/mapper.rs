@@ -22,7 +22,8 @@ use std::{
 };
 
 use super::{
-    ioctl::{Control, Info, Numbers, is_missing},
+    ioctl::{Control, Info, is_missing},
+    numbers::Numbers,
     table::{self, SnapshotStatus, Target},
 };
 use crate::{

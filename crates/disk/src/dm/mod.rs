@@ -4,6 +4,7 @@
 pub(crate) mod ioctl;
 mod locks;
 mod mapper;
+pub(crate) mod numbers;
 mod records;
 pub(crate) mod store;
 pub(crate) mod table;

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskError, beside::Beside, checked, failed, images::names};
+use crate::{DiskError, checked, failed, images::names, partial_file::PartialFile};
 
 /// File name extension of records.
 const SUFFIX: &str = ".json";
@@ -55,8 +55,8 @@ impl Records {
     pub(super) fn write(&self, id: &str, record: &Record) -> Result<(), DiskError> {
         let fail = || failed(format!("make volume {id:?}"));
         let text = serde_json::to_vec(record).map_err(|error| fail()(error.into()))?;
-        let beside = Beside::new(&self.path(id)?, 0o600).map_err(fail())?;
-        io::Write::write_all(&mut &beside.file, &text).and_then(|()| beside.rename()).map_err(fail())
+        let partial = PartialFile::new(&self.path(id)?, 0o600).map_err(fail())?;
+        io::Write::write_all(&mut &partial.file, &text).and_then(|()| partial.rename()).map_err(fail())
     }
 
     /// Reads all records. A record that is removed meanwhile is left out.

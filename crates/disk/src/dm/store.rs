@@ -19,20 +19,19 @@ use async_trait::async_trait;
 use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat};
 
 use super::{
-    ioctl::Numbers,
     locks::Locks,
     mapper::{Mapper, PATIENCE},
+    numbers::Numbers,
     records::{Record, Records},
     table::{SnapshotStatus, cow_size},
 };
 use crate::{
-    BlockDevice, DiskError, Health, Image, Pressure, Reclaimed, StoreConfig, Volumes,
-    beside::Beside,
-    blocking, checked,
+    BlockDevice, DiskError, Health, Image, Pressure, Reclaimed, StoreConfig, Volumes, blocking, checked,
     cloning::copy_without_zeros,
     ext4, failed,
+    free_space::FreeSpace,
     images::{Images, names, remove_file},
-    room::Room,
+    partial_file::PartialFile,
 };
 
 const BACKEND: &str = "dm-snapshot";
@@ -56,7 +55,7 @@ struct Inner {
     dir: PathBuf,
     mapper: Mapper,
     images: Images,
-    room: Room,
+    free_space: FreeSpace,
     records: Records,
     /// Locked while a record is written or an image is removed, so that no volume loses its image. Never locked while
     /// waiting for a device.
@@ -128,7 +127,7 @@ impl Inner {
             let image_mb = source.size.div_ceil(1 << 20);
             return Err(DiskError::TooSmall { asked_mb: size_mb, image_mb });
         }
-        self.room.check()?;
+        self.free_space.check()?;
         // May wait for a device that is busy.
         self.remove_now(id, PATIENCE)?;
         {
@@ -147,11 +146,12 @@ impl Inner {
 
     /// Creates the copy-on-write file and the devices.
     fn begin(&self, id: &str, image: &File, size: u64, owner: u32) -> Result<BlockDevice, DiskError> {
-        let beside = Beside::new(&self.cow_path(id)?, 0o600).map_err(failed("make the file of changes"))?;
-        beside.file.set_len(cow_size(size)).map_err(failed("make the file of changes"))?;
-        let cow = beside.file.try_clone().map_err(failed("make the file of changes"))?;
+        let partial =
+            PartialFile::new(&self.cow_path(id)?, 0o600).map_err(failed("make the file of changes"))?;
+        partial.file.set_len(cow_size(size)).map_err(failed("make the file of changes"))?;
+        let cow = partial.file.try_clone().map_err(failed("make the file of changes"))?;
         // Not synced: after a power loss before the volume is detached, its microVM is gone anyway.
-        beside.rename().map_err(failed("make the file of changes"))?;
+        partial.rename().map_err(failed("make the file of changes"))?;
         let numbers = self.mapper.map(id, image, &cow, size)?;
         self.handed_over(id, numbers, size, owner)
     }
@@ -216,14 +216,14 @@ impl Inner {
         } else {
             self.cow(id)?;
         }
-        self.room.check()?;
+        self.free_space.check()?;
         let made = self.images.begin(name, id)?;
         if !mapped {
             self.attach_now(id, owner)?;
         }
         let copied = File::open(path)
             .and_then(|source| {
-                copy_without_zeros(&source, &made.file, record.size, || self.room.check_piece())
+                copy_without_zeros(&source, &made.file, record.size, || self.free_space.check_piece())
             })
             .map_err(failed(format!("read volume {id:?}")));
         // If the snapshot failed meanwhile, the copy may have wrong content.
@@ -249,7 +249,7 @@ impl Inner {
             other => other?,
         }
         // The copy-on-write file itself has space for every block: only the file system below can be full.
-        self.room.health()
+        self.free_space.health()
     }
 
     fn remove_image_now(&self, name: &str) -> Result<(), DiskError> {
@@ -265,8 +265,8 @@ impl Inner {
     fn reclaim_now(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
         let volumes = self.dir.join("volumes");
         let mut found = Reclaimed::default();
-        for partial in names(&volumes, Beside::SUFFIX)? {
-            remove_file(&volumes.join(format!("{partial}{}", Beside::SUFFIX)))?;
+        for partial in names(&volumes, PartialFile::SUFFIX)? {
+            remove_file(&volumes.join(format!("{partial}{}", PartialFile::SUFFIX)))?;
             found.images += 1;
         }
         let mut ids: BTreeSet<String> = self.mapper.ids()?;
@@ -305,9 +305,9 @@ impl Inner {
     fn probe(&self) -> Result<(), DiskError> {
         let fail = || failed("try device-mapper");
         let file = |name: &str, size: u64| {
-            let beside = Beside::new(&self.dir.join(name), 0o600)?;
-            beside.file.set_len(size)?;
-            Ok(beside)
+            let partial = PartialFile::new(&self.dir.join(name), 0o600)?;
+            partial.file.set_len(size)?;
+            Ok(partial)
         };
         let (image, cow) =
             (file("probe-image", 1 << 16).map_err(fail())?, file("probe-cow", 1 << 20).map_err(fail())?);
@@ -348,12 +348,12 @@ impl DmStore {
         let mapper = Mapper::new(&config.instance).map_err(|error| {
             unsupported(format!("device-mapper does not answer ({error}): load dm-mod, and run as root"))
         })?;
-        let room = config.room(true);
+        let free_space = config.free_space(true);
         let inner = Inner {
-            images: Images::new(room.clone(), reflink),
+            images: Images::new(free_space.clone(), reflink),
             dir: config.dir.clone(),
             mapper,
-            room,
+            free_space,
             records: Records::new(&config.dir.join("volumes")),
             names: Mutex::default(),
             volumes: Locks::default(),
@@ -458,7 +458,7 @@ impl Volumes for DmStore {
     }
 
     async fn pressure(&self) -> Result<Pressure, DiskError> {
-        self.work(|inner| inner.room.pressure()).await
+        self.work(|inner| inner.free_space.pressure()).await
     }
 
     async fn list(&self) -> Result<Vec<String>, DiskError> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Tables of device-mapper and the status of their targets.
 
-use super::ioctl::Numbers;
+use super::numbers::Numbers;
 
 /// Sectors of 512 bytes per chunk: 4 KiB, the block size of the file systems. Larger chunks would copy
 /// unchanged data.

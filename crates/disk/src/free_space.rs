@@ -16,7 +16,7 @@ const RESERVE_MIN: u64 = 1 << 30;
 
 /// Free space of one store.
 #[derive(Debug, Clone)]
-pub(crate) struct Room {
+pub(crate) struct FreeSpace {
     /// Directory of the store.
     pub(crate) dir: PathBuf,
     /// Directory of the sparse file in which the store's file system is; its free space counts too.
@@ -48,7 +48,7 @@ fn usual_reserve(total: u64) -> u64 {
     (total / 20).max(RESERVE_MIN.min(total / 4)).min(RESERVE_MAX)
 }
 
-impl Room {
+impl FreeSpace {
     /// Returns the current free space.
     pub(crate) fn pressure(&self) -> Result<Pressure, DiskError> {
         let (total, mut free) = measure(&self.dir)?;
@@ -106,14 +106,14 @@ mod tests {
 
     #[test]
     fn the_room_below_counts_too() {
-        let room = |below: Option<&str>| Room {
+        let room = |below: Option<&str>| FreeSpace {
             dir: "/proc".into(),
             below: below.map(PathBuf::from),
             reserve: None,
             devices: false,
         };
         // /proc has no free space, like a full file system.
-        assert_eq!(Room { dir: "/tmp".into(), ..room(Some("/proc")) }.pressure().unwrap().free, 0);
-        assert!(Room { dir: "/tmp".into(), ..room(None) }.pressure().unwrap().free > 0);
+        assert_eq!(FreeSpace { dir: "/tmp".into(), ..room(Some("/proc")) }.pressure().unwrap().free, 0);
+        assert!(FreeSpace { dir: "/tmp".into(), ..room(None) }.pressure().unwrap().free > 0);
     }
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Atomic file writes: a file is written under a temporary name beside its final name and renamed when it is
-//! complete.
+//! Large files that are written under a temporary name, and renamed when they are complete.
 
 use std::{
     fs::{self, File},
@@ -10,13 +9,13 @@ use std::{
 };
 
 /// File under a temporary name, which is removed on drop unless it was renamed.
-pub(crate) struct Beside {
+pub(crate) struct PartialFile {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     target: PathBuf,
 }
 
-impl Beside {
+impl PartialFile {
     /// Suffix of temporary names.
     pub(crate) const SUFFIX: &str = ".partial";
 
@@ -58,16 +57,9 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         // Fails after the rename, because the temporary name is gone.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Writes `text` to `target` atomically.
-pub(crate) fn write(target: &Path, text: &[u8]) -> io::Result<()> {
-    let beside = Beside::new(target, 0o600)?;
-    io::Write::write_all(&mut &beside.file, text)?;
-    beside.keep()
 }
