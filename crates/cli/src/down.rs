@@ -10,9 +10,9 @@ use serde_json::json;
 use crate::{
     config::Config,
     layout::Layout,
+    memory_limits,
     output::{Format, note},
     process::Record,
-    up::{memory, supervisor},
 };
 
 /// Time limit for `wrenn up` to stop its parts.
@@ -39,10 +39,10 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
         left = stop_leftovers(&layout).await?;
     }
     if layout.agent().exists() {
-        supervisor::cleanup(&layout).await?;
+        cleanup(&layout).await?;
     }
     if layout.host_id_file().exists() {
-        memory::remove(&layout).await?;
+        memory_limits::remove(&layout).await?;
     }
     let state = if running.is_some() || left > 0 { "stopped" } else { "nothing was running" };
     let value = json!({ "was_running": running.is_some(), "left_over_processes": left });
@@ -64,4 +64,12 @@ pub(crate) async fn stop_leftovers(layout: &Layout) -> Result<usize> {
         let _ = fs::remove_file(path);
     }
     Ok(count)
+}
+
+/// Removes the agent's kernel resources; it must have ended.
+pub(crate) async fn cleanup(layout: &Layout) -> Result<()> {
+    let dir = layout.agent();
+    let work = tokio::task::spawn_blocking(move || wrenn_host::cleanup(&dir));
+    let done = work.await.context("the clean-up broke off")?;
+    done.with_context(|| format!("cannot remove all that the agent made; see {}", layout.agent().display()))
 }

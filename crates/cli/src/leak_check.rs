@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::{
-    config::Config, doctor::Scratch, down::PARTS, layout::Layout, output::Format, process::Record, status,
-    up::memory,
+    config::Config, doctor::Scratch, down::PARTS, layout::Layout, memory_limits, output::Format,
+    process::Record, status,
 };
 
 /// Exit status while Wrenn runs, when leaks cannot be told from resources in use.
@@ -21,7 +21,7 @@ pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
         return Ok(RUNNING);
     }
     let mut left = processes(&layout)?;
-    left.extend(memory::leftovers(&layout)?);
+    left.extend(memory_limits::leftovers(&layout)?);
     left.extend(probes()?);
     let agent = layout.agent();
     let of_agent = tokio::task::spawn_blocking(move || wrenn_host::leftovers(&agent));

@@ -8,7 +8,7 @@ use wrenn_control::{
     agents::{Agents, DriverInUse},
 };
 
-use crate::{config::Config, layout::Layout, pki, process::Record, up::supervisor::host_id};
+use crate::{config::Config, host_id, layout::Layout, pki, process::Record};
 
 /// Asks the running agent which driver it uses. The error says why that is not known.
 pub(crate) async fn driver(config: &Config, layout: &Layout) -> Result<DriverInUse, String> {
@@ -22,7 +22,7 @@ pub(crate) async fn driver(config: &Config, layout: &Layout) -> Result<DriverInU
     }
     let asked = async {
         let agents = Agents::new(&AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key })?;
-        agents.driver_of(host_id(layout)?, config.address("agent.listen")?).await
+        agents.driver_of(host_id::load(layout)?, config.address("agent.listen")?).await
     };
     asked.await.map_err(|error: anyhow::Error| format!("the agent does not answer: {error:#}"))
 }

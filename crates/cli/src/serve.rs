@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 
-use crate::{config::Config, layout::Layout, logging, pki, signals::Stop, up::supervisor::host_id};
+use crate::{config::Config, host_id, layout::Layout, logging, pki, signals::Stop};
 
 /// Runs a server of the control plane until it gets a signal to stop.
 pub(crate) async fn server(config: &Config) -> Result<u8> {
@@ -80,7 +80,7 @@ fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
     let tls = pki::side(&layout.pki(), "agent");
     let defaults = wrenn_host::Limits::default();
     Ok(wrenn_host::Config {
-        host_id: host_id(&layout)?,
+        host_id: host_id::load(&layout)?,
         state_dir: layout.agent(),
         share_dir: config.share_dir()?,
         listen: config.address("agent.listen")?,

@@ -3,7 +3,6 @@
 
 pub(crate) mod child;
 mod detach;
-pub(crate) mod memory;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod supervisor;
@@ -19,7 +18,7 @@ use crate::{
     config::Config,
     down,
     layout::Layout,
-    logging,
+    logging, memory_limits,
     output::{Format, note},
     process::Record,
     signals, status, users,
@@ -113,7 +112,7 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     // end them.
     let result = match result {
         Ok(true) => supervisor::empty(config, layout).await,
-        Ok(false) => supervisor::cleanup(layout).await,
+        Ok(false) => down::cleanup(layout).await,
         Err(error) => Err(error.context("Wrenn did not start; earlier sandboxes run until `wrenn down`")),
     };
     supervisor.stop().await;
@@ -123,7 +122,7 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
         note(&part.quote());
     }
     result?;
-    memory::remove(layout).await?;
+    memory_limits::remove(layout).await?;
     info!("stopped");
     Ok(())
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Supervisor of all parts of Wrenn on this machine: starts them in order and stops them in reverse order.
 
-use std::{fs, net::TcpListener, path::Path, time::Duration};
+use std::{net::TcpListener, time::Duration};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
@@ -9,18 +9,18 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use wrenn_api::HostId;
 use wrenn_client::Client;
-use wrenn_os::atomic_file;
 
 use super::{
     OOM_SCORE,
     child::{Privileges, Spec, Supervised},
-    memory, postgres, redis,
+    postgres, redis,
 };
 use crate::{
     client_config,
     config::Config,
+    down, host_id,
     layout::Layout,
-    pki,
+    memory_limits, pki,
     users::{Services, User},
 };
 
@@ -54,7 +54,7 @@ impl Supervisor {
         if pki::ensure(&layout.pki(), &users.server)? {
             info!("made the certificates in {}", layout.pki().display());
         }
-        let host = host_id(layout)?;
+        let host = host_id::load(layout)?;
         let (database_url, redis_url) = self.start_stores(config, layout, users).await?;
         let key = prepare_database(config, &database_url, host).await?;
         let mut env = config.for_child();
@@ -62,12 +62,12 @@ impl Supervisor {
         // The agent does not use the stores, so it does not get their secrets.
         let agent = Spec {
             oom_score: OOM_SCORE,
-            group: memory::bound(config, layout, "agent")?,
+            group: memory_limits::bound(config, layout, "agent")?,
             ..ours("agent", env.clone(), Privileges::Root(AGENT_CAPABILITIES), AGENT_GRACE)
         };
         env.extend([("DATABASE_URL".to_owned(), database_url), ("REDIS_URL".to_owned(), redis_url)]);
         let server = Spec {
-            group: memory::bound(config, layout, "server")?,
+            group: memory_limits::bound(config, layout, "server")?,
             ..ours("server", env, Privileges::User(users.server.clone()), SERVER_GRACE)
         };
         self.children.push(Supervised::start(agent, layout));
@@ -185,38 +185,11 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
         .with_context(|| format!("the database was not ready within {} s", DATABASE_LIMIT.as_secs()))?
 }
 
-/// Id of this host; generated at the first start.
-pub(crate) fn host_id(layout: &Layout) -> Result<HostId> {
-    let path = layout.host_id_file();
-    match fs::read_to_string(&path) {
-        Ok(text) => {
-            text.trim().parse().with_context(|| format!("{} is no host id: remove it", path.display()))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => new_host_id(&path),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-    }
-}
-
-fn new_host_id(path: &Path) -> Result<HostId> {
-    let id = HostId::new();
-    // An incomplete file after a loss of power would change this host's id.
-    atomic_file::write(path, format!("{id}\n").as_bytes(), 0o644, None)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(id)
-}
-
 /// Removes the agent's kernel resources; it must have ended. Also updates the database, while it still runs.
 pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
-    cleanup(layout).await?;
+    down::cleanup(layout).await?;
     let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
-    let told = timeout(DATABASE_LIMIT, wrenn_control::host_emptied(&database_url, host_id(layout)?)).await;
+    let told =
+        timeout(DATABASE_LIMIT, wrenn_control::host_emptied(&database_url, host_id::load(layout)?)).await;
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
-}
-
-/// Removes the agent's kernel resources; it must have ended.
-pub(crate) async fn cleanup(layout: &Layout) -> Result<()> {
-    let dir = layout.agent();
-    let work = tokio::task::spawn_blocking(move || wrenn_host::cleanup(&dir));
-    let done = work.await.context("the clean-up broke off")?;
-    done.with_context(|| format!("cannot remove all that the agent made; see {}", layout.agent().display()))
 }

@@ -8,8 +8,7 @@ use anyhow::{Context, Result};
 use tracing::warn;
 use wrenn_os::control_group;
 
-use super::supervisor::host_id;
-use crate::{config::Config, layout::Layout};
+use crate::{config::Config, host_id, layout::Layout};
 
 /// Parts with such a group, with the key of their limit in MiB and its default: 2 GiB for the control plane;
 /// for the agent 2 GiB, and 2 MiB for each sandbox that it may have.
@@ -18,7 +17,7 @@ const DEFAULT_MB: u64 = 2048;
 const MB_PER_SANDBOX: u64 = 2;
 
 fn name(layout: &Layout, part: &str) -> Result<String> {
-    Ok(format!("service-{}-{part}", host_id(layout)?))
+    Ok(format!("service-{}-{part}", host_id::load(layout)?))
 }
 
 /// Memory limit of a part in MiB; zero means no limit.
@@ -30,7 +29,7 @@ fn bound_mb(config: &Config, part: &str, key: &str) -> u64 {
 
 /// Creates the group of a part. Without memory control groups, the part runs without a limit, and a warning
 /// is logged.
-pub(super) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Option<PathBuf>> {
+pub(crate) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Option<PathBuf>> {
     let Some((_, key)) = BOUNDED.iter().find(|(known, _)| *known == part) else { return Ok(None) };
     let (name, mb) = (name(layout, part)?, bound_mb(config, part, key));
     if mb == 0 {
