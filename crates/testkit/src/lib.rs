@@ -3,7 +3,9 @@
 //! compares kernel resources before and after.
 
 mod api;
+mod duration;
 mod events;
+pub mod fuzz;
 pub mod lab;
 mod processes;
 mod resources;
@@ -11,6 +13,7 @@ mod stack;
 pub mod test_guests;
 
 pub use api::{Api, Reply};
+pub use duration::{short_or_long, timed};
 pub use events::{Event, Events};
 pub use lab::{Lab, LabConfig};
 pub use processes::{Frozen, Process, processes};

@@ -98,3 +98,56 @@ impl Api {
         Err(VmmError::Refused { action, reason })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prop_assert, proptest};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use wrenn_testkit::fuzz;
+
+    use super::*;
+
+    const ANSWERS: &[&str] = &[
+        "HTTP/1.1 204 No Content\r\nServer: Firecracker API\r\n\r\n",
+        "HTTP/1.1 200 \r\ncontent-length: 19\r\n\r\n{\"state\": \"Running\"}",
+        "HTTP/1.1 400 \r\ncontent-length: 23\r\n\r\n{\"fault_message\": \"no\"}",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nnull\r\n0\r\n\r\n",
+    ];
+
+    /// Makes a call that the VMM answers with these bytes before it closes the connection.
+    async fn answered(answer: &[u8]) -> Result<Value, VmmError> {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(dir.path().join(SOCKET)).unwrap();
+        let vmm = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            // It fails if the other side has given up.
+            let _ = stream.write_all(answer).await;
+        };
+        let ask = async {
+            let mut api = Api::connect(dir.path(), "ask").await?;
+            api.call((Method::GET, "/"), &Value::Null, "ask", CALL_LIMIT).await
+        };
+        tokio::join!(vmm, ask).1
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_is_refused() {
+        let body = "x".repeat(ANSWER_MAX + 1);
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        assert!(answered(answer.as_bytes()).await.is_err());
+    }
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// A guest that took over its VMM says what it likes: the call ends, with a result or an error.
+        #[test]
+        fn whatever_a_vmm_answers_the_call_ends(answer in fuzz::damaged(ANSWERS)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            if let Err(error) = runtime.block_on(answered(&answer)) {
+                prop_assert!(!matches!(error, VmmError::Deadline { .. }), "{error}");
+            }
+        }
+    }
+}

@@ -82,6 +82,9 @@ impl Qmp {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prop_assert, proptest};
+    use wrenn_testkit::fuzz;
+
     use super::*;
 
     /// The run directory belongs to the VMM's user, who may create a link to another VMM's socket there.
@@ -94,5 +97,35 @@ mod tests {
         let refused = Qmp::connect(&own).await.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(refused.contains("reach the VMM"), "{refused}");
         drop(listener);
+    }
+
+    const ANSWERS: &[&str] = &[
+        "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n{\"return\": {}}\n{\"return\": {\"status\": \"running\"}}\n",
+        "{\"QMP\": 1}\n{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 1}}\n{\"error\": {\"desc\": \"no\"}}\n",
+    ];
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// A guest that took over its VMM says what it likes: the command ends, with a result or an error.
+        #[test]
+        fn whatever_a_vmm_answers_the_command_ends(answer in fuzz::damaged(ANSWERS)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let ran = runtime.block_on(async {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("qmp");
+                let listener = tokio::net::UnixListener::bind(&path).unwrap();
+                let vmm = async {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    // It fails if the other side has given up.
+                    let _ = stream.write_all(&answer).await;
+                };
+                let ask = async { Qmp::connect(&path).await?.execute("query-status", "ask").await };
+                tokio::join!(vmm, ask).1
+            });
+            if let Err(error) = ran {
+                prop_assert!(!matches!(error, VmmError::Deadline { .. }), "{error}");
+            }
+        }
     }
 }
