@@ -10,11 +10,13 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+use serde_json::json;
 
 use crate::{Api, Process, Resources, processes, resources};
 
@@ -37,6 +39,8 @@ pub struct Stack {
     /// Directory in which fault points are armed.
     pub faults: PathBuf,
     before: Resources,
+    /// Sandboxes that cases have given back.
+    unused: Mutex<Vec<String>>,
     up: Child,
     home: tempfile::TempDir,
     env: Vec<(String, String)>,
@@ -131,7 +135,16 @@ impl Stack {
         env.extend(setup.env);
         let before = Resources::now(&state_dir);
         let up = spawn_up(&env, home.path(), setup.open_files)?;
-        let mut stack = Self { api: Api::new("", ""), state_dir, faults, before, up, home, env };
+        let mut stack = Self {
+            api: Api::new("", ""),
+            state_dir,
+            faults,
+            before,
+            unused: Mutex::default(),
+            up,
+            home,
+            env,
+        };
         match stack.wait_ready().await {
             Ok(()) => Ok(stack),
             Err(error) => {
@@ -140,6 +153,33 @@ impl Stack {
                 bail!("{error:#}\n{logs}")
             }
         }
+    }
+
+    /// Returns a running sandbox with default settings for a case that leaves it as it found it. A case that
+    /// fails does not give it back.
+    pub async fn borrow_sandbox(&self) -> Result<String> {
+        match self.unused().pop() {
+            Some(id) => Ok(id),
+            None => self.api.create(&json!({"memory_mb": 256})).await,
+        }
+    }
+
+    /// Takes a sandbox back for other cases.
+    pub fn give_back(&self, id: String) {
+        self.unused().push(id);
+    }
+
+    /// Deletes the sandboxes that were given back, for cases that count sandboxes.
+    pub async fn delete_unused(&self) -> Result<()> {
+        let ids = std::mem::take(&mut *self.unused());
+        for id in ids {
+            self.api.remove(&id).await?;
+        }
+        Ok(())
+    }
+
+    fn unused(&self) -> MutexGuard<'_, Vec<String>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// URL of the API.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
-use wrenn_testkit::{Stack, in_lab};
+use wrenn_testkit::{Stack, in_lab, timed};
 
 /// Wrenn that the cases share; `None` after it is stopped.
 type Shared = Arc<Mutex<Option<Arc<Stack>>>>;
@@ -34,6 +34,11 @@ fn main() -> ExitCode {
     // Without KVM, guests are emulated, and more at once would only be slower. A lab has one CPU.
     arguments.test_threads.get_or_insert(if in_lab() { 1 } else { 2 });
     let mut ok = run(&arguments, beside, &shared);
+    let stack = lock(&shared).clone();
+    if let Some(Err(error)) = stack.map(|stack| runtime.block_on(async { stack.delete_unused().await })) {
+        eprintln!("shared sandboxes could not be deleted: {error:#}");
+        ok = false;
+    }
     // These cases disturb others, so they run one at a time afterwards.
     arguments.test_threads = Some(1);
     ok &= run(&arguments, alone, &shared);
@@ -41,7 +46,7 @@ fn main() -> ExitCode {
     // These cases need a Wrenn with a special configuration.
     let own = here(cases::own()).into_iter().map(|(name, case)| {
         let runtime = runtime.clone();
-        Trial::test(name, move || failed(runtime.block_on(case())))
+        Trial::test(name, move || failed(runtime.block_on(timed(name, case()))))
     });
     ok &= run(&arguments, own.collect(), &shared);
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -65,7 +70,7 @@ fn trial(name: &'static str, case: cases::Case, runtime: &Arc<Runtime>, shared: 
     let (runtime, shared) = (runtime.clone(), shared.clone());
     Trial::test(name, move || {
         let stack = lock(&shared).clone().ok_or("not started")?;
-        failed(runtime.block_on(case(stack)))
+        failed(runtime.block_on(timed(name, case(stack))))
     })
 }
 

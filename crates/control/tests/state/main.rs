@@ -20,6 +20,7 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use stores::Stores;
 use tokio::runtime::Runtime;
+use wrenn_testkit::timed;
 
 /// A case; its arguments are the stores and a name for its database.
 type Case = fn(Arc<Stores>, &'static str) -> Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         let (runtime, stores) = (runtime.clone(), stores.clone());
         Trial::test(name, move || {
             let stores = stores.ok_or("not started")?;
-            let result = runtime.block_on(case(stores, &database[..database.len().min(60)]));
+            let result = runtime.block_on(timed(name, case(stores, &database[..database.len().min(60)])));
             result.map_err(|error| Failed::from(format!("{error:#}")))
         })
     });

@@ -83,7 +83,7 @@ pub(crate) async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
 
 /// Invalid paths and commands.
 pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     let long = "x".repeat(5000);
     for path in ["", "a\0b", long.as_str()] {
         stack.api.read(&id, path).await?.expect_error(400, "invalid_request")?;
@@ -108,7 +108,7 @@ pub(crate) async fn paths_that_cannot_be(stack: Arc<Stack>) -> Result<()> {
         let reply = stack.api.post(&exec, &body).await?;
         reply.expect_error(404, code).map_err(|error| error.context(body.to_string()))?;
     }
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 

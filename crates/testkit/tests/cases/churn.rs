@@ -7,13 +7,17 @@ use anyhow::{Context, Result, ensure};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
 use tokio::sync::watch;
-use wrenn_testkit::{Resources, Stack, test_guests, wait_until};
+use wrenn_testkit::{Resources, Stack, short_or_long, test_guests, wait_until};
 
 use super::support::{delete_wholly, listed, nothing_remains, with_test_guests};
 
+/// Number of concurrent creates and deletes.
 const WAYS: usize = 8;
 
-const MANY: usize = 500;
+/// Number of sandboxes that come and go.
+fn many() -> usize {
+    short_or_long(200, 3000)
+}
 
 /// Counts the resources of agent and server that [`Resources`] does not see, by name.
 fn held(stack: &Stack) -> Result<BTreeMap<String, usize>> {
@@ -71,15 +75,15 @@ async fn churn(stack: &Stack) -> Result<()> {
     create_and_delete(stack, 2 * WAYS).await?;
     let (before, held_before) = (Resources::now(&stack.state_dir), held(stack)?);
     let begin = std::time::Instant::now();
-    create_and_delete(stack, MANY).await?;
-    println!("  {} sandboxes came and went in {:.1} s", MANY, begin.elapsed().as_secs_f32());
+    create_and_delete(stack, many()).await?;
+    println!("  {} sandboxes came and went in {:.1} s", many(), begin.elapsed().as_secs_f32());
 
     let mut more = Vec::new();
     let same = wait_until("as much as before", Duration::from_secs(30), async || {
         // Warm slots have other numbers now.
         more = Resources::now(&stack.state_dir).grown(&before);
         // Pooled connections and threads vary; a leak would grow with each sandbox.
-        let slack = |name: &str| if name.contains(" of the ") { MANY / 2 } else { 0 };
+        let slack = |name: &str| if name.contains(" of the ") { many().min(500) / 2 } else { 0 };
         let grown =
             held(stack).ok()?.into_iter().filter(|(name, now)| *now > held_before[name] + slack(name));
         more.extend(grown.map(|(name, now)| format!("{name}: {now}, there were {}", held_before[&name])));
@@ -87,12 +91,12 @@ async fn churn(stack: &Stack) -> Result<()> {
     });
     same.await.with_context(|| format!("there is more than before: {more:#?}"))?;
     let stopped = stack.sql("SELECT count(*) FROM sandboxes WHERE status = 'stopped'")?;
-    ensure!(stopped == (MANY + 2 * WAYS).to_string(), "{stopped} were stopped");
+    ensure!(stopped == (many() + 2 * WAYS).to_string(), "{stopped} were stopped");
     // Match resources of any sandbox.
     nothing_remains(stack, "sb").await
 }
 
-/// 500 sandboxes on the real Firecracker, eight at a time.
+/// Hundreds of sandboxes on the real Firecracker, eight at a time.
 pub(crate) async fn hundreds_come_and_go() -> Result<()> {
     with_test_guests(churn).await
 }

@@ -83,7 +83,7 @@ pub(crate) async fn the_exit_status_tells_whose_failure_it_is(stack: Arc<Stack>)
 
 /// With `--json` output is exact, and input that no command gets is reported, whatever the command does.
 pub(crate) async fn output_is_exact_and_input_is_not_dropped_silently(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let args = ["--json", "sandbox", "exec", &id, "printf", "\\211PNG\\377"];
     let ran: Value = serde_json::from_slice(&wrenn(&stack, &args, None).await?.stdout)?;
     anyhow::ensure!(ran["encoding"] == "base64" && ran["stdout"] == "iVBOR/8=", "{ran}");
@@ -97,13 +97,13 @@ pub(crate) async fn output_is_exact_and_input_is_not_dropped_silently(stack: Arc
     anyhow::ensure!(output.status.success() && stderr(&output).contains(told), "{output:?}");
     let output = wrenn(&stack, &["sandbox", "exec", &id, "cat"], Some("")).await?;
     anyhow::ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// Files are copied into directories, keep their modes, and replace regular files only.
 pub(crate) async fn files_are_copied_as_by_cp(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let dir = tempfile::tempdir()?;
     let local = |name: &str| dir.path().join(name).display().to_string();
     fs::write(local("tool"), "#!/bin/sh\necho works\n")?;
@@ -146,7 +146,7 @@ pub(crate) async fn files_are_copied_as_by_cp(stack: Arc<Stack>) -> Result<()> {
         let refused = wrenn(&stack, &["sandbox", "cp", "-r", &from, &to], None).await?;
         anyhow::ensure!(stderr(&refused).contains("tar cz -C"), "{refused:?}");
     }
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 

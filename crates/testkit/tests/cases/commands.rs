@@ -29,16 +29,16 @@ pub(crate) async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
 
 /// Bytes that are not UTF-8 arrive as base 64.
 pub(crate) async fn output_that_is_not_text(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     let ran = stack.api.exec(&id, &["printf", "\\377\\000a"]).await?;
     anyhow::ensure!(ran["encoding"] == "base64" && ran["stdout"] == "/wBh", "{ran}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// The response reports the timeout and has the output so far; no descendant process survives.
 pub(crate) async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     let body = json!({
         "cmd": "sh",
         "args": ["-c", "echo before; sleep 1000 & setsid sleep 1000 & sleep 1000; echo after"],
@@ -48,13 +48,13 @@ pub(crate) async fn a_timeout_kills_the_process_group(stack: Arc<Stack>) -> Resu
     anyhow::ensure!(ran["timed_out"] == true && ran["stdout"] == "before\n", "{ran}");
     let left = stack.api.exec(&id, &["pgrep", "sleep"]).await?;
     anyhow::ensure!(left["exit_code"] == 1, "still running: {left}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// Runs short commands that write 64 KiB just before they exit, 200 times.
 pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     for round in 0..200 {
         let script = format!("head -c 65536 /dev/zero | tr '\\0' x; echo {round}");
         let ran = stack.api.exec(&id, &["sh", "-c", &script]).await?;
@@ -62,7 +62,7 @@ pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Res
         let got = ran["stdout"].as_str().unwrap_or_default();
         anyhow::ensure!(got == expected, "round {round}: {} of {} bytes", got.len(), expected.len());
     }
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 

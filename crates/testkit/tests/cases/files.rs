@@ -13,7 +13,7 @@ use wrenn_testkit::Stack;
 
 /// Writes and reads 64 MiB, with a file name that must be escaped.
 pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     let content: Vec<u8> = (0..64_u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let path = "new/dir/ä name & more";
     stack.api.write(&id, path, content.clone()).await?.expect(204)?;
@@ -24,14 +24,14 @@ pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> 
     stack.api.write(&id, path, Vec::new()).await?.expect(204)?;
     let empty = stack.api.read(&id, path).await?.expect(200)?;
     anyhow::ensure!(empty.bytes.is_empty(), "not truncated");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// With the path in the query the parts of a form may come in any order, and its file may have any size; the
 /// two paths must not differ.
 pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let content = vec![b'x'; 3 << 20];
     let file = || Part::bytes(content.clone()).file_name("upload");
     let write = async |query: &str, form: Form| {
@@ -61,20 +61,20 @@ pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()
     }
     let left = stack.api.exec(&id, &["sh", "-c", "ls -A | grep -e other -e 'a dir'"]).await?;
     anyhow::ensure!(left["stdout"] == "", "{left}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// Missing files, directories, and a request body above the limit.
 pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.borrow_sandbox().await?;
     stack.api.read(&id, "/no/such/file").await?.expect_error(404, "not_found")?;
     stack.api.read(&id, "/etc").await?.expect_error(400, "invalid_request")?;
     let huge = vec![0; 101 << 20];
     stack.api.write(&id, "huge", huge).await?.expect_error(413, "too_large")?;
     let absent = stack.api.exec(&id, &["test", "-e", "huge"]).await?;
     anyhow::ensure!(absent["exit_code"] == 1, "half a file was left: {absent}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 

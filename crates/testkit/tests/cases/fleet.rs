@@ -6,13 +6,13 @@ use std::{sync::Arc, time::Instant};
 use anyhow::{Context, Result};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
-use wrenn_testkit::{Stack, in_lab};
+use wrenn_testkit::{Stack, in_lab, short_or_long};
 
 use super::support::{delete_wholly, listed, start_counter, still_counts, wait_exec};
 
 /// Number of sandboxes. Emulated guests are slow, and a host with two CPUs accepts 32 sandboxes.
 fn many() -> usize {
-    if in_lab() { 3 } else { 30 }
+    if in_lab() { 3 } else { short_or_long(12, 30) }
 }
 
 /// Number of concurrent creates and deletes: one per CPU.

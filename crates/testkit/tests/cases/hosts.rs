@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
-use wrenn_testkit::{Setup, Stack, in_lab, wait_until};
+use wrenn_testkit::{Setup, Stack, in_lab, short_or_long, wait_until};
 
 use super::{
     fleet::{create_many, delete_many},
@@ -210,7 +210,7 @@ async fn few_files(stack: &Stack) -> Result<()> {
     let first = create_many(stack, 2).await?;
     delete_many(stack, &first).await?;
     let before = open_files(stack)?;
-    for _ in 0..2 {
+    for _ in 0..short_or_long(2, 10) {
         let ids = create_many(stack, 4).await?;
         delete_many(stack, &ids).await?;
     }
@@ -223,7 +223,7 @@ async fn few_files(stack: &Stack) -> Result<()> {
     same.with_context(|| format!("agent and server had {before:?} and have {now:?}"))
 }
 
-/// Ten sandboxes are created and deleted with a low limit of open files, and none leaks a file descriptor.
+/// Sandboxes are created and deleted with a low limit of open files, and none leaks a file descriptor.
 pub(crate) async fn few_open_files() -> Result<()> {
     let stack = start(&[], Some(256)).await?;
     let result = few_files(&stack).await;

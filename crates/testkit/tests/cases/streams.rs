@@ -34,7 +34,7 @@ async fn rest(stream: &mut ExecStream) -> Result<Vec<ExecEvent>> {
 
 /// Events are start, output in the order in which it was written, exit.
 pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let script =
         "echo one; sleep 0.5; echo two >&2; sleep 0.5; printf 'dr\\303'; sleep 0.5; printf '\\244i'; exit 7";
     let events = rest(&mut start(&stack, &id, &["sh", "-c", script]).await?).await?;
@@ -47,7 +47,7 @@ pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
     let three: Vec<u8> = three.iter().flat_map(|event| stdout(event).to_vec()).collect();
     let text = [one.as_ref(), two.as_ref(), &three].concat();
     anyhow::ensure!(text == "one\ntwo\ndräi".as_bytes(), "{events:?}");
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
@@ -72,7 +72,7 @@ fn noise(size: usize) -> Vec<u8> {
 
 /// 1 MiB of binary output arrives unchanged.
 pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let content = noise(1 << 20);
     stack.api.write(&id, "noise", content.clone()).await?.expect(204)?;
     let events = rest(&mut start(&stack, &id, &["cat", "noise"]).await?).await?;
@@ -84,13 +84,13 @@ pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Resul
     let got: Vec<u8> = events.iter().flat_map(|event| stdout(event).to_vec()).collect();
     let same = got.iter().zip(&content).take_while(|(a, b)| a == b).count();
     anyhow::ensure!(got == content, "{} bytes, the first {same} are right", got.len());
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// Closing the stream kills its command and the command's children.
 pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     let mut stream = start(&stack, &id, &["sh", "-c", "sleep 1000 & sleep 1000; echo over"]).await?;
     stream.next().await?;
     let pgrep = async || stack.api.exec(&id, &["pgrep", "-c", "sleep"]).await.ok();
@@ -104,13 +104,13 @@ pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Resul
     };
     let ended = wait_until("the end of the processes", Duration::from_secs(15), none).await;
     ended.with_context(|| format!("pgrep says {last:?}"))?;
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     Ok(())
 }
 
 /// A command that cannot be started is reported as an error with its code.
 pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.borrow_sandbox().await?;
     for (command, wanted) in [("no-such-command", "program_not_found"), ("", "invalid_request")] {
         let mut stream = start(&stack, &id, &[command]).await?;
         let first = stream.next().await;
@@ -123,7 +123,7 @@ pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()
     let other =
         stack.api.request(Method::GET, &path).header("Connection", "Upgrade").header("Upgrade", "h2c");
     stack.api.send(other).await?.expect_error(400, "invalid_request")?;
-    stack.api.remove(&id).await?;
+    stack.give_back(id);
     stack.api.get(&path).await?.expect_error(409, "invalid_state")?;
     Ok(())
 }
