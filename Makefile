@@ -2,7 +2,7 @@
 # Targets for developers and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd kernel template build quickstart test test-programs test-assets lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
+.PHONY: help setup assets envd kernel template build quickstart test test-long test-parts test-programs test-assets check lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -51,13 +51,19 @@ test-assets: assets
 	@scripts/deny
 	@lab/build
 
-# Compiles and installs everything first. The tests then run in a network namespace without an uplink, so
-# that no packet of a test or a guest can leave the machine.
-test: setup ## Unit, integration and end-to-end tests with real guests
+# Compiles and installs everything first. The tests then run in namespaces without an uplink, so that no packet of a test or
+# a guest can leave the machine.
+test: test-parts ## Unit, integration and end-to-end tests with real guests (docs/testing.md)
+	@target/debug/xtask test
+
+test-long: test-parts ## The same with more rounds, sandboxes and requests: half an hour more
+	@target/debug/xtask test --long
+
+test-parts: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-programs test-assets
-	@scripts/isolated env $(DEV) $(CARGO) test --locked --offline $(TESTED)
-	@scripts/isolated target/debug/xtask lab test
-	@scripts/isolated env $(DEV) scripts/api-check
+
+check: fmt-check lint ## Format, Clippy and unit tests: quick, and no guests
+	@$(CARGO) test --locked $(TESTED) --lib --bins --quiet
 
 # Test suites of the drivers. `make test` also runs the end-to-end cases, which take twice as long.
 lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)

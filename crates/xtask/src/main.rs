@@ -2,6 +2,8 @@
 //! Development tasks of Wrenn: `cargo xtask`.
 
 mod lab;
+mod programs;
+mod test;
 
 use std::process::ExitCode;
 
@@ -20,10 +22,13 @@ enum Task {
     /// Virtual host with KVM, device-mapper and Firecracker
     #[command(subcommand)]
     Lab(lab::Task),
+    /// Run all tests, side by side, with a report of their times
+    Test(test::Options),
 }
 
 fn main() -> Result<ExitCode> {
     match Arguments::parse().task {
         Task::Lab(task) => lab::run(task),
+        Task::Test(options) => test::run(&options),
     }
 }

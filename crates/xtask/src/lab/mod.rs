@@ -2,11 +2,10 @@
 //! `cargo xtask lab`: a virtual host with KVM, device-mapper and Firecracker. See `docs/lab.md`.
 
 mod interrupt;
-mod programs;
+mod runs;
 mod test;
 
 use std::{
-    path::Path,
     process::{Command, ExitCode, ExitStatus},
     time::Duration,
 };
@@ -14,6 +13,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
 use wrenn_testkit::{Lab, LabConfig, lab::Subnet};
+
+use crate::programs::repository;
 
 /// Subcommands for the lab.
 #[derive(Subcommand)]
@@ -37,6 +38,9 @@ pub(crate) enum Task {
     Test {
         #[command(flatten)]
         machine: MachineArgs,
+        /// Number of labs at the same time
+        #[arg(long, default_value_t = 2)]
+        labs: usize,
         /// Only test programs whose name contains this
         filter: Option<String>,
     },
@@ -98,7 +102,7 @@ pub(crate) fn run(task: Task) -> Result<ExitCode> {
             let status = lab.shell::<&str>(&[])?;
             Ok(finish(lab, status))
         }
-        Task::Test { machine, filter } => test::run(machine.config(), filter.as_deref()),
+        Task::Test { machine, labs, filter } => test::run(machine.config(), labs, filter.as_deref()),
     }
 }
 
@@ -108,10 +112,6 @@ fn build() -> Result<()> {
         Command::new(&script).status().with_context(|| format!("cannot run {}", script.display()))?;
     ensure!(status.success(), "{} failed: {status}", script.display());
     Ok(())
-}
-
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/"))
 }
 
 /// Builds the image and starts a lab. From now on Ctrl-C stops the command in the lab, and the lab is stopped

@@ -18,11 +18,10 @@ use wrenn_testkit::{Lab, LabConfig, test_guests};
 
 use super::{
     build, collect_logs, interrupt,
-    programs::{self, Run},
+    runs::{self, Run},
 };
+use crate::programs;
 
-/// Number of concurrent labs. Each has one CPU and keeps one CPU of this machine busy.
-const LABS: usize = 2;
 /// Number of labs that may hang during one run before the run counts as failed.
 const LOST_MAX: u32 = 3;
 /// Directory of the test programs in a lab.
@@ -54,9 +53,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCode> {
+/// Runs the runs whose name contains `filter` in `labs` concurrent labs. Each has one CPU and keeps one CPU of this
+/// machine busy.
+pub(super) fn run(mut config: LabConfig, labs: usize, filter: Option<&str>) -> Result<ExitCode> {
     let chosen = |run: &&Run| filter.is_none_or(|filter| run.name().contains(filter));
-    let mut runs: VecDeque<Run> = programs::RUNS.iter().filter(chosen).copied().collect();
+    let mut runs: VecDeque<Run> = runs::RUNS.iter().filter(chosen).copied().collect();
     ensure!(!runs.is_empty(), "no run of the lab has {:?} in its name", filter.unwrap_or_default());
     if filter.is_none() && test_guests::available() {
         for run in runs.iter().filter(|run| run.outside_too) {
@@ -66,8 +67,11 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     }
     build()?;
     interrupt::outlive()?;
-    for (name, program) in programs::build()? {
-        config = config.with_file(program, format!("{DIR}/{name}"));
+    let built = programs::build()?;
+    for Run { target, .. } in &runs {
+        let program = built.iter().find(|program| target.is(program));
+        let program = program.with_context(|| format!("cargo names no program for {}", target.name()))?;
+        config = config.with_file(&program.path, format!("{DIR}/{}", target.name()));
     }
     let begin = Instant::now();
     let work = Work {
@@ -79,7 +83,7 @@ pub(super) fn run(mut config: LabConfig, filter: Option<&str>) -> Result<ExitCod
     };
     let ended: Vec<Result<()>> = thread::scope(|scope| {
         let work = &work;
-        let labs: Vec<_> = (1..=LABS).map(|number| scope.spawn(move || work.take_part(number))).collect();
+        let labs: Vec<_> = (1..=labs).map(|number| scope.spawn(move || work.take_part(number))).collect();
         labs.into_iter().map(|lab| lab.join().unwrap_or_else(|_| bail!("a lab's thread died"))).collect()
     });
     let lost = work.lost.into_inner();
