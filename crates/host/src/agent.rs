@@ -16,10 +16,12 @@ use crate::{
     fleet::Fleets,
     machine::Machine,
     sandbox::{
-        actor::{self, Handle, Shared, Start, State},
+        actor::{self, Handle, Start},
         guest::Guest,
+        phase::{Published, State},
+        record::{Record, Sandbox},
+        shared::Shared,
         spec::Spec,
-        summary::Summary,
     },
 };
 
@@ -51,14 +53,17 @@ fn unknown(id: &str) -> AgentError {
     AgentError::new(ErrorCode::NotFound, format!("this host has no sandbox {id}"))
 }
 
-fn not_running(id: &str, state: &State) -> AgentError {
-    let why = match state {
-        State::Starting => "is still starting",
+fn not_running(id: &str, now: &Published) -> AgentError {
+    let why = match now.state {
+        State::Creating => "is still starting",
         State::Running => "is running",
-        State::Stopping => "is being deleted",
-        State::Failed(_) => "has failed; delete it",
-        State::Unknown(cause) => return AgentError::new(ErrorCode::InvalidState, cause.message.clone()),
-        State::Gone(_) => "is gone",
+        State::Destroying => "is being deleted",
+        State::Failing | State::Failed => "has failed; delete it",
+        State::Unknown => {
+            let cause = now.failure.as_ref().map_or("it is not understood", |cause| cause.message.as_str());
+            return AgentError::new(ErrorCode::InvalidState, cause);
+        }
+        State::Gone => "is gone",
     };
     AgentError::new(ErrorCode::InvalidState, format!("sandbox {id} {why}"))
 }
@@ -95,8 +100,7 @@ impl Agent {
         let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
         sandboxes.insert(id.clone(), handle);
         tokio::spawn(async move {
-            let gone =
-                published.wait_for(|published| matches!(published.state, State::Gone(_))).await.is_ok();
+            let gone = published.wait_for(|published| published.state == State::Gone).await.is_ok();
             let Some(agent) = agent.upgrade() else { return };
             if !gone {
                 // The sandbox's resources still exist, and only the next start of the agent can release them.
@@ -161,12 +165,13 @@ impl Agent {
     pub(crate) async fn create(self: &Arc<Self>, wanted: Wanted) -> Result<Handle, AgentError> {
         let handle = self.find_or_begin(wanted)?;
         let mut published = handle.published.clone();
-        let settled = published.wait_for(|published| published.state != State::Starting).await;
-        let state = settled.map_or(State::Gone(None), |published| published.state.clone());
-        match state {
-            State::Running => Ok(handle),
-            State::Failed(error) | State::Unknown(error) | State::Gone(Some(error)) => Err(error),
-            State::Starting | State::Stopping | State::Gone(None) => {
+        // An error means that the sandbox's task has died.
+        let settled = published.wait_for(|published| published.state != State::Creating).await;
+        let (state, failure) = settled.map_or((State::Gone, None), |now| (now.state, now.failure.clone()));
+        match failure {
+            None if state == State::Running => Ok(handle),
+            Some(error) => Err(error),
+            None => {
                 Err(AgentError::new(ErrorCode::Conflict, "the sandbox was deleted while it was starting"))
             }
         }
@@ -180,7 +185,8 @@ impl Agent {
             return Ok(present.clone());
         }
         let spec = self.spec(&wanted)?;
-        let failed = |handle: &&Handle| matches!(handle.published.borrow().state, State::Failed(_));
+        let failed =
+            |handle: &&Handle| matches!(handle.published.borrow().state, State::Failing | State::Failed);
         // Failed sandboxes have released everything but their record.
         let records = sandboxes.values().filter(failed).count();
         if records > FAILED_MAX
@@ -194,9 +200,10 @@ impl Agent {
             let message = format!("this host has {count} sandboxes, as many as it may: delete some");
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
-        let start = Start::Create(wanted.envs, Span::current());
-        let handle =
-            actor::spawn(self.shared.clone(), wanted.id.clone(), spec, (None, Summary::default()), start);
+        let (id, shared) = (wanted.id.clone(), self.shared.clone());
+        let record = Record::new(&shared.dir, &id);
+        let sandbox = Sandbox { id, spec: Arc::new(spec), shared, record };
+        let handle = actor::spawn(sandbox, Start::Create(wanted.envs, Span::current()));
         self.keep(&mut sandboxes, wanted.id, handle.clone());
         Ok(handle)
     }
@@ -229,7 +236,7 @@ impl Agent {
                 format!("sandbox {id} is held: the host's disk is full; it goes on when there is room");
             return Err(AgentError::new(ErrorCode::InsufficientStorage, message));
         }
-        now.guest.ok_or_else(|| not_running(id, &now.state))
+        now.guest.clone().ok_or_else(|| not_running(id, &now))
     }
 
     /// Total and free MiB of the volume store.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use wrenn_disk::loopfs;
 use wrenn_vmm::{ProcessId, process};
 
-use crate::{cgroup, layout, present, recover, sandbox::remove};
+use crate::{cgroup, directory, layout, recover, sandbox::release};
 
 /// Kills all microVMs of the agent with this state directory and removes everything that it created in the
 /// kernel.
@@ -18,7 +18,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     }
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
-    remove::end_vmm(&layout::probe(state_dir), None).await?;
+    release::end_vmm(&layout::probe(state_dir), None).await?;
     let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir) {
@@ -29,7 +29,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         disks.context("the sandboxes' disks cannot be removed")?;
     }
     for id in &ids {
-        remove::remove_record(&sandboxes, id).await?;
+        release::directory(&sandboxes, id).await?;
     }
     if !layout::store_file(state_dir).exists() {
         // A mount at this place is not from the agent.
@@ -40,8 +40,8 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
 
 fn processes(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
-    let ids = present::look(&sandboxes).map(|present| present.ids).unwrap_or_default();
-    let dirs = ids.iter().map(|id| sandboxes.join(id).join("run")).chain([layout::probe(state_dir)]);
+    let ids = directory::list(&sandboxes).map(|content| content.ids).unwrap_or_default();
+    let dirs = ids.iter().map(|id| directory::of_vmm(&sandboxes, id)).chain([layout::probe(state_dir)]);
     let found = dirs.filter_map(|dir| process::find(&dir).transpose());
     let told = |found: io::Result<ProcessId>| match found {
         Ok(id) => format!("process {}: a microVM", id.pid),

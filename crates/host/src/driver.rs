@@ -18,7 +18,7 @@ use wrenn_vmm::{
     qemu::{self, Accel, Qemu},
 };
 
-use crate::{assets::kernel_file, config::Driver, layout, machine, sandbox::remove::end_vmm};
+use crate::{assets::kernel_file, config::Driver, layout, machine, sandbox::release::end_vmm};
 
 /// Request for a driver, with the parameters of the probe.
 #[derive(Debug, Clone)]

@@ -12,6 +12,8 @@ mod call;
 mod cgroup;
 mod cleanup;
 mod config;
+mod directory;
+mod disk_pressure;
 pub mod driver;
 mod error;
 mod fault;
@@ -20,9 +22,7 @@ mod layout;
 mod listener;
 mod machine;
 mod memory;
-mod present;
 mod recover;
-mod room;
 mod sandbox;
 mod service;
 mod tls;
@@ -43,7 +43,7 @@ pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
     agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
-    sandbox::actor::Shared, service::Service,
+    sandbox::shared::Shared, service::Service,
 };
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
@@ -102,7 +102,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         base: config.vmm_uid_base,
         // One for each slot, and one for the KVM probe.
         count: u32::from(slots_max(&config)) + 1,
-        in_use: records.iter().any(recover::Record::is_kept),
+        in_use: records.iter().any(recover::Recorded::is_kept),
     };
     let uids = tokio::task::spawn_blocking(move || claim.take()).await??;
     let wish = driver::Wish {
@@ -117,7 +117,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     recover::presume_slots(&sandboxes_dir, &mut records, uids.base());
     recover::end_strays(&sandboxes_dir, &records).await;
     let kept = || records.iter().filter(|record| record.is_kept());
-    let slots_in_use = kept().filter_map(recover::Record::slot).collect();
+    let slots_in_use = kept().filter_map(recover::Recorded::slot).collect();
     let disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
     match volumes.reclaim(&disks).await {
         Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
@@ -167,7 +167,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     .await
     .context("the network slots cannot be made")?;
     let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);
-    let held = room::watch(volumes.clone()).await;
+    let held = disk_pressure::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
         volumes,

@@ -6,68 +6,71 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::Context;
 use wrenn_api::ErrorCode;
-use wrenn_network::{MAX_SLOTS, SlotSpec};
-use wrenn_vmm::MicroVm;
+use wrenn_network::MAX_SLOTS;
 
 use crate::{
+    directory,
     error::AgentError,
-    present,
     sandbox::{
-        actor::{self, Handle, Shared, Start},
-        create,
-        journal::{Entry, Found, Journal, NotUnderstood},
-        remove,
+        actor::{self, Handle, Start},
+        boot,
+        journal::{Found, Journal, NotUnderstood},
+        operations::{self, Fail},
+        phase::Phase,
+        record::{Record, Sandbox},
+        release,
+        shared::Shared,
         spec::Spec,
-        summary::{Summary, Undo},
+        summary::{Stage, Summary, Undo},
     },
 };
 
 /// Sandbox recorded by a previous agent.
-pub(crate) struct Record {
+pub(crate) struct Recorded {
     pub(crate) id: String,
     summary: Summary,
     journal: Result<Journal, NotUnderstood>,
 }
 
-impl Record {
+impl Recorded {
     /// Network slot.
     pub(crate) fn slot(&self) -> Option<u16> {
-        self.summary.slot
+        self.summary.slot()
     }
 
     /// Returns whether slot and disk must be kept, because the sandbox may run.
     pub(crate) fn is_kept(&self) -> bool {
-        self.journal.is_err() || self.summary.adoptable()
+        self.journal.is_err() || matches!(self.summary.stage(), Stage::Running { .. })
     }
 }
 
 /// Reads all journals and finishes interrupted removals. Fails on an I/O error, so that the resources of an
 /// unreadable journal are not treated as unclaimed.
-pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
+pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Recorded>> {
     fs::create_dir_all(sandboxes)?;
-    let present = present::look(sandboxes)?;
-    if !present.foreign.is_empty() {
+    let content = directory::list(sandboxes)?;
+    if !content.foreign.is_empty() {
         tracing::warn!(
-            dir = %sandboxes.display(), names = ?present.foreign,
+            dir = %sandboxes.display(), names = ?content.foreign,
             "foreign files in the directory of sandboxes are ignored; move them elsewhere"
         );
     }
-    for dir in present.remains {
+    for dir in content.remains {
         if let Err(error) = fs::remove_dir_all(&dir) {
             tracing::error!(dir = %dir.display(), %error, "cannot remove the remains of a sandbox");
         }
     }
     let mut records = Vec::new();
-    for id in present.ids {
-        let dir = actor::directory(sandboxes, &id);
+    for id in content.ids {
+        let dir = directory::of(sandboxes, &id);
         match Journal::open(&dir).with_context(|| format!("sandbox {id}"))? {
             Found::Journal(journal) => {
-                records.push(Record { id, summary: journal.summary().clone(), journal: Ok(journal) });
+                records.push(Recorded { id, summary: journal.summary().clone(), journal: Ok(journal) });
             }
             Found::Nothing => remove_empty(&id, &dir),
             Found::NotUnderstood(reason) => {
                 tracing::error!(id, %reason, "a sandbox's journal is not understood: the sandbox is left as it is");
-                records.push(Record { id, summary: Summary::presumed(None), journal: Err(reason) });
+                records.push(Recorded { id, summary: Summary::presumed(None), journal: Err(reason) });
             }
         }
     }
@@ -76,10 +79,10 @@ pub(crate) fn read(sandboxes: &Path) -> anyhow::Result<Vec<Record>> {
 
 /// Finds the slots of sandboxes whose journals are not understood, from the owner of the VMM's run directory,
 /// whose user id contains the slot number. A slot that another journal names is not assigned.
-pub(crate) fn presume_slots(sandboxes: &Path, records: &mut [Record], uid_base: u32) {
-    let named: Vec<u16> = records.iter().filter_map(Record::slot).collect();
+pub(crate) fn presume_slots(sandboxes: &Path, records: &mut [Recorded], uid_base: u32) {
+    let named: Vec<u16> = records.iter().filter_map(Recorded::slot).collect();
     for record in records.iter_mut().filter(|record| record.journal.is_err()) {
-        let owner = fs::metadata(actor::directory(sandboxes, &record.id).join("run")).map(|meta| meta.uid());
+        let owner = fs::metadata(directory::of_vmm(sandboxes, &record.id)).map(|meta| meta.uid());
         let index = owner.ok().and_then(|owner| u16::try_from(owner.checked_sub(uid_base)?).ok());
         let slot = index.filter(|index| (1..=MAX_SLOTS).contains(index) && !named.contains(index));
         record.summary = Summary::presumed(slot);
@@ -98,132 +101,106 @@ fn remove_empty(id: &str, dir: &Path) {
 /// still runs.
 pub(crate) async fn take_up(
     shared: &Arc<Shared>,
-    record: Record,
+    recorded: Recorded,
 ) -> anyhow::Result<Option<(String, Handle)>> {
-    let Record { id, summary, journal } = record;
-    let journal = match journal {
-        Ok(journal) => journal,
+    let Recorded { id, summary, journal } = recorded;
+    let shared = shared.clone();
+    let (sandbox, start) = match journal {
+        Ok(journal) => {
+            let spec = Arc::new(summary.spec().cloned().unwrap_or_default());
+            let record = Record::open(journal);
+            let mut sandbox = Sandbox { id: id.clone(), spec, shared, record };
+            match known(&mut sandbox).await.with_context(|| format!("sandbox {id} cannot be adopted"))? {
+                Some(start) => (sandbox, start),
+                None => return Ok(None),
+            }
+        }
         Err(reason) => {
             let message = format!(
                 "the agent does not understand the journal of sandbox {id}, and leaves the sandbox as it is: {reason}; \
                  or delete the sandbox"
             );
-            let start = Start::Unknown(AgentError::new(ErrorCode::AgentError, message));
-            let handle = actor::spawn(shared.clone(), id.clone(), Spec::default(), (None, summary), start);
-            return Ok(Some((id, handle)));
+            let start = Start::In(Phase::Unknown(AgentError::new(ErrorCode::AgentError, message)));
+            let (spec, record) = (Arc::new(Spec::default()), Record::presumed(summary));
+            (Sandbox { id: id.clone(), spec, shared, record }, start)
         }
     };
-    let Some(spec) = summary.spec.clone() else {
-        // The sandbox has no resources yet.
-        if let Err(error) = remove::remove_record(&shared.dir, &id).await {
-            tracing::error!(id, %error, "cannot remove the remains of a sandbox");
-        }
-        return Ok(None);
-    };
-    let mut known = Known { id: id.clone(), summary, journal };
-    let running = known.running(shared, &spec).await;
-    let start = match running.with_context(|| format!("sandbox {id} cannot be adopted"))? {
-        Some((vm, slot)) => {
-            tracing::info!(id, "adopted");
-            Start::Adopt(vm, slot)
-        }
-        None => match known.failure().map(|failure| (failure, true)).or_else(|| known.ended_meanwhile()) {
-            Some((failure, told)) => {
-                known.undo_all(shared, told).await;
-                Start::Failed(failure)
-            }
-            None => {
-                tracing::info!(id, "removing an incomplete sandbox");
-                if known.undo_all(shared, true).await
-                    && let Ok(()) = remove::remove_record(&shared.dir, &id).await
-                {
-                    return Ok(None);
-                }
-                let message = "it could not be removed completely; delete it again";
-                Start::Failed(AgentError::new(ErrorCode::AgentError, message))
-            }
-        },
-    };
-    let record = (Some(known.journal), known.summary);
-    Ok(Some((id.clone(), actor::spawn(shared.clone(), id, spec, record, start))))
+    Ok(Some((id, actor::spawn(sandbox, start))))
 }
 
-/// Sandbox whose journal is understood.
-struct Known {
-    id: String,
-    summary: Summary,
-    journal: Journal,
+/// Recovers a sandbox whose journal is understood; returns `None` if nothing of it is left.
+async fn known(sandbox: &mut Sandbox) -> anyhow::Result<Option<Start>> {
+    match sandbox.record.summary().stage() {
+        Stage::Empty => {
+            if let Err(error) = release::directory(&sandbox.shared.dir, &sandbox.id).await {
+                tracing::error!(id = sandbox.id, %error, "cannot remove the remains of a sandbox");
+            }
+            Ok(None)
+        }
+        Stage::Running { slot } => adopt(sandbox, slot).await.map(Some),
+        Stage::Failed { code, message } => {
+            let error = AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message);
+            undo_without_slot(sandbox).await;
+            Ok(Some(Start::In(Phase::Failed { error, vm: None })))
+        }
+        Stage::Creating | Stage::Destroying => {
+            tracing::info!(id = sandbox.id, "removing an incomplete sandbox");
+            if undo_without_slot(sandbox).await
+                && let Ok(()) = release::directory(&sandbox.shared.dir, &sandbox.id).await
+            {
+                return Ok(None);
+            }
+            let message = "it could not be removed completely; delete it again";
+            let error = AgentError::new(ErrorCode::AgentError, message);
+            Ok(Some(Start::In(Phase::Failed { error, vm: None })))
+        }
+    }
 }
 
-impl Known {
-    fn failure(&self) -> Option<AgentError> {
-        let (code, message) = self.summary.failure.as_ref()?;
-        Some(AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message))
+/// Adopts the microVM of a sandbox that ran, or records that it has ended.
+async fn adopt(sandbox: &mut Sandbox, index: u16) -> anyhow::Result<Start> {
+    let Sandbox { id, spec, shared, record } = &mut *sandbox;
+    let slot = shared.plan.slot(index)?;
+    let boot = boot::boot_spec(shared, id, spec, &slot);
+    if let Some(vm) = shared.vmm.adopt(&boot, record.summary().process()).await? {
+        tracing::info!(id, "adopted");
+        return Ok(Start::Adopt(vm, slot));
     }
+    let message =
+        "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
+    let error = AgentError::new(ErrorCode::AgentError, message);
+    operations::run(&mut Fail::new(error.clone(), None), sandbox).await?;
+    Ok(Start::In(Phase::Failed { error, vm: None }))
+}
 
-    async fn running(
-        &self,
-        shared: &Shared,
-        spec: &Spec,
-    ) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
-        let Some(index) = self.summary.slot.filter(|_| self.summary.adoptable()) else { return Ok(None) };
-        let slot = shared.plan.slot(index)?;
-        let boot = create::boot_spec(shared, &self.id, spec, &slot, None);
-        Ok(shared.vmm.adopt(&boot, self.summary.process()).await?.map(|vm| (vm, slot)))
+/// Releases what the record says exists, except the slot: the pool keeps only those of sandboxes that may
+/// run. It has removed this one, and may have built a new one with its number.
+async fn undo_without_slot(sandbox: &mut Sandbox) -> bool {
+    if let Some(index) = sandbox.record.summary().slot() {
+        sandbox.record.forget(&Undo::Slot(index));
     }
-
-    /// Records the failure of a sandbox that ran but whose VMM has exited. If that cannot be written, the
-    /// second value is false, and the slot must stay reserved, because a later start would take it for a
-    /// running sandbox's.
-    fn ended_meanwhile(&mut self) -> Option<(AgentError, bool)> {
-        if !self.summary.adoptable() {
-            return None;
-        }
-        let message =
-            "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
-        let failure = AgentError::new(ErrorCode::AgentError, message);
-        let entry =
-            Entry::Failed { code: failure.code.as_str().to_owned(), message: failure.message.clone() };
-        let told = self.journal.append(&[entry]);
-        if let Err(error) = &told {
-            tracing::error!(id = self.id, %error, "a failure could not be recorded");
-        }
-        Some((failure, told.is_ok()))
+    let undone = operations::undo(sandbox, &mut None, None).await;
+    if let Err(error) = &undone {
+        tracing::error!(id = sandbox.id, %error, "cannot release all resources of a sandbox");
     }
-
-    /// Releases the sandbox's resources. The pool keeps only the slots of sandboxes that may run; it has
-    /// removed others and may have built new ones with their numbers, so those must not be released here. If
-    /// `slot_too` is false, a kept slot stays reserved.
-    async fn undo_all(&mut self, shared: &Shared, slot_too: bool) -> bool {
-        if let Some(index) = self.summary.slot.filter(|_| !self.summary.adoptable() || !slot_too) {
-            self.summary.forget(&Undo::Slot(index));
-        }
-        for step in self.summary.undo() {
-            if let Err(error) = remove::undo_step(shared, &self.id, &step).await {
-                tracing::error!(id = self.id, %error, "cannot release all resources of a sandbox");
-                return false;
-            }
-            self.summary.forget(&step);
-        }
-        true
-    }
+    undone.is_ok()
 }
 
 /// Kills the VMMs of all sandboxes, whatever their journals say.
 pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
-    for id in present::look(sandboxes).map(|present| present.ids).unwrap_or_default() {
-        remove::end_vmm(&actor::directory(sandboxes, &id).join("run"), None).await?;
+    for id in directory::list(sandboxes).map(|content| content.ids).unwrap_or_default() {
+        release::end_vmm(&directory::of_vmm(sandboxes, &id), None).await?;
     }
     Ok(())
 }
 
 /// Kills the VMMs of sandboxes that will not be adopted, before their slots and user ids are reused.
-pub(crate) async fn end_strays(sandboxes: &Path, records: &[Record]) {
+pub(crate) async fn end_strays(sandboxes: &Path, records: &[Recorded]) {
     for record in records.iter().filter(|record| !record.is_kept()) {
         for step in record.summary.undo() {
             let Undo::Vmm(known) = step else { continue };
-            let run_dir = actor::directory(sandboxes, &record.id).join("run");
-            if let Err(error) = remove::end_vmm(&run_dir, known.as_ref()).await {
+            let run_dir = directory::of_vmm(sandboxes, &record.id);
+            if let Err(error) = release::end_vmm(&run_dir, known.as_ref()).await {
                 tracing::error!(id = record.id, %error, "cannot kill a microVM");
             }
         }
@@ -235,6 +212,7 @@ mod tests {
     use wrenn_api::SandboxId;
 
     use super::*;
+    use crate::sandbox::journal::Entry;
 
     fn begin(sandboxes: &Path) -> anyhow::Result<String> {
         let id = SandboxId::new().to_string();
@@ -276,15 +254,15 @@ mod tests {
         let journal = sandboxes.join(&newer).join("journal.json");
         let text = "{\"journal\":3,\"agent\":\"9.1.0\"}\n";
         fs::write(&journal, text)?;
-        fs::create_dir_all(present::remains_of(sandboxes, &removed).join("run"))?;
+        fs::create_dir_all(directory::of_removed(sandboxes, &removed).join("run"))?;
         let mut records = read(sandboxes)?;
         assert_eq!(fs::read_dir(sandboxes)?.count(), 2);
         assert_eq!(fs::read_to_string(&journal)?, text);
-        assert!(records.iter().all(Record::is_kept), "their disks are kept");
+        assert!(records.iter().all(Recorded::is_kept), "their disks are kept");
         // Owner of the directory of a VMM in slot 7.
         let owner = fs::metadata(sandboxes.join(&newer).join("run"))?.uid();
         presume_slots(sandboxes, &mut records, owner.wrapping_sub(7));
-        let slots: Vec<_> = records.iter().map(Record::slot).collect();
+        let slots: Vec<_> = records.iter().map(Recorded::slot).collect();
         if owner >= 7 {
             assert_eq!(slots, [Some(7), Some(7)]);
         }

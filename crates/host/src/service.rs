@@ -34,9 +34,10 @@ use crate::{
     error::AgentError,
     memory::STREAM,
     sandbox::{
-        actor::{Handle, State},
+        actor::Handle,
         exec::{self, Command, Event},
         guest::Guest,
+        phase::State,
     },
 };
 
@@ -74,15 +75,14 @@ fn invalid(message: impl Into<String>) -> ConnectError {
 
 fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
     let (spec, now) = (&handle.spec, handle.now());
-    let (state, failure) = match now.state {
-        State::Starting => (SandboxState::SANDBOX_STATE_STARTING, None),
-        State::Running => (SandboxState::SANDBOX_STATE_RUNNING, None),
-        State::Stopping => (SandboxState::SANDBOX_STATE_STOPPING, None),
-        State::Unknown(error) => (SandboxState::SANDBOX_STATE_UNKNOWN, Some(error)),
-        State::Failed(error) => (SandboxState::SANDBOX_STATE_FAILED, Some(error)),
-        State::Gone(error) => (SandboxState::SANDBOX_STATE_FAILED, error),
+    let state = match now.state {
+        State::Creating => SandboxState::SANDBOX_STATE_STARTING,
+        State::Running => SandboxState::SANDBOX_STATE_RUNNING,
+        State::Destroying => SandboxState::SANDBOX_STATE_STOPPING,
+        State::Unknown => SandboxState::SANDBOX_STATE_UNKNOWN,
+        State::Failing | State::Failed | State::Gone => SandboxState::SANDBOX_STATE_FAILED,
     };
-    let failure = failure.map(|error| Failure {
+    let failure = now.failure.map(|error| Failure {
         code: error.code.as_str().to_owned(),
         message: error.message,
         ..Default::default()

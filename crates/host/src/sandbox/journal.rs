@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use wrenn_vmm::ProcessId;
 
 use super::{spec::Spec, summary::Summary};
+use crate::error::AgentError;
 
 /// Version that is written. Version 1 has no header line and can be read.
 const VERSION: u32 = 2;
@@ -76,6 +77,21 @@ pub(crate) enum Thing {
     Slot,
 }
 
+impl Thing {
+    /// All kinds, in the order in which they are released.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 3] = [Self::Vmm, Self::Volume, Self::Slot];
+
+    /// Name, as in the journal.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Volume => "volume",
+            Self::Slot => "slot",
+        }
+    }
+}
+
 /// Entry of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
@@ -114,6 +130,13 @@ pub(crate) enum Entry {
     Destroy,
 }
 
+impl Entry {
+    /// Entry of a failure.
+    pub(crate) fn failed(error: &AgentError) -> Self {
+        Self::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() }
+    }
+}
+
 /// Header line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
@@ -121,6 +144,12 @@ struct Header {
     /// Version of the agent that wrote it.
     #[serde(default)]
     agent: String,
+}
+
+/// Mark of an entry that an agent may skip if it does not know it.
+#[derive(Debug, Deserialize)]
+struct Skippable {
+    optional: bool,
 }
 
 /// Result of opening a journal.
@@ -245,8 +274,9 @@ impl Journal {
         sum.entries().iter().try_for_each(|entry| put(&mut lines, entry))?;
         let beside = self.dir.join("journal.new");
         let mut file = options().create(true).truncate(true).open(&beside).map_err(io("open a new"))?;
-        file.write_all(&lines).and_then(|()| file.sync_all()).map_err(io("write"))?;
-        fs::rename(&beside, path(&self.dir)).map_err(io("replace"))?;
+        let written = file.write_all(&lines).and_then(|()| file.sync_all()).map_err(io("write"));
+        let replaced = written.and_then(|()| fs::rename(&beside, path(&self.dir)).map_err(io("replace")));
+        replaced.inspect_err(|_| drop(fs::remove_file(&beside)))?;
         (self.file, self.versioned) = (file, true);
         sync_dir(&self.dir)
     }
@@ -269,18 +299,29 @@ fn parse(bytes: &[u8]) -> Result<(bool, Vec<Entry>), NotUnderstood> {
         }
         lines.next();
     }
-    let entry = |(at, line): (usize, &[u8])| {
-        serde_json::from_slice(line).map_err(|error| {
-            tracing::error!(line = at + 1, %error, "a line of a journal is not understood");
-            NotUnderstood::Malformed { line: at + 1 }
-        })
+    Ok((versioned, lines.filter_map(parse_entry).collect::<Result<_, _>>()?))
+}
+
+/// Parses a line; `None` if it is an entry that this agent does not know and may skip.
+fn parse_entry((at, line): (usize, &[u8])) -> Option<Result<Entry, NotUnderstood>> {
+    let error = match serde_json::from_slice(line) {
+        Ok(entry) => return Some(Ok(entry)),
+        Err(error) => error,
     };
-    Ok((versioned, lines.map(entry).collect::<Result<_, _>>()?))
+    if serde_json::from_slice::<Skippable>(line).is_ok_and(|line| line.optional) {
+        tracing::info!(line = at + 1, %error, "an optional entry of a journal is skipped");
+        return None;
+    }
+    tracing::error!(line = at + 1, %error, "a line of a journal is not understood");
+    Some(Err(NotUnderstood::Malformed { line: at + 1 }))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
+    use super::{
+        super::summary::{Stage, Undo},
+        *,
+    };
 
     pub(crate) fn life() -> Vec<Entry> {
         let process = ProcessId { pid: 7, start_time: 9 };
@@ -347,44 +388,47 @@ pub(super) mod tests {
             assert!(fs::metadata(&path)?.len() <= CHECKPOINT);
         }
         assert_eq!(opened(dir.path())?.summary(), journal.summary());
-        assert_eq!(journal.summary().slot, Some(1999));
-        assert_eq!(journal.summary().spec, Summary::of(&life()).spec);
+        assert_eq!(journal.summary().slot(), Some(1999));
+        assert_eq!(journal.summary().spec(), Summary::of(&life()).spec());
         Ok(())
     }
 
-    /// Journals of all versions with the expected result.
+    /// Journals of all versions with the stage and the resources that they give. Files of older versions stay.
     #[test]
     fn journals_of_all_versions_are_understood_or_left_alone() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("journal.json");
-        let running = Summary::of(&life()[..6]);
-        let resumed = {
-            let process = ProcessId { pid: 8, start_time: 10 };
-            let mut summary = running.clone();
-            summary.add(&Entry::Slot { index: 5 });
-            summary.add(&Entry::Vmm { process });
-            summary
+        let vmm = |pid, start_time| Undo::Vmm(Some(ProcessId { pid, start_time }));
+        let all = || vec![vmm(7, 9), Undo::Volume, Undo::Slot(3)];
+        let running = |slot| Stage::Running { slot };
+        let failed = || Stage::Failed {
+            code: "agent_error".into(),
+            message: "the microVM ended by itself. Delete the sandbox".into(),
         };
-        let released = {
-            let mut summary = resumed.clone();
-            summary.add(&Entry::Released { thing: Thing::Slot });
-            summary.add(&Entry::Released { thing: Thing::Vmm });
-            summary
-        };
-        let without_fields = {
-            let mut summary = running.clone();
-            summary.add(&Entry::Spec(Spec { template: "minimal".into(), ..Spec::default() }));
-            summary
-        };
-        for (name, summary) in [
-            ("1-running", running.clone()),
-            ("1-without-later-fields", without_fields),
-            ("2-running", running),
-            ("2-resumed", resumed),
-            ("2-released", released),
+        for (name, stage, resources) in [
+            ("1-creating", Stage::Creating, vec![Undo::Vmm(None), Undo::Volume, Undo::Slot(3)]),
+            ("1-running", running(3), all()),
+            ("1-without-later-fields", running(3), all()),
+            ("1-failed", failed(), all()),
+            ("1-destroying", Stage::Destroying, all()),
+            ("2-creating", Stage::Creating, vec![Undo::Vmm(None), Undo::Volume, Undo::Slot(3)]),
+            ("2-running", running(3), all()),
+            ("2-resumed", running(5), vec![vmm(8, 10), Undo::Volume, Undo::Slot(5)]),
+            ("2-released", Stage::Creating, vec![Undo::Volume]),
+            ("2-failed", failed(), vec![Undo::Volume]),
+            ("2-destroying", Stage::Destroying, vec![Undo::Volume]),
+            ("2-optional", running(3), all()),
         ] {
             fs::copy(golden(name), &path)?;
-            assert_eq!(opened(dir.path())?.summary(), &summary, "{name}");
+            let journal = opened(dir.path())?;
+            let summary = journal.summary();
+            assert_eq!((summary.stage(), summary.undo()), (stage, resources), "{name}");
+            let spec = summary.spec().cloned().unwrap_or_default();
+            let expected = match name {
+                "1-without-later-fields" => Spec { template: "minimal".into(), ..Spec::default() },
+                _ => Summary::of(&life()).spec().cloned().unwrap_or_default(),
+            };
+            assert_eq!(spec, expected, "{name}");
         }
         let newer = NotUnderstood::Newer { agent: "9.1.0".into(), version: 3 };
         for (name, reason) in [

@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! One sandbox on this host: actor, journal, and client of its guest.
+//! One sandbox on this host: actor, phases, operations, journal, and client of its guest.
 
 pub(crate) mod actor;
-pub(crate) mod create;
+pub(crate) mod admit;
+pub(crate) mod boot;
 pub(crate) mod exec;
 pub(crate) mod exit;
 pub(crate) mod guest;
 pub(crate) mod journal;
-pub(crate) mod remove;
+mod last_words;
+mod mailbox;
+pub(crate) mod operations;
+pub(crate) mod phase;
+pub(crate) mod record;
+pub(crate) mod release;
+pub(crate) mod shared;
 pub(crate) mod spec;
 pub(crate) mod summary;

@@ -12,17 +12,15 @@ use super::{
 /// Summary of a journal's entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// Requested properties.
-    pub(crate) spec: Option<Spec>,
-    /// Reserved network slot.
-    pub(crate) slot: Option<u16>,
+    spec: Option<Spec>,
+    slot: Option<u16>,
     /// Whether there is a volume.
     volume: bool,
     /// VMM, which may be running.
     vmm: Option<Vmm>,
     running: bool,
     /// Code and message of the failure.
-    pub(crate) failure: Option<(String, String)>,
+    failure: Option<(String, String)>,
     destroy: bool,
 }
 
@@ -31,6 +29,29 @@ enum Vmm {
     /// About to be started.
     Intended,
     Started(ProcessId),
+}
+
+/// How far a sandbox has come, by its journal. The next agent begins there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Nothing is recorded: there are no resources.
+    Empty,
+    /// It never ran.
+    Creating,
+    /// It may be running, in this slot.
+    Running {
+        /// Slot number.
+        slot: u16,
+    },
+    /// It failed.
+    Failed {
+        /// Error code, as in the REST API.
+        code: String,
+        /// Message with cause and remedy.
+        message: String,
+    },
+    /// It is being destroyed.
+    Destroying,
 }
 
 /// Resource to be released.
@@ -110,6 +131,25 @@ impl Summary {
         all.into_iter().flatten().collect()
     }
 
+    /// Requested properties.
+    pub(crate) fn spec(&self) -> Option<&Spec> {
+        self.spec.as_ref()
+    }
+
+    /// Reserved network slot.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.slot
+    }
+
+    /// Returns whether there may be a resource of this kind.
+    pub(super) fn has(&self, thing: Thing) -> bool {
+        match thing {
+            Thing::Vmm => self.vmm.is_some(),
+            Thing::Volume => self.volume,
+            Thing::Slot => self.slot.is_some(),
+        }
+    }
+
     /// VMM process that was started last.
     pub(crate) fn process(&self) -> Option<&ProcessId> {
         match &self.vmm {
@@ -118,11 +158,15 @@ impl Summary {
         }
     }
 
-    /// Returns whether the sandbox may be running: it ran, neither failed nor was destroyed, and spec and slot are
-    /// known.
-    pub(crate) fn adoptable(&self) -> bool {
-        let ended = self.failure.is_some() || self.destroy;
-        self.running && !ended && self.spec.is_some() && self.slot.is_some()
+    /// Returns how far the sandbox has come.
+    pub(crate) fn stage(&self) -> Stage {
+        match (&self.spec, &self.failure, self.slot) {
+            (None, ..) => Stage::Empty,
+            _ if self.destroy => Stage::Destroying,
+            (_, Some((code, message)), _) => Stage::Failed { code: code.clone(), message: message.clone() },
+            (_, _, Some(slot)) if self.running => Stage::Running { slot },
+            _ => Stage::Creating,
+        }
     }
 
     /// Lists the resources to be released, latest first.
@@ -160,7 +204,13 @@ mod tests {
         for (len, wanted) in expected.iter().enumerate() {
             let summary = Summary::of(&life[..len]);
             assert_eq!(&summary.undo(), wanted, "prefix of {len}");
-            assert_eq!(summary.adoptable(), len == 6, "prefix of {len}");
+            let stage = match len {
+                0 => Stage::Empty,
+                1..6 => Stage::Creating,
+                6 => Stage::Running { slot: 3 },
+                _ => Stage::Destroying,
+            };
+            assert_eq!(summary.stage(), stage, "prefix of {len}");
             assert_eq!(Summary::of(&summary.entries()), summary, "prefix of {len}");
         }
     }
@@ -174,7 +224,7 @@ mod tests {
             assert_eq!(summary.undo(), steps[1..]);
             assert_eq!(steps.len() - 1, left);
         }
-        assert!(!summary.adoptable());
+        assert_eq!(summary.stage(), Stage::Destroying);
     }
 
     #[test]
@@ -188,6 +238,6 @@ mod tests {
         entries.extend([Entry::Slot { index: 5 }, Entry::Vmm { process: process.clone() }]);
         let summary = Summary::of(&entries);
         assert_eq!(summary.undo(), [Undo::Vmm(Some(process)), Undo::Volume, Undo::Slot(5)]);
-        assert!(summary.adoptable());
+        assert_eq!(summary.stage(), Stage::Running { slot: 5 });
     }
 }

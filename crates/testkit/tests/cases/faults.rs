@@ -22,28 +22,9 @@ enum Guests {
     Test,
 }
 
-/// Fault points. Deletes are between creates, because a host with several failed creates in a row gets no
-/// more sandboxes.
-const POINTS: [&str; 18] = [
-    "agent.create.journal",
-    "agent.destroy.recorded",
-    "server.create.inserted",
-    "agent.create.slot",
-    "server.destroy.marked",
-    "agent.create.volume",
-    "agent.destroy.vmm",
-    "server.create.made",
-    "agent.create.control_groups",
-    "server.destroy.gone",
-    "agent.create.vmm_started",
-    "agent.destroy.volume",
-    "server.create.running",
-    "agent.create.vmm",
-    "server.destroy.stopped",
-    "agent.create.init",
-    "agent.destroy.slot",
-    "agent.create.running",
-];
+/// Fault points of the control plane's sources and of the agent's steps; a test of the agent compares those.
+/// Deletes are between creates, because a host with several failed creates in a row gets no more sandboxes.
+const POINTS: &str = include_str!("fault_points.txt");
 
 /// Final statuses of a sandbox.
 const SETTLED: [&str; 4] = ["running", "error", "stopped", "stopping"];
@@ -102,30 +83,30 @@ async fn delete_and_die(stack: &Stack, point: &str, kind: Guests) -> Result<()> 
     Ok(())
 }
 
-/// Collects the names of the fault points in the sources of a crate.
-fn named_in(part: &str, dir: &Path) -> Result<BTreeSet<String>> {
+/// Collects the names of the control plane's fault points in the sources of its crate.
+fn named_in(dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(dir)?.flatten() {
         if entry.path().is_dir() {
-            found.extend(named_in(part, &entry.path())?);
+            found.extend(named_in(&entry.path())?);
             continue;
         }
         let text = fs::read_to_string(entry.path())?;
         if text.contains("fault::point(") {
             let quoted = text.split('"').skip(1).step_by(2);
             let points = quoted.filter(|text| text.starts_with("create.") || text.starts_with("destroy."));
-            found.extend(points.map(|point| format!("{part}.{point}")));
+            found.extend(points.map(|point| format!("server.{point}")));
         }
     }
     Ok(found)
 }
 
-/// Fails unless `POINTS` has all fault points of the sources.
+/// Fails unless `POINTS` has all fault points of the control plane's sources.
 fn all_are_listed() -> Result<()> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("no directory of crates")?;
-    let mut named = named_in("agent", &crates.join("host/src"))?;
-    named.extend(named_in("server", &crates.join("control/src"))?);
-    let listed = BTreeSet::from(POINTS.map(str::to_owned));
+    let named = named_in(&crates.join("control/src"))?;
+    let listed = POINTS.lines().filter(|point| point.starts_with("server."));
+    let listed = listed.map(str::to_owned).collect();
     anyhow::ensure!(named == listed, "the sources have {named:?}, this list has {listed:?}");
     Ok(())
 }
@@ -133,7 +114,7 @@ fn all_are_listed() -> Result<()> {
 /// Every create ends in a status that the user can act on, every delete finishes, and nothing is left.
 pub(crate) async fn at_every_step(stack: Arc<Stack>) -> Result<()> {
     all_are_listed()?;
-    at(&stack, &POINTS, Guests::Linux).await
+    at(&stack, &POINTS.lines().collect::<Vec<_>>(), Guests::Linux).await
 }
 
 /// Same on the real Firecracker with test guests, whose creates never succeed.
@@ -149,7 +130,7 @@ pub(crate) async fn on_firecracker() -> Result<()> {
         let device = ["create.volume", "create.vmm_started", "destroy.vmm", "destroy.volume"];
         !in_lab() || device.iter().any(|end| point.ends_with(end))
     };
-    let points: Vec<&str> = POINTS.into_iter().filter(|point| !ended(point)).filter(chosen).collect();
+    let points: Vec<&str> = POINTS.lines().filter(|point| !ended(point)).filter(chosen).collect();
     with_test_guests(async |stack: &Stack| at(stack, &points, Guests::Test).await).await
 }
 

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Removal of a sandbox's resources. Does nothing for resources that are already gone.
+//! Release of a sandbox's resources. Does nothing for resources that are already gone.
 
 use std::{fs, path::Path, time::Duration};
 
 use wrenn_vmm::{ProcessId, process};
 
-use super::{
-    actor::{Shared, directory},
-    summary::Undo,
-};
-use crate::{cgroup, error::AgentError, present};
+use super::{shared::Shared, summary::Undo};
+use crate::{cgroup, directory, error::AgentError};
 
 /// Removes the directory of a sandbox with its journal. Renames it first, so that a partly removed directory
 /// is never read as a sandbox.
-pub(crate) async fn remove_record(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
-    let (dir, gone) = (directory(sandboxes, id), present::remains_of(sandboxes, id));
+pub(crate) async fn directory(sandboxes: &Path, id: &str) -> Result<(), AgentError> {
+    let (dir, gone) = (directory::of(sandboxes, id), directory::of_removed(sandboxes, id));
     let removed = tokio::task::spawn_blocking(move || {
         // The directory was already renamed if this is a second attempt.
         absent_is_fine(fs::rename(&dir, &gone))?;
@@ -32,9 +29,9 @@ fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {
 }
 
 /// Releases one resource. Does nothing if it is already gone.
-pub(crate) async fn undo_step(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
+pub(crate) async fn resource(shared: &Shared, id: &str, step: &Undo) -> Result<(), AgentError> {
     match step {
-        Undo::Vmm(known) => end_vmm(&directory(&shared.dir, id).join("run"), known.as_ref()).await,
+        Undo::Vmm(known) => end_vmm(&directory::of_vmm(&shared.dir, id), known.as_ref()).await,
         Undo::Volume => Ok(shared.volumes.remove(id).await?),
         Undo::Slot(index) => Ok(shared.slots.release(*index).await?),
     }

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Last lines of a microVM that ended, for its owner.
+
+use std::path::Path;
+
+use wrenn_vmm::{Exit, MicroVm};
+
+use super::guest::cut;
+
+/// Length of the console's end that is added to an error, in bytes.
+const CONSOLE: usize = 400;
+/// Number of last lines of the console, and of the VMM's log, in an error.
+const LINES: usize = 3;
+
+/// Formats the ends of the console and of the VMM's log. `sandboxes` is the parent of the sandboxes'
+/// directories, whose path is left out.
+pub(super) async fn of(vm: &dyn MicroVm, exit: &Exit, sandboxes: &Path) -> String {
+    let console = String::from_utf8_lossy(&vm.console(CONSOLE).await).into_owned();
+    let [console, log] = [&console, &exit.log].map(|text| last_lines(text, sandboxes));
+    let status = exit.status.map_or_else(|| "unknown".to_owned(), |status| status.to_string());
+    format!("its console's last lines: {console:?}; its VMM's, which ended with status {status}: {log:?}")
+}
+
+/// Joins the last lines of a log, without the paths of the agent's own directories.
+pub(super) fn last_lines(log: &str, sandboxes: &Path) -> String {
+    let own = sandboxes.parent().unwrap_or(sandboxes).display().to_string();
+    let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(LINES)..].join(" | ");
+    cut(&last.replace(&own, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_tell_no_paths() {
+        let log = "one\n\n two \nqemu: /var/lib/wrenn/agent/volumes/x.img: gone\nfour\n";
+        let words = last_lines(log, Path::new("/var/lib/wrenn/agent/sandboxes"));
+        assert_eq!(words, "two | qemu: /volumes/x.img: gone | four");
+        assert_eq!(last_lines("", Path::new("/")), "");
+        assert!(last_lines(&"x".repeat(1 << 20), Path::new("/")).len() < 600);
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Operation that creates a sandbox: network, journal, disk, microVM, guest.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+use wrenn_api::ErrorCode;
+use wrenn_network::Policy;
+use wrenn_vmm::{BootSpec, MicroVm};
+
+use super::{Cancel, Steps, kill, run_steps, unless_cancelled};
+use crate::{
+    error::AgentError,
+    sandbox::{
+        boot,
+        guest::Guest,
+        journal::{Entry, Thing},
+        last_words,
+        phase::{Live, Timings},
+        record::Sandbox,
+        release,
+        spec::Spec,
+    },
+};
+
+/// Part of what envd writes to the console if the template's file system does not mount. A guest that ends before
+/// envd runs is the fault of the host's kernel or initial RAM disk.
+const TEMPLATE_FAULT: &str = "check the template's image";
+
+/// Step of the operation.
+type Step = super::Step<Create>;
+
+/// State of a create.
+pub(in crate::sandbox) struct Create {
+    envs: HashMap<String, String>,
+    token: CancellationToken,
+    begin: Instant,
+    /// Time until which the guest of this attempt may take to get ready.
+    until: Instant,
+    place: Option<Place>,
+    /// MicroVM; still there after an undo if it could not be killed.
+    pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
+}
+
+/// Slot of the sandbox, and what depends on it.
+struct Place {
+    slot: u16,
+    boot: BootSpec,
+    guest: Guest,
+}
+
+impl Steps for Create {
+    const NAME: &'static str = "create";
+    const STEPS: &'static [Step] = &[
+        // The pool has a journal of its own: a slot that no sandbox has recorded is free at the next start.
+        Step::new(|create, sandbox| Box::pin(create.take_slot(sandbox))).points(&["slot"]).timed("network"),
+        // The entries of all later steps in one write: each flush of the disk is a large part of a create's time.
+        Step::write(|create, sandbox| create.intents(sandbox)).points(&["journal"]).timed("journal"),
+        Step::new(|create, sandbox| Box::pin(create.limit_network(sandbox))),
+        Step::new(|create, sandbox| Box::pin(create.make_disk_and_groups(sandbox)))
+            .creates(&[Thing::Volume])
+            .points(&["volume", "control_groups"])
+            .timed("disk"),
+        Step::new(|create, sandbox| Box::pin(create.boot_up_to_twice(sandbox))).inner(BOOT).timed("boot"),
+        Step::new(|create, sandbox| Box::pin(create.init(sandbox))).points(&["init"]),
+        Step::write(|_, _| vec![Entry::Running]).points(&["running"]).timed("init"),
+    ];
+
+    fn cancel(&self) -> Cancel {
+        Cancel::Undo(self.token.clone())
+    }
+}
+
+/// One attempt to boot the guest.
+const BOOT: &[Step] = &[
+    Step::new(|create, sandbox| Box::pin(create.start_vmm(sandbox)))
+        .creates(&[Thing::Vmm])
+        .points(&["vmm_started"]),
+    Step::write(|create, _| create.process()).points(&["vmm"]),
+    Step::new(|create, sandbox| Box::pin(create.wait_ready(sandbox))),
+];
+
+fn left_out() -> AgentError {
+    AgentError::fault("creating the sandbox", &"an earlier step was left out")
+}
+
+impl Create {
+    /// Create of a sandbox with this environment of its processes.
+    pub(in crate::sandbox) fn new(envs: HashMap<String, String>) -> Self {
+        let begin = Instant::now();
+        Self { envs, token: CancellationToken::new(), begin, until: begin, place: None, vm: None }
+    }
+
+    /// What the running sandbox owns, after all steps.
+    pub(in crate::sandbox) fn finish(&mut self, timings: Timings) -> Result<Live, AgentError> {
+        let place = self.place.take().ok_or_else(left_out)?;
+        let vm = self.vm.take().ok_or_else(left_out)?;
+        Ok(Live { vm, guest: place.guest, timings, held: false })
+    }
+
+    fn place(&self) -> Result<&Place, AgentError> {
+        self.place.as_ref().ok_or_else(left_out)
+    }
+
+    async fn take_slot(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let Sandbox { id, spec, shared, record } = sandbox;
+        let slot = shared.slots.acquire().await?;
+        // Whatever happens until it is in the journal, an undo releases it.
+        record.note(&Entry::Slot { index: slot.index });
+        let guest = Guest::new(slot.host_address, &spec.access_token, &shared.memory)?;
+        let boot = boot::boot_spec(shared, id, spec, &slot);
+        self.place = Some(Place { slot: slot.index, boot, guest });
+        Ok(())
+    }
+
+    /// Entries of everything that the create makes, except the process.
+    fn intents(&self, sandbox: &Sandbox) -> Vec<Entry> {
+        let slot = self.place.iter().map(|place| Entry::Slot { index: place.slot });
+        let first = Entry::Spec((*sandbox.spec).clone());
+        [first].into_iter().chain(slot).chain([Entry::Volume, Entry::VmmIntent]).collect()
+    }
+
+    /// Sets the slot's rate limits; a new slot allows everything that the host allows.
+    async fn limit_network(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let policy = sandbox.shared.network_policy();
+        if policy == Policy::default() {
+            return Ok(());
+        }
+        Ok(sandbox.shared.slots.set_policy(self.place()?.slot, &policy).await?)
+    }
+
+    async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let (shared, id) = (&sandbox.shared, &sandbox.id);
+        let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
+        let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
+        let clone = shared.volumes.clone_image(template, id, *disk_size_mb, boot.uid);
+        // Both run to their end, so that neither still creates something while it is being undone.
+        let (disk, groups) = tokio::join!(clone, boot::make_place(shared, boot));
+        boot.disk = Some(disk?.path);
+        boot.cgroups = groups?;
+        Ok(())
+    }
+
+    async fn boot_up_to_twice(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let limit = sandbox.shared.boot_limit;
+        self.until = self.begin + limit / 3 * 2;
+        let Err(error) = run_steps(BOOT, self, sandbox).await else { return Ok(()) };
+        unless_cancelled(&self.cancel())?;
+        // A guest that never ran has nothing to lose by a second attempt.
+        tracing::warn!(id = sandbox.id, %error, "a guest did not come up; it is booted once more");
+        kill(&mut self.vm).await?;
+        release::end_vmm(&sandbox.run_dir(), None).await?;
+        let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
+        boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
+        self.until = self.begin + limit;
+        run_steps(BOOT, self, sandbox).await.map(drop)
+    }
+
+    async fn start_vmm(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let started = sandbox.shared.vmm.boot(&self.place()?.boot).await;
+        self.vm = Some(started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))?);
+        Ok(())
+    }
+
+    /// Entry of the VMM's process.
+    fn process(&self) -> Vec<Entry> {
+        self.vm.iter().map(|vm| Entry::Vmm { process: vm.process() }).collect()
+    }
+
+    /// Waits until the guest's envd answers.
+    async fn wait_ready(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let vm = self.vm.as_deref().ok_or_else(left_out)?;
+        tokio::select! {
+            () = self.place()?.guest.ready() => Ok(()),
+            () = self.token.cancelled() => unless_cancelled(&self.cancel()),
+            exit = vm.exited() => {
+                tracing::error!(id = sandbox.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
+                let words = last_words::of(vm, &exit, &sandbox.shared.dir).await;
+                let message = format!("the microVM ended while it booted; {words}");
+                let of_template = message.contains(TEMPLATE_FAULT);
+                let error = AgentError::new(ErrorCode::AgentError, message);
+                Err(if of_template { error.of_template() } else { error })
+            }
+            () = tokio::time::sleep(self.until.saturating_duration_since(Instant::now())) => {
+                Err(not_ready(vm, &sandbox.id, sandbox.shared.boot_limit).await)
+            }
+        }
+    }
+
+    async fn init(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.envs).await
+    }
+}
+
+/// Error of a guest that did not get ready in time.
+async fn not_ready(vm: &dyn MicroVm, id: &str, limit: Duration) -> AgentError {
+    let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();
+    tracing::error!(id, console, "a guest did not get ready");
+    let message = format!(
+        "the guest did not get ready within {} s; the host may be overloaded: try again",
+        limit.as_secs()
+    );
+    AgentError::new(ErrorCode::AgentError, message)
+}

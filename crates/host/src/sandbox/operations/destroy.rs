@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Operation that removes a sandbox and all its resources.
+
+use wrenn_vmm::MicroVm;
+
+use super::{Cancel, Steps, undo};
+use crate::{
+    error::AgentError,
+    sandbox::{
+        journal::{Entry, Thing},
+        record::Sandbox,
+        release,
+    },
+};
+
+/// Step of the operation.
+type Step = super::Step<Destroy>;
+
+/// State of a destroy.
+pub(in crate::sandbox) struct Destroy {
+    /// MicroVM of the sandbox; still there after a failure if it could not be killed.
+    pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
+}
+
+impl Steps for Destroy {
+    const NAME: &'static str = "destroy";
+    const STEPS: &'static [Step] = &[
+        Step::new(|destroy, sandbox| Box::pin(destroy.intend(sandbox))).points(&["recorded"]),
+        Step::new(|destroy, sandbox| Box::pin(take_back(sandbox, &mut destroy.vm))),
+    ];
+
+    fn cancel(&self) -> Cancel {
+        Cancel::Finish
+    }
+}
+
+impl Destroy {
+    /// Writes that the sandbox is being destroyed.
+    async fn intend(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        if sandbox.record.is_open() && sandbox.record.write(vec![Entry::Destroy]).await.is_err() {
+            // The disk may be full; releasing the resources may make room. Without the entry the next start
+            // would take the slot for the sandbox's, so it is kept until then.
+            undo(sandbox, &mut self.vm, Some(Thing::Slot)).await?;
+            sandbox.record.write(vec![Entry::Destroy]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Releases all resources and removes the record.
+pub(in crate::sandbox) async fn take_back(
+    sandbox: &mut Sandbox,
+    vm: &mut Option<Box<dyn MicroVm>>,
+) -> Result<(), AgentError> {
+    undo(sandbox, vm, None).await?;
+    sandbox.record.close();
+    release::directory(&sandbox.shared.dir, &sandbox.id).await
+}

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Resources of the agent that all its sandboxes share.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use wrenn_disk::Volumes;
+use wrenn_network::{Plan, Policy, SlotPool};
+use wrenn_vmm::Vmm;
+
+use crate::{assets::Assets, config::Rates, memory::Memory, uids::Uids};
+
+/// Resources that all sandboxes of an agent share.
+pub(crate) struct Shared {
+    /// VMM driver.
+    pub(crate) vmm: Arc<dyn Vmm>,
+    /// Disks of sandboxes.
+    pub(crate) volumes: Arc<dyn Volumes>,
+    /// Network slots.
+    pub(crate) slots: Arc<SlotPool>,
+    /// Names and addresses of slots.
+    pub(crate) plan: Plan,
+    /// Kernel, initial RAM disk and templates.
+    pub(crate) assets: Assets,
+    /// Parent of the sandboxes' directories.
+    pub(crate) dir: PathBuf,
+    /// First user id of VMMs.
+    pub(crate) uids: Uids,
+    /// Time limit from the start of a create to envd's first response.
+    pub(crate) boot_limit: Duration,
+    /// Rate limits of each sandbox's devices.
+    pub(crate) rates: Rates,
+    /// Memory for the output of guests.
+    pub(crate) memory: Arc<Memory>,
+    /// Whether sandboxes are paused because there is too little room for disks.
+    pub(crate) held: watch::Receiver<bool>,
+}
+
+impl Shared {
+    /// Rate limits by the packet filter, if the VMM does not enforce them.
+    pub(super) fn network_policy(&self) -> Policy {
+        let by_vmm = self.vmm.capabilities().network_rate;
+        let rate = wrenn_network::Rate { bytes: self.rates.network.filter(|_| !by_vmm), packets: None };
+        Policy { upload: rate, download: rate, ..Policy::default() }
+    }
+}
