@@ -6,8 +6,7 @@ use std::{fs, io, path::Path, time::Duration};
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::{Instant, sleep};
-use wrenn_os::atomic_file;
-use wrenn_vmm::process::identify;
+use wrenn_os::{atomic_file, process::identify};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Time limit for the end of a killed process.

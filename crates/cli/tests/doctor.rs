@@ -146,7 +146,7 @@ fn its_vmm_and_its_directory_end_with_it() {
         let (mut doctor, vmm) = probing(dir.path(), &share);
         rustix::process::kill_process(rustix::process::Pid::from_child(&doctor), signal).unwrap();
         let status = doctor.wait().unwrap();
-        wait_until("the VMM goes on", || wrenn_vmm::process::identify(vmm).unwrap().is_none());
+        wait_until("the VMM goes on", || wrenn_os::process::identify(vmm).unwrap().is_none());
         let left = fs::read_dir(&scratch).unwrap().count();
         if signal != Signal::KILL {
             assert_eq!((status.code(), left), (Some(128 + signal.as_raw()), 0));

@@ -49,31 +49,6 @@ pub(crate) struct Agent {
     sandboxes: Mutex<HashMap<String, Handle>>,
 }
 
-fn unknown(id: &str) -> AgentError {
-    AgentError::new(ErrorCode::NotFound, format!("this host has no sandbox {id}"))
-}
-
-fn not_running(id: &str, now: &Published) -> AgentError {
-    let why = match now.state {
-        State::Creating => "is still starting",
-        State::Running => "is running",
-        State::Destroying => "is being deleted",
-        State::Failing | State::Failed => "has failed; delete it",
-        State::Unknown => {
-            let cause = now.failure.as_ref().map_or("it is not understood", |cause| cause.message.as_str());
-            return AgentError::new(ErrorCode::InvalidState, cause);
-        }
-        State::Gone => "is gone",
-    };
-    AgentError::new(ErrorCode::InvalidState, format!("sandbox {id} {why}"))
-}
-
-fn token() -> String {
-    let mut bytes = [0_u8; 32];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
-}
-
 impl Agent {
     pub(crate) fn new(
         config: Config,
@@ -251,4 +226,29 @@ impl Agent {
         let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(self.machine.memory_mb);
         (limits.vcpus.min(can.max_vcpus), memory, limits.disk_size_mb)
     }
+}
+
+fn unknown(id: &str) -> AgentError {
+    AgentError::new(ErrorCode::NotFound, format!("this host has no sandbox {id}"))
+}
+
+fn not_running(id: &str, now: &Published) -> AgentError {
+    let why = match now.state {
+        State::Creating => "is still starting",
+        State::Running => "is running",
+        State::Destroying => "is being deleted",
+        State::Failing | State::Failed => "has failed; delete it",
+        State::Unknown => {
+            let cause = now.failure.as_ref().map_or("it is not understood", |cause| cause.message.as_str());
+            return AgentError::new(ErrorCode::InvalidState, cause);
+        }
+        State::Gone => "is gone",
+    };
+    AgentError::new(ErrorCode::InvalidState, format!("sandbox {id} {why}"))
+}
+
+fn token() -> String {
+    let mut bytes = [0_u8; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

@@ -4,14 +4,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::PermissionsExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use serde::Deserialize;
 use wrenn_disk::{DiskError, Volumes};
+use wrenn_os::atomic_file;
 use wrenn_vmm::KernelImage;
 
 /// File name of the guest kernel in the format that the driver needs.
@@ -38,34 +38,6 @@ pub(crate) struct Assets {
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
     pub(crate) templates: BTreeMap<String, Template>,
-}
-
-fn copy(share: &Path, boot: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let (source, target, beside) = (share.join(name), boot.join(name), boot.join(format!("{name}.new")));
-    let content = fs::read(&source)
-        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", source.display()))?;
-    if fs::read(&target).is_ok_and(|present| present == content) {
-        return Ok(target);
-    }
-    fs::write(&beside, content)?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o644))?;
-    fs::File::open(&beside)?.sync_all()?;
-    fs::rename(&beside, &target)?;
-    Ok(target)
-}
-
-fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
-    let entries = fs::read_dir(images)
-        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", images.display()))?;
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let manifest = entry.path().join("manifest.json");
-        let Ok(text) = fs::read(&manifest) else { continue };
-        let template: Template = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not a manifest: run `make assets`", manifest.display()))?;
-        found.push((template, entry.path().join("rootfs.ext4")));
-    }
-    Ok(found)
 }
 
 /// Imports the templates of `share` into the volume store.
@@ -97,4 +69,36 @@ pub(crate) fn take_boot_files(
     let boot = state.join("boot");
     fs::create_dir_all(&boot)?;
     Ok((copy(share, &boot, kernel_file(image))?, copy(share, &boot, INITRD)?))
+}
+
+fn copy(share: &Path, boot: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let (source, target) = (share.join(name), boot.join(name));
+    let content = fs::read(&source)
+        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", source.display()))?;
+    if fs::read(&target).is_ok_and(|present| present == content) {
+        return Ok(target);
+    }
+    atomic_file::write(&target, &content, 0o644, None)?;
+    Ok(target)
+}
+
+fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
+    let entries = fs::read_dir(images)
+        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", images.display()))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let dir = entry?.path();
+        let manifest = dir.join("manifest.json");
+        let text = match fs::read(&manifest) {
+            // Something else is in the directory.
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => {
+                continue;
+            }
+            read => read.with_context(|| format!("{} cannot be read", manifest.display()))?,
+        };
+        let template: Template = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a manifest: run `make assets`", manifest.display()))?;
+        found.push((template, dir.join("rootfs.ext4")));
+    }
+    Ok(found)
 }

@@ -23,6 +23,41 @@ const NEEDED: [&str; 2] = ["memory", "pids"];
 /// Number of attempts to create groups, because the parent may be removed concurrently.
 const RACES: usize = 4;
 
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Returns why this machine cannot limit VMMs as hostile code requires, with the remedy; `None` if it can.
+pub(crate) fn lacking() -> Option<String> {
+    let lacking = lacking_below(Path::new(ROOT));
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "the host cannot bound what a microVM takes: {ROOT} has no control groups with {}; mount them there, version 2 \
+             or 1, with the kernel's controllers memory and pids on, or take a driver that is no security boundary",
+            lacking.join(" and ")
+        )
+    })
+}
+
+/// Creates the control groups of a VMM that may use `memory_mb` MiB. The group name is the sandbox id, so the
+/// journal need not record it.
+pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
+    let make = || prepare_below(Path::new(ROOT), id, memory_mb, vcpus);
+    // Retry, because removing another sandbox's last group also removes the parent, possibly at this moment.
+    // Then fail, because a VMM must not run without limits.
+    (1..RACES).find_map(|_| make().ok()).map_or_else(make, Ok)
+}
+
+/// Removes the groups of an exited VMM. Does nothing if there are none.
+pub(crate) fn remove(id: &str) -> io::Result<()> {
+    groups(Path::new(ROOT), id).iter().try_for_each(|group| control_group::remove_directory(group))
+}
+
+/// Lists the existing groups.
+pub(crate) fn present() -> Vec<PathBuf> {
+    let parents = groups(Path::new(ROOT), "").map(|path| path.components().collect::<PathBuf>());
+    let entries = parents.iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()).collect()
+}
+
 /// Directory and limit file of a controller.
 struct Hierarchy {
     dir: PathBuf,
@@ -87,46 +122,11 @@ fn groups(root: &Path, id: &str) -> [PathBuf; 4] {
     ["", "memory", "pids", "cpu"].map(|controller| root.join(controller).join(NAME).join(id))
 }
 
-const ROOT: &str = "/sys/fs/cgroup";
-
 fn lacking_below(root: &Path) -> Vec<&'static str> {
     let there = hierarchies(root, 0, 0);
     let mut lacking = NEEDED.to_vec();
     lacking.retain(|controller| !there.iter().any(|one| one.file.starts_with(controller)));
     lacking
-}
-
-/// Returns why this machine cannot limit VMMs as hostile code requires, with the remedy; `None` if it can.
-pub(crate) fn lacking() -> Option<String> {
-    let lacking = lacking_below(Path::new(ROOT));
-    (!lacking.is_empty()).then(|| {
-        format!(
-            "the host cannot bound what a microVM takes: {ROOT} has no control groups with {}; mount them there, version 2 \
-             or 1, with the kernel's controllers memory and pids on, or take a driver that is no security boundary",
-            lacking.join(" and ")
-        )
-    })
-}
-
-/// Creates the control groups of a VMM that may use `memory_mb` MiB. The group name is the sandbox id, so the
-/// journal need not record it.
-pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<PathBuf>> {
-    let make = || prepare_below(Path::new(ROOT), id, memory_mb, vcpus);
-    // Retry, because removing another sandbox's last group also removes the parent, possibly at this moment.
-    // Then fail, because a VMM must not run without limits.
-    (1..RACES).find_map(|_| make().ok()).map_or_else(make, Ok)
-}
-
-/// Removes the groups of an exited VMM. Does nothing if there are none.
-pub(crate) fn remove(id: &str) -> io::Result<()> {
-    groups(Path::new(ROOT), id).iter().try_for_each(|group| control_group::remove_directory(group))
-}
-
-/// Lists the existing groups.
-pub(crate) fn present() -> Vec<PathBuf> {
-    let parents = groups(Path::new(ROOT), "").map(|path| path.components().collect::<PathBuf>());
-    let entries = parents.iter().filter_map(|parent| fs::read_dir(parent).ok()).flatten().flatten();
-    entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]

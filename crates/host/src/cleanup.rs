@@ -21,7 +21,7 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     release::end_vmm(&layout::probe(state_dir), None).await?;
     let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
-    if let Some(instance) = layout::instance(state_dir) {
+    if let Some(instance) = layout::instance(state_dir).context("the file \"instance\" cannot be read")? {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;
         network.context("the sandboxes' networks cannot be removed")?;
         // Disks are on the store, which is mounted if there is anything to remove.
@@ -36,6 +36,23 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     loopfs::unmount_store(&volumes).context("the volume store cannot be unmounted")
+}
+
+/// Lists the kernel resources of the agent, one line each.
+pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
+    let mut found = processes(state_dir);
+    found.extend(mounts(state_dir));
+    found.extend(loops(state_dir));
+    found.extend(control_groups(state_dir));
+    match layout::instance(state_dir) {
+        Ok(None) => {}
+        Ok(Some(instance)) => {
+            found.extend(network(state_dir, &instance));
+            found.extend(disks(&instance));
+        }
+        Err(error) => found.push(format!("the file \"instance\" cannot be read: {error}")),
+    }
+    found
 }
 
 fn processes(state_dir: &Path) -> Vec<String> {
@@ -88,17 +105,4 @@ fn control_groups(state_dir: &Path) -> Vec<String> {
         .into_iter()
         .filter(|group| group.file_name().is_some_and(|id| sandboxes.join(id).exists()));
     ours.map(|group| format!("control group {}", group.display())).collect()
-}
-
-/// Lists the kernel resources of the agent, one line each.
-pub(crate) fn leftovers(state_dir: &Path) -> Vec<String> {
-    let mut found = processes(state_dir);
-    found.extend(mounts(state_dir));
-    found.extend(loops(state_dir));
-    found.extend(control_groups(state_dir));
-    if let Some(instance) = layout::instance(state_dir) {
-        found.extend(network(state_dir, &instance));
-        found.extend(disks(&instance));
-    }
-    found
 }

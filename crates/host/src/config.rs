@@ -79,12 +79,6 @@ pub struct Limits {
     pub boot: Duration,
 }
 
-/// Default of `output_memory`: a share of the machine's memory, within bounds.
-pub(crate) fn output_memory(memory_mb: u64) -> usize {
-    const PART: u64 = 256;
-    ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
-}
-
 impl Config {
     /// Returns the error for a driver that is no security boundary, or `None` if it may be used.
     pub(crate) fn refusal_of_no_boundary(&self, driver: &str, reason: &str) -> Option<String> {
@@ -152,6 +146,12 @@ pub struct Config {
     pub vmm_uid_base: Option<u32>,
     /// Limits.
     pub limits: Limits,
+}
+
+/// Default of `output_memory`: a share of the machine's memory, within bounds.
+pub(crate) fn output_memory(memory_mb: u64) -> usize {
+    const PART: u64 = 256;
+    ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
 }
 
 #[cfg(test)]

@@ -10,12 +10,6 @@ use wrenn_disk::{Pressure, Volumes};
 /// Interval between checks. In this time a fast disk writes some hundred MiB, less than half of the reserve.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Returns whether sandboxes must be paused: below half of the reserve, until the whole reserve is free
-/// again. Creates are rejected earlier, below the whole reserve.
-fn hold(held: bool, now: Pressure) -> bool {
-    now.available() < if held { now.reserve } else { now.reserve / 2 }
-}
-
 /// Starts the monitor; the receiver has whether sandboxes must be paused. It stops with the last receiver.
 pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
     let first = volumes.pressure().await.is_ok_and(|now| hold(false, now));
@@ -54,6 +48,12 @@ pub(crate) async fn watch(volumes: Arc<dyn Volumes>) -> watch::Receiver<bool> {
         }
     });
     receiver
+}
+
+/// Returns whether sandboxes must be paused: below half of the reserve, until the whole reserve is free
+/// again. Creates are rejected earlier, below the whole reserve.
+fn hold(held: bool, now: Pressure) -> bool {
+    now.available() < if held { now.reserve } else { now.reserve / 2 }
 }
 
 #[cfg(test)]

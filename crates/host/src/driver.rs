@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use wrenn_os::atomic_file;
 use wrenn_vmm::{
     Vmm, VmmError,
     firecracker::{self, Firecracker, Isolation},
@@ -56,32 +57,6 @@ struct Kept {
 }
 
 const KVM: &str = "/dev/kvm";
-
-/// Returns why a VMM with its own user cannot open `/dev/kvm`, with the remedy, if the cause is the file
-/// mode.
-fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
-    let meta = fs::metadata(kvm).ok()?;
-    let (mode, group) = (meta.permissions().mode() & 0o777, meta.gid());
-    let open = mode & 0o006 == 0o006 || (group != 0 && mode & 0o060 == 0o060);
-    let reason = format!(
-        "QEMU, which runs as a user of its own, may not open /dev/kvm (mode {mode:04o}, group {group}): \
-         groupadd -f --system kvm && chgrp kvm /dev/kvm && chmod 0660 /dev/kvm, or a udev rule that does so at each boot"
-    );
-    (!open).then_some(reason)
-}
-
-fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
-}
-
-/// Creates an empty directory.
-fn fresh(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::create_dir_all(dir)
-}
 
 /// Creates the Firecracker driver, or returns why it cannot be used. If `program` is given, the jailer is
 /// expected in the same directory.
@@ -184,10 +159,36 @@ impl Wish {
     }
 }
 
+/// Returns why a VMM with its own user cannot open `/dev/kvm`, with the remedy, if the cause is the file
+/// mode.
+fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
+    let meta = fs::metadata(kvm).ok()?;
+    let (mode, group) = (meta.permissions().mode() & 0o777, meta.gid());
+    let open = mode & 0o006 == 0o006 || (group != 0 && mode & 0o060 == 0o060);
+    let reason = format!(
+        "QEMU, which runs as a user of its own, may not open /dev/kvm (mode {mode:04o}, group {group}): \
+         groupadd -f --system kvm && chgrp kvm /dev/kvm && chmod 0660 /dev/kvm, or a udev rule that does so at each boot"
+    );
+    (!open).then_some(reason)
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Creates an empty directory.
+fn fresh(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::create_dir_all(dir)
+}
+
 /// Stores the result. If that fails, the next start just probes again.
 fn keep(file: &Path, kept: &Kept) {
-    let (beside, text) = (file.with_extension("new"), serde_json::to_vec(kept).unwrap_or_default());
-    if let Err(error) = fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)) {
+    let text = serde_json::to_vec(kept).unwrap_or_default();
+    if let Err(error) = atomic_file::write(file, &text, 0o600, None) {
         tracing::warn!(%error, "cannot store the result of the KVM probe");
     }
 }

@@ -23,15 +23,9 @@ pub(crate) struct AgentError {
 }
 
 impl AgentError {
-    /// Creates an error. It counts as the host's fault if the code says only that something failed.
+    /// Creates an error. Whose fault it is follows from the code.
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        let of = match code {
-            ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::Timeout => Of::OF_HOST,
-            ErrorCode::HostUnavailable | ErrorCode::NoHostsAvailable => Of::OF_HOST,
-            ErrorCode::InsufficientStorage | ErrorCode::ServiceUnavailable => Of::OF_HOST,
-            _ => Of::OF_CALLER,
-        };
-        Self { code, message: message.into(), of }
+        Self { code, message: message.into(), of: class(code).1 }
     }
 
     /// Marks the template as the cause, which would fail on another host too.
@@ -114,21 +108,37 @@ impl From<VmmError> for AgentError {
 /// Sends the code as the detail `host.v1.Fault`; other clients of the protocol see only the Connect code.
 impl From<AgentError> for ConnectError {
     fn from(error: AgentError) -> Self {
-        let code = match error.code {
-            ErrorCode::InvalidRequest => Wire::InvalidArgument,
-            ErrorCode::NotFound
-            | ErrorCode::ProgramNotFound
-            | ErrorCode::UserNotFound
-            | ErrorCode::DirectoryNotFound => Wire::NotFound,
-            ErrorCode::Forbidden | ErrorCode::ProgramNotExecutable => Wire::PermissionDenied,
-            ErrorCode::InvalidState | ErrorCode::Conflict => Wire::FailedPrecondition,
-            ErrorCode::ExceedsCapacity => Wire::OutOfRange,
-            ErrorCode::InsufficientStorage | ErrorCode::TooManyRequests => Wire::ResourceExhausted,
-            ErrorCode::NoHostsAvailable | ErrorCode::HostUnavailable => Wire::Unavailable,
-            ErrorCode::Timeout => Wire::DeadlineExceeded,
-            _ => Wire::Internal,
-        };
-        fault::attach(ConnectError::new(code, error.message), error.code.as_str(), error.of)
+        fault::attach(Self::new(class(error.code).0, error.message), error.code.as_str(), error.of)
+    }
+}
+
+/// Connect code of an error code, and whose fault such an error usually is: the host's, where another host may
+/// succeed, or the caller's.
+fn class(code: ErrorCode) -> (Wire, Of) {
+    match code {
+        ErrorCode::InvalidRequest => (Wire::InvalidArgument, Of::OF_CALLER),
+        ErrorCode::NotFound
+        | ErrorCode::ProgramNotFound
+        | ErrorCode::UserNotFound
+        | ErrorCode::DirectoryNotFound => (Wire::NotFound, Of::OF_CALLER),
+        ErrorCode::Forbidden | ErrorCode::ProgramNotExecutable => (Wire::PermissionDenied, Of::OF_CALLER),
+        ErrorCode::InvalidState | ErrorCode::Conflict => (Wire::FailedPrecondition, Of::OF_CALLER),
+        ErrorCode::ExceedsCapacity => (Wire::OutOfRange, Of::OF_CALLER),
+        ErrorCode::TooManyRequests => (Wire::ResourceExhausted, Of::OF_CALLER),
+        ErrorCode::InsufficientStorage => (Wire::ResourceExhausted, Of::OF_HOST),
+        ErrorCode::NoHostsAvailable | ErrorCode::HostUnavailable => (Wire::Unavailable, Of::OF_HOST),
+        ErrorCode::Timeout => (Wire::DeadlineExceeded, Of::OF_HOST),
+        ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::ServiceUnavailable => {
+            (Wire::Internal, Of::OF_HOST)
+        }
+        // Only the control plane has these.
+        ErrorCode::Unauthorized
+        | ErrorCode::MethodNotAllowed
+        | ErrorCode::IdempotencyMismatch
+        | ErrorCode::IdempotencyInProgress
+        | ErrorCode::IdempotencySandboxDeleted
+        | ErrorCode::TooLarge
+        | ErrorCode::UnsupportedMediaType => (Wire::Internal, Of::OF_CALLER),
     }
 }
 
@@ -139,8 +149,14 @@ mod tests {
     #[test]
     fn every_code_travels() {
         for &code in ErrorCode::ALL {
-            let (read, of) = fault::of(&AgentError::new(code, "x").into()).expect("a detail");
-            assert_eq!((read.parse(), of), (Ok(code), AgentError::new(code, "x").of));
+            let error = AgentError::new(code, "x");
+            assert_ne!(error.of, Of::OF_UNSPECIFIED, "{code:?}");
+            for error in [error.clone(), error.of_template()] {
+                let wire = ConnectError::from(error.clone());
+                let (read, of) = fault::of(&wire).expect("a detail");
+                assert_eq!((read.parse(), of), (Ok(code), error.of));
+                assert_eq!(wire.message.as_deref(), Some("x"));
+            }
         }
     }
 }

@@ -7,8 +7,7 @@
 //! commands, but destroys nothing until an operator confirms it by removing the file `fleet`.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +15,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use wrenn_api::ErrorCode;
+use wrenn_os::atomic_file;
 use wrenn_rpc::{Foreign, host::v1::Fleet};
 
 use crate::error::{AgentError, of_files};
@@ -23,18 +23,18 @@ use crate::error::{AgentError, of_files};
 /// Maximum length of a fleet id in bytes.
 const ID_MAX: usize = 64;
 
-/// Fleet and epoch as stored on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
-    id: String,
-    epoch: u64,
-}
-
 /// Fleet of this agent.
 #[derive(Debug)]
 pub(crate) struct Fleets {
     file: PathBuf,
     seen: Mutex<Option<Seen>>,
+}
+
+/// Fleet and epoch as stored on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    id: String,
+    epoch: u64,
 }
 
 impl Fleets {
@@ -70,7 +70,8 @@ impl Fleets {
         }
         let next = Seen { id: fleet.id.clone(), epoch: fleet.epoch };
         let (file, text) = (self.file.clone(), serde_json::to_vec(&next).unwrap_or_default());
-        let written = tokio::task::spawn_blocking(move || write(&file, &text)).await;
+        let written =
+            tokio::task::spawn_blocking(move || atomic_file::write(&file, &text, 0o600, None)).await;
         written
             .unwrap_or_else(|error| Err(error.into()))
             .map_err(|error| of_files("keeping the control plane's epoch", &error))?;
@@ -97,15 +98,6 @@ fn quarantine(seen: &Seen, asks: &Fleet) -> Option<String> {
         asks.epoch, seen.epoch
     );
     (asks.epoch < seen.epoch).then_some(told)
-}
-
-fn write(file: &Path, text: &[u8]) -> io::Result<()> {
-    let beside = file.with_extension("new");
-    let mut new = File::create(&beside)?;
-    new.write_all(text)?;
-    new.sync_all()?;
-    fs::rename(&beside, file)?;
-    file.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]

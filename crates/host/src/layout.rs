@@ -7,6 +7,7 @@ use std::{
 };
 
 use wrenn_api::HostId;
+use wrenn_os::atomic_file;
 
 /// Directory with one directory per sandbox.
 pub(crate) fn sandboxes(state_dir: &Path) -> PathBuf {
@@ -33,23 +34,23 @@ pub(crate) fn store_file(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes.xfs")
 }
 
-/// Reads the instance tag, which distinguishes this agent's links and devices from others.
-pub(crate) fn instance(state_dir: &Path) -> Option<String> {
-    let text = fs::read_to_string(state_dir.join("instance")).ok()?;
-    Some(text.trim().to_owned())
+/// Reads the instance tag, which distinguishes this agent's links and devices from others; `None` if there is
+/// none yet.
+pub(crate) fn instance(state_dir: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(state_dir.join("instance")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(read?.trim().to_owned())),
+    }
 }
 
 /// Returns the stored instance tag, or stores a new one: the last characters of the host id.
 pub(crate) fn keep_instance(state_dir: &Path, host: HostId) -> io::Result<String> {
-    if let Some(present) = instance(state_dir) {
+    if let Some(present) = instance(state_dir)? {
         return Ok(present);
     }
     let id = host.to_string();
     let tag = id[id.len() - 4..].to_owned();
-    let beside = state_dir.join("instance.new");
-    fs::write(&beside, &tag)?;
-    // Sync, because with a truncated tag the agent would not find its kernel resources.
-    fs::File::open(&beside)?.sync_all()?;
-    fs::rename(beside, state_dir.join("instance"))?;
+    // With a truncated tag the agent would not find its kernel resources.
+    atomic_file::write(&state_dir.join("instance"), tag.as_bytes(), 0o644, None)?;
     Ok(tag)
 }

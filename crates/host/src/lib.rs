@@ -16,7 +16,6 @@ mod directory;
 mod disk_pressure;
 pub mod driver;
 mod error;
-mod fault;
 mod fleet;
 mod layout;
 mod listener;
@@ -32,7 +31,6 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sy
 
 use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio_util::sync::CancellationToken;
 use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
@@ -45,6 +43,63 @@ use crate::{
     agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
     sandbox::shared::Shared, service::Service,
 };
+
+/// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let tls = tls::server(&config.tls)?;
+    let address = config.listen;
+    // Each microVM uses some.
+    if let Err(error) = wrenn_os::open_files::allow_all() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // Before the slow part: a second agent must not touch the first one's microVMs.
+    let listener = listener::bind(address).await?;
+    let state_dir = config.state_dir.clone();
+    let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
+    let agent = tokio::select! {
+        agent = start(config) => agent?,
+        // Unfinished steps are in the journal: the next start undoes them.
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let slots = agent.shared.slots.clone();
+    let limits =
+        RpcLimits::default().with_max_message_size(MESSAGE_MAX).with_max_request_body_size(MESSAGE_MAX);
+    let service = Arc::new(Service { agent }).register(Router::new());
+    let service = service
+        .into_axum_service()
+        .with_limits(limits)
+        .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(false));
+    let router =
+        axum::Router::new().fallback_service(service).layer(axum::middleware::from_fn(answer::keep_memory));
+    tracing::info!(%address, "the agent listens");
+    let serving = listener::serve(listener, router, tls, shutdown.clone());
+    tokio::select! {
+        result = serving => result.context("the agent's listener failed")?,
+        // Streams may last for days: after a grace period they are closed.
+        () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => {}
+    }
+    slots.shutdown().await.context("the spare network slots cannot be removed")?;
+    Ok(())
+}
+
+/// Kills every microVM of the agent with state directory `state_dir` and removes all its kernel objects,
+/// after the agent has ended. Blocking. Idempotent.
+pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
+    let state_dir = state_dir.to_owned();
+    // On a thread of its own, so that the caller may be inside a runtime.
+    let work = move || {
+        let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(cleanup::run(&state_dir))
+    };
+    let done = std::thread::spawn(work).join();
+    done.unwrap_or_else(|_| Err(anyhow::anyhow!("the clean-up died; run it again")))
+}
+
+/// Lists the kernel objects and processes of an agent with this state directory, one per line.
+pub fn leftovers(state_dir: &Path) -> Vec<String> {
+    cleanup::leftovers(state_dir)
+}
 
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);
@@ -206,69 +261,4 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
         }
     }
     anyhow::bail!("another agent uses {}: end it first", state_dir.display())
-}
-
-/// Raises the limit of open files to the maximum: each microVM uses some.
-fn allow_open_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum {
-        return;
-    }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
-}
-
-/// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
-pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let tls = tls::server(&config.tls)?;
-    let address = config.listen;
-    allow_open_files();
-    // Before the slow part: a second agent must not touch the first one's microVMs.
-    let listener = listener::bind(address).await?;
-    let state_dir = config.state_dir.clone();
-    let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
-    let agent = tokio::select! {
-        agent = start(config) => agent?,
-        // Unfinished steps are in the journal: the next start undoes them.
-        () = shutdown.cancelled() => return Ok(()),
-    };
-    let slots = agent.shared.slots.clone();
-    let limits =
-        RpcLimits::default().with_max_message_size(MESSAGE_MAX).with_max_request_body_size(MESSAGE_MAX);
-    let service = Arc::new(Service { agent }).register(Router::new());
-    let service = service
-        .into_axum_service()
-        .with_limits(limits)
-        .with_deadline_policy(DeadlinePolicy::new().with_enforce_on_streams(false));
-    let router =
-        axum::Router::new().fallback_service(service).layer(axum::middleware::from_fn(answer::keep_memory));
-    tracing::info!(%address, "the agent listens");
-    let serving = listener::serve(listener, router, tls, shutdown.clone());
-    tokio::select! {
-        result = serving => result.context("the agent's listener failed")?,
-        // Streams may last for days: after a grace period they are closed.
-        () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => {}
-    }
-    slots.shutdown().await.context("the spare network slots cannot be removed")?;
-    Ok(())
-}
-
-/// Kills every microVM of the agent with state directory `state_dir` and removes all its kernel objects,
-/// after the agent has ended. Blocking. Idempotent.
-pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
-    let state_dir = state_dir.to_owned();
-    // On a thread of its own, so that the caller may be inside a runtime.
-    let work = move || {
-        let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(cleanup::run(&state_dir))
-    };
-    let done = std::thread::spawn(work).join();
-    done.unwrap_or_else(|_| Err(anyhow::anyhow!("the clean-up died; run it again")))
-}
-
-/// Lists the kernel objects and processes of an agent with this state directory, one per line.
-pub fn leftovers(state_dir: &Path) -> Vec<String> {
-    cleanup::leftovers(state_dir)
 }

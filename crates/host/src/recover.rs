@@ -188,7 +188,8 @@ async fn undo_without_slot(sandbox: &mut Sandbox) -> bool {
 
 /// Kills the VMMs of all sandboxes, whatever their journals say.
 pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
-    for id in directory::list(sandboxes).map(|content| content.ids).unwrap_or_default() {
+    let failed = |error| AgentError::fault("listing the sandboxes", &error);
+    for id in directory::list(sandboxes).map_err(failed)?.ids {
         release::end_vmm(&directory::of_vmm(sandboxes, &id), None).await?;
     }
     Ok(())
@@ -212,7 +213,7 @@ mod tests {
     use wrenn_api::SandboxId;
 
     use super::*;
-    use crate::sandbox::journal::Entry;
+    use crate::sandbox::entry::Entry;
 
     fn begin(sandboxes: &Path) -> anyhow::Result<String> {
         let id = SandboxId::new().to_string();

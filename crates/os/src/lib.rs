@@ -3,5 +3,9 @@
 
 pub mod atomic_file;
 pub mod control_group;
+pub mod fault;
 pub mod inherit;
 pub mod machine_lock;
+pub mod open_files;
+pub mod process;
+pub mod tls_files;

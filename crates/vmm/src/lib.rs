@@ -9,6 +9,8 @@ use std::{path::PathBuf, time::Duration};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use wrenn_os::process::ProcessId;
+
 pub mod firecracker;
 mod launch;
 mod limits;
@@ -74,15 +76,6 @@ pub struct Tap {
     pub name: String,
     /// MAC address of the guest.
     pub mac: String,
-}
-
-/// Identity of a VMM process: the start time distinguishes it from another one with the same pid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessId {
-    /// The process id.
-    pub pid: i32,
-    /// Field 22 of `/proc/PID/stat`: clock ticks since boot.
-    pub start_time: u64,
 }
 
 /// Capabilities of a driver.

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{fs::MetadataExt, process::ExitStatusExt},
+        unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -16,8 +16,9 @@ use rustix::process::{
 };
 use sha2::{Digest, Sha256};
 use tokio::io::{Interest, unix::AsyncFd};
+use wrenn_os::process::{ProcessId, arguments, directory, identify, is_alive, seen, stat, user};
 
-use crate::{ProcessId, probe::PROBE_ID};
+use crate::probe::PROBE_ID;
 
 /// A watched process, which may be a child of this process or not.
 #[derive(Debug)]
@@ -28,63 +29,20 @@ pub struct Watched {
     status: OnceLock<Option<i32>>,
 }
 
-/// Turns an error of reading `/proc` into `None` if the process does not exist. A lack of descriptors or
-/// memory in this process is an error instead: it does not show that.
-fn seen<T>(read: io::Result<T>) -> io::Result<Option<T>> {
-    match read {
-        Ok(found) => Ok(Some(found)),
-        Err(error) => match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => Err(error),
-            _ => Ok(None),
-        },
-    }
-}
-
-/// Parses `stat` in a directory of `/proc` after the last `)`, because the command name may contain spaces and parentheses.
-fn stat_fields(dir: &Path) -> io::Result<Option<Vec<String>>> {
-    let Some(stat) = seen(fs::read(dir.join("stat")))? else { return Ok(None) };
-    let stat = String::from_utf8_lossy(&stat);
-    Ok(stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().map(str::to_owned).collect()))
-}
-
-fn has_ended(fields: &[String]) -> bool {
-    matches!(fields.first().map(String::as_str), Some("Z" | "X"))
-}
-
-fn dir(pid: i32) -> PathBuf {
-    PathBuf::from(format!("/proc/{pid}"))
-}
-
-/// Returns the identity of a running process; `None` if no process has this pid, or only a zombie. A process
-/// whose first thread has ended still runs as long as it has another. Fails if this process lacks descriptors
-/// or memory for the check.
-pub fn identify(pid: i32) -> io::Result<Option<ProcessId>> {
-    let fields = stat_fields(&dir(pid))?.unwrap_or_default();
-    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-    let running = !has_ended(&fields) || number(17).is_some_and(|threads| threads > 1);
-    Ok(number(19).filter(|_| running).map(|start_time| ProcessId { pid, start_time }))
-}
-
 /// Directory of `/proc` with the process's details: its first thread's, or, if that has ended, another
 /// thread's.
 fn shown(pid: i32) -> io::Result<PathBuf> {
-    let first = dir(pid);
-    if !stat_fields(&first)?.is_some_and(|fields| has_ended(&fields)) {
+    let first = directory(pid);
+    if !stat(&first)?.is_some_and(|stat| stat.ended) {
         return Ok(first);
     }
     for task in seen(fs::read_dir(first.join("task")))?.into_iter().flatten() {
         let Some(task) = seen(task)? else { continue };
-        if stat_fields(&task.path())?.is_some_and(|fields| !has_ended(&fields)) {
+        if stat(&task.path())?.is_some_and(|stat| !stat.ended) {
             return Ok(task.path());
         }
     }
     Ok(first)
-}
-
-/// Returns whether the process still runs; another one with the same pid does not count. Fails as
-/// [`identify`] does.
-pub fn is_alive(id: &ProcessId) -> io::Result<bool> {
-    Ok(identify(id.pid)?.as_ref() == Some(id))
 }
 
 /// A short name of a run directory, for processes whose arguments do not contain its path.
@@ -118,9 +76,7 @@ impl Marks {
 
     /// Returns whether the arguments are a VMM's and name the directory's socket or jail.
     fn mentioned_by(&self, shown: &Path) -> io::Result<bool> {
-        let cmdline = seen(fs::read(shown.join("cmdline")))?.unwrap_or_default();
-        let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
-        Ok(arguments.windows(2).any(|pair| match &*pair[0] {
+        Ok(arguments(shown)?.windows(2).any(|pair| match &*pair[0] {
             "--id" => pair[1].ends_with(&self.tag),
             "-qmp" => pair[1].starts_with(&self.socket),
             _ => false,
@@ -138,14 +94,6 @@ impl Marks {
     }
 }
 
-/// User id of the process.
-fn user(pid: i32) -> io::Result<Option<u32>> {
-    let status = seen(fs::read(dir(pid).join("status")))?.unwrap_or_default();
-    let status = String::from_utf8_lossy(&status);
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    Ok(ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()))
-}
-
 /// Returns whether the process was started for `run_dir`. Fails as [`identify`] does.
 fn belongs_to(id: &ProcessId, run_dir: &Path) -> io::Result<bool> {
     Ok(is_alive(id)? && Marks::of(run_dir)?.are_on(id.pid)?)
@@ -154,8 +102,7 @@ fn belongs_to(id: &ProcessId, run_dir: &Path) -> io::Result<bool> {
 /// Finds a process that was started for `run_dir`. Fails if any process cannot be checked.
 pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
     let (own, marks) = (std::process::id() as i32, Marks::of(run_dir)?);
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+    for pid in wrenn_os::process::all()? {
         // The identity is checked before and after the marks: the pid may be reused meanwhile.
         let Some(id) = identify(pid)?.filter(|_| pid != own) else { continue };
         if marks.are_on(pid)? && is_alive(&id)? {
@@ -167,7 +114,7 @@ pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
 
 /// Returns whether these are the arguments of a probe's VMM: QEMU's name for it, or the id of Firecracker's
 /// jail, which ends with a tag.
-fn are_of_probe(arguments: &[std::borrow::Cow<'_, str>]) -> bool {
+fn are_of_probe(arguments: &[String]) -> bool {
     arguments.windows(2).any(|pair| match &*pair[0] {
         "-name" => pair[1] == format!("wrenn-{PROBE_ID}"),
         "--id" => pair[1].strip_prefix(PROBE_ID).is_some_and(|rest| {
@@ -182,12 +129,9 @@ fn are_of_probe(arguments: &[std::borrow::Cow<'_, str>]) -> bool {
 /// be checked.
 pub fn stray_probes() -> io::Result<Vec<ProcessId>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+    for pid in wrenn_os::process::all()? {
         let Some(id) = identify(pid)? else { continue };
-        let cmdline = seen(fs::read(dir(pid).join("cmdline")))?.unwrap_or_default();
-        let arguments: Vec<_> = cmdline.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
-        if are_of_probe(&arguments) && !started_by_wrenn(pid)? {
+        if are_of_probe(&arguments(&directory(pid))?) && !started_by_wrenn(pid)? {
             found.push(id);
         }
     }
@@ -196,9 +140,8 @@ pub fn stray_probes() -> io::Result<Vec<ProcessId>> {
 
 /// Returns whether the parent of the process is a Wrenn, which waits for it.
 fn started_by_wrenn(pid: i32) -> io::Result<bool> {
-    let Some(fields) = stat_fields(&dir(pid))? else { return Ok(true) };
-    let Some(parent) = fields.get(1).and_then(|parent| parent.parse().ok()) else { return Ok(false) };
-    let name = seen(fs::read(dir(parent).join("comm")))?.unwrap_or_default();
+    let Some(stat) = stat(&directory(pid))? else { return Ok(true) };
+    let name = seen(fs::read(directory(stat.parent).join("comm")))?.unwrap_or_default();
     Ok(name.trim_ascii_end() == b"wrenn")
 }
 
@@ -267,20 +210,14 @@ pub(crate) fn reap(pid: i32) {
     }
 }
 
-/// Exit status as shells count it: 128 + N if signal N killed the process.
-pub fn exit_code(status: std::process::ExitStatus) -> Option<i32> {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal))
-}
-
 /// CPU time in clock ticks, and number of resident pages, of a process.
 pub fn usage(id: &ProcessId) -> io::Result<(u64, u64)> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
     if !is_alive(id)? {
         return Err(gone());
     }
-    let fields = stat_fields(&dir(id.pid))?.ok_or_else(gone)?;
-    let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    Ok((number(11) + number(12), number(21)))
+    let stat = stat(&directory(id.pid))?.ok_or_else(gone)?;
+    Ok((stat.ticks, stat.pages))
 }
 
 #[cfg(test)]
@@ -318,7 +255,7 @@ mod tests {
             (["--id", "probe-x"], false),
             (["--id", "prober-0123456789abcdef"], false),
         ] {
-            assert_eq!(are_of_probe(&arguments.map(Into::into)), probe, "{arguments:?}");
+            assert_eq!(are_of_probe(&arguments.map(str::to_owned)), probe, "{arguments:?}");
         }
         // Its parent is this test, which is no Wrenn.
         let mut child =
@@ -359,8 +296,8 @@ ctypes.CDLL(None).syscall({}, 0)",
         );
         let jail = format!("name-{}", tag(dir.path()));
         let mut child = Command::new("python3").args(["-c", &script, "--id", &jail]).spawn().unwrap();
-        let proc = super::dir(child.id() as i32);
-        while !stat_fields(&proc).unwrap().is_some_and(|fields| has_ended(&fields)) {
+        let proc = directory(child.id() as i32);
+        while !stat(&proc).unwrap().is_some_and(|stat| stat.ended) {
             tokio::task::yield_now().await;
         }
         let id = find(dir.path()).unwrap().unwrap();
@@ -371,17 +308,6 @@ ctypes.CDLL(None).syscall({}, 0)",
         assert_eq!(watched.exited().await, Some(137), "also to who asks later");
         assert!(!is_alive(&id).unwrap());
         assert!(child.wait().is_err(), "already reaped");
-    }
-
-    #[test]
-    fn what_cannot_be_seen_is_not_gone() {
-        let failed = |code| seen::<()>(Err(io::Error::from_raw_os_error(code)));
-        for code in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
-            assert_eq!(failed(code).unwrap_err().raw_os_error(), Some(code));
-        }
-        for code in [libc::ENOENT, libc::ESRCH, libc::EACCES] {
-            assert!(failed(code).unwrap().is_none());
-        }
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Running {
         let (pid, before) = spawned.map_err(|error| failed("start the VMM", error))?;
         let care = Care { before, ..care };
         // The child is reaped through its pidfd.
-        let id = process::identify(pid as i32);
+        let id = wrenn_os::process::identify(pid as i32);
         let watched = id.and_then(|id| id.map(Watched::open).transpose());
         let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
         let watched = watched.ok_or_else(|| {
@@ -201,7 +201,7 @@ impl Running {
 
     /// Fails with the end of the VMM's logs if it has ended, and reaps it.
     pub(crate) async fn check_alive(&self) -> Result<(), VmmError> {
-        if process::is_alive(self.watched.id()).map_err(|error| failed("look at the VMM", error))? {
+        if wrenn_os::process::is_alive(self.watched.id()).map_err(|error| failed("look at the VMM", error))? {
             return Ok(());
         }
         self.watched.exited().await;

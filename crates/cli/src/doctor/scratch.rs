@@ -10,7 +10,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use wrenn_vmm::process::{Watched, find, identify};
+use wrenn_os::process::identify;
+use wrenn_vmm::process::{Watched, find};
 
 const PREFIX: &str = "wrenn-doctor-";
 

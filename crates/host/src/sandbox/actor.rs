@@ -172,7 +172,7 @@ impl Actor {
         let created = self.mailbox.during(state, &cancel, ran).await;
         let error = match created.and_then(|timings| create.finish(timings)) {
             Ok(live) => {
-                drop(self.enter(Phase::Running(live)));
+                drop(self.enter(Phase::Running(Box::new(live))));
                 return Ok(());
             }
             Err(error) => error,
@@ -201,7 +201,8 @@ impl Actor {
         if let Err(error) = shared.slots.set_policy(slot.index, &shared.network_policy()).await {
             tracing::error!(id, %error, "cannot update the network rules of a sandbox");
         }
-        drop(self.enter(Phase::Running(Live { vm, guest, timings: Timings::new(), held: false })));
+        let live = Live { vm, guest, timings: Timings::new(), held: false };
+        drop(self.enter(Phase::Running(Box::new(live))));
     }
 
     async fn destroy(&mut self) -> Result<(), AgentError> {

@@ -109,36 +109,6 @@ pub(crate) struct Finished {
     pub(crate) memory: Held,
 }
 
-/// Converts an error of the start of a command, or of its connection.
-fn refused(error: &ConnectError) -> AgentError {
-    let text = error.message.as_deref().unwrap_or_default();
-    let told = fault::of(error).and_then(|(code, _)| code.parse().ok());
-    if let Some(code) = told.filter(|code| REFUSALS.contains(code)) {
-        return AgentError { of: Of::OF_CALLER, ..AgentError::new(code, shorten(text)) };
-    }
-    match error.code {
-        // Errors of older versions of envd (of guests that a former agent started) for an unknown user, a
-        // missing directory or program. All other parameters were checked before.
-        Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => {
-            AgentError::new(ErrorCode::NotFound, shorten(text))
-        }
-        Wire::PermissionDenied => AgentError::new(ErrorCode::Forbidden, shorten(text)),
-        Wire::Unavailable => {
-            tracing::warn!(error = %Foreign(text), "a guest's envd does not respond");
-            let message =
-                "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
-            AgentError::new(ErrorCode::HostUnavailable, message)
-        }
-        _ => {
-            let message = format!(
-                "the sandbox's own agent failed: {}; try again, or delete the sandbox",
-                shorten(text)
-            );
-            AgentError::new(ErrorCode::AgentError, message)
-        }
-    }
-}
-
 /// Starts a command whose output is streamed; invalid requests fail here, before it runs.
 pub(crate) async fn stream(
     guest: &Guest,
@@ -243,6 +213,36 @@ async fn start(
     };
     tokio::spawn(passing_on.in_current_span());
     Ok(Running { pid, events, memory })
+}
+
+/// Converts an error of the start of a command, or of its connection.
+fn refused(error: &ConnectError) -> AgentError {
+    let text = error.message.as_deref().unwrap_or_default();
+    let told = fault::of(error).and_then(|(code, _)| code.parse().ok());
+    if let Some(code) = told.filter(|code| REFUSALS.contains(code)) {
+        return AgentError { of: Of::OF_CALLER, ..AgentError::new(code, shorten(text)) };
+    }
+    match error.code {
+        // Errors of older versions of envd (of guests that a former agent started) for an unknown user, a
+        // missing directory or program. All other parameters were checked before.
+        Wire::NotFound | Wire::Unauthenticated | Wire::InvalidArgument => {
+            AgentError::new(ErrorCode::NotFound, shorten(text))
+        }
+        Wire::PermissionDenied => AgentError::new(ErrorCode::Forbidden, shorten(text)),
+        Wire::Unavailable => {
+            tracing::warn!(error = %Foreign(text), "a guest's envd does not respond");
+            let message =
+                "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
+            AgentError::new(ErrorCode::HostUnavailable, message)
+        }
+        _ => {
+            let message = format!(
+                "the sandbox's own agent failed: {}; try again, or delete the sandbox",
+                shorten(text)
+            );
+            AgentError::new(ErrorCode::AgentError, message)
+        }
+    }
 }
 
 /// Progress of a running command.

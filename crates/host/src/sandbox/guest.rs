@@ -52,16 +52,6 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// Client of envd's process service.
 pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
 
-fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
-    let connection = Http2Connection::builder()
-        .initial_stream_window_size(unread)
-        .initial_connection_window_size(unread)
-        .lazy_plaintext(uri.clone())
-        .shared(calls);
-    let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
-    ProcessClient::new(connection, config)
-}
-
 /// Client of one guest's envd.
 #[derive(Clone)]
 pub(crate) struct Guest {
@@ -76,35 +66,6 @@ pub(crate) struct Guest {
     request_id: String,
     /// Account of the host memory that the guest's output uses.
     pub(super) share: Share,
-}
-
-fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
-    tracing::warn!(%cause, "envd does not answer");
-    let message = "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
-    AgentError::new(ErrorCode::HostUnavailable, message)
-}
-
-fn overdue() -> AgentError {
-    AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
-}
-
-fn ended() -> AgentError {
-    AgentError::new(ErrorCode::InvalidState, "the sandbox ended while this was in work")
-}
-
-fn empty() -> Body {
-    Full::default().map_err(|never| match never {}).boxed_unsync()
-}
-
-fn escape(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            out.push(byte as char);
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-        out
-    })
 }
 
 impl Guest {
@@ -319,4 +280,43 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
         _ => ErrorCode::AgentError,
     };
     Err(AgentError::new(code, message))
+}
+
+fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
+    let connection = Http2Connection::builder()
+        .initial_stream_window_size(unread)
+        .initial_connection_window_size(unread)
+        .lazy_plaintext(uri.clone())
+        .shared(calls);
+    let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
+    ProcessClient::new(connection, config)
+}
+
+fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
+    tracing::warn!(%cause, "envd does not answer");
+    let message = "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
+    AgentError::new(ErrorCode::HostUnavailable, message)
+}
+
+fn overdue() -> AgentError {
+    AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
+}
+
+fn ended() -> AgentError {
+    AgentError::new(ErrorCode::InvalidState, "the sandbox ended while this was in work")
+}
+
+fn empty() -> Body {
+    Full::default().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn escape(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(byte as char);
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
 }

@@ -13,10 +13,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use wrenn_vmm::ProcessId;
 
-use super::{spec::Spec, summary::Summary};
-use crate::error::AgentError;
+use super::{entry::Entry, summary::Summary};
 
 /// Version that is written. Version 1 has no header line and can be read.
 const VERSION: u32 = 2;
@@ -63,78 +61,6 @@ pub(crate) enum NotUnderstood {
     /// It is missing, but the directory has other files.
     #[error("it is missing")]
     Missing,
-}
-
-/// Resource of a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Thing {
-    /// VMM process.
-    Vmm,
-    /// Disk volume.
-    Volume,
-    /// Network slot.
-    Slot,
-}
-
-impl Thing {
-    /// All kinds, in the order in which they are released.
-    #[cfg(test)]
-    pub(super) const ALL: [Self; 3] = [Self::Vmm, Self::Volume, Self::Slot];
-
-    /// Name, as in the journal.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Vmm => "vmm",
-            Self::Volume => "volume",
-            Self::Slot => "slot",
-        }
-    }
-}
-
-/// Entry of a journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "snake_case")]
-pub(crate) enum Entry {
-    /// Requested properties.
-    Spec(Spec),
-    /// A slot is reserved.
-    Slot {
-        /// Slot number.
-        index: u16,
-    },
-    /// The volume is about to be cloned; its id is the sandbox id.
-    Volume,
-    /// A VMM is about to be started.
-    VmmIntent,
-    /// The VMM process was started.
-    Vmm {
-        /// Process id and start time.
-        process: ProcessId,
-    },
-    /// The sandbox can run commands.
-    Running,
-    /// A resource was released; it may belong to another sandbox now.
-    Released {
-        /// Released resource.
-        thing: Thing,
-    },
-    /// The sandbox failed; its resources are being released, its record stays until it is destroyed.
-    Failed {
-        /// Error code, as in the REST API.
-        code: String,
-        /// Message with cause and remedy.
-        message: String,
-    },
-    /// The sandbox is being destroyed, which cannot be cancelled.
-    Destroy,
-}
-
-impl Entry {
-    /// Entry of a failure.
-    pub(crate) fn failed(error: &AgentError) -> Self {
-        Self::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() }
-    }
 }
 
 /// Header line.
@@ -318,8 +244,14 @@ fn parse_entry((at, line): (usize, &[u8])) -> Option<Result<Entry, NotUnderstood
 
 #[cfg(test)]
 pub(super) mod tests {
+    use wrenn_vmm::ProcessId;
+
     use super::{
-        super::summary::{Stage, Undo},
+        super::{
+            entry::Thing,
+            spec::Spec,
+            summary::{Stage, Undo},
+        },
         *,
     };
 

@@ -17,7 +17,7 @@ pub(crate) enum Phase {
     /// Being created or adopted. The operation owns what exists already.
     Creating,
     /// Ready to run code.
-    Running(Live),
+    Running(Box<Live>),
     /// Failed; its resources are being released.
     Failing(AgentError),
     /// Being removed.

@@ -9,7 +9,8 @@ use std::{
 };
 
 use super::{
-    journal::{Entry, Journal},
+    entry::Entry,
+    journal::Journal,
     shared::Shared,
     spec::Spec,
     summary::{Summary, Undo},

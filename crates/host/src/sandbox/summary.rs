@@ -5,7 +5,7 @@
 use wrenn_vmm::ProcessId;
 
 use super::{
-    journal::{Entry, Thing},
+    entry::{Entry, Thing},
     spec::Spec,
 };
 

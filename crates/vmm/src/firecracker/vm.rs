@@ -23,7 +23,6 @@ use super::{
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
-    process,
     running::{Care, Running, blocking, failed},
 };
 
@@ -65,7 +64,7 @@ fn look_for(socket: &Path, pid: u32) {
     let begin = Instant::now();
     while !socket.exists()
         && begin.elapsed() < LOOK_LIMIT
-        && matches!(process::identify(pid as i32), Ok(Some(_)))
+        && matches!(wrenn_os::process::identify(pid as i32), Ok(Some(_)))
     {
         thread::sleep(LOOK_POLL);
     }

@@ -35,7 +35,7 @@ pub(crate) fn wait_ready(address: Ipv4Addr, vm: &dyn MicroVm) -> Duration {
         if http(address, request).is_some_and(|answer| answer.starts_with(b"HTTP/1.1 204")) {
             return begin.elapsed();
         }
-        assert!(wrenn_vmm::process::is_alive(&vm.process()).unwrap(), "the microVM ended");
+        assert!(wrenn_os::process::is_alive(&vm.process()).unwrap(), "the microVM ended");
         assert!(begin.elapsed() < READY, "the guest at {address} does not get ready");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -11,13 +11,16 @@ use wrenn_api::ErrorCode;
 use wrenn_network::Policy;
 use wrenn_vmm::{BootSpec, MicroVm};
 
-use super::{Cancel, Steps, kill, run_steps, unless_cancelled};
+use super::{
+    steps::{Cancel, Steps, run_steps, unless_cancelled},
+    undo::kill,
+};
 use crate::{
     error::AgentError,
     sandbox::{
         boot,
+        entry::{Entry, Thing},
         guest::Guest,
-        journal::{Entry, Thing},
         last_words,
         phase::{Live, Timings},
         record::Sandbox,
@@ -31,7 +34,7 @@ use crate::{
 const TEMPLATE_FAULT: &str = "check the template's image";
 
 /// Step of the operation.
-type Step = super::Step<Create>;
+type Step = super::steps::Step<Create>;
 
 /// State of a create.
 pub(in crate::sandbox) struct Create {
@@ -58,7 +61,7 @@ impl Steps for Create {
         // The pool has a journal of its own: a slot that no sandbox has recorded is free at the next start.
         Step::new(|create, sandbox| Box::pin(create.take_slot(sandbox))).points(&["slot"]).timed("network"),
         // The entries of all later steps in one write: each flush of the disk is a large part of a create's time.
-        Step::write(|create, sandbox| create.intents(sandbox)).points(&["journal"]).timed("journal"),
+        Step::write(Self::intents).points(&["journal"]).timed("journal"),
         Step::new(|create, sandbox| Box::pin(create.limit_network(sandbox))),
         Step::new(|create, sandbox| Box::pin(create.make_disk_and_groups(sandbox)))
             .creates(&[Thing::Volume])

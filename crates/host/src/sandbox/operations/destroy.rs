@@ -3,18 +3,21 @@
 
 use wrenn_vmm::MicroVm;
 
-use super::{Cancel, Steps, undo};
+use super::{
+    steps::{Cancel, Steps},
+    undo::{self, undo},
+};
 use crate::{
     error::AgentError,
     sandbox::{
-        journal::{Entry, Thing},
+        entry::{Entry, Thing},
         record::Sandbox,
         release,
     },
 };
 
 /// Step of the operation.
-type Step = super::Step<Destroy>;
+type Step = super::steps::Step<Destroy>;
 
 /// State of a destroy.
 pub(in crate::sandbox) struct Destroy {
@@ -23,7 +26,7 @@ pub(in crate::sandbox) struct Destroy {
 }
 
 impl Steps for Destroy {
-    const NAME: &'static str = "destroy";
+    const NAME: &'static str = undo::NAME;
     const STEPS: &'static [Step] = &[
         Step::new(|destroy, sandbox| Box::pin(destroy.intend(sandbox))).points(&["recorded"]),
         Step::new(|destroy, sandbox| Box::pin(take_back(sandbox, &mut destroy.vm))),

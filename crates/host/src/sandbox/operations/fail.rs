@@ -3,18 +3,21 @@
 
 use wrenn_vmm::MicroVm;
 
-use super::{Cancel, Steps, undo};
+use super::{
+    steps::{Cancel, Steps},
+    undo::undo,
+};
 use crate::{
     error::AgentError,
     sandbox::{
-        journal::{Entry, Thing},
+        entry::{Entry, Thing},
         record::Sandbox,
         summary::Undo,
     },
 };
 
 /// Step of the operation.
-type Step = super::Step<Fail>;
+type Step = super::steps::Step<Fail>;
 
 /// State of a failure.
 pub(crate) struct Fail {
@@ -45,7 +48,7 @@ impl Fail {
 
     /// Writes the failure. If that fails, the slot is kept: the next start would take it from its next owner.
     async fn tell(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        if let Err(cause) = sandbox.record.write(vec![Entry::failed(&self.error)]).await {
+        if let Err(cause) = sandbox.record.write(vec![entry(&self.error)]).await {
             tracing::error!(id = sandbox.id, %cause, "cannot record a failure");
             self.keep = Some(Thing::Slot);
         }
@@ -67,4 +70,9 @@ impl Fail {
         }
         Ok(())
     }
+}
+
+/// Entry of a failure.
+fn entry(error: &AgentError) -> Entry {
+    Entry::Failed { code: error.code.as_str().to_owned(), message: error.message.clone() }
 }

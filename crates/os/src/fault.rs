@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Fault points, at which a test kills the process like `kill -9`. They need the feature `fault-points`.
 
-/// Kills the process with SIGKILL if the directory `WRENN_FAULT_DIR` has a file `agent.OPERATION.NAME`. Removes
+/// Kills the process with SIGKILL if the directory `WRENN_FAULT_DIR` has a file `PROCESS.OPERATION.NAME`. Removes
 /// the file first, so that the next start passes the point.
 #[cfg(feature = "fault-points")]
-pub(crate) fn point(operation: &str, name: &str) {
+pub fn point(process: &str, operation: &str, name: &str) {
     let Some(dir) = std::env::var_os("WRENN_FAULT_DIR") else { return };
-    let armed = std::path::Path::new(&dir).join(format!("agent.{operation}.{name}"));
+    let armed = std::path::Path::new(&dir).join(format!("{process}.{operation}.{name}"));
     if std::fs::remove_file(armed).is_ok() {
         let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
@@ -14,4 +14,4 @@ pub(crate) fn point(operation: &str, name: &str) {
 
 /// Does nothing: this build has no fault points.
 #[cfg(not(feature = "fault-points"))]
-pub(crate) fn point(_operation: &str, _name: &str) {}
+pub fn point(_process: &str, _operation: &str, _name: &str) {}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Entries of a sandbox's journal. docs/architecture.md says how one is added.
+
+use serde::{Deserialize, Serialize};
+use wrenn_vmm::ProcessId;
+
+use super::spec::Spec;
+
+/// Resource of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Thing {
+    /// VMM process.
+    Vmm,
+    /// Disk volume.
+    Volume,
+    /// Network slot.
+    Slot,
+}
+
+impl Thing {
+    /// All kinds, in the order in which they are released.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 3] = [Self::Vmm, Self::Volume, Self::Slot];
+
+    /// Name, as in the journal.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Volume => "volume",
+            Self::Slot => "slot",
+        }
+    }
+}
+
+/// Entry of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+pub(crate) enum Entry {
+    /// Requested properties.
+    Spec(Spec),
+    /// A slot is reserved.
+    Slot {
+        /// Slot number.
+        index: u16,
+    },
+    /// The volume is about to be cloned; its id is the sandbox id.
+    Volume,
+    /// A VMM is about to be started.
+    VmmIntent,
+    /// The VMM process was started.
+    Vmm {
+        /// Process id and start time.
+        process: ProcessId,
+    },
+    /// The sandbox can run commands.
+    Running,
+    /// A resource was released; it may belong to another sandbox now.
+    Released {
+        /// Released resource.
+        thing: Thing,
+    },
+    /// The sandbox failed; its resources are being released, its record stays until it is destroyed.
+    Failed {
+        /// Error code, as in the REST API.
+        code: String,
+        /// Message with cause and remedy.
+        message: String,
+    },
+    /// The sandbox is being destroyed, which cannot be cancelled.
+    Destroy,
+}
