@@ -116,7 +116,7 @@ pub(crate) async fn stream(
     limit: Option<Duration>,
 ) -> Result<Running, AgentError> {
     let memory = guest.share.memory().reserve(STREAM)?;
-    start(guest, &guest.apart(), command, limit, memory).await
+    start(guest, &guest.dedicated_processes(), command, limit, memory).await
 }
 
 async fn start(

@@ -105,7 +105,7 @@ impl Guest {
     }
 
     /// Creates a client with its own connection, for a command whose output may be read slowly or not at all.
-    pub(super) fn apart(&self) -> Processes {
+    pub(super) fn dedicated_processes(&self) -> Processes {
         processes(self.uri.clone(), UNREAD, 1)
     }
 

@@ -304,6 +304,26 @@ pub(super) mod tests {
         Ok(())
     }
 
+    /// A damaged line may be read as another entry, but never panics or is trimmed.
+    #[test]
+    fn a_journal_with_any_damaged_byte_is_read_or_left_alone() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("journal.json");
+        drop(Journal::begin(dir.path(), &life())?);
+        let whole = fs::read(&path)?;
+        for at in 0..whole.len() - 1 {
+            for byte in *b"\0\n\"{}9\xff" {
+                let mut damaged = whole.clone();
+                damaged[at] = byte;
+                fs::write(&path, &damaged)?;
+                let found = Journal::open(dir.path())?;
+                assert!(!matches!(found, Found::Nothing), "byte {at}");
+                assert_eq!(fs::read(&path)?, damaged, "byte {at}");
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn a_journal_stays_small_however_long_its_sandbox_lives() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
