@@ -3,18 +3,19 @@
 //! and response bodies, and error codes. Does no I/O.
 
 mod error;
+mod event;
+mod exec_frames;
 mod id;
+mod integer;
 mod sandbox;
-mod stream;
-mod whole;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
+pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
+pub use exec_frames::{
+    ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart, ExecStarted,
+};
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
     CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox,
     SandboxStatus,
-};
-pub use stream::{
-    Event, ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart,
-    ExecStarted, ServerSentEvent,
 };

@@ -13,7 +13,7 @@ use utoipa::{
     },
 };
 
-use crate::{SandboxId, whole};
+use crate::{SandboxId, integer};
 
 /// The status of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -124,15 +124,15 @@ pub struct CreateSandbox {
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub template: Option<String>,
     /// Number of virtual CPUs, 1 to 64. Default: 1.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
     #[schema(minimum = 1, maximum = 64)]
     pub vcpus: Option<u32>,
     /// Memory in MiB, 128 to 1048576 (1 TiB). Default: 512.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
     #[schema(minimum = 128, maximum = 1_048_576)]
     pub memory_mb: Option<u32>,
     /// Size of the disk in MiB, 512 to 1048576 (1 TiB). Default: 5120.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
     #[schema(minimum = 512, maximum = 1_048_576)]
     pub disk_size_mb: Option<u32>,
     /// Environment variables of every process in the sandbox: at most 1024, less than 128 KiB each and 1 MiB in total.
@@ -192,7 +192,7 @@ pub struct ExecRequest {
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command and its descendants are killed, 1 to 86400 (a day). Default: 30.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
     #[schema(minimum = 1, maximum = 86_400)]
     pub timeout_sec: Option<u32>,
 }

@@ -296,9 +296,10 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
 }
 
 fn openapi(format: Format) -> Result<u8> {
+    let document = wrenn_control::document(&[])?;
     let text = match format {
-        Format::Text => wrenn_control::openapi_yaml(),
-        Format::Json => wrenn_control::openapi_json(),
+        Format::Text => document.to_yaml().context("cannot write YAML")?,
+        Format::Json => document.to_pretty_json().context("cannot write JSON")?,
     };
     output::line(text.trim_end()).map(|()| 0)
 }

@@ -4,6 +4,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+use wrenn_control::{Admin, Server};
 
 use crate::{config::Config, host_id, layout::Layout, logging, pki, signals::Stop};
 
@@ -11,8 +13,12 @@ use crate::{config::Config, host_id, layout::Layout, logging, pki, signals::Stop
 pub(crate) async fn server(config: &Config) -> Result<u8> {
     logging::start(config);
     let shutdown = Stop::new()?.token();
-    wrenn_control::serve(server_config(config)?, shutdown).await.context("the server failed")?;
+    run(server_config(config)?, shutdown).await.context("the server failed")?;
     Ok(0)
+}
+
+async fn run(config: wrenn_control::Config, shutdown: CancellationToken) -> Result<()> {
+    Server::builder(config).build().await?.run(shutdown).await
 }
 
 /// Runs the host agent until it gets a signal to stop.
@@ -26,7 +32,7 @@ pub(crate) async fn agent(config: &Config) -> Result<u8> {
 /// Migrates the database to this version.
 pub(crate) async fn migrate(config: &Config) -> Result<u8> {
     logging::start(config);
-    wrenn_control::migrate(&database_url(config)).await.context("the migration failed")?;
+    Admin::new(&database_url(config))?.migrate().await.context("the migration failed")?;
     Ok(0)
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
-use crate::{config::Limits, error::ApiError};
+use crate::{config::Limits, error::Fault};
 
 /// A limit on concurrent requests, of which one team gets at most half.
 #[derive(Debug, Clone)]
@@ -29,21 +29,21 @@ impl Places {
         Self { of, all: Arc::new(Semaphore::new(all)), share, teams: Arc::default() }
     }
 
-    fn refused(&self, who: &str) -> ApiError {
+    fn refused(&self, who: &str) -> Fault {
         metrics::counter!("wrenn_requests_refused_total", "places" => self.of).increment(1);
         let message = format!("{who} too many {} at a time; try again when one has ended", self.of);
-        ApiError::new(ErrorCode::TooManyRequests, message)
+        Fault::new(ErrorCode::TooManyRequests, message)
     }
 
     /// Takes a permit for a team, or without a team.
-    pub(crate) fn take(&self, team: Option<Uuid>) -> Result<Place, ApiError> {
+    pub(crate) fn take(&self, team: Option<Uuid>) -> Result<Place, Fault> {
         let share = team.map(|team| self.share_of(team)).transpose()?;
         let permit =
             self.all.clone().try_acquire_owned().map_err(|_| self.refused("the control plane has"))?;
         Ok(Place { _share: share, _permit: permit })
     }
 
-    fn share_of(&self, team: Uuid) -> Result<Share, ApiError> {
+    fn share_of(&self, team: Uuid) -> Result<Share, Fault> {
         let mut teams = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = teams.entry(team).or_default();
         if *taken >= self.share {
@@ -146,7 +146,7 @@ impl Memory {
     }
 
     /// Takes memory without waiting.
-    pub(crate) fn try_take(&self, team: Uuid, bytes: usize) -> Result<Held, ApiError> {
+    pub(crate) fn try_take(&self, team: Uuid, bytes: usize) -> Result<Held, Fault> {
         let bytes = self.counted(bytes);
         if bytes == 0 {
             return Ok(Held { permits: [None, None] });
@@ -157,7 +157,7 @@ impl Memory {
             metrics::counter!("wrenn_requests_refused_total", "places" => "bytes in memory").increment(1);
             let message =
                 "the control plane holds too many bytes of requests and answers; try again in a moment";
-            return Err(ApiError::new(ErrorCode::TooManyRequests, message));
+            return Err(Fault::new(ErrorCode::TooManyRequests, message));
         };
         Ok(Held { permits: [Some(share), Some(all)] })
     }

@@ -77,7 +77,7 @@ struct Flow {
 /// other call.
 const SHARED: Flow = Flow { calls: 1024, of_call: 64 << 10, of_all: 64 << 20 };
 /// For one stream, whose reader may be slow: unread bytes are in memory.
-const APART: Flow = Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
+const DEDICATED: Flow = Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
 /// Maximum size of a message, in bytes: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 /// Maximum size of a message of a stream, in bytes.
@@ -142,19 +142,19 @@ impl Agents {
     }
 
     /// Returns a client for one call with a large response, which is read when there is memory for it.
-    pub(crate) fn with_room(&self, host: HostId, address: &str, room: Room) -> AgentClient {
-        self.client(host, Link { room: Some(room), ..self.link(host, address) }, MESSAGE_MAX)
+    pub(crate) fn with_memory(&self, host: HostId, address: &str, memory: ResponseMemory) -> AgentClient {
+        self.client(host, Link { memory: Some(memory), ..self.link(host, address) }, MESSAGE_MAX)
     }
 
     /// Returns a client for one stream to or from a host's agent: its connection is opened on use, and closed
     /// with the stream, so that a stalled stream delays no other call.
-    pub fn apart(&self, host: HostId, address: &str) -> AgentClient {
-        self.client(host, self.connect(address, APART), PIECE_MAX)
+    pub fn dedicated(&self, host: HostId, address: &str) -> AgentClient {
+        self.client(host, self.connect(address, DEDICATED), PIECE_MAX)
     }
 
     /// Asks an agent which VMM driver it uses.
     pub async fn driver_of(&self, host: HostId, address: SocketAddr) -> anyhow::Result<DriverInUse> {
-        let client = self.apart(host, &address.to_string());
+        let client = self.dedicated(host, &address.to_string());
         let answer = client.ping_with_options(PingRequest::default(), within(deadline::STATE)).await?;
         let ping = answer.into_owned();
         let (name, reason) = (ping.driver, ping.driver_reason);
@@ -207,19 +207,19 @@ impl Agents {
             .initial_connection_window_size(flow.of_all)
             .lazy_with_connector(connector, self.uri.clone())
             .shared(flow.calls);
-        Link { connection, room: None }
+        Link { connection, memory: None }
     }
 }
 
 /// Memory for the response to one call.
 #[derive(Debug, Clone)]
-pub(crate) struct Room {
+pub(crate) struct ResponseMemory {
     memory: Arc<Memory>,
     team: Uuid,
     held: Arc<Mutex<Option<Held>>>,
 }
 
-impl Room {
+impl ResponseMemory {
     pub(crate) fn new(memory: Arc<Memory>, team: Uuid) -> Self {
         Self { memory, team, held: Arc::default() }
     }
@@ -242,7 +242,7 @@ impl Room {
 #[derive(Clone)]
 pub struct Link {
     connection: SharedHttp2Connection,
-    room: Option<Room>,
+    memory: Option<ResponseMemory>,
 }
 
 impl ClientTransport for Link {
@@ -256,13 +256,13 @@ impl ClientTransport for Link {
         if let Some(id) = trail::request_id() {
             request.headers_mut().insert("x-request-id", id);
         }
-        let (sending, room) = (self.connection.send(request), self.room.clone());
+        let (sending, memory) = (self.connection.send(request), self.memory.clone());
         Box::pin(async move {
             let response = sending.await?;
-            if let Some(room) = room {
+            if let Some(memory) = memory {
                 let output = response.headers().get(OUTPUT_HEADER);
                 let output = output.and_then(|bytes| bytes.to_str().ok()?.parse().ok());
-                room.make(output.unwrap_or(MESSAGE_MAX)).await;
+                memory.make(output.unwrap_or(MESSAGE_MAX)).await;
             }
             Ok(response)
         })

@@ -1,57 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Errors of the API: the error object, with the HTTP status of its code.
+//! Faults of services: plain data, which each surface renders in its own form.
 
-use axum::{
-    Json,
-    response::{IntoResponse, Response},
-};
 use connectrpc::{ConnectError, ErrorCode as Wire};
-use http::StatusCode;
-use wrenn_api::{ErrorBody, ErrorCode, ErrorDetail, SandboxId};
+use wrenn_api::{ErrorCode, SandboxId};
 use wrenn_rpc::{Foreign, fault};
 
-/// An error of the API, with a message for clients. In the log it is escaped and truncated, because it may
+/// A failed operation, with a message for clients. In the log it is escaped and truncated, because it may
 /// quote a guest or a client.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{code}: {}", Foreign(.message))]
-pub(crate) struct ApiError {
-    pub(crate) code: ErrorCode,
-    pub(crate) message: String,
+#[non_exhaustive]
+pub struct Fault {
+    /// Stable code.
+    pub code: ErrorCode,
+    /// What failed, why, and what to do.
+    pub message: String,
     /// Sandbox that a failed create leaves.
-    pub(crate) sandbox_id: Option<SandboxId>,
+    pub sandbox_id: Option<SandboxId>,
 }
 
-impl ApiError {
-    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+impl Fault {
+    /// Creates a fault.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), sandbox_id: None }
     }
 
-    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+    /// Creates the fault of an invalid request.
+    pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidRequest, message)
+    }
+
+    /// Creates the fault of a bug or a broken machine, whose cause is in the log.
+    pub(crate) fn internal() -> Self {
+        Self::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
     }
 
     /// Names the sandbox that a failed create leaves, so that the client can delete it.
     pub(crate) fn leaving(self, sandbox: SandboxId) -> Self {
         Self { sandbox_id: Some(sandbox), ..self }
     }
-
-    pub(crate) fn body(&self) -> ErrorBody {
-        let (code, message, sandbox_id) = (self.code, self.message.clone(), self.sandbox_id);
-        ErrorBody { error: ErrorDetail { code, message, sandbox_id } }
-    }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(self.body())).into_response();
-        // For the log.
-        response.extensions_mut().insert(self.code);
-        response
-    }
-}
-
-impl From<sqlx::Error> for ApiError {
+impl From<sqlx::Error> for Fault {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
         // Errors of PostgreSQL while it starts, stops, refuses connections or cancels slow statements:
@@ -71,11 +61,11 @@ impl From<sqlx::Error> for ApiError {
             return Self::new(ErrorCode::ServiceUnavailable, message);
         }
         tracing::error!(%error, "a statement failed");
-        Self::new(ErrorCode::InternalError, "the control plane could not do this; its log says why")
+        Self::internal()
     }
 }
 
-impl From<redis::RedisError> for ApiError {
+impl From<redis::RedisError> for Fault {
     fn from(error: redis::RedisError) -> Self {
         tracing::warn!(%error, "redis is not available");
         Self::new(
@@ -92,7 +82,7 @@ fn words(error: &ConnectError) -> Foreign<'_> {
 
 /// Converts an error of an agent: its `Fault` has the code, and its message is for clients. Errors without
 /// this detail come from the connection or the RPC library, and their text is only logged.
-impl From<ConnectError> for ApiError {
+impl From<ConnectError> for Fault {
     fn from(error: ConnectError) -> Self {
         let code = fault::of(&error).and_then(|(code, _)| code.parse().ok());
         if let Some(code) = code {
@@ -151,10 +141,10 @@ mod tests {
         let text = format!("x\n2026-01-01T00:00:00Z  INFO wrenn: FORGED\r\u{1b}[31m{}", "y".repeat(4 << 20));
         tracing::subscriber::with_default(subscriber, || {
             for error in [ConnectError::unavailable(&text), ConnectError::internal(&text)] {
-                let _ = ApiError::from(error);
+                let _ = Fault::from(error);
             }
             let told = fault::attach(ConnectError::internal(&text), "agent_error", Of::OF_HOST);
-            let error = ApiError::from(told);
+            let error = Fault::from(told);
             tracing::warn!(%error, "a delete waits for its host");
         });
         let logged = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("UTF-8");

@@ -1,217 +1,57 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Events of teams in Redis: one bounded stream per team, written from the outbox, and read by server-sent
-//! events.
+//! Events service: subscriptions to the events of a caller's team.
 
-use std::{
-    collections::HashMap,
-    fmt::{self, Display},
-    str::FromStr,
-    time::Duration,
+use std::{pin::Pin, sync::Arc};
+
+use wrenn_api::Event;
+
+use crate::{
+    caller::Caller,
+    error::Fault,
+    event_store::{Reader, Stored},
+    state::State,
 };
 
-use redis::{
-    AsyncCommands as _, Client, FromRedisValue as _,
-    aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
-    streams::{StreamMaxlen, StreamRangeReply, StreamReadOptions, StreamReadReply},
-};
-use uuid::Uuid;
-use wrenn_api::TeamId;
+pub use crate::event_store::EventId;
 
-/// Approximate maximum number of events per team.
-const KEPT: usize = 10_000;
-/// Time limit of a blocking read, after which the reader sends a keep-alive.
-pub(crate) const WAIT: Duration = Duration::from_secs(15);
-/// Maximum number of events per read.
-const BATCH: usize = 100;
-/// Time limit of a command; Redis is on this machine or near it.
-const ANSWER: Duration = Duration::from_secs(3);
-
-/// Id of an event: a time in milliseconds, and a sequence number within it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct EventId {
-    time: u64,
-    sequence: u64,
-}
-
-impl FromStr for EventId {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let number = |part: &str| {
-            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-            if digits { part.parse().map_err(|_| ()) } else { Err(()) }
-        };
-        let (time, sequence) = text.split_once('-').unwrap_or((text, "0"));
-        Ok(Self { time: number(time)?, sequence: number(sequence)? })
-    }
-}
-
-impl Display for EventId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.time, self.sequence)
-    }
-}
-
-/// An event, and its id, from which a reader continues.
-#[derive(Debug)]
-pub(crate) struct Event {
-    pub(crate) id: EventId,
-    pub(crate) json: String,
-}
-
-impl Event {
-    /// Type of the event.
-    pub(crate) fn kind(&self) -> String {
-        let json = serde_json::from_str::<serde_json::Value>(&self.json).ok();
-        json.and_then(|json| json["type"].as_str().map(str::to_owned)).unwrap_or_else(|| "message".to_owned())
-    }
-
-    /// Creates the event for a reader that may have missed events.
-    fn resync(id: EventId, reason: &str) -> Self {
-        Self { id, json: serde_json::json!({ "type": "resync", "reason": reason }).to_string() }
-    }
-}
-
-/// The event store.
-pub(crate) struct Events {
-    client: Client,
-    shared: tokio::sync::OnceCell<ConnectionManager>,
-}
-
-fn stream_of(team: Uuid) -> String {
-    format!("wrenn:events:{}", TeamId::from(team))
+/// Events of teams.
+#[derive(Clone)]
+pub struct Events {
+    state: Arc<State>,
 }
 
 impl Events {
-    /// Creates the store; connects on first use.
-    pub(crate) fn new(url: &str) -> Result<Self, redis::RedisError> {
-        Ok(Self { client: Client::open(url)?, shared: tokio::sync::OnceCell::new() })
+    pub(crate) const fn new(state: Arc<State>) -> Self {
+        Self { state }
     }
 
-    /// The connection for all commands but blocking reads; it reconnects by itself.
-    async fn shared(&self) -> Result<ConnectionManager, redis::RedisError> {
-        let connect = async || {
-            let config = ConnectionManagerConfig::new()
-                .set_connection_timeout(Some(ANSWER))
-                .set_response_timeout(Some(ANSWER))
-                .set_number_of_retries(1);
-            ConnectionManager::new_with_config(self.client.clone(), config).await
-        };
-        self.shared.get_or_try_init(connect).await.cloned()
-    }
-
-    /// Checks that Redis responds.
-    pub(crate) async fn ping(&self) -> Result<(), redis::RedisError> {
-        let mut connection = self.shared().await?;
-        redis::cmd("PING").query_async::<String>(&mut connection).await.map(drop)
-    }
-
-    /// Appends an event.
-    pub(crate) async fn append(
-        &self,
-        team: Uuid,
-        event: &serde_json::Value,
-    ) -> Result<(), redis::RedisError> {
-        let mut connection = self.shared().await?;
-        let fields = [("event", event.to_string())];
-        connection
-            .xadd_maxlen::<_, _, _, _, String>(stream_of(team), StreamMaxlen::Approx(KEPT), "*", &fields)
-            .await
-            .map(drop)
-    }
-
-    /// Returns a reader of a team's events after `id`; without an id, of new events only.
-    pub(crate) async fn reader(&self, team: Uuid, id: Option<EventId>) -> Result<Reader, redis::RedisError> {
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ANSWER))
-            .set_response_timeout(Some(WAIT + ANSWER));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut reader = Reader {
-            connection,
-            stream: stream_of(team),
-            last: id.unwrap_or_default(),
-            behind: id.is_some(),
-        };
-        if id.is_none() {
-            // With `$` events between two reads would be lost.
-            reader.last = reader.edge(true).await?.unwrap_or_default();
-        }
-        Ok(reader)
+    /// Subscribes to the events of the caller's team: to those after an event, or to new ones only.
+    pub async fn subscribe(&self, caller: &Caller, after: Option<EventId>) -> Result<Subscription, Fault> {
+        let reader = self.state.events.reader(caller.team().uuid(), after).await?;
+        let (state, caller) = (self.state.clone(), *caller);
+        let revoked = Box::pin(async move { state.keys.revoked(&caller).await });
+        Ok(Subscription { state: self.state.clone(), reader, revoked })
     }
 }
 
-/// Reader of one team's events, in order. It has a connection of its own, because a read blocks the
-/// connection.
-pub(crate) struct Reader {
-    connection: MultiplexedConnection,
-    stream: String,
-    last: EventId,
-    /// Whether more events may be available than one read returns: they may be trimmed before they are read.
-    behind: bool,
+/// Subscription to events.
+pub struct Subscription {
+    state: Arc<State>,
+    reader: Reader,
+    revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-impl Reader {
-    /// Returns the id of the newest or the oldest stored event.
-    async fn edge(&mut self, newest: bool) -> Result<Option<EventId>, redis::RedisError> {
-        let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
-        let mut query = redis::cmd(command);
-        query.arg(&self.stream).arg(from).arg(to).arg("COUNT").arg(1);
-        let reply: StreamRangeReply = query.query_async(&mut self.connection).await?;
-        Ok(reply.ids.first().and_then(|entry| entry.id.parse().ok()))
-    }
-
-    /// Returns whether no event was ever trimmed.
-    async fn is_whole(&mut self) -> Result<bool, redis::RedisError> {
-        let mut query = redis::cmd("XINFO");
-        query.arg("STREAM").arg(&self.stream);
-        let facts: HashMap<String, redis::Value> = query.query_async(&mut self.connection).await?;
-        let number = |name: &str| facts.get(name).and_then(|value| u64::from_redis_value_ref(value).ok());
-        // Redis before 7 does not count added entries.
-        Ok(number("entries-added").is_some_and(|added| number("length") == Some(added)))
-    }
-
-    /// Skips to the newest event, with a `resync`, if events after the last id may be missing.
-    async fn missing(&mut self) -> Result<Option<Event>, redis::RedisError> {
-        let newest = self.edge(true).await?.unwrap_or_default();
-        let reason = if self.last > newest {
-            "the id is of no event that is known"
-        } else {
-            let oldest = self.edge(false).await?.unwrap_or_default();
-            // Zero requests all stored events.
-            let asked_for_all = self.last == EventId::default();
-            if asked_for_all || oldest <= self.last || self.is_whole().await? {
-                return Ok(None);
-            }
-            "events after the id are no longer kept"
-        };
-        self.last = newest;
-        Ok(Some(Event::resync(newest, reason)))
-    }
-
-    /// Returns the next events; none after a while without events.
-    pub(crate) async fn next(&mut self) -> Result<Vec<Event>, redis::RedisError> {
-        if self.behind {
-            self.behind = false;
-            if let Some(event) = self.missing().await? {
-                return Ok(vec![event]);
+impl Subscription {
+    /// Waits for the next events, of which there may be none after a while. `None` if the subscription ended:
+    /// the server stops, the caller's key was revoked, or the event store failed. The caller can subscribe
+    /// again after the last event.
+    pub async fn next(&mut self) -> Option<Vec<(EventId, Event)>> {
+        tokio::select! {
+            () = self.state.shutdown.cancelled() => None,
+            () = &mut self.revoked => None,
+            stored = self.reader.next() => {
+                Some(stored.ok()?.into_iter().map(|Stored { id, event }| (id, event)).collect())
             }
         }
-        let options = StreamReadOptions::default().block(WAIT.as_millis() as usize).count(BATCH);
-        let reply: Option<StreamReadReply> =
-            self.connection.xread_options(&[&self.stream], &[self.last.to_string()], &options).await?;
-        let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
-        let events: Vec<Event> = entries
-            .filter_map(|entry| {
-                Some(Event { json: entry.get("event").unwrap_or_default(), id: entry.id.parse().ok()? })
-            })
-            .collect();
-        if let Some(event) = events.last() {
-            self.last = event.id;
-        }
-        self.behind = events.len() >= BATCH;
-        Ok(events)
     }
 }
-
-#[cfg(test)]
-mod tests;

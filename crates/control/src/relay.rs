@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::{db::outbox, error::ApiError, state::App};
+use crate::{db::outbox, error::Fault, state::App};
 
 /// Number of events per batch.
 const BATCH: i64 = 100;
@@ -32,7 +32,7 @@ pub(crate) async fn run(app: App) {
 }
 
 /// Relays one batch; returns true if there may be more.
-async fn relay(app: &App) -> Result<bool, ApiError> {
+async fn relay(app: &App) -> Result<bool, Fault> {
     let mut tx = app.db.begin().await?;
     let pending = outbox::take(&mut tx, BATCH).await?;
     if pending.is_empty() {

@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! State shared by all requests and workers of a server.
+//! State shared by all services and workers of a server.
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use sqlx::PgPool;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admission::Admission, agents::Agents, auth::KeyCache, config::Limits, events::Events, figures::Figures,
+    admission::Admission,
+    agents::Agents,
+    config::{Config, Limits},
+    db,
+    event_store::EventStore,
+    figures::Figures,
+    keys::Keys,
 };
 
 /// Shared state; cheap to clone.
@@ -19,9 +27,9 @@ pub(crate) struct State {
     /// A few connections for API keys and health checks only: both work while all other connections are in
     /// use.
     pub(crate) access: PgPool,
-    pub(crate) events: Events,
+    pub(crate) events: EventStore,
     pub(crate) agents: Agents,
-    pub(crate) keys: KeyCache,
+    pub(crate) keys: Keys,
     pub(crate) limits: Limits,
     /// Limits on requests and their memory.
     pub(crate) admission: Admission,
@@ -29,5 +37,38 @@ pub(crate) struct State {
     pub(crate) outbox: Notify,
     pub(crate) figures: Figures,
     /// Cancelled when the server stops; streams end then.
-    pub(crate) shutdown: tokio_util::sync::CancellationToken,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl State {
+    /// Creates the state. Connections are opened on first use.
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        let pools = (
+            db::pool(&config.database_url, config.limits.database)?,
+            db::access_pool(&config.database_url, config.limits.database)?,
+        );
+        let events = EventStore::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?;
+        Self::of(pools, events, Agents::new(&config.agent_tls)?, config.limits.clone())
+    }
+
+    /// Creates the state from its pools (for everything, and for keys and health checks) and clients.
+    pub(crate) fn of(
+        (db, access): (PgPool, PgPool),
+        events: EventStore,
+        agents: Agents,
+        limits: Limits,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            keys: Keys::new(access.clone(), limits.key_check),
+            db,
+            access,
+            events,
+            agents,
+            admission: Admission::new(&limits),
+            limits,
+            outbox: Notify::new(),
+            figures: Figures::start()?,
+            shutdown: CancellationToken::new(),
+        })
+    }
 }

@@ -11,16 +11,14 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     server::WebPkiClientVerifier,
 };
-use tokio::{net::TcpListener, sync::Notify};
-use tokio_util::sync::CancellationToken;
+use tokio::net::TcpListener;
+use wrenn_api::{ApiKeyId, TeamId};
 
 use crate::{
-    admission::Admission,
     agents::Agents,
-    auth::KeyCache,
+    caller::{Caller, Permissions, Principal},
     config::{AgentTls, Limits},
-    events::Events,
-    figures::Figures,
+    event_store::EventStore,
     state::{App, State},
 };
 
@@ -62,19 +60,15 @@ pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     let address = listener.local_addr().unwrap().to_string();
     let router = axum::Router::new().fallback_service(host.into_axum_service());
     tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(tls)).into_future());
-    let app = State {
-        db: no_database(),
-        access: no_database(),
-        events: Events::new("redis://127.0.0.1:1").unwrap(),
-        agents: Agents::new(&files).unwrap(),
-        keys: KeyCache::default(),
-        admission: Admission::new(&limits),
-        limits,
-        outbox: Notify::new(),
-        figures: Figures::start().unwrap(),
-        shutdown: CancellationToken::new(),
-    };
-    (Arc::new(app), address)
+    let events = EventStore::new("redis://127.0.0.1:1").unwrap();
+    let agents = Agents::new(&files).unwrap();
+    let state = State::of((no_database(), no_database()), events, agents, limits).unwrap();
+    (Arc::new(state), address)
+}
+
+/// A caller of a team who may do everything.
+pub(crate) fn caller(team: TeamId) -> Caller {
+    Caller::new(Principal::Key(ApiKeyId::new()), team, Permissions::ALL)
 }
 
 /// Resident memory of this process, in bytes.

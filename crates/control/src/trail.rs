@@ -7,10 +7,12 @@ use std::fmt::Display;
 use http::HeaderValue;
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, Span, field};
-use uuid::Uuid;
-use wrenn_api::{ApiKeyId, SandboxId, TeamId};
+use wrenn_api::SandboxId;
 
-use crate::serving::Connection;
+use crate::{
+    caller::{Caller, Principal},
+    serving::Connection,
+};
 
 tokio::task_local! {
     static REQUEST: HeaderValue;
@@ -55,9 +57,10 @@ fn record(field: &str, value: impl Display) {
 }
 
 /// Records team and key in the span.
-pub(crate) fn asker(team: Uuid, key: Uuid) {
-    record("team", TeamId::from(team));
-    record("key", ApiKeyId::from(key));
+pub(crate) fn caller(caller: &Caller) {
+    record("team", caller.team());
+    let Principal::Key(key) = caller.principal();
+    record("key", key);
 }
 
 /// Records the sandbox in the span.

@@ -3,8 +3,9 @@
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::{relay, sandboxes::reconcile, state::App};
 
@@ -13,14 +14,41 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// Interval between compactions of the metrics.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Starts all tasks; they end when the result is dropped.
-pub(crate) fn start(app: &App) -> JoinSet<()> {
-    let mut workers = JoinSet::new();
+/// Background task of a server. It runs until the server stops, and is started again when it ends before.
+pub struct Worker {
+    name: &'static str,
+    run: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+impl Worker {
+    /// Creates a worker. `run` is called at each start. The task should end when the server stops
+    /// ([`crate::Services::shutdown`]); else it is dropped.
+    pub fn new<F>(name: &'static str, run: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self { name, run: Box::new(move || run().boxed()) }
+    }
+}
+
+/// Returns the workers that every server has.
+pub(crate) fn of_server(app: &App) -> Vec<Worker> {
     let (of_relay, of_reconciler, of_upkeep) = (app.clone(), app.clone(), app.clone());
-    workers.spawn(supervise(app.clone(), "relay", move || relay::run(of_relay.clone())));
-    workers.spawn(supervise(app.clone(), "reconciler", move || reconcile::run(of_reconciler.clone())));
-    workers.spawn(supervise(app.clone(), "upkeep", move || upkeep(of_upkeep.clone())));
-    workers
+    vec![
+        Worker::new("relay", move || relay::run(of_relay.clone())),
+        Worker::new("reconciler", move || reconcile::run(of_reconciler.clone())),
+        Worker::new("upkeep", move || upkeep(of_upkeep.clone())),
+    ]
+}
+
+/// Starts all workers; they end when the result is dropped.
+pub(crate) fn start(workers: Vec<Worker>, stop: &CancellationToken) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for Worker { name, run } in workers {
+        let stop = stop.clone();
+        tasks.spawn(async move { keep_running(name, run, || stop.is_cancelled()).await });
+    }
+    tasks
 }
 
 /// Compacts the metrics from time to time.
@@ -29,10 +57,6 @@ async fn upkeep(app: App) {
         tokio::time::sleep(UPKEEP).await;
         app.figures.upkeep();
     }
-}
-
-async fn supervise<F: Future<Output = ()>>(app: App, worker: &'static str, run: impl Fn() -> F) {
-    keep_running(worker, run, || app.shutdown.is_cancelled()).await;
 }
 
 /// Runs a task until the server stops, and restarts it when it ends.

@@ -47,7 +47,7 @@ async fn a_host_answers_while_nobody_reads_its_streams() -> Done<()> {
     let host_id = HostId::new();
     let mut unread = Vec::new();
     for _ in 0..STREAMS {
-        let mut stream = agents.apart(host_id, &address).read_file(ReadFileRequest::default()).await?;
+        let mut stream = agents.dedicated(host_id, &address).read_file(ReadFileRequest::default()).await?;
         stream.message().await?.ok_or("no piece")?;
         unread.push(stream);
     }

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use wrenn_api::HostId;
 use wrenn_client::Client;
+use wrenn_control::Admin;
 
 use super::{
     OOM_SCORE,
@@ -175,10 +176,10 @@ fn check_ports(config: &Config) -> Result<()> {
 async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> Result<String> {
     let address = config.address("agent.listen")?;
     let prepare = async {
-        wrenn_control::migrate(database_url).await.context("cannot bring the database to this version")?;
-        wrenn_control::ensure_host(database_url, host, address).await.context("cannot register this host")?;
-        let present = config.get("api_key");
-        wrenn_control::ensure_api_key(database_url, present).await.context("cannot make an API key")
+        let admin = Admin::new(database_url)?;
+        admin.migrate().await.context("cannot bring the database to this version")?;
+        admin.ensure_host(host, address).await.context("cannot register this host")?;
+        admin.ensure_api_key(config.get("api_key")).await.context("cannot make an API key")
     };
     timeout(DATABASE_LIMIT, prepare)
         .await
@@ -190,6 +191,6 @@ pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
     down::cleanup(layout).await?;
     let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
     let told =
-        timeout(DATABASE_LIMIT, wrenn_control::host_emptied(&database_url, host_id::load(layout)?)).await;
+        timeout(DATABASE_LIMIT, Admin::new(&database_url)?.host_emptied(host_id::load(layout)?)).await;
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
 }

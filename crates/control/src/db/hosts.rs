@@ -6,8 +6,10 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::sandboxes::place;
-
+/// Virtual CPUs per real one: sandboxes mostly wait.
+pub(crate) const OVERCOMMIT: i64 = 16;
+/// Divisor of a host's memory: this part of it is reserved for the host.
+pub(crate) const RESERVE: i64 = 8;
 /// Number of consecutive failed creates after which a host is ejected.
 const FAILURES: i32 = 3;
 /// Duration of an ejection, in which the host gets no creates.
@@ -102,8 +104,8 @@ pub(crate) async fn reserve(
         id,
         i64::from(vcpus),
         i64::from(memory_mb),
-        place::OVERCOMMIT,
-        place::RESERVE
+        OVERCOMMIT,
+        RESERVE
     )
     .fetch_optional(tx)
     .await

@@ -24,6 +24,17 @@ pub(crate) async fn find(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Opti
     .await
 }
 
+/// Returns whether a key and its team are still valid.
+pub(crate) async fn is_valid(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM api_keys k JOIN teams t ON t.id = k.team_id
+         WHERE k.id = $1 AND k.revoked_at IS NULL AND t.deleted_at IS NULL) AS "valid!""#,
+        id
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Records the use of a key, at most once a minute.
 pub(crate) async fn used(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(

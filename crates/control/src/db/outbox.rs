@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Outbox of events for Redis: written in the transaction of the change, delivered by the relay.
 
-use serde_json::json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
+use wrenn_api::Event;
 
-use super::sandboxes::Row;
-
-/// Event not yet delivered to Redis.
+/// Event not yet delivered to Redis. It stays JSON: another server may have written it, whose events this
+/// version does not know.
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) id: i64,
@@ -15,14 +14,10 @@ pub(crate) struct Pending {
     pub(crate) event: serde_json::Value,
 }
 
-/// Adds the event of a status change.
-pub(crate) async fn status_changed(tx: &mut PgConnection, row: &Row) -> sqlx::Result<()> {
-    let event = json!({
-        "type": format!("sandbox.{}", row.status),
-        "at": row.last_updated,
-        "sandbox": row.public(),
-    });
-    sqlx::query!("INSERT INTO outbox (team_id, event) VALUES ($1, $2)", row.team_id, event)
+/// Adds an event of a team.
+pub(crate) async fn put(tx: &mut PgConnection, team: Uuid, event: &Event) -> sqlx::Result<()> {
+    let json = serde_json::to_value(event).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    sqlx::query!("INSERT INTO outbox (team_id, event) VALUES ($1, $2)", team, json)
         .execute(tx)
         .await
         .map(drop)

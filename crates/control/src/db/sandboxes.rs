@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, ErrorDetail, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{ErrorCode, ErrorDetail, Event, Sandbox, SandboxId, SandboxStatus};
 
 use super::outbox;
 
@@ -171,7 +171,7 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result
     )
     .fetch_one(&mut *tx)
     .await?;
-    outbox::status_changed(tx, &row).await?;
+    outbox::put(tx, row.team_id, &Event::changed(row.public())).await?;
     Ok(row)
 }
 
@@ -330,7 +330,7 @@ pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Re
         if matches!(to, SandboxStatus::Stopped | SandboxStatus::Error) {
             give_back(&mut tx, row.id).await?;
         }
-        outbox::status_changed(&mut tx, changed).await?;
+        outbox::put(&mut tx, changed.team_id, &Event::changed(changed.public())).await?;
     }
     tx.commit().await?;
     Ok(changed)

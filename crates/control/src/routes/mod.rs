@@ -1,110 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
-//! HTTP API: routes, the OpenAPI document made from them, and middleware.
+//! HTTP: the surfaces, what stands beside them (health, metrics, documentation), and the middleware of all.
+//! Surfaces only render; what they offer is done by the services.
 
-mod events;
-mod exec;
-mod exec_stream;
-mod files;
-#[cfg(test)]
-mod flood_tests;
-mod form;
+mod auth;
+mod dispatch;
 mod health;
+mod layers;
 mod openapi;
-mod output;
-mod progress;
-mod refusals;
-mod sandboxes;
-mod surround;
-mod utf8;
+mod permission;
+mod v1;
 
-use axum::{Router, middleware};
-use http::Request;
-use tower::Layer as _;
+use std::sync::Arc;
+
+use anyhow::ensure;
+use axum::{Router, extract::Request, middleware};
+use tower::{Layer as _, util::MapRequest};
+use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
+use wrenn_api::ErrorCode;
 
-use crate::{auth, error::ApiError, state::App};
+use crate::{error::Fault, services::Services};
 
-pub(crate) use openapi::document;
-pub(crate) use progress::STILL;
+pub use auth::Authenticator;
+pub use permission::needs;
 
-/// Routes with authentication.
-fn protected() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(sandboxes::create, sandboxes::list))
-        .routes(routes!(sandboxes::get, sandboxes::delete))
-        .routes(routes!(exec::exec))
-        .routes(routes!(exec_stream::exec_stream))
-        .routes(routes!(files::write))
-        .routes(routes!(files::read))
-        .routes(routes!(events::stream))
+/// Service of a whole server.
+pub type Service = MapRequest<Router, fn(Request) -> Request>;
+
+/// Routes of a server, and their document.
+pub(crate) struct Routes {
+    /// Routes without authentication.
+    open: Router<Services>,
+    /// Routes that need a caller.
+    protected: Router<Services>,
+    document: OpenApi,
 }
 
-/// Routes without authentication.
-fn open() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics))
-}
-
-/// Marks a request by the older path.
-#[derive(Debug, Clone, Copy)]
-struct OlderPath;
-
-/// Rewrites the older path of sandboxes.
-fn alias<B>(mut request: Request<B>) -> Request<B> {
-    const OLD: &str = "/v1/capsules";
-    let uri = request.uri();
-    let Some(rest) = uri.path().strip_prefix(OLD).filter(|rest| rest.is_empty() || rest.starts_with('/'))
-    else {
-        return request;
-    };
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    if let Ok(new) = format!("/v1/sandboxes{rest}{query}").parse() {
-        *request.uri_mut() = new;
-        request.extensions_mut().insert(OlderPath);
+impl Routes {
+    /// Collects the routes of the server and of its extensions. Fails if one of an extension declares no
+    /// permission: anybody could call it.
+    pub(crate) fn new(of_extensions: Vec<(&str, OpenApiRouter<Services>)>) -> anyhow::Result<Self> {
+        let open = OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics));
+        let (open, of_open) = open.split_for_parts();
+        let (mut protected, mut of_protected) = v1::routes().split_for_parts();
+        for (name, routes) in of_extensions {
+            let (router, mut document) = routes.split_for_parts();
+            let undeclared = permission::undeclared(&mut document.paths);
+            ensure!(
+                undeclared.is_empty(),
+                "the extension {name} has routes without a permission ({}): add them with needs(…)",
+                undeclared.join(", ")
+            );
+            protected = protected.merge(router);
+            of_protected.merge(document);
+        }
+        Ok(Self { open, protected, document: openapi::document(of_open, of_protected) })
     }
-    request
-}
 
-/// Builds the service of the whole API.
-pub(crate) fn service(
-    app: &App,
-) -> tower::util::MapRequest<Router, fn(axum::extract::Request) -> axum::extract::Request> {
-    let (open, _) = open().split_for_parts();
-    let (protected, _) = protected().split_for_parts();
-    let bound = middleware::from_fn_with_state(app.clone(), surround::bound);
-    // Authentication first: requests without a valid key use no permit.
-    let protected = protected
-        .route_layer(bound.clone())
-        .route_layer(middleware::from_fn_with_state(app.clone(), auth::required));
-    let router = open
-        .merge(openapi::routes())
-        .route_layer(bound)
-        .merge(protected)
-        .fallback(async || {
-            ApiError::new(
-                wrenn_api::ErrorCode::NotFound,
-                "there is nothing at this path; GET /docs lists what there is",
-            )
-        })
-        .method_not_allowed_fallback(async || {
-            let message = "this path does not take this method; GET /docs lists what it takes";
-            ApiError::new(wrenn_api::ErrorCode::MethodNotAllowed, message)
-        })
-        .layer(middleware::from_fn(surround::observe))
-        .layer(axum::extract::DefaultBodyLimit::disable())
-        .with_state(app.clone());
-    tower::util::MapRequestLayer::new(alias as fn(axum::extract::Request) -> axum::extract::Request)
-        .layer(router)
-}
+    /// The OpenAPI document.
+    pub(crate) const fn document(&self) -> &OpenApi {
+        &self.document
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capsules_are_sandboxes() {
-        let path = |uri: &str| alias(Request::get(uri).body(()).expect("a request")).uri().to_string();
-        assert_eq!(path("/v1/capsules"), "/v1/sandboxes");
-        assert_eq!(path("/v1/capsules/x/exec?a=b"), "/v1/sandboxes/x/exec?a=b");
-        assert_eq!(path("/v1/capsulesx"), "/v1/capsulesx");
+    /// Builds the service. Requests to protected routes are first authenticated by API key, then by the other
+    /// authenticators.
+    pub(crate) fn service(&self, services: &Services, others: Vec<Arc<dyn Authenticator>>) -> Service {
+        let api_key: Arc<dyn Authenticator> = Arc::new(auth::ApiKey::new(services.clone()));
+        let authenticators: auth::Authenticators = std::iter::once(api_key).chain(others).collect();
+        let bound = middleware::from_fn_with_state(services.clone(), layers::bound);
+        // Authentication first: requests without a valid key use no permit.
+        let protected = self
+            .protected
+            .clone()
+            .route_layer(bound.clone())
+            .route_layer(middleware::from_fn_with_state(authenticators, auth::required));
+        let router = self
+            .open
+            .clone()
+            .merge(openapi::routes(&self.document))
+            .route_layer(bound)
+            .merge(protected)
+            .fallback(async || {
+                let message = "there is nothing at this path; GET /docs lists what there is";
+                Fault::new(ErrorCode::NotFound, message)
+            })
+            .method_not_allowed_fallback(async || {
+                let message = "this path does not take this method; GET /docs lists what it takes";
+                Fault::new(ErrorCode::MethodNotAllowed, message)
+            })
+            .layer(middleware::from_fn(layers::observe))
+            .layer(axum::extract::DefaultBodyLimit::disable())
+            .with_state(services.clone());
+        tower::util::MapRequestLayer::new(dispatch::dispatch as fn(Request) -> Request).layer(router)
     }
 }

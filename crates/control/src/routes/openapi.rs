@@ -13,17 +13,20 @@ use http::{HeaderName, HeaderValue, StatusCode, header};
 use utoipa::{
     OpenApi as _,
     openapi::{
-        OpenApi, PathItem, RefOr, Schema,
+        OpenApi, RefOr, Schema,
         path::{Operation, ParameterIn},
         schema::{SchemaType, Type},
         security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
 use utoipa_swagger_ui::Config;
-use wrenn_api::{ErrorBody, Event, ExecClientFrame, ExecServerFrame};
+use wrenn_api::{ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent};
 
-use super::refusals;
-use crate::state::App;
+use super::{
+    permission::{SCHEME, operations},
+    v1::error_responses,
+};
+use crate::services::Services;
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -36,7 +39,7 @@ use crate::state::App;
         (url = "/", description = "The server that this document comes from."),
         (url = "http://127.0.0.1:9725", description = "The default address of `wrenn up`."),
     ),
-    components(schemas(ErrorBody, ExecClientFrame, ExecServerFrame, Event)),
+    components(schemas(ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent)),
     tags(
         (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),
         (name = "commands", description = "Commands in sandboxes."),
@@ -47,17 +50,15 @@ use crate::state::App;
 )]
 struct Frame;
 
-/// Makes the OpenAPI document.
-pub(crate) fn document() -> OpenApi {
+/// Completes the OpenAPI document, from those of the open and of the protected routes.
+pub(super) fn document(mut open: OpenApi, protected: OpenApi) -> OpenApi {
     let mut document = Frame::openapi();
-    let (_, mut open) = super::open().split_for_parts();
-    for operation in open.paths.paths.values_mut().flat_map(operations) {
+    for operation in operations(&mut open.paths) {
         operation.security = Some(Vec::new());
     }
-    let (_, protected) = super::protected().split_for_parts();
     document.merge(open);
     document.merge(protected);
-    for operation in document.paths.paths.values_mut().flat_map(operations) {
+    for operation in operations(&mut document.paths) {
         forbid_null_in_headers(operation);
     }
     let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
@@ -65,14 +66,10 @@ pub(crate) fn document() -> OpenApi {
         "An API key of the team. `wrenn up` creates the first one and writes it to its configuration file.",
     )));
     let components = document.components.get_or_insert_default();
-    components.add_security_scheme("api_key", scheme);
-    components.examples = refusals::examples().map(|(name, example)| (name, RefOr::T(example))).collect();
+    components.add_security_scheme(SCHEME, scheme);
+    let examples = error_responses::examples().map(|(name, example)| (name, RefOr::T(example)));
+    components.examples = examples.collect();
     document
-}
-
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    let all = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-    all.into_iter().flatten()
 }
 
 /// Removes the type `null`, which an `Option` brings, from headers: they are absent or text.
@@ -92,8 +89,7 @@ fn forbid_null_in_headers(operation: &mut Operation) {
 }
 
 /// Serves the document as JSON and YAML, and its viewer.
-pub(super) fn routes() -> Router<App> {
-    let document = document();
+pub(super) fn routes(document: &OpenApi) -> Router<Services> {
     let json = document.to_json().unwrap_or_default();
     let yaml = document.to_yaml().unwrap_or_default();
     let served = |kind: &'static str, text: String| {
@@ -106,7 +102,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// Serves Swagger UI at `/docs`, without the bar that offers to open other documents.
-fn viewer() -> Router<App> {
+fn viewer() -> Router<Services> {
     let config = Config::from("/openapi.json").use_base_layout().persist_authorization(true);
     let config = Arc::new(config.display_operation_id(true).try_it_out_enabled(true));
     let first = config.clone();
@@ -158,6 +154,11 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::routes::Routes;
+
+    fn document() -> OpenApi {
+        Routes::new(Vec::new()).expect("routes").document().clone()
+    }
 
     /// Every operation of the document, by its id.
     fn all() -> Vec<(String, Value)> {
@@ -216,6 +217,7 @@ mod tests {
             let open = ["getHealth", "getMetrics"].contains(&id.as_str());
             let security = operation["security"].as_array().expect("security");
             assert_eq!(security.is_empty(), open, "{id}");
+            assert_eq!(operation["x-permission"].is_null(), open, "{id}");
             for status in ["400", "401", "429", "500", "503"] {
                 assert!(open || operation["responses"][status].is_object(), "{id}: {status}");
             }

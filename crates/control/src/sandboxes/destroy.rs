@@ -5,11 +5,11 @@ use uuid::Uuid;
 use wrenn_api::{SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::DestroyRequest;
 
-use super::{agent, known};
+use super::lookup::{agent, known};
 use crate::{
     agents::{deadline, within},
     db::sandboxes::{self, Change, Known},
-    error::ApiError,
+    error::Fault,
     fault,
     state::App,
 };
@@ -19,7 +19,7 @@ const TRIES: usize = 16;
 
 /// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
 /// when the host is back.
-pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), ApiError> {
+pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), Fault> {
     for _ in 0..TRIES {
         let row = known(app, team, id).await?;
         let row = match row.status() {
@@ -49,11 +49,11 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         return Ok(());
     }
     let message = "the sandbox is being changed by others over and over; try again";
-    Err(ApiError::new(wrenn_api::ErrorCode::Conflict, message))
+    Err(Fault::new(wrenn_api::ErrorCode::Conflict, message))
 }
 
 /// Calls the agent to remove a `stopping` sandbox, and records that it is stopped.
-pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), ApiError> {
+pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), Fault> {
     if let Some(host) = row.host_id {
         let request = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
         agent(app, host).await?.destroy_with_options(request, within(deadline::DESTROY)).await?;

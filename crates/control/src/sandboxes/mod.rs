@@ -1,99 +1,120 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Operations on sandboxes, used by the routes.
+//! Sandboxes service: operations of callers on the sandboxes of their team. It knows no surface: requests and
+//! results are typed values, and whatever fails is a fault.
 
-pub(crate) mod create;
-pub(crate) mod destroy;
-pub(crate) mod place;
+mod attached;
+mod command;
+mod create;
+mod destroy;
+mod files;
+mod lookup;
+mod place;
 pub(crate) mod reconcile;
 
-use uuid::Uuid;
-use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, Sandbox, SandboxId, SandboxStatus};
 
-use crate::{
-    agents::{AgentClient, Room},
-    db::{
-        hosts,
-        sandboxes::{self, Known, Row},
-    },
-    error::ApiError,
-    state::App,
-};
+use crate::{agents::ResponseMemory, caller::Caller, db, error::Fault, state::App};
 
-/// Returns a team's sandbox.
-pub(crate) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, ApiError> {
-    let row = sandboxes::find(&app.db, team, id.uuid()).await?;
-    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
+pub use attached::{Attached, CommandEvent, CommandStream};
+#[cfg(test)]
+pub(crate) use command::run;
+pub use command::{Finished, TimedCommand};
+pub use create::Idempotency;
+pub use files::{Download, FilePath, Upload};
+
+/// Sandboxes of teams.
+#[derive(Clone)]
+pub struct Sandboxes {
+    app: App,
 }
 
-/// Returns the columns for a change of a team's sandbox.
-pub(crate) async fn known(app: &App, team: Uuid, id: SandboxId) -> Result<Known, ApiError> {
-    let row = sandboxes::known(&app.db, team, id.uuid()).await?;
-    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no sandbox {id}")))
+/// Part of a list of sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// Maximum number of sandboxes, at most [`Page::MAX`].
+    pub limit: u32,
+    /// Only sandboxes older than this one.
+    pub before: Option<SandboxId>,
+    /// Only sandboxes of this status. Default: all that are not stopped.
+    pub status: Option<SandboxStatus>,
 }
 
-/// Truncates a text of an agent, which may be hostile, to `max` bytes.
-fn cut(text: &str, max: usize) -> String {
-    text[..text.floor_char_boundary(max)].to_owned()
+impl Page {
+    /// Maximum number of sandboxes of a page.
+    pub const MAX: u32 = 100;
 }
 
-/// Host and address of a running sandbox's agent.
-async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, String), ApiError> {
-    let row = find(app, team, id).await?;
-    match row.status() {
-        SandboxStatus::Running => {}
-        SandboxStatus::Missing => {
-            let why = row.error_message.unwrap_or_else(|| "its host does not answer".to_owned());
-            let message = format!("sandbox {id} cannot be reached: {why}; try again in a moment");
-            return Err(ApiError::new(ErrorCode::HostUnavailable, message));
-        }
-        status => return Err(ApiError::new(ErrorCode::InvalidState, not_running(&row, status))),
-    }
-    let none = || ApiError::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
-    let host = row.host_id.ok_or_else(none)?;
-    Ok((host.into(), address(app, host).await?))
-}
-
-/// Error message for a sandbox that does not run, with a remedy.
-fn not_running(row: &Row, status: SandboxStatus) -> String {
-    let id = row.public_id();
-    match status {
-        SandboxStatus::Pending | SandboxStatus::Starting => {
-            format!("sandbox {id} is still starting: wait until its status is running")
-        }
-        SandboxStatus::Stopping | SandboxStatus::Stopped => {
-            format!("sandbox {id} was deleted: create another one")
-        }
-        SandboxStatus::Error => match row.public().error {
-            Some(error) => format!("sandbox {id} failed ({}: {}); delete it", error.code, error.message),
-            None => format!("sandbox {id} failed; delete it"),
-        },
-        other => format!("sandbox {id} has the status {other:?}, it does not run"),
+impl Default for Page {
+    fn default() -> Self {
+        Self { limit: 50, before: None, status: None }
     }
 }
 
-async fn address(app: &App, host: Uuid) -> Result<String, ApiError> {
-    let gone = || ApiError::new(ErrorCode::HostUnavailable, "the sandbox's host is no longer registered");
-    hosts::address(&app.db, host).await?.ok_or_else(gone)
+/// Sandboxes of a page, newest first.
+#[derive(Debug)]
+pub struct Listed {
+    /// The sandboxes.
+    pub sandboxes: Vec<Sandbox>,
+    /// `before` of the next page, if there is one.
+    pub next: Option<SandboxId>,
 }
 
-/// Client of a host's agent.
-pub(crate) async fn agent(app: &App, host: Uuid) -> Result<AgentClient, ApiError> {
-    Ok(app.agents.at(host.into(), &address(app, host).await?))
-}
+impl Sandboxes {
+    pub(crate) const fn new(app: App) -> Self {
+        Self { app }
+    }
 
-/// Client of a running sandbox's agent, for one call with a deadline and a large response.
-pub(crate) async fn running_with_room(
-    app: &App,
-    team: Uuid,
-    id: SandboxId,
-    room: Room,
-) -> Result<AgentClient, ApiError> {
-    let (host, address) = place_of(app, team, id).await?;
-    Ok(app.agents.with_room(host, &address, room))
-}
+    /// Creates a sandbox and waits until it runs; with an idempotency key at most once. It is also completed
+    /// if the caller does not wait for it.
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        new: CreateSandbox,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Sandbox, Fault> {
+        let row = create::create(&self.app, caller.team().uuid(), new, idempotency).await?;
+        Ok(row.public())
+    }
 
-/// Client of a running sandbox's agent, for one stream.
-pub(crate) async fn running_apart(app: &App, team: Uuid, id: SandboxId) -> Result<AgentClient, ApiError> {
-    let (host, address) = place_of(app, team, id).await?;
-    Ok(app.agents.apart(host, &address))
+    /// Returns a page of the team's sandboxes.
+    pub async fn list(&self, caller: &Caller, page: Page) -> Result<Listed, Fault> {
+        let limit = page.limit.min(Page::MAX) as usize;
+        let (team, before) = (caller.team().uuid(), page.before.map(SandboxId::uuid));
+        // One more row than requested shows whether there is another page.
+        let mut rows = db::sandboxes::page(&self.app.db, team, page.status, before, limit as i64 + 1).await?;
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let next = rows.last().filter(|_| more).map(db::sandboxes::Row::public_id);
+        Ok(Listed { sandboxes: rows.iter().map(db::sandboxes::Row::public).collect(), next })
+    }
+
+    /// Returns a sandbox of the team, also one that was deleted.
+    pub async fn get(&self, caller: &Caller, id: SandboxId) -> Result<Sandbox, Fault> {
+        Ok(lookup::find(&self.app, caller.team().uuid(), id).await?.public())
+    }
+
+    /// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
+    /// when the host is back.
+    pub async fn destroy(&self, caller: &Caller, id: SandboxId) -> Result<(), Fault> {
+        destroy::destroy(&self.app, caller.team().uuid(), id).await
+    }
+
+    /// Runs a command and waits until it ends.
+    pub async fn exec(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        command: TimedCommand,
+    ) -> Result<Finished, Fault> {
+        let team = caller.team().uuid();
+        let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
+        let agent = lookup::running_with_memory(&self.app, team, id, memory.clone()).await?;
+        command::run(&agent, id, command, &memory).await
+    }
+
+    /// Attaches to a running sandbox for one stream: a command whose output is streamed, or a file.
+    pub async fn attach(&self, caller: &Caller, id: SandboxId) -> Result<Attached, Fault> {
+        let agent = lookup::running_dedicated(&self.app, caller.team().uuid(), id).await?;
+        Ok(Attached::new(agent, id, self.app.limits.upload_body))
+    }
 }

@@ -4,12 +4,10 @@
 use uuid::Uuid;
 use wrenn_api::ErrorCode;
 
-use crate::{db::hosts::Candidate, error::ApiError};
-
-/// Virtual CPUs per real one: sandboxes mostly wait.
-pub(crate) const OVERCOMMIT: i64 = 16;
-/// Divisor of a host's memory: this part of it is reserved for the host.
-pub(crate) const RESERVE: i64 = 8;
+use crate::{
+    db::hosts::{Candidate, OVERCOMMIT, RESERVE},
+    error::Fault,
+};
 
 /// Resources that a sandbox needs.
 #[derive(Debug, Clone, Copy)]
@@ -38,15 +36,15 @@ fn can_now(host: &Candidate, need: &Need<'_>) -> bool {
 }
 
 /// Returns the hosts that can take the sandbox, at least one, those with the most free memory first.
-pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, ApiError> {
+pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, Fault> {
     if hosts.is_empty() {
         let message = "no host is online; `wrenn status` and the agents' logs say why";
-        return Err(ApiError::new(ErrorCode::NoHostsAvailable, message));
+        return Err(Fault::new(ErrorCode::NoHostsAvailable, message));
     }
     let with_template: Vec<&Candidate> =
         hosts.iter().filter(|host| host.templates.iter().any(|name| name == need.template)).collect();
     if with_template.is_empty() {
-        return Err(ApiError::new(ErrorCode::NotFound, format!("there is no template {:?}", need.template)));
+        return Err(Fault::new(ErrorCode::NotFound, format!("there is no template {:?}", need.template)));
     }
     let large_enough: Vec<&Candidate> =
         with_template.into_iter().filter(|host| could_ever(host, need)).collect();
@@ -55,7 +53,7 @@ pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, A
             "no host is large enough for {} vCPUs, {} MiB of memory and {} MiB of disk: ask for less",
             need.vcpus, need.memory_mb, need.disk_size_mb
         );
-        return Err(ApiError::new(ErrorCode::ExceedsCapacity, message));
+        return Err(Fault::new(ErrorCode::ExceedsCapacity, message));
     }
     let mut free: Vec<&Candidate> = large_enough.into_iter().filter(|host| can_now(host, need)).collect();
     if free.is_empty() {
@@ -66,9 +64,9 @@ pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, A
 }
 
 /// Returns the error for a lack of free hosts.
-pub(crate) fn full() -> ApiError {
+pub(crate) fn full() -> Fault {
     let message = "every host is full or recovering: delete sandboxes, or try again in a minute";
-    ApiError::new(ErrorCode::NoHostsAvailable, message)
+    Fault::new(ErrorCode::NoHostsAvailable, message)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
-use wrenn_control::Limits;
+use wrenn_control::{Admin, Limits};
 
 use crate::{fixture::Fixture, stores::Stores};
 
@@ -29,7 +29,7 @@ pub(crate) async fn a_foreign_database_is_refused(stores: &Arc<Stores>, name: &s
     ];
     for (statement, tables) in foreign {
         stores.execute(name, statement).await?;
-        let error = wrenn_control::migrate(&url).await.err().context("it was taken")?;
+        let error = Admin::new(&url)?.migrate().await.err().context("it was taken")?;
         let text = format!("{error:#}");
         for part in [name, "as user wrenn", "orders", "an empty database", "/tmp/"] {
             ensure!(text.contains(part), "{part:?} is missing: {text}");
@@ -45,9 +45,9 @@ pub(crate) async fn a_foreign_database_is_refused(stores: &Arc<Stores>, name: &s
     )?;
     stores.execute(name, "DROP TABLE IF EXISTS orders, _sqlx_migrations").await?;
     for _ in 0..2 {
-        wrenn_control::migrate(&url).await?;
+        Admin::new(&url)?.migrate().await?;
     }
-    let away = wrenn_control::migrate(&stores.database_url("nowhere")).await.err().context("it was made")?;
+    let away = Admin::new(&stores.database_url("nowhere"))?.migrate().await.err().context("it was made")?;
     ensure!(format!("{away:#}").contains("\"nowhere\" does not exist"), "{away:#}");
     Ok(())
 }

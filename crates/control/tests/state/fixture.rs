@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{Config, Limits};
+use wrenn_control::{Admin, Config, Limits, Server};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
@@ -49,14 +49,15 @@ impl Fixture {
         let agent_tls = Arc::new(agent_tls);
         stores.create(database).await?;
         let url = stores.database_url(database);
-        wrenn_control::migrate(&url).await?;
+        let admin = Admin::new(&url)?;
+        admin.migrate().await?;
         let mut started = Vec::new();
         for _ in 0..agents {
             let agent = Agent::start(agent_tls.clone()).await?;
-            wrenn_control::ensure_host(&url, agent.id, agent.address).await?;
+            admin.ensure_host(agent.id, agent.address).await?;
             started.push(agent);
         }
-        let key = wrenn_control::ensure_api_key(&url, None).await?;
+        let key = admin.ensure_api_key(None).await?;
         let mut fixture = Self {
             stores: stores.clone(),
             database: database.to_owned(),
@@ -86,7 +87,8 @@ impl Fixture {
             agent_tls: self.tls.clone(),
             limits: self.limits.clone(),
         };
-        let server = tokio::spawn(wrenn_control::serve(config, shutdown.clone()));
+        let stop = shutdown.clone();
+        let server = tokio::spawn(async move { Server::builder(config).build().await?.run(stop).await });
         self.servers.push((shutdown, server));
         let api = Api::new(&format!("http://{listen}"), self.api.key());
         let healthy = async || api.get("/health").await.ok().filter(|reply| reply.status == 200);

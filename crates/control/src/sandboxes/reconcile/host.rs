@@ -26,9 +26,9 @@ use crate::{
         hosts::{self, Seen},
         sandboxes::{self, Change, Known},
     },
-    error::ApiError,
+    error::Fault,
     figures,
-    sandboxes::{cut, destroy},
+    sandboxes::{destroy, lookup::cut},
     state::App,
 };
 
@@ -90,7 +90,7 @@ impl Host {
         }
     }
 
-    async fn round(&mut self) -> Result<(), ApiError> {
+    async fn round(&mut self) -> Result<(), Fault> {
         self.removals.retain(|_, removal| !removal.is_finished());
         let Some(address) = hosts::address(&self.app.db, self.id).await? else { return Ok(()) };
         if self.rounds.is_multiple_of(RECOUNT_EVERY) {
@@ -133,7 +133,7 @@ impl Host {
         &self,
         client: &AgentClient,
         address: &str,
-    ) -> Result<(Fleet, Result<PingResponse, ApiError>), ApiError> {
+    ) -> Result<(Fleet, Result<PingResponse, Fault>), Fault> {
         let fleet = fleet::current(&self.app.db).await?;
         let answer = self.ping(client, address, fleet).await;
         if answer.as_ref().is_ok_and(|ping| !ping.quarantine.is_empty()) {
@@ -147,12 +147,7 @@ impl Host {
     }
 
     /// Checks the agent's host id. If another host's agent is at the address, this host is unreachable.
-    async fn ping(
-        &self,
-        client: &AgentClient,
-        address: &str,
-        fleet: Fleet,
-    ) -> Result<PingResponse, ApiError> {
+    async fn ping(&self, client: &AgentClient, address: &str, fleet: Fleet) -> Result<PingResponse, Fault> {
         let request = PingRequest { fleet: Some(message(fleet)).into(), ..Default::default() };
         let answered = client.ping_with_options(request, within(deadline::STATE)).await;
         let ping = match answered.map(connectrpc::UnaryResponse::into_owned) {
@@ -167,11 +162,11 @@ impl Host {
             cut(&ping, NAME_MAX * 4),
             HostId::from(self.id)
         );
-        Err(ApiError::new(ErrorCode::HostUnavailable, message))
+        Err(Fault::new(ErrorCode::HostUnavailable, message))
     }
 
     /// Records the agent's data about its host.
-    async fn note(&mut self, ping: &PingResponse) -> Result<(), ApiError> {
+    async fn note(&mut self, ping: &PingResponse) -> Result<(), Fault> {
         figures::host(self.id.into(), ping);
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
         let long = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -217,7 +212,7 @@ impl Host {
     }
 
     /// Marks the sandboxes of a host that has been silent for too long as missing.
-    async fn lost(&self) -> Result<(), ApiError> {
+    async fn lost(&self) -> Result<(), Fault> {
         let mut done = Ok(());
         for row in sandboxes::on_host(&self.app.db, self.id).await? {
             let change = match row.status() {
@@ -229,7 +224,7 @@ impl Host {
                 _ => continue,
             };
             let changed = sandboxes::change(&self.app.db, &row, change).await;
-            done = done.and(changed.map(drop).map_err(ApiError::from));
+            done = done.and(changed.map(drop).map_err(Fault::from));
         }
         self.app.outbox.notify_one();
         done
@@ -242,7 +237,7 @@ impl Host {
         client: &AgentClient,
         fleet: Fleet,
         pairs: Vec<(Option<OnHost>, Known)>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), Fault> {
         let mut done = Ok(());
         for (found, row) in pairs {
             let settled = self.settle(client, fleet, row, found.as_ref()).await;
@@ -262,7 +257,7 @@ impl Host {
         fleet: Fleet,
         row: Known,
         found: Option<&OnHost>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), Fault> {
         match step(&row, found) {
             Step::Nothing => {}
             Step::Change(change) => {
@@ -287,7 +282,7 @@ impl Host {
     }
 
     /// Removes a sandbox in a task of its own, so that a slow host delays nothing else.
-    fn remove(&mut self, id: Uuid, work: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
+    fn remove(&mut self, id: Uuid, work: impl Future<Output = Result<(), Fault>> + Send + 'static) {
         let removal = tokio::spawn(async move {
             if let Err(error) = work.await {
                 tracing::warn!(sandbox_id = %SandboxId::from(id), %error, "a sandbox is not removed yet");

@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use uuid::Uuid;
 use wrenn_api::HostId;
 
-use crate::{db::hosts, error::ApiError, state::App};
+use crate::{db::hosts, error::Fault, state::App};
 
 /// Interval between rounds of a host, and between reads of the list of hosts.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ async fn start_missing(
     app: &App,
     tasks: &mut JoinSet<()>,
     running: &mut HashMap<Uuid, AbortHandle>,
-) -> Result<(), ApiError> {
+) -> Result<(), Fault> {
     let all = hosts::all(&app.db).await?;
     app.agents.keep(|known| all.iter().any(|id| HostId::from(*id) == known));
     running.retain(|id, task| {
@@ -71,7 +71,7 @@ async fn start_missing(
 struct Said(Option<String>);
 
 impl Said {
-    fn tell(&mut self, result: &Result<(), ApiError>, what: &str) {
+    fn tell(&mut self, result: &Result<(), Fault>, what: &str) {
         let now = result.as_ref().err().map(|error| format!("{}: {}", error.code, error.message));
         if now == self.0 {
             return;

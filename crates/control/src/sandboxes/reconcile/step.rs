@@ -6,7 +6,7 @@ use wrenn_rpc::host::v1::{Sandbox as OnHost, SandboxState};
 
 use crate::{
     db::sandboxes::{Change, Known},
-    sandboxes::cut,
+    sandboxes::lookup::cut,
 };
 
 /// Maximum length of an agent's failure message, in bytes.

@@ -15,7 +15,7 @@ use crate::{
         fleet, hosts, idempotency, outbox,
         sandboxes::{self, Change},
     },
-    error::ApiError,
+    error::Fault,
     state::App,
 };
 
@@ -34,7 +34,7 @@ pub(super) async fn run(app: &App) {
     prune.period = PRUNE.min(app.limits.record_retention).max(PERIOD);
     loop {
         if raise.is_due() {
-            let raised = fleet::raise(&app.db, RAISE).await.map_err(ApiError::from);
+            let raised = fleet::raise(&app.db, RAISE).await.map_err(Fault::from);
             raise.said.tell(&raised, "the fleet's epoch cannot be raised");
         }
         if measure.is_due() {
@@ -73,7 +73,7 @@ impl Job {
     }
 }
 
-async fn count_rows(app: &App) -> Result<(), ApiError> {
+async fn count_rows(app: &App) -> Result<(), Fault> {
     let counts: HashMap<String, i64> = sandboxes::by_status(&app.db).await?.into_iter().collect();
     for status in ["pending", "starting", "running", "stopping", "missing", "error"] {
         let count = counts.get(status).copied().unwrap_or_default();
@@ -85,7 +85,7 @@ async fn count_rows(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn remove_old(app: &App) -> Result<(), ApiError> {
+async fn remove_old(app: &App) -> Result<(), Fault> {
     idempotency::prune(&app.db).await?;
     let age = app.limits.record_retention;
     while sandboxes::forget_stopped(&app.db, age, BATCH).await? == BATCH as u64 {}

@@ -18,11 +18,11 @@ use wrenn_api::ErrorCode;
 
 use crate::{
     admission::{Admission, InWork, Places},
-    auth::Asker,
-    error::ApiError,
+    caller::Caller,
+    error::Fault,
     figures,
+    services::Services,
     serving::{Connection, Holding},
-    state::App,
     trail,
 };
 
@@ -31,17 +31,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ID_MAX: usize = 128;
 /// Paths that monitoring requests all the time: they are not logged as other requests.
 const PROBES: [&str; 2] = ["/health", "/metrics"];
-
-fn request_id(request: &Request) -> HeaderValue {
-    let given = request
-        .headers()
-        .get(&REQUEST_ID)
-        .filter(|id| (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
-    given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&Uuid::now_v7().simple().to_string())
-            .unwrap_or(HeaderValue::from_static("none"))
-    })
-}
 
 /// Assigns a request id, and measures and logs the request.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
@@ -55,7 +44,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let handled = AssertUnwindSafe(handling).catch_unwind().await;
     let mut response = handled.unwrap_or_else(|_| {
         let message = "the control plane failed at this request; its log says why, under the request id";
-        ApiError::new(ErrorCode::InternalError, message).into_response()
+        Fault::new(ErrorCode::InternalError, message).into_response()
     });
     response.headers_mut().insert(REQUEST_ID, id);
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -63,7 +52,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let labels = [("method", method.to_owned()), ("route", route.clone()), ("status", status.to_string())];
     metrics::histogram!("wrenn_http_request_seconds", &labels).record(took.as_secs_f64());
     let ms = took.as_millis() as u64;
-    let code = response.extensions().get::<ErrorCode>().map(|code| tracing::field::display(*code));
+    let code = response.extensions().get::<Fault>().map(|fault| tracing::field::display(fault.code));
     span.in_scope(|| {
         if PROBES.contains(&route.as_str()) && status < 400 {
             tracing::debug!(method, route, status, code, ms, "handled");
@@ -74,32 +63,41 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     response
 }
 
-/// Returns the limit that applies to a route.
-fn places<'a>(admission: &'a Admission, method: &Method, route: &str) -> &'a Places {
-    if PROBES.contains(&route) {
-        return &admission.probes;
-    }
-    if !route.starts_with("/v1/") {
-        return &admission.pages;
-    }
-    if route.ends_with("/stream") {
-        return &admission.streams;
-    }
-    if method == Method::DELETE { &admission.deletes } else { &admission.requests }
+fn request_id(request: &Request) -> HeaderValue {
+    let given = request
+        .headers()
+        .get(&REQUEST_ID)
+        .filter(|id| (1..=ID_MAX).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
+    given.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&Uuid::now_v7().simple().to_string())
+            .unwrap_or(HeaderValue::from_static("none"))
+    })
 }
 
 /// Rejects requests beyond the limit of the server or of the team. The permit is released after the response
 /// was sent.
 pub(super) async fn bound(
-    State(app): State<App>,
+    State(services): State<Services>,
     mut request: Request,
     next: Next,
-) -> Result<Response, ApiError> {
+) -> Result<Response, Fault> {
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
-    let team = request.extensions().get::<Asker>().map(|asker| asker.team);
-    let in_work = InWork::new(places(&app.admission, request.method(), route).take(team)?);
+    let team = request.extensions().get::<Caller>().map(|caller| caller.team().uuid());
+    let places = places(&services.state().admission, request.method(), route, team.is_some());
+    let in_work = InWork::new(places.take(team)?);
     request.extensions_mut().insert(in_work.clone());
     Ok(next.run(request).await.map(|body| Holding::body(body, in_work)))
+}
+
+/// Returns the limit that applies to a route, which has a caller or is open to everybody.
+fn places<'a>(admission: &'a Admission, method: &Method, route: &str, has_caller: bool) -> &'a Places {
+    match route {
+        _ if !has_caller && PROBES.contains(&route) => &admission.probes,
+        _ if !has_caller => &admission.pages,
+        _ if route.ends_with("/stream") => &admission.streams,
+        _ if method == Method::DELETE => &admission.deletes,
+        _ => &admission.requests,
+    }
 }
 
 #[cfg(test)]
@@ -115,7 +113,9 @@ mod tests {
     #[test]
     fn each_kind_of_request_has_places_of_its_own() {
         let admission = Admission::new(&Limits::default());
-        let of = |method: Method, route: &str| std::ptr::from_ref(places(&admission, &method, route));
+        let of = |method: Method, route: &str| {
+            std::ptr::from_ref(places(&admission, &method, route, route.starts_with("/v1/")))
+        };
         let kinds: BTreeSet<_> = [
             (Method::GET, "/health"),
             (Method::GET, "/docs"),
@@ -138,7 +138,7 @@ mod tests {
         let _guard = metrics::set_default_local_recorder(&recorder);
         let router = Router::new()
             .route("/known/{id}", get(async || ()))
-            .fallback(async || ApiError::new(ErrorCode::NotFound, "nothing"))
+            .fallback(async || Fault::new(ErrorCode::NotFound, "nothing"))
             .layer(axum::middleware::from_fn(observe));
         let send = async |method: &str, path: &str| {
             let request = Request::builder()

@@ -26,11 +26,13 @@ use wrenn_rpc::{
     },
 };
 
-use super::{exec, files, service};
+use super::{exec, files};
 use crate::{
-    agents::Room,
-    auth,
+    agents::ResponseMemory,
     config::Limits,
+    routes::Routes,
+    sandboxes::{self, Attached, FilePath, TimedCommand},
+    services::Services,
     serving::{self, Bounds},
     state::App,
     testing,
@@ -76,13 +78,14 @@ fn head(method: &str, path: &str, key: &str, rest: &str) -> String {
 /// admitted.
 async fn api(limits: Limits) -> (SocketAddr, App) {
     let (app, _) = testing::app(limits, connectrpc::Router::new()).await;
-    let router = Router::new().fallback_service(service(&app));
+    let service = Routes::new(Vec::new()).unwrap().service(&Services::new(app.clone()), Vec::new());
+    let router = Router::new().fallback_service(service);
     (serve(&app, router).await, app)
 }
 
 fn remember(app: &App, keys: &[&str]) {
     for key in keys {
-        app.keys.remember(auth::hash(key), Some(Uuid::from_u128(key.as_bytes()[0].into())));
+        app.keys.remember(key, Some(Uuid::from_u128(key.as_bytes()[0].into()).into()));
     }
 }
 
@@ -109,7 +112,7 @@ async fn slow_bodies_of_one_team_keep_out_neither_deletes_nor_other_teams() {
     let sandbox = format!("{LIST}/{}", SandboxId::new());
     assert_eq!(ask(address, &head("DELETE", &sandbox, "a", "")).await.0, 503);
     // Requests without a valid key use no permit.
-    app.keys.remember(auth::hash("wrong"), None);
+    app.keys.remember("wrong", None);
     for _ in 0..2 * PLACES {
         let (status, text) = ask(address, &head("GET", LIST, "wrong", "")).await;
         assert_eq!(status, 401, "{text}");
@@ -175,9 +178,12 @@ async fn outputs_that_nobody_reads_take_a_bounded_part_of_memory() {
     let state = app.clone();
     let host = wrenn_api::HostId::new();
     let run = async move |axum::extract::Path((team, seconds)): axum::extract::Path<(u128, u32)>| {
-        let room = Room::new(state.admission.memory.clone(), Uuid::from_u128(team));
-        let agent = state.agents.with_room(host, &agent, room.clone());
-        exec::run(&agent, SandboxId::new(), exec::program("x"), seconds, &room).await
+        let memory = ResponseMemory::new(state.admission.memory.clone(), Uuid::from_u128(team));
+        let agent = state.agents.with_memory(host, &agent, memory.clone());
+        let request =
+            serde_json::from_value(serde_json::json!({"cmd": "x", "timeout_sec": seconds})).unwrap();
+        let command = TimedCommand::new(request)?;
+        exec::render(sandboxes::run(&agent, SandboxId::new(), command, &memory).await?)
     };
     let router = Router::new().route("/{team}/{seconds}", axum::routing::get(run));
     let address = serve(&app, router).await;
@@ -234,8 +240,9 @@ async fn download(parts: Vec<Result<Part, ConnectError>>) -> (String, Bytes) {
     let (app, agent) = testing::app(Limits::default(), file(parts)).await;
     let state = app.clone();
     let read = async move || {
-        let agent = state.agents.apart(wrenn_api::HostId::new(), &agent);
-        files::download(&agent, SandboxId::new(), "x".to_owned()).await
+        let agent = state.agents.dedicated(wrenn_api::HostId::new(), &agent);
+        let sandbox = Attached::new(agent, SandboxId::new(), 0);
+        files::render(sandbox.read_file(FilePath::new("x")?).await?)
     };
     let address = serve(&app, Router::new().route("/", axum::routing::get(read))).await;
     let bytes = answer(send(address, &head("GET", "/", "", "")).await).await;

@@ -76,7 +76,7 @@ fn response(codes: &[ErrorCode]) -> Response {
 }
 
 /// An example of every code, under its name.
-pub(super) fn examples() -> impl Iterator<Item = (String, Example)> {
+pub(in crate::routes) fn examples() -> impl Iterator<Item = (String, Example)> {
     ErrorCode::ALL.iter().map(|&code| {
         let body =
             ErrorBody { error: ErrorDetail { code, message: message(code).to_owned(), sandbox_id: None } };

@@ -5,9 +5,9 @@ use std::fmt;
 
 use serde::{Deserializer, de};
 
-struct Whole;
+struct Integer;
 
-impl de::Visitor<'_> for Whole {
+impl de::Visitor<'_> for Integer {
     type Value = u32;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,7 +48,7 @@ impl<'de> de::Visitor<'de> for Optional {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<u32>, D::Error> {
-        deserializer.deserialize_any(Whole).map(Some)
+        deserializer.deserialize_any(Integer).map(Some)
     }
 }
 

@@ -4,6 +4,8 @@
 
 use std::process::{Child, Command, Stdio};
 
+use wrenn_api::Sandbox;
+
 use super::*;
 
 struct Redis {
@@ -12,7 +14,7 @@ struct Redis {
 }
 
 impl Redis {
-    async fn start() -> (Self, Events) {
+    async fn start() -> (Self, EventStore) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("redis.sock");
         let process = Command::new("redis-server")
@@ -26,7 +28,7 @@ impl Redis {
         while !socket.exists() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let events = Events::new(&format!("unix://{}", socket.display())).unwrap();
+        let events = EventStore::new(&format!("unix://{}", socket.display())).unwrap();
         (redis, events)
     }
 }
@@ -39,20 +41,37 @@ impl Drop for Redis {
     }
 }
 
-async fn append(events: &Events, team: Uuid, count: usize) {
+fn sandbox(template: &str) -> Sandbox {
+    let json = serde_json::json!({
+        "id": "sb03halx8fdhw2fu3txwbd0kdw0", "status": "running", "template": template, "vcpus": 1, "memory_mb": 512,
+        "disk_size_mb": 5120, "created_at": "2026-01-31T09:30:00Z", "last_updated": "2026-01-31T09:30:00Z",
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+/// Appends events of sandboxes whose templates are numbers.
+async fn append(events: &EventStore, team: Uuid, count: usize) {
     for number in 0..count {
-        let event = serde_json::json!({ "type": format!("sandbox.{number}") });
+        let event = serde_json::to_value(Event::changed(sandbox(&number.to_string()))).unwrap();
         events.append(team, &event).await.unwrap();
     }
 }
 
-async fn after(events: &Events, team: Uuid, id: EventId) -> Vec<(EventId, String)> {
-    let mut reader = events.reader(team, Some(id)).await.unwrap();
-    reader.next().await.unwrap().iter().map(|event| (event.id, event.kind())).collect()
+/// Returns the template of an event's sandbox, or `resync`.
+fn label(stored: &Stored) -> String {
+    match &stored.event {
+        Event::Sandbox(event) => event.sandbox.template.clone(),
+        Event::Resync(_) => "resync".to_owned(),
+    }
 }
 
-fn kinds(events: &[(EventId, String)]) -> Vec<&str> {
-    events.iter().map(|(_, kind)| kind.as_str()).collect()
+async fn after(events: &EventStore, team: Uuid, id: EventId) -> Vec<(EventId, String)> {
+    let mut reader = events.reader(team, Some(id)).await.unwrap();
+    reader.next().await.unwrap().iter().map(|event| (event.id, label(event))).collect()
+}
+
+fn labels(events: &[(EventId, String)]) -> Vec<&str> {
+    events.iter().map(|(_, label)| label.as_str()).collect()
 }
 
 #[tokio::test]
@@ -62,8 +81,8 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     append(&events, team, 4).await;
     let beginning = EventId::default();
     let all = after(&events, team, beginning).await;
-    assert_eq!(kinds(&all), ["sandbox.0", "sandbox.1", "sandbox.2", "sandbox.3"]);
-    assert_eq!(kinds(&after(&events, team, all[1].0).await), ["sandbox.2", "sandbox.3"]);
+    assert_eq!(labels(&all), ["0", "1", "2", "3"]);
+    assert_eq!(labels(&after(&events, team, all[1].0).await), ["2", "3"]);
 
     // An id in the future, as after a loss of Redis, or from another server.
     let future = EventId { time: all[3].0.time + 31_536_000_000, sequence: 0 };
@@ -71,7 +90,7 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     let mut reader = events.reader(team, Some(future)).await.unwrap();
     reader.next().await.unwrap();
     append(&events, team, 1).await;
-    assert_eq!(reader.next().await.unwrap()[0].kind(), "sandbox.0", "it goes on with what is new");
+    assert_eq!(label(&reader.next().await.unwrap()[0]), "0", "it goes on with what is new");
 
     // An id older than all stored events.
     let mut connection = events.shared().await.unwrap();
@@ -83,12 +102,17 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
         .await
         .unwrap();
     assert_eq!(trimmed, 3);
-    assert_eq!(kinds(&after(&events, team, all[1].0).await), ["resync"]);
-    assert_eq!(kinds(&after(&events, team, beginning).await), ["sandbox.3", "sandbox.0"], "all that is kept");
-    assert_eq!(kinds(&after(&events, team, all[3].0).await), ["sandbox.0"]);
+    assert_eq!(labels(&after(&events, team, all[1].0).await), ["resync"]);
+    assert_eq!(labels(&after(&events, team, beginning).await), ["3", "0"], "all that is kept");
+    assert_eq!(labels(&after(&events, team, all[3].0).await), ["0"]);
+
+    // An event of a newer server.
+    let newer = serde_json::json!({"type": "host.joined", "at": "2026-01-31T09:30:00Z"});
+    events.append(team, &newer).await.unwrap();
+    assert_eq!(labels(&after(&events, team, all[3].0).await), ["0", "resync"]);
 
     // No event is stored.
-    assert_eq!(kinds(&after(&events, Uuid::now_v7(), all[0].0).await), ["resync"]);
+    assert_eq!(labels(&after(&events, Uuid::now_v7(), all[0].0).await), ["resync"]);
 }
 
 #[test]

@@ -12,33 +12,29 @@ use axum::{
     response::Response,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use connectrpc::ConnectError;
 use http::HeaderValue;
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::Span;
 use wrenn_api::{
     ErrorCode, ExecClientFrame as FromClient, ExecError, ExecExit, ExecLost, ExecOutput,
-    ExecServerFrame as ToClient, ExecStart, ExecStarted, SandboxId,
+    ExecServerFrame as ToClient, ExecStarted,
 };
-use wrenn_rpc::host::v1::{__buffa::oneof::exec_stream_response::Event, ExecStreamRequest};
 
 use super::{
-    exec::check,
-    output::costly,
-    progress::{By, moving},
-    refusals::OfExecStream,
+    error_responses::OfExecStream,
+    exec_body::costly,
+    extract::Target,
     utf8::{Piece, Pieces},
 };
 use crate::{
     admission::{Held, InWork},
-    agents::AgentClient,
-    auth::{self, Asker},
-    error::ApiError,
-    extract::Target,
-    sandboxes as service,
+    caller::Caller,
+    error::Fault,
+    sandboxes::{Attached, CommandEvent},
+    services::Services,
     serving::Connection,
-    state::App,
+    stall::{By, moving},
     trail,
 };
 
@@ -62,54 +58,41 @@ const SMALL: usize = 1 << 10;
 /// Interval between WebSocket pings, so that proxies do not close an idle connection.
 const PING: Duration = Duration::from_secs(20);
 
-impl From<Piece> for ExecOutput {
-    fn from(piece: Piece) -> Self {
-        let base64 =
-            |bytes: Vec<u8>| Self { data: STANDARD.encode(bytes), encoding: Some("base64".to_owned()) };
-        match piece {
-            Piece::Text(data) if !costly(data.as_bytes(), SMALL) => Self { data, encoding: None },
-            Piece::Text(data) => base64(data.into_bytes()),
-            Piece::Bytes(bytes) => base64(bytes),
-        }
-    }
-}
-
 /// Run a command and stream its output over a WebSocket.
 ///
 /// Frames are JSON text: the client sends frames of the schema `ExecClientFrame`, first `start`; the server sends frames of
 /// the schema `ExecServerFrame`, last `exit` or `error`. The command is killed with its descendants when the client sends
 /// `stop` or a frame that is not known, or closes the connection. The command has no standard input.
 #[utoipa::path(
-    get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands", security(("api_key" = [])),
+    get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands",
     params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
 )]
 pub(super) async fn exec_stream(
-    State(app): State<App>,
-    Extension(asker): Extension<Asker>,
+    State(services): State<Services>,
     Extension(in_work): Extension<InWork>,
     Extension(connection): Extension<Arc<Connection>>,
     target: Target,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, ApiError> {
-    let agent = service::running_apart(&app, target.team, target.id).await?;
-    let upgrade = upgrade.map_err(|_| ApiError::invalid("this path speaks WebSocket: ask for an upgrade"))?;
-    Ok(open(Stream { app, asker, agent, sandbox: target.id, connection }, upgrade, in_work))
+) -> Result<Response, Fault> {
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
+    let upgrade = upgrade.map_err(|_| Fault::invalid("this path speaks WebSocket: ask for an upgrade"))?;
+    Ok(open(Stream { services, caller: target.caller, sandbox, connection }, upgrade, in_work))
 }
 
 /// Parameters of a stream.
 struct Stream {
-    app: App,
-    asker: Asker,
-    agent: AgentClient,
-    sandbox: SandboxId,
+    services: Services,
+    caller: Caller,
+    sandbox: Attached,
     connection: Arc<Connection>,
 }
 
 /// Upgrades to WebSocket, and keeps `held` until the end of the connection.
 fn open(stream: Stream, upgrade: WebSocketUpgrade, held: impl Send + 'static) -> Response {
     // If memory is short, small commands still work.
-    let memory = stream.app.admission.memory.try_take(stream.asker.team, FIRST_MAX).ok();
+    let all = &stream.services.state().admission.memory;
+    let memory = all.try_take(stream.caller.team().uuid(), FIRST_MAX).ok();
     let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
     let (work, span, request) = (stream.connection.work(), Span::current(), trail::request_id());
     let upgrade = upgrade.max_message_size(first).max_frame_size(first);
@@ -130,18 +113,12 @@ enum Early {
     /// The client is gone, or does not read.
     Gone,
     /// An error for the client.
-    Failed(ApiError),
+    Failed(Fault),
 }
 
-impl From<ApiError> for Early {
-    fn from(error: ApiError) -> Self {
+impl From<Fault> for Early {
+    fn from(error: Fault) -> Self {
         Self::Failed(error)
-    }
-}
-
-impl From<ConnectError> for Early {
-    fn from(error: ConnectError) -> Self {
-        Self::Failed(error.into())
     }
 }
 
@@ -182,7 +159,7 @@ impl<'a> Frames<'a> {
         Self { connection, second: Instant::now(), count: 0 }
     }
 
-    fn count(&mut self) -> Result<(), ApiError> {
+    fn count(&mut self) -> Result<(), Fault> {
         self.connection.heard();
         if self.second.elapsed() >= Duration::from_secs(1) {
             (self.second, self.count) = (Instant::now(), 0);
@@ -190,7 +167,7 @@ impl<'a> Frames<'a> {
         self.count += 1;
         if self.count > FRAMES_PER_SECOND {
             let message = format!("the client sends more than {FRAMES_PER_SECOND} frames a second");
-            return Err(ApiError::new(ErrorCode::TooManyRequests, message));
+            return Err(Fault::new(ErrorCode::TooManyRequests, message));
         }
         Ok(())
     }
@@ -198,7 +175,7 @@ impl<'a> Frames<'a> {
 
 /// Parses a frame. Clients of other services may send a frame with standard input, which gets an error of its
 /// own.
-fn parse(frame: &[u8]) -> Result<FromClient, ApiError> {
+fn parse(frame: &[u8]) -> Result<FromClient, Fault> {
     #[derive(Deserialize)]
     struct Kind {
         r#type: String,
@@ -210,18 +187,15 @@ fn parse(frame: &[u8]) -> Result<FromClient, ApiError> {
     if serde_json::from_slice(frame).is_ok_and(|kind: Kind| kind.r#type == "stdin") {
         let message =
             "there is no standard input yet: write a file into the sandbox and have the command read it";
-        return Err(ApiError::invalid(message));
+        return Err(Fault::invalid(message));
     }
-    Err(ApiError::invalid(format!("the frame is not known: {error}")))
+    Err(Fault::invalid(format!("the frame is not known: {error}")))
 }
 
-async fn first_frame(
-    socket: &mut WebSocket,
-    frames: &mut Frames<'_>,
-) -> Result<Option<FromClient>, ApiError> {
+async fn first_frame(socket: &mut WebSocket, frames: &mut Frames<'_>) -> Result<Option<FromClient>, Fault> {
     let deadline = Instant::now() + FIRST_FRAME;
     loop {
-        let late = || ApiError::invalid("the first frame did not come in time: send {\"type\":\"start\",…}");
+        let late = || Fault::invalid("the first frame did not come in time: send {\"type\":\"start\",…}");
         let frame = tokio::time::timeout_at(deadline, socket.recv()).await.map_err(|_| late())?;
         frames.count()?;
         return match frame {
@@ -235,7 +209,7 @@ async fn first_frame(
 
 /// Handles a later frame of the client: true if the command must stop. All other frames but pings and pongs
 /// are errors.
-fn later_frame(frame: Option<Result<Message, axum::Error>>) -> Result<bool, ApiError> {
+fn later_frame(frame: Option<Result<Message, axum::Error>>) -> Result<bool, Fault> {
     let said = match frame {
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(false),
         Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(true),
@@ -244,36 +218,31 @@ fn later_frame(frame: Option<Result<Message, axum::Error>>) -> Result<bool, ApiE
     };
     match said {
         FromClient::Stop => Ok(true),
-        FromClient::Start(_) => Err(ApiError::invalid(
+        FromClient::Start(_) => Err(Fault::invalid(
             "a command runs already in this stream: open another stream for another command",
         )),
     }
 }
 
 async fn converse(stream: &Stream, memory: Option<Held>, socket: &mut WebSocket) -> Result<(), Early> {
-    let Stream { app, asker, agent, sandbox, connection } = stream;
+    let Stream { services, caller, sandbox, connection } = stream;
     let mut client = Frames::new(connection);
-    let request = match first_frame(socket, &mut client).await? {
-        Some(FromClient::Start(ExecStart { cmd, args, envs, cwd, user, timeout_sec })) => ExecStreamRequest {
-            sandbox_id: sandbox.to_string(),
-            command: check(cmd, args, envs, cwd, user)?.into(),
-            timeout_ms: timeout_sec.unwrap_or_default().saturating_mul(1000),
-            ..Default::default()
-        },
+    let start = match first_frame(socket, &mut client).await? {
+        Some(FromClient::Start(start)) => start,
         Some(FromClient::Stop) => {
-            return Err(ApiError::invalid("nothing was started yet: send {\"type\":\"start\",…}").into());
+            return Err(Fault::invalid("nothing was started yet: send {\"type\":\"start\",…}").into());
         }
         None => return Ok(()),
     };
     connection.limit_reads(LATER_MAX as u64);
     drop(memory);
-    let mut revoked = pin!(auth::revoked(app, *asker));
-    let mut stream = agent.exec_stream(request).await?;
-    let (mut stdout, mut stderr) = (Pieces::default(), Pieces::default());
+    let mut command = sandbox.exec_stream(start).await?;
+    let mut revoked = pin!(services.keys().revoked(caller));
+    let mut output = Output::default();
     let mut ping = tokio::time::interval(PING);
     loop {
-        let message = tokio::select! {
-            message = stream.message() => message?,
+        let event = tokio::select! {
+            event = command.next() => event?,
             frame = socket.recv() => {
                 client.count()?;
                 if later_frame(frame)? {
@@ -281,61 +250,86 @@ async fn converse(stream: &Stream, memory: Option<Held>, socket: &mut WebSocket)
                 }
                 continue;
             }
-            () = &mut revoked => return Err(auth::was_revoked().into()),
+            () = &mut revoked => return Err(was_revoked().into()),
             _ = ping.tick() => {
                 transmit(socket, Message::Ping(Vec::new().into())).await?;
                 continue;
             }
-            () = app.shutdown.cancelled() => {
+            () = services.shutdown().cancelled() => {
                 let message = "the control plane is restarting; the command was ended";
-                return Err(ApiError::new(ErrorCode::ServiceUnavailable, message).into());
+                return Err(Fault::new(ErrorCode::ServiceUnavailable, message).into());
             }
         };
-        let ended = || ApiError::new(ErrorCode::AgentError, "the command's end was not reported");
-        let event = message.ok_or_else(ended)?.to_owned_message().event;
-        let mut last = false;
-        match event {
-            Some(Event::Start(start)) => {
-                send(socket, &ToClient::Start(ExecStarted { pid: start.pid })).await?;
-            }
-            Some(Event::Stdout(bytes)) => {
-                for piece in bytes.chunks(PIECE).filter_map(|bytes| stdout.push(bytes)) {
-                    send(socket, &ToClient::Stdout(piece.into())).await?;
-                }
-            }
-            Some(Event::Stderr(bytes)) => {
-                for piece in bytes.chunks(PIECE).filter_map(|bytes| stderr.push(bytes)) {
-                    send(socket, &ToClient::Stderr(piece.into())).await?;
-                }
-            }
-            Some(Event::Lost(lost)) => {
-                // The next output is not contiguous: an incomplete character must not be joined with it.
-                rest(socket, &mut stdout, &mut stderr).await?;
-                send(socket, &ToClient::Lost(ExecLost { bytes: lost.bytes })).await?;
-            }
-            Some(Event::End(end)) => {
-                rest(socket, &mut stdout, &mut stderr).await?;
-                let (exit_code, timed_out, lost_bytes) = (end.exit_code, end.timed_out, end.lost_bytes);
-                send(socket, &ToClient::Exit(ExecExit { exit_code, timed_out, lost_bytes })).await?;
-                last = true;
-            }
-            None => {}
-        }
+        let last = matches!(event, CommandEvent::Ended { .. });
+        output.pass_on(event, socket).await?;
         if last {
             return Ok(());
         }
     }
 }
 
-/// Sends the rest of both outputs.
-async fn rest(socket: &mut WebSocket, stdout: &mut Pieces, stderr: &mut Pieces) -> Result<(), Early> {
-    if let Some(piece) = stdout.finish() {
-        send(socket, &ToClient::Stdout(piece.into())).await?;
+/// Fault of a stream whose key was revoked.
+fn was_revoked() -> Fault {
+    Fault::new(ErrorCode::Unauthorized, "the API key was revoked while the stream was open")
+}
+
+/// Incomplete characters at the end of both outputs.
+#[derive(Default)]
+struct Output {
+    stdout: Pieces,
+    stderr: Pieces,
+}
+
+impl Output {
+    /// Sends an event of the command to the client.
+    async fn pass_on(&mut self, event: CommandEvent, socket: &mut WebSocket) -> Result<(), Early> {
+        match event {
+            CommandEvent::Started(pid) => send(socket, &ToClient::Start(ExecStarted { pid })).await?,
+            CommandEvent::Stdout(bytes) => {
+                for piece in bytes.chunks(PIECE).filter_map(|bytes| self.stdout.push(bytes)) {
+                    send(socket, &ToClient::Stdout(piece.into())).await?;
+                }
+            }
+            CommandEvent::Stderr(bytes) => {
+                for piece in bytes.chunks(PIECE).filter_map(|bytes| self.stderr.push(bytes)) {
+                    send(socket, &ToClient::Stderr(piece.into())).await?;
+                }
+            }
+            CommandEvent::Lost(bytes) => {
+                // The next output is not contiguous: an incomplete character must not be joined with it.
+                self.rest(socket).await?;
+                send(socket, &ToClient::Lost(ExecLost { bytes })).await?;
+            }
+            CommandEvent::Ended { exit_code, timed_out, lost_bytes } => {
+                self.rest(socket).await?;
+                send(socket, &ToClient::Exit(ExecExit { exit_code, timed_out, lost_bytes })).await?;
+            }
+        }
+        Ok(())
     }
-    if let Some(piece) = stderr.finish() {
-        send(socket, &ToClient::Stderr(piece.into())).await?;
+
+    /// Sends the rest of both outputs.
+    async fn rest(&mut self, socket: &mut WebSocket) -> Result<(), Early> {
+        if let Some(piece) = self.stdout.finish() {
+            send(socket, &ToClient::Stdout(piece.into())).await?;
+        }
+        if let Some(piece) = self.stderr.finish() {
+            send(socket, &ToClient::Stderr(piece.into())).await?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+impl From<Piece> for ExecOutput {
+    fn from(piece: Piece) -> Self {
+        let base64 =
+            |bytes: Vec<u8>| Self { data: STANDARD.encode(bytes), encoding: Some("base64".to_owned()) };
+        match piece {
+            Piece::Text(data) if !costly(data.as_bytes(), SMALL) => Self { data, encoding: None },
+            Piece::Text(data) => base64(data.into_bytes()),
+            Piece::Bytes(bytes) => base64(bytes),
+        }
+    }
 }
 
 #[cfg(test)]

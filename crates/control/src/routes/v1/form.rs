@@ -18,8 +18,10 @@ use axum::{
 use http_body::{Body as HttpBody, Frame};
 use wrenn_api::ErrorCode;
 
-use super::progress::{By, moving};
-use crate::error::ApiError;
+use crate::{
+    error::Fault,
+    stall::{By, moving},
+};
 
 /// Maximum number of bytes between two pieces of content.
 const OUTSIDE_MAX: usize = 16 << 10;
@@ -37,24 +39,24 @@ pub(super) struct Part<'a> {
 }
 
 /// Converts an error of a form.
-fn bad(error: &dyn std::fmt::Display) -> ApiError {
-    ApiError::invalid(format!("the body is not the documented form: {error}"))
+fn bad(error: &dyn std::fmt::Display) -> Fault {
+    Fault::invalid(format!("the body is not the documented form: {error}"))
 }
 
 impl Form {
-    pub(super) async fn of(request: Request) -> Result<Self, ApiError> {
+    pub(super) async fn of(request: Request) -> Result<Self, Fault> {
         let outside = Arc::new(AtomicUsize::new(0));
         let counted = outside.clone();
         let request = request.map(|body| Body::new(Counted { body, outside: counted, rests: false }));
         let parts = Multipart::from_request(request, &()).await.map_err(|_| {
             let message = "send the file as multipart/form-data, with the parts `path` and `file`";
-            ApiError::new(ErrorCode::UnsupportedMediaType, message)
+            Fault::new(ErrorCode::UnsupportedMediaType, message)
         })?;
         Ok(Self { parts, outside })
     }
 
     /// Returns the next part, and skips the rest of the previous one.
-    pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, ApiError> {
+    pub(super) async fn next(&mut self) -> Result<Option<Part<'_>>, Fault> {
         let field = moving(By::ClientSends, self.parts.next_field()).await?;
         self.outside.store(0, Ordering::Relaxed);
         let field = field.map_err(|error| bad(&error.body_text()))?;
@@ -68,7 +70,7 @@ impl Part<'_> {
     }
 
     /// Returns the next piece of content.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, ApiError> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
         let chunk = moving(By::ClientSends, self.field.chunk()).await?;
         self.outside.store(0, Ordering::Relaxed);
         chunk.map_err(|error| bad(&error.body_text()))
@@ -139,7 +141,7 @@ mod tests {
             while let Some(mut part) = form.next().await? {
                 while part.chunk().await?.is_some() {}
             }
-            Ok::<_, ApiError>(())
+            Ok::<_, Fault>(())
         };
         let error = refused.await.expect_err("refused");
         assert_eq!(error.code, ErrorCode::InvalidRequest);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Messages on streams: the frames of a command's WebSocket, and events.
+//! Frames of a command's WebSocket.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -13,7 +12,7 @@ use utoipa::{
     },
 };
 
-use crate::{ErrorCode, Sandbox, sandbox, whole};
+use crate::{ErrorCode, integer, sandbox};
 
 /// A frame from the client to the server on the WebSocket of `execStream`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,7 +66,7 @@ pub struct ExecStart {
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command and its descendants are killed. Default: no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
     pub timeout_sec: Option<u32>,
 }
 
@@ -120,36 +119,6 @@ pub struct ExecError {
     pub data: String,
     /// What kind of error.
     pub code: ErrorCode,
-}
-
-/// A server-sent event of `streamEvents`.
-#[derive(Debug, Clone, ToSchema)]
-#[schema(example = json!({
-    "id": "1769851802500-0",
-    "event": "sandbox.running",
-    "data": "{\"type\":\"sandbox.running\",\"at\":\"2026-01-31T09:30:02.5Z\",\"sandbox\":{\"id\":\"sb03halx8fdhw2fu3txwbd0kdw0\"}}"
-}))]
-pub struct ServerSentEvent {
-    /// Place of the event in the stream; pass it as `Last-Event-ID` to get the events after it.
-    pub id: Option<String>,
-    /// What happened: `sandbox.` and the new status, or `resync` if events may be missing.
-    #[schema(pattern = "^(sandbox\\.[a-z]+|resync)$")]
-    pub event: String,
-    /// A JSON object as text: of the schema `Event`, or with `type` and `reason` if `event` is `resync`.
-    pub data: String,
-}
-
-/// The `data` of a server-sent event of `streamEvents`: the status of a sandbox changed.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Event {
-    /// `sandbox.` and the new status, for example `sandbox.running`.
-    #[serde(rename = "type")]
-    #[schema(pattern = "^sandbox\\.[a-z]+$", example = "sandbox.running")]
-    pub kind: String,
-    /// When the status changed.
-    pub at: DateTime<Utc>,
-    /// The sandbox with its new status.
-    pub sandbox: Sandbox,
 }
 
 /// The schema of one frame: its fields, and `type` with one of `tags`.

@@ -16,8 +16,10 @@ use tokio::{
 };
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message as Frame};
 use uuid::Uuid;
-use wrenn_api::HostId;
-use wrenn_rpc::host::v1::{ExecStreamResponse, exec_stream_response};
+use wrenn_api::{HostId, SandboxId, TeamId};
+use wrenn_rpc::host::v1::{
+    __buffa::oneof::exec_stream_response::Event, ExecStreamRequest, ExecStreamResponse, exec_stream_response,
+};
 
 use super::*;
 use crate::{
@@ -63,16 +65,15 @@ fn silent() -> connectrpc::Router {
 }
 
 /// A server with such a host, and its state.
-async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, App) {
+async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, Services) {
     let (app, agent) = testing::app(limits, host).await;
-    let (state, shutdown) = (app.clone(), app.shutdown.clone());
+    let (shutdown, services) = (app.shutdown.clone(), Services::new(app.clone()));
+    let state = services.clone();
     let route = async move |Extension(connection): Extension<Arc<Connection>>, upgrade: WebSocketUpgrade| {
-        let asker = Asker::unknown(Uuid::now_v7());
         let stream = Stream {
-            app: state.clone(),
-            asker,
-            agent: state.agents.apart(HostId::new(), &agent),
-            sandbox: SandboxId::new(),
+            services: state,
+            caller: testing::caller(TeamId::new()),
+            sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new(), 0),
             connection,
         };
         open(stream, upgrade, ())
@@ -84,7 +85,7 @@ async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, App) {
     let bounds =
         Bounds { connections: 512, per_address: 512, head: long, idle: long, stall: long, linger: long };
     tokio::spawn(serving::serve(listener, router, bounds, shutdown));
-    (address, app)
+    (address, services)
 }
 
 async fn connect(address: SocketAddr) -> Socket {
@@ -223,7 +224,7 @@ async fn flood(mut socket: Socket) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_pings_ends_the_conversation_and_takes_no_memory() {
-    let (address, app) = server(Limits::default(), silent()).await;
+    let (address, services) = server(Limits::default(), silent()).await;
     let before = testing::resident();
     for running in [true, false] {
         let socket = if running { run(address).await } else { connect(address).await };
@@ -232,7 +233,7 @@ async fn a_flood_of_pings_ends_the_conversation_and_takes_no_memory() {
     }
     let grown = testing::resident().saturating_sub(before);
     assert!(grown < 64 << 20, "{} MiB", grown >> 20);
-    drop(app);
+    drop(services);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,10 +260,10 @@ async fn half_frames_are_kept_within_the_bound() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_memory_of_a_first_frame_is_given_back() {
     let limits = Limits { memory: 2 * FIRST_MAX, ..Limits::default() };
-    let (address, app) = server(limits, silent()).await;
+    let (address, services) = server(limits, silent()).await;
     let team = Uuid::now_v7();
     let waiting = connect(address).await;
-    assert!(app.admission.memory.try_take(team, FIRST_MAX).is_ok());
+    assert!(services.state().admission.memory.try_take(team, FIRST_MAX).is_ok());
     // While others wait with their first frames, small commands still start.
     let also = connect(address).await;
     let mut sockets = Vec::new();
@@ -270,7 +271,7 @@ async fn the_memory_of_a_first_frame_is_given_back() {
         sockets.push(run(address).await);
     }
     drop((waiting, also));
-    while app.admission.memory.available() < 2 * FIRST_MAX {
+    while services.state().admission.memory.available() < 2 * FIRST_MAX {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

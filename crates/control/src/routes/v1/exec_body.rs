@@ -15,23 +15,81 @@ use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
 use wrenn_api::{Encoding, SandboxId};
 
+use crate::sandboxes::Finished;
+
 /// Number of output bytes encoded at once: whole groups of base 64.
 const PIECE: usize = 24 << 10;
 /// Size in bytes below which output is never sent as base 64 if it is text.
 const SMALL: usize = 64 << 10;
 
-/// Result of a command, with its raw output.
+/// Response body.
 #[derive(Debug)]
-pub(super) struct Ran {
-    pub(super) sandbox_id: SandboxId,
-    pub(super) cmd: String,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
-    pub(super) exit_code: i32,
-    pub(super) timed_out: bool,
-    pub(super) truncated: bool,
-    pub(super) lost_bytes: u64,
-    pub(super) duration_ms: u64,
+pub(super) struct ExecBody {
+    parts: VecDeque<Part>,
+    left: u64,
+}
+
+impl ExecBody {
+    pub(super) fn new(mut ran: Finished) -> serde_json::Result<Self> {
+        if ran.truncated {
+            ran.lost_bytes += cut_half_character(&mut ran.stdout) + cut_half_character(&mut ran.stderr);
+        }
+        let encoding = encoding(&ran.stdout, &ran.stderr);
+        let output = |bytes: Vec<u8>| match encoding {
+            Encoding::Utf8 => Part::Text(bytes.into()),
+            Encoding::Base64 => Part::Base64(bytes.into()),
+        };
+        let mut head = serde_json::to_vec(&Head { sandbox_id: ran.sandbox_id, cmd: &ran.cmd })?;
+        head.pop();
+        head.extend(br#","stdout":""#);
+        let mut tail = br#"","#.to_vec();
+        tail.extend(
+            &serde_json::to_vec(&Tail {
+                exit_code: ran.exit_code,
+                timed_out: ran.timed_out,
+                truncated: ran.truncated,
+                lost_bytes: ran.lost_bytes,
+                duration_ms: ran.duration_ms,
+                encoding,
+            })?[1..],
+        );
+        let parts = VecDeque::from([
+            Part::Ready(head.into()),
+            output(ran.stdout),
+            Part::Ready(Bytes::from_static(br#"","stderr":""#)),
+            output(ran.stderr),
+            Part::Ready(tail.into()),
+        ]);
+        let left = parts.iter().map(|part| part.length() as u64).sum();
+        Ok(Self { parts, left })
+    }
+}
+
+impl Body for ExecBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        while let Some(part) = self.parts.front_mut() {
+            if let Some(piece) = part.piece() {
+                self.left = self.left.saturating_sub(piece.len() as u64);
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            self.parts.pop_front();
+        }
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
 }
 
 #[derive(Serialize)]
@@ -123,76 +181,6 @@ impl Part {
     }
 }
 
-/// Response body.
-#[derive(Debug)]
-pub(super) struct Answer {
-    parts: VecDeque<Part>,
-    left: u64,
-}
-
-impl Answer {
-    pub(super) fn new(mut ran: Ran) -> serde_json::Result<Self> {
-        if ran.truncated {
-            ran.lost_bytes += cut_half_character(&mut ran.stdout) + cut_half_character(&mut ran.stderr);
-        }
-        let encoding = encoding(&ran.stdout, &ran.stderr);
-        let output = |bytes: Vec<u8>| match encoding {
-            Encoding::Utf8 => Part::Text(bytes.into()),
-            Encoding::Base64 => Part::Base64(bytes.into()),
-        };
-        let mut head = serde_json::to_vec(&Head { sandbox_id: ran.sandbox_id, cmd: &ran.cmd })?;
-        head.pop();
-        head.extend(br#","stdout":""#);
-        let mut tail = br#"","#.to_vec();
-        tail.extend(
-            &serde_json::to_vec(&Tail {
-                exit_code: ran.exit_code,
-                timed_out: ran.timed_out,
-                truncated: ran.truncated,
-                lost_bytes: ran.lost_bytes,
-                duration_ms: ran.duration_ms,
-                encoding,
-            })?[1..],
-        );
-        let parts = VecDeque::from([
-            Part::Ready(head.into()),
-            output(ran.stdout),
-            Part::Ready(Bytes::from_static(br#"","stderr":""#)),
-            output(ran.stderr),
-            Part::Ready(tail.into()),
-        ]);
-        let left = parts.iter().map(|part| part.length() as u64).sum();
-        Ok(Self { parts, left })
-    }
-}
-
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        while let Some(part) = self.parts.front_mut() {
-            if let Some(piece) = part.piece() {
-                self.left = self.left.saturating_sub(piece.len() as u64);
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            self.parts.pop_front();
-        }
-        Poll::Ready(None)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
@@ -201,8 +189,8 @@ mod tests {
 
     use super::*;
 
-    fn ran(stdout: Vec<u8>, stderr: Vec<u8>) -> Ran {
-        Ran {
+    fn ran(stdout: Vec<u8>, stderr: Vec<u8>) -> Finished {
+        Finished {
             sandbox_id: SandboxId::new(),
             cmd: "a \"program\"".to_owned(),
             stdout,
@@ -212,12 +200,13 @@ mod tests {
             truncated: false,
             lost_bytes: 0,
             duration_ms: 7,
+            held: None,
         }
     }
 
     /// Returns the response that a client receives, and its length.
-    fn sent(ran: Ran) -> (ExecResponse, usize) {
-        let answer = Answer::new(ran).expect("JSON");
+    fn sent(ran: Finished) -> (ExecResponse, usize) {
+        let answer = ExecBody::new(ran).expect("JSON");
         let announced = answer.size_hint().exact().expect("a length");
         let bytes = futures::executor::block_on(answer.collect()).expect("a body").to_bytes();
         assert_eq!(bytes.len() as u64, announced);
@@ -277,7 +266,7 @@ mod tests {
     fn truncated_text_stays_text() {
         let mut stdout = "é".repeat(1000).into_bytes();
         stdout.pop();
-        let (response, _) = sent(Ran { truncated: true, lost_bytes: 5, ..ran(stdout, b"x".to_vec()) });
+        let (response, _) = sent(Finished { truncated: true, lost_bytes: 5, ..ran(stdout, b"x".to_vec()) });
         assert_eq!((response.encoding, response.lost_bytes), (Encoding::Utf8, 6));
         assert_eq!(response.stdout, "é".repeat(999));
         let (whole, _) = sent(ran(vec![b'a', 0xc3], Vec::new()));

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use wrenn_api::ErrorCode;
 
-use crate::error::ApiError;
+use crate::error::Fault;
 
 /// Time without progress after which a transfer is aborted.
 pub(crate) const STILL: Duration = Duration::from_secs(60);
 
 /// Cause of a stall.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum By {
+pub(crate) enum By {
     /// The client has sent nothing.
     ClientSends,
     /// The client has taken nothing.
@@ -24,7 +24,7 @@ pub(super) enum By {
 }
 
 impl By {
-    fn error(self) -> ApiError {
+    fn error(self) -> Fault {
         let (what, remedy) = match self {
             Self::ClientSends => ("the client sent nothing", "send without long pauses"),
             Self::ClientTakes => ("the client took nothing", "read without long pauses"),
@@ -32,12 +32,12 @@ impl By {
             Self::SandboxTakes => ("the sandbox took nothing", "see whether its guest still works"),
         };
         let message = format!("the transfer was broken off: for {} s {what}; {remedy}", STILL.as_secs());
-        ApiError::new(ErrorCode::Timeout, message)
+        Fault::new(ErrorCode::Timeout, message)
     }
 }
 
 /// Waits for one step of a transfer.
-pub(super) async fn moving<T>(by: By, step: impl Future<Output = T>) -> Result<T, ApiError> {
+pub(crate) async fn moving<T>(by: By, step: impl Future<Output = T>) -> Result<T, Fault> {
     tokio::time::timeout(STILL, step).await.map_err(|_| by.error())
 }
 

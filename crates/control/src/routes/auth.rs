@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Authentication of requests: the first authenticator that finds its kind of credential decides who the
+//! caller is.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    middleware::Next,
+    response::Response,
+};
+use futures::future::BoxFuture;
+use http::{HeaderMap, request::Parts};
+use wrenn_api::ErrorCode;
+
+use crate::{caller::Caller, error::Fault, services::Services, trail};
+
+/// Authenticator of one kind of credential.
+pub trait Authenticator: Send + Sync + 'static {
+    /// Returns the caller with the request's credential; `None` if it has none of this kind. Fails if the
+    /// credential is not valid.
+    fn caller<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Option<Caller>, Fault>>;
+}
+
+/// Authenticator of API keys in the header `X-API-Key`.
+pub(super) struct ApiKey {
+    services: Services,
+}
+
+impl ApiKey {
+    pub(super) const fn new(services: Services) -> Self {
+        Self { services }
+    }
+}
+
+impl Authenticator for ApiKey {
+    fn caller<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Option<Caller>, Fault>> {
+        Box::pin(async {
+            let Some(given) = headers.get("x-api-key") else { return Ok(None) };
+            let caller = self.services.keys().caller(given.to_str().unwrap_or_default()).await?;
+            caller.map(Some).ok_or_else(refused)
+        })
+    }
+}
+
+/// All authenticators of a server, in their order.
+pub(super) type Authenticators = Arc<[Arc<dyn Authenticator>]>;
+
+/// Rejects requests without a valid credential, and gives the caller to the others.
+pub(super) async fn required(
+    State(authenticators): State<Authenticators>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Fault> {
+    let caller = authenticate(&authenticators, request.headers()).await?;
+    trail::caller(&caller);
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+async fn authenticate(all: &[Arc<dyn Authenticator>], headers: &HeaderMap) -> Result<Caller, Fault> {
+    for authenticator in all {
+        if let Some(caller) = authenticator.caller(headers).await? {
+            return Ok(caller);
+        }
+    }
+    Err(refused())
+}
+
+fn refused() -> Fault {
+    let message = "the API key is missing or not valid: send it in the header X-API-Key";
+    Fault::new(ErrorCode::Unauthorized, message)
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Fault> {
+        // Routes without authentication have no caller: this is a bug of the server.
+        let unchecked = || Fault::new(ErrorCode::InternalError, "the request reached a handler unchecked");
+        parts.extensions.get::<Self>().copied().ok_or_else(unchecked)
+    }
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Extractors of v1: strict, with its error messages.
+
+use std::time::Duration;
+
+use axum::{
+    RequestPartsExt as _,
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Request},
+};
+use bytes::BytesMut;
+use http::{header, request::Parts};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+use wrenn_api::{ErrorCode, SandboxId};
+
+use crate::{
+    admission::{Held, UNCOUNTED},
+    caller::Caller,
+    error::Fault,
+    services::Services,
+    state::State,
+    trail,
+};
+
+/// Time limit for receiving a JSON body.
+const ARRIVES: Duration = Duration::from_secs(60);
+
+/// A JSON object of a known type.
+pub(super) struct Body<T> {
+    pub(super) value: T,
+    /// Memory reserved for it.
+    _held: Option<Held>,
+}
+
+impl<T: DeserializeOwned> FromRequest<Services> for Body<T> {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, services: &Services) -> Result<Self, Fault> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_json = kind.is_some_and(|kind| {
+            let essence = kind.split(';').next().unwrap_or_default().trim();
+            essence.eq_ignore_ascii_case("application/json")
+        });
+        if !is_json {
+            let message = "send the body as JSON, with the header Content-Type: application/json";
+            return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));
+        }
+        let late = |_| {
+            let message = format!("the body did not come within {} s", ARRIVES.as_secs());
+            Fault::new(ErrorCode::Timeout, message)
+        };
+        let (raw, held) =
+            tokio::time::timeout(ARRIVES, read(request, services.state())).await.map_err(late)??;
+        if raw.is_empty() {
+            return Err(Fault::invalid("the body is empty: send a JSON object, at least {}"));
+        }
+        // serde would also accept an array for an object.
+        if raw.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(Fault::invalid("the body must be a JSON object"));
+        }
+        let value = serde_json::from_slice(&raw).map_err(|error| {
+            let what = if error.is_data() { "as documented" } else { "JSON" };
+            Fault::invalid(format!("the body is not {what}: {error}"))
+        })?;
+        Ok(Self { value, _held: held })
+    }
+}
+
+/// Reads the whole body, of at most `max` bytes, and reserves memory for it.
+async fn read(request: Request, state: &State) -> Result<(Bytes, Option<Held>), Fault> {
+    let max = state.limits.json_body;
+    let team = request.extensions().get::<Caller>().map(|caller| caller.team().uuid()).unwrap_or_default();
+    let mut body = request.into_body();
+    let announced = body.size_hint().exact().and_then(|size| usize::try_from(size).ok());
+    let too_large = || Fault::new(ErrorCode::TooLarge, format!("the body is larger than {max} bytes"));
+    if announced.is_some_and(|size| size > max) {
+        return Err(too_large());
+    }
+    let (mut bytes, mut held) = (BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|_| Fault::invalid("the body broke off: the connection or the client failed"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        let size = bytes.len() + data.len();
+        if size > max {
+            return Err(too_large());
+        }
+        if size > UNCOUNTED && held.is_none() {
+            held = Some(state.admission.memory.try_take(team, announced.unwrap_or(max))?);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok((bytes.freeze(), held))
+}
+
+/// The caller, and the sandbox in the path.
+pub(super) struct Target {
+    pub(super) caller: Caller,
+    pub(super) id: SandboxId,
+}
+
+impl FromRequestParts<Services> for Target {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, services: &Services) -> Result<Self, Fault> {
+        let caller = Caller::from_request_parts(parts, services).await?;
+        let Path(text): Path<String> =
+            parts.extract().await.map_err(|_| Fault::invalid("the sandbox id in the path is not text"))?;
+        let id =
+            text.parse().map_err(|error| Fault::invalid(format!("the sandbox id in the path: {error}")))?;
+        trail::sandbox(id);
+        Ok(Self { caller, id })
+    }
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+//! REST API of version 1: it renders requests and responses of the services, strictly as documented.
+
+pub(super) mod error_responses;
+mod events;
+mod exec;
+mod exec_body;
+mod exec_stream;
+mod extract;
+mod fault;
+mod files;
+mod form;
+#[cfg(test)]
+mod overload_tests;
+mod sandboxes;
+mod utf8;
+
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::permission::needs;
+use crate::{caller::Permission, services::Services};
+
+/// Routes of the API, each with the permission that it needs.
+pub(super) fn routes() -> OpenApiRouter<Services> {
+    OpenApiRouter::new()
+        .routes(needs(Permission::SandboxCreate, routes!(sandboxes::create)))
+        .routes(needs(Permission::SandboxRead, routes!(sandboxes::list)))
+        .routes(needs(Permission::SandboxRead, routes!(sandboxes::get)))
+        .routes(needs(Permission::SandboxDelete, routes!(sandboxes::delete)))
+        .routes(needs(Permission::SandboxExec, routes!(exec::exec)))
+        .routes(needs(Permission::SandboxExec, routes!(exec_stream::exec_stream)))
+        .routes(needs(Permission::FileWrite, routes!(files::write)))
+        .routes(needs(Permission::FileRead, routes!(files::read)))
+        .routes(needs(Permission::EventRead, routes!(events::stream)))
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes: create, list, get, delete.
+
+use axum::{
+    Extension, Json,
+    extract::{Query, State, rejection::QueryRejection},
+};
+use http::{HeaderMap, HeaderName, StatusCode};
+use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId, SandboxStatus};
+use wrenn_rpc::Foreign;
+
+use super::{
+    error_responses::{OfCreate, OfDelete, OfGet, OfLook},
+    extract::{Body, Target},
+};
+use crate::{
+    caller::Caller,
+    error::Fault,
+    routes::dispatch::OlderPath,
+    sandboxes::{Idempotency, Page},
+    services::Services,
+};
+
+const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
+
+/// Create a sandbox.
+///
+/// The response is sent once the sandbox is ready to run code. Repeating the request with the same `Idempotency-Key` within
+/// 24 hours creates nothing and returns the sandbox of the first request as it is now; once that sandbox was deleted, it is
+/// rejected with 409 `idempotency_sandbox_deleted`. A different request with the same key is rejected with 409; requests
+/// that differ only in their JSON formatting, or in defaults that are written out, are the same. A request that failed can
+/// be repeated with its key, and is then tried again.
+#[utoipa::path(
+    post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Any text that is unique to this sandbox, for example a UUID. It makes it safe to repeat the request.",
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "01890a5d-ac96-774b-bcce-b302099a8057")),
+    request_body = CreateSandbox,
+    responses((status = 201, description = "The sandbox is running.", body = Sandbox), OfCreate)
+)]
+pub(super) async fn create(
+    State(services): State<Services>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body<CreateSandbox>,
+) -> Result<(StatusCode, Json<Sandbox>), Fault> {
+    let idempotency = idempotency(&headers)?;
+    let sandbox = services.sandboxes().create(&caller, body.value, idempotency).await?;
+    Ok((StatusCode::CREATED, Json(sandbox)))
+}
+
+/// Returns the client's idempotency key; one that is no text is as wrong as an empty one.
+fn idempotency(headers: &HeaderMap) -> Result<Option<Idempotency>, Fault> {
+    let given = headers.get("idempotency-key");
+    given.map(|key| Idempotency::new(key.to_str().unwrap_or_default())).transpose()
+}
+
+/// List the team's sandboxes, newest first.
+///
+/// Without `status`, sandboxes of every status but `stopped` are listed.
+#[utoipa::path(
+    get, path = "/v1/sandboxes", operation_id = "listSandboxes", tag = "sandboxes",
+    params(
+        ("limit" = Option<u32>, Query, description = "Maximum number of sandboxes in the response. Default: 50.", minimum = 1, maximum = 100),
+        ("cursor" = Option<String>, Query, description = "The header `x-next-cursor` of the previous page.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
+        ("status" = Option<SandboxStatus>, Query, description = "List only sandboxes of this status; `stopped` lists deleted ones."),
+    ),
+    responses((status = 200, description = "A page of sandboxes.", body = Vec<Sandbox>,
+        headers(("x-next-cursor" = String, description = "Pass it as `cursor` to get the next page; absent on the last page."))), OfLook)
+)]
+pub(super) async fn list(
+    State(services): State<Services>,
+    caller: Caller,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+) -> Result<(HeaderMap, Json<Vec<Sandbox>>), Fault> {
+    let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
+    let Query(parameters) = parameters.map_err(malformed)?;
+    let listed = services.sandboxes().list(&caller, page(parameters)?).await?;
+    let mut headers = HeaderMap::new();
+    if let Some(Ok(next)) = listed.next.map(|id| id.to_string().parse()) {
+        headers.insert(NEXT_CURSOR, next);
+    }
+    Ok((headers, Json(listed.sandboxes)))
+}
+
+/// Parses the parameters of a list one by one, so that each error names the parameter and its allowed values.
+fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
+    let (mut limit, mut cursor, mut status) = (None, None, None);
+    for (name, value) in parameters {
+        let shown = Foreign(&value);
+        let repeated = match name.as_str() {
+            "limit" => {
+                let parsed = value.parse().ok().filter(|limit| (1..=Page::MAX).contains(limit));
+                let wrong = || Fault::invalid(format!("limit is {shown}: it must be 1 to {}", Page::MAX));
+                limit.replace(parsed.ok_or_else(wrong)?).is_some()
+            }
+            "cursor" => {
+                let wrong = |error| Fault::invalid(format!("cursor is {shown}: {error}"));
+                cursor.replace(value.parse::<SandboxId>().map_err(wrong)?).is_some()
+            }
+            "status" => {
+                let all = SandboxStatus::ALL.map(SandboxStatus::as_str).join(", ");
+                let wrong = |()| Fault::invalid(format!("status is {shown}: it must be one of {all}"));
+                status.replace(value.parse::<SandboxStatus>().map_err(wrong)?).is_some()
+            }
+            other => {
+                let message =
+                    format!("there is no parameter {}: use limit, cursor and status", Foreign(other));
+                return Err(Fault::invalid(message));
+            }
+        };
+        if repeated {
+            return Err(Fault::invalid(format!("{name} is given twice")));
+        }
+    }
+    let limit = limit.unwrap_or(Page::default().limit);
+    Ok(Page { limit, before: cursor, status })
+}
+
+/// Get a sandbox.
+///
+/// A deleted sandbox gives 404; `GET /v1/sandboxes?status=stopped` lists its record. The older path `/v1/capsules/{id}`
+/// returns the record, as the clients of that path expect.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}", operation_id = "getSandbox", tag = "sandboxes",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 200, description = "The sandbox.", body = Sandbox), OfGet)
+)]
+pub(super) async fn get(
+    State(services): State<Services>,
+    older: Option<Extension<OlderPath>>,
+    target: Target,
+) -> Result<Json<Sandbox>, Fault> {
+    let sandbox = services.sandboxes().get(&target.caller, target.id).await?;
+    if sandbox.status == SandboxStatus::Stopped && older.is_none() {
+        return Err(Fault::new(ErrorCode::NotFound, format!("sandbox {} was deleted", target.id)));
+    }
+    Ok(Json(sandbox))
+}
+
+/// Delete a sandbox and its disk, whatever its status.
+///
+/// Repeating it is safe. If the host is offline, the sandbox stays in `stopping` and is deleted when the host comes back.
+#[utoipa::path(
+    delete, path = "/v1/sandboxes/{id}", operation_id = "deleteSandbox", tag = "sandboxes",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 204, description = "The sandbox is deleted, or will be when its host comes back."), OfDelete)
+)]
+pub(super) async fn delete(State(services): State<Services>, target: Target) -> Result<StatusCode, Fault> {
+    services.sandboxes().destroy(&target.caller, target.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(query: &str) -> Result<Page, String> {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        page(pairs).map_err(|error| error.message)
+    }
+
+    #[test]
+    fn wrong_parameters_are_named_with_what_they_may_be() {
+        assert_eq!(parsed(""), Ok(Page::default()));
+        let status = Some(SandboxStatus::Stopped);
+        assert_eq!(parsed("limit=100&status=stopped"), Ok(Page { limit: 100, status, before: None }));
+        for (query, message) in [
+            ("status=nope", r#"status is "nope": it must be one of pending, starting, running"#),
+            ("limit=0", r#"limit is "0": it must be 1 to 100"#),
+            ("limit=x", r#"limit is "x": it must be 1 to 100"#),
+            ("cursor=x", r#"cursor is "x": "#),
+            ("order=x", r#"there is no parameter "order": use limit, cursor and status"#),
+            ("limit=1&limit=1", "limit is given twice"),
+        ] {
+            let told = parsed(query).err().unwrap_or_default();
+            assert!(told.starts_with(message), "{query}: {told}");
+        }
+    }
+}

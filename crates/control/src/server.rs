@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Server: built from its configuration and extensions, then run.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use utoipa::openapi::OpenApi;
+
+use crate::{
+    config::Config,
+    db,
+    extension::Extension,
+    routes::{Routes, Service},
+    services::Services,
+    serving, stall,
+    state::State,
+    workers::{self, Worker},
+};
+
+/// Time limit for receiving the head of a request.
+const HEAD: Duration = Duration::from_secs(10);
+/// Idle time after which a connection without requests is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// A server of the control plane.
+pub struct Server {
+    listen: SocketAddr,
+    bounds: serving::Bounds,
+    services: Services,
+    routes: Routes,
+    service: Service,
+    workers: Vec<Worker>,
+}
+
+/// Builder of a [`Server`].
+pub struct Builder {
+    config: Config,
+    extensions: Vec<Box<dyn Extension>>,
+}
+
+impl Server {
+    /// Begins to build a server.
+    pub const fn builder(config: Config) -> Builder {
+        Builder { config, extensions: Vec::new() }
+    }
+
+    /// The OpenAPI document of the server, which it also serves.
+    pub const fn document(&self) -> &OpenApi {
+        self.routes.document()
+    }
+
+    /// The HTTP service of the server, for callers that have connections of their own.
+    pub fn router(&self) -> Service {
+        self.service.clone()
+    }
+
+    /// The services of the server.
+    pub const fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// Serves the API until `shutdown` is cancelled.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let address = self.listen;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: choose another address with server.listen")
+        })?;
+        let stop = self.services.shutdown().clone();
+        let stopping = tokio::spawn({
+            let stop = stop.clone();
+            async move {
+                shutdown.cancelled().await;
+                stop.cancel();
+            }
+        });
+        let workers = workers::start(self.workers, &stop);
+        tracing::info!(%address, "the control plane listens");
+        serving::serve(listener, self.service, self.bounds, stop).await;
+        drop(workers);
+        stopping.abort();
+        Ok(())
+    }
+}
+
+impl Builder {
+    /// Adds an extension.
+    #[must_use]
+    pub fn with_extension(mut self, extension: impl Extension) -> Self {
+        self.extensions.push(Box::new(extension));
+        self
+    }
+
+    /// Migrates the database and builds the server.
+    pub async fn build(self) -> anyhow::Result<Server> {
+        let Self { config, extensions } = self;
+        let routes = routes(&extensions)?;
+        allow_open_files();
+        db::migrate(&config.database_url).await?;
+        let state = Arc::new(State::new(&config)?);
+        db::fleet::raise(&state.db, Duration::ZERO).await.context("the database does not answer")?;
+        let services = Services::new(state.clone());
+        let mut workers = workers::of_server(&state);
+        workers.extend(extensions.iter().flat_map(|extension| extension.workers(&services)));
+        let authenticators = extensions.iter().flat_map(|extension| extension.authenticators(&services));
+        let service = routes.service(&services, authenticators.collect());
+        let bounds = bounds(&config);
+        Ok(Server { listen: config.listen, bounds, services, routes, service, workers })
+    }
+}
+
+/// Returns the OpenAPI document of a server with these extensions, without building it.
+pub fn document(extensions: &[Box<dyn Extension>]) -> anyhow::Result<OpenApi> {
+    Ok(routes(extensions)?.document().clone())
+}
+
+fn routes(extensions: &[Box<dyn Extension>]) -> anyhow::Result<Routes> {
+    Routes::new(extensions.iter().map(|extension| (extension.name(), extension.routes())).collect())
+}
+
+fn bounds(config: &Config) -> serving::Bounds {
+    serving::Bounds {
+        connections: config.limits.connections,
+        per_address: config.limits.connections_per_address,
+        head: HEAD,
+        idle: IDLE,
+        stall: stall::STILL,
+        linger: serving::LINGER,
+    }
+}
+
+/// Raises the limit of open files to the maximum: each connection of a client needs one, each stream another.
+fn allow_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Services of a server, for its surfaces, workers and extensions.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, state::State};
+
+/// All services of a server; cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    state: Arc<State>,
+}
+
+impl Services {
+    pub(crate) const fn new(state: Arc<State>) -> Self {
+        Self { state }
+    }
+
+    /// Sandboxes, their commands and files.
+    pub fn sandboxes(&self) -> Sandboxes {
+        Sandboxes::new(self.state.clone())
+    }
+
+    /// Events of sandboxes.
+    pub fn events(&self) -> Events {
+        Events::new(self.state.clone())
+    }
+
+    /// Hosts.
+    pub fn hosts(&self) -> Hosts {
+        Hosts::new(self.state.access.clone())
+    }
+
+    /// API keys.
+    pub fn keys(&self) -> &Keys {
+        &self.state.keys
+    }
+
+    /// Cancelled when the server stops.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.state.shutdown
+    }
+
+    /// State of the server, for what is not offered to extensions: admission, metrics, health.
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+}
