@@ -13,6 +13,7 @@ mod idempotency;
 mod keys;
 mod records;
 mod stores;
+mod unauthorized;
 
 use std::{pin::Pin, process::ExitCode, sync::Arc};
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         keys::a_revoked_key_ends_its_streams,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
+        unauthorized::no_operation_serves_those_who_may_not,
     ];
     let stores = (!arguments.list).then(|| {
         let started = runtime.block_on(Stores::start());
