@@ -97,7 +97,7 @@ async fn a_head_without_end_is_refused() {
     let (address, _stop) = serving(small(), bounds).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
-    stream.write_all(&[b'a'; 2 * HEAD_MAX]).await.unwrap();
+    stream.write_all(&vec![b'a'; 2 * HEAD_MAX]).await.unwrap();
     let mut line = [0; 12];
     soon(stream.read_exact(&mut line)).await.unwrap();
     assert_eq!(line, *b"HTTP/1.1 431");
