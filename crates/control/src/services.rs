@@ -48,3 +48,22 @@ impl Services {
         &self.state
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::sources;
+
+    /// What is HTTP: the surfaces, the listener, and what puts them together.
+    const HTTP: [&str; 5] = ["routes/", "serving/", "server.rs", "extension.rs", "testing.rs"];
+
+    #[test]
+    fn nothing_below_the_surfaces_knows_http() {
+        // In two parts, so that this file does not have them.
+        let words = [concat!("ax", "um::"), concat!("Status", "Code")];
+        for (file, text) in sources() {
+            let below = !HTTP.iter().any(|part| file.starts_with(part));
+            let known = words.iter().find(|word| text.contains(**word));
+            assert!(!below || known.is_none(), "{file} uses {known:?}");
+        }
+    }
+}

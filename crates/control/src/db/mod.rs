@@ -85,28 +85,13 @@ pub(crate) fn describe(database_url: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
-
     use super::describe;
-
-    fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
-        for entry in fs::read_dir(dir).expect("a directory").flatten() {
-            if entry.path().is_dir() {
-                sources(&entry.path(), found);
-            } else {
-                let text = fs::read_to_string(entry.path()).expect("a source file");
-                found.push((entry.path().display().to_string(), text));
-            }
-        }
-    }
+    use crate::testing::sources;
 
     /// A column that a migration adds would change the result of statements that older servers have prepared.
     #[test]
     fn statements_name_their_columns() {
-        let mut found = Vec::new();
-        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-        assert!(found.len() > 20, "{} files", found.len());
-        for (file, text) in found {
+        for (file, text) in sources() {
             for before in ["SELECT", "RETURNING"] {
                 let all = text.split(before).skip(1).any(|rest| rest.trim_start().starts_with('*'));
                 assert!(!all, "{file}: a statement takes all columns: name them");

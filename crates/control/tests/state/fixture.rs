@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{Admin, Config, Limits, Server};
+use wrenn_control::{Admin, Builder, Config, Limits, Server};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
@@ -77,9 +77,8 @@ impl Fixture {
         Ok(fixture)
     }
 
-    /// Starts another server with the same database, and returns a client of it.
-    pub(crate) async fn serve(&mut self) -> Result<Api> {
-        let (listen, shutdown) = (free_address()?, CancellationToken::new());
+    fn builder(&self) -> Result<(Builder, SocketAddr)> {
+        let listen = free_address()?;
         let config = Config {
             listen,
             database_url: self.stores.database_url(&self.database),
@@ -87,13 +86,32 @@ impl Fixture {
             agent_tls: self.tls.clone(),
             limits: self.limits.clone(),
         };
+        Ok((Server::builder(config), listen))
+    }
+
+    /// Starts another server with the same database, and returns a client of it.
+    pub(crate) async fn serve(&mut self) -> Result<Api> {
+        self.serve_with(|builder| builder).await
+    }
+
+    /// Starts another server, built with more than usual.
+    pub(crate) async fn serve_with(&mut self, add: impl FnOnce(Builder) -> Builder) -> Result<Api> {
+        let (builder, listen) = self.builder()?;
+        let (builder, shutdown) = (add(builder), CancellationToken::new());
         let stop = shutdown.clone();
-        let server = tokio::spawn(async move { Server::builder(config).build().await?.run(stop).await });
+        let server = tokio::spawn(async move { builder.build().await?.run(stop).await });
         self.servers.push((shutdown, server));
         let api = Api::new(&format!("http://{listen}"), self.api.key());
         let healthy = async || api.get("/health").await.ok().filter(|reply| reply.status == 200);
         wait_until("health", SOON, healthy).await?;
         Ok(api)
+    }
+
+    /// Returns why a server cannot be built.
+    pub(crate) async fn build_error(&self, add: impl FnOnce(Builder) -> Builder) -> Result<String> {
+        let (builder, _) = self.builder()?;
+        let error = add(builder).build().await.err().context("it was built")?;
+        Ok(format!("{error:#}"))
     }
 
     pub(crate) async fn stop(self) -> Result<()> {

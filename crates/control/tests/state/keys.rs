@@ -11,7 +11,7 @@ use tokio_tungstenite::{
     connect_async,
     tungstenite::{Message, client::IntoClientRequest as _},
 };
-use wrenn_control::Limits;
+use wrenn_control::{Admin, Limits};
 use wrenn_testkit::Events;
 
 use crate::{
@@ -25,7 +25,7 @@ pub(crate) async fn a_revoked_key_ends_its_streams(stores: &Arc<Stores>, name: &
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let id = fixture.create().await?;
     let database = stores.database_url(name);
-    let revoked = wrenn_control::ensure_api_key(&database, None).await?;
+    let revoked = Admin::new(&database)?.ensure_api_key(None).await?;
     let stranger = fixture.api.with_key(&revoked);
     let mut kept = Events::open(&fixture.api, None).await?;
     let mut ended = Events::open(&stranger, None).await?;

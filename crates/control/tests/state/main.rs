@@ -6,6 +6,7 @@ mod agent;
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod database;
+mod extension;
 mod fixture;
 mod fleets;
 mod hosts;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
     let cases = cases![
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
+        extension::another_program_adds_a_route_and_a_worker,
+        extension::a_route_without_a_permission_is_refused,
         fleets::a_deleted_row_destroys_nothing_at_once,
         fleets::a_stray_is_destroyed_in_time,
         fleets::a_quarantined_database_destroys_nothing_but_what_users_delete,

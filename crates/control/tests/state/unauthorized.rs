@@ -75,7 +75,9 @@ async fn check(
     }
     let stranger = format!("wrn_stranger{number}");
     team(fixture, &stranger, "NULL", "NULL").await?;
-    as_stranger(fixture, operation, ask(&stranger)?, &stranger, sandbox).await.context("with another team's key")
+    as_stranger(fixture, operation, ask(&stranger)?, &stranger, sandbox)
+        .await
+        .context("with another team's key")
 }
 
 /// Creates a team with a key, each of which may be revoked or deleted.
@@ -102,7 +104,8 @@ async fn as_stranger(
         return Ok(());
     }
     let success = operation.facts["responses"].as_object().context("no responses")?;
-    let (status, success) = success.iter().find(|(status, _)| status.starts_with('2')).context("no success")?;
+    let (status, success) =
+        success.iter().find(|(status, _)| status.starts_with('2')).context("no success")?;
     let content = &success["content"];
     if content["text/event-stream"].is_object() {
         let silent = is_silent(request.header("Last-Event-ID", "0")).await?;
