@@ -57,6 +57,7 @@ const KEYS: &[Key] = &[
     key("server.upload_body", Kind::Number(1024, 1 << 40), ""),
     key("server.sandboxes_per_team", Kind::Number(1, 1_000_000), ""),
     key("server.event_streams", Kind::Number(1, 65_536), ""),
+    key("server.lease_sec", Kind::Number(1, 3600), ""),
     key("server.create_timeout_sec", Kind::Number(1, 3600), ""),
     key("server.memory_mb", Kind::Number(0, 1 << 24), ""),
     key("server.stray_grace_sec", Kind::Number(1, 31_536_000), ""),

@@ -63,6 +63,7 @@ fn server_config(config: &Config) -> Result<wrenn_control::Config> {
             key_check: seconds(config, "server.key_check_sec", defaults.key_check),
             sandboxes_per_team: config.or("server.sandboxes_per_team", defaults.sandboxes_per_team),
             event_streams: config.or("server.event_streams", defaults.event_streams),
+            lease: seconds(config, "server.lease_sec", defaults.lease),
             create: seconds(config, "server.create_timeout_sec", defaults.create),
             stray_grace: seconds(config, "server.stray_grace_sec", defaults.stray_grace),
             record_retention: seconds(config, "server.record_retention_sec", defaults.record_retention),

@@ -59,7 +59,8 @@ impl Admin {
     /// Records that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not missing.
     pub async fn host_emptied(&self, host: HostId) -> anyhow::Result<()> {
         for row in sandboxes::not_stopped(&self.db, host.uuid()).await? {
-            sandboxes::change(&self.db, &row, Change::to(SandboxStatus::Stopped)).await?;
+            let stopped = Change::to(SandboxStatus::Stopped);
+            sandboxes::change(&self.db, &row, stopped, Limits::default().lease).await?;
         }
         Ok(())
     }

@@ -41,6 +41,9 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// Interval between checks of the key of an open stream.
     pub key_check: Duration,
+    /// Time for which a sandbox that starts or stops belongs to the server that does it. It is renewed while the
+    /// server works on a create; when the server is gone, another one finishes or undoes it after this time.
+    pub lease: Duration,
     /// Time limit of a create, after which the reconciler ends it.
     pub create: Duration,
     /// Time after which a microVM without a record is destroyed.
@@ -65,6 +68,7 @@ impl Default for Limits {
             connections: 2048,
             connections_per_address: 1024,
             key_check: Duration::from_secs(60),
+            lease: Duration::from_secs(15),
             create: Duration::from_secs(180),
             stray_grace: Duration::from_secs(15 * 60),
             record_retention: Duration::from_secs(7 * 24 * 3600),

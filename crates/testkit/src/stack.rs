@@ -131,6 +131,9 @@ impl Stack {
         ];
         if in_lab() {
             env.extend(lab_agent_variables());
+        } else {
+            // So that what a killed server was doing is soon taken over; a lab may pause for longer.
+            env.push(("WRENN_SERVER_LEASE_SEC".to_owned(), "3".to_owned()));
         }
         env.extend(setup.env);
         let before = Resources::now(&state_dir);

@@ -11,9 +11,6 @@ use wrenn_api::{ErrorCode, ErrorDetail, Event, Sandbox, SandboxId, SandboxStatus
 
 use super::outbox;
 
-/// Lease of a transitional status, in seconds: only the worker that set it may change it.
-pub(crate) const LEASE_SECS: i32 = 15;
-
 /// One row of the table.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
@@ -154,11 +151,11 @@ pub(crate) struct New<'a> {
 }
 
 /// Inserts a sandbox as `starting`, whose resources are reserved on its host.
-pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result<Row> {
+pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration) -> sqlx::Result<Row> {
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
             reserved)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8::int), true) RETURNING",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true) RETURNING",
         "",
         new.id,
         new.team_id,
@@ -167,7 +164,7 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>) -> sqlx::Result
         new.vcpus,
         new.memory_mb,
         new.disk_size_mb,
-        LEASE_SECS
+        lease.as_secs_f64()
     )
     .fetch_one(&mut *tx)
     .await?;
@@ -300,8 +297,14 @@ impl Change {
     }
 }
 
-/// Changes the status if the row is unchanged since it was read; `None` otherwise.
-pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Result<Option<Row>> {
+/// Changes the status if the row is unchanged since it was read; `None` otherwise. A transitional status gets a
+/// lease: only the worker that set it may change it.
+pub(crate) async fn change(
+    db: &PgPool,
+    row: &Known,
+    change: Change,
+    lease: Duration,
+) -> sqlx::Result<Option<Row>> {
     let to = change.to.unwrap_or(row.status());
     let (code, message) = change.error.unzip();
     let metadata = serde_json::to_value(&change.metadata).unwrap_or_default();
@@ -311,7 +314,7 @@ pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Re
         "UPDATE sandboxes SET status = $4, version = version + 1, last_updated = now(),
             error_code = $5, error_message = $6, metadata = metadata || $7,
             started_at = CASE WHEN $4 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
-            lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9::int) END
+            lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9) END
          WHERE id = $1 AND status = $2 AND version = $3 RETURNING",
         "",
         row.id,
@@ -322,7 +325,7 @@ pub(crate) async fn change(db: &PgPool, row: &Known, change: Change) -> sqlx::Re
         message,
         metadata,
         transitional,
-        LEASE_SECS
+        lease.as_secs_f64()
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -353,13 +356,13 @@ async fn give_back(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
 }
 
 /// Renews the lease of a transitional status; false if the row has changed.
-pub(crate) async fn renew(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
+pub(crate) async fn renew(db: &PgPool, row: &Known, lease: Duration) -> sqlx::Result<bool> {
     let renewed = sqlx::query!(
-        "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)
+        "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3)
          WHERE id = $1 AND version = $2",
         row.id,
         row.version,
-        LEASE_SECS
+        lease.as_secs_f64()
     )
     .execute(db)
     .await?;
@@ -367,13 +370,13 @@ pub(crate) async fn renew(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
 }
 
 /// Takes over a transitional status whose lease has expired; false if it has not, or if the row has changed.
-pub(crate) async fn take_over(db: &PgPool, row: &Known) -> sqlx::Result<bool> {
+pub(crate) async fn take_over(db: &PgPool, row: &Known, lease: Duration) -> sqlx::Result<bool> {
     let taken = sqlx::query!(
-        "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3::int)
+        "UPDATE sandboxes SET lease_until = now() + make_interval(secs => $3)
          WHERE id = $1 AND version = $2 AND (lease_until IS NULL OR lease_until < now())",
         row.id,
         row.version,
-        LEASE_SECS
+        lease.as_secs_f64()
     )
     .execute(db)
     .await?;

@@ -40,8 +40,8 @@ const TRIES: usize = 8;
 /// Maximum number of an agent's metadata for a new sandbox, and their maximum length in bytes.
 const METADATA_MAX: usize = 64;
 const METADATA_TEXT_MAX: usize = 256;
-/// Interval between renewals of the lease; well below the lease.
-const RENEW: Duration = Duration::from_secs(5);
+/// Number of renewals in the time of a lease, so that one may be late.
+const RENEWALS: u32 = 3;
 
 /// Key that makes it safe to repeat a create.
 #[derive(Debug, Clone)]
@@ -236,7 +236,7 @@ async fn claim_on(
         memory_mb: need.memory_mb,
         disk_size_mb: need.disk_size_mb,
     };
-    let row = sandboxes::insert(&mut tx, &new).await?;
+    let row = sandboxes::insert(&mut tx, &new, app.limits.lease).await?;
     tx.commit().await?;
     Ok(Claim::Made(Box::new(row), address))
 }
@@ -252,8 +252,8 @@ async fn finish(app: App, row: Row, address: &str, envs: &BTreeMap<String, Strin
 
 async fn keep_lease(app: App, row: Known) {
     loop {
-        tokio::time::sleep(RENEW).await;
-        if matches!(sandboxes::renew(&app.db, &row).await, Ok(false)) {
+        tokio::time::sleep(app.limits.lease / RENEWALS).await;
+        if matches!(sandboxes::renew(&app.db, &row, app.limits.lease).await, Ok(false)) {
             return;
         }
     }
@@ -312,7 +312,7 @@ async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, Strin
 /// repeated request with the same key then returns it.
 async fn made_it(app: &App, row: &Row, host: Uuid, response: CreateResponse) -> Result<Row, Fault> {
     let change = Change { metadata: metadata(response), ..Change::to(SandboxStatus::Running) };
-    let changed = sandboxes::change(&app.db, &row.known(), change).await?;
+    let changed = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
     fault::point("create.running");
     if let Err(error) = hosts::create_succeeded(&app.db, host).await {
         tracing::warn!(host = %HostId::from(host), %error, "a create that went well was not counted for its host");
@@ -326,7 +326,7 @@ async fn made_it(app: &App, row: &Row, host: Uuid, response: CreateResponse) -> 
 /// Records that it failed; returns the sandbox if it runs all the same.
 async fn give_up(app: &App, row: &Row, error: &Fault) -> Result<Option<Row>, Fault> {
     let change = Change::error(error.code, error.message.clone());
-    if sandboxes::change(&app.db, &row.known(), change).await?.is_none() {
+    if sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?.is_none() {
         return moved_on(app, row).await.map(Some);
     }
     // The sandbox, which the agent may still be creating, is not wanted any more. If this call does not reach

@@ -20,14 +20,15 @@ const TRIES: usize = 16;
 /// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
 /// when the host is back.
 pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), Fault> {
+    let lease = app.limits.lease;
     for _ in 0..TRIES {
         let row = known(app, team, id).await?;
         let row = match row.status() {
             SandboxStatus::Stopped => return Ok(()),
             // Another worker removes it already, or starts now.
-            SandboxStatus::Stopping if !sandboxes::take_over(&app.db, &row).await? => return Ok(()),
+            SandboxStatus::Stopping if !sandboxes::take_over(&app.db, &row, lease).await? => return Ok(()),
             SandboxStatus::Stopping => row,
-            _ => match sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping)).await? {
+            _ => match sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping), lease).await? {
                 Some(row) => row.known(),
                 None => continue,
             },
@@ -59,7 +60,7 @@ pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), Fault> {
         agent(app, host).await?.destroy_with_options(request, within(deadline::DESTROY)).await?;
     }
     fault::point("destroy.gone");
-    sandboxes::change(&app.db, row, Change::to(SandboxStatus::Stopped)).await?;
+    sandboxes::change(&app.db, row, Change::to(SandboxStatus::Stopped), app.limits.lease).await?;
     fault::point("destroy.stopped");
     app.outbox.notify_one();
     Ok(())

@@ -223,7 +223,7 @@ impl Host {
                 ),
                 _ => continue,
             };
-            let changed = sandboxes::change(&self.app.db, &row, change).await;
+            let changed = sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await;
             done = done.and(changed.map(drop).map_err(Fault::from));
         }
         self.app.outbox.notify_one();
@@ -262,12 +262,14 @@ impl Host {
             Step::Nothing => {}
             Step::Change(change) => {
                 tracing::info!(sandbox_id = %row.public_id(), from = row.status, to = ?change.to, "reconciled");
-                sandboxes::change(&self.app.db, &row, change).await?;
+                sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await?;
                 self.app.outbox.notify_one();
             }
             Step::Finish => {
                 // Takes the lease, so that other servers do not do the same.
-                if self.may_remove(row.id) && sandboxes::take_over(&self.app.db, &row).await? {
+                if self.may_remove(row.id)
+                    && sandboxes::take_over(&self.app.db, &row, self.app.limits.lease).await?
+                {
                     let app = self.app.clone();
                     self.remove(row.id, async move { destroy::finish(&app, &row).await });
                 }

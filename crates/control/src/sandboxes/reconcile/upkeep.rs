@@ -92,7 +92,7 @@ async fn remove_old(app: &App) -> Result<(), Fault> {
     // A failed sandbox may still have a disk on its host, so it is deleted as by its user.
     for row in sandboxes::failed_before(&app.db, age, BATCH).await? {
         let to = if row.host_id.is_some() { SandboxStatus::Stopping } else { SandboxStatus::Stopped };
-        sandboxes::change(&app.db, &row, Change::to(to)).await?;
+        sandboxes::change(&app.db, &row, Change::to(to), app.limits.lease).await?;
         tracing::info!(sandbox_id = %row.public_id(), "deleting a sandbox that failed long ago");
     }
     app.outbox.notify_one();
