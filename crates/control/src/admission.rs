@@ -13,6 +13,44 @@ use wrenn_api::ErrorCode;
 
 use crate::{config::Limits, error::Fault};
 
+/// Maximum number of concurrent health and metrics requests.
+const PROBES: usize = 32;
+/// Maximum number of concurrent requests for documentation.
+const PAGES: usize = 32;
+
+/// All limits of a server.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Short requests.
+    pub(crate) requests: Places,
+    /// Deletes, which release resources, so other requests must not block them.
+    pub(crate) deletes: Places,
+    /// Commands that may take long.
+    pub(crate) commands: Places,
+    /// Event and command streams.
+    pub(crate) streams: Places,
+    /// Health and metrics requests: a busy server must not be taken for a dead one.
+    pub(crate) probes: Places,
+    /// The documentation, and paths that do not exist.
+    pub(crate) pages: Places,
+    /// Bytes of requests and answers.
+    pub(crate) memory: Arc<Memory>,
+}
+
+impl Admission {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            requests: Places::new("requests", limits.concurrent_requests),
+            deletes: Places::new("deletes", limits.concurrent_deletes),
+            commands: Places::new("commands of more than a minute", limits.long_commands),
+            streams: Places::new("streams", limits.event_streams),
+            probes: Places::new("probes", PROBES),
+            pages: Places::new("pages", PAGES),
+            memory: Arc::new(Memory::new(limits.memory)),
+        }
+    }
+}
+
 /// A limit on concurrent requests, of which one team gets at most half.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
@@ -178,44 +216,6 @@ impl Held {
         self
     }
 }
-
-/// All limits of a server.
-#[derive(Debug)]
-pub(crate) struct Admission {
-    /// Short requests.
-    pub(crate) requests: Places,
-    /// Deletes, which release resources, so other requests must not block them.
-    pub(crate) deletes: Places,
-    /// Commands that may take long.
-    pub(crate) commands: Places,
-    /// Event and command streams.
-    pub(crate) streams: Places,
-    /// Health and metrics requests: a busy server must not be taken for a dead one.
-    pub(crate) probes: Places,
-    /// The documentation, and paths that do not exist.
-    pub(crate) pages: Places,
-    /// Bytes of requests and answers.
-    pub(crate) memory: Arc<Memory>,
-}
-
-impl Admission {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        Self {
-            requests: Places::new("requests", limits.concurrent_requests),
-            deletes: Places::new("deletes", limits.concurrent_deletes),
-            commands: Places::new("commands of more than a minute", limits.long_commands),
-            streams: Places::new("streams", limits.event_streams),
-            probes: Places::new("probes", PROBES),
-            pages: Places::new("pages", PAGES),
-            memory: Arc::new(Memory::new(limits.memory)),
-        }
-    }
-}
-
-/// Maximum number of concurrent health and metrics requests.
-const PROBES: usize = 32;
-/// Maximum number of concurrent requests for documentation.
-const PAGES: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -40,7 +40,7 @@ use wrenn_rpc::{
 use crate::{
     admission::{Held, Memory},
     config::AgentTls,
-    trail,
+    request_trace,
 };
 
 /// VMM driver of an agent.
@@ -56,6 +56,16 @@ pub struct DriverInUse {
 
 /// Client of one agent.
 pub type AgentClient = HostClient<Link>;
+
+/// Clients of all agents.
+pub struct Agents {
+    tls: TlsConnector,
+    /// DNS name in the certificates of all agents.
+    name: ServerName<'static>,
+    uri: Uri,
+    /// Clients by host, with the address that each connects to.
+    links: Mutex<HashMap<HostId, (String, Link)>>,
+}
 
 /// DNS name in every agent's certificate, because addresses may change.
 const AGENT_NAME: &str = "agent.wrenn";
@@ -95,22 +105,6 @@ pub(crate) mod deadline {
     pub(crate) const DESTROY: Duration = Duration::from_secs(60);
     /// Additional time of an exec, beyond the command's timeout.
     pub(crate) const EXEC_EXTRA: Duration = Duration::from_secs(45);
-}
-
-/// Clients of all agents.
-pub struct Agents {
-    tls: TlsConnector,
-    /// DNS name in the certificates of all agents.
-    name: ServerName<'static>,
-    uri: Uri,
-    /// Clients by host, with the address that each connects to.
-    links: Mutex<HashMap<HostId, (String, Link)>>,
-}
-
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let read = || format!("{} is not a readable certificate", path.display());
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(read)?.collect();
-    all.with_context(read)
 }
 
 impl Agents {
@@ -211,6 +205,12 @@ impl Agents {
     }
 }
 
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = || format!("{} is not a readable certificate", path.display());
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(read)?.collect();
+    all.with_context(read)
+}
+
 /// Memory for the response to one call.
 #[derive(Debug, Clone)]
 pub(crate) struct ResponseMemory {
@@ -253,7 +253,7 @@ impl ClientTransport for Link {
         &self,
         mut request: Request<ClientBody>,
     ) -> BoxFuture<'static, Result<Response<Self::ResponseBody>, Self::Error>> {
-        if let Some(id) = trail::request_id() {
+        if let Some(id) = request_trace::request_id() {
             request.headers_mut().insert("x-request-id", id);
         }
         let (sending, memory) = (self.connection.send(request), self.memory.clone());

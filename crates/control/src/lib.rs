@@ -16,10 +16,10 @@ mod event_store;
 mod events;
 mod extension;
 mod fault;
-mod figures;
 mod hosts;
 mod keys;
 mod relay;
+mod request_trace;
 mod routes;
 pub mod sandboxes;
 mod server;
@@ -27,9 +27,9 @@ mod services;
 mod serving;
 mod stall;
 mod state;
+mod telemetry;
 #[cfg(test)]
 mod testing;
-mod trail;
 mod workers;
 
 pub use admin::{Admin, describe_database};

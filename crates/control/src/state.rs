@@ -14,8 +14,8 @@ use crate::{
     config::{Config, Limits},
     db,
     event_store::EventStore,
-    figures::Figures,
     keys::Keys,
+    telemetry::Telemetry,
 };
 
 /// Shared state; cheap to clone.
@@ -35,7 +35,7 @@ pub(crate) struct State {
     pub(crate) admission: Admission,
     /// Notifies the relay of a new entry in the outbox.
     pub(crate) outbox: Notify,
-    pub(crate) figures: Figures,
+    pub(crate) telemetry: Telemetry,
     /// Cancelled when the server stops; streams end then.
     pub(crate) shutdown: CancellationToken,
 }
@@ -67,7 +67,7 @@ impl State {
             admission: Admission::new(&limits),
             limits,
             outbox: Notify::new(),
-            figures: Figures::start()?,
+            telemetry: Telemetry::start()?,
             shutdown: CancellationToken::new(),
         })
     }

@@ -55,7 +55,7 @@ pub(crate) fn start(workers: Vec<Worker>, stop: &CancellationToken) -> JoinSet<(
 async fn upkeep(app: App) {
     while !app.shutdown.is_cancelled() {
         tokio::time::sleep(UPKEEP).await;
-        app.figures.upkeep();
+        app.telemetry.upkeep();
     }
 }
 

@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, request::Parts};
 use wrenn_api::ErrorCode;
 
-use crate::{caller::Caller, error::Fault, services::Services, trail};
+use crate::{caller::Caller, error::Fault, request_trace, services::Services};
 
 /// Authenticator of one kind of credential.
 pub trait Authenticator: Send + Sync + 'static {
@@ -53,7 +53,7 @@ pub(super) async fn required(
     next: Next,
 ) -> Result<Response, Fault> {
     let caller = authenticate(&authenticators, request.headers()).await?;
-    trail::caller(&caller);
+    request_trace::caller(&caller);
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }

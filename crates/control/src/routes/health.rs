@@ -47,5 +47,5 @@ pub(super) async fn health(State(services): State<Services>) -> (StatusCode, Jso
         example = json!("# TYPE wrenn_sandboxes gauge\nwrenn_sandboxes{status=\"running\"} 3\n")))
 )]
 pub(super) async fn metrics(State(services): State<Services>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], services.state().figures.text().await)
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], services.state().telemetry.text().await)
 }

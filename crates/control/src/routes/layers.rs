@@ -20,10 +20,10 @@ use crate::{
     admission::{Admission, InWork, Places},
     caller::Caller,
     error::Fault,
-    figures,
+    request_trace,
     services::Services,
     serving::{Connection, Holding},
-    trail,
+    telemetry,
 };
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,10 +37,10 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     let begin = Instant::now();
     let id = request_id(&request);
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = figures::method(request.method());
+    let method = telemetry::method(request.method());
     let connection = request.extensions().get::<Arc<Connection>>();
-    let span = trail::span(&id, connection.map(AsRef::as_ref));
-    let handling = trail::follow(id.clone(), span.clone(), next.run(request));
+    let span = request_trace::span(&id, connection.map(AsRef::as_ref));
+    let handling = request_trace::follow(id.clone(), span.clone(), next.run(request));
     let handled = AssertUnwindSafe(handling).catch_unwind().await;
     let mut response = handled.unwrap_or_else(|_| {
         let message = "the control plane failed at this request; its log says why, under the request id";

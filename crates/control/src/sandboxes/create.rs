@@ -154,7 +154,7 @@ pub(super) async fn create(
 /// Creates a sandbox in a task of its own; `None` if its key is taken.
 async fn begin(app: &App, team: Uuid, wanted: Arc<Wanted>, key: Option<Key>) -> Result<Option<Row>, Fault> {
     // A client that disconnects must not leave a sandbox that is recorded but not created.
-    let task = crate::trail::spawn({
+    let task = crate::request_trace::spawn({
         let app = app.clone();
         async move {
             let Some((row, address)) = claim(&app, team, &wanted, key.as_ref()).await? else {

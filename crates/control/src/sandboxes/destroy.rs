@@ -36,7 +36,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
         app.outbox.notify_one();
         fault::point("destroy.marked");
         // The delete continues if the client disconnects.
-        let task = crate::trail::spawn({
+        let task = crate::request_trace::spawn({
             let app = app.clone();
             async move { finish(&app, &row).await }
         });

@@ -17,7 +17,7 @@ use wrenn_rpc::host::v1::{
     write_file_request::{Commit, Open},
 };
 
-use super::Attached;
+use super::attached::Attached;
 use crate::{
     error::Fault,
     stall::{By, moving},

@@ -31,11 +31,11 @@ use crate::{
     admission::{Held, InWork},
     caller::Caller,
     error::Fault,
+    request_trace,
     sandboxes::{Attached, CommandEvent},
     services::Services,
     serving::Connection,
     stall::{By, moving},
-    trail,
 };
 
 /// Time limit for the client's first frame.
@@ -94,7 +94,7 @@ fn open(stream: Stream, upgrade: WebSocketUpgrade, held: impl Send + 'static) ->
     let all = &stream.services.state().admission.memory;
     let memory = all.try_take(stream.caller.team().uuid(), FIRST_MAX).ok();
     let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
-    let (work, span, request) = (stream.connection.work(), Span::current(), trail::request_id());
+    let (work, span, request) = (stream.connection.work(), Span::current(), request_trace::request_id());
     let upgrade = upgrade.max_message_size(first).max_frame_size(first);
     let upgrade = upgrade.read_buffer_size(READ_BUFFER).write_buffer_size(0).max_write_buffer_size(WRITE_MAX);
     stream.connection.limit_reads((first + LATER_MAX) as u64);
@@ -104,7 +104,7 @@ fn open(stream: Stream, upgrade: WebSocketUpgrade, held: impl Send + 'static) ->
             let ended = converse(&stream, memory, &mut socket).await;
             let _ = take_leave(&mut socket, ended).await;
         };
-        trail::follow(request.unwrap_or(HeaderValue::from_static("none")), span, conversation).await;
+        request_trace::follow(request.unwrap_or(HeaderValue::from_static("none")), span, conversation).await;
     })
 }
 

@@ -19,9 +19,9 @@ use crate::{
     admission::{Held, UNCOUNTED},
     caller::Caller,
     error::Fault,
+    request_trace,
     services::Services,
     state::State,
-    trail,
 };
 
 /// Time limit for receiving a JSON body.
@@ -110,7 +110,7 @@ impl FromRequestParts<Services> for Target {
             parts.extract().await.map_err(|_| Fault::invalid("the sandbox id in the path is not text"))?;
         let id =
             text.parse().map_err(|error| Fault::invalid(format!("the sandbox id in the path: {error}")))?;
-        trail::sandbox(id);
+        request_trace::sandbox(id);
         Ok(Self { caller, id })
     }
 }

@@ -27,9 +27,9 @@ use crate::{
         sandboxes::{self, Change, Known},
     },
     error::Fault,
-    figures,
     sandboxes::{destroy, lookup::cut},
     state::App,
+    telemetry,
 };
 
 /// Maximum number of concurrent removals of a host.
@@ -167,7 +167,7 @@ impl Host {
 
     /// Records the agent's data about its host.
     async fn note(&mut self, ping: &PingResponse) -> Result<(), Fault> {
-        figures::host(self.id.into(), ping);
+        telemetry::host(self.id.into(), ping);
         let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
         let long = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let names = ping.templates.iter().filter(|name| name.len() <= NAME_MAX);

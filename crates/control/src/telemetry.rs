@@ -17,17 +17,12 @@ const BUCKETS: [f64; 16] =
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The metrics, and their last rendering.
-pub(crate) struct Figures {
+pub(crate) struct Telemetry {
     recorder: PrometheusHandle,
     last: Mutex<Option<(Instant, Bytes)>>,
 }
 
-/// Creates the recorder with its buckets.
-fn recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusRecorder> {
-    Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
-}
-
-impl Figures {
+impl Telemetry {
     /// Installs the recorder of this process.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let recorder = recorder()?;
@@ -57,6 +52,11 @@ impl Figures {
     pub(crate) fn upkeep(&self) {
         self.recorder.run_upkeep();
     }
+}
+
+/// Creates the recorder with its buckets.
+fn recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusRecorder> {
+    Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
 }
 
 /// Describes all metrics, and sets the constant ones.
