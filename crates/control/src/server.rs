@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     db,
     extension::Extension,
-    routes::{Routes, Service},
+    routes::{HttpService, Routes},
     services::Services,
     serving, stall,
     state::State,
@@ -31,20 +31,20 @@ pub struct Server {
     bounds: serving::Bounds,
     services: Services,
     routes: Routes,
-    service: Service,
+    service: HttpService,
     workers: Vec<Worker>,
 }
 
-/// Builder of a [`Server`].
-pub struct Builder {
+/// ServerBuilder of a [`Server`].
+pub struct ServerBuilder {
     config: Config,
     extensions: Vec<Box<dyn Extension>>,
 }
 
 impl Server {
     /// Begins to build a server.
-    pub const fn builder(config: Config) -> Builder {
-        Builder { config, extensions: Vec::new() }
+    pub const fn builder(config: Config) -> ServerBuilder {
+        ServerBuilder { config, extensions: Vec::new() }
     }
 
     /// The OpenAPI document of the server, which it also serves.
@@ -53,7 +53,7 @@ impl Server {
     }
 
     /// The HTTP service of the server, for callers that have connections of their own.
-    pub fn router(&self) -> Service {
+    pub fn router(&self) -> HttpService {
         self.service.clone()
     }
 
@@ -85,7 +85,7 @@ impl Server {
     }
 }
 
-impl Builder {
+impl ServerBuilder {
     /// Adds an extension.
     #[must_use]
     pub fn with_extension(mut self, extension: impl Extension) -> Self {

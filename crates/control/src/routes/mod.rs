@@ -25,7 +25,7 @@ pub use auth::Authenticator;
 pub use permission::needs;
 
 /// Service of a whole server.
-pub type Service = MapRequest<Router, fn(Request) -> Request>;
+pub type HttpService = MapRequest<Router, fn(Request) -> Request>;
 
 /// Routes of a server, and their document.
 pub(crate) struct Routes {
@@ -64,7 +64,7 @@ impl Routes {
 
     /// Builds the service. Requests to protected routes are first authenticated by API key, then by the other
     /// authenticators.
-    pub(crate) fn service(&self, services: &Services, others: Vec<Arc<dyn Authenticator>>) -> Service {
+    pub(crate) fn service(&self, services: &Services, others: Vec<Arc<dyn Authenticator>>) -> HttpService {
         let api_key: Arc<dyn Authenticator> = Arc::new(auth::ApiKey::new(services.clone()));
         let authenticators: auth::Authenticators = std::iter::once(api_key).chain(others).collect();
         let bound = middleware::from_fn_with_state(services.clone(), layers::bound);

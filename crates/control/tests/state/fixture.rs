@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{Admin, Builder, Config, Limits, Server};
+use wrenn_control::{Admin, Config, Limits, Server, ServerBuilder};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
@@ -77,7 +77,7 @@ impl Fixture {
         Ok(fixture)
     }
 
-    fn builder(&self) -> Result<(Builder, SocketAddr)> {
+    fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
         let listen = free_address()?;
         let config = Config {
             listen,
@@ -95,7 +95,10 @@ impl Fixture {
     }
 
     /// Starts another server, built with more than usual.
-    pub(crate) async fn serve_with(&mut self, add: impl FnOnce(Builder) -> Builder) -> Result<Api> {
+    pub(crate) async fn serve_with(
+        &mut self,
+        add: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Result<Api> {
         let (builder, listen) = self.builder()?;
         let (builder, shutdown) = (add(builder), CancellationToken::new());
         let stop = shutdown.clone();
@@ -108,7 +111,10 @@ impl Fixture {
     }
 
     /// Returns why a server cannot be built.
-    pub(crate) async fn build_error(&self, add: impl FnOnce(Builder) -> Builder) -> Result<String> {
+    pub(crate) async fn build_error(
+        &self,
+        add: impl FnOnce(ServerBuilder) -> ServerBuilder,
+    ) -> Result<String> {
         let (builder, _) = self.builder()?;
         let error = add(builder).build().await.err().context("it was built")?;
         Ok(format!("{error:#}"))

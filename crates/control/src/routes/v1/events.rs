@@ -53,3 +53,24 @@ fn render(id: EventId, event: &Event) -> SseEvent {
     let data = serde_json::to_string(event).unwrap_or_default();
     SseEvent::default().id(id.to_string()).event(event.kind().to_string()).data(data)
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_has_its_id_its_type_and_its_json() {
+        let id = "1769851802500-0".parse().expect("an id");
+        let event = render(id, &Event::resync("why"));
+        let response = Sse::new(stream::iter([Ok::<_, Infallible>(event)])).into_response();
+        let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+        let mut lines: Vec<_> = std::str::from_utf8(&bytes).expect("text").lines().collect();
+        lines.sort_unstable();
+        let expected =
+            ["", r#"data: {"type":"resync","reason":"why"}"#, "event: resync", "id: 1769851802500-0"];
+        assert_eq!(lines, expected);
+    }
+}
