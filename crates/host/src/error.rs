@@ -8,8 +8,6 @@ use wrenn_network::NetworkError;
 use wrenn_rpc::fault::{self, Of};
 use wrenn_vmm::VmmError;
 
-use crate::sandbox::journal::JournalError;
-
 /// Rejection or failure. The message is for clients; details about this host are only logged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -44,12 +42,6 @@ impl AgentError {
 /// Converts an I/O error on the agent's own files.
 pub(crate) fn of_files(what: &str, error: &std::io::Error) -> AgentError {
     if error.kind() == std::io::ErrorKind::StorageFull { full() } else { AgentError::fault(what, error) }
-}
-
-impl From<JournalError> for AgentError {
-    fn from(error: JournalError) -> Self {
-        of_files("writing the sandbox's journal", &error.source)
-    }
 }
 
 fn full() -> AgentError {

@@ -190,7 +190,6 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
 pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
     down::cleanup(layout).await?;
     let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
-    let told =
-        timeout(DATABASE_LIMIT, Admin::new(&database_url)?.host_emptied(host_id::load(layout)?)).await;
+    let told = timeout(DATABASE_LIMIT, Admin::new(&database_url)?.host_emptied(host_id::load(layout)?)).await;
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
 }

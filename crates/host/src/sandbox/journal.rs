@@ -15,6 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{entry::Entry, summary::Summary};
+use crate::error::{AgentError, of_files};
 
 /// Version that is written. Version 1 has no header line and can be read.
 const VERSION: u32 = 2;
@@ -32,6 +33,12 @@ pub(crate) struct JournalError {
     /// Cause.
     #[source]
     pub(crate) source: io::Error,
+}
+
+impl From<JournalError> for AgentError {
+    fn from(error: JournalError) -> Self {
+        of_files("writing the sandbox's journal", &error.source)
+    }
 }
 
 /// Reason why a journal is not understood.

@@ -2,7 +2,7 @@
 //! `cargo xtask lab test`: runs the test programs one after another in several concurrent labs.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::{self, Read as _, Seek as _, Write as _},
     process::{ExitCode, Stdio},
     sync::{
@@ -68,10 +68,12 @@ pub(super) fn run(mut config: LabConfig, labs: usize, filter: Option<&str>) -> R
     build()?;
     interrupt::outlive()?;
     let built = programs::build()?;
-    for Run { target, .. } in &runs {
+    // Several runs are of the same program.
+    let targets: BTreeMap<_, _> = runs.iter().map(|run| (run.target.name(), run.target)).collect();
+    for (name, target) in targets {
         let program = built.iter().find(|program| target.is(program));
-        let program = program.with_context(|| format!("cargo names no program for {}", target.name()))?;
-        config = config.with_file(&program.path, format!("{DIR}/{}", target.name()));
+        let program = program.with_context(|| format!("cargo names no program for {name}"))?;
+        config = config.with_file(&program.path, format!("{DIR}/{name}"));
     }
     let begin = Instant::now();
     let work = Work {

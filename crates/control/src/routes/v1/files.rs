@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use axum::{
     body::Body as HttpBody,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{Query, RawQuery, Request, State, rejection::QueryRejection},
     response::Response,
 };
 use http::{StatusCode, header};
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use wrenn_api::{ErrorCode, ReadFile};
@@ -77,10 +78,15 @@ pub(super) async fn write(
     State(services): State<Services>,
     target: Target,
     to: Result<Query<WriteTo>, QueryRejection>,
+    RawQuery(query): RawQuery,
     request: Request,
 ) -> Result<StatusCode, Fault> {
-    let malformed = |_| Fault::invalid("the query is malformed: the only parameter is path, in UTF-8");
-    let Query(to) = to.map_err(malformed)?;
+    let malformed = || Fault::invalid("the query is malformed: the only parameter is path, in UTF-8");
+    let Query(to) = to.map_err(|_| malformed())?;
+    // The parser of queries replaces invalid bytes: the file would be written to another path.
+    if percent_decode_str(&query.unwrap_or_default()).decode_utf8().is_err() {
+        return Err(malformed());
+    }
     let path = to.path.map(FilePath::new).transpose()?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let mut form = Form::of(request).await?;
