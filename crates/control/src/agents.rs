@@ -9,7 +9,6 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,14 +23,12 @@ use connectrpc::{
 use futures::future::BoxFuture;
 use http::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig as TlsConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-};
+use rustls::{ClientConfig as TlsConfig, RootCertStore, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 use wrenn_api::HostId;
+use wrenn_os::tls_files;
 use wrenn_rpc::{
     HOST_HEADER, OUTPUT_HEADER,
     host::v1::{HostClient, PingRequest},
@@ -111,14 +108,13 @@ impl Agents {
     /// Creates clients with this certificate. Fails if a file is invalid.
     pub fn new(files: &AgentTls) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(&files.ca)? {
+        for certificate in tls_files::certificates(&files.ca)? {
             roots.add(certificate).context("the CA's certificate is not usable")?;
         }
-        let key = PrivateKeyDer::from_pem_file(&files.key)
-            .with_context(|| format!("{} is not a readable key", files.key.display()))?;
+        let key = tls_files::key(&files.key)?;
         let mut config = TlsConfig::builder()
             .with_root_certificates(roots)
-            .with_client_auth_cert(certificates(&files.cert)?, key)
+            .with_client_auth_cert(tls_files::certificates(&files.cert)?, key)
             .context("the control plane's certificate does not fit its key")?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self {
@@ -203,12 +199,6 @@ impl Agents {
             .shared(flow.calls);
         Link { connection, memory: None }
     }
-}
-
-fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let read = || format!("{} is not a readable certificate", path.display());
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(read)?.collect();
-    all.with_context(read)
 }
 
 /// Memory for the response to one call.

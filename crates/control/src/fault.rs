@@ -1,17 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Fault points, at which a test kills the process like `kill -9`. They need the feature `fault-points`.
+//! Fault points of the server, at which a test kills it.
 
-/// Kills the process with SIGKILL if the directory `WRENN_FAULT_DIR` has a file `server.NAME`. Removes the
-/// file first, so that the next start passes the point.
-#[cfg(feature = "fault-points")]
+/// Kills the process if a test armed the point `server.NAME`; the name is `OPERATION.STEP`.
 pub(crate) fn point(name: &str) {
-    let Some(dir) = std::env::var_os("WRENN_FAULT_DIR") else { return };
-    let armed = std::path::Path::new(&dir).join(format!("server.{name}"));
-    if std::fs::remove_file(armed).is_ok() {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    if let Some((operation, step)) = name.split_once('.') {
+        wrenn_os::fault::point("server", operation, step);
     }
 }
-
-/// Does nothing: this build has no fault points.
-#[cfg(not(feature = "fault-points"))]
-pub(crate) fn point(_name: &str) {}

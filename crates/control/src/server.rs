@@ -4,10 +4,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use utoipa::openapi::OpenApi;
+use wrenn_os::open_files;
 
 use crate::{
     config::Config,
@@ -97,7 +97,10 @@ impl ServerBuilder {
     pub async fn build(self) -> anyhow::Result<Server> {
         let Self { config, extensions } = self;
         let routes = routes(&extensions)?;
-        allow_open_files();
+        // Each connection of a client needs one, each stream another.
+        if let Err(error) = open_files::allow_all() {
+            tracing::warn!(%error, "the limit of open files stays as it is");
+        }
         db::migrate(&config.database_url).await?;
         let state = Arc::new(State::new(&config)?);
         db::fleet::raise(&state.db, Duration::ZERO).await.context("the database does not answer")?;
@@ -128,16 +131,5 @@ fn bounds(config: &Config) -> serving::Bounds {
         idle: IDLE,
         stall: stall::STILL,
         linger: serving::LINGER,
-    }
-}
-
-/// Raises the limit of open files to the maximum: each connection of a client needs one, each stream another.
-fn allow_open_files() {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum {
-        return;
-    }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }

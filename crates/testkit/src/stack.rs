@@ -161,7 +161,8 @@ impl Stack {
     /// Returns a running sandbox with default settings for a case that leaves it as it found it. A case that
     /// fails does not give it back.
     pub async fn borrow_sandbox(&self) -> Result<String> {
-        match self.unused().pop() {
+        let unused = self.unused().pop();
+        match unused {
             Some(id) => Ok(id),
             None => self.api.create(&json!({"memory_mb": 256})).await,
         }
