@@ -49,19 +49,31 @@ fn jails() -> BTreeSet<String> {
     jailed.map(|process| process.args.join(" ")).collect()
 }
 
-/// Lists control groups of microVMs without processes. A group with processes may belong to another Wrenn.
-fn empty_control_groups() -> BTreeSet<String> {
+/// Lists control groups without processes, of microVMs, and of the services of the Wrenn in `state_dir`. A group
+/// with processes may belong to another Wrenn.
+fn empty_control_groups(state_dir: &Path) -> BTreeSet<String> {
+    let host = fs::read_to_string(state_dir.join("host-id")).unwrap_or_default();
+    let is_others = |group: &String| group.starts_with("service-") && !group.contains(host.trim());
     let mut found = BTreeSet::new();
     for controller in ["", "memory/", "pids/", "cpu/"] {
         let parent = format!("/sys/fs/cgroup/{controller}wrenn");
-        for group in entries(&parent) {
-            let path = format!("{parent}/{group}");
-            if fs::read_to_string(format!("{path}/cgroup.procs")).is_ok_and(|tasks| tasks.is_empty()) {
-                found.insert(path);
-            }
-        }
+        let groups = entries(&parent).into_iter();
+        let empty = groups.filter(|group| !is_others(group) && !has_processes(&parent, group));
+        found.extend(empty.map(|group| format!("{parent}/{group}")));
     }
     found
+}
+
+/// Returns whether a control group has processes. Processes of other namespaces are not listed in a group, but
+/// they are counted.
+fn has_processes(parent: &str, group: &str) -> bool {
+    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
+    let listed = read(format!("{parent}/{group}/cgroup.procs"));
+    let counted = [format!("{parent}/{group}"), format!("/sys/fs/cgroup/pids/wrenn/{group}")];
+    !listed.is_empty()
+        || counted
+            .into_iter()
+            .any(|dir| read(format!("{dir}/pids.current")).trim().parse::<u64>().is_ok_and(|n| n > 0))
 }
 
 /// Lists processes whose command line contains `state_dir`.
@@ -89,7 +101,7 @@ impl Resources {
             device_maps: device_maps(),
             jails: jails(),
             tables: lines("nft", &["list", "tables"]),
-            control_groups: empty_control_groups(),
+            control_groups: empty_control_groups(state_dir),
             processes: processes_of(state_dir),
         }
     }
