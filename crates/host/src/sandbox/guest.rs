@@ -320,3 +320,69 @@ fn escape(text: &str) -> String {
         out
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::{prop_assert, proptest};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use wrenn_testkit::fuzz;
+
+    use super::*;
+
+    const ANSWERS: &[&str] = &[
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\ncontent-length: 34\r\n\r\n{\"code\":404,\"message\":\"no\\nfile\"}  ",
+        "HTTP/1.1 507 \r\ncontent-length: 0\r\n\r\n",
+    ];
+
+    /// Answers every request with these bytes, and closes.
+    async fn serve(listener: TcpListener, answer: Vec<u8>) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.read(&mut [0; 4096]).await;
+            // It fails if the other side has given up.
+            let _ = stream.write_all(&answer).await;
+        }
+    }
+
+    async fn read(address: SocketAddr) -> Result<usize, AgentError> {
+        let share = Share::of(Memory::new(1 << 20));
+        let guest = Guest::at(address.to_string(), "", share)?;
+        let (_, content) = guest.read_file("/x", "").await?;
+        let pieces: Vec<_> = content.collect().await;
+        pieces.into_iter().try_fold(0, |size, piece| Ok(size + piece?.len()))
+    }
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// A hostile guest answers what it likes: the request ends, and an error is one short line.
+        #[test]
+        fn whatever_a_guest_answers_the_request_ends(answer in fuzz::damaged(ANSWERS)) {
+            let size = answer.len();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let read = runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                tokio::select! {
+                    read = read(address) => read,
+                    () = serve(listener, answer) => unreachable!("it serves for ever"),
+                }
+            });
+            match read {
+                Ok(read) => prop_assert!(read <= size, "{read} bytes of {size}"),
+                Err(error) => {
+                    let message = error.message;
+                    prop_assert!(error.code != ErrorCode::Timeout, "{message}");
+                    prop_assert!(!message.contains(char::is_control), "{message:?}");
+                    prop_assert!(message.chars().count() <= 2 * ERROR_SHOWN, "{message:?}");
+                }
+            }
+        }
+    }
+}

@@ -115,6 +115,8 @@ impl HttpBody for Counted {
 #[cfg(test)]
 mod tests {
     use futures::{StreamExt as _, stream};
+    use proptest::{prop_assert, proptest};
+    use wrenn_testkit::fuzz;
 
     use super::*;
 
@@ -179,6 +181,41 @@ mod tests {
             assert_eq!(read, SIZE);
             drop(part);
             assert!(form.next().await.expect("the end").is_none());
+        }
+    }
+
+    const FORMS: &[&str] = &[
+        "--B\r\nContent-Disposition: form-data; name=\"path\"\r\n\r\nx\r\n--B\r\nContent-Disposition: form-data; \
+         name=\"file\"; filename=\"f\"\r\nContent-Type: text/plain\r\n\r\nhello\r\n--B--\r\n",
+        "preamble\r\n--B\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n--B-\r\n--BB\r\n--B--",
+    ];
+
+    /// Reads a form to its end, and returns the size of its content.
+    async fn read(whole: Vec<u8>, pieces: usize) -> Result<usize, Fault> {
+        let pieces: Vec<Bytes> = whole.chunks(pieces).map(Bytes::copy_from_slice).collect();
+        let mut form = Form::of(form(stream::iter(pieces))).await?;
+        let mut size = 0;
+        while let Some(mut part) = form.next().await? {
+            size += part.name().map_or(0, str::len);
+            while let Some(chunk) = part.chunk().await? {
+                size += chunk.len();
+            }
+        }
+        Ok(size)
+    }
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// Whatever a client sends, in whatever pieces, it is read or refused as invalid.
+        #[test]
+        fn whatever_is_sent_is_read_or_refused(whole in fuzz::damaged(FORMS), pieces in 1..64_usize) {
+            let sent = whole.len();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            match runtime.block_on(read(whole, pieces)) {
+                Ok(size) => prop_assert!(size <= sent, "{size} bytes of {sent}"),
+                Err(error) => prop_assert!(error.code == ErrorCode::InvalidRequest, "{error:?}"),
+            }
         }
     }
 }
