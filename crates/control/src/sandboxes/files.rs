@@ -85,11 +85,6 @@ impl Upload {
         self.pass(message(Part::Chunk(piece.into()))).await
     }
 
-    /// Maximum size of the file, in bytes.
-    pub const fn max(&self) -> usize {
-        self.max
-    }
-
     async fn pass(&mut self, request: WriteFileRequest) -> Result<bool, Fault> {
         Ok(moving(By::SandboxTakes, self.pieces.send(request)).await?.is_ok())
     }

@@ -7,6 +7,7 @@ mod answer;
 mod connection;
 mod io;
 mod places;
+mod request_body;
 
 pub(crate) use answer::Holding;
 pub(crate) use connection::Connection;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use axum::{body::Body, extract::Request, response::Response};
+use http::{HeaderValue, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -32,6 +34,7 @@ use tower::ServiceExt as _;
 use answer::Answer;
 use io::Io;
 use places::Places;
+use request_body::RequestBody;
 
 /// Time limit for running requests after a stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -168,9 +171,15 @@ async fn drive<S>(
         let (service, connection) = (service.clone(), answered.clone());
         let work = connection.work();
         async move {
-            let mut request = request.map(Body::new);
+            let (head, body) = request.into_parts();
+            let (version, (body, ended)) = (head.version, RequestBody::new(body));
+            let mut request = Request::from_parts(head, Body::new(body));
             request.extensions_mut().insert(connection);
-            let response = service.oneshot(request).await?;
+            let mut response = service.oneshot(request).await?;
+            if version < Version::HTTP_2 && !ended.get() {
+                // The connection will be closed. A client that is not told could send its next request over it.
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response.map(|body| Answer::new(body, work)))
         }
     });

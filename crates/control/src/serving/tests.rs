@@ -166,7 +166,21 @@ async fn an_early_answer_reaches_a_client_that_sends_its_whole_body_first() {
     soon(stream.write_all(&body)).await.expect("the body is taken");
     let mut text = String::new();
     soon(stream.read_to_string(&mut text)).await.expect("the answer is not lost by a reset");
-    assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+    assert!(text.starts_with("HTTP/1.1 413") && text.contains("connection: close\r\n"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_bodies_were_read_is_kept() {
+    let take = async |body: String| body.len().to_string();
+    let (address, _stop) = serving(Router::new().route("/", axum::routing::post(take)), bounds()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    for _ in 0..2 {
+        stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello").await.unwrap();
+        let mut answer = [0; 512];
+        let size = soon(stream.read(&mut answer)).await.unwrap();
+        let text = String::from_utf8_lossy(&answer[..size]).into_owned();
+        assert!(text.starts_with("HTTP/1.1 200") && !text.contains("close"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

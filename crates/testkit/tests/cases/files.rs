@@ -56,8 +56,8 @@ pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()
         ("?path=%ff", Form::new().part("file", file())),
         ("", Form::new().part("file", file()).text("path", "a dir/ä")),
     ] {
-        let code = if query.is_empty() { (413, "too_large") } else { (400, "invalid_request") };
-        write(query, form).await?.expect_error(code.0, code.1)?;
+        let reply = write(query, form).await?.expect_error(400, "invalid_request");
+        reply.map_err(|error| error.context(format!("query {query:?}")))?;
     }
     let left = stack.api.exec(&id, &["sh", "-c", "ls -A | grep -e other -e 'a dir'"]).await?;
     anyhow::ensure!(left["stdout"] == "", "{left}");

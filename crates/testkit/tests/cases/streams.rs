@@ -110,7 +110,7 @@ pub(crate) async fn a_closed_stream_ends_its_command(stack: Arc<Stack>) -> Resul
 
 /// A command that cannot be started is reported as an error with its code.
 pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.borrow_sandbox().await?;
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     for (command, wanted) in [("no-such-command", "program_not_found"), ("", "invalid_request")] {
         let mut stream = start(&stack, &id, &[command]).await?;
         let first = stream.next().await;
@@ -123,7 +123,7 @@ pub(crate) async fn errors_are_frames_or_answers(stack: Arc<Stack>) -> Result<()
     let other =
         stack.api.request(Method::GET, &path).header("Connection", "Upgrade").header("Upgrade", "h2c");
     stack.api.send(other).await?.expect_error(400, "invalid_request")?;
-    stack.give_back(id);
+    stack.api.remove(&id).await?;
     stack.api.get(&path).await?.expect_error(409, "invalid_state")?;
     Ok(())
 }

@@ -12,7 +12,7 @@ pub(super) enum Class {
     Compute,
     /// Waits most of the time, for timeouts, leases and restarts. A few rows, beside whatever else runs.
     Wait,
-    /// Labs, which keep a CPU busy each and take longest. One row, beside all others.
+    /// Labs, as many as CPUs, which take longest. One row, beside all others.
     Lab,
 }
 
@@ -49,27 +49,20 @@ enum Cases {
     Rest,
 }
 
+const E2E: &str = "testkit/e2e";
+
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
-    Own("end to end", Class::Compute, 420, &[("testkit/e2e", Cases::Rest)]),
-    Own("end to end: outages", Class::Wait, 120, &[("testkit/e2e", Cases::Only(&["outages::"]))]),
-    Own("end to end: hosts", Class::Compute, 200, &[("testkit/e2e", Cases::Only(&["hosts::"]))]),
-    Own(
-        "end to end: crashes",
-        Class::Compute,
-        260,
-        &[("testkit/e2e", Cases::Only(&["fleet::", "crashes::"]))],
-    ),
-    Own("end to end: faults", Class::Compute, 260, &[("testkit/e2e", Cases::Only(&["faults::"]))]),
-    Own(
-        "end to end: networks",
-        Class::Compute,
-        120,
-        &[("testkit/e2e", Cases::Only(&["network::", "slots::"]))],
-    ),
-    Own("end to end: churn", Class::Compute, 120, &[("testkit/e2e", Cases::Only(&["churn::"]))]),
-    Own("control plane", Class::Wait, 60, &[("control/state", Cases::All)]),
-    Own("drivers", Class::Compute, 120, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
+    Own("end to end", Class::Compute, 200, &[(E2E, Cases::Rest)]),
+    Own("end to end: faults", Class::Wait, 100, &[(E2E, Cases::Only(&["faults::"]))]),
+    Own("end to end: outages", Class::Wait, 50, &[(E2E, Cases::Only(&["outages::"]))]),
+    Own("end to end: networks", Class::Wait, 50, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
+    Own("end to end: hosts", Class::Compute, 100, &[(E2E, Cases::Only(&["hosts::"]))]),
+    Own("end to end: crashes", Class::Wait, 50, &[(E2E, Cases::Only(&["fleet::", "crashes::"]))]),
+    Own("end to end: churn", Class::Compute, 60, &[(E2E, Cases::Only(&["churn::"]))]),
+    Own("guest agent", Class::Wait, 50, &[("envd/api", Cases::All)]),
+    Own("drivers", Class::Wait, 50, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
+    Own("control plane", Class::Wait, 50, &[("control/state", Cases::All)]),
 ];
 
 /// Test programs of the row of labs, after the runs in labs.
@@ -112,7 +105,7 @@ fn command(words: &[&str]) -> Work {
 }
 
 fn labs(programs: &[Program], cpus: usize) -> Row {
-    let labs = (cpus / 2).clamp(1, 4).to_string();
+    let labs = cpus.clamp(1, 4).to_string();
     let mut work = vec![command(&["$XTASK", "lab", "test", "--labs", &labs])];
     let after = programs.iter().filter(|program| LABS.contains(&program.name().as_str()));
     work.extend(after.map(|program| Work::Program(program.clone(), Vec::new())));
@@ -152,6 +145,7 @@ mod tests {
         let names = [
             "control/wrenn_control",
             "control/state",
+            "envd/api",
             "disk/conformance",
             "testkit/e2e",
             "testkit/lab",

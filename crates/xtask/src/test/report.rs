@@ -30,7 +30,8 @@ pub(super) fn speed() -> f64 {
 
 /// Prints the table and the slowest cases; returns the rows that took too much processor time.
 pub(super) fn print(rows: &[(&Row, Ended)], speed: f64) -> Vec<String> {
-    println!("\n{:<24} {:>8} {:>12} {:>8}", "row", "seconds", "CPU seconds", "budget");
+    println!("\nbudgets are multiplied by {speed:.1}, the time of this machine for a computation");
+    println!("{:<24} {:>8} {:>12} {:>8}", "row", "seconds", "CPU seconds", "budget");
     for (row, ended) in rows {
         let failed = if ended.passed { "" } else { "  FAILED" };
         let (took, name) = (ended.took.as_secs_f64(), row.name);

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Upload and download of files, streamed from and to the client.
 
-use std::time::Duration;
-
 use axum::{
     body::Body as HttpBody,
     extract::{Query, RawQuery, Request, State, rejection::QueryRejection},
@@ -12,7 +10,7 @@ use http::{StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::ToSchema;
-use wrenn_api::{ErrorCode, ReadFile};
+use wrenn_api::ReadFile;
 use wrenn_rpc::Foreign;
 
 use super::{
@@ -28,8 +26,6 @@ use crate::{
 
 /// Maximum size of a file that is sent before its path, in bytes; it is buffered in memory.
 const EARLY_MAX: usize = 1 << 20;
-/// Time limit for reading the rest of a rejected upload, so that the client sees the response.
-const DRAIN: Duration = Duration::from_secs(10);
 
 /// A file to write.
 #[derive(ToSchema, Deserialize)]
@@ -187,19 +183,9 @@ async fn pass_on(
 /// Sends the content of a part to the sandbox.
 async fn feed(part: &mut Part<'_>, upload: &mut Upload) -> Result<(), Fault> {
     while let Some(chunk) = part.chunk().await? {
-        match upload.send(chunk).await {
-            Ok(true) => {}
-            // Rejected: the reason comes from the sandbox.
-            Ok(false) => {
-                drain(part, upload.max()).await;
-                return Ok(());
-            }
-            Err(fault) => {
-                if fault.code == ErrorCode::TooLarge {
-                    drain(part, upload.max()).await;
-                }
-                return Err(fault);
-            }
+        // Rejected by the sandbox: the reason comes from there.
+        if !upload.send(chunk).await? {
+            break;
         }
     }
     Ok(())
@@ -240,7 +226,6 @@ async fn read_all(part: &mut Part<'_>, max: usize, too_large: fn() -> Fault) -> 
     while let Some(chunk) = part.chunk().await? {
         bytes.extend_from_slice(&chunk);
         if bytes.len() > max {
-            drain(part, max).await;
             return Err(too_large());
         }
     }
@@ -250,20 +235,6 @@ async fn read_all(part: &mut Part<'_>, max: usize, too_large: fn() -> Fault) -> 
 async fn path_of(part: &mut Part<'_>) -> Result<FilePath, Fault> {
     let bytes = read_all(part, FilePath::MAX, FilePath::wrong_length).await?;
     FilePath::new(String::from_utf8(bytes).map_err(|_| Fault::invalid("path: it must be UTF-8"))?)
-}
-
-/// Reads the rest of a rejected upload, within limits, so that the client reads the response.
-async fn drain(part: &mut Part<'_>, max: usize) {
-    let rest = async {
-        let mut read = 0;
-        while let Ok(Some(chunk)) = part.chunk().await {
-            read += chunk.len();
-            if read > max {
-                return;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN, rest).await;
 }
 
 /// Error for an unknown part, which must not be ignored silently.
