@@ -41,7 +41,7 @@ fn a_circle_is_found() {
         module("c", "use super::a;"),
         module("x", "use std::fmt;"),
     ]);
-    let found: Vec<_> = uses(&modules).into_iter().flat_map(|(_, uses)| circles(&uses)).collect();
+    let found: Vec<_> = uses(&modules).into_values().flat_map(|uses| circles(&uses)).collect();
     let expected = ["a", "b", "c"].map(str::to_owned).to_vec();
     assert_eq!(found, [expected]);
 }
