@@ -1,130 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Configuration: one table of keys, read from flags, the environment, a file named by `--env-file` and a TOML file, in
-//! this order. Nothing is read from the working directory.
+//! Configuration: the values of all keys, read from flags, the environment, a file named by `--env-file` and a TOML
+//! file, in this order. Nothing is read from the working directory. The keys are declared in `settings`.
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    str::FromStr,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
+use wrenn_settings::{Key, Kind, Settings};
 
-use crate::{failure::Failure, output::note};
-
-/// Type of a value.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Text,
-    Path,
-    Address,
-    Number(u64, u64),
-    OneOf(&'static [&'static str]),
-}
-
-/// A configuration key. Its environment variable follows from its name, see [`Key::env`].
-#[derive(Debug)]
-struct Key {
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-}
-
-const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
-    Key { name, kind, default }
-}
-
-/// All keys. With an empty default, the reader of the key has a default or needs none.
-const KEYS: &[Key] = &[
-    key("url", Kind::Text, ""),
-    key("api_key", Kind::Text, ""),
-    key("state_dir", Kind::Path, "/var/lib/wrenn"),
-    key("share_dir", Kind::Path, ""),
-    key("database_url", Kind::Text, ""),
-    key("redis_url", Kind::Text, ""),
-    key("log", Kind::Text, "info"),
-    key("log_format", Kind::OneOf(&["text", "json"]), "text"),
-    key("server.listen", Kind::Address, "127.0.0.1:9725"),
-    key("server.concurrent_requests", Kind::Number(1, 65_536), ""),
-    key("server.concurrent_deletes", Kind::Number(1, 65_536), ""),
-    key("server.long_commands", Kind::Number(1, 65_536), ""),
-    key("server.memory", Kind::Number(8 << 20, 1 << 31), ""),
-    key("server.connections", Kind::Number(16, 1 << 20), ""),
-    key("server.connections_per_address", Kind::Number(1, 1 << 20), ""),
-    key("server.key_check_sec", Kind::Number(1, 3600), ""),
-    key("server.json_body", Kind::Number(1024, 1 << 30), ""),
-    key("server.upload_body", Kind::Number(1024, 1 << 40), ""),
-    key("server.sandboxes_per_team", Kind::Number(1, 1_000_000), ""),
-    key("server.event_streams", Kind::Number(1, 65_536), ""),
-    key("server.lease_sec", Kind::Number(1, 3600), ""),
-    key("server.create_timeout_sec", Kind::Number(1, 3600), ""),
-    key("server.memory_mb", Kind::Number(0, 1 << 24), ""),
-    key("server.stray_grace_sec", Kind::Number(1, 31_536_000), ""),
-    key("server.record_retention_sec", Kind::Number(60, 3_153_600_000), ""),
-    key("server.database_timeout_sec", Kind::Number(1, 3600), ""),
-    key("agent.listen", Kind::Address, "127.0.0.1:9726"),
-    key("agent.driver", Kind::OneOf(&["auto", "firecracker", "kvm", "tcg"]), "auto"),
-    key("agent.firecracker", Kind::Path, ""),
-    key("agent.unjailed", Kind::OneOf(&["true", "false"]), "false"),
-    key("agent.require_security_boundary", Kind::OneOf(&["auto", "true", "false"]), "auto"),
-    key("agent.egress", Kind::OneOf(&["internet", "none"]), "internet"),
-    key("agent.network_rate", Kind::Number(1 << 16, 10_000_000_000), ""),
-    key("agent.disk_rate", Kind::Number(1 << 16, 100_000_000_000), ""),
-    key("agent.warm_slots", Kind::Number(0, 1024), "4"),
-    key("agent.store_size_mb", Kind::Number(1024, 1 << 30), "65536"),
-    key("agent.vmm_uid_base", Kind::Number(1000, 4_000_000_000), ""),
-    key("agent.max_sandboxes", Kind::Number(1, 32_767), ""),
-    key("agent.max_vcpus", Kind::Number(1, 64), ""),
-    key("agent.max_memory_mb", Kind::Number(128, 1_048_576), ""),
-    key("agent.max_disk_size_mb", Kind::Number(512, 1 << 30), ""),
-    key("agent.exec_output", Kind::Number(1024, wrenn_host::EXEC_OUTPUT_MAX as u64), ""),
-    key("agent.output_memory", Kind::Number(64 << 20, 1 << 40), ""),
-    key("agent.memory_mb", Kind::Number(0, 1 << 24), ""),
-    key("agent.boot_timeout_sec", Kind::Number(1, 3600), ""),
-];
+use crate::{
+    failure::Failure,
+    output::note,
+    settings::{Client, KEYS, Machine, Memory},
+};
 
 /// Environment variables that are no keys: the path of the file, and a variable of the tests.
 const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", "WRENN_BIN"];
 /// Prefix of the fault points of test builds.
 const FAULT_PREFIX: &str = "WRENN_FAULT_";
-/// Keys that servers and agents do not use.
-const CLIENT_KEYS: &[&str] = &["url", "api_key"];
-/// Keys whose variables other programs use too: they are only read from the environment itself.
-const SHARED_NAMES: &[&str] = &["database_url", "redis_url"];
 /// Keys that have a flag of their own; the others are set by `--set`.
 const OWN_FLAGS: &[&str] = &["url", "api_key", "state_dir", "share_dir"];
 /// Minimum similarity of two names for a suggestion, as in clap.
 const SIMILAR: f64 = 0.8;
-
-impl Key {
-    /// Name of the environment variable: `WRENN_A_B` for `a.b`; the two URLs have their common names.
-    fn env(&self) -> String {
-        match self.name {
-            "database_url" => "DATABASE_URL".to_owned(),
-            "redis_url" => "REDIS_URL".to_owned(),
-            name => format!("WRENN_{}", name.to_ascii_uppercase().replace('.', "_")),
-        }
-    }
-
-    fn check(&self, value: &str) -> Result<()> {
-        match self.kind {
-            Kind::Text | Kind::Path => {}
-            Kind::Address => {
-                value
-                    .parse::<SocketAddr>()
-                    .ok()
-                    .context("not an address with a port, such as 127.0.0.1:9725")?;
-            }
-            Kind::Number(min, max) => {
-                let valid = value.parse::<u64>().is_ok_and(|number| (min..=max).contains(&number));
-                ensure!(valid, "not a number from {min} to {max}");
-            }
-            Kind::OneOf(values) => ensure!(values.contains(&value), "not one of {}", values.join(", ")),
-        }
-        Ok(())
-    }
-}
 
 fn known(name: &str) -> Result<&'static Key> {
     KEYS.iter().find(|key| key.name == name).with_context(|| {
@@ -145,7 +45,6 @@ fn similar(name: &str, names: impl Iterator<Item = String>) -> String {
 /// Source of a value, in ascending order of precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    Default,
     File,
     EnvFile,
     Environment,
@@ -214,12 +113,8 @@ impl Config {
 
     fn resolve(sources: &Sources, file: &Path, env_file: Option<&Path>) -> Result<Self> {
         let mut config = Self::default();
-        for key in KEYS.iter().filter(|key| !key.default.is_empty()) {
-            let value = Value { text: key.default.to_owned(), origin: Origin::Default };
-            config.values.insert(key.name, value);
-        }
         config.take_toml(&sources.toml).with_context(|| format!("{} is not valid", file.display()))?;
-        config.file_url = config.url()?;
+        config.file_url = config.url();
         if let Some(path) = env_file {
             let taken = config.take_variables(&sources.env_file, Origin::EnvFile, sources.strict);
             taken.with_context(|| format!("{} is not valid", path.display()))?;
@@ -249,15 +144,15 @@ impl Config {
         for (name, value) in variables {
             if name.starts_with(FAULT_PREFIX) {
                 self.faults.insert(name.clone(), value.clone());
-            } else if let Some(key) = KEYS.iter().find(|key| key.env() == *name) {
+            } else if let Some(key) = KEYS.iter().find(|key| key.variable() == *name) {
                 ensure!(
-                    origin == Origin::Environment || !SHARED_NAMES.contains(&key.name),
+                    origin == Origin::Environment || key.shared_variable.is_none(),
                     "{name} counts only in the environment itself: export it, or write {} to the configuration file",
                     key.name
                 );
                 self.set(key, value.clone(), origin, name)?;
             } else if name.starts_with("WRENN_") && !OTHER_VARIABLES.contains(&name.as_str()) {
-                let hint = similar(name, KEYS.iter().map(Key::env));
+                let hint = similar(name, KEYS.iter().map(Key::variable));
                 let message = format!("there is no environment variable {name}{hint}");
                 ensure!(!strict, "{message}; unset it, or use one of docs/operations.md");
                 if !hint.is_empty() {
@@ -272,7 +167,7 @@ impl Config {
         if text.is_empty() {
             return Ok(());
         }
-        key.check(&text).with_context(|| format!("{by}={text}"))?;
+        key.check(&text).map_err(Error::msg).with_context(|| format!("{by}={text}"))?;
         self.values.insert(key.name, Value { text, origin });
         Ok(())
     }
@@ -289,30 +184,39 @@ impl Config {
         Ok(())
     }
 
-    /// Returns the value of a key.
-    pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(|value| value.text.as_str())
+    fn settings<S: Settings>(&self) -> S {
+        S::read(&|name| self.values.get(name).map(|value| value.text.clone()))
     }
 
-    /// Returns the value of a key, which was checked when it was read, or the default.
-    pub(crate) fn or<T: FromStr>(&self, name: &str, default: T) -> T {
-        self.get(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+    /// Keys of all processes of a machine.
+    pub(crate) fn machine(&self) -> Machine {
+        self.settings()
     }
 
-    /// Returns an address.
-    pub(crate) fn address(&self, name: &str) -> Result<SocketAddr> {
-        self.get(name).and_then(|value| value.parse().ok()).with_context(|| format!("{name} is not set"))
+    /// Memory limits that `wrenn up` sets.
+    pub(crate) fn memory(&self) -> Memory {
+        self.settings()
     }
 
-    /// The state directory.
-    pub(crate) fn state_dir(&self) -> &Path {
-        Path::new(self.get("state_dir").unwrap_or("/var/lib/wrenn"))
+    /// Keys of a server.
+    pub(crate) fn server(&self) -> wrenn_control::Settings {
+        self.settings()
+    }
+
+    /// Keys of an agent.
+    pub(crate) fn agent(&self) -> wrenn_host::Settings {
+        self.settings()
+    }
+
+    /// The configured API key.
+    pub(crate) fn api_key(&self) -> Option<String> {
+        self.settings::<Client>().api_key
     }
 
     /// Directory of the kernel, the initial RAM disk and the templates.
     pub(crate) fn share_dir(&self) -> Result<PathBuf> {
-        if let Some(path) = self.get("share_dir") {
-            return Ok(path.into());
+        if let Some(path) = self.machine().share_dir {
+            return Ok(path);
         }
         let program =
             std::env::current_exe().context("cannot tell where this program is: set WRENN_SHARE_DIR")?;
@@ -321,18 +225,20 @@ impl Config {
     }
 
     /// URL of the API of this machine's server.
-    pub(crate) fn local_url(&self) -> Result<String> {
-        let mut address = self.address("server.listen")?;
+    pub(crate) fn local_url(&self) -> String {
+        let mut address = self.server().listen;
         if address.ip().is_unspecified() {
-            let loopback = if address.is_ipv4() { "127.0.0.1" } else { "::1" };
-            address.set_ip(loopback.parse().context("loopback")?);
+            address.set_ip(match address.ip() {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
         }
-        Ok(format!("http://{address}"))
+        format!("http://{address}")
     }
 
     /// URL of the API for clients.
-    pub(crate) fn url(&self) -> Result<String> {
-        self.get("url").map_or_else(|| self.local_url(), |url| Ok(url.to_owned()))
+    pub(crate) fn url(&self) -> String {
+        self.settings::<Client>().url.unwrap_or_else(|| self.local_url())
     }
 
     /// Returns the API key for the API at `url`. A key of the configuration file is only sent to the file's
@@ -371,8 +277,9 @@ impl Config {
     /// Environment of a server or agent with this configuration, which then reads no file.
     pub(crate) fn for_child(&self) -> Vec<(String, String)> {
         let mut variables = vec![("WRENN_CONFIG".to_owned(), "/dev/null".to_owned())];
-        for key in KEYS.iter().filter(|key| !CLIENT_KEYS.contains(&key.name)) {
-            variables.extend(self.get(key.name).map(|value| (key.env(), value.to_owned())));
+        let of_clients = Client::keys();
+        for key in KEYS.iter().filter(|key| of_clients.iter().all(|other| other.name != key.name)) {
+            variables.extend(self.values.get(key.name).map(|value| (key.variable(), value.text.clone())));
         }
         variables.extend(self.faults.clone());
         variables
@@ -423,9 +330,8 @@ mod tests {
     #[test]
     fn the_stronger_source_wins() -> Result<()> {
         let mut sources = Sources::default();
-        let listen = |sources: &Sources| -> Result<String> {
-            Ok(resolve(sources)?.get("server.listen").unwrap_or_default().to_owned())
-        };
+        let listen =
+            |sources: &Sources| -> Result<String> { Ok(resolve(sources)?.server().listen.to_string()) };
         assert_eq!(listen(&sources)?, "127.0.0.1:9725");
         sources.toml = "[server]\nlisten = \"127.0.0.1:1\"\n".to_owned();
         assert_eq!(listen(&sources)?, "127.0.0.1:1");
@@ -532,8 +438,8 @@ mod tests {
         assert!(!child.iter().any(|(_, value)| value == "secret"));
         assert!(child.contains(&("WRENN_FAULT_AGENT".to_owned(), "boot".to_owned())));
         let again = resolve(&Sources { environment: child, strict: true, ..Sources::default() })?;
-        assert_eq!(again.get("agent.driver"), Some("tcg"));
-        assert_eq!(again.get("database_url"), Some("postgres://x"));
+        assert_eq!(again.agent().driver, wrenn_host::Driver::Tcg);
+        assert_eq!(again.machine().database_url.as_deref(), Some("postgres://x"));
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ pub(crate) const PARTS: &[&str] = &["server", "agent", "redis", "postgres"];
 
 /// Runs `wrenn down`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
-    let layout = Layout::new(config.state_dir());
+    let layout = Layout::new(&config.machine().state_dir);
     let running = Record::running(&layout.pid_file("up"))?;
     if layout.state().exists() {
         ensure!(rustix::process::geteuid().is_root(), "wrenn down needs root: run it with sudo");

@@ -14,7 +14,7 @@ const RUNNING: u8 = 3;
 
 /// Runs `wrenn leak-check`.
 pub(crate) async fn run(config: &Config, format: Format) -> Result<u8> {
-    let layout = Layout::new(config.state_dir());
+    let layout = Layout::new(&config.machine().state_dir);
     if let Some(up) = status::running(&layout)? {
         let value = json!({ "running": true, "leftovers": [] });
         format.print(&value, || format!("Wrenn runs (process {}): stop it first by `wrenn down`", up.pid))?;

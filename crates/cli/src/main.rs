@@ -23,6 +23,7 @@ mod run;
 mod running_agent;
 mod sandbox;
 mod serve;
+mod settings;
 mod signals;
 mod status;
 mod stdin;

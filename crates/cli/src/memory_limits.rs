@@ -10,28 +10,26 @@ use wrenn_os::control_group;
 
 use crate::{config::Config, host_id, layout::Layout};
 
-/// Parts with such a group, with the key of their limit in MiB and its default: 2 GiB for the control plane;
-/// for the agent 2 GiB, and 2 MiB for each sandbox that it may have.
-const BOUNDED: [(&str, &str); 2] = [("server", "server.memory_mb"), ("agent", "agent.memory_mb")];
-const DEFAULT_MB: u64 = 2048;
-const MB_PER_SANDBOX: u64 = 2;
+/// Parts with such a group.
+const BOUNDED: [&str; 2] = ["server", "agent"];
 
 fn name(layout: &Layout, part: &str) -> Result<String> {
     Ok(format!("service-{}-{part}", host_id::load(layout)?))
 }
 
 /// Memory limit of a part in MiB; zero means no limit.
-fn bound_mb(config: &Config, part: &str, key: &str) -> u64 {
-    let sandboxes = config.or("agent.max_sandboxes", u64::from(wrenn_host::Limits::default().sandboxes));
-    let more = if part == "agent" { sandboxes * MB_PER_SANDBOX } else { 0 };
-    config.or(key, DEFAULT_MB + more)
+fn bound_mb(config: &Config, part: &str) -> u64 {
+    match part {
+        "server" => config.memory().server_mb,
+        "agent" => config.memory().agent_mb(config.agent().limits.sandboxes),
+        _ => 0,
+    }
 }
 
 /// Creates the group of a part. Without memory control groups, the part runs without a limit, and a warning
 /// is logged.
 pub(crate) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Option<PathBuf>> {
-    let Some((_, key)) = BOUNDED.iter().find(|(known, _)| *known == part) else { return Ok(None) };
-    let (name, mb) = (name(layout, part)?, bound_mb(config, part, key));
+    let (name, mb) = (name(layout, part)?, bound_mb(config, part));
     if mb == 0 {
         return Ok(None);
     }
@@ -46,7 +44,7 @@ pub(crate) fn bound(config: &Config, layout: &Layout, part: &str) -> Result<Opti
 
 /// Removes the groups; their processes must have ended.
 pub(crate) async fn remove(layout: &Layout) -> Result<()> {
-    for (part, _) in BOUNDED {
+    for part in BOUNDED {
         let name = name(layout, part)?;
         let removed = tokio::task::spawn_blocking(move || control_group::remove(&name)).await;
         removed
@@ -61,7 +59,7 @@ pub(crate) fn leftovers(layout: &Layout) -> Result<Vec<String>> {
     if !layout.host_id_file().exists() {
         return Ok(Vec::new());
     }
-    let names = BOUNDED.iter().map(|(part, _)| name(layout, part)).collect::<Result<Vec<_>>>()?;
+    let names = BOUNDED.iter().map(|part| name(layout, part)).collect::<Result<Vec<_>>>()?;
     let groups = names.iter().flat_map(|name| control_group::present(name));
     Ok(groups.map(|group| format!("control group {}", group.display())).collect())
 }

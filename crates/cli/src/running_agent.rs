@@ -22,7 +22,7 @@ pub(crate) async fn driver(config: &Config, layout: &Layout) -> Result<DriverInU
     }
     let asked = async {
         let agents = Agents::new(&AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key })?;
-        agents.driver_of(host_id::load(layout)?, config.address("agent.listen")?).await
+        agents.driver_of(host_id::load(layout)?, config.agent().listen).await
     };
     asked.await.map_err(|error: anyhow::Error| format!("the agent does not answer: {error:#}"))
 }

@@ -57,14 +57,14 @@ pub(crate) fn running(layout: &Layout) -> Result<Option<Record>> {
 /// Describes the database: the private one, or host, database and user of the configured one.
 pub(crate) fn database(config: &Config, layout: &Layout) -> String {
     let own = || format!("private PostgreSQL in {}", layout.postgres().display());
-    config.get("database_url").map_or_else(own, wrenn_control::describe_database)
+    config.machine().database_url.as_deref().map_or_else(own, wrenn_control::describe_database)
 }
 
 async fn look(config: &Config) -> Result<Status> {
-    let layout = Layout::new(config.state_dir());
+    let layout = Layout::new(&config.machine().state_dir);
     let up = running(&layout)?;
     let (mut health, mut sandboxes) = ("not running".to_owned(), None);
-    let url = config.local_url()?;
+    let url = config.local_url();
     if up.is_some() {
         let key = config.api_key_for(&url).ok();
         let client = Client::new(&url, key)?;

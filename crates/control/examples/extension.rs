@@ -14,7 +14,8 @@ use axum::{Extension, Json, extract::State};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wrenn_control::{
-    AgentTls, Caller, Config, Fault, Limits, Permission, Server, Services, Worker, needs, sandboxes::Page,
+    AgentTls, Caller, Config, Fault, Limits, Permission, Server, Services, Settings, Worker, needs,
+    sandboxes::Page,
 };
 
 /// Counts sandboxes and hosts.
@@ -65,7 +66,7 @@ async fn count_hosts(services: Services, hosts: Arc<AtomicUsize>) {
 async fn main() -> anyhow::Result<()> {
     let var = |name: &str| std::env::var(name).with_context(|| format!("set {name}"));
     let config = Config {
-        listen: var("LISTEN")?.parse()?,
+        settings: Settings { listen: var("LISTEN")?.parse()?, limits: Limits::default() },
         database_url: var("DATABASE_URL")?,
         redis_url: var("REDIS_URL")?,
         agent_tls: AgentTls {
@@ -73,7 +74,6 @@ async fn main() -> anyhow::Result<()> {
             cert: var("AGENT_CERT")?.into(),
             key: var("AGENT_KEY")?.into(),
         },
-        limits: Limits::default(),
     };
     let server = Server::builder(config).with_extension(Census::default()).build().await?;
     server.run(CancellationToken::new()).await

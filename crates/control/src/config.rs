@@ -3,6 +3,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use wrenn_settings::{address, bytes, group, number, seconds, settings};
+
 /// PEM files of the control plane's mutual TLS with the agents.
 #[derive(Debug, Clone)]
 pub struct AgentTls {
@@ -14,80 +16,72 @@ pub struct AgentTls {
     pub key: PathBuf,
 }
 
-/// Limits on requests.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Maximum body of a JSON request, in bytes.
-    pub json_body: usize,
-    /// Maximum body of an upload, in bytes.
-    pub upload_body: usize,
-    /// Maximum number of concurrent requests, half of them by one team; others get 429.
-    pub concurrent_requests: usize,
-    /// Maximum number of concurrent deletes, half of them by one team; they do not count as other requests.
-    pub concurrent_deletes: usize,
-    /// Maximum number of commands that may take more than a minute, half of them by one team; they do not
-    /// count as other requests.
-    pub long_commands: usize,
-    /// Maximum number of a team's sandboxes that are not stopped.
-    pub sandboxes_per_team: u32,
-    /// Maximum number of event and command streams, half of them by one team.
-    pub event_streams: usize,
-    /// Maximum number of bytes of requests and responses in memory, half of them of one team; 64 KiB of each
-    /// request and each response do not count.
-    pub memory: usize,
-    /// Maximum number of connections of clients.
-    pub connections: usize,
-    /// Maximum number of connections of one client address.
-    pub connections_per_address: usize,
-    /// Interval between checks of the key of an open stream.
-    pub key_check: Duration,
-    /// Time for which a sandbox that starts or stops belongs to the server that does it. It is renewed while the
-    /// server works on a create; when the server is gone, another one finishes or undoes it after this time.
-    pub lease: Duration,
-    /// Time limit of a create, after which the reconciler ends it.
-    pub create: Duration,
-    /// Time after which a microVM without a record is destroyed.
-    pub stray_grace: Duration,
-    /// Retention of records of stopped and failed sandboxes.
-    pub record_retention: Duration,
-    /// Time limit of a database statement; half of it for waiting for a lock.
-    pub database: Duration,
+settings! {
+    /// What can be configured of a server: the keys `server.*`.
+    #[derive(Debug, Clone)]
+    pub struct Settings {
+        /// Address of the API. It speaks plain HTTP: on any address but a loopback one, put a reverse proxy with TLS
+        /// before it.
+        pub listen: SocketAddr = address("server.listen").or(SocketAddr::from(([127, 0, 0, 1], 9725))),
+        /// Limits on requests.
+        pub limits: Limits = group(),
+    }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            json_body: 2 << 20,
-            upload_body: 100 << 20,
-            concurrent_requests: 512,
-            concurrent_deletes: 64,
-            long_commands: 256,
-            sandboxes_per_team: 1000,
-            event_streams: 256,
-            memory: 96 << 20,
-            connections: 2048,
-            connections_per_address: 1024,
-            key_check: Duration::from_secs(60),
-            lease: Duration::from_secs(15),
-            create: Duration::from_secs(180),
-            stray_grace: Duration::from_secs(15 * 60),
-            record_retention: Duration::from_secs(7 * 24 * 3600),
-            database: Duration::from_secs(10),
-        }
+settings! {
+    /// Limits on requests.
+    #[derive(Debug, Clone)]
+    pub struct Limits {
+        /// Maximum number of concurrent requests, half of them by one team; others get 429.
+        pub concurrent_requests: usize = number("server.concurrent_requests", 1..=65_536).or(512),
+        /// Maximum number of concurrent deletes, half of them by one team; they do not count as other requests.
+        pub concurrent_deletes: usize = number("server.concurrent_deletes", 1..=65_536).or(64),
+        /// Maximum number of commands that may take more than a minute, half of them by one team; they do not count
+        /// as other requests.
+        pub long_commands: usize = number("server.long_commands", 1..=65_536).or(256),
+        /// Maximum number of event and command streams, half of them by one team.
+        pub event_streams: usize = number("server.event_streams", 1..=65_536).or(256),
+        /// Maximum size of requests and responses in memory, half of it of one team; 64 KiB of each request and each
+        /// response do not count.
+        pub memory: usize = bytes("server.memory", 8 << 20..=1 << 31).or(96 << 20),
+        /// Maximum number of connections of clients.
+        pub connections: usize = number("server.connections", 16..=1 << 20).or(2048),
+        /// Maximum number of connections of one client address.
+        pub connections_per_address: usize = number("server.connections_per_address", 1..=1 << 20).or(1024),
+        /// Interval between checks of the API key of an open stream.
+        pub key_check: Duration = seconds("server.key_check_sec", 1..=3600).or(Duration::from_secs(60)),
+        /// Maximum body of a JSON request.
+        pub json_body: usize = bytes("server.json_body", 1024..=1 << 30).or(2 << 20),
+        /// Maximum body of an upload.
+        pub upload_body: usize = bytes("server.upload_body", 1024..=1 << 40).or(100 << 20),
+        /// Maximum number of a team's sandboxes that are not stopped.
+        pub sandboxes_per_team: u32 = number("server.sandboxes_per_team", 1..=1_000_000).or(1000),
+        /// Time limit of a create, after which the reconciler ends it.
+        pub create: Duration = seconds("server.create_timeout_sec", 1..=3600).or(Duration::from_secs(180)),
+        /// Time for which a sandbox that starts or stops belongs to the server that does it. It is renewed while the
+        /// server works on a create; when the server is gone, another one finishes or undoes it after this time.
+        pub lease: Duration = seconds("server.lease_sec", 1..=3600).or(Duration::from_secs(15)),
+        /// Time for which a sandbox that runs on a host but is not in the database is left alone before it is
+        /// destroyed.
+        pub stray_grace: Duration =
+            seconds("server.stray_grace_sec", 1..=31_536_000).or(Duration::from_secs(15 * 60)),
+        /// Time for which records of stopped sandboxes are kept; failed sandboxes are deleted at the same age.
+        pub record_retention: Duration =
+            seconds("server.record_retention_sec", 60..=3_153_600_000).or(Duration::from_secs(7 * 24 * 3600)),
+        /// Time limit of a statement in PostgreSQL; half of it for waiting for a lock.
+        pub database: Duration = seconds("server.database_timeout_sec", 1..=3600).or(Duration::from_secs(10)),
     }
 }
 
 /// The configuration of a server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Address to listen on for clients.
-    pub listen: SocketAddr,
+    /// What can be configured by keys.
+    pub settings: Settings,
     /// URL of PostgreSQL, `postgres://…`; with a unix socket `postgres://user@%2Fdir/db`.
     pub database_url: String,
     /// URL of Redis, `redis://…` or `unix:///path`.
     pub redis_url: String,
     /// TLS files for the agents.
     pub agent_tls: AgentTls,
-    /// Limits on requests.
-    pub limits: Limits,
 }

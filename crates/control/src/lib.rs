@@ -34,7 +34,7 @@ mod workers;
 
 pub use admin::{Admin, describe_database};
 pub use caller::{Caller, Permission, Permissions, Principal};
-pub use config::{AgentTls, Config, Limits};
+pub use config::{AgentTls, Config, Limits, Settings};
 pub use error::Fault;
 pub use events::{EventId, Events, Subscription};
 pub use extension::Extension;

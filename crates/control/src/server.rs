@@ -110,7 +110,7 @@ impl ServerBuilder {
         let authenticators = extensions.iter().flat_map(|extension| extension.authenticators(&services));
         let service = routes.service(&services, authenticators.collect());
         let bounds = bounds(&config);
-        Ok(Server { listen: config.listen, bounds, services, routes, service, workers })
+        Ok(Server { listen: config.settings.listen, bounds, services, routes, service, workers })
     }
 }
 
@@ -125,8 +125,8 @@ fn routes(extensions: &[Box<dyn Extension>]) -> anyhow::Result<Routes> {
 
 fn bounds(config: &Config) -> serving::Bounds {
     serving::Bounds {
-        connections: config.limits.connections,
-        per_address: config.limits.connections_per_address,
+        connections: config.settings.limits.connections,
+        per_address: config.settings.limits.connections_per_address,
         head: HEAD,
         idle: IDLE,
         stall: stall::STILL,

@@ -44,11 +44,11 @@ impl State {
     /// Creates the state. Connections are opened on first use.
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         let pools = (
-            db::pool(&config.database_url, config.limits.database)?,
-            db::access_pool(&config.database_url, config.limits.database)?,
+            db::pool(&config.database_url, config.settings.limits.database)?,
+            db::access_pool(&config.database_url, config.settings.limits.database)?,
         );
         let events = EventStore::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?;
-        Self::of(pools, events, Agents::new(&config.agent_tls)?, config.limits.clone())
+        Self::of(pools, events, Agents::new(&config.agent_tls)?, config.settings.limits.clone())
     }
 
     /// Creates the state from its pools (for everything, and for keys and health checks) and clients.

@@ -92,7 +92,7 @@ impl Agent {
             return invalid(format!("{:?} is not a sandbox id", wanted.id));
         }
         let capabilities = self.shared.vmm.capabilities();
-        let limits = &self.config.limits;
+        let limits = &self.config.settings.limits;
         let most = [
             ("vcpus", u64::from(wanted.vcpus), 1, u64::from(limits.vcpus.min(capabilities.max_vcpus))),
             ("memory_mb", wanted.memory_mb, 128, limits.memory_mb.min(u64::from(capabilities.max_memory_mb))),
@@ -171,7 +171,7 @@ impl Agent {
             tokio::spawn(async move { handle.destroy().await });
         }
         let count = sandboxes.len() - records;
-        if count >= self.config.limits.sandboxes as usize {
+        if count >= self.config.settings.limits.sandboxes as usize {
             let message = format!("this host has {count} sandboxes, as many as it may: delete some");
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
@@ -222,7 +222,7 @@ impl Agent {
 
     /// Maximum size of one sandbox: virtual CPUs, memory in MiB, disk in MiB.
     pub(crate) fn most(&self) -> (u32, u64, u64) {
-        let (limits, can) = (&self.config.limits, self.shared.vmm.capabilities());
+        let (limits, can) = (&self.config.settings.limits, self.shared.vmm.capabilities());
         let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(self.machine.memory_mb);
         (limits.vcpus.min(can.max_vcpus), memory, limits.disk_size_mb)
     }

@@ -3,12 +3,28 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use serde::{Deserialize, Serialize};
 use wrenn_api::HostId;
+use wrenn_settings::{address, bytes, choice, group, number, path, seconds, settings};
+
+use crate::uids::DEFAULT_BASE;
+
+/// The configuration of an agent.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Id of this host.
+    pub host_id: HostId,
+    /// State directory (`<state>/agent`), which only one agent can use at a time.
+    pub state_dir: PathBuf,
+    /// Directory of kernel, initial RAM disk and templates (`share/wrenn`).
+    pub share_dir: PathBuf,
+    /// TLS files.
+    pub tls: TlsFiles,
+    /// What can be configured by keys.
+    pub settings: Settings,
+}
 
 /// VMM driver.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Driver {
     /// Chosen by a probe: Firecracker if it is installed and can run a guest here, else QEMU with KVM, else
     /// QEMU with emulation.
@@ -22,24 +38,19 @@ pub enum Driver {
     Tcg,
 }
 
+impl Driver {
+    const NAMES: &[(&str, Self)] =
+        &[("auto", Self::Auto), ("firecracker", Self::Firecracker), ("kvm", Self::Kvm), ("tcg", Self::Tcg)];
+}
+
 /// Networks that guests can reach.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Egress {
     /// The internet by NAT.
     #[default]
     Internet,
     /// None.
     None,
-}
-
-/// Rate limits of a sandbox's devices, in bytes per second; `None` is unlimited.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Rates {
-    /// Network interface, in each direction.
-    pub network: Option<u64>,
-    /// Disk, reads and writes together.
-    pub disk: Option<u64>,
 }
 
 /// PEM files of one side of the mutual TLS between control plane and agent.
@@ -56,34 +67,93 @@ pub struct TlsFiles {
 /// Maximum size of a message of the service, in bytes: a piece of a file, or the output of an exec.
 pub(crate) const MESSAGE_MAX: usize = 64 << 20;
 /// Maximum size of each output of a command, in bytes: both must fit into one message, with its other fields.
-pub const EXEC_OUTPUT_MAX: usize = 31 << 20;
+const EXEC_OUTPUT_MAX: usize = 31 << 20;
 const _: () = assert!(2 * EXEC_OUTPUT_MAX < MESSAGE_MAX);
+/// Default of `output_memory`: one of so many parts of the machine's memory, at least and at most so many MiB.
+const OUTPUT_PARTS: u64 = 256;
+const OUTPUT_MB: (u64, u64) = (64, 512);
 
-/// Limits that the agent enforces for all requests of the control plane.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Maximum number of sandboxes.
-    pub sandboxes: u32,
-    /// Maximum number of virtual CPUs of one sandbox.
-    pub vcpus: u32,
-    /// Maximum memory of one sandbox, in MiB.
-    pub memory_mb: u64,
-    /// Maximum disk size of one sandbox, in MiB.
-    pub disk_size_mb: u64,
-    /// Maximum stdout and stderr (each) of one non-streaming exec, in bytes; at most [`EXEC_OUTPUT_MAX`].
-    pub exec_output: usize,
-    /// Memory for output of commands and content of files of all sandboxes, in bytes; `None`: a share of the machine's
-    /// memory.
-    pub output_memory: Option<usize>,
-    /// Time limit from the start of a create to envd's first response.
-    pub boot: Duration,
+settings! {
+    /// What can be configured of an agent: the keys `agent.*`.
+    #[derive(Debug, Clone)]
+    pub struct Settings {
+        /// Address on which the agent listens for the control plane.
+        pub listen: SocketAddr = address("agent.listen").or(SocketAddr::from(([127, 0, 0, 1], 9726))),
+        /// `firecracker`, `kvm` (QEMU with KVM) or `tcg` (QEMU with emulation) select a driver without booting a test
+        /// guest. `auto`: Firecracker if it is installed and can run a guest, else QEMU with KVM, else with emulation.
+        pub driver: Driver = choice("agent.driver", Driver::NAMES).or(Driver::Auto),
+        /// Path of Firecracker; the jailer must be in the same directory.
+        pub firecracker: Option<PathBuf> = path("agent.firecracker").or_none("from `PATH`"),
+        /// `true`: Firecracker may run without its jailer if the jailer cannot be used; it is then no security boundary.
+        pub unjailed: bool = choice("agent.unjailed", &[("true", true), ("false", false)]).or(false),
+        /// `true`: the agent does not start where its driver does not keep hostile code from the host (emulation,
+        /// Firecracker without its jailer); `false`: it starts; `auto`: it refuses where the driver was chosen by the
+        /// probe and `agent.listen` is no loopback address.
+        pub require_security_boundary: Option<bool> = choice(
+            "agent.require_security_boundary",
+            &[("auto", None), ("true", Some(true)), ("false", Some(false))],
+        )
+        .or(None),
+        /// Networks that guests can reach: the internet, or none.
+        pub egress: Egress =
+            choice("agent.egress", &[("internet", Egress::Internet), ("none", Egress::None)]).or(Egress::Internet),
+        /// Rate limits of each sandbox's devices.
+        pub rates: Rates = group(),
+        /// Number of network slots that are built in advance.
+        pub warm_slots: u16 = number("agent.warm_slots", 0..=1024).or(4),
+        /// Size in MiB of the sparse XFS image that holds sandbox disks. Used only if neither device-mapper nor a
+        /// reflink file system is available. Free space on the underlying disk counts towards the store's free space.
+        pub store_size_mb: u64 = number("agent.store_size_mb", 1024..=1 << 30).or(65_536),
+        /// First user id of VMMs; the VMM in slot N has this id plus N. No two agents of one machine use the same ids:
+        /// a range that another agent has is refused if it is set here, and skipped otherwise.
+        pub vmm_uid_base: Option<u32> = number("agent.vmm_uid_base", 1000..=4_000_000_000)
+            .or_none(format!("the first free range from {DEFAULT_BASE}")),
+        /// Limits of requests of the control plane.
+        pub limits: Limits = group(),
+    }
+}
+
+settings! {
+    /// Rate limits of a sandbox's devices, in bytes per second; `None` is unlimited.
+    #[derive(Debug, Clone, Copy)]
+    pub struct Rates {
+        /// Bytes per second of one sandbox's network, in each direction.
+        pub network: Option<u64> = bytes("agent.network_rate", 1 << 16..=10_000_000_000).or_none("no limit"),
+        /// Bytes per second of one sandbox's disk, reads and writes together.
+        pub disk: Option<u64> = bytes("agent.disk_rate", 1 << 16..=100_000_000_000).or_none("no limit"),
+    }
+}
+
+settings! {
+    /// Limits that the agent enforces for all requests of the control plane.
+    #[derive(Debug, Clone)]
+    pub struct Limits {
+        /// Maximum number of sandboxes.
+        pub sandboxes: u32 = number("agent.max_sandboxes", 1..=32_767).or(64),
+        /// Maximum number of virtual CPUs of one sandbox.
+        pub vcpus: u32 = number("agent.max_vcpus", 1..=64).or(16),
+        /// Maximum memory of one sandbox, in MiB.
+        pub memory_mb: u64 = number("agent.max_memory_mb", 128..=1_048_576).or(65_536),
+        /// Maximum disk size of one sandbox, in MiB.
+        pub disk_size_mb: u64 = number("agent.max_disk_size_mb", 512..=1 << 30).or(131_072),
+        /// Maximum stdout and stderr (each) of one command that is not streamed.
+        pub exec_output: usize = bytes("agent.exec_output", 1024..=EXEC_OUTPUT_MAX).or(16 << 20),
+        /// Memory for output of commands and content of files of all sandboxes.
+        pub output_memory: Option<usize> = bytes("agent.output_memory", 64 << 20..=1 << 40).or_none(format!(
+            "1/{OUTPUT_PARTS} of the machine's memory, {} to {} MiB",
+            OUTPUT_MB.0, OUTPUT_MB.1
+        )),
+        /// Time limit of a boot, from the start of a create to the first response of the guest's agent.
+        pub boot: Duration = seconds("agent.boot_timeout_sec", 1..=3600).or(Duration::from_secs(120)),
+    }
 }
 
 impl Config {
     /// Returns the error for a driver that is no security boundary, or `None` if it may be used.
     pub(crate) fn refusal_of_no_boundary(&self, driver: &str, reason: &str) -> Option<String> {
-        let by_itself = self.driver == Driver::Auto && !self.listen.ip().is_loopback();
-        let why = match self.require_security_boundary {
+        let settings = &self.settings;
+        let by_itself = settings.driver == Driver::Auto && !settings.listen.ip().is_loopback();
+        let why = match settings.require_security_boundary {
             Some(false) => return None,
             Some(true) => "agent.require_security_boundary is true",
             None if by_itself => "agent.listen is open to other machines",
@@ -97,61 +167,9 @@ impl Config {
     }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sandboxes: 64,
-            vcpus: 16,
-            memory_mb: 65_536,
-            disk_size_mb: 131_072,
-            exec_output: 16 << 20,
-            output_memory: None,
-            boot: Duration::from_secs(120),
-        }
-    }
-}
-
-/// The configuration of an agent.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Id of this host.
-    pub host_id: HostId,
-    /// State directory (`<state>/agent`), which only one agent can use at a time.
-    pub state_dir: PathBuf,
-    /// Directory of kernel, initial RAM disk and templates (`share/wrenn`).
-    pub share_dir: PathBuf,
-    /// Address to listen on for the control plane.
-    pub listen: SocketAddr,
-    /// TLS files.
-    pub tls: TlsFiles,
-    /// VMM driver.
-    pub driver: Driver,
-    /// Path of Firecracker, with its jailer in the same directory; `None`: both are in `PATH`.
-    pub firecracker: Option<PathBuf>,
-    /// Whether Firecracker may run without its jailer if the jailer cannot be used.
-    pub unjailed: bool,
-    /// Whether the agent refuses to start if the driver is no security boundary; `None`: if the driver is
-    /// chosen by a probe and the agent is reachable from other machines.
-    pub require_security_boundary: Option<bool>,
-    /// Networks that guests can reach.
-    pub egress: Egress,
-    /// Rate limits of each sandbox's devices.
-    pub rates: Rates,
-    /// Number of network slots built in advance.
-    pub warm_slots: u16,
-    /// Size of the loop-mounted volume store in MiB (sparse), for file systems without reflinks.
-    pub store_size_mb: u64,
-    /// First of the unprivileged user ids that VMMs run as; slot i uses `vmm_uid_base + i`. `None`: the first
-    /// range that no other agent of the machine uses.
-    pub vmm_uid_base: Option<u32>,
-    /// Limits.
-    pub limits: Limits,
-}
-
 /// Default of `output_memory`: a share of the machine's memory, within bounds.
 pub(crate) fn output_memory(memory_mb: u64) -> usize {
-    const PART: u64 = 256;
-    ((memory_mb << 20) / PART).clamp(64 << 20, 512 << 20) as usize
+    ((memory_mb << 20) / OUTPUT_PARTS).clamp(OUTPUT_MB.0 << 20, OUTPUT_MB.1 << 20) as usize
 }
 
 #[cfg(test)]
@@ -166,18 +184,13 @@ mod tests {
                 host_id: HostId::new(),
                 state_dir: PathBuf::new(),
                 share_dir: PathBuf::new(),
-                listen: listen.parse().expect("an address"),
                 tls,
-                driver,
-                firecracker: None,
-                unjailed: false,
-                require_security_boundary: required,
-                egress: Egress::None,
-                rates: Rates::default(),
-                warm_slots: 0,
-                store_size_mb: 1024,
-                vmm_uid_base: None,
-                limits: Limits::default(),
+                settings: Settings {
+                    listen: listen.parse().expect("an address"),
+                    driver,
+                    require_security_boundary: required,
+                    ..Settings::default()
+                },
             };
             config.refusal_of_no_boundary("qemu", "no /dev/kvm").is_some()
         };

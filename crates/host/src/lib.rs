@@ -36,7 +36,7 @@ use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
-pub use config::{Config, Driver, EXEC_OUTPUT_MAX, Egress, Limits, Rates, TlsFiles};
+pub use config::{Config, Driver, Egress, Limits, Rates, Settings, TlsFiles};
 pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
@@ -47,7 +47,7 @@ use crate::{
 /// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let tls = tls::server(&config.tls)?;
-    let address = config.listen;
+    let address = config.settings.listen;
     // Each microVM uses some.
     if let Err(error) = wrenn_os::open_files::allow_all() {
         tracing::warn!(%error, "cannot raise the limit of open files");
@@ -104,7 +104,7 @@ pub fn leftovers(state_dir: &Path) -> Vec<String> {
 async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn Volumes>> {
     let dir = layout::volumes(&config.state_dir);
     let file = layout::store_file(&config.state_dir);
-    let size = config.store_size_mb << 20;
+    let size = config.settings.store_size_mb << 20;
     let with = |backend| wrenn_disk::open(StoreConfig::new(&dir, backend, instance));
     // Mounting another kind of store over this one would hide its images.
     if !file.exists() && wrenn_disk::is_of_device_mapper(&dir) {
@@ -137,8 +137,8 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
 
 /// Maximum number of network slots, including those built in advance.
 fn slots_max(config: &Config) -> u16 {
-    let sandboxes = u16::try_from(config.limits.sandboxes).unwrap_or(u16::MAX);
-    sandboxes.saturating_add(config.warm_slots).min(wrenn_network::MAX_SLOTS)
+    let sandboxes = u16::try_from(config.settings.limits.sandboxes).unwrap_or(u16::MAX);
+    sandboxes.saturating_add(config.settings.warm_slots).min(wrenn_network::MAX_SLOTS)
 }
 
 async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
@@ -154,16 +154,16 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let mut records = recover::read(&sandboxes_dir).context("the sandboxes' journals cannot be read")?;
     let claim = uids::Claim {
         state_dir: state.clone(),
-        base: config.vmm_uid_base,
+        base: config.settings.vmm_uid_base,
         // One for each slot, and one for the KVM probe.
         count: u32::from(slots_max(&config)) + 1,
         in_use: records.iter().any(recover::Recorded::is_kept),
     };
     let uids = tokio::task::spawn_blocking(move || claim.take()).await??;
     let wish = driver::Wish {
-        driver: config.driver,
-        firecracker: config.firecracker.clone(),
-        unjailed: config.unjailed,
+        driver: config.settings.driver,
+        firecracker: config.settings.firecracker.clone(),
+        unjailed: config.settings.unjailed,
         share_dir: config.share_dir.clone(),
         dir: state.clone(),
         uid: uids.base(),
@@ -209,9 +209,9 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let slots = SlotPool::start(PoolConfig {
         state_dir: network.clone(),
         instance: instance.clone(),
-        warm: usize::from(config.warm_slots),
+        warm: usize::from(config.settings.warm_slots),
         max: slots_max(&config),
-        egress: match config.egress {
+        egress: match config.settings.egress {
             Egress::Internet => wrenn_network::Egress::Nat,
             Egress::None => wrenn_network::Egress::None,
         },
@@ -231,10 +231,10 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         assets,
         dir: sandboxes_dir,
         uids,
-        boot_limit: config.limits.boot,
-        rates: config.rates,
+        boot_limit: config.settings.limits.boot,
+        rates: config.settings.rates,
         memory: Memory::new(
-            config.limits.output_memory.unwrap_or_else(|| config::output_memory(machine.memory_mb)),
+            config.settings.limits.output_memory.unwrap_or_else(|| config::output_memory(machine.memory_mb)),
         ),
         held,
     });

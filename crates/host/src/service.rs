@@ -157,7 +157,7 @@ impl Host for Service {
             disk_free_mb,
             templates: agent.shared.assets.templates.keys().cloned().collect(),
             sandboxes: agent.list().len() as u32,
-            max_sandboxes: agent.config.limits.sandboxes,
+            max_sandboxes: agent.config.settings.limits.sandboxes,
             max_vcpus,
             max_memory_mb,
             max_disk_size_mb,
@@ -251,7 +251,7 @@ impl Host for Service {
             given => Duration::from_millis(u64::from(given)),
         };
         let begin = Instant::now();
-        let finished = exec::run(&guest, command, limit, self.agent.config.limits.exec_output)
+        let finished = exec::run(&guest, command, limit, self.agent.config.settings.limits.exec_output)
             .instrument(call.span)
             .await?;
         if let Some(answer) = ctx.extensions().get::<Answer>() {

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Check of KVM, by booting a guest on it, and the resulting driver.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use wrenn_host::driver::{Chosen, Wish, firecracker};
 use wrenn_vmm::{Vmm, VmmError, probe::Probe};
 
 use super::{Check, Driver, scratch::Scratch};
-use crate::{config::Config, layout::Layout, running_agent, serve};
+use crate::{config::Config, layout::Layout, running_agent};
 
 /// Chooses a driver as the agent does, in a temporary directory.
 pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe, Driver, Vec<Check>)> {
     let root = rustix::process::geteuid().is_root();
+    let agent = config.agent();
     let wish = Wish {
-        driver: serve::driver(config),
-        firecracker: config.get("agent.firecracker").map(PathBuf::from),
-        unjailed: config.or("agent.unjailed", false),
+        driver: agent.driver,
+        firecracker: agent.firecracker,
+        unjailed: agent.unjailed,
         share_dir: config.share_dir()?,
         dir: scratch.path().to_owned(),
         uid: if root {
-            config.or("agent.vmm_uid_base", wrenn_host::VMM_UID_BASE)
+            agent.vmm_uid_base.unwrap_or(wrenn_host::VMM_UID_BASE)
         } else {
             rustix::process::geteuid().as_raw()
         },
@@ -48,7 +49,7 @@ pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe
 
 /// The driver that the running agent uses, which chose it when it started.
 pub(super) async fn in_use(config: &Config) -> Check {
-    let layout = Layout::new(config.state_dir());
+    let layout = Layout::new(&config.machine().state_dir);
     match running_agent::driver(config, &layout).await {
         Ok(driver) if driver.security_boundary => {
             Check::ok("driver in use", format!("{}: {}", driver.name, driver.reason))

@@ -19,7 +19,7 @@ const SPACE_WARN: u64 = 10 << 30;
 
 /// Returns the state directory, or its nearest existing parent.
 fn existing(config: &Config) -> PathBuf {
-    let state = config.state_dir();
+    let state = config.machine().state_dir;
     state.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }
 
@@ -45,7 +45,7 @@ pub(super) fn reflinks(config: &Config) -> Check {
     match clone_in(&dir) {
         Ok(true) => Check::ok(name, format!("the file system of {} has them", dir.display())),
         Ok(false) => {
-            let size = config.or("agent.store_size_mb", 65_536_u64);
+            let size = config.agent().store_size_mb;
             let what = format!("no reflinks: disks are stored in a loop-mounted XFS of {size} MiB");
             Check::ok(name, format!("{} has {what}", dir.display()))
         }

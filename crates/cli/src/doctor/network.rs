@@ -61,11 +61,12 @@ fn forwarding() -> Check {
 }
 
 pub(super) fn ports(config: &Config) -> Result<Vec<Check>> {
-    let running = status::running(&Layout::new(config.state_dir()))?.is_some();
+    let running = status::running(&Layout::new(&config.machine().state_dir))?.is_some();
     let mut checks = Vec::new();
-    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
-    {
-        let address = config.address(key)?;
+    for (key, variable, address) in [
+        ("server.listen", "WRENN_SERVER_LISTEN", config.server().listen),
+        ("agent.listen", "WRENN_AGENT_LISTEN", config.agent().listen),
+    ] {
         checks.push(match TcpListener::bind(address) {
             Ok(_) => Check::ok(key, format!("{address} is free")),
             Err(_) if running => Check::ok(key, format!("{address} is used by the Wrenn that runs")),

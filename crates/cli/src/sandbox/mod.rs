@@ -187,6 +187,6 @@ fn plain(value: &serde_json::Value) -> String {
 
 /// Creates the client for this configuration.
 pub(crate) fn client(config: &crate::config::Config) -> Result<Client> {
-    let url = config.url()?;
+    let url = config.url();
     Ok(Client::new(&url, Some(config.api_key_for(&url)?))?)
 }

@@ -42,7 +42,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<u8> {
     ensure!(rustix::process::geteuid().is_root(), "wrenn up needs root: run it with sudo");
     let users = users::Services::find()?;
-    let layout = Layout::new(config.state_dir());
+    let layout = Layout::new(&config.machine().state_dir);
     layout.create(&users)?;
     let Some(lock) = lock(&layout)? else {
         note("Wrenn already runs.");
@@ -98,7 +98,7 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     if matches!(result, Ok(true)) {
         // Written only now, so that no one waiting takes an incomplete start for a complete one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
-        announce(config, layout)?;
+        announce(config, layout);
         tokio::select! {
             name = signal.received() => info!("{name}: stopping"),
             // Its own log, when it runs in the background.
@@ -127,12 +127,11 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     Ok(())
 }
 
-fn announce(config: &Config, layout: &Layout) -> Result<()> {
+fn announce(config: &Config, layout: &Layout) {
     let (url, key, database) =
-        (config.local_url()?, config.file().display(), status::database(config, layout));
+        (config.local_url(), config.file().display(), status::database(config, layout));
     note(&format!(
         "Wrenn runs.\n  API       {url}\n  docs      {url}/docs\n  key       in {key}\n  database  {database}"
     ));
     note("Stop it by Ctrl-C or `wrenn down`.");
-    Ok(())
 }

@@ -75,7 +75,7 @@ impl Supervisor {
         self.children.push(Supervised::start(server, layout));
         self.ready(config).await?;
         // Last, so that a key in the file means that Wrenn works.
-        client_config::write(config.file(), &config.local_url()?, &key)
+        client_config::write(config.file(), &config.local_url(), &key)
     }
 
     async fn start_stores(
@@ -84,12 +84,13 @@ impl Supervisor {
         layout: &Layout,
         users: &Services,
     ) -> Result<(String, String)> {
+        let machine = config.machine();
         let (mut own_postgres, mut own_redis) = (None, None);
-        if config.get("database_url").is_none() {
+        if machine.database_url.is_none() {
             let spec = postgres::prepare(layout, &users.postgres).await?;
             own_postgres = Some(self.push(Supervised::start(spec, layout)));
         }
-        if config.get("redis_url").is_none() {
+        if machine.redis_url.is_none() {
             own_redis = Some(self.push(Supervised::start(redis::prepare(layout, &users.redis)?, layout)));
         }
         if let Some(index) = own_postgres {
@@ -98,8 +99,8 @@ impl Supervisor {
         if let Some(index) = own_redis {
             redis::ready(&self.children[index], layout).await?;
         }
-        let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
-        let redis_url = config.get("redis_url").map_or_else(|| layout.redis_url(), str::to_owned);
+        let database_url = machine.database_url.unwrap_or_else(|| layout.database_url());
+        let redis_url = machine.redis_url.unwrap_or_else(|| layout.redis_url());
         Ok((database_url, redis_url))
     }
 
@@ -110,7 +111,7 @@ impl Supervisor {
 
     async fn ready(&self, config: &Config) -> Result<()> {
         let [.., agent, server] = self.children.as_slice() else { return Ok(()) };
-        let client = Client::new(&config.local_url()?, None)?;
+        let client = Client::new(&config.local_url(), None)?;
         let healthy = async || client.health().await.is_ok_and(|health| health.status == "ok");
         server.ready(SERVER_LIMIT, healthy).await?;
         // A listening agent is not enough: it first probes KVM and adopts its microVMs.
@@ -164,9 +165,8 @@ fn ours(name: &'static str, env: Vec<(String, String)>, privileges: Privileges, 
 /// Checks the ports in advance, so that one in use is reported at once and by name, not by a server that
 /// fails again and again.
 fn check_ports(config: &Config) -> Result<()> {
-    for (key, variable) in [("server.listen", "WRENN_SERVER_LISTEN"), ("agent.listen", "WRENN_AGENT_LISTEN")]
-    {
-        let address = config.address(key)?;
+    let (server, agent) = (config.server().listen, config.agent().listen);
+    for (address, variable) in [(server, "WRENN_SERVER_LISTEN"), (agent, "WRENN_AGENT_LISTEN")] {
         TcpListener::bind(address)
             .with_context(|| format!("cannot listen on {address}: end what uses it, or set {variable}"))?;
     }
@@ -174,12 +174,12 @@ fn check_ports(config: &Config) -> Result<()> {
 }
 
 async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> Result<String> {
-    let address = config.address("agent.listen")?;
+    let address = config.agent().listen;
     let prepare = async {
         let admin = Admin::new(database_url)?;
         admin.migrate().await.context("cannot bring the database to this version")?;
         admin.ensure_host(host, address).await.context("cannot register this host")?;
-        admin.ensure_api_key(config.get("api_key")).await.context("cannot make an API key")
+        admin.ensure_api_key(config.api_key().as_deref()).await.context("cannot make an API key")
     };
     timeout(DATABASE_LIMIT, prepare)
         .await
@@ -189,7 +189,7 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
 /// Removes the agent's kernel resources; it must have ended. Also updates the database, while it still runs.
 pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
     down::cleanup(layout).await?;
-    let database_url = config.get("database_url").map_or_else(|| layout.database_url(), str::to_owned);
+    let database_url = config.machine().database_url.unwrap_or_else(|| layout.database_url());
     let told = timeout(DATABASE_LIMIT, Admin::new(&database_url)?.host_emptied(host_id::load(layout)?)).await;
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")
 }

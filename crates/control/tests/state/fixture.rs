@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{Admin, Config, Limits, Server, ServerBuilder};
+use wrenn_control::{Admin, Config, Limits, Server, ServerBuilder, Settings};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
@@ -80,11 +80,10 @@ impl Fixture {
     fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
         let listen = free_address()?;
         let config = Config {
-            listen,
+            settings: Settings { listen, limits: self.limits.clone() },
             database_url: self.stores.database_url(&self.database),
             redis_url: self.stores.redis_url(),
             agent_tls: self.tls.clone(),
-            limits: self.limits.clone(),
         };
         Ok((Server::builder(config), listen))
     }
