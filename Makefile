@@ -43,7 +43,7 @@ quickstart: build ## Build all, start Wrenn, run the demo
 TESTED := --workspace --features wrenn-cli/fault-points
 
 test-programs: setup
-	@$(CARGO) build --locked $(TESTED) --bins --tests
+	@$(CARGO) build --locked $(TESTED) --bins --tests --examples
 
 # Each uses one CPU at most, so they run in parallel with the compilation.
 test-assets: assets
@@ -68,7 +68,7 @@ check: fmt-check lint ## Format, Clippy and unit tests: quick, and no guests
 # Test suites of the drivers. `make test` also runs the end-to-end cases, which take twice as long.
 lab: assets ## The drivers' tests that need KVM and device-mapper, in a virtual host that has them (docs/lab.md)
 	@lab/build
-	@$(CARGO) build --locked $(TESTED) --bins --tests
+	@$(CARGO) build --locked $(TESTED) --bins --tests --examples
 	@scripts/isolated target/debug/xtask lab test conformance
 
 bench: build ## Measure against the same work by hand; prints tables, writes target/bench.json and -lab.json

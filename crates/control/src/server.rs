@@ -35,7 +35,7 @@ pub struct Server {
     workers: Vec<Worker>,
 }
 
-/// ServerBuilder of a [`Server`].
+/// Builder of a [`Server`].
 pub struct ServerBuilder {
     config: Config,
     extensions: Vec<Box<dyn Extension>>,
