@@ -58,22 +58,19 @@ fn empty_control_groups(state_dir: &Path) -> BTreeSet<String> {
     for controller in ["", "memory/", "pids/", "cpu/"] {
         let parent = format!("/sys/fs/cgroup/{controller}wrenn");
         let groups = entries(&parent).into_iter();
-        let empty = groups.filter(|group| !is_others(group) && !has_processes(&parent, group));
+        let empty = groups.filter(|group| !is_others(group) && has_processes(&parent, group) == Some(false));
         found.extend(empty.map(|group| format!("{parent}/{group}")));
     }
     found
 }
 
-/// Returns whether a control group has processes. Processes of other namespaces are not listed in a group, but
-/// they are counted.
-fn has_processes(parent: &str, group: &str) -> bool {
-    let read = |path: String| fs::read_to_string(path).unwrap_or_default();
-    let listed = read(format!("{parent}/{group}/cgroup.procs"));
+/// Returns whether a control group has processes; `None` if it is gone, or no group. Processes of other namespaces
+/// are not listed in a group, but they are counted.
+fn has_processes(parent: &str, group: &str) -> Option<bool> {
+    let listed = fs::read_to_string(format!("{parent}/{group}/cgroup.procs")).ok()?;
     let counted = [format!("{parent}/{group}"), format!("/sys/fs/cgroup/pids/wrenn/{group}")];
-    !listed.is_empty()
-        || counted
-            .into_iter()
-            .any(|dir| read(format!("{dir}/pids.current")).trim().parse::<u64>().is_ok_and(|n| n > 0))
+    let count = |dir| fs::read_to_string(format!("{dir}/pids.current")).ok()?.trim().parse::<u64>().ok();
+    Some(!listed.is_empty() || counted.into_iter().filter_map(count).any(|count| count > 0))
 }
 
 /// Lists processes whose command line contains `state_dir`.

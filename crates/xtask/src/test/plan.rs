@@ -12,7 +12,7 @@ pub(super) enum Class {
     Compute,
     /// Waits most of the time, for timeouts, leases and restarts. A few rows, beside whatever else runs.
     Wait,
-    /// Labs, as many as CPUs, which take longest. One row, beside all others.
+    /// Labs, one for every two CPUs, which keep a CPU busy each and take longest. One row, beside all others.
     Lab,
 }
 
@@ -105,7 +105,7 @@ fn command(words: &[&str]) -> Work {
 }
 
 fn labs(programs: &[Program], cpus: usize) -> Row {
-    let labs = cpus.clamp(1, 4).to_string();
+    let labs = (cpus / 2).clamp(1, 4).to_string();
     let mut work = vec![command(&["$XTASK", "lab", "test", "--labs", &labs])];
     let after = programs.iter().filter(|program| LABS.contains(&program.name().as_str()));
     work.extend(after.map(|program| Work::Program(program.clone(), Vec::new())));
