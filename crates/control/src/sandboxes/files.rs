@@ -92,8 +92,8 @@ impl Upload {
 
 impl Attached {
     /// Writes a file, which is replaced only when its content is complete. `content` sends it, and gives the
-    /// upload back at its end; if it fails, the old file stays. If the sandbox rejects the file early,
-    /// `content` is still awaited.
+    /// upload back at its end; if it fails, the old file stays. If the sandbox rejects the file early, `content` is
+    /// dropped.
     pub async fn write_file<F>(&self, path: FilePath, content: impl FnOnce(Upload) -> F) -> Result<(), Fault>
     where
         F: Future<Output = Result<Upload, Fault>>,
@@ -110,9 +110,9 @@ impl Attached {
         });
         tokio::select! {
             written = &mut writing => {
-                // Rejected. The client reads the response after it has sent everything.
-                sending.await?;
+                // Rejected, or else the rest of what is sent has no effect.
                 written?;
+                sending.await?;
             }
             sent = &mut sending => {
                 sent?;

@@ -165,7 +165,10 @@ async fn pass_on(
     while let Some(mut part) = form.next().await? {
         match part.name() {
             Some("file") if !passed => {
-                feed(&mut part, &mut upload).await?;
+                if !feed(&mut part, &mut upload).await? {
+                    // The reason comes from the sandbox; the rest of the form does not matter.
+                    return Ok(upload);
+                }
                 passed = true;
             }
             Some("path") if !named => {
@@ -180,15 +183,14 @@ async fn pass_on(
     if passed { Ok(upload) } else { Err(Fault::invalid("the form has no part `file`")) }
 }
 
-/// Sends the content of a part to the sandbox.
-async fn feed(part: &mut Part<'_>, upload: &mut Upload) -> Result<(), Fault> {
+/// Sends the content of a part to the sandbox; returns false if that rejected it.
+async fn feed(part: &mut Part<'_>, upload: &mut Upload) -> Result<bool, Fault> {
     while let Some(chunk) = part.chunk().await? {
-        // Rejected by the sandbox: the reason comes from there.
         if !upload.send(chunk).await? {
-            break;
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Writes a small file that the form has before its path.
