@@ -53,16 +53,16 @@ const E2E: &str = "testkit/e2e";
 
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
-    Own("end to end", Class::Compute, 200, &[(E2E, Cases::Rest)]),
-    Own("end to end: faults", Class::Wait, 100, &[(E2E, Cases::Only(&["faults::"]))]),
-    Own("end to end: outages", Class::Wait, 50, &[(E2E, Cases::Only(&["outages::"]))]),
-    Own("end to end: networks", Class::Wait, 50, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
-    Own("end to end: hosts", Class::Compute, 100, &[(E2E, Cases::Only(&["hosts::"]))]),
-    Own("end to end: crashes", Class::Wait, 50, &[(E2E, Cases::Only(&["fleet::", "crashes::"]))]),
-    Own("end to end: churn", Class::Compute, 60, &[(E2E, Cases::Only(&["churn::"]))]),
+    Own("end to end", Class::Compute, 250, &[(E2E, Cases::Rest)]),
+    Own("end to end: faults", Class::Wait, 120, &[(E2E, Cases::Only(&["faults::"]))]),
+    Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
+    Own("end to end: networks", Class::Wait, 110, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
+    Own("end to end: hosts", Class::Compute, 130, &[(E2E, Cases::Only(&["hosts::"]))]),
+    Own("end to end: crashes", Class::Wait, 140, &[(E2E, Cases::Only(&["fleet::", "crashes::"]))]),
+    Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
     Own("guest agent", Class::Wait, 50, &[("envd/api", Cases::All)]),
-    Own("drivers", Class::Wait, 50, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
-    Own("control plane", Class::Wait, 50, &[("control/state", Cases::All)]),
+    Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
+    Own("control plane", Class::Wait, 40, &[("control/state", Cases::All)]),
 ];
 
 /// Test programs of the row of labs, after the runs in labs.
@@ -90,11 +90,11 @@ pub(super) fn rows(programs: &[Program], cpus: usize) -> Result<Vec<Row>> {
     ensure!(!others.is_empty(), "cargo named no unit tests");
     let mut units: Vec<_> = others.into_iter().map(|program| Work::Program(program, Vec::new())).collect();
     units.push(command(&[&["cargo", "test", "--doc"], TESTED].concat()));
-    rows.push(Row { name: "unit tests", class: Class::Compute, budget: 120, work: units });
+    rows.push(Row { name: "unit tests", class: Class::Compute, budget: 80, work: units });
     rows.push(Row {
         name: "API check",
         class: Class::Compute,
-        budget: 180,
+        budget: 200,
         work: vec![command(&["scripts/api-check"])],
     });
     Ok(rows)
@@ -109,7 +109,7 @@ fn labs(programs: &[Program], cpus: usize) -> Row {
     let mut work = vec![command(&["$XTASK", "lab", "test", "--labs", &labs])];
     let after = programs.iter().filter(|program| LABS.contains(&program.name().as_str()));
     work.extend(after.map(|program| Work::Program(program.clone(), Vec::new())));
-    Row { name: "labs", class: Class::Lab, budget: 1100, work }
+    Row { name: "labs", class: Class::Lab, budget: 1200, work }
 }
 
 /// Arguments of each invocation of a program for `cases`.
