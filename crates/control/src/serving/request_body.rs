@@ -21,7 +21,6 @@ pub(super) struct RequestBody {
 }
 
 /// Whether a body was read to its end.
-#[derive(Clone)]
 pub(super) struct Ended(Arc<AtomicBool>);
 
 impl RequestBody {
