@@ -70,3 +70,19 @@ pub(crate) enum Entry {
     /// The sandbox is being destroyed, which cannot be cancelled.
     Destroy,
 }
+
+impl Entry {
+    /// Returns whether the next step must wait until the entry is on the disk. A power failure ends microVMs and
+    /// slots, and the start after it removes volumes that no journal names, so their entries need not survive it.
+    pub(super) fn must_survive_power_failure(&self) -> bool {
+        match self {
+            Self::Spec(_)
+            | Self::Slot { .. }
+            | Self::Volume
+            | Self::VmmIntent
+            | Self::Vmm { .. }
+            | Self::Released { .. } => false,
+            Self::Running | Self::Failed { .. } | Self::Destroy => true,
+        }
+    }
+}

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Journal of one sandbox: JSON lines, written and synced before each step that creates something outside the
-//! process. Calls block on the disk; asynchronous callers use the blocking pool.
+//! Journal of one sandbox: JSON lines, written before each step that creates something outside the process.
+//! Calls block on the disk; asynchronous callers use the blocking pool.
+//!
+//! A line that was written survives the agent. Only entries with [`Entry::must_survive_power_failure`] are
+//! synced to the disk, with all before them: what the others are about is in the kernel and ends with it, or is
+//! a file that a start finds without its journal.
 //!
 //! The first line has the version of the format. If an agent does not understand a journal, it changes
 //! nothing of the sandbox, because the agent may be too old.
@@ -104,6 +108,8 @@ pub(crate) struct Journal {
     summary: Summary,
     /// Whether the header line has the current version.
     versioned: bool,
+    /// Whether the file's name is on the disk.
+    named: bool,
 }
 
 fn io(action: &'static str) -> impl FnOnce(io::Error) -> JournalError {
@@ -132,17 +138,14 @@ fn put(lines: &mut Vec<u8>, line: &impl Serialize) -> Result<(), JournalError> {
 }
 
 impl Journal {
-    /// Creates the journal in `dir`, which must have none, with its first entries. Everything is on disk when
-    /// this returns.
+    /// Creates the journal in `dir`, which must have none, with its first entries.
     pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
         let file = options().create_new(true).open(path(dir)).map_err(io("open"))?;
-        let mut journal = Self { dir: dir.to_owned(), file, summary: Summary::default(), versioned: false };
+        let summary = Summary::of(entries);
+        let mut journal = Self { dir: dir.to_owned(), file, summary, versioned: true, named: false };
         let mut lines = header()?;
         entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
-        journal.write(&lines)?;
-        (journal.summary, journal.versioned) = (Summary::of(entries), true);
-        // Sync the directory after the file: file systems that write both at once do not wait a second time.
-        sync_dir(dir)?;
+        journal.write(&lines, entries.iter().any(Entry::must_survive_power_failure))?;
         Ok(journal)
     }
 
@@ -168,7 +171,8 @@ impl Journal {
         };
         file.set_len(whole as u64).map_err(io("trim"))?;
         file.seek(SeekFrom::End(0)).map_err(io("seek in"))?;
-        Ok(Found::Journal(Self { dir: dir.to_owned(), file, summary: Summary::of(&entries), versioned }))
+        let summary = Summary::of(&entries);
+        Ok(Found::Journal(Self { dir: dir.to_owned(), file, summary, versioned, named: false }))
     }
 
     /// Summary of the entries.
@@ -176,7 +180,7 @@ impl Journal {
         &self.summary
     }
 
-    /// Appends entries; they are on disk when this returns. If it fails, none of them is written.
+    /// Appends entries. If it fails, none of them is written.
     pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let mut sum = self.summary.clone();
         entries.iter().for_each(|entry| sum.add(entry));
@@ -186,19 +190,29 @@ impl Journal {
         if !self.versioned || size > CHECKPOINT {
             self.rewrite(&sum)?;
         } else {
-            self.write(&lines)?;
+            self.write(&lines, entries.iter().any(Entry::must_survive_power_failure))?;
         }
         self.summary = sum;
         Ok(())
     }
 
-    fn write(&mut self, lines: &[u8]) -> Result<(), JournalError> {
+    fn write(&mut self, lines: &[u8], sync: bool) -> Result<(), JournalError> {
         let before = self.file.stream_position().map_err(io("seek in"))?;
         let written = self.file.write_all(lines).map_err(io("write"));
-        written.and_then(|()| self.file.sync_data().map_err(io("sync"))).inspect_err(|_| {
+        written.and_then(|()| if sync { self.sync() } else { Ok(()) }).inspect_err(|_| {
             // Remove a partial line, which would corrupt the next one.
             let _ = self.file.set_len(before).and_then(|()| self.file.seek(SeekFrom::Start(before)));
         })
+    }
+
+    fn sync(&mut self) -> Result<(), JournalError> {
+        self.file.sync_data().map_err(io("sync"))?;
+        if !self.named {
+            // After the file: file systems that write both at once do not wait a second time.
+            sync_dir(&self.dir)?;
+            self.named = true;
+        }
+        Ok(())
     }
 
     /// Replaces the journal with one that has only this summary.
@@ -211,7 +225,9 @@ impl Journal {
         let replaced = written.and_then(|()| fs::rename(&beside, path(&self.dir)).map_err(io("replace")));
         replaced.inspect_err(|_| drop(fs::remove_file(&beside)))?;
         (self.file, self.versioned) = (file, true);
-        sync_dir(&self.dir)
+        sync_dir(&self.dir)?;
+        self.named = true;
+        Ok(())
     }
 }
 

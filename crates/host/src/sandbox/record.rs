@@ -95,8 +95,7 @@ impl Record {
         self.summary.forget(done);
     }
 
-    /// Writes entries to the journal, in one write; they are on disk when this returns. Runs on a blocking
-    /// thread, because the file system may block.
+    /// Writes entries to the journal, in one write. Runs on a blocking thread, because the file system may block.
     pub(crate) async fn write(&mut self, entries: Vec<Entry>) -> Result<(), AgentError> {
         if entries.is_empty() {
             return Ok(());

@@ -60,7 +60,7 @@ impl Steps for Create {
     const STEPS: &'static [Step] = &[
         // The pool has a journal of its own: a slot that no sandbox has recorded is free at the next start.
         Step::new(|create, sandbox| Box::pin(create.take_slot(sandbox))).points(&["slot"]).timed("network"),
-        // The entries of all later steps in one write: each flush of the disk is a large part of a create's time.
+        // The entries of all later steps in one write.
         Step::write(Self::intents).points(&["journal"]).timed("journal"),
         Step::new(|create, sandbox| Box::pin(create.limit_network(sandbox))),
         Step::new(|create, sandbox| Box::pin(create.make_disk_and_groups(sandbox)))
