@@ -31,7 +31,7 @@ use crate::{
     slots::run,
 };
 
-const ROUNDS: usize = 25;
+const ROUNDS: usize = 75;
 /// Rounds that fill caches and are not counted.
 const WARM: usize = 3;
 /// User id that nothing else uses.

@@ -323,6 +323,10 @@ impl SlotPool {
     }
 }
 
+/// Delay before a slot is built in advance, while half of the ready ones are left: the sandbox that took one
+/// is starting, and shares the processors and the kernel's network lock with the build.
+const REFILL_DELAY: Duration = Duration::from_millis(100);
+
 /// Interval between checks of the host's nftables table.
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 
@@ -343,17 +347,20 @@ async fn refill(pool: Weak<Inner>) {
     let mut next_look = Instant::now() + LOOK_PERIOD;
     while let Some(strong) = pool.upgrade() {
         look_after(&strong, &mut next_look).await;
-        let lacking = {
+        let warm = {
             let state = strong.state();
             if state.closed {
                 return;
             }
-            state.warm.len() < strong.warm
+            state.warm.len()
         };
-        if !lacking {
+        if warm >= strong.warm {
             // Wait with a timeout, so that a dropped pool is not kept alive forever.
             let _ = tokio::time::timeout_at(next_look, strong.wanted.notified()).await;
             continue;
+        }
+        if warm > strong.warm / 2 {
+            tokio::time::sleep(REFILL_DELAY).await;
         }
         let built = match strong.build().await {
             Ok(slot) => strong.keep(slot).await,

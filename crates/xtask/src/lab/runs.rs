@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Runs of the lab: which cases of which test programs run there, and in which order.
 
+use Elsewhere::{WithKvm, WithQemu};
+
 use crate::programs::Program;
 
 /// Test target of a package.
@@ -20,8 +22,17 @@ pub(super) struct Run {
     pub(super) target: &'static Target,
     /// Arguments of the program that select the cases; empty for all.
     pub(super) cases: &'static [&'static str],
-    /// Whether the cases also run outside of a lab on machines with a usable `/dev/kvm`.
-    pub(super) outside_too: bool,
+    /// Where else its cases run, so that not every `make test` runs them here.
+    pub(super) elsewhere: Option<Elsewhere>,
+}
+
+/// Another place where the cases of a run are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// On the machine itself with the same VMM, if it has a usable `/dev/kvm`.
+    WithKvm,
+    /// On the machine itself with QEMU: here they run in `make test-long`.
+    WithQemu,
 }
 
 /// End-to-end cases. Their state directories are on a disk, because the lab's temporary directory is in
@@ -35,22 +46,33 @@ const VMM: Target = Target { package: "vmm", test: "conformance", env: &[] };
 const DISK: Target = Target { package: "disk", test: "conformance", env: &[] };
 
 const fn run(target: &'static Target, cases: &'static [&'static str]) -> Run {
-    Run { target, cases, outside_too: false }
+    Run { target, cases, elsewhere: None }
 }
 
 /// Runs of the lab, the longest first, so that concurrent labs end at about the same time. With `IN_LAB=1`
 /// the targets select what only a lab has. Cases that share a Wrenn are one run, because starting it takes
 /// longer than most cases.
 pub(super) const RUNS: &[Run] = &[
-    run(&VMM, &["firecracker_jailed_linux::"]),
+    // What a VMM refuses does not depend on its guest.
+    run(&VMM, &["firecracker_jailed_linux::", "--skip=faults::"]),
     run(&E2E, &["--skip=hosts::", "--skip=network::", "--skip=faults::"]),
-    run(&E2E, &["network::"]),
+    Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     run(&DISK, &[]),
-    run(&E2E, &["hosts::"]),
+    Run { elsewhere: Some(WithQemu), ..run(&E2E, &["hosts::"]) },
     run(&E2E, &["faults::"]),
-    Run { outside_too: true, ..run(&VMM, &["firecracker_jailed::"]) },
-    Run { outside_too: true, ..run(&VMM, &["firecracker_unjailed::"]) },
+    Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_jailed::"]) },
+    Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_unjailed::"]) },
 ];
+
+impl Run {
+    /// Returns why the run may be left out of this lab test, if it may.
+    pub(super) fn left_out(&self, kvm: bool, long: bool) -> Option<&'static str> {
+        match self.elsewhere? {
+            WithKvm => kvm.then_some("it runs outside, on this machine's KVM"),
+            WithQemu => (!long).then_some("it runs outside, with QEMU; here in `make test-long`"),
+        }
+    }
+}
 
 impl Target {
     /// File name of the program in the lab.

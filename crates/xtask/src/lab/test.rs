@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use wrenn_testkit::{Lab, LabConfig, test_guests};
+use wrenn_testkit::{Lab, LabConfig, short_or_long, test_guests};
 
 use super::{
     build, collect_logs, interrupt,
@@ -59,11 +59,15 @@ pub(super) fn run(mut config: LabConfig, labs: usize, filter: Option<&str>) -> R
     let chosen = |run: &&Run| filter.is_none_or(|filter| run.name().contains(filter));
     let mut runs: VecDeque<Run> = runs::RUNS.iter().filter(chosen).copied().collect();
     ensure!(!runs.is_empty(), "no run of the lab has {:?} in its name", filter.unwrap_or_default());
-    if filter.is_none() && test_guests::available() {
-        for run in runs.iter().filter(|run| run.outside_too) {
-            eprintln!("lab: {}: NOT RUN HERE: it runs outside, on this machine's KVM", run.name());
-        }
-        runs.retain(|run| !run.outside_too);
+    if filter.is_none() {
+        let (kvm, long) = (test_guests::available(), short_or_long(false, true));
+        runs.retain(|run| {
+            let left_out = run.left_out(kvm, long);
+            if let Some(reason) = left_out {
+                eprintln!("lab: {}: NOT RUN HERE: {reason}", run.name());
+            }
+            left_out.is_none()
+        });
     }
     build()?;
     interrupt::outlive()?;

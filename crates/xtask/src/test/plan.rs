@@ -63,15 +63,18 @@ const OWN: &[Own] = &[
     Own("guest agent", Class::Wait, 50, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
     Own("control plane", Class::Wait, 40, &[("control/state", Cases::All)]),
+    Own(
+        "control plane of labs",
+        Class::Compute,
+        200,
+        &[("testkit/lab", Cases::All), ("testkit/outside", Cases::All)],
+    ),
 ];
-
-/// Test programs of the row of labs, after the runs in labs.
-const LABS: &[&str] = &["testkit/outside", "testkit/lab"];
 
 /// Plans a run on a machine with this number of CPUs.
 pub(super) fn rows(programs: &[Program], cpus: usize) -> Result<Vec<Row>> {
     let find = |name: &str| programs.iter().find(|program| program.name() == name);
-    let mut rows = vec![labs(programs, cpus)];
+    let mut rows = vec![labs(cpus)];
     for Own(name, class, budget, work) in OWN {
         let mut all = Vec::new();
         for (program, cases) in *work {
@@ -84,7 +87,7 @@ pub(super) fn rows(programs: &[Program], cpus: usize) -> Result<Vec<Row>> {
     }
     let own = |program: &&Program| {
         let name = program.name();
-        LABS.contains(&name.as_str()) || OWN.iter().any(|own| own.3.iter().any(|(other, _)| *other == name))
+        OWN.iter().any(|own| own.3.iter().any(|(other, _)| *other == name))
     };
     let others: Vec<_> = programs.iter().filter(|program| !own(program)).cloned().collect();
     ensure!(!others.is_empty(), "cargo named no unit tests");
@@ -104,12 +107,10 @@ fn command(words: &[&str]) -> Work {
     Work::Command(words.iter().map(|&word| word.to_owned()).collect())
 }
 
-fn labs(programs: &[Program], cpus: usize) -> Row {
+fn labs(cpus: usize) -> Row {
     let labs = (cpus / 2).clamp(1, 4).to_string();
-    let mut work = vec![command(&["$XTASK", "lab", "test", "--labs", &labs])];
-    let after = programs.iter().filter(|program| LABS.contains(&program.name().as_str()));
-    work.extend(after.map(|program| Work::Program(program.clone(), Vec::new())));
-    Row { name: "labs", class: Class::Lab, budget: 1200, work }
+    let work = vec![command(&["$XTASK", "lab", "test", "--labs", &labs])];
+    Row { name: "labs", class: Class::Lab, budget: 700, work }
 }
 
 /// Arguments of each invocation of a program for `cases`.
