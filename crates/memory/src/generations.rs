@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Directory of generations. Each is a directory with its build id as name, which exists only as a whole: it is
+//! written under another name, synced and renamed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{BuildId, Header, Manifest, MemoryError, Sums, error::failed};
+
+/// Suffix of directories that are being written.
+const PARTIAL: &str = ".partial";
+/// Suffix of directories that are being removed.
+const REMOVED: &str = ".removed";
+const MANIFEST: &str = "manifest";
+
+/// File of a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Header with the mapping.
+    Header,
+    /// Content of blocks.
+    Data,
+    /// State of registers and devices, in the VMM's own format.
+    State,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Header, Self::Data, Self::State];
+
+    /// Name of the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Data => "data",
+            Self::State => "state",
+        }
+    }
+
+    /// Name for people.
+    fn what(self) -> &'static str {
+        match self {
+            Self::Header => "the header",
+            Self::Data => "the memory",
+            Self::State => "the state",
+        }
+    }
+}
+
+/// Generations in one directory.
+#[derive(Debug, Clone)]
+pub struct Generations {
+    dir: PathBuf,
+}
+
+/// A generation whose manifest and header are sound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Its header.
+    pub header: Header,
+}
+
+/// A generation that is being written; dropping it removes it.
+#[derive(Debug)]
+pub struct Partial {
+    /// Its identity.
+    pub build: BuildId,
+    dir: PathBuf,
+    target: PathBuf,
+    kept: bool,
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn remove_all(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a small file of a generation.
+fn read(build: BuildId, path: &Path, what: &'static str) -> Result<Vec<u8>, MemoryError> {
+    fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MemoryError::Missing { build, what },
+        _ => failed("read a snapshot")(error),
+    })
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.kept {
+            // What is left is removed by the next `clean`.
+            let _ = remove_all(&self.dir);
+        }
+    }
+}
+
+impl Partial {
+    /// Path of a file of the generation.
+    pub fn path(&self, part: Part) -> PathBuf {
+        self.dir.join(part.name())
+    }
+
+    /// Completes the generation: writes its header, sums and syncs its files, and gives it its name. Reads and
+    /// writes all its data, so the guest should already run on.
+    pub fn keep(mut self, header: &Header, mut manifest: Manifest) -> Result<Generation, MemoryError> {
+        let fail = || failed("keep a snapshot's memory");
+        fs::write(self.path(Part::Header), header.encode()).map_err(fail())?;
+        for part in Part::ALL {
+            let file = File::open(self.path(part)).map_err(fail())?;
+            manifest.files.insert(part.name().to_owned(), Sums::of(&file).map_err(fail())?);
+            file.sync_all().map_err(fail())?;
+        }
+        let text = manifest.encode().map_err(io::Error::from).map_err(fail())?;
+        wrenn_os::atomic_file::write(&self.dir.join(MANIFEST), text.as_bytes(), 0o600, None)
+            .map_err(fail())?;
+        fs::rename(&self.dir, &self.target).map_err(fail())?;
+        self.kept = true;
+        sync(self.target.parent().unwrap_or(&self.target)).map_err(fail())?;
+        Ok(Generation { manifest, header: header.clone() })
+    }
+}
+
+impl Generations {
+    /// Generations in this directory, which is created if it is missing.
+    pub fn new(dir: &Path) -> Result<Self, MemoryError> {
+        fs::create_dir_all(dir).map_err(failed("make the directory of snapshots"))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Removes what former processes left half written or half removed.
+    pub fn clean(&self) -> Result<(), MemoryError> {
+        let fail = || failed("remove half a snapshot");
+        for entry in fs::read_dir(&self.dir).map_err(fail())? {
+            let path = entry.map_err(fail())?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.ends_with(PARTIAL) || name.ends_with(REMOVED) {
+                remove_all(&path).map_err(fail())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a new generation.
+    pub fn begin(&self) -> Result<Partial, MemoryError> {
+        let build = BuildId::new();
+        let (dir, target) = (self.dir.join(format!("{build}{PARTIAL}")), self.home(build));
+        fs::create_dir(&dir).map_err(failed("make a snapshot's directory"))?;
+        Ok(Partial { build, dir, target, kept: false })
+    }
+
+    fn home(&self, build: BuildId) -> PathBuf {
+        self.dir.join(build.to_string())
+    }
+
+    /// Path of a file of a generation.
+    pub fn path(&self, build: BuildId, part: Part) -> PathBuf {
+        self.home(build).join(part.name())
+    }
+
+    /// Lists all complete generations, the oldest first.
+    pub fn list(&self) -> Result<Vec<BuildId>, MemoryError> {
+        let fail = || failed("list the snapshots");
+        let mut builds = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(fail())? {
+            let name = entry.map_err(fail())?.file_name();
+            builds.extend(name.to_str().and_then(|name| name.parse::<BuildId>().ok()));
+        }
+        builds.sort();
+        Ok(builds)
+    }
+
+    /// Reads the manifest of a generation.
+    fn manifest(&self, build: BuildId) -> Result<Manifest, MemoryError> {
+        let text = read(build, &self.home(build).join(MANIFEST), "the manifest")?;
+        Manifest::decode(build, &String::from_utf8_lossy(&text))
+    }
+
+    /// Loads a generation: reads its manifest and header, and checks that everything that it needs is there with
+    /// its former length. Does not read its data.
+    pub fn load(&self, build: BuildId) -> Result<Generation, MemoryError> {
+        let manifest = self.manifest(build)?;
+        let bytes = read(build, &self.path(build, Part::Header), Part::Header.what())?;
+        let header = Header::decode(&bytes).map_err(|reason| MemoryError::Header { build, reason })?;
+        for part in Part::ALL {
+            self.check_length(&manifest, part)?;
+        }
+        for needed in header.mapping.builds().into_iter().filter(|needed| *needed != build) {
+            self.check_length(&self.manifest(needed)?, Part::Data)?;
+        }
+        Ok(Generation { manifest, header })
+    }
+
+    fn check_length(&self, manifest: &Manifest, part: Part) -> Result<(), MemoryError> {
+        let (build, what) = (manifest.build, part.what());
+        let found =
+            fs::metadata(self.path(build, part)).map_err(|_| MemoryError::Missing { build, what })?.len();
+        let expected = manifest.files.get(part.name()).ok_or(MemoryError::Missing { build, what })?.length;
+        if found == expected {
+            return Ok(());
+        }
+        Err(MemoryError::Damaged { build, what, damage: crate::Damage::Length { found, expected } })
+    }
+
+    /// Checks every byte of a generation, and of the data of others that it needs.
+    pub fn verify(&self, generation: &Generation) -> Result<(), MemoryError> {
+        let build = generation.manifest.build;
+        for part in Part::ALL {
+            self.verify_part(&generation.manifest, part)?;
+        }
+        for needed in generation.header.mapping.builds().into_iter().filter(|needed| *needed != build) {
+            self.verify_part(&self.manifest(needed)?, Part::Data)?;
+        }
+        Ok(())
+    }
+
+    fn verify_part(&self, manifest: &Manifest, part: Part) -> Result<(), MemoryError> {
+        let (build, what) = (manifest.build, part.what());
+        let missing = || MemoryError::Missing { build, what };
+        let file = File::open(self.path(build, part)).map_err(|_| missing())?;
+        let sums = manifest.files.get(part.name()).ok_or_else(missing)?;
+        sums.check(&file).map_err(|damage| MemoryError::Damaged { build, what, damage })
+    }
+
+    /// Returns which generations each one needs. What cannot be loaded needs nothing, and is needed as long as
+    /// something refers to it.
+    fn needs(&self) -> Result<BTreeMap<BuildId, BTreeSet<BuildId>>, MemoryError> {
+        let needs = |build| self.load(build).map(|loaded| loaded.header.mapping.builds()).unwrap_or_default();
+        Ok(self.list()?.into_iter().map(|build| (build, needs(build))).collect())
+    }
+
+    /// Removes a generation, unless another one needs its data.
+    pub fn remove(&self, build: BuildId) -> Result<(), MemoryError> {
+        let users: Vec<BuildId> = self
+            .needs()?
+            .into_iter()
+            .filter(|(user, needed)| *user != build && needed.contains(&build))
+            .map(|(user, _)| user)
+            .collect();
+        if users.is_empty() { self.discard(build) } else { Err(MemoryError::InUse { build, users }) }
+    }
+
+    /// Removes all generations that are neither named nor needed by one that is; returns them.
+    pub fn collect(&self, named: &BTreeSet<BuildId>) -> Result<Vec<BuildId>, MemoryError> {
+        let needs = self.needs()?;
+        let needed: BTreeSet<BuildId> =
+            named.iter().filter_map(|build| needs.get(build)).flatten().copied().collect();
+        let unused: Vec<BuildId> =
+            needs.into_keys().filter(|build| !named.contains(build) && !needed.contains(build)).collect();
+        unused.iter().try_for_each(|build| self.discard(*build))?;
+        Ok(unused)
+    }
+
+    /// Removes a generation. Renames it first, so that half of one is never loaded.
+    fn discard(&self, build: BuildId) -> Result<(), MemoryError> {
+        let gone = self.dir.join(format!("{build}{REMOVED}"));
+        match fs::rename(self.home(build), &gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => remove_all(&gone),
+        }
+        .map_err(failed("remove a snapshot"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+    use crate::{Layout, Mapping, Origin, Range, Source};
+
+    /// Makes a generation in which each named block is its own number, over a parent.
+    fn make(all: &Generations, parent: Option<&Generation>, blocks: &[u64]) -> Generation {
+        let partial = all.begin().unwrap();
+        let data = File::create(partial.path(Part::Data)).unwrap();
+        let mut changes = Mapping::default();
+        for (place, block) in (0..).zip(blocks) {
+            data.write_all_at(&[*block as u8; 4096], place * 4096).unwrap();
+            let source = Source::Data { build: partial.build, block: place };
+            changes.push(Range { start: *block, blocks: 1, source }).unwrap();
+        }
+        fs::write(partial.path(Part::State), "state").unwrap();
+        let (none, build) = (Mapping::default(), partial.build);
+        let header = Header {
+            block_size: 4096,
+            memory_size: 1 << 20,
+            generation: parent.map_or(0, |parent| parent.header.generation + 1),
+            build,
+            parent: parent.map(|parent| parent.header.build),
+            mapping: changes.over(parent.map_or(&none, |parent| &parent.header.mapping)),
+        };
+        partial.keep(&header, Manifest::new(build, "x", Layout::Packed, Origin::default())).unwrap()
+    }
+
+    fn all() -> (tempfile::TempDir, Generations) {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Generations::new(&dir.path().join("memory")).unwrap();
+        (dir, all)
+    }
+
+    #[test]
+    fn a_generation_is_loaded_as_it_was_kept() {
+        let (_dir, all) = all();
+        let first = make(&all, None, &[1, 2, 9]);
+        let second = make(&all, Some(&first), &[2, 3]);
+        for made in [&first, &second] {
+            let loaded = all.load(made.manifest.build).unwrap();
+            assert_eq!(&loaded, made);
+            all.verify(&loaded).unwrap();
+        }
+        assert_eq!(second.header.mapping.builds().len(), 2);
+        assert_eq!(all.list().unwrap(), [first.manifest.build, second.manifest.build]);
+    }
+
+    #[test]
+    fn half_a_generation_is_none_and_is_removed() {
+        let (dir, all) = all();
+        let partial = all.begin().unwrap();
+        fs::write(partial.path(Part::Data), "half").unwrap();
+        assert_eq!(all.list().unwrap(), []);
+        drop(partial);
+        let inside = || fs::read_dir(dir.path().join("memory")).unwrap().count();
+        assert_eq!(inside(), 0);
+        let mut killed = all.begin().unwrap();
+        killed.kept = true;
+        drop(killed);
+        assert_eq!(inside(), 1);
+        all.clean().unwrap();
+        assert_eq!(inside(), 0);
+    }
+
+    /// A byte of any file, also of an ancestor's data, and a missing file.
+    #[test]
+    fn damage_and_absence_are_told_apart_and_refused() {
+        let (_dir, all) = all();
+        let first = make(&all, None, &[1, 2]);
+        let second = make(&all, Some(&first), &[2]);
+        let files = [
+            all.path(second.manifest.build, Part::Header),
+            all.path(second.manifest.build, Part::Data),
+            all.path(second.manifest.build, Part::State),
+            all.path(second.manifest.build, Part::State).with_file_name(MANIFEST),
+            all.path(first.manifest.build, Part::Data),
+            all.path(first.manifest.build, Part::Data).with_file_name(MANIFEST),
+        ];
+        let open = || all.load(second.manifest.build).and_then(|loaded| all.verify(&loaded));
+        for path in files {
+            let whole = fs::read(&path).unwrap();
+            for at in [0, whole.len() / 2, whole.len() - 1] {
+                let mut changed = whole.clone();
+                changed[at] ^= 0x40;
+                fs::write(&path, changed).unwrap();
+                let error = open().unwrap_err();
+                let noticed = matches!(error, MemoryError::Damaged { .. } | MemoryError::Header { .. });
+                assert!(noticed, "byte {at} of {}: {error}", path.display());
+            }
+            fs::remove_file(&path).unwrap();
+            let error = open().unwrap_err();
+            assert!(matches!(error, MemoryError::Missing { .. }), "{}: {error}", path.display());
+            fs::write(&path, whole).unwrap();
+            open().unwrap();
+        }
+    }
+
+    #[test]
+    fn only_what_nothing_needs_is_removed() {
+        let (_dir, all) = all();
+        let first = make(&all, None, &[1, 2]);
+        // The third generation has nothing of the second any more.
+        let second = make(&all, Some(&first), &[2]);
+        let third = make(&all, Some(&second), &[2, 3]);
+        let [one, two, three] = [&first, &second, &third].map(|made| made.manifest.build);
+        match all.remove(one).unwrap_err() {
+            MemoryError::InUse { users, .. } => assert_eq!(users, [two, three]),
+            other => panic!("{other}"),
+        }
+        assert_eq!(all.collect(&BTreeSet::from([three])).unwrap(), [two]);
+        all.verify(&all.load(three).unwrap()).unwrap();
+        all.remove(three).unwrap();
+        all.remove(three).unwrap();
+        assert_eq!(all.collect(&BTreeSet::new()).unwrap(), [one]);
+        assert_eq!(all.list().unwrap(), []);
+    }
+}
