@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use wrenn_os::process::ProcessId;
 
 pub mod firecracker;
+mod guest_memory;
 mod launch;
 mod limits;
 mod logs;
@@ -20,6 +21,7 @@ pub mod process;
 pub mod qemu;
 mod running;
 mod socket;
+mod taken;
 
 /// Configuration of a microVM.
 #[derive(Debug, Clone, Default)]
@@ -93,8 +95,10 @@ pub struct Capabilities {
     pub overhead_mb: u64,
     /// Format of guest kernels.
     pub kernel: KernelImage,
-    /// Whether [`MicroVm::snapshot`] and [`Vmm::restore`] are supported.
-    pub snapshots: bool,
+    /// What diff snapshots hold.
+    pub diffs: Diffs,
+    /// Whether a page server can be the source of a restored microVM's memory.
+    pub page_server: bool,
     /// Whether the driver enforces [`BootSpec::network_rate`].
     pub network_rate: bool,
 }
@@ -109,16 +113,27 @@ pub enum KernelImage {
     Elf,
 }
 
+/// Since when a diff snapshot holds what the guest changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Diffs {
+    /// Since the last snapshot, or the restore. Needs [`BootSpec::track_changes`].
+    SinceSnapshot,
+    /// Since the boot or the restore, whatever snapshots came between.
+    SinceStart,
+}
+
 /// Extent of a snapshot's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotKind {
     /// All memory; untouched pages are holes.
     Full,
-    /// Changes since the last snapshot, or since the restore; the rest is holes.
+    /// Changes as [`Capabilities::diffs`] says; the rest is holes.
     Diff,
 }
 
-/// Target files of a snapshot. They are on the file system of the run directory; existing ones are replaced.
+/// Target files of a snapshot. They are on the file system of the run directory; existing ones are replaced. The
+/// caller syncs them, when the guest goes on.
 #[derive(Debug, Clone)]
 pub struct SnapshotFiles {
     /// State of registers and devices, in the VMM's own format.
@@ -130,8 +145,10 @@ pub struct SnapshotFiles {
 /// Source of a restored microVM's memory.
 #[derive(Debug, Clone)]
 pub enum MemorySource {
-    /// A file, mapped privately.
+    /// A file of this microVM alone, mapped privately. QEMU's user must be able to write it, too.
     File(PathBuf),
+    /// A file that many microVMs map privately. None of their VMMs can change it, and they need no access to it.
+    Shared(PathBuf),
     /// The unix socket of a page server, which receives the userfaultfd and handles its faults.
     PageServer(PathBuf),
 }

@@ -18,7 +18,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
+    BootSpec, Capabilities, Diffs, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
     running::blocking,
 };
 
@@ -65,7 +65,8 @@ impl Firecracker {
             max_memory_mb: limits::max_memory_mb(),
             overhead_mb: 128,
             kernel: KernelImage::Elf,
-            snapshots: true,
+            diffs: Diffs::SinceSnapshot,
+            page_server: true,
             network_rate: true,
         };
         Ok(Self { program: program.to_owned(), version, isolation, capabilities })

@@ -1,14 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A Firecracker microVM.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{fs, io, path::Path, thread, time::Duration};
 
 use async_trait::async_trait;
 use hyper::Method;
@@ -24,6 +17,7 @@ use super::{
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
     running::{Care, Running, blocking, failed},
+    taken::{self, NEW_MEMORY, NEW_STATE},
 };
 
 /// Time limit for Firecracker's first response; emulated machines take seconds.
@@ -39,9 +33,6 @@ const WRITE_RATE: u64 = 50;
 /// Last console line of a guest that powered off: Firecracker has no power button, so the VMM continues to
 /// run after its virtual CPUs have stopped.
 const FAREWELL: &str = "reboot: System halted";
-/// Names of a snapshot's files in the run directory, before they are moved to their target.
-const NEW_STATE: &str = "state.new";
-const NEW_MEMORY: &str = "memory.new";
 
 /// A Firecracker process and its files.
 pub(super) struct FirecrackerVm {
@@ -115,7 +106,7 @@ pub(super) async fn restore(
     let mut binds = binds(spec);
     binds.push(Bind::read_only(config::STATE, &snapshot.state));
     binds.push(match &snapshot.memory {
-        MemorySource::File(file) => Bind::read_only(config::MEMORY, file),
+        MemorySource::File(file) | MemorySource::Shared(file) => Bind::read_only(config::MEMORY, file),
         MemorySource::PageServer(socket) => Bind::writable(config::PAGES, socket),
     });
     let binds = blocking("find the snapshot", move || {
@@ -184,7 +175,7 @@ impl FirecrackerVm {
     async fn load(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<(), VmmError> {
         let mut api = self.ready().await?;
         let (kind, path) = match &snapshot.memory {
-            MemorySource::File(_) => ("File", config::MEMORY),
+            MemorySource::File(_) | MemorySource::Shared(_) => ("File", config::MEMORY),
             MemorySource::PageServer(_) => ("Uffd", config::PAGES),
         };
         let body = json!({
@@ -208,7 +199,7 @@ fn snapshot_limit(memory_mb: u32) -> Duration {
 /// Time limit for loading a snapshot. A page server may fetch pages over the network.
 fn load_limit(memory: &MemorySource, memory_mb: u32) -> Duration {
     match memory {
-        MemorySource::File(_) => CALL_LIMIT,
+        MemorySource::File(_) | MemorySource::Shared(_) => CALL_LIMIT,
         MemorySource::PageServer(_) => snapshot_limit(memory_mb),
     }
 }
@@ -232,42 +223,6 @@ async fn set_rates(api: &mut Api, spec: &BootSpec) -> Result<(), VmmError> {
 
 async fn set_state(api: &mut Api, state: &str, action: &'static str) -> Result<(), VmmError> {
     api.call((Method::PATCH, "/vm"), &json!({ "state": state }), action, CALL_LIMIT).await.map(drop)
-}
-
-/// Checks that Firecracker wrote a regular file, and flushes it to the disk.
-fn inspect(from: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("the VMM wrote something else than a file"));
-    }
-    file.sync_all()?;
-    Ok(file)
-}
-
-/// Moves the inspected file to its target. In between the VMM may have replaced it, for example by a symbolic
-/// link that leads out of the jail.
-fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    let (taken, seen) = (fs::symlink_metadata(to)?, file.metadata()?);
-    if (taken.dev(), taken.ino()) != (seen.dev(), seen.ino()) {
-        fs::remove_file(to)?;
-        return Err(io::Error::other("the VMM replaced the file that it wrote"));
-    }
-    Ok(())
-}
-
-/// Moves both files of a snapshot, state and memory, and flushes the directories; on an error no state is
-/// left at the target.
-fn take_all(parts: &[(PathBuf, PathBuf); 2]) -> io::Result<()> {
-    let files = [inspect(&parts[0].0)?, inspect(&parts[1].0)?];
-    // The state is moved last: as long as it is here, it marks the snapshot as not taken.
-    let mut taking = files.iter().zip(parts).rev();
-    let taken = taking.try_for_each(|(file, (from, to))| take(file, from, to));
-    let synced = taken.and_then(|()| {
-        let dirs = parts.iter().filter_map(|(_, to)| to.parent());
-        dirs.map(File::open).try_for_each(|dir| dir?.sync_all())
-    });
-    synced.inspect_err(|_| drop(fs::remove_file(&parts[1].1)))
 }
 
 /// Checks and clears the snapshot's files in the run directory. A diff is only possible if the last snapshot
@@ -324,7 +279,7 @@ impl MicroVm for FirecrackerVm {
         let mut api = self.api(action).await?;
         let written = api.call(target, &body, action, snapshot_limit(self.memory_mb)).await;
         let taken = tokio::task::spawn_blocking(move || {
-            let moved = |_| take_all(&parts).map_err(|error| failed(action, error));
+            let moved = |_| taken::all(&parts).map_err(|error| failed(action, error));
             let outcome = written.and_then(moved);
             if outcome.is_err() {
                 // Half a snapshot is useless. A state, if there is one, stays and marks the failure.
@@ -355,21 +310,6 @@ impl MicroVm for FirecrackerVm {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_is_not_taken_for_a_snapshot_whenever_it_came() {
-        let dir = tempfile::tempdir().unwrap();
-        let [secret, from, to] = ["secret", "from", "to"].map(|name| dir.path().join(name));
-        fs::write(&secret, "secret").unwrap();
-        fs::write(&from, "memory").unwrap();
-        let file = inspect(&from).unwrap();
-        fs::remove_file(&from).unwrap();
-        std::os::unix::fs::symlink(&secret, &from).unwrap();
-        assert!(take(&file, &from, &to).is_err());
-        assert!(to.symlink_metadata().is_err());
-        std::os::unix::fs::symlink(&secret, &from).unwrap();
-        assert!(inspect(&from).is_err());
-    }
 
     #[test]
     fn a_large_memory_has_the_time_that_it_takes_to_write() {

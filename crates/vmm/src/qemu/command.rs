@@ -13,18 +13,77 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::Accel;
+use super::{Accel, sealed_memory::SealedMemory};
 use wrenn_os::control_group;
 
 use crate::{
-    BootSpec, Tap, VmmError,
+    BootSpec, MemorySource, Snapshot, Tap, VmmError,
     launch::{self, Identity, Life, check},
     logs,
     running::{failed, vmm_log},
 };
 
+/// Open files of a snapshot, which QEMU inherits under the same numbers.
+pub(super) struct Saved {
+    state: File,
+    memory: Memory,
+}
+
+enum Memory {
+    /// QEMU opens it itself.
+    File(PathBuf),
+    Sealed(File),
+}
+
+impl Saved {
+    /// Opens the files of a snapshot. Blocks while a shared memory is copied.
+    pub(super) fn open(snapshot: &Snapshot, shared: &SealedMemory) -> Result<Self, VmmError> {
+        let missing = |what: &str| VmmError::Missing {
+            what: format!("the snapshot's {what}"),
+            remedy: "the snapshot is incomplete; take another one".to_owned(),
+        };
+        let memory = match &snapshot.memory {
+            MemorySource::File(memory) if memory.exists() => Memory::File(memory.clone()),
+            MemorySource::Shared(memory) if memory.exists() => {
+                let copy = shared.of(memory).and_then(|copy| above_tap(&copy));
+                Memory::Sealed(copy.map_err(|e| failed("copy the snapshot's memory", e))?)
+            }
+            MemorySource::File(_) | MemorySource::Shared(_) => return Err(missing("memory")),
+            MemorySource::PageServer(_) => {
+                let reason = "QEMU cannot use a page server; give it the memory as a file".to_owned();
+                return Err(VmmError::Refused { action: "load the snapshot", reason });
+            }
+        };
+        let state = File::open(&snapshot.state).map_err(|_| missing("state"))?;
+        Ok(Self { state: above_tap(&state).map_err(|e| failed("open the snapshot's state", e))?, memory })
+    }
+
+    /// Path of the memory for QEMU.
+    fn memory(&self) -> String {
+        match &self.memory {
+            Memory::File(path) => path.display().to_string(),
+            Memory::Sealed(file) => format!("/proc/self/fd/{}", file.as_raw_fd()),
+        }
+    }
+
+    /// Keeps the files open when the child executes QEMU. Makes system calls only.
+    fn inherit(&self) -> io::Result<()> {
+        let memory = if let Memory::Sealed(file) = &self.memory { Some(file) } else { None };
+        for file in [Some(&self.state), memory].into_iter().flatten() {
+            // SAFETY: the descriptor is open.
+            check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
+        }
+        Ok(())
+    }
+}
+
 /// Descriptor of the tap device in QEMU.
 const TAP_FD: RawFd = 3;
+/// Duplicates a file under a number that the tap device does not take.
+fn above_tap(file: &File) -> io::Result<File> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(file, TAP_FD + 1)?.into())
+}
+
 /// Maximum length of a unix socket's path, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -33,15 +92,19 @@ pub(super) fn qmp_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("qmp.sock")
 }
 
+/// Under emulation too `q35`: its HPET gives the guest a clock to calibrate by when the host is busy. The
+/// options of migration are those of a state that is saved and loaded without the memory.
+const MACHINE: &[&str] =
+    &["-M", "q35,memory-backend=memory,suppress-vmdesc=on", "-global", "migration.send-configuration=off"];
+
 /// Returns QEMU's arguments.
-fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
+fn arguments(accel: Accel, spec: &BootSpec, saved: Option<&Saved>) -> Vec<OsString> {
     let run = spec.run_dir.display();
-    // Under emulation `q35`: its HPET gives the guest a clock to calibrate by when the host is busy.
-    let machine: &[&str] = match accel {
-        Accel::Tcg => &["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"],
-        Accel::Kvm => &["-M", "q35", "-accel", "kvm", "-cpu", "host"],
+    let cpu: &[&str] = match accel {
+        Accel::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
+        Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
     };
-    let mut arguments: Vec<OsString> = machine.iter().map(OsString::from).collect();
+    let mut arguments: Vec<OsString> = MACHINE.iter().chain(cpu).map(OsString::from).collect();
     let mut add = |flag: &str, value: String| {
         arguments.push(flag.into());
         if !value.is_empty() {
@@ -55,6 +118,17 @@ fn arguments(accel: Accel, spec: &BootSpec) -> Vec<OsString> {
     add("-display", "none".into());
     add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
     add("-m", format!("{}M", spec.memory_mb));
+    // Mapped privately, so that the pages that the guest changed can be told from the others.
+    let memory = format!("id=memory,size={}M,share=off", spec.memory_mb);
+    match saved {
+        None => add("-object", format!("memory-backend-memfd,{memory}")),
+        Some(saved) => {
+            add("-object", format!("memory-backend-file,{memory},mem-path={}", saved.memory()));
+            add("-incoming", format!("fd:{}", saved.state.as_raw_fd()));
+            // Paused until it is told to go on.
+            add("-S", String::new());
+        }
+    }
     add("-smp", spec.vcpus.to_string());
     add("-kernel", spec.kernel.display().to_string());
     if let Some(initrd) = &spec.initrd {
@@ -131,7 +205,13 @@ impl TapSetup {
 }
 
 /// Builds the command that becomes the VMM: in a session of its own, in the tap's namespace, as its user.
-pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Command, VmmError> {
+pub(super) fn build(
+    program: &Path,
+    accel: Accel,
+    spec: &BootSpec,
+    saved: Option<Saved>,
+) -> Result<Command, VmmError> {
+    let arguments = arguments(accel, spec, saved.as_ref());
     if qmp_socket(&spec.run_dir).as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the state directory's path is too long");
         return Err(failed("place the control socket", source));
@@ -143,7 +223,7 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
     let mut tap = tap.map_err(|e| failed("open the network slot", e))?;
 
     let mut command = Command::new(program);
-    command.args(arguments(accel, spec)).current_dir(&spec.run_dir).env_clear();
+    command.args(arguments).current_dir(&spec.run_dir).env_clear();
     let errors = log.try_clone().map_err(|e| failed("open the VMM's log", e))?;
     command.stdin(Stdio::null()).stderr(errors).stdout(log);
     let group = (accel == Accel::Kvm).then(launch::kvm_group).flatten();
@@ -151,6 +231,9 @@ pub(super) fn build(program: &Path, accel: Accel, spec: &BootSpec) -> Result<Com
     let mut join = control_group::enter(&spec.cgroups).map_err(|e| failed("enter the control group", e))?;
     let attach = move || {
         join()?;
+        if let Some(saved) = &saved {
+            saved.inherit()?;
+        }
         match &mut tap {
             // SAFETY: called between fork and exec.
             Some(tap) => unsafe { tap.attach() },
@@ -188,7 +271,7 @@ mod tests {
             tied: false,
         };
         let text: Vec<_> =
-            arguments(Accel::Tcg, &spec).into_iter().map(|a| a.into_string().unwrap()).collect();
+            arguments(Accel::Tcg, &spec, None).into_iter().map(|a| a.into_string().unwrap()).collect();
         let after = |flag: &str| &text[text.iter().position(|a| a == flag).unwrap() + 1];
         assert!(after("-sandbox").contains("spawn=deny"));
         assert_eq!(after("-name"), "wrenn-sb1");

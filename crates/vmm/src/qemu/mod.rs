@@ -4,20 +4,25 @@
 
 mod command;
 mod qmp;
+mod sealed_memory;
 mod vm;
 
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BootSpec, Capabilities, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
+    BootSpec, Capabilities, Diffs, KernelImage, MicroVm, ProcessId, Snapshot, Vmm, VmmError, limits,
     running::blocking,
 };
+
+use command::Saved;
+use sealed_memory::SealedMemory;
 
 /// QEMU's accelerator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +41,7 @@ pub struct Qemu {
     version: String,
     accel: Accel,
     capabilities: Capabilities,
+    shared: Arc<SealedMemory>,
 }
 
 /// Usual name of the program on x86-64.
@@ -61,17 +67,12 @@ impl Qemu {
             // Mostly translated code.
             overhead_mb: 1536,
             kernel: KernelImage::Compressed,
-            snapshots: false,
+            diffs: Diffs::SinceStart,
+            page_server: false,
             network_rate: false,
         };
-        Ok(Self { program: program.to_owned(), version, accel, capabilities })
+        Ok(Self { program: program.to_owned(), version, accel, capabilities, shared: Arc::default() })
     }
-}
-
-/// Error of all snapshot calls: this driver takes no snapshots.
-fn no_snapshots() -> VmmError {
-    let reason = "this driver makes no snapshots; use Firecracker".to_owned();
-    VmmError::Refused { action: "make or restore a snapshot", reason }
 }
 
 #[async_trait]
@@ -93,13 +94,21 @@ impl Vmm for Qemu {
         let (program, accel, wanted) = (self.program.clone(), self.accel, spec.clone());
         let command = blocking("start the VMM", move || {
             limits::check_files(&wanted)?;
-            command::build(&program, accel, &wanted)
+            command::build(&program, accel, &wanted, None)
         });
-        Ok(Box::new(vm::start(command.await?, spec).await?))
+        Ok(Box::new(vm::boot(command.await?, spec).await?))
     }
 
-    async fn restore(&self, _snapshot: &Snapshot, _spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
-        Err(no_snapshots())
+    async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
+        limits::check(&self.capabilities, spec)?;
+        let (program, accel, wanted) = (self.program.clone(), self.accel, spec.clone());
+        let (shared, run, snapshot) = (self.shared.clone(), snapshot.run, snapshot.clone());
+        let command = blocking("start the VMM", move || {
+            limits::check_files(&wanted)?;
+            let saved = Saved::open(&snapshot, &shared)?;
+            command::build(&program, accel, &wanted, Some(saved))
+        });
+        Ok(Box::new(vm::restore(command.await?, spec, run).await?))
     }
 
     async fn adopt(

@@ -33,7 +33,7 @@ impl Qmp {
             let stream = socket::connect(path).await.map_err(|e| io_error("reach the VMM", e))?;
             let mut qmp = Self { stream: BufReader::new(stream) };
             qmp.line().await?;
-            qmp.send("qmp_capabilities", "negotiate").await?;
+            qmp.send("qmp_capabilities", &json!({}), "negotiate").await?;
             Ok(qmp)
         };
         let late = VmmError::Deadline { action: "answer", limit: COMMAND_LIMIT };
@@ -42,12 +42,27 @@ impl Qmp {
 
     /// Runs a command without arguments.
     pub(super) async fn execute(&mut self, command: &str, action: &'static str) -> Result<Value, VmmError> {
-        let late = VmmError::Deadline { action, limit: COMMAND_LIMIT };
-        timeout(COMMAND_LIMIT, self.send(command, action)).await.unwrap_or(Err(late))
+        self.execute_with(command, &json!({}), action).await
     }
 
-    async fn send(&mut self, command: &str, action: &'static str) -> Result<Value, VmmError> {
-        let request = format!("{}\n", json!({ "execute": command }));
+    /// Runs a command with these arguments, an object.
+    pub(super) async fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        action: &'static str,
+    ) -> Result<Value, VmmError> {
+        let late = VmmError::Deadline { action, limit: COMMAND_LIMIT };
+        timeout(COMMAND_LIMIT, self.send(command, arguments, action)).await.unwrap_or(Err(late))
+    }
+
+    async fn send(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        action: &'static str,
+    ) -> Result<Value, VmmError> {
+        let request = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.stream.get_mut().write_all(request.as_bytes()).await.map_err(|e| io_error(action, e))?;
         loop {
             let mut answer = self.line().await?;

@@ -62,16 +62,19 @@ fn main() {
         if rig.is_test_guest() && rig.driver.capabilities().security_boundary {
             case!(alone, rig, churn::hundreds_come_and_go_and_leave_nothing);
         }
-        if rig.driver.capabilities().snapshots && rig.is_test_guest() {
+        if rig.is_test_guest() {
             case!(
                 trials,
                 rig,
                 snapshots::diffs_hold_the_changed_pages_and_no_other,
                 snapshots::a_full_disk_leaves_no_half,
                 snapshots::a_guest_goes_on_from_files_under_another_id,
-                snapshots::a_guest_goes_on_from_a_page_server,
+                snapshots::many_share_one_memory,
                 snapshots::what_is_no_snapshot_is_refused,
             );
+        }
+        if rig.is_test_guest() && rig.driver.capabilities().page_server {
+            case!(trials, rig, snapshots::a_guest_goes_on_from_a_page_server);
         }
         if rig.is_debian() {
             case!(trials, rig, linux::one_snapshot_runs_several_times_at_once);

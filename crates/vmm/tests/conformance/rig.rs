@@ -99,9 +99,12 @@ fn jail(files: &TempDir) -> PathBuf {
     jail
 }
 
-fn with_qemu(name: &'static str, accel: Accel) -> Rig {
+fn with_qemu(name: &'static str, accel: Accel, guest: Guest) -> Rig {
     let files = TempDir::new().unwrap();
-    Rig { name, driver: qemu(accel), guest: Guest::Linux, files, uid: UID, programs: None }
+    // QEMU reads the kernel as its own user.
+    open_path_for_others(files.path());
+    std::fs::write(files.path().join("guest.elf"), wrenn_testguest::ELF).unwrap();
+    Rig { name, driver: qemu(accel), guest, files, uid: UID, programs: None }
 }
 
 fn with_firecracker(jailed: bool, linux: bool) -> Rig {
@@ -156,11 +159,12 @@ pub(crate) fn all() -> Vec<Rig> {
     }
     let mut rigs = Vec::new();
     if !in_lab {
-        rigs.push(with_qemu("qemu_tcg", Accel::Tcg));
+        rigs.push(with_qemu("qemu_tcg", Accel::Tcg, Guest::Linux));
+        rigs.push(with_qemu("qemu_tcg_test_guest", Accel::Tcg, Guest::Test));
     }
     let linux = kvm && (in_lab || linux_runs_on_kvm());
     if linux && !in_lab {
-        rigs.push(with_qemu("qemu_kvm", Accel::Kvm));
+        rigs.push(with_qemu("qemu_kvm", Accel::Kvm, Guest::Linux));
     }
     if kvm {
         rigs.extend([with_firecracker(true, false), with_firecracker(false, false)]);

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Taking over of the files that a VMM wrote into its run directory, in which it can put anything in their
+//! place at any time.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+/// Names of a snapshot's files in the run directory, before they are moved to their target.
+pub(crate) const NEW_STATE: &str = "state.new";
+pub(crate) const NEW_MEMORY: &str = "memory.new";
+
+/// Checks that the VMM wrote a regular file, and flushes it to the disk.
+fn inspect(from: &Path) -> io::Result<File> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("the VMM wrote something else than a file"));
+    }
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Moves the inspected file to its target. In between the VMM may have replaced it, for example by a symbolic
+/// link that leads out of the jail.
+fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    let (taken, seen) = (fs::symlink_metadata(to)?, file.metadata()?);
+    if (taken.dev(), taken.ino()) != (seen.dev(), seen.ino()) {
+        fs::remove_file(to)?;
+        return Err(io::Error::other("the VMM replaced the file that it wrote"));
+    }
+    Ok(())
+}
+
+/// Moves files that a VMM wrote, each from its first path to its second one, the last one first, and flushes the
+/// directories. On an error none is left at its target.
+pub(crate) fn all(parts: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+    let files = parts.iter().map(|(from, _)| inspect(from)).collect::<io::Result<Vec<_>>>()?;
+    // The state is moved last: as long as it is here, it marks the snapshot as not taken.
+    let mut taking = files.iter().zip(parts).rev();
+    let taken = taking.try_for_each(|(file, (from, to))| take(file, from, to));
+    let synced = taken.and_then(|()| {
+        let dirs = parts.iter().filter_map(|(_, to)| to.parent());
+        dirs.map(File::open).try_for_each(|dir| dir?.sync_all())
+    });
+    synced.inspect_err(|_| parts.iter().for_each(|(_, to)| drop(fs::remove_file(to))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_not_taken_for_a_snapshot_whenever_it_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let [secret, from, to] = ["secret", "from", "to"].map(|name| dir.path().join(name));
+        fs::write(&secret, "secret").unwrap();
+        fs::write(&from, "memory").unwrap();
+        let file = inspect(&from).unwrap();
+        fs::remove_file(&from).unwrap();
+        std::os::unix::fs::symlink(&secret, &from).unwrap();
+        assert!(take(&file, &from, &to).is_err());
+        assert!(to.symlink_metadata().is_err());
+        std::os::unix::fs::symlink(&secret, &from).unwrap();
+        assert!(inspect(&from).is_err());
+    }
+}
