@@ -98,6 +98,15 @@ impl FileStore {
         self.images.adopt(name, made, "flattened")
     }
 
+    fn freeze_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
+        let (path, _) = self.present(id)?;
+        self.free_space.check()?;
+        let made = self.images.begin(name, id)?;
+        let source = File::open(path).map_err(failed("read the volume"))?;
+        self.images.fill(&source, &made.file).map_err(failed("copy the volume"))?;
+        self.images.adopt_as(name, made, id, "frozen")
+    }
+
     fn reclaim_now(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
         let volumes = self.dir.join("volumes");
         let mut found = Reclaimed { images: self.images.sweep(|_, _| false)?, ..Reclaimed::default() };
@@ -135,6 +144,11 @@ impl Volumes for FileStore {
         blocking(move || images.list()).await
     }
 
+    async fn image(&self, name: &str) -> Result<Image, DiskError> {
+        let (images, name) = (self.images.clone(), name.to_owned());
+        blocking(move || images.image(&name)).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), DiskError> {
         let (images, name) = (self.images.clone(), name.to_owned());
         blocking(move || images.remove(&name)).await
@@ -164,6 +178,15 @@ impl Volumes for FileStore {
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError> {
         let (store, id, name) = (self.clone(), id.to_owned(), name.to_owned());
         blocking(move || store.flatten_now(&id, &name)).await
+    }
+
+    fn freezes(&self) -> bool {
+        self.reflink
+    }
+
+    async fn freeze(&self, id: &str, name: &str) -> Result<Image, DiskError> {
+        let (store, id, name) = (self.clone(), id.to_owned(), name.to_owned());
+        blocking(move || store.freeze_now(&id, &name)).await
     }
 
     async fn usage(&self, id: &str) -> Result<u64, DiskError> {

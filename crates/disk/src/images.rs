@@ -116,6 +116,12 @@ impl Images {
         self.open_hash(name, &self.current(name)?)
     }
 
+    /// Returns the current content of `name`.
+    pub(crate) fn image(&self, name: &str) -> Result<Image, DiskError> {
+        let Opened { hash, size, .. } = self.open(name)?;
+        Ok(Image { name: name.to_owned(), hash, size })
+    }
+
     /// Opens the content `hash`, current or former, of `name`.
     pub(crate) fn open_hash(&self, name: &str, hash: &str) -> Result<Opened, DiskError> {
         let path = self.home(name)?.join(format!("{}.img", checked(hash)?));
@@ -170,16 +176,30 @@ impl Images {
 
     /// Makes a finished file the current content of `name`; `origin` says where it came from.
     pub(crate) fn adopt(&self, name: &str, made: PartialFile, origin: &str) -> Result<Image, DiskError> {
+        let hash = hash(&made.file).map_err(failed(format!("keep image {name:?}")))?;
+        self.adopt_as(name, made, &hash, origin)
+    }
+
+    /// Makes a finished file the current content of `name`, under a name of its own instead of its hash, which
+    /// takes seconds for a large one.
+    pub(crate) fn adopt_as(
+        &self,
+        name: &str,
+        made: PartialFile,
+        content: &str,
+        origin: &str,
+    ) -> Result<Image, DiskError> {
         let home = self.home(name)?;
         let fail = || failed(format!("keep image {name:?}"));
-        let hash = hash(&made.file).map_err(fail())?;
-        let size = match self.open_hash(name, &hash) {
+        let size = match self.open_hash(name, content) {
             Ok(present) => present.size,
-            Err(_) => Self::seal(made.aimed_at(&home.join(format!("{hash}.img")))).map_err(fail())?,
+            Err(_) => {
+                Self::seal(made.aimed_at(&home.join(format!("{}.img", checked(content)?)))).map_err(fail())?
+            }
         };
-        atomic_file::write(&home.join("current"), format!("{hash}\n{origin}\n").as_bytes(), 0o600, None)
+        atomic_file::write(&home.join("current"), format!("{content}\n{origin}\n").as_bytes(), 0o600, None)
             .map_err(fail())?;
-        Ok(Image { name: name.to_owned(), hash, size })
+        Ok(Image { name: name.to_owned(), hash: content.to_owned(), size })
     }
 
     /// Lists the names of all images.

@@ -151,7 +151,7 @@ pub struct BlockDevice {
 pub struct Image {
     /// Name of the image.
     pub name: String,
-    /// SHA-256 of the content.
+    /// SHA-256 of the content; the id of the volume, if it was frozen.
     pub hash: String,
     /// Length in bytes; it may occupy less space.
     pub size: u64,
@@ -225,6 +225,8 @@ pub trait Volumes: Send + Sync {
     async fn prepare(&self, name: &str, source: &Path) -> Result<(), DiskError>;
     /// Lists the names of the prepared images.
     async fn images(&self) -> Result<Vec<String>, DiskError>;
+    /// Returns the current content of an image.
+    async fn image(&self, name: &str) -> Result<Image, DiskError>;
     /// Removes an image unless volumes depend on it. Does nothing if there is none.
     async fn remove_image(&self, name: &str) -> Result<(), DiskError>;
     /// Clones volume `id` of `size_mb` MiB from an image; replaces a volume with the same id unless it is in
@@ -244,6 +246,11 @@ pub trait Volumes: Send + Sync {
     /// Creates image `name` from the content of volume `id`: sparse, checked and shrunk. Nothing may write to
     /// the volume meanwhile. The file system is only read by confined programs, never mounted.
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError>;
+    /// Returns whether [`Volumes::freeze`] works, and takes no longer than a clone.
+    fn freezes(&self) -> bool;
+    /// Creates image `name` with the content of volume `id` at this instant, unchanged and of the same size.
+    /// Nothing may write to the volume meanwhile, so its guest is paused.
+    async fn freeze(&self, id: &str, name: &str) -> Result<Image, DiskError>;
     /// Returns the number of bytes that volume `id` occupies.
     async fn usage(&self, id: &str) -> Result<u64, DiskError>;
     /// Returns the state of volume `id`.

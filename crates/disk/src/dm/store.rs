@@ -410,6 +410,11 @@ impl Volumes for DmStore {
         self.work(|inner| inner.images.list()).await
     }
 
+    async fn image(&self, name: &str) -> Result<Image, DiskError> {
+        let name = name.to_owned();
+        self.work(move |inner| inner.images.image(&name)).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), DiskError> {
         let name = name.to_owned();
         self.work(move |inner| inner.remove_image_now(&name)).await
@@ -437,6 +442,15 @@ impl Volumes for DmStore {
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError> {
         let name = name.to_owned();
         self.change(id, move |inner, id| inner.flatten_now(id, &name)).await
+    }
+
+    fn freezes(&self) -> bool {
+        false
+    }
+
+    async fn freeze(&self, id: &str, _name: &str) -> Result<Image, DiskError> {
+        let reason = format!("volume {id:?} cannot be frozen in an instant: flatten it");
+        Err(DiskError::Unsupported { backend: "dm-snapshot", reason })
     }
 
     async fn usage(&self, id: &str) -> Result<u64, DiskError> {
