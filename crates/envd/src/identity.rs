@@ -89,6 +89,16 @@ fn take_machine_id() -> io::Result<()> {
     Ok(())
 }
 
+/// Replaces the machine-id by a new one. Does nothing unless this is PID 1, because the machine would not be a
+/// sandbox.
+pub(crate) fn renew_machine_id() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    regular::write_text(Path::new(MACHINE_ID), "", 0o444)?;
+    take_machine_id()
+}
+
 /// Generates a random machine-id as in machine-id(5): a version 4 UUID without hyphens.
 fn new_machine_id() -> io::Result<String> {
     let mut bytes = [0_u8; 16];

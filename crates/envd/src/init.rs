@@ -10,9 +10,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use crate::{identity, log, respond::error, settings::Settings};
+use crate::{identity, log, random, respond::error, settings::Settings};
 
 /// Request body; absent fields keep their values.
 #[derive(Deserialize, Default)]
@@ -25,6 +26,9 @@ struct Init {
     /// Time in RFC 3339 to which the clock is set.
     timestamp: Option<String>,
     hostname: Option<String>,
+    /// Base 64 of random bytes. Given when the guest goes on from memory that others go on from, too: it then gets
+    /// a machine-id of its own, and the call fails if the kernel's generator does not take the bytes.
+    entropy: Option<String>,
 }
 
 /// Applies the settings. The caller's token has been checked.
@@ -48,6 +52,15 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
             log::line(request, format_args!("cannot set the clock: {cause}"));
         }
     }
+    if let Some(entropy) = init.entropy {
+        let renewed = tokio::task::spawn_blocking(move || renew(&entropy)).await;
+        if let Err(cause) = renewed.map_err(io::Error::other).flatten() {
+            return error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("the sandbox has no randomness of its own: {cause}"),
+            );
+        }
+    }
     if let Some(name) = init.hostname.filter(|n| !n.is_empty()) {
         let named = tokio::task::spawn_blocking(move || identity::take_name(&name)).await;
         if let Err(cause) = named.map_err(io::Error::other).flatten() {
@@ -69,6 +82,14 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
         settings.set_token(token);
     }
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// Gives this guest randomness and a machine-id that no other one has.
+fn renew(entropy: &str) -> io::Result<()> {
+    let seed =
+        STANDARD.decode(entropy).map_err(|cause| io::Error::new(io::ErrorKind::InvalidInput, cause))?;
+    random::reseed(&seed)?;
+    identity::renew_machine_id()
 }
 
 /// `GET /envs`: returns the variables of the sandbox.

@@ -19,6 +19,7 @@ mod network;
 mod paths;
 mod power;
 mod process;
+mod random;
 mod reaper;
 mod regular;
 mod respond;
