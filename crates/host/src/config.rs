@@ -104,6 +104,9 @@ settings! {
         /// Size in MiB of the sparse XFS image that holds sandbox disks. Used only if neither device-mapper nor a
         /// reflink file system is available. Free space on the underlying disk counts towards the store's free space.
         pub store_size_mb: u64 = number("agent.store_size_mb", 1024..=1 << 30).or(65_536),
+        /// Room in MiB for memory snapshots of templates, from which sandboxes go on instead of booting. Those that were
+        /// not used for longest are removed beyond it. 0: every sandbox boots.
+        pub template_snapshots_mb: u64 = number("agent.template_snapshots_mb", 0..=1 << 30).or(8192),
         /// First user id of VMMs; the VMM in slot N has this id plus N. No two agents of one machine use the same ids:
         /// a range that another agent has is refused if it is set here, and skipped otherwise.
         pub vmm_uid_base: Option<u32> = number("agent.vmm_uid_base", 1000..=4_000_000_000)

@@ -24,6 +24,11 @@ pub(crate) fn network(state_dir: &Path) -> PathBuf {
     state_dir.join("network")
 }
 
+/// Memory snapshots of templates.
+pub(crate) fn snapshots(state_dir: &Path) -> PathBuf {
+    state_dir.join("snapshots")
+}
+
 /// Images and volumes; also the mount point of the store.
 pub(crate) fn volumes(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes")

@@ -24,6 +24,7 @@ mod memory;
 mod recover;
 mod sandbox;
 mod service;
+mod template_snapshots;
 mod tls;
 mod uids;
 
@@ -41,7 +42,7 @@ pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
     agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
-    sandbox::shared::Shared, service::Service,
+    sandbox::shared::Shared, service::Service, template_snapshots::TemplateSnapshots,
 };
 
 /// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
@@ -221,6 +222,12 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     })
     .await
     .context("the network slots cannot be made")?;
+    let (vmm, kernel, initrd) = (chosen.vmm.clone(), assets.kernel.clone(), assets.initrd.clone());
+    let origin = move || template_snapshots::origin(&*vmm, &kernel, &initrd);
+    let origin = tokio::task::spawn_blocking(origin).await?.context("kernel and processor cannot be read")?;
+    let (dir, room_mb) = (layout::snapshots(&state), config.settings.template_snapshots_mb);
+    let template_snapshots = TemplateSnapshots::open(&dir, origin, room_mb, volumes.clone()).await;
+    let template_snapshots = template_snapshots.context("the snapshots of templates cannot be read")?;
     let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);
     let held = disk_pressure::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
@@ -229,6 +236,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         slots,
         plan: Plan::new(&instance, &network.join("netns"))?,
         assets,
+        template_snapshots,
         dir: sandboxes_dir,
         uids,
         boot_limit: config.settings.limits.boot,

@@ -14,6 +14,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use rand::RngCore as _;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
@@ -150,7 +151,9 @@ impl Guest {
     /// Waits until envd responds; the caller sets the time limit.
     pub(crate) async fn ready(&self) {
         loop {
-            if let Ok(request) = self.request(Method::GET, "/health", empty()) {
+            if let Ok(mut request) = self.request(Method::GET, "/health", empty()) {
+                // A connection would be part of the guest's memory if that is captured.
+                request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
                 let looked = tokio::time::timeout(LOOK, self.http.request(request)).await;
                 if matches!(looked, Ok(Ok(response)) if response.status().is_success()) {
                     return;
@@ -160,13 +163,16 @@ impl Guest {
         }
     }
 
-    /// Tells envd who it is: environment, token, default user, time and host name.
+    /// Tells envd who it is: environment, token, default user, time and host name. Gives it randomness of its own,
+    /// because others may go on from the same memory.
     pub(crate) async fn init(
         &self,
         id: &str,
         spec: &Spec,
         envs: &HashMap<String, String>,
     ) -> Result<(), AgentError> {
+        let mut entropy = [0_u8; 64];
+        rand::rng().fill_bytes(&mut entropy);
         let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
         let body = json!({
             "envVars": envs,
@@ -174,6 +180,7 @@ impl Guest {
             "defaultUser": spec.default_user,
             "timestamp": now,
             "hostname": id,
+            "entropy": STANDARD.encode(entropy),
         });
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
         let mut request = self.request(Method::POST, "/init", body)?;

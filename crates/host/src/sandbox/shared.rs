@@ -8,7 +8,9 @@ use wrenn_disk::Volumes;
 use wrenn_network::{Plan, Policy, SlotPool};
 use wrenn_vmm::Vmm;
 
-use crate::{assets::Assets, config::Rates, memory::Memory, uids::Uids};
+use crate::{
+    assets::Assets, config::Rates, memory::Memory, template_snapshots::TemplateSnapshots, uids::Uids,
+};
 
 /// Resources that all sandboxes of an agent share.
 pub(crate) struct Shared {
@@ -22,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) plan: Plan,
     /// Kernel, initial RAM disk and templates.
     pub(crate) assets: Assets,
+    /// Snapshots that sandboxes go on from.
+    pub(crate) template_snapshots: Arc<TemplateSnapshots>,
     /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,
     /// First user id of VMMs.

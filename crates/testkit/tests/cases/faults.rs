@@ -122,7 +122,9 @@ pub(crate) async fn on_firecracker() -> Result<()> {
     // Deleting a test guest cancels its create, which then undoes its own steps.
     let ended = |point: &&str| {
         point.starts_with("server.")
-            || ["create.init", "create.running", "destroy.recorded"].iter().any(|end| point.ends_with(end))
+            || ["create.captured", "create.init", "create.running", "destroy.recorded"]
+                .iter()
+                .any(|end| point.ends_with(end))
     };
     // Labs are slow, so test there only the points at which devices that only a lab has are partly created or
     // removed.

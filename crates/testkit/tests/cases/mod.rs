@@ -22,6 +22,7 @@ mod secrets;
 mod slots;
 mod streams;
 mod support;
+mod template_snapshots;
 mod tenants;
 
 use std::{pin::Pin, sync::Arc};
@@ -133,6 +134,7 @@ pub(crate) fn own() -> Cases<OwnCase> {
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
         slots::a_failed_one_takes_nothing_from_its_heir,
+        template_snapshots::sandboxes_go_on_from_their_template_each_as_itself,
     ];
     if test_guests::available() {
         cases.extend(own_cases![

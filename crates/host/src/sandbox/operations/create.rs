@@ -3,11 +3,14 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
+use wrenn_disk::DiskError;
 use wrenn_network::Policy;
 use wrenn_vmm::{BootSpec, MicroVm};
 
@@ -27,6 +30,7 @@ use crate::{
         release,
         spec::Spec,
     },
+    template_snapshots::TemplateSnapshot,
 };
 
 /// Part of what envd writes to the console if the template's file system does not mount. A guest that ends before
@@ -44,6 +48,9 @@ pub(in crate::sandbox) struct Create {
     /// Time until which the guest of this attempt may take to get ready.
     until: Instant,
     place: Option<Place>,
+    /// Name of the sandbox's shape, and the snapshot of it that the sandbox goes on from.
+    shape: Option<String>,
+    snapshot: Option<Arc<TemplateSnapshot>>,
     /// MicroVM; still there after an undo if it could not be killed.
     pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
 }
@@ -68,6 +75,7 @@ impl Steps for Create {
             .points(&["volume", "control_groups"])
             .timed("disk"),
         Step::new(|create, sandbox| Box::pin(create.boot_up_to_twice(sandbox))).inner(BOOT).timed("boot"),
+        Step::new(|create, sandbox| Box::pin(create.capture(sandbox))).points(&["captured"]),
         Step::new(|create, sandbox| Box::pin(create.init(sandbox))).points(&["init"]),
         Step::write(|_, _| vec![Entry::Running]).points(&["running"]).timed("init"),
     ];
@@ -94,7 +102,16 @@ impl Create {
     /// Create of a sandbox with this environment of its processes.
     pub(in crate::sandbox) fn new(envs: HashMap<String, String>) -> Self {
         let begin = Instant::now();
-        Self { envs, token: CancellationToken::new(), begin, until: begin, place: None, vm: None }
+        Self {
+            envs,
+            token: CancellationToken::new(),
+            begin,
+            until: begin,
+            place: None,
+            shape: None,
+            snapshot: None,
+            vm: None,
+        }
     }
 
     /// What the running sandbox owns, after all steps.
@@ -136,13 +153,14 @@ impl Create {
     }
 
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let (shared, id) = (&sandbox.shared, &sandbox.id);
+        let snapshots = &sandbox.shared.template_snapshots;
+        self.shape = snapshots.shape(&sandbox.spec).await;
+        self.snapshot = self.shape.as_ref().and_then(|shape| snapshots.get(shape));
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
-        let clone = shared.volumes.clone_image(template, id, *disk_size_mb, boot.uid);
+        let clone = clone_disk(sandbox, &mut self.snapshot, boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
-        let (disk, groups) = tokio::join!(clone, boot::make_place(shared, boot));
-        boot.disk = Some(disk?.path);
+        let (disk, groups) = tokio::join!(clone, boot::make_place(&sandbox.shared, boot));
+        boot.disk = Some(disk?);
         boot.cgroups = groups?;
         Ok(())
     }
@@ -157,13 +175,22 @@ impl Create {
         kill(&mut self.vm).await?;
         release::end_vmm(&sandbox.run_dir(), None).await?;
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
+        if let Some(snapshot) = self.snapshot.take() {
+            // It may be the cause. Its disk is of no use without it.
+            sandbox.shared.template_snapshots.discard(&snapshot).await;
+            boot.disk = Some(clone_disk(sandbox, &mut None, boot.uid).await?);
+        }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
         run_steps(BOOT, self, sandbox).await.map(drop)
     }
 
     async fn start_vmm(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let started = sandbox.shared.vmm.boot(&self.place()?.boot).await;
+        let (vmm, boot) = (&sandbox.shared.vmm, &self.place()?.boot);
+        let started = match &self.snapshot {
+            Some(snapshot) => vmm.restore(&snapshot.source(), boot).await,
+            None => vmm.boot(boot).await,
+        };
         self.vm = Some(started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))?);
         Ok(())
     }
@@ -193,9 +220,40 @@ impl Create {
         }
     }
 
+    /// Captures the guest for later sandboxes of its shape, if it is the first one.
+    async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let shape = self.shape.as_ref().filter(|_| self.snapshot.is_none());
+        let Some(ticket) = shape.and_then(|shape| sandbox.shared.template_snapshots.ticket(shape)) else {
+            return Ok(());
+        };
+        ticket.capture(self.vm.as_deref().ok_or_else(left_out)?, &sandbox.id).await
+    }
+
     async fn init(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.envs).await
     }
+}
+
+/// Clones the disk of a snapshot, or that of the template if there is none or its disk is gone.
+async fn clone_disk(
+    sandbox: &Sandbox,
+    snapshot: &mut Option<Arc<TemplateSnapshot>>,
+    owner: u32,
+) -> Result<PathBuf, AgentError> {
+    let (shared, id) = (&sandbox.shared, &sandbox.id);
+    let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
+    if let Some(found) = snapshot {
+        match shared.volumes.clone_image(&found.image, id, *disk_size_mb, owner).await {
+            Ok(disk) => return Ok(disk.path),
+            Err(DiskError::Full) => return Err(DiskError::Full.into()),
+            Err(error) => {
+                tracing::warn!(id, %error, "cannot clone the disk of a template's snapshot");
+                shared.template_snapshots.discard(found).await;
+                *snapshot = None;
+            }
+        }
+    }
+    Ok(shared.volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)
 }
 
 /// Error of a guest that did not get ready in time.

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Memory snapshots of templates, so that creating a sandbox is a resume and not a boot.
+//!
+//! The first sandbox of a *shape* (template, virtual CPUs, memory, disk size) boots, and is captured when its
+//! guest is ready, before it is told anything of its user. Later ones of the same shape go on from there. A
+//! snapshot that does not load is discarded, and its sandbox boots.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File, Permissions},
+    io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio::task::spawn_blocking;
+use wrenn_disk::Volumes;
+use wrenn_memory::{
+    BLOCK_SIZE, BuildId, Generation, Generations, Header, Layout, Manifest, MemoryError, Origin, Part,
+    Partial, mapping_of_flat,
+};
+use wrenn_vmm::{MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
+
+use crate::{error::AgentError, sandbox::spec::Spec};
+
+/// First part of the names of images that belong to a snapshot.
+const PREFIX: &str = "snapshot.";
+
+/// Snapshots of templates on this host.
+pub(crate) struct TemplateSnapshots {
+    generations: Generations,
+    origin: Origin,
+    /// Maximum number of bytes on the disk; 0 if no snapshots are made.
+    budget: u64,
+    volumes: Arc<dyn Volumes>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ready: HashMap<String, Kept>,
+    /// Shapes that are being captured.
+    making: HashSet<String>,
+    /// Number of uses so far, the clock of `Kept::used`.
+    uses: u64,
+}
+
+struct Kept {
+    snapshot: Arc<TemplateSnapshot>,
+    bytes: u64,
+    used: u64,
+}
+
+/// A snapshot from which sandboxes of its shape go on.
+#[derive(Debug)]
+pub(crate) struct TemplateSnapshot {
+    /// Name of its shape and of the image of its disk.
+    pub(crate) image: String,
+    build: BuildId,
+    state: PathBuf,
+    memory: PathBuf,
+}
+
+/// Permission to capture a sandbox of a shape, which one at a time has.
+pub(crate) struct Ticket {
+    all: Arc<TemplateSnapshots>,
+    image: String,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.all.state().making.remove(&self.image);
+    }
+}
+
+impl TemplateSnapshot {
+    /// What a VMM restores.
+    pub(crate) fn source(&self) -> Snapshot {
+        Snapshot { state: self.state.clone(), memory: MemorySource::Shared(self.memory.clone()), run: true }
+    }
+}
+
+impl From<MemoryError> for AgentError {
+    fn from(error: MemoryError) -> Self {
+        Self::fault("keeping a template's memory", &error)
+    }
+}
+
+impl TemplateSnapshots {
+    /// Opens the snapshots in `dir`, and discards those that this host cannot load.
+    pub(crate) async fn open(
+        dir: &Path,
+        origin: Origin,
+        budget_mb: u64,
+        volumes: Arc<dyn Volumes>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let generations = Generations::new(dir)?;
+        let budget = if volumes.freezes() { budget_mb << 20 } else { 0 };
+        let all = Arc::new(Self { generations, origin, budget, volumes, state: Mutex::default() });
+        let reading = all.clone();
+        let found = spawn_blocking(move || reading.read()).await??;
+        let images = all.volumes.images().await?;
+        for (generation, bytes) in found {
+            if images.contains(&generation.manifest.label) {
+                all.add(&generation, bytes);
+            } else {
+                all.generations.remove(generation.manifest.build)?;
+            }
+        }
+        let unused = |image: &&String| image.starts_with(PREFIX) && !all.state().ready.contains_key(*image);
+        for image in images.iter().filter(unused) {
+            all.volumes.remove_image(image).await?;
+        }
+        Ok(all)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the snapshots on the disk and the room that they take; removes those that cannot be loaded.
+    fn read(&self) -> Result<Vec<(Generation, u64)>, MemoryError> {
+        self.generations.clean()?;
+        let mut found = Vec::new();
+        for build in self.generations.list()? {
+            match self.check(build) {
+                Ok(sound) if self.budget > 0 => found.push(sound),
+                Ok(_) => self.generations.remove(build)?,
+                Err(error) => {
+                    tracing::warn!(%error, "a template's memory is made anew");
+                    self.generations.remove(build)?;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn check(&self, build: BuildId) -> Result<(Generation, u64), MemoryError> {
+        let generation = self.generations.load(build)?;
+        generation.manifest.origin.check(build, &self.origin)?;
+        self.generations.verify(&generation)?;
+        let bytes =
+            fs::metadata(self.generations.path(build, Part::Data)).map_or(0, |meta| meta.blocks() * 512);
+        Ok((generation, bytes))
+    }
+
+    fn add(&self, generation: &Generation, bytes: u64) {
+        let build = generation.manifest.build;
+        let path = |part| self.generations.path(build, part);
+        let image = generation.manifest.label.clone();
+        let snapshot = TemplateSnapshot {
+            image: image.clone(),
+            build,
+            state: path(Part::State),
+            memory: path(Part::Data),
+        };
+        let mut state = self.state();
+        let used = state.uses;
+        state.ready.insert(image, Kept { snapshot: Arc::new(snapshot), bytes, used });
+    }
+
+    /// Name of the shape of a sandbox; none if sandboxes do not go on from snapshots here.
+    pub(crate) async fn shape(&self, spec: &Spec) -> Option<String> {
+        if self.budget == 0 {
+            return None;
+        }
+        let image = self.volumes.image(&spec.template).await.ok()?;
+        let text = format!("{} {} {} {}", image.hash, spec.vcpus, spec.memory_mb, spec.disk_size_mb);
+        let digest = Sha256::digest(text.as_bytes());
+        Some(digest.iter().take(16).fold(PREFIX.to_owned(), |name, byte| name + &format!("{byte:02x}")))
+    }
+
+    /// Finds the snapshot of a shape.
+    pub(crate) fn get(&self, shape: &str) -> Option<Arc<TemplateSnapshot>> {
+        let mut state = self.state();
+        state.uses += 1;
+        let now = state.uses;
+        let kept = state.ready.get_mut(shape)?;
+        kept.used = now;
+        Some(kept.snapshot.clone())
+    }
+
+    /// Returns the ticket for capturing a sandbox of this shape, if there is no snapshot and no one captures one.
+    pub(crate) fn ticket(self: &Arc<Self>, shape: &str) -> Option<Ticket> {
+        let mut state = self.state();
+        let free = !state.ready.contains_key(shape) && state.making.insert(shape.to_owned());
+        free.then(|| Ticket { all: self.clone(), image: shape.to_owned() })
+    }
+
+    /// Removes a snapshot, because it does not load or to make room. Sandboxes that went on from it do not need
+    /// it any more.
+    pub(crate) async fn discard(&self, snapshot: &TemplateSnapshot) {
+        {
+            let mut state = self.state();
+            if state.ready.get(&snapshot.image).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
+                return;
+            }
+            state.ready.remove(&snapshot.image);
+        }
+        let (generations, build) = (self.generations.clone(), snapshot.build);
+        let removed = spawn_blocking(move || generations.remove(build)).await;
+        let removed = removed.map_err(|error| error.to_string());
+        if let Err(error) = removed.and_then(|removed| removed.map_err(|error| error.to_string())) {
+            tracing::warn!(error, "cannot remove a template's memory; the next start removes it");
+        }
+        if let Err(error) = self.volumes.remove_image(&snapshot.image).await {
+            tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
+        }
+    }
+
+    /// Removes the snapshots that were not used for longest, until the others are within the budget.
+    async fn make_room(&self) {
+        loop {
+            let oldest = {
+                let state = self.state();
+                let bytes: u64 = state.ready.values().map(|kept| kept.bytes).sum();
+                let oldest = state.ready.values().min_by_key(|kept| kept.used);
+                oldest.filter(|_| bytes > self.budget).map(|kept| kept.snapshot.clone())
+            };
+            let Some(oldest) = oldest else { return };
+            tracing::info!(shape = oldest.image, "removing a template's memory to make room");
+            self.discard(&oldest).await;
+        }
+    }
+
+    /// Writes the rest of a captured snapshot, and makes it available.
+    async fn keep(self: Arc<Self>, partial: Partial, image: String) -> Result<(), AgentError> {
+        let all = self.clone();
+        let kept = spawn_blocking(move || {
+            let (build, data) = (partial.build, File::open(partial.path(Part::Data))?);
+            for part in [Part::Data, Part::State] {
+                // Jails show the files to VMMs of other users.
+                fs::set_permissions(partial.path(part), Permissions::from_mode(0o444))?;
+            }
+            let meta = data.metadata()?;
+            let mapping = mapping_of_flat(&data, build)?;
+            let (block_size, memory_size) = (BLOCK_SIZE, meta.len());
+            let header = Header { block_size, memory_size, generation: 0, build, parent: None, mapping };
+            let manifest = Manifest::new(build, &image, Layout::Flat, all.origin.clone());
+            let generation = partial.keep(&header, manifest).map_err(io::Error::other)?;
+            all.add(&generation, meta.blocks() * 512);
+            Ok::<_, io::Error>(())
+        });
+        let fault = |error: &dyn std::fmt::Display| AgentError::fault("keeping a template's memory", error);
+        kept.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))?;
+        self.make_room().await;
+        Ok(())
+    }
+}
+
+impl Ticket {
+    /// Captures the sandbox `id`, whose guest is ready. The guest stands still meanwhile. Fails only if it does
+    /// not go on.
+    pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str) -> Result<(), AgentError> {
+        let captured = self.write(vm, id).await;
+        vm.resume().await?;
+        let partial = match captured {
+            Ok(partial) => partial,
+            Err(error) => {
+                tracing::warn!(id, %error, "cannot capture a template's memory; its sandboxes boot");
+                return Ok(());
+            }
+        };
+        tokio::spawn(async move {
+            if let Err(error) = self.all.clone().keep(partial, self.image.clone()).await {
+                tracing::warn!(%error, "cannot keep a template's memory; its sandboxes boot");
+            }
+        });
+        Ok(())
+    }
+
+    /// Pauses the guest, and writes memory, state and disk of this instant.
+    async fn write(&self, vm: &dyn MicroVm, id: &str) -> Result<Partial, AgentError> {
+        let generations = self.all.generations.clone();
+        let begun = spawn_blocking(move || generations.begin()).await;
+        let partial = begun.map_err(|error| AgentError::fault("keeping a template's memory", &error))??;
+        let files = SnapshotFiles { state: partial.path(Part::State), memory: partial.path(Part::Data) };
+        vm.pause().await?;
+        vm.snapshot(SnapshotKind::Full, &files).await?;
+        self.all.volumes.freeze(id, &self.image).await?;
+        Ok(partial)
+    }
+}
+
+/// What snapshots are made with here: only the same can load them.
+pub(crate) fn origin(vmm: &dyn wrenn_vmm::Vmm, kernel: &Path, initrd: &Path) -> io::Result<Origin> {
+    let digest = |path: &Path| -> io::Result<String> {
+        let digest = Sha256::digest(fs::read(path)?);
+        Ok(digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
+    };
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let features: Vec<_> = cpuinfo
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| {
+            ["vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU "]
+                .iter()
+                .any(|name| line.starts_with(name))
+        })
+        .collect();
+    let cpu = Sha256::digest(features.join("\n").as_bytes());
+    let accelerated = if vmm.capabilities().accelerated { "" } else { ", emulated" };
+    Ok(Origin {
+        vmm: format!("{} {}{accelerated}", vmm.name(), vmm.version()),
+        kernel: digest(kernel)?,
+        envd: digest(initrd)?,
+        cpu: cpu.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+    })
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Sandboxes that go on from the memory of their template: each has an identity of its own, and a snapshot that
+//! is damaged costs a boot and nothing else.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use wrenn_testkit::{Stack, short_or_long, wait_until};
+
+const MEMORY_MB: u64 = 256;
+/// Number of creates at a time.
+const AT_ONCE: usize = 4;
+/// Maximum difference between the clocks of guest and host, in seconds; a reading takes part of it.
+const CLOCK: i64 = 3;
+
+/// What must be another one in each sandbox, one per line, and then the time in seconds.
+const IDENTITY: &str = "cat /etc/machine-id /proc/sys/kernel/random/uuid; hostname
+    head -c 16 /dev/urandom | od -An -tx1
+    python3 -c 'import uuid, secrets; print(uuid.uuid4(), secrets.token_hex())'
+    date +%s";
+
+/// Complete snapshots on the disk.
+fn snapshots(stack: &Stack) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(stack.state_dir.join("agent/snapshots")) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_none()).collect()
+}
+
+async fn wait_snapshot(stack: &Stack, former: &[PathBuf]) -> Result<PathBuf> {
+    let found = async || snapshots(stack).into_iter().find(|path| !former.contains(path));
+    wait_until("a snapshot of the template", Duration::from_secs(20), found).await
+}
+
+/// Returns whether the sandbox's VMM was told to load a snapshot.
+fn resumed(stack: &Stack, id: &str) -> Result<bool> {
+    let vmm = stack.vmm(id)?.as_raw_nonzero();
+    Ok(fs::read(format!("/proc/{vmm}/cmdline"))?.split(|byte| *byte == 0).any(|word| word == b"-incoming"))
+}
+
+async fn create(stack: &Stack) -> Result<String> {
+    stack.api.create(&json!({"memory_mb": MEMORY_MB})).await
+}
+
+/// Checks the sandbox's clock; returns its identities.
+async fn identities(stack: &Stack, id: &str) -> Result<Vec<String>> {
+    let ran = stack.api.exec(id, &["sh", "-c", IDENTITY]).await?;
+    let mut lines: Vec<_> = ran["stdout"].as_str().unwrap_or_default().lines().map(str::to_owned).collect();
+    ensure!(lines.len() == 6, "{ran}");
+    let time: i64 = lines.pop().unwrap_or_default().parse()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() as i64;
+    ensure!((now - time).abs() <= CLOCK, "the guest's clock is at {time}, this one at {now}");
+    ensure!(lines[2] == id, "the host name is {}", lines[2]);
+    Ok(lines)
+}
+
+fn flip(path: &Path) -> Result<()> {
+    let mut content = fs::read(path)?;
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(fs::write(path, content)?)
+}
+
+pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Result<()> {
+    let stack = Stack::start().await?;
+    let first = create(&stack).await?;
+    ensure!(!resumed(&stack, &first)?, "there was nothing to go on from");
+    let snapshot = wait_snapshot(&stack, &[]).await?;
+    let count = short_or_long(4, 50);
+    let (mut ids, mut seen) = (vec![first.clone()], BTreeSet::new());
+    while ids.len() <= count {
+        let made = futures::future::try_join_all((0..AT_ONCE).map(|_| create(&stack))).await?;
+        for id in &made {
+            ensure!(resumed(&stack, id)?, "{id} booted");
+        }
+        ids.extend(made);
+    }
+    let expected = ids.len() * 5;
+    for id in &ids {
+        seen.extend(identities(&stack, id).await?);
+    }
+    ensure!(seen.len() == expected, "{} of {expected} identities are different", seen.len());
+    for id in ids.drain(1..) {
+        stack.api.remove(&id).await?;
+    }
+
+    // A state that the VMM does not load costs a boot, and is replaced.
+    fs::set_permissions(snapshot.join("state"), fs::Permissions::from_mode(0o600))?;
+    fs::write(snapshot.join("state"), "no state")?;
+    let second = create(&stack).await?;
+    ensure!(!resumed(&stack, &second)?, "it was booted after all");
+    identities(&stack, &second).await?;
+    let another = wait_snapshot(&stack, std::slice::from_ref(&snapshot)).await?;
+    ensure!(!snapshot.exists(), "what does not load is gone");
+    ids.push(second);
+
+    // A flipped bit is found when the agent starts.
+    flip(&another.join("data"))?;
+    stack.kill_and_wait("agent").await?;
+    let gone = async || (!another.exists()).then_some(());
+    wait_until("the removal of a damaged memory", Duration::from_secs(20), gone).await?;
+    let third = create(&stack).await?;
+    ensure!(!resumed(&stack, &third)?, "it booted");
+    identities(&stack, &third).await?;
+    ids.push(third);
+    for id in ids {
+        stack.api.remove(&id).await?;
+    }
+    stack.stop().await
+}
