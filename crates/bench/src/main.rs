@@ -40,7 +40,7 @@ async fn with_wrenn() -> Result<Vec<Row>> {
         let exec = exec::against_envd(&stack).await?;
         eprintln!("bench: leaving sandboxes idle");
         let idle = idle::agent_memory(&stack).await?;
-        Ok::<_, anyhow::Error>([vec![create], exec, vec![idle]].concat())
+        Ok::<_, anyhow::Error>([create, exec, vec![idle]].concat())
     }
     .await;
     stack.stop().await?;
