@@ -98,13 +98,14 @@ impl FileStore {
         self.images.adopt(name, made, "flattened")
     }
 
-    fn freeze_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
-        let (path, _) = self.present(id)?;
+    fn copy_now(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let fail = || failed(format!("copy volume {from:?}"));
+        let (path, _) = self.present(from)?;
         self.free_space.check()?;
-        let made = self.images.begin(name, id)?;
-        let source = File::open(path).map_err(failed("read the volume"))?;
-        self.images.fill(&source, &made.file).map_err(failed("copy the volume"))?;
-        self.images.adopt_as(name, made, id, "frozen")
+        let source = File::open(path).map_err(fail())?;
+        let partial = PartialFile::new(&self.volume(to)?, 0o600).map_err(fail())?;
+        self.images.fill(&source, &partial.file).map_err(fail())?;
+        partial.rename().map_err(fail())
     }
 
     fn reclaim_now(&self, keep: &[String]) -> Result<Reclaimed, DiskError> {
@@ -180,13 +181,9 @@ impl Volumes for FileStore {
         blocking(move || store.flatten_now(&id, &name)).await
     }
 
-    fn freezes(&self) -> bool {
-        self.reflink
-    }
-
-    async fn freeze(&self, id: &str, name: &str) -> Result<Image, DiskError> {
-        let (store, id, name) = (self.clone(), id.to_owned(), name.to_owned());
-        blocking(move || store.freeze_now(&id, &name)).await
+    async fn copy(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let (store, from, to) = (self.clone(), from.to_owned(), to.to_owned());
+        blocking(move || store.copy_now(&from, &to)).await
     }
 
     async fn usage(&self, id: &str) -> Result<u64, DiskError> {

@@ -176,30 +176,16 @@ impl Images {
 
     /// Makes a finished file the current content of `name`; `origin` says where it came from.
     pub(crate) fn adopt(&self, name: &str, made: PartialFile, origin: &str) -> Result<Image, DiskError> {
-        let hash = hash(&made.file).map_err(failed(format!("keep image {name:?}")))?;
-        self.adopt_as(name, made, &hash, origin)
-    }
-
-    /// Makes a finished file the current content of `name`, under a name of its own instead of its hash, which
-    /// takes seconds for a large one.
-    pub(crate) fn adopt_as(
-        &self,
-        name: &str,
-        made: PartialFile,
-        content: &str,
-        origin: &str,
-    ) -> Result<Image, DiskError> {
         let home = self.home(name)?;
         let fail = || failed(format!("keep image {name:?}"));
-        let size = match self.open_hash(name, content) {
+        let hash = hash(&made.file).map_err(fail())?;
+        let size = match self.open_hash(name, &hash) {
             Ok(present) => present.size,
-            Err(_) => {
-                Self::seal(made.aimed_at(&home.join(format!("{}.img", checked(content)?)))).map_err(fail())?
-            }
+            Err(_) => Self::seal(made.aimed_at(&home.join(format!("{hash}.img")))).map_err(fail())?,
         };
-        atomic_file::write(&home.join("current"), format!("{content}\n{origin}\n").as_bytes(), 0o600, None)
+        atomic_file::write(&home.join("current"), format!("{hash}\n{origin}\n").as_bytes(), 0o600, None)
             .map_err(fail())?;
-        Ok(Image { name: name.to_owned(), hash: content.to_owned(), size })
+        Ok(Image { name: name.to_owned(), hash, size })
     }
 
     /// Lists the names of all images.

@@ -151,7 +151,7 @@ pub struct BlockDevice {
 pub struct Image {
     /// Name of the image.
     pub name: String,
-    /// SHA-256 of the content; the id of the volume, if it was frozen.
+    /// SHA-256 of the content.
     pub hash: String,
     /// Length in bytes; it may occupy less space.
     pub size: u64,
@@ -246,11 +246,10 @@ pub trait Volumes: Send + Sync {
     /// Creates image `name` from the content of volume `id`: sparse, checked and shrunk. Nothing may write to
     /// the volume meanwhile. The file system is only read by confined programs, never mounted.
     async fn flatten(&self, id: &str, name: &str) -> Result<Image, DiskError>;
-    /// Returns whether [`Volumes::freeze`] works, and takes no longer than a clone.
-    fn freezes(&self) -> bool;
-    /// Creates image `name` with the content of volume `id` at this instant, unchanged and of the same size.
-    /// Nothing may write to the volume meanwhile, so its guest is paused.
-    async fn freeze(&self, id: &str, name: &str) -> Result<Image, DiskError>;
+    /// Copies volume `from` as volume `to`, with its content of this instant and its size; replaces a volume `to`
+    /// unless it is in use. Nothing may write to `from` meanwhile, so its guest is paused. The copy is detached.
+    /// With dm-snapshot and shared extents, the time depends on what was written since the clone at most.
+    async fn copy(&self, from: &str, to: &str) -> Result<(), DiskError>;
     /// Returns the number of bytes that volume `id` occupies.
     async fn usage(&self, id: &str) -> Result<u64, DiskError>;
     /// Returns the state of volume `id`.

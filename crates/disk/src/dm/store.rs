@@ -236,6 +236,38 @@ impl Inner {
         self.images.adopt(name, made, "flattened")
     }
 
+    /// Copies the record and the file of changes.
+    fn copy_now(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let record = self.records.read(from)?;
+        if self.mapper.mapped(from)?.is_some() {
+            self.check_mapped(from)?;
+            // What the VMM wrote is in the cache of the device, not yet in the file.
+            let device = File::open(self.node_path(from)).and_then(|device| device.sync_all());
+            device.map_err(failed(format!("write volume {from:?} back")))?;
+        }
+        let changes = self.cow(from)?;
+        self.free_space.check()?;
+        self.remove_now(to, PATIENCE)?;
+        {
+            let _lock = self.lock();
+            // It may have gone with the last volume that was recorded.
+            self.images.open_hash(&record.image, &record.hash)?;
+            self.records.write(to, &record)?;
+        }
+        self.copy_changes(&changes, to).inspect_err(|_| {
+            if let Err(left) = self.remove_now(to, SHORT) {
+                tracing::warn!(%left, volume = to, "a volume that failed is not all gone");
+            }
+        })
+    }
+
+    fn copy_changes(&self, changes: &File, to: &str) -> Result<(), DiskError> {
+        let fail = || failed("copy a volume's changes");
+        let partial = PartialFile::new(&self.cow_path(to)?, 0o600).map_err(fail())?;
+        self.images.fill(changes, &partial.file).map_err(fail())?;
+        partial.rename().map_err(fail())
+    }
+
     fn health_now(&self, id: &str) -> Result<Health, DiskError> {
         checked(id)?;
         let sound = if self.mapper.mapped(id)?.is_some() {
@@ -444,13 +476,10 @@ impl Volumes for DmStore {
         self.change(id, move |inner, id| inner.flatten_now(id, &name)).await
     }
 
-    fn freezes(&self) -> bool {
-        false
-    }
-
-    async fn freeze(&self, id: &str, _name: &str) -> Result<Image, DiskError> {
-        let reason = format!("volume {id:?} cannot be frozen in an instant: flatten it");
-        Err(DiskError::Unsupported { backend: "dm-snapshot", reason })
+    async fn copy(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        // Only the target is locked: many copy one volume at a time.
+        let from = from.to_owned();
+        self.change(checked(to)?, move |inner, to| inner.copy_now(&from, to)).await
     }
 
     async fn usage(&self, id: &str) -> Result<u64, DiskError> {

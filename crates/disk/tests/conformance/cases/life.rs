@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt as _, OpenOptionsExt},
     path::Path,
     sync::Arc,
 };
@@ -43,6 +43,44 @@ pub(super) async fn a_volume_comes_back_with_what_was_written(shared: Shared) ->
     let again = shared.reopened().await.attach("sb1", 3).await?;
     assert_eq!(bytes(&again.path), (7, 9, 8));
     Ok(store.remove("sb1").await?)
+}
+
+pub(super) async fn a_copy_is_equal_and_independent(shared: Shared) -> anyhow::Result<()> {
+    prepared(&shared).await?;
+    let store = &shared.store;
+    let original = store.clone_image("minimal", "sb1", 64, 1).await?;
+    // Not synced: it is in the cache of the volume.
+    File::options().write(true).open(&original.path)?.write_all_at(&[9], 5 * MIB)?;
+    write_at(&original.path, &[8], 63 * MIB)?;
+    store.copy("sb1", "frozen.1").await?;
+    write_at(&original.path, &[1], 5 * MIB)?;
+    store.remove("sb1").await?;
+    let bytes = |path: &Path| (byte_at(path, 4 * MIB), byte_at(path, 5 * MIB), byte_at(path, 63 * MIB));
+    // Several at once, and one more of a copy.
+    let mut copies = JoinSet::new();
+    for id in ["sb2", "sb3", "sb4"] {
+        let store = store.clone();
+        copies.spawn(async move {
+            store.copy("frozen.1", id).await?;
+            store.attach(id, 1).await
+        });
+    }
+    let copies = copies.join_all().await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    for copy in &copies {
+        assert_eq!((bytes(&copy.path), copy.size), ((7, 9, 8), 64 * MIB));
+    }
+    write_at(&copies[0].path, &[2], 4 * MIB)?;
+    assert_eq!((byte_at(&copies[0].path, 4 * MIB), byte_at(&copies[1].path, 4 * MIB)), (2, 7));
+    assert!(matches!(store.copy("absent", "sb5").await, Err(DiskError::UnknownVolume(_))));
+    // It replaces a volume, and is itself one that nobody claims.
+    store.copy("frozen.1", "sb2").await?;
+    assert_eq!(byte_at(&store.attach("sb2", 1).await?.path, 4 * MIB), 7);
+    let keep = ["sb2", "sb3", "sb4"].map(str::to_owned);
+    assert_eq!(store.reclaim(&keep).await?.volumes, ["frozen.1"]);
+    for id in keep {
+        store.remove(&id).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn reclaim_takes_what_nobody_claims(shared: Shared) -> anyhow::Result<()> {

@@ -42,6 +42,7 @@ pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
         basics::images_do_not_change,
         basics::images_go_when_nothing_needs_them,
         life::a_volume_comes_back_with_what_was_written,
+        life::a_copy_is_equal_and_independent,
         life::reclaim_takes_what_nobody_claims,
         life::a_deleted_file_is_noticed,
         life::many_come_and_go_at_once,
