@@ -174,7 +174,8 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     recover::end_strays(&sandboxes_dir, &records).await;
     let kept = || records.iter().filter(|record| record.is_kept());
     let slots_in_use = kept().filter_map(recover::Recorded::slot).collect();
-    let disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
+    let mut disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
+    disks.extend(template_snapshots::volumes(&layout::snapshots(&state))?);
     match volumes.reclaim(&disks).await {
         Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
         Ok(reclaimed) => tracing::info!(?reclaimed, "removed disks without a sandbox"),

@@ -25,8 +25,8 @@ use wrenn_vmm::{MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
 
 use crate::{error::AgentError, sandbox::spec::Spec};
 
-/// First part of the names of images that belong to a snapshot.
-const PREFIX: &str = "snapshot.";
+/// First part of the names of shapes, which no id of a sandbox has.
+const PREFIX: &str = "template.";
 
 /// Snapshots of templates on this host.
 pub(crate) struct TemplateSnapshots {
@@ -56,8 +56,8 @@ struct Kept {
 /// A snapshot from which sandboxes of its shape go on.
 #[derive(Debug)]
 pub(crate) struct TemplateSnapshot {
-    /// Name of its shape and of the image of its disk.
-    pub(crate) image: String,
+    /// Name of its shape, which is the id of its disk's volume.
+    pub(crate) volume: String,
     build: BuildId,
     state: PathBuf,
     memory: PathBuf,
@@ -66,12 +66,12 @@ pub(crate) struct TemplateSnapshot {
 /// Permission to capture a sandbox of a shape, which one at a time has.
 pub(crate) struct Ticket {
     all: Arc<TemplateSnapshots>,
-    image: String,
+    shape: String,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.all.state().making.remove(&self.image);
+        self.all.state().making.remove(&self.shape);
     }
 }
 
@@ -88,6 +88,13 @@ impl From<MemoryError> for AgentError {
     }
 }
 
+/// Names the volumes of the snapshots in `dir`, so that nobody takes them for those of sandboxes that are gone.
+pub(crate) fn volumes(dir: &Path) -> Result<Vec<String>, MemoryError> {
+    let generations = Generations::new(dir)?;
+    let loaded = generations.list()?.into_iter().filter_map(|build| generations.load(build).ok());
+    Ok(loaded.map(|generation| generation.manifest.label).collect())
+}
+
 impl TemplateSnapshots {
     /// Opens the snapshots in `dir`, and discards those that this host cannot load.
     pub(crate) async fn open(
@@ -97,21 +104,22 @@ impl TemplateSnapshots {
         volumes: Arc<dyn Volumes>,
     ) -> anyhow::Result<Arc<Self>> {
         let generations = Generations::new(dir)?;
-        let budget = if volumes.freezes() { budget_mb << 20 } else { 0 };
-        let all = Arc::new(Self { generations, origin, budget, volumes, state: Mutex::default() });
+        let state = Mutex::default();
+        let all = Arc::new(Self { generations, origin, budget: budget_mb << 20, volumes, state });
         let reading = all.clone();
         let found = spawn_blocking(move || reading.read()).await??;
-        let images = all.volumes.images().await?;
+        let present = all.volumes.list().await?;
         for (generation, bytes) in found {
-            if images.contains(&generation.manifest.label) {
+            if present.contains(&generation.manifest.label) {
                 all.add(&generation, bytes);
             } else {
                 all.generations.remove(generation.manifest.build)?;
             }
         }
-        let unused = |image: &&String| image.starts_with(PREFIX) && !all.state().ready.contains_key(*image);
-        for image in images.iter().filter(unused) {
-            all.volumes.remove_image(image).await?;
+        let unused =
+            |volume: &&String| volume.starts_with(PREFIX) && !all.state().ready.contains_key(*volume);
+        for volume in present.iter().filter(unused) {
+            all.volumes.remove(volume).await?;
         }
         Ok(all)
     }
@@ -149,16 +157,16 @@ impl TemplateSnapshots {
     fn add(&self, generation: &Generation, bytes: u64) {
         let build = generation.manifest.build;
         let path = |part| self.generations.path(build, part);
-        let image = generation.manifest.label.clone();
+        let volume = generation.manifest.label.clone();
         let snapshot = TemplateSnapshot {
-            image: image.clone(),
+            volume: volume.clone(),
             build,
             state: path(Part::State),
             memory: path(Part::Data),
         };
         let mut state = self.state();
         let used = state.uses;
-        state.ready.insert(image, Kept { snapshot: Arc::new(snapshot), bytes, used });
+        state.ready.insert(volume, Kept { snapshot: Arc::new(snapshot), bytes, used });
     }
 
     /// Name of the shape of a sandbox; none if sandboxes do not go on from snapshots here.
@@ -186,7 +194,7 @@ impl TemplateSnapshots {
     pub(crate) fn ticket(self: &Arc<Self>, shape: &str) -> Option<Ticket> {
         let mut state = self.state();
         let free = !state.ready.contains_key(shape) && state.making.insert(shape.to_owned());
-        free.then(|| Ticket { all: self.clone(), image: shape.to_owned() })
+        free.then(|| Ticket { all: self.clone(), shape: shape.to_owned() })
     }
 
     /// Removes a snapshot, because it does not load or to make room. Sandboxes that went on from it do not need
@@ -194,10 +202,10 @@ impl TemplateSnapshots {
     pub(crate) async fn discard(&self, snapshot: &TemplateSnapshot) {
         {
             let mut state = self.state();
-            if state.ready.get(&snapshot.image).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
+            if state.ready.get(&snapshot.volume).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
                 return;
             }
-            state.ready.remove(&snapshot.image);
+            state.ready.remove(&snapshot.volume);
         }
         let (generations, build) = (self.generations.clone(), snapshot.build);
         let removed = spawn_blocking(move || generations.remove(build)).await;
@@ -205,7 +213,7 @@ impl TemplateSnapshots {
         if let Err(error) = removed.and_then(|removed| removed.map_err(|error| error.to_string())) {
             tracing::warn!(error, "cannot remove a template's memory; the next start removes it");
         }
-        if let Err(error) = self.volumes.remove_image(&snapshot.image).await {
+        if let Err(error) = self.volumes.remove(&snapshot.volume).await {
             tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
         }
     }
@@ -220,13 +228,13 @@ impl TemplateSnapshots {
                 oldest.filter(|_| bytes > self.budget).map(|kept| kept.snapshot.clone())
             };
             let Some(oldest) = oldest else { return };
-            tracing::info!(shape = oldest.image, "removing a template's memory to make room");
+            tracing::info!(shape = oldest.volume, "removing a template's memory to make room");
             self.discard(&oldest).await;
         }
     }
 
     /// Writes the rest of a captured snapshot, and makes it available.
-    async fn keep(self: Arc<Self>, partial: Partial, image: String) -> Result<(), AgentError> {
+    async fn keep(self: Arc<Self>, partial: Partial, shape: String) -> Result<(), AgentError> {
         let all = self.clone();
         let kept = spawn_blocking(move || {
             let (build, data) = (partial.build, File::open(partial.path(Part::Data))?);
@@ -238,7 +246,7 @@ impl TemplateSnapshots {
             let mapping = mapping_of_flat(&data, build)?;
             let (block_size, memory_size) = (BLOCK_SIZE, meta.len());
             let header = Header { block_size, memory_size, generation: 0, build, parent: None, mapping };
-            let manifest = Manifest::new(build, &image, Layout::Flat, all.origin.clone());
+            let manifest = Manifest::new(build, &shape, Layout::Flat, all.origin.clone());
             let generation = partial.keep(&header, manifest).map_err(io::Error::other)?;
             all.add(&generation, meta.blocks() * 512);
             Ok::<_, io::Error>(())
@@ -251,8 +259,8 @@ impl TemplateSnapshots {
 }
 
 impl Ticket {
-    /// Captures the sandbox `id`, whose guest is ready. The guest stands still meanwhile. Fails only if it does
-    /// not go on.
+    /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready. The guest
+    /// stands still meanwhile. Fails only if it does not go on.
     pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str) -> Result<(), AgentError> {
         let captured = self.write(vm, id).await;
         vm.resume().await?;
@@ -264,7 +272,7 @@ impl Ticket {
             }
         };
         tokio::spawn(async move {
-            if let Err(error) = self.all.clone().keep(partial, self.image.clone()).await {
+            if let Err(error) = self.all.clone().keep(partial, self.shape.clone()).await {
                 tracing::warn!(%error, "cannot keep a template's memory; its sandboxes boot");
             }
         });
@@ -278,8 +286,9 @@ impl Ticket {
         let partial = begun.map_err(|error| AgentError::fault("keeping a template's memory", &error))??;
         let files = SnapshotFiles { state: partial.path(Part::State), memory: partial.path(Part::Data) };
         vm.pause().await?;
-        vm.snapshot(SnapshotKind::Full, &files).await?;
-        self.all.volumes.freeze(id, &self.image).await?;
+        // Since its boot, which is all that is not zero.
+        vm.snapshot(SnapshotKind::Diff, &files).await?;
+        self.all.volumes.copy(id, &self.shape).await?;
         Ok(partial)
     }
 }

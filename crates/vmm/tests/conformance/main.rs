@@ -69,6 +69,7 @@ fn main() {
                 snapshots::diffs_hold_the_changed_pages_and_no_other,
                 snapshots::a_full_disk_leaves_no_half,
                 snapshots::a_guest_goes_on_from_files_under_another_id,
+                snapshots::a_diff_since_the_boot_is_the_whole_memory,
                 snapshots::many_share_one_memory,
                 snapshots::what_is_no_snapshot_is_refused,
             );

@@ -191,6 +191,15 @@ pub(crate) async fn a_guest_goes_on_from_files_under_another_id(rig: &Rig) {
     goes_on(&*clone, &files, &other).await;
 }
 
+pub(crate) async fn a_diff_since_the_boot_is_the_whole_memory(rig: &Rig) {
+    let dir = Dir::new();
+    let vm = rig.boot(&dir).await;
+    let diff = take(&*vm, SnapshotKind::Diff, &dir, "diff").await;
+    let full = take(&*vm, SnapshotKind::Full, &dir, "full").await;
+    assert_eq!(differing(&diff.memory, &full.memory), [] as [u64; 0]);
+    vm.kill().await.unwrap();
+}
+
 /// Several at once, one of which is snapshotted and restored again. None changes the memory that they share.
 pub(crate) async fn many_share_one_memory(rig: &Rig) {
     let dir = Dir::new();

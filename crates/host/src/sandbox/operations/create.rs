@@ -30,7 +30,7 @@ use crate::{
         release,
         spec::Spec,
     },
-    template_snapshots::TemplateSnapshot,
+    template_snapshots::{TemplateSnapshot, Ticket},
 };
 
 /// Part of what envd writes to the console if the template's file system does not mount. A guest that ends before
@@ -48,9 +48,10 @@ pub(in crate::sandbox) struct Create {
     /// Time until which the guest of this attempt may take to get ready.
     until: Instant,
     place: Option<Place>,
-    /// Name of the sandbox's shape, and the snapshot of it that the sandbox goes on from.
-    shape: Option<String>,
+    /// Snapshot of the template that the sandbox goes on from.
     snapshot: Option<Arc<TemplateSnapshot>>,
+    /// Permission to capture the guest for later sandboxes.
+    ticket: Option<Ticket>,
     /// MicroVM; still there after an undo if it could not be killed.
     pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
 }
@@ -108,8 +109,8 @@ impl Create {
             begin,
             until: begin,
             place: None,
-            shape: None,
             snapshot: None,
+            ticket: None,
             vm: None,
         }
     }
@@ -154,14 +155,19 @@ impl Create {
 
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let snapshots = &sandbox.shared.template_snapshots;
-        self.shape = snapshots.shape(&sandbox.spec).await;
-        self.snapshot = self.shape.as_ref().and_then(|shape| snapshots.get(shape));
+        let shape = snapshots.shape(&sandbox.spec).await;
+        self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        let clone = clone_disk(sandbox, &mut self.snapshot, boot.uid);
+        let disk = make_disk(sandbox, &mut self.snapshot, boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
-        let (disk, groups) = tokio::join!(clone, boot::make_place(&sandbox.shared, boot));
+        let (disk, groups) = tokio::join!(disk, boot::make_place(&sandbox.shared, boot));
         boot.disk = Some(disk?);
         boot.cgroups = groups?;
+        if self.snapshot.is_none() {
+            self.ticket = shape.and_then(|shape| snapshots.ticket(&shape));
+            // So that the capture holds what the guest has changed, and not all of its memory.
+            boot.track_changes = self.ticket.is_some();
+        }
         Ok(())
     }
 
@@ -177,8 +183,11 @@ impl Create {
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
         if let Some(snapshot) = self.snapshot.take() {
             // It may be the cause. Its disk is of no use without it.
-            sandbox.shared.template_snapshots.discard(&snapshot).await;
-            boot.disk = Some(clone_disk(sandbox, &mut None, boot.uid).await?);
+            let snapshots = &sandbox.shared.template_snapshots;
+            snapshots.discard(&snapshot).await;
+            boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
+            self.ticket = snapshots.ticket(&snapshot.volume);
+            boot.track_changes = self.ticket.is_some();
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
@@ -222,10 +231,7 @@ impl Create {
 
     /// Captures the guest for later sandboxes of its shape, if it is the first one.
     async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let shape = self.shape.as_ref().filter(|_| self.snapshot.is_none());
-        let Some(ticket) = shape.and_then(|shape| sandbox.shared.template_snapshots.ticket(shape)) else {
-            return Ok(());
-        };
+        let Some(ticket) = self.ticket.take() else { return Ok(()) };
         ticket.capture(self.vm.as_deref().ok_or_else(left_out)?, &sandbox.id).await
     }
 
@@ -234,26 +240,30 @@ impl Create {
     }
 }
 
-/// Clones the disk of a snapshot, or that of the template if there is none or its disk is gone.
-async fn clone_disk(
+/// Copies the disk of a snapshot, or clones that of the template if there is none or its disk is gone.
+async fn make_disk(
     sandbox: &Sandbox,
     snapshot: &mut Option<Arc<TemplateSnapshot>>,
     owner: u32,
 ) -> Result<PathBuf, AgentError> {
-    let (shared, id) = (&sandbox.shared, &sandbox.id);
-    let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
+    let (volumes, id) = (&sandbox.shared.volumes, &sandbox.id);
     if let Some(found) = snapshot {
-        match shared.volumes.clone_image(&found.image, id, *disk_size_mb, owner).await {
+        let copied = async {
+            volumes.copy(&found.volume, id).await?;
+            volumes.attach(id, owner).await
+        };
+        match copied.await {
             Ok(disk) => return Ok(disk.path),
             Err(DiskError::Full) => return Err(DiskError::Full.into()),
             Err(error) => {
-                tracing::warn!(id, %error, "cannot clone the disk of a template's snapshot");
-                shared.template_snapshots.discard(found).await;
+                tracing::warn!(id, %error, "cannot copy the disk of a template's snapshot");
+                sandbox.shared.template_snapshots.discard(found).await;
                 *snapshot = None;
             }
         }
     }
-    Ok(shared.volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)
+    let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
+    Ok(volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)
 }
 
 /// Error of a guest that did not get ready in time.
