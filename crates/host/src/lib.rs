@@ -226,7 +226,12 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let (vmm, kernel, initrd) = (chosen.vmm.clone(), assets.kernel.clone(), assets.initrd.clone());
     let origin = move || template_snapshots::origin(&*vmm, &kernel, &initrd);
     let origin = tokio::task::spawn_blocking(origin).await?.context("kernel and processor cannot be read")?;
-    let (dir, room_mb) = (layout::snapshots(&state), config.settings.template_snapshots_mb);
+    let fault = chosen.vmm.capabilities().snapshot_fault.as_deref();
+    if let Some(fault) = fault {
+        tracing::warn!(fault, "no snapshots are made: every sandbox boots");
+    }
+    let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
+    let dir = layout::snapshots(&state);
     let template_snapshots = TemplateSnapshots::open(&dir, origin, room_mb, volumes.clone()).await;
     let template_snapshots = template_snapshots.context("the snapshots of templates cannot be read")?;
     let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);

@@ -97,6 +97,8 @@ pub struct Capabilities {
     pub kernel: KernelImage,
     /// What diff snapshots hold.
     pub diffs: Diffs,
+    /// Known fault of this release of the VMM, for which snapshots and restores are refused; boots work.
+    pub snapshot_fault: Option<String>,
     /// Whether a page server can be the source of a restored microVM's memory.
     pub page_server: bool,
     /// Whether the driver enforces [`BootSpec::network_rate`].

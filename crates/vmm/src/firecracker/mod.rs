@@ -22,6 +22,8 @@ use crate::{
     running::blocking,
 };
 
+use version::Release;
+
 /// Usual name of the program.
 pub const PROGRAM: &str = "firecracker";
 /// Usual name of the jailer.
@@ -47,6 +49,7 @@ pub enum Isolation {
 pub struct Firecracker {
     program: PathBuf,
     version: String,
+    release: Release,
     isolation: Isolation,
     capabilities: Capabilities,
 }
@@ -54,7 +57,7 @@ pub struct Firecracker {
 impl Firecracker {
     /// Finds the programs and checks their versions. Blocks for some milliseconds.
     pub fn new(program: &Path, isolation: Isolation) -> Result<Self, VmmError> {
-        let version = version::of_firecracker(program)?;
+        let (version, release) = version::of_firecracker(program)?;
         if let Isolation::Jailer { program: jailer, .. } = &isolation {
             version::check_jailer(jailer, &version)?;
         }
@@ -67,9 +70,10 @@ impl Firecracker {
             kernel: KernelImage::Elf,
             diffs: Diffs::SinceSnapshot,
             page_server: true,
+            snapshot_fault: release.snapshot_fault().map(str::to_owned),
             network_rate: true,
         };
-        Ok(Self { program: program.to_owned(), version, isolation, capabilities })
+        Ok(Self { program: program.to_owned(), version, release, isolation, capabilities })
     }
 }
 
@@ -112,13 +116,13 @@ impl Vmm for Firecracker {
             arch::check_kernel(&wanted.kernel)
         });
         fit.await?;
-        Ok(Box::new(vm::boot(&self.program, &self.isolation, spec).await?))
+        Ok(Box::new(vm::boot(&self.program, self.release, &self.isolation, spec).await?))
     }
 
     async fn restore(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<Box<dyn MicroVm>, VmmError> {
         let (can, wanted) = (self.capabilities.clone(), spec.clone());
         blocking("start the VMM", move || check(&can, &wanted)).await?;
-        Ok(Box::new(vm::restore(&self.program, &self.isolation, snapshot, spec).await?))
+        Ok(Box::new(vm::restore(&self.program, self.release, &self.isolation, snapshot, spec).await?))
     }
 
     async fn adopt(
@@ -126,7 +130,7 @@ impl Vmm for Firecracker {
         spec: &BootSpec,
         process: Option<&ProcessId>,
     ) -> Result<Option<Box<dyn MicroVm>>, VmmError> {
-        let vm = vm::adopt(spec, process).await?;
+        let vm = vm::adopt(self.release, spec, process).await?;
         Ok(vm.map(|vm| Box::new(vm) as Box<dyn MicroVm>))
     }
 }

@@ -13,6 +13,7 @@ use super::{
     api::{Api, CALL_LIMIT},
     config::{self, DRIVE_ID, INTERFACE_ID, rate_limiter},
     jail::{Bind, Launch, SOCKET},
+    version::Release,
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
@@ -37,6 +38,7 @@ const FAREWELL: &str = "reboot: System halted";
 /// A Firecracker process and its files.
 pub(super) struct FirecrackerVm {
     running: Running,
+    release: Release,
     memory_mb: u32,
 }
 
@@ -61,7 +63,7 @@ fn look_for(socket: &Path, pid: u32) {
     }
 }
 
-async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
+async fn start(release: Release, launch: Launch) -> Result<FirecrackerVm, VmmError> {
     let memory_mb = launch.spec.memory_mb;
     let socket = launch.spec.run_dir.join(SOCKET);
     let spec = launch.spec.clone();
@@ -77,12 +79,13 @@ async fn start(launch: Launch) -> Result<FirecrackerVm, VmmError> {
         Ok(pid)
     })
     .await?;
-    Ok(FirecrackerVm { running, memory_mb })
+    Ok(FirecrackerVm { running, release, memory_mb })
 }
 
 /// Boots a microVM and waits until its guest runs.
 pub(super) async fn boot(
     program: &Path,
+    release: Release,
     isolation: &Isolation,
     spec: &BootSpec,
 ) -> Result<FirecrackerVm, VmmError> {
@@ -91,7 +94,7 @@ pub(super) async fn boot(
     binds.extend(spec.initrd.as_ref().map(|initrd| Bind::read_only(config::INITRD, initrd)));
     let launch =
         Launch { program: program.to_owned(), isolation: isolation.clone(), spec: spec.clone(), binds };
-    let vm = start(launch).await?;
+    let vm = start(release, launch).await?;
     let outcome = vm.make(spec).await;
     vm.or_killed(outcome).await
 }
@@ -99,10 +102,12 @@ pub(super) async fn boot(
 /// Starts a microVM from a snapshot.
 pub(super) async fn restore(
     program: &Path,
+    release: Release,
     isolation: &Isolation,
     snapshot: &Snapshot,
     spec: &BootSpec,
 ) -> Result<FirecrackerVm, VmmError> {
+    check(release, "load the snapshot")?;
     let mut binds = binds(spec);
     binds.push(Bind::read_only(config::STATE, &snapshot.state));
     binds.push(match &snapshot.memory {
@@ -117,18 +122,19 @@ pub(super) async fn restore(
     });
     let binds = binds.await?;
     let (isolation, program) = (isolation.clone(), program.to_owned());
-    let vm = start(Launch { program, isolation, spec: spec.clone(), binds }).await?;
+    let vm = start(release, Launch { program, isolation, spec: spec.clone(), binds }).await?;
     let outcome = vm.load(snapshot, spec).await;
     vm.or_killed(outcome).await
 }
 
 /// Adopts a running Firecracker.
 pub(super) async fn adopt(
+    release: Release,
     spec: &BootSpec,
     recorded: Option<&ProcessId>,
 ) -> Result<Option<FirecrackerVm>, VmmError> {
     let running = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded).await?;
-    Ok(running.map(|running| FirecrackerVm { running, memory_mb: spec.memory_mb }))
+    Ok(running.map(|running| FirecrackerVm { running, release, memory_mb: spec.memory_mb }))
 }
 
 impl FirecrackerVm {
@@ -178,16 +184,24 @@ impl FirecrackerVm {
             MemorySource::File(_) | MemorySource::Shared(_) => ("File", config::MEMORY),
             MemorySource::PageServer(_) => ("Uffd", config::PAGES),
         };
-        let body = json!({
+        let mut body = json!({
             "snapshot_path": config::STATE,
             "mem_backend": { "backend_type": kind, "backend_path": path },
-            "enable_diff_snapshots": spec.track_changes,
             "resume_vm": false,
         });
+        body[self.release.tracking_field()] = spec.track_changes.into();
         let limit = load_limit(&snapshot.memory, self.memory_mb);
         api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", limit).await?;
         set_rates(&mut api, spec).await?;
         if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
+    }
+}
+
+/// Fails if this release's snapshots are faulty.
+fn check(release: Release, action: &'static str) -> Result<(), VmmError> {
+    match release.snapshot_fault() {
+        Some(fault) => Err(VmmError::Refused { action, reason: fault.to_owned() }),
+        None => Ok(()),
     }
 }
 
@@ -260,6 +274,7 @@ impl MicroVm for FirecrackerVm {
     }
 
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError> {
+        check(self.release, "write the snapshot")?;
         let run_dir = self.running.run_dir().to_owned();
         let parts = [(NEW_STATE, &files.state), (NEW_MEMORY, &files.memory)]
             .map(|(name, to)| (run_dir.join(name), to.clone()));

@@ -69,6 +69,7 @@ impl Qemu {
             kernel: KernelImage::Compressed,
             diffs: Diffs::SinceStart,
             page_server: false,
+            snapshot_fault: None,
             network_rate: false,
         };
         Ok(Self { program: program.to_owned(), version, accel, capabilities, shared: Arc::default() })
