@@ -60,21 +60,28 @@ pub(crate) async fn take_templates(
     Ok(templates)
 }
 
-/// Copies the initial RAM disk and the kernel in this format into the state directory.
+/// Path of the guest kernel: the configured one, or the one of `share` in this format.
+pub(crate) fn kernel(configured: Option<&Path>, share: &Path, image: KernelImage) -> PathBuf {
+    configured.map_or_else(|| share.join(kernel_file(image)), Path::to_owned)
+}
+
+/// Copies the initial RAM disk of `share` and the guest kernel into the state directory.
 pub(crate) fn take_boot_files(
     share: &Path,
+    kernel: &Path,
     state: &Path,
     image: KernelImage,
 ) -> anyhow::Result<(PathBuf, PathBuf)> {
     let boot = state.join("boot");
     fs::create_dir_all(&boot)?;
-    Ok((copy(share, &boot, kernel_file(image))?, copy(share, &boot, INITRD)?))
+    Ok((copy(kernel, &boot, kernel_file(image))?, copy(&share.join(INITRD), &boot, INITRD)?))
 }
 
-fn copy(share: &Path, boot: &Path, name: &str) -> anyhow::Result<PathBuf> {
-    let (source, target) = (share.join(name), boot.join(name));
-    let content = fs::read(&source)
-        .with_context(|| format!("{} is missing: run `make assets`, or set share_dir", source.display()))?;
+fn copy(source: &Path, boot: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let target = boot.join(name);
+    let content = fs::read(source).with_context(|| {
+        format!("{} cannot be read: run `make assets`, or set share_dir or agent.kernel", source.display())
+    })?;
     if fs::read(&target).is_ok_and(|present| present == content) {
         return Ok(target);
     }
@@ -101,4 +108,33 @@ fn manifests(images: &Path) -> anyhow::Result<Vec<(Template, PathBuf)>> {
         found.push((template, dir.join("rootfs.ext4")));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configured_kernel_is_taken_instead_of_the_usual_one() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let [share, state, own] = ["share", "state", "kernel"].map(|name| dir.path().join(name));
+        fs::create_dir(&share)?;
+        for (path, text) in
+            [(share.join("vmlinux"), "usual"), (share.join(INITRD), "disk"), (own.clone(), "own")]
+        {
+            fs::write(path, text)?;
+        }
+        for (configured, expected) in [(None, "usual"), (Some(&*own), "own"), (None, "usual")] {
+            let kernel = kernel(configured, &share, KernelImage::Elf);
+            let (taken, initrd) = take_boot_files(&share, &kernel, &state, KernelImage::Elf)?;
+            assert_eq!(fs::read_to_string(taken)?, expected);
+            assert_eq!(fs::read_to_string(initrd)?, "disk");
+        }
+        let absent = take_boot_files(&share, Path::new("/absent"), &state, KernelImage::Elf).unwrap_err();
+        assert!(
+            absent.to_string().contains("/absent") && absent.to_string().contains("agent.kernel"),
+            "{absent}"
+        );
+        Ok(())
+    }
 }

@@ -82,6 +82,9 @@ settings! {
         /// `firecracker`, `kvm` (QEMU with KVM) or `tcg` (QEMU with emulation) select a driver without booting a test
         /// guest. `auto`: Firecracker if it is installed and can run a guest, else QEMU with KVM, else with emulation.
         pub driver: Driver = choice("agent.driver", Driver::NAMES).or(Driver::Auto),
+        /// Path of the guest kernel, in the format of the driver: an ELF file for Firecracker, a bzImage or an ELF file for
+        /// QEMU. It has the drivers of docs/guests.md built in, or its modules fit those in `share_dir`.
+        pub kernel: Option<PathBuf> = path("agent.kernel").or_none("`vmlinux` or `vmlinuz` in `share_dir`"),
         /// Path of Firecracker; the jailer must be in the same directory.
         pub firecracker: Option<PathBuf> = path("agent.firecracker").or_none("from `PATH`"),
         /// `true`: Firecracker may run without its jailer if the jailer cannot be used; it is then no security boundary.

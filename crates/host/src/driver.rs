@@ -19,7 +19,7 @@ use wrenn_vmm::{
     qemu::{self, Accel, Qemu},
 };
 
-use crate::{assets::kernel_file, config::Driver, layout, machine, sandbox::release::end_vmm};
+use crate::{assets, config::Driver, layout, machine, sandbox::release::end_vmm};
 
 /// Request for a driver, with the parameters of the probe.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct Wish {
     pub unjailed: bool,
     /// Directory of the guest kernels.
     pub share_dir: PathBuf,
+    /// Guest kernel, if it is not one of those.
+    pub kernel: Option<PathBuf>,
     /// Directory for the probe's files and for jails.
     pub dir: PathBuf,
     /// User id of the probe's VMM.
@@ -57,6 +59,10 @@ struct Kept {
 }
 
 const KVM: &str = "/dev/kvm";
+/// Module of a KVM without the processor's virtualisation, as clouds have it, and what it needs.
+const PVM: &str = "/sys/module/kvm_pvm";
+const PVM_NEEDS: &str = "; this KVM is PVM (kvm_pvm), which runs only kernels built with CONFIG_PVM_GUEST: give it one with \
+                         agent.kernel";
 
 /// Creates the Firecracker driver, or returns why it cannot be used. If `program` is given, the jailer is
 /// expected in the same directory.
@@ -106,7 +112,7 @@ impl Wish {
     async fn best(&self) -> anyhow::Result<Chosen> {
         let without = match self.firecracker() {
             Ok(vmm) => {
-                let probe = self.probe(&vmm).await;
+                let probe = with_pvm(self.probe(&vmm).await, Path::new(PVM));
                 if probe.usable {
                     let reason = "a guest kernel ran with hardware virtualisation".to_owned();
                     return Ok(Chosen { vmm: Arc::new(vmm), reason, probe: Some(probe) });
@@ -121,6 +127,7 @@ impl Wish {
             Some(reason) if self.uid != 0 => Probe::untried(reason),
             _ => self.probe(&with_kvm).await,
         };
+        let probe = with_pvm(probe, Path::new(PVM));
         if probe.usable {
             let reason =
                 format!("a guest kernel ran with hardware virtualisation; not Firecracker: {without}");
@@ -131,11 +138,10 @@ impl Wish {
     }
 
     async fn probe(&self, vmm: &dyn Vmm) -> Probe {
-        let kernel = self.share_dir.join(kernel_file(vmm.capabilities().kernel));
-        let Ok(meta) = fs::metadata(&kernel) else {
-            return Probe::untried("there is no guest kernel to try it with (make assets)");
+        let kernel = assets::kernel(self.kernel.as_deref(), &self.share_dir, vmm.capabilities().kernel);
+        let Ok(valid_for) = validity(vmm, &kernel) else {
+            return Probe::untried("there is no guest kernel to try it with (make assets, or agent.kernel)");
         };
-        let valid_for = format!("{} {} {} {}", boot_id(), vmm.name(), vmm.version(), meta.len());
         let file = self.dir.join(format!("probe-{}.json", vmm.name()));
         let kept = fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Kept>(&text).ok());
         if let Some(kept) = kept.filter(|kept| self.keep && kept.probe.usable && kept.valid_for == valid_for)
@@ -159,6 +165,14 @@ impl Wish {
     }
 }
 
+/// Adds to the reason of a failure that this machine's KVM is PVM, if `module` is there.
+fn with_pvm(mut probe: Probe, module: &Path) -> Probe {
+    if !probe.usable && module.exists() {
+        probe.reason.push_str(PVM_NEEDS);
+    }
+    probe
+}
+
 /// Returns why a VMM with its own user cannot open `/dev/kvm`, with the remedy, if the cause is the file
 /// mode.
 fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
@@ -170,6 +184,13 @@ fn kvm_closed_to_others(kvm: &Path) -> Option<String> {
          groupadd -f --system kvm && chgrp kvm /dev/kvm && chmod 0660 /dev/kvm, or a udev rule that does so at each boot"
     );
     (!open).then_some(reason)
+}
+
+/// Names what a result of the probe depends on: this boot, the VMM and the kernel.
+fn validity(vmm: &dyn Vmm, kernel: &Path) -> io::Result<String> {
+    let meta = fs::metadata(kernel)?;
+    let (name, version, path) = (vmm.name(), vmm.version(), kernel.display());
+    Ok(format!("{} {name} {version} {path} {} {}", boot_id(), meta.len(), meta.mtime()))
 }
 
 fn boot_id() -> String {
@@ -230,6 +251,19 @@ mod tests {
         Ok(())
     }
 
+    #[test]
+    fn a_kvm_that_needs_another_kernel_is_told() {
+        let reason = |usable: bool, module: &str| {
+            with_pvm(Probe { usable, ..Probe::untried("it spins") }, Path::new(module)).reason
+        };
+        assert!(
+            reason(false, "/sys").contains("it spins; this KVM is PVM")
+                && reason(false, "/sys").contains("agent.kernel")
+        );
+        assert_eq!(reason(false, "/absent"), "it spins");
+        assert_eq!(reason(true, "/sys"), "it spins", "it works");
+    }
+
     #[tokio::test]
     async fn only_probes_that_succeeded_are_kept() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
@@ -239,20 +273,20 @@ mod tests {
         let program_path = dir.path().join("firecracker");
         program(&program_path, "Firecracker v1.12.1");
         let vmm = firecracker(Some(&program_path), true, dir.path())?;
-        let kernel = share.join(kernel_file(vmm.capabilities().kernel));
+        let kernel = assets::kernel(None, &share, vmm.capabilities().kernel);
         fs::write(&kernel, "kernel")?;
         let wish = Wish {
             driver: Driver::Auto,
             firecracker: Some(program_path),
             unjailed: true,
+            kernel: None,
             share_dir: share,
             dir: dir.path().to_owned(),
             uid: rustix::process::geteuid().as_raw(),
             keep: true,
         };
         let file = dir.path().join(format!("probe-{}.json", vmm.name()));
-        let valid_for =
-            format!("{} {} {} {}", boot_id(), vmm.name(), vmm.version(), fs::metadata(&kernel)?.len());
+        let valid_for = validity(&vmm, &kernel)?;
         let kept = |usable: bool| Kept {
             valid_for: valid_for.clone(),
             probe: Probe { usable, ..Probe::untried("what was found") },

@@ -166,6 +166,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         firecracker: config.settings.firecracker.clone(),
         unjailed: config.settings.unjailed,
         share_dir: config.share_dir.clone(),
+        kernel: config.settings.kernel.clone(),
         dir: state.clone(),
         uid: uids.base(),
         keep: true,
@@ -197,7 +198,8 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         }
         tracing::warn!(vmm = chosen.vmm.name(), "the driver is no security boundary: run no hostile code");
     }
-    let (kernel, initrd) = assets::take_boot_files(&config.share_dir, &state, can.kernel)?;
+    let kernel = assets::kernel(config.settings.kernel.as_deref(), &config.share_dir, can.kernel);
+    let (kernel, initrd) = assets::take_boot_files(&config.share_dir, &kernel, &state, can.kernel)?;
     let assets = assets::Assets { kernel, initrd, templates };
     tracing::info!(
         vmm = chosen.vmm.name(),

@@ -19,6 +19,7 @@ pub(super) async fn examine(config: &Config, scratch: &Scratch) -> Result<(Probe
         firecracker: agent.firecracker,
         unjailed: agent.unjailed,
         share_dir: config.share_dir()?,
+        kernel: agent.kernel,
         dir: scratch.path().to_owned(),
         uid: if root {
             agent.vmm_uid_base.unwrap_or(wrenn_host::VMM_UID_BASE)

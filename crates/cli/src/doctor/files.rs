@@ -75,10 +75,13 @@ pub(super) fn share(config: &Config) -> Result<Vec<Check>> {
     let share = config.share_dir()?;
     let remedy = "build them (make assets), or set WRENN_SHARE_DIR";
     let mut checks = Vec::new();
-    let files =
-        [("guest kernel", "vmlinuz"), ("guest kernel, ELF", "vmlinux"), ("initial RAM disk", "initrd.img")];
-    for (name, file) in files {
-        let path = share.join(file);
+    let mut files =
+        vec![("guest kernel", share.join("vmlinuz")), ("guest kernel, ELF", share.join("vmlinux"))];
+    if let Some(kernel) = config.agent().kernel {
+        files = vec![("guest kernel", kernel)];
+    }
+    files.push(("initial RAM disk", share.join("initrd.img")));
+    for (name, path) in files {
         checks.push(match fs::metadata(&path) {
             Ok(meta) if meta.is_file() => Check::ok(name, path.display().to_string()),
             _ => Check::fail(name, format!("{} is missing", path.display()), remedy),
