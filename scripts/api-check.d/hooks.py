@@ -18,6 +18,13 @@ KEPT = 30
 
 
 @schemathesis.hook
+def filter_case(context, case):
+    # A form has nothing but text: whatever was generated as an upload's path arrives as one.
+    path = case.body.get("path", "") if isinstance(case.body, dict) else ""
+    return not case.path.endswith("/files/write") or isinstance(path, (str, bytes))
+
+
+@schemathesis.hook
 def before_call(context, case, kwargs):
     components = case.meta.components.items() if case.meta else ()
     refused = any("query" in str(place).lower() and "negative" in str(part.mode).lower() for place, part in components)
