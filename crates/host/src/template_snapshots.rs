@@ -23,7 +23,7 @@ use wrenn_memory::{
 };
 use wrenn_vmm::{MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
 
-use crate::{error::AgentError, sandbox::spec::Spec};
+use crate::error::AgentError;
 
 /// First part of the names of shapes, which no id of a sandbox has.
 const PREFIX: &str = "template.";
@@ -169,13 +169,14 @@ impl TemplateSnapshots {
         state.ready.insert(volume, Kept { snapshot: Arc::new(snapshot), bytes, used });
     }
 
-    /// Name of the shape of a sandbox; none if sandboxes do not go on from snapshots here.
-    pub(crate) async fn shape(&self, spec: &Spec) -> Option<String> {
+    /// Name of the shape of sandboxes of a template with this size: virtual CPUs, memory and disk in MiB. None if
+    /// sandboxes do not go on from snapshots here.
+    pub(crate) async fn shape(&self, template: &str, size: (u32, u64, u64)) -> Option<String> {
         if self.budget == 0 {
             return None;
         }
-        let image = self.volumes.image(&spec.template).await.ok()?;
-        let text = format!("{} {} {} {}", image.hash, spec.vcpus, spec.memory_mb, spec.disk_size_mb);
+        let (image, (vcpus, memory_mb, disk_mb)) = (self.volumes.image(template).await.ok()?, size);
+        let text = format!("{} {vcpus} {memory_mb} {disk_mb}", image.hash);
         let digest = Sha256::digest(text.as_bytes());
         Some(digest.iter().take(16).fold(PREFIX.to_owned(), |name, byte| name + &format!("{byte:02x}")))
     }

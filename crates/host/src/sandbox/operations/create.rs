@@ -155,7 +155,8 @@ impl Create {
 
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let snapshots = &sandbox.shared.template_snapshots;
-        let shape = snapshots.shape(&sandbox.spec).await;
+        let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
+        let shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
         self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
         let disk = make_disk(sandbox, &mut self.snapshot, boot.uid);
@@ -173,9 +174,13 @@ impl Create {
 
     async fn boot_up_to_twice(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let limit = sandbox.shared.boot_limit;
-        self.until = self.begin + limit / 3 * 2;
+        self.until = self.begin + limit / 3 * if self.snapshot.is_some() { 1 } else { 2 };
         let Err(error) = run_steps(BOOT, self, sandbox).await else { return Ok(()) };
         unless_cancelled(&self.cancel())?;
+        if error.code == ErrorCode::InvalidRequest {
+            // No other guest would take it.
+            return Err(error);
+        }
         // A guest that never ran has nothing to lose by a second attempt.
         tracing::warn!(id = sandbox.id, %error, "a guest did not come up; it is booted once more");
         kill(&mut self.vm).await?;
@@ -211,9 +216,17 @@ impl Create {
 
     /// Waits until the guest's envd answers.
     async fn wait_ready(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let vm = self.vm.as_deref().ok_or_else(left_out)?;
+        let (vm, guest) = (self.vm.as_deref().ok_or_else(left_out)?, &self.place()?.guest);
+        let answered = async {
+            // The envd of a guest that goes on runs already, so it is told at once.
+            if self.snapshot.is_some() {
+                return guest.init(&sandbox.id, &sandbox.spec, &self.envs).await;
+            }
+            guest.ready().await;
+            Ok(())
+        };
         tokio::select! {
-            () = self.place()?.guest.ready() => Ok(()),
+            answered = answered => answered,
             () = self.token.cancelled() => unless_cancelled(&self.cancel()),
             exit = vm.exited() => {
                 tracing::error!(id = sandbox.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
@@ -235,7 +248,11 @@ impl Create {
         ticket.capture(self.vm.as_deref().ok_or_else(left_out)?, &sandbox.id).await
     }
 
+    /// Tells the guest who it is, unless that was the first thing it was asked.
     async fn init(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        if self.snapshot.is_some() {
+            return Ok(());
+        }
         self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.envs).await
     }
 }
