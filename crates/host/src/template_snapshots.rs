@@ -9,11 +9,12 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, Permissions},
     io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use rustix::process::{getegid, geteuid};
 use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use wrenn_disk::Volumes;
@@ -240,7 +241,10 @@ impl TemplateSnapshots {
         let kept = spawn_blocking(move || {
             let (build, data) = (partial.build, File::open(partial.path(Part::Data))?);
             for part in [Part::Data, Part::State] {
-                // Jails show the files to VMMs of other users.
+                // The VMM wrote some of them as its user, which another sandbox may have later. Jails show them to
+                // VMMs of other users.
+                let agent = (geteuid().as_raw(), getegid().as_raw());
+                chown(partial.path(part), Some(agent.0), Some(agent.1))?;
                 fs::set_permissions(partial.path(part), Permissions::from_mode(0o444))?;
             }
             let meta = data.metadata()?;

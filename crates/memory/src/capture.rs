@@ -14,6 +14,8 @@ use crate::{
 
 /// Size in bytes of a block, a page of the guests.
 pub const BLOCK_SIZE: u32 = 4096;
+/// Block of zeros: comparing with it is faster than looking at each byte.
+pub(crate) const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
 /// Number of bytes that are copied at a time.
 const PIECE: u64 = 1 << 20;
 
@@ -100,7 +102,7 @@ struct Target<'a> {
 }
 
 fn is_zero(block: &[u8]) -> bool {
-    block.iter().all(|byte| *byte == 0)
+    block == &ZEROS[..block.len()]
 }
 
 impl Target<'_> {

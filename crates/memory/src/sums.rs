@@ -7,7 +7,11 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::extents::{self, Extent};
+use crate::{
+    BLOCK_SIZE,
+    capture::ZEROS,
+    extents::{self, Extent},
+};
 
 /// Length in bytes of the range of one sum.
 const RANGE: u64 = 1 << 20;
@@ -83,7 +87,7 @@ impl Sums {
 /// are a hole.
 fn sum(file: &File, extents: &[Extent], start: u64, length: u64) -> io::Result<String> {
     /// Granularity at which zeros are left out.
-    const BLOCK: usize = 4096;
+    const BLOCK: usize = BLOCK_SIZE as usize;
     let (mut hasher, mut some, mut buffer) = (Xxh3Default::new(), false, vec![0; 64 << 10]);
     let end = start.saturating_add(length);
     let first = extents.partition_point(|extent| extent.end <= start);
@@ -95,7 +99,7 @@ fn sum(file: &File, extents: &[Extent], start: u64, length: u64) -> io::Result<S
             let wanted = (stop - at).min(buffer.len() as u64) as usize;
             file.read_exact_at(&mut buffer[..wanted], at)?;
             for (index, block) in buffer[..wanted].chunks(BLOCK).enumerate() {
-                if block.iter().any(|byte| *byte != 0) {
+                if block != &ZEROS[..block.len()] {
                     hasher.update(&(at + (index * BLOCK) as u64).to_le_bytes());
                     hasher.update(block);
                     some = true;

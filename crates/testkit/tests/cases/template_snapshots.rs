@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -78,6 +78,11 @@ pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Resu
     let first = create(&stack).await?;
     ensure!(!resumed(&stack, &first)?, "there was nothing to go on from");
     let snapshot = wait_snapshot(&stack, &[]).await?;
+    for part in ["data", "state", "header", "manifest"] {
+        let meta = fs::metadata(snapshot.join(part))?;
+        // Some are written by a VMM, whose user another sandbox may have later.
+        ensure!((meta.uid(), meta.mode() & 0o222 & !0o200) == (0, 0), "{part} can be changed by a VMM");
+    }
     let count = short_or_long(4, 50);
     let (mut ids, mut seen) = (vec![first.clone()], BTreeSet::new());
     while ids.len() <= count {
