@@ -323,3 +323,102 @@ pub(crate) fn origin(vmm: &dyn wrenn_vmm::Vmm, kernel: &Path, initrd: &Path) -> 
         cpu: cpu.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use tempfile::TempDir;
+    use wrenn_disk::{Backend, StoreConfig};
+
+    use super::*;
+
+    struct Place {
+        dir: TempDir,
+        volumes: Arc<dyn Volumes>,
+    }
+
+    impl Place {
+        async fn new() -> anyhow::Result<Self> {
+            let dir = tempfile::tempdir()?;
+            let volumes =
+                wrenn_disk::open(StoreConfig::new(dir.path().join("disks"), Backend::Copy, "t")).await?;
+            let image = dir.path().join("image");
+            File::create(&image)?.set_len(1 << 20)?;
+            volumes.prepare("minimal", &image).await?;
+            Ok(Self { dir, volumes })
+        }
+
+        async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {
+            let origin = Origin { vmm: vmm.to_owned(), ..Origin::default() };
+            TemplateSnapshots::open(&self.dir.path().join("memory"), origin, room_mb, self.volumes.clone())
+                .await
+        }
+
+        /// Keeps a snapshot of 1 MiB.
+        async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<()> {
+            self.volumes.clone_image("minimal", shape, 1, 0).await?;
+            let partial = all.generations.begin()?;
+            File::create(partial.path(Part::Data))?.write_all_at(&vec![1; 1 << 20], 0)?;
+            fs::write(partial.path(Part::State), "state")?;
+            all.clone().keep(partial, shape.to_owned()).await?;
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn one_at_a_time_captures_a_shape() -> anyhow::Result<()> {
+        let place = Place::new().await?;
+        let all = place.open("a", 64).await?;
+        let shape = all.shape("minimal", (1, 256, 1024)).await.unwrap_or_default();
+        assert_ne!(all.shape("minimal", (1, 512, 1024)).await.as_ref(), Some(&shape), "another size");
+        assert_eq!(all.shape("absent", (1, 256, 1024)).await, None);
+        let ticket = all.ticket(&shape).expect("the first one");
+        assert!(all.ticket(&shape).is_none() && all.ticket("template.other").is_some());
+        drop(ticket);
+        drop(all.ticket(&shape).expect("the first one failed"));
+        place.keep(&all, &shape).await?;
+        assert!(all.ticket(&shape).is_none(), "there is one");
+        assert!(all.get(&shape).is_some());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn what_was_not_used_for_longest_makes_room() -> anyhow::Result<()> {
+        let place = Place::new().await?;
+        let all = place.open("a", 2).await?;
+        for shape in ["template.1", "template.2"] {
+            place.keep(&all, shape).await?;
+        }
+        assert!(all.get("template.1").is_some());
+        place.keep(&all, "template.3").await?;
+        let left = ["template.1", "template.2", "template.3"].map(|shape| all.get(shape).is_some());
+        assert_eq!(left, [true, false, true]);
+        assert_eq!(place.volumes.list().await?, ["template.1", "template.3"]);
+        assert_eq!(all.generations.list()?.len(), 2);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_next_agent_has_what_it_can_load_and_nothing_else() -> anyhow::Result<()> {
+        let place = Place::new().await?;
+        let all = place.open("a", 64).await?;
+        for shape in ["template.1", "template.2"] {
+            place.keep(&all, shape).await?;
+        }
+        place.volumes.remove("template.2").await?;
+        place.volumes.clone_image("minimal", "template.3", 1, 0).await?;
+        place.volumes.clone_image("minimal", "sandbox", 1, 0).await?;
+        assert_eq!(volumes(&place.dir.path().join("memory"))?, ["template.1", "template.2"]);
+        let next = place.open("a", 64).await?;
+        assert!(next.get("template.1").is_some() && next.get("template.2").is_none());
+        assert_eq!(place.volumes.list().await?, ["sandbox", "template.1"]);
+        let upgraded = place.open("b", 64).await?;
+        assert!(upgraded.get("template.1").is_none(), "made with another VMM");
+        assert_eq!(
+            (place.volumes.list().await?, upgraded.generations.list()?.len()),
+            (vec!["sandbox".to_owned()], 0)
+        );
+        Ok(())
+    }
+}
