@@ -234,8 +234,15 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     }
     let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
     let dir = layout::snapshots(&state);
-    let template_snapshots = TemplateSnapshots::open(&dir, origin, room_mb, volumes.clone()).await;
-    let template_snapshots = template_snapshots.context("the snapshots of templates cannot be read")?;
+    let template_snapshots = TemplateSnapshots::open(&dir, origin, room_mb, volumes.clone())
+        .context("the snapshots of templates cannot be read")?;
+    let loading = template_snapshots.clone().load();
+    // Reads them whole. Until it has, sandboxes boot.
+    tokio::spawn(async move {
+        if let Err(error) = loading.await {
+            tracing::error!(%error, "the snapshots of templates cannot be read; sandboxes boot");
+        }
+    });
     let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);
     let held = disk_pressure::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {

@@ -26,7 +26,7 @@ use wrenn_vmm::{MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
 
 use crate::error::AgentError;
 
-/// First part of the names of shapes, which no id of a sandbox has.
+/// First part of the ids of the snapshots' volumes, which no id of a sandbox has.
 const PREFIX: &str = "template.";
 
 /// Snapshots of templates on this host.
@@ -42,7 +42,7 @@ pub(crate) struct TemplateSnapshots {
 #[derive(Default)]
 struct State {
     ready: HashMap<String, Kept>,
-    /// Shapes that are being captured.
+    /// Shapes that are being captured, or read at the start.
     making: HashSet<String>,
     /// Number of uses so far, the clock of `Kept::used`.
     uses: u64,
@@ -57,8 +57,8 @@ struct Kept {
 /// A snapshot from which sandboxes of its shape go on.
 #[derive(Debug)]
 pub(crate) struct TemplateSnapshot {
-    /// Name of its shape, which is the id of its disk's volume.
-    pub(crate) volume: String,
+    /// Name of its shape.
+    pub(crate) shape: String,
     build: BuildId,
     state: PathBuf,
     memory: PathBuf,
@@ -76,7 +76,17 @@ impl Drop for Ticket {
     }
 }
 
+/// Id of the volume of a snapshot: its own, so that no memory ever meets another disk.
+fn volume_of(build: BuildId) -> String {
+    format!("{PREFIX}{build}")
+}
+
 impl TemplateSnapshot {
+    /// Id of its disk's volume.
+    pub(crate) fn volume(&self) -> String {
+        volume_of(self.build)
+    }
+
     /// What a VMM restores.
     pub(crate) fn source(&self) -> Snapshot {
         Snapshot { state: self.state.clone(), memory: MemorySource::Shared(self.memory.clone()), run: true }
@@ -91,59 +101,67 @@ impl From<MemoryError> for AgentError {
 
 /// Names the volumes of the snapshots in `dir`, so that nobody takes them for those of sandboxes that are gone.
 pub(crate) fn volumes(dir: &Path) -> Result<Vec<String>, MemoryError> {
-    let generations = Generations::new(dir)?;
-    let loaded = generations.list()?.into_iter().filter_map(|build| generations.load(build).ok());
-    Ok(loaded.map(|generation| generation.manifest.label).collect())
+    Ok(Generations::new(dir)?.list()?.into_iter().map(volume_of).collect())
 }
 
 impl TemplateSnapshots {
-    /// Opens the snapshots in `dir`, and discards those that this host cannot load.
-    pub(crate) async fn open(
+    /// Opens the snapshots in `dir`. [`TemplateSnapshots::load`] makes them available.
+    pub(crate) fn open(
         dir: &Path,
         origin: Origin,
         budget_mb: u64,
         volumes: Arc<dyn Volumes>,
-    ) -> anyhow::Result<Arc<Self>> {
+    ) -> Result<Arc<Self>, MemoryError> {
         let generations = Generations::new(dir)?;
-        let state = Mutex::default();
-        let all = Arc::new(Self { generations, origin, budget: budget_mb << 20, volumes, state });
-        let reading = all.clone();
-        let found = spawn_blocking(move || reading.read()).await??;
-        let present = all.volumes.list().await?;
-        for (generation, bytes) in found {
-            if present.contains(&generation.manifest.label) {
-                all.add(&generation, bytes);
-            } else {
-                all.generations.remove(generation.manifest.build)?;
-            }
+        generations.clean()?;
+        let loaded = generations.list()?.into_iter().filter_map(|build| generations.load(build).ok());
+        // Until they are read, nobody captures their shapes.
+        let making = loaded.map(|generation| generation.manifest.label).collect();
+        let state = Mutex::new(State { making, ..State::default() });
+        Ok(Arc::new(Self { generations, origin, budget: budget_mb << 20, volumes, state }))
+    }
+
+    /// Reads the snapshots on the disk, every byte of them: makes those available that this host can load, the
+    /// newest of each shape, and removes the others.
+    pub(crate) async fn load(self: Arc<Self>) -> anyhow::Result<()> {
+        let shapes = self.state().making.clone();
+        let loaded = self.clone().load_all().await;
+        self.state().making.retain(|shape| !shapes.contains(shape));
+        loaded
+    }
+
+    async fn load_all(self: Arc<Self>) -> anyhow::Result<()> {
+        let present = self.volumes.list().await?;
+        let all = self.clone();
+        let disks = present.clone();
+        spawn_blocking(move || all.read(&disks)).await??;
+        let used: HashSet<String> = self.state().ready.values().map(|kept| kept.snapshot.volume()).collect();
+        for volume in present.iter().filter(|volume| volume.starts_with(PREFIX) && !used.contains(*volume)) {
+            self.volumes.remove(volume).await?;
         }
-        let unused =
-            |volume: &&String| volume.starts_with(PREFIX) && !all.state().ready.contains_key(*volume);
-        for volume in present.iter().filter(unused) {
-            all.volumes.remove(volume).await?;
-        }
-        Ok(all)
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the snapshots on the disk and the room that they take; removes those that cannot be loaded.
-    fn read(&self) -> Result<Vec<(Generation, u64)>, MemoryError> {
-        self.generations.clean()?;
-        let mut found = Vec::new();
-        for build in self.generations.list()? {
+    /// Makes the sound snapshots available whose disk is present; removes the others.
+    fn read(&self, disks: &[String]) -> Result<(), MemoryError> {
+        // The newest first.
+        for build in self.generations.list()?.into_iter().rev() {
+            let usable = self.budget > 0 && disks.contains(&volume_of(build));
             match self.check(build) {
-                Ok(sound) if self.budget > 0 => found.push(sound),
-                Ok(_) => self.generations.remove(build)?,
-                Err(error) => {
-                    tracing::warn!(%error, "a template's memory is made anew");
-                    self.generations.remove(build)?;
+                Ok((generation, bytes)) if usable && self.get(&generation.manifest.label).is_none() => {
+                    self.add(&generation, bytes);
+                    continue;
                 }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a template's memory is made anew"),
             }
+            self.generations.remove(build)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     fn check(&self, build: BuildId) -> Result<(Generation, u64), MemoryError> {
@@ -158,16 +176,16 @@ impl TemplateSnapshots {
     fn add(&self, generation: &Generation, bytes: u64) {
         let build = generation.manifest.build;
         let path = |part| self.generations.path(build, part);
-        let volume = generation.manifest.label.clone();
+        let shape = generation.manifest.label.clone();
         let snapshot = TemplateSnapshot {
-            volume: volume.clone(),
+            shape: shape.clone(),
             build,
             state: path(Part::State),
             memory: path(Part::Data),
         };
         let mut state = self.state();
         let used = state.uses;
-        state.ready.insert(volume, Kept { snapshot: Arc::new(snapshot), bytes, used });
+        state.ready.insert(shape, Kept { snapshot: Arc::new(snapshot), bytes, used });
     }
 
     /// Name of the shape of sandboxes of a template with this size: virtual CPUs, memory and disk in MiB. None if
@@ -179,7 +197,7 @@ impl TemplateSnapshots {
         let (image, (vcpus, memory_mb, disk_mb)) = (self.volumes.image(template).await.ok()?, size);
         let text = format!("{} {vcpus} {memory_mb} {disk_mb}", image.hash);
         let digest = Sha256::digest(text.as_bytes());
-        Some(digest.iter().take(16).fold(PREFIX.to_owned(), |name, byte| name + &format!("{byte:02x}")))
+        Some(digest.iter().take(16).fold(String::new(), |name, byte| name + &format!("{byte:02x}")))
     }
 
     /// Finds the snapshot of a shape.
@@ -204,10 +222,10 @@ impl TemplateSnapshots {
     pub(crate) async fn discard(&self, snapshot: &TemplateSnapshot) {
         {
             let mut state = self.state();
-            if state.ready.get(&snapshot.volume).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
+            if state.ready.get(&snapshot.shape).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
                 return;
             }
-            state.ready.remove(&snapshot.volume);
+            state.ready.remove(&snapshot.shape);
         }
         let (generations, build) = (self.generations.clone(), snapshot.build);
         let removed = spawn_blocking(move || generations.remove(build)).await;
@@ -215,7 +233,7 @@ impl TemplateSnapshots {
         if let Err(error) = removed.and_then(|removed| removed.map_err(|error| error.to_string())) {
             tracing::warn!(error, "cannot remove a template's memory; the next start removes it");
         }
-        if let Err(error) = self.volumes.remove(&snapshot.volume).await {
+        if let Err(error) = self.volumes.remove(&snapshot.volume()).await {
             tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
         }
     }
@@ -230,7 +248,7 @@ impl TemplateSnapshots {
                 oldest.filter(|_| bytes > self.budget).map(|kept| kept.snapshot.clone())
             };
             let Some(oldest) = oldest else { return };
-            tracing::info!(shape = oldest.volume, "removing a template's memory to make room");
+            tracing::info!(shape = oldest.shape, "removing a template's memory to make room");
             self.discard(&oldest).await;
         }
     }
@@ -277,8 +295,12 @@ impl Ticket {
             }
         };
         tokio::spawn(async move {
+            let volume = volume_of(partial.build);
             if let Err(error) = self.all.clone().keep(partial, self.shape.clone()).await {
                 tracing::warn!(%error, "cannot keep a template's memory; its sandboxes boot");
+                if let Err(error) = self.all.volumes.remove(&volume).await {
+                    tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
+                }
             }
         });
         Ok(())
@@ -293,7 +315,7 @@ impl Ticket {
         vm.pause().await?;
         // Since its boot, which is all that is not zero.
         vm.snapshot(SnapshotKind::Diff, &files).await?;
-        self.all.volumes.copy(id, &self.shape).await?;
+        self.all.volumes.copy(id, &volume_of(partial.build)).await?;
         Ok(partial)
     }
 }
@@ -351,18 +373,21 @@ mod tests {
 
         async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {
             let origin = Origin { vmm: vmm.to_owned(), ..Origin::default() };
-            TemplateSnapshots::open(&self.dir.path().join("memory"), origin, room_mb, self.volumes.clone())
-                .await
+            let dir = self.dir.path().join("memory");
+            let all = TemplateSnapshots::open(&dir, origin, room_mb, self.volumes.clone())?;
+            all.clone().load().await?;
+            Ok(all)
         }
 
-        /// Keeps a snapshot of 1 MiB.
-        async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<()> {
-            self.volumes.clone_image("minimal", shape, 1, 0).await?;
+        /// Keeps a snapshot of 1 MiB; returns the id of its volume.
+        async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<String> {
             let partial = all.generations.begin()?;
+            let volume = volume_of(partial.build);
+            self.volumes.clone_image("minimal", &volume, 1, 0).await?;
             File::create(partial.path(Part::Data))?.write_all_at(&vec![1; 1 << 20], 0)?;
             fs::write(partial.path(Part::State), "state")?;
             all.clone().keep(partial, shape.to_owned()).await?;
-            Ok(())
+            Ok(volume)
         }
     }
 
@@ -374,7 +399,7 @@ mod tests {
         assert_ne!(all.shape("minimal", (1, 512, 1024)).await.as_ref(), Some(&shape), "another size");
         assert_eq!(all.shape("absent", (1, 256, 1024)).await, None);
         let ticket = all.ticket(&shape).expect("the first one");
-        assert!(all.ticket(&shape).is_none() && all.ticket("template.other").is_some());
+        assert!(all.ticket(&shape).is_none() && all.ticket("other").is_some());
         drop(ticket);
         drop(all.ticket(&shape).expect("the first one failed"));
         place.keep(&all, &shape).await?;
@@ -387,14 +412,12 @@ mod tests {
     async fn what_was_not_used_for_longest_makes_room() -> anyhow::Result<()> {
         let place = Place::new().await?;
         let all = place.open("a", 2).await?;
-        for shape in ["template.1", "template.2"] {
-            place.keep(&all, shape).await?;
-        }
-        assert!(all.get("template.1").is_some());
-        place.keep(&all, "template.3").await?;
-        let left = ["template.1", "template.2", "template.3"].map(|shape| all.get(shape).is_some());
-        assert_eq!(left, [true, false, true]);
-        assert_eq!(place.volumes.list().await?, ["template.1", "template.3"]);
+        let first = place.keep(&all, "1").await?;
+        place.keep(&all, "2").await?;
+        assert!(all.get("1").is_some());
+        let third = place.keep(&all, "3").await?;
+        assert_eq!(["1", "2", "3"].map(|shape| all.get(shape).is_some()), [true, false, true]);
+        assert_eq!(place.volumes.list().await?, [first, third]);
         assert_eq!(all.generations.list()?.len(), 2);
         Ok(())
     }
@@ -403,18 +426,23 @@ mod tests {
     async fn the_next_agent_has_what_it_can_load_and_nothing_else() -> anyhow::Result<()> {
         let place = Place::new().await?;
         let all = place.open("a", 64).await?;
-        for shape in ["template.1", "template.2"] {
-            place.keep(&all, shape).await?;
-        }
-        place.volumes.remove("template.2").await?;
-        place.volumes.clone_image("minimal", "template.3", 1, 0).await?;
+        // An older one of the same shape, as if its removal had failed.
+        place.keep(&all, "1").await?;
+        let first = place.keep(&all, "1").await?;
+        let second = place.keep(&all, "2").await?;
+        place.volumes.remove(&second).await?;
+        place.volumes.clone_image("minimal", "template.stray", 1, 0).await?;
         place.volumes.clone_image("minimal", "sandbox", 1, 0).await?;
-        assert_eq!(volumes(&place.dir.path().join("memory"))?, ["template.1", "template.2"]);
-        let next = place.open("a", 64).await?;
-        assert!(next.get("template.1").is_some() && next.get("template.2").is_none());
-        assert_eq!(place.volumes.list().await?, ["sandbox", "template.1"]);
+        let dir = place.dir.path().join("memory");
+        assert_eq!(volumes(&dir)?.len(), 3);
+        let next = TemplateSnapshots::open(&dir, all.origin.clone(), 64, place.volumes.clone())?;
+        assert!(next.get("1").is_none() && next.ticket("1").is_none(), "it is not read yet");
+        next.clone().load().await?;
+        assert_eq!(next.get("1").map(|snapshot| snapshot.volume()), Some(first.clone()));
+        assert!(next.get("2").is_none() && next.ticket("2").is_some(), "its disk is gone");
+        assert_eq!(place.volumes.list().await?, ["sandbox".to_owned(), first]);
         let upgraded = place.open("b", 64).await?;
-        assert!(upgraded.get("template.1").is_none(), "made with another VMM");
+        assert!(upgraded.get("1").is_none(), "made with another VMM");
         assert_eq!(
             (place.volumes.list().await?, upgraded.generations.list()?.len()),
             (vec!["sandbox".to_owned()], 0)

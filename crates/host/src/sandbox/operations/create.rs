@@ -191,7 +191,7 @@ impl Create {
             let snapshots = &sandbox.shared.template_snapshots;
             snapshots.discard(&snapshot).await;
             boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
-            self.ticket = snapshots.ticket(&snapshot.volume);
+            self.ticket = snapshots.ticket(&snapshot.shape);
             boot.track_changes = self.ticket.is_some();
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
@@ -266,7 +266,7 @@ async fn make_disk(
     let (volumes, id) = (&sandbox.shared.volumes, &sandbox.id);
     if let Some(found) = snapshot {
         let copied = async {
-            volumes.copy(&found.volume, id).await?;
+            volumes.copy(&found.volume(), id).await?;
             volumes.attach(id, owner).await
         };
         match copied.await {
