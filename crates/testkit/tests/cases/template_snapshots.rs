@@ -15,6 +15,8 @@ use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
 
 const MEMORY_MB: u64 = 256;
+/// Time limit for what the agent does in the background, on a slow disk too.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Number of creates at a time.
 const AT_ONCE: usize = 2;
 /// Maximum difference between the clocks of guest and host, in seconds; a reading takes part of it, most of all in
@@ -37,7 +39,7 @@ fn snapshots(stack: &Stack) -> Vec<PathBuf> {
 
 async fn wait_snapshot(stack: &Stack, former: &[PathBuf]) -> Result<PathBuf> {
     let found = async || snapshots(stack).into_iter().find(|path| !former.contains(path));
-    wait_until("a snapshot of the template", Duration::from_secs(20), found).await
+    wait_until("a snapshot of the template", LIMIT, found).await
 }
 
 /// Returns whether the sandbox's VMM loaded a snapshot: QEMU is told so by its arguments, Firecracker by its API.
@@ -115,7 +117,7 @@ pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Resu
     flip(&another.join("data"))?;
     stack.kill_and_wait("agent").await?;
     let gone = async || (!another.exists()).then_some(());
-    wait_until("the removal of a damaged memory", Duration::from_secs(20), gone).await?;
+    wait_until("the removal of a damaged memory", LIMIT, gone).await?;
     let third = create(&stack).await?;
     ensure!(!resumed(&stack, &third)?, "it booted");
     identities(&stack, &third).await?;
