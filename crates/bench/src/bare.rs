@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use wrenn_vmm::{
-    BootSpec,
+    BootSpec, SnapshotFiles,
     firecracker::{JAILER, PROGRAM},
 };
 
@@ -104,12 +104,44 @@ impl Bare {
     /// Creates a jail in `base` and boots a guest in it with its console in `console`. `base` must have no
     /// other jail and be on the file system of the guest's files, because they are hard-linked.
     pub(crate) fn boot(programs: &Programs, base: &Path, spec: &BootSpec, console: &Path) -> Result<Self> {
-        let root = base.join("firecracker").join(&spec.id).join("root");
-        fs::create_dir_all(&root)?;
         let files =
             [(Some(&spec.kernel), "kernel"), (spec.initrd.as_ref(), "initrd"), (spec.disk.as_ref(), "disk")];
+        let files: Vec<_> = files.into_iter().filter_map(|(file, name)| Some((file?, name))).collect();
+        let (bare, mut control) = Self::start(programs, base, spec, &files, console)?;
+        configure(&mut control, spec)?;
+        Ok(bare)
+    }
+
+    /// The same for a snapshot, whose guest runs at once.
+    pub(crate) fn restore(
+        programs: &Programs,
+        base: &Path,
+        spec: &BootSpec,
+        files: &SnapshotFiles,
+        console: &Path,
+    ) -> Result<Self> {
+        let files = [(&files.state, "state"), (&files.memory, "memory")];
+        let (bare, mut control) = Self::start(programs, base, spec, &files, console)?;
+        let load = json!({
+            "snapshot_path": "state",
+            "mem_backend": { "backend_type": "File", "backend_path": "memory" },
+            "resume_vm": true,
+        });
+        call(&mut control, "/snapshot/load", &load)?;
+        Ok(bare)
+    }
+
+    /// Starts Firecracker in a jail with these files.
+    fn start(
+        programs: &Programs,
+        base: &Path,
+        spec: &BootSpec,
+        files: &[(&PathBuf, &str)],
+        console: &Path,
+    ) -> Result<(Self, UnixStream)> {
+        let root = base.join("firecracker").join(&spec.id).join("root");
+        fs::create_dir_all(&root)?;
         for (file, name) in files {
-            let Some(file) = file else { continue };
             fs::hard_link(file, root.join(name))
                 .with_context(|| format!("cannot link {}", file.display()))?;
         }
@@ -128,8 +160,8 @@ impl Bare {
         command.stdout(File::create(console)?).stderr(Stdio::null());
         let child = command.spawn().context("the jailer cannot be started")?;
         let mut bare = Self { child, base: base.to_owned() };
-        configure(&mut bare.connect(&root.join("api.sock"))?, spec)?;
-        Ok(bare)
+        let control = bare.connect(&root.join("api.sock"))?;
+        Ok((bare, control))
     }
 
     fn connect(&mut self, socket: &Path) -> Result<UnixStream> {

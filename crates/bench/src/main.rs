@@ -10,6 +10,7 @@ mod exec;
 mod first_byte;
 mod idle;
 mod lab;
+mod restore;
 mod row;
 mod slots;
 
@@ -57,6 +58,11 @@ async fn first_byte() -> Result<Vec<Row>> {
     Ok(Vec::from_iter(first_byte::agent_against_client(&share()?).await?))
 }
 
+async fn restores() -> Result<Vec<Row>> {
+    eprintln!("bench: restoring Firecracker");
+    restore::driver_against_client().await
+}
+
 async fn clones() -> Result<Vec<Row>> {
     eprintln!("bench: cloning images");
     Ok(vec![clone::large_against_small().await?])
@@ -75,7 +81,8 @@ async fn lab() -> Result<Vec<Row>> {
 
 /// Measures everything that needs no lab.
 async fn all() -> Result<Vec<Row>> {
-    Ok([clones().await?, slots().await?, first_byte().await?, with_wrenn().await?].concat())
+    Ok([clones().await?, slots().await?, first_byte().await?, restores().await?, with_wrenn().await?]
+        .concat())
 }
 
 #[tokio::main]
@@ -87,13 +94,14 @@ async fn main() -> Result<()> {
         Some("clones") => clones().await?,
         Some("slots") => slots().await?,
         Some("first-byte") => first_byte().await?,
+        Some("restores") => restores().await?,
         Some("wrenn") => with_wrenn().await?,
         // Only in the lab, where KVM runs Linux and there is device-mapper.
         Some("snapshots") => snapshots().await?,
         Some("lab") => lab().await?,
         Some(other) => {
             bail!(
-                "there is no part {other:?}: give none for all, or clones, slots, first-byte, wrenn; in the lab lab or snapshots"
+                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn; in the lab lab or snapshots"
             )
         }
     };

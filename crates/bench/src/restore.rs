@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Time of a restore by the Firecracker driver until the guest's next byte, compared with a bare client of
+//! Firecracker's API. The guest is the test guest, which runs on every KVM.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use wrenn_testguest::ELF;
+use wrenn_vmm::{
+    BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Vmm as _,
+    firecracker::{Firecracker, Isolation},
+};
+
+use crate::{
+    bare::{Bare, Programs},
+    row::Row,
+};
+
+const ROUNDS: usize = 50;
+/// Rounds that fill caches and are not counted.
+const WARM: usize = 3;
+/// User id that nothing else uses.
+const UID: u32 = 64_997;
+const MEMORY_MB: u32 = 128;
+/// Longer than a guest takes to its next byte.
+const LIMIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_micros(200);
+/// Pause before each measurement, in which the processes of the previous one end.
+const REST: Duration = Duration::from_millis(100);
+
+/// Place for the files of one measurement after another.
+struct Place {
+    dir: PathBuf,
+    programs: Programs,
+    driver: Firecracker,
+}
+
+impl Place {
+    fn new(dir: &Path) -> Result<Self> {
+        let (programs, jail) = (Programs::find()?, dir.join("jail"));
+        fs::create_dir(&jail)?;
+        fs::write(dir.join("guest.elf"), ELF)?;
+        let isolation = Isolation::Jailer { program: programs.jailer.clone(), dir: jail };
+        let driver = Firecracker::new(&programs.firecracker, isolation)?;
+        Ok(Self { dir: dir.to_owned(), programs, driver })
+    }
+
+    /// Describes a microVM with an empty run directory.
+    fn spec(&self) -> Result<BootSpec> {
+        let run_dir = self.dir.join("run");
+        let _ = fs::remove_dir_all(&run_dir);
+        fs::create_dir(&run_dir)?;
+        chown(&run_dir, Some(UID), Some(UID))?;
+        Ok(BootSpec {
+            id: "bench".into(),
+            run_dir,
+            kernel: self.dir.join("guest.elf"),
+            vcpus: 1,
+            memory_mb: MEMORY_MB,
+            uid: UID,
+            gid: UID,
+            ..BootSpec::default()
+        })
+    }
+
+    /// Boots a guest and takes a snapshot of it.
+    async fn snapshot(&self) -> Result<SnapshotFiles> {
+        let spec = self.spec()?;
+        let vm = self.driver.boot(&spec).await?;
+        wait_for_byte(&spec.run_dir.join("console.log")).await?;
+        let files = SnapshotFiles { state: self.dir.join("state"), memory: self.dir.join("memory") };
+        vm.pause().await?;
+        vm.snapshot(SnapshotKind::Full, &files).await?;
+        vm.kill().await?;
+        for file in [&files.state, &files.memory] {
+            fs::set_permissions(file, fs::Permissions::from_mode(0o444))?;
+        }
+        Ok(files)
+    }
+
+    async fn ours(&self, files: &SnapshotFiles) -> Result<Duration> {
+        let spec = self.spec()?;
+        let memory = MemorySource::Shared(files.memory.clone());
+        let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
+        let begin = Instant::now();
+        let vm: Box<dyn MicroVm> = self.driver.restore(&snapshot, &spec).await?;
+        wait_for_byte(&spec.run_dir.join("console.log")).await?;
+        let took = begin.elapsed();
+        vm.kill().await?;
+        Ok(took)
+    }
+
+    async fn by_hand(&self, files: &SnapshotFiles) -> Result<Duration> {
+        let (spec, console) = (self.spec()?, self.dir.join("console"));
+        let begin = Instant::now();
+        let bare = Bare::restore(&self.programs, &self.dir.join("hand"), &spec, files, &console)?;
+        wait_for_byte(&console).await?;
+        let took = begin.elapsed();
+        drop(bare);
+        Ok(took)
+    }
+}
+
+/// Waits for a byte on the console; both sides poll in the same way.
+async fn wait_for_byte(console: &Path) -> Result<()> {
+    let console = console.to_owned();
+    let wait = move || {
+        let begin = Instant::now();
+        while fs::metadata(&console).map_or(0, |meta| meta.len()) == 0 {
+            ensure!(begin.elapsed() < LIMIT, "the guest says nothing");
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(wait).await?
+}
+
+/// Measures both sides alternately; none without KVM.
+pub(crate) async fn driver_against_client() -> Result<Vec<Row>> {
+    if !Path::new("/dev/kvm").exists() {
+        eprintln!("bench: no rows for restores here: there is no /dev/kvm");
+        return Ok(Vec::new());
+    }
+    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let place = Place::new(dir.path())?;
+    let files = place.snapshot().await.context("no snapshot of the test guest")?;
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS + WARM {
+        tokio::time::sleep(REST).await;
+        let hand = place.by_hand(&files).await.context("Firecracker by hand")?;
+        tokio::time::sleep(REST).await;
+        let driver = place.ours(&files).await?;
+        if round >= WARM {
+            ours.push(driver);
+            floor.push(hand);
+        }
+    }
+    let what = "Firecracker restored until the guest's next byte ÷ by a bare client";
+    Ok(vec![
+        Row::ratio(what, &ours, &floor, 1.25),
+        Row::time("Firecracker restored until the guest's next byte (ms)", &ours, 50.0),
+    ])
+}
