@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     net::TcpListener,
     os::{
         fd::AsRawFd as _,
@@ -104,6 +105,15 @@ pub async fn wait_until<T>(
     }
 }
 
+/// Chooses the first user id of a stack's VMMs at random. Stacks in other namespaces of processes do not see
+/// these VMMs, so while this stack's agent is dead, they would take the same ids for free.
+fn uid_base() -> u64 {
+    /// More ids than an agent uses, and how many ranges of them there are.
+    const RANGE: u64 = 40_000;
+    const RANGES: u64 = 1000;
+    300_000 + RandomState::new().build_hasher().finish() % RANGES * RANGE
+}
+
 impl Stack {
     /// Starts a stack with a new state directory and waits until it is ready.
     pub async fn start() -> Result<Self> {
@@ -125,6 +135,7 @@ impl Stack {
             ("WRENN_STATE_DIR".to_owned(), state_dir.display().to_string()),
             ("WRENN_SERVER_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
+            ("WRENN_AGENT_VMM_UID_BASE".to_owned(), uid_base().to_string()),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
             // Its hosts may be labs, where a create takes minutes.
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
