@@ -94,9 +94,12 @@ impl MachineLock {
 
 impl Drop for MachineLock {
     fn drop(&mut self) {
+        // Not by closing the file: a child between fork and exec has it, too.
+        let _ = set(&self.file, &(0..0), libc::F_UNLCK);
         // While other processes have ranges of the file, it stays.
         if lock(&self.file, &(0..0)).is_ok_and(|all| all) {
             let _ = fs::remove_file(&self.path);
+            let _ = set(&self.file, &(0..0), libc::F_UNLCK);
             if let Some(dir) = self.path.parent() {
                 let _ = fs::remove_dir(dir);
             }
@@ -136,10 +139,15 @@ fn check_own(dir: &Path, meta: &fs::Metadata) -> io::Result<()> {
 
 /// Locks a range of a file, or all of it if the range is empty; false if another process has a part of it.
 fn lock(file: &File, range: &Range<u64>) -> io::Result<bool> {
+    set(file, range, libc::F_WRLCK)
+}
+
+/// Sets a lock of this type on a range of a file.
+fn set(file: &File, range: &Range<u64>, kind: libc::c_int) -> io::Result<bool> {
     let number = |value: u64| libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
     // SAFETY: a structure of numbers, for which zero is a value.
     let mut wish: libc::flock = unsafe { std::mem::zeroed() };
-    wish.l_type = libc::F_WRLCK as libc::c_short;
+    wish.l_type = kind as libc::c_short;
     wish.l_whence = libc::SEEK_SET as libc::c_short;
     wish.l_start = number(range.start)?;
     wish.l_len = number(range.end.saturating_sub(range.start))?;
