@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Copying file content: by sharing extents (reflink) or by sparse copies.
+//! Copying file content: by sharing extents (reflink), or without zeros.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-use rustix::{
-    fs::{SeekFrom, ftruncate, ioctl_ficlone, seek},
-    io::Errno,
-};
+use rustix::fs::{ftruncate, ioctl_ficlone};
+use wrenn_os::sparse_file;
 
 /// Number of bytes copied at a time.
 const CHUNK: usize = 1 << 20;
@@ -15,45 +13,6 @@ const CHUNK: usize = 1 << 20;
 pub(crate) fn reflink(source: &File, target: &File) -> io::Result<()> {
     Ok(ioctl_ficlone(target, source)?)
 }
-
-/// Copies the data of `source` to `target` and keeps holes. Calls `go_on` before each piece.
-pub(crate) fn sparse_copy(
-    source: &File,
-    target: &File,
-    go_on: impl Fn() -> io::Result<()>,
-) -> io::Result<()> {
-    let length = source.metadata()?.len();
-    ftruncate(target, length)?;
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    while at < length {
-        let start = match seek(source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Only a hole is left.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(source, SeekFrom::Hole(start))?;
-        at = start;
-        while at < end {
-            go_on()?;
-            let wanted = CHUNK.min((end - at) as usize);
-            let read = source.read_at(&mut buffer[..wanted], at)?;
-            if read == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the file shrank while it was copied",
-                ));
-            }
-            target.write_all_at(&buffer[..read], at)?;
-            at += read as u64;
-        }
-    }
-    Ok(())
-}
-
-/// Block size in which zeros become holes, that of the file systems on both sides.
-const BLOCK: usize = 4096;
 
 /// Copies `length` bytes of a block device, which cannot report holes, to `target`: blocks of zeros become
 /// holes. Calls `go_on` before each piece.
@@ -70,21 +29,10 @@ pub(crate) fn copy_without_zeros(
         go_on()?;
         let piece = &mut buffer[..CHUNK.min((length - at) as usize)];
         source.read_exact_at(piece, at)?;
-        let mut from = None;
-        for begin in (0..piece.len()).step_by(BLOCK) {
-            let block = &piece[begin..piece.len().min(begin + BLOCK)];
-            let zero = block.iter().all(|&byte| byte == 0);
-            match (zero, from) {
-                (false, None) => from = Some(begin),
-                (true, Some(start)) => {
-                    target.write_all_at(&piece[start..begin], at + start as u64)?;
-                    from = None;
-                }
-                _ => {}
+        for (run, zero) in sparse_file::runs(piece) {
+            if !zero {
+                target.write_all_at(&piece[run.clone()], at + run.start as u64)?;
             }
-        }
-        if let Some(start) = from {
-            target.write_all_at(&piece[start..], at + start as u64)?;
         }
         at += piece.len() as u64;
     }
@@ -120,22 +68,6 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-
-    #[test]
-    fn holes_stay_holes_and_data_is_equal() {
-        let (source, target) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        source.set_len(64 << 20).unwrap();
-        source.write_all_at(b"begin", 0).unwrap();
-        source.write_all_at(&vec![7; 3 << 20], 20 << 20).unwrap();
-        sparse_copy(&source, &target, || Ok(())).unwrap();
-        assert_eq!(target.metadata().unwrap().len(), 64 << 20);
-        assert!(target.metadata().unwrap().blocks() * 512 < 8 << 20, "the copy is not sparse");
-        let mut bytes = vec![0; 3 << 20];
-        target.read_exact_at(&mut bytes, 20 << 20).unwrap();
-        assert!(bytes.iter().all(|&byte| byte == 7));
-        target.read_exact_at(&mut bytes[..5], 0).unwrap();
-        assert_eq!(&bytes[..5], b"begin");
-    }
 
     #[test]
     fn zeros_of_a_device_become_holes() {

@@ -13,14 +13,10 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use wrenn_os::atomic_file;
+use wrenn_os::{atomic_file, sparse_file};
 
 use crate::{
-    DiskError, Image, checked,
-    cloning::{reflink, sparse_copy},
-    failed,
-    free_space::FreeSpace,
-    partial_file::PartialFile,
+    DiskError, Image, checked, cloning::reflink, failed, free_space::FreeSpace, partial_file::PartialFile,
 };
 
 /// Granularity of image lengths, as device-mapper tables need it.
@@ -98,7 +94,7 @@ impl Images {
         if self.reflink && reflink(source, target).is_ok() {
             return Ok(());
         }
-        sparse_copy(source, target, || self.free_space.check_piece())
+        sparse_file::copy(source, target, || self.free_space.check_piece())
     }
 
     /// Returns the current hash of `name`.

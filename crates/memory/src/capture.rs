@@ -5,17 +5,15 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
+use wrenn_os::sparse_file::{self, Extent};
 
 use crate::{
     BuildId,
-    extents::{self, Extent},
     mapping::{Mapping, Range, Source},
 };
 
 /// Size in bytes of a block, a page of the guests.
-pub const BLOCK_SIZE: u32 = 4096;
-/// Block of zeros: comparing with it is faster than looking at each byte.
-pub(crate) const ZEROS: [u8; BLOCK_SIZE as usize] = [0; BLOCK_SIZE as usize];
+pub const BLOCK_SIZE: u32 = sparse_file::BLOCK as u32;
 /// Number of bytes that are copied at a time.
 const PIECE: u64 = 1 << 20;
 
@@ -40,7 +38,7 @@ pub enum Layout {
 /// A file that a VMM wrote, whose holes are unchanged.
 impl Changes for File {
     fn extents(&self) -> io::Result<Vec<Extent>> {
-        extents::of_data(self)
+        sparse_file::extents(self).collect()
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -83,7 +81,8 @@ pub fn capture(
 pub fn mapping_of_flat(data: &File, build: BuildId) -> io::Result<Mapping> {
     let size = u64::from(BLOCK_SIZE);
     let mut mapping = Mapping::default();
-    for Extent { start, end } in extents::of_data(data)? {
+    for extent in sparse_file::extents(data) {
+        let Extent { start, end } = extent?;
         let block = start / size;
         let (blocks, source) = (end.div_ceil(size) - block, Source::Data { build, block });
         mapping.push(Range { start: block, blocks, source }).map_err(io::Error::other)?;
@@ -101,20 +100,12 @@ struct Target<'a> {
     mapping: Mapping,
 }
 
-fn is_zero(block: &[u8]) -> bool {
-    block == &ZEROS[..block.len()]
-}
-
 impl Target<'_> {
     /// Writes consecutive blocks, the first of which has this number: runs with content and runs of zeros.
     fn write(&mut self, first: u64, blocks: &[u8]) -> io::Result<()> {
-        let size = BLOCK_SIZE as usize;
-        let kinds: Vec<bool> = blocks.chunks(size).map(is_zero).collect();
-        let mut from = 0;
-        for run in kinds.chunk_by(|one, other| one == other) {
-            let content = &blocks[from * size..(from + run.len()) * size];
-            self.write_run(first + from as u64, content, run[0])?;
-            from += run.len();
+        for (run, zero) in sparse_file::runs(blocks) {
+            let start = first + (run.start / BLOCK_SIZE as usize) as u64;
+            self.write_run(start, &blocks[run], zero)?;
         }
         Ok(())
     }

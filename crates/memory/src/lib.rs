@@ -7,7 +7,6 @@
 mod build_id;
 mod capture;
 mod error;
-pub mod extents;
 mod generations;
 mod header;
 mod manifest;

@@ -5,13 +5,10 @@
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use serde::{Deserialize, Serialize};
+use wrenn_os::sparse_file::{self, Extent};
 use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::{
-    BLOCK_SIZE,
-    capture::ZEROS,
-    extents::{self, Extent},
-};
+use crate::BLOCK_SIZE;
 
 /// Length in bytes of the range of one sum.
 const RANGE: u64 = 1 << 20;
@@ -55,7 +52,7 @@ impl Sums {
     /// Sums a file. Holes are not read.
     pub fn of(file: &File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let extents = extents::of_data(file)?;
+        let extents = sparse_file::extents(file).collect::<io::Result<Vec<_>>>()?;
         let ranges = (0..length.div_ceil(RANGE))
             .map(|index| sum(file, &extents, index * RANGE, RANGE))
             .collect::<Result<_, _>>()?;
@@ -68,7 +65,7 @@ impl Sums {
         if found != self.length {
             return Err(Damage::Length { found, expected: self.length });
         }
-        let extents = extents::of_data(file)?;
+        let extents = sparse_file::extents(file).collect::<io::Result<Vec<_>>>()?;
         let mut start = 0;
         for expected in &self.ranges {
             if *expected != sum(file, &extents, start, self.range)? {
@@ -99,7 +96,7 @@ fn sum(file: &File, extents: &[Extent], start: u64, length: u64) -> io::Result<S
             let wanted = (stop - at).min(buffer.len() as u64) as usize;
             file.read_exact_at(&mut buffer[..wanted], at)?;
             for (index, block) in buffer[..wanted].chunks(BLOCK).enumerate() {
-                if block != &ZEROS[..block.len()] {
+                if !sparse_file::is_zero(block) {
                     hasher.update(&(at + (index * BLOCK) as u64).to_le_bytes());
                     hasher.update(block);
                     some = true;

@@ -8,4 +8,5 @@ pub mod inherit;
 pub mod machine_lock;
 pub mod open_files;
 pub mod process;
+pub mod sparse_file;
 pub mod tls_files;

@@ -8,15 +8,11 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek},
-    io::Errno,
-};
+use rustix::fs::{FallocateFlags, fallocate};
+use wrenn_os::sparse_file::{self, Extent};
 
 /// Size in bytes of a page.
-const PAGE: u64 = 4096;
-/// Page of zeros: comparing with it is faster than looking at each byte.
-const ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
+const PAGE: u64 = sparse_file::BLOCK as u64;
 /// Number of pages whose state is read at a time, and of bytes whose content is.
 const PAGES: u64 = 32 << 10;
 const PIECE: u64 = 1 << 20;
@@ -81,13 +77,8 @@ impl GuestMemory {
     fn copy_file(&self, to: &File, buffer: &mut [u8]) -> io::Result<()> {
         let name = format!("{:x}-{:x}", self.address, self.address + self.size);
         let file = File::open(format!("/proc/{}/map_files/{name}", self.pid))?;
-        let mut end = 0;
-        loop {
-            let mut at = match seek(&file, SeekFrom::Data(end)) {
-                Err(Errno::NXIO) => return Ok(()),
-                found => found?,
-            };
-            end = seek(&file, SeekFrom::Hole(at))?;
+        for extent in sparse_file::extents(&file) {
+            let Extent { start: mut at, end } = extent?;
             while at < end {
                 let piece = &mut buffer[..(end - at).min(PIECE) as usize];
                 file.read_exact_at(piece, at)?;
@@ -95,6 +86,7 @@ impl GuestMemory {
                 at += piece.len() as u64;
             }
         }
+        Ok(())
     }
 
     /// Calls `each` with the offsets of the first byte and the end of each run of changed pages.
@@ -131,17 +123,14 @@ fn is_own(entry: u64) -> bool {
 
 /// Writes runs of pages; those with zeros become holes.
 fn write_content(to: &File, pages: &[u8], at: u64) -> io::Result<()> {
-    let kinds: Vec<bool> = pages.chunks(PAGE as usize).map(|page| page == &ZEROS[..page.len()]).collect();
-    let mut from = 0;
-    for run in kinds.chunk_by(|one, other| one == other) {
-        let end = from + run.len() * PAGE as usize;
-        let (start, length) = (at + from as u64, (end - from) as u64);
-        if run[0] {
-            fallocate(to, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length)?;
+    for (run, zero) in sparse_file::runs(pages) {
+        let start = at + run.start as u64;
+        if zero {
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(to, hole, start, run.len() as u64)?;
         } else {
-            to.write_all_at(&pages[from..end.min(pages.len())], start)?;
+            to.write_all_at(&pages[run], start)?;
         }
-        from = end;
     }
     Ok(())
 }

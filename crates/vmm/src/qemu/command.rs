@@ -79,13 +79,13 @@ impl Saved {
 
 /// Descriptor of the tap device in QEMU.
 const TAP_FD: RawFd = 3;
+/// Maximum length of a unix socket's path, in bytes.
+const SOCKET_PATH_MAX: usize = 107;
+
 /// Duplicates a file under a number that the tap device does not take.
 fn above_tap(file: &File) -> io::Result<File> {
     Ok(rustix::io::fcntl_dupfd_cloexec(file, TAP_FD + 1)?.into())
 }
-
-/// Maximum length of a unix socket's path, in bytes.
-const SOCKET_PATH_MAX: usize = 107;
 
 /// Path of QEMU's control socket.
 pub(super) fn qmp_socket(run_dir: &Path) -> PathBuf {

@@ -7,21 +7,17 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rustix::{
-    fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek},
-    io::Errno,
-};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use wrenn_os::sparse_file;
 
 /// Maximum size in bytes of the copies that are kept for the next microVM, holes not counted. A copy that
 /// microVMs use lives as long as they do.
 const KEPT_BYTES: u64 = 1 << 30;
-/// Number of bytes that are copied at a time.
-const PIECE: u64 = 1 << 20;
 
 /// Identity of a file's content: its place, and its number, length and time of change.
 type Seen = (PathBuf, u64, u64, i64, i64);
@@ -67,29 +63,14 @@ fn keep_within(copies: &mut VecDeque<(Seen, Arc<File>)>, most: u64) {
 /// Copies a file, without its holes, into memory that cannot be changed any more.
 fn sealed(from: &File) -> io::Result<File> {
     let copy: File = memfd_create("wrenn-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into();
-    copy.set_len(from.metadata()?.len())?;
-    let mut buffer = vec![0; PIECE as usize];
-    let mut end = 0;
-    loop {
-        let mut at = match seek(from, SeekFrom::Data(end)) {
-            Err(Errno::NXIO) => break,
-            found => found?,
-        };
-        end = seek(from, SeekFrom::Hole(at))?;
-        while at < end {
-            let piece = &mut buffer[..(end - at).min(PIECE) as usize];
-            from.read_exact_at(piece, at)?;
-            copy.write_all_at(piece, at)?;
-            at += piece.len() as u64;
-        }
-    }
+    sparse_file::copy(from, &copy, || Ok(()))?;
     fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(copy)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::os::{fd::AsRawFd as _, unix::fs::FileExt as _};
 
     use super::*;
 
