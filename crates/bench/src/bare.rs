@@ -18,7 +18,7 @@ use wrenn_vmm::{
     firecracker::{JAILER, PROGRAM},
 };
 
-/// Longer than Firecracker takes to answer, even in the lab.
+/// Longer than Firecracker and the test guest take to answer, even in the lab.
 const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_micros(200);
 /// Kernel command line that the driver gives every guest.
@@ -44,6 +44,16 @@ impl Programs {
             )?;
         Ok(Self { firecracker: both.join(PROGRAM), jailer: both.join(JAILER) })
     }
+}
+
+/// Waits until the guest has said something; all sides poll in the same way.
+pub(crate) fn wait_for_byte(said: impl Fn() -> bool) -> Result<()> {
+    let begin = Instant::now();
+    while !said() {
+        ensure!(begin.elapsed() < LIMIT, "the guest says nothing");
+        thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 /// Firecracker started by hand. Dropping this kills it.

@@ -138,7 +138,8 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+/// Copies a disk without its holes.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     let _ = fs::remove_file(to);
     let copied = Command::new("cp").args(["--sparse=always"]).arg(from).arg(to).status()?;
     ensure!(copied.success(), "{} cannot be copied", from.display());

@@ -4,7 +4,6 @@
 
 use std::{
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -12,7 +11,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use wrenn_testkit::{Stack, wait_until};
 
-use crate::{by_hand::Guest, row::Row};
+use crate::{
+    by_hand::{self, Guest},
+    row::Row,
+};
 
 const ROUNDS: usize = 25;
 
@@ -30,8 +32,7 @@ async fn over_the_api(stack: &Stack) -> Result<Duration> {
 pub(crate) fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
     let target = dir.join("disk.img");
     let image = share.join("images/minimal/rootfs.ext4");
-    let copied = Command::new("cp").args(["--sparse=always"]).arg(&image).arg(&target).status()?;
-    ensure!(copied.success(), "{} cannot be copied", image.display());
+    by_hand::copy(&image, &target)?;
     std::fs::OpenOptions::new().write(true).open(&target)?.set_len(5120 << 20)?;
     Ok(target)
 }

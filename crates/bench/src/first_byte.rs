@@ -9,11 +9,10 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use wrenn_api::SandboxId;
 use wrenn_control::{
     AgentTls,
@@ -26,7 +25,7 @@ use wrenn_testkit::{Frozen, Stack, test_guests};
 use wrenn_vmm::{BootSpec, Tap};
 
 use crate::{
-    bare::{Bare, Programs},
+    bare::{Bare, Programs, wait_for_byte},
     row::Row,
     slots::run,
 };
@@ -38,9 +37,6 @@ const WARM: usize = 3;
 const UID: u32 = 64_998;
 const MEMORY_MB: u32 = 128;
 const DISK_MB: u64 = 5120;
-/// Longer than a guest takes to its first byte.
-const LIMIT: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_micros(200);
 /// Pause before each measurement, in which work of the previous one ends, such as refilling the pool of
 /// slots.
 const REST: Duration = Duration::from_millis(300);
@@ -73,16 +69,6 @@ impl Drop for Netns {
     }
 }
 
-/// Waits for the first byte of the guest; both sides poll the same file in the same way.
-fn wait_for_byte(console: &Path) -> Result<()> {
-    let begin = Instant::now();
-    while !test_guests::started(console) {
-        ensure!(begin.elapsed() < LIMIT, "the guest says nothing");
-        thread::sleep(PAUSE);
-    }
-    Ok(())
-}
-
 /// Creates a client of the stack's agent like that of the control plane.
 fn client(stack: &Stack) -> Result<AgentClient> {
     let file = |name: &str| stack.state_dir.join("pki").join(name);
@@ -106,7 +92,8 @@ async fn ours(stack: &Stack, agent: &AgentClient) -> Result<Duration> {
     let client = agent.clone();
     let begin = Instant::now();
     let create = tokio::spawn(async move { client.create(request).await.map(drop) });
-    let waited = tokio::task::spawn_blocking(move || wait_for_byte(&console)).await?;
+    let waited =
+        tokio::task::spawn_blocking(move || wait_for_byte(|| test_guests::started(&console))).await?;
     let took = begin.elapsed();
     agent.destroy(DestroyRequest { sandbox_id: id, ..Default::default() }).await?;
     let ended = create.await?;
@@ -118,7 +105,7 @@ fn by_hand(programs: &Programs, dir: &Path, spec: &BootSpec) -> Result<Duration>
     let (base, console) = (dir.join("hand"), dir.join("console"));
     let begin = Instant::now();
     let bare = Bare::boot(programs, &base, spec, &console)?;
-    wait_for_byte(&console)?;
+    wait_for_byte(|| test_guests::started(&console))?;
     let took = begin.elapsed();
     drop(bare);
     Ok(took)

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use wrenn_testguest::ELF;
 use wrenn_vmm::{
     BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Vmm as _,
@@ -17,7 +17,7 @@ use wrenn_vmm::{
 };
 
 use crate::{
-    bare::{Bare, Programs},
+    bare::{Bare, Programs, wait_for_byte},
     row::Row,
 };
 
@@ -27,9 +27,6 @@ const WARM: usize = 3;
 /// User id that nothing else uses.
 const UID: u32 = 64_997;
 const MEMORY_MB: u32 = 128;
-/// Longer than a guest takes to its next byte.
-const LIMIT: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_micros(200);
 /// Pause before each measurement, in which the processes of the previous one end.
 const REST: Duration = Duration::from_millis(100);
 
@@ -72,7 +69,7 @@ impl Place {
     async fn snapshot(&self) -> Result<SnapshotFiles> {
         let spec = self.spec()?;
         let vm = self.driver.boot(&spec).await?;
-        wait_for_byte(&spec.run_dir.join("console.log")).await?;
+        prints(&spec.run_dir.join("console.log")).await?;
         let files = SnapshotFiles { state: self.dir.join("state"), memory: self.dir.join("memory") };
         vm.pause().await?;
         vm.snapshot(SnapshotKind::Full, &files).await?;
@@ -89,7 +86,7 @@ impl Place {
         let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
         let begin = Instant::now();
         let vm: Box<dyn MicroVm> = self.driver.restore(&snapshot, &spec).await?;
-        wait_for_byte(&spec.run_dir.join("console.log")).await?;
+        prints(&spec.run_dir.join("console.log")).await?;
         let took = begin.elapsed();
         vm.kill().await?;
         Ok(took)
@@ -99,25 +96,18 @@ impl Place {
         let (spec, console) = (self.spec()?, self.dir.join("console"));
         let begin = Instant::now();
         let bare = Bare::restore(&self.programs, &self.dir.join("hand"), &spec, files, &console)?;
-        wait_for_byte(&console).await?;
+        prints(&console).await?;
         let took = begin.elapsed();
         drop(bare);
         Ok(took)
     }
 }
 
-/// Waits for a byte on the console; both sides poll in the same way.
-async fn wait_for_byte(console: &Path) -> Result<()> {
+/// Waits for a byte on the console.
+async fn prints(console: &Path) -> Result<()> {
     let console = console.to_owned();
-    let wait = move || {
-        let begin = Instant::now();
-        while fs::metadata(&console).map_or(0, |meta| meta.len()) == 0 {
-            ensure!(begin.elapsed() < LIMIT, "the guest says nothing");
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    };
-    tokio::task::spawn_blocking(wait).await?
+    let said = move || fs::metadata(&console).is_ok_and(|meta| meta.len() > 0);
+    tokio::task::spawn_blocking(|| wait_for_byte(said)).await?
 }
 
 /// Measures both sides alternately; none without KVM.

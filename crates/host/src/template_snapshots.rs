@@ -196,8 +196,7 @@ impl TemplateSnapshots {
         }
         let (image, (vcpus, memory_mb, disk_mb)) = (self.volumes.image(template).await.ok()?, size);
         let text = format!("{} {vcpus} {memory_mb} {disk_mb}", image.hash);
-        let digest = Sha256::digest(text.as_bytes());
-        Some(digest.iter().take(16).fold(String::new(), |name, byte| name + &format!("{byte:02x}")))
+        Some(digest(text.as_bytes())[..SHORT].to_owned())
     }
 
     /// Finds the snapshot of a shape.
@@ -229,9 +228,9 @@ impl TemplateSnapshots {
         }
         let (generations, build) = (self.generations.clone(), snapshot.build);
         let removed = spawn_blocking(move || generations.remove(build)).await;
-        let removed = removed.map_err(|error| error.to_string());
-        if let Err(error) = removed.and_then(|removed| removed.map_err(|error| error.to_string())) {
-            tracing::warn!(error, "cannot remove a template's memory; the next start removes it");
+        if let Err(error) = removed.map_err(io::Error::other).and_then(|done| done.map_err(io::Error::other))
+        {
+            tracing::warn!(%error, "cannot remove a template's memory; the next start removes it");
         }
         if let Err(error) = self.volumes.remove(&snapshot.volume()).await {
             tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
@@ -320,12 +319,16 @@ impl Ticket {
     }
 }
 
+/// Number of digits of a digest that tell shapes and processors apart.
+const SHORT: usize = 32;
+
+/// SHA-256 of this content, in hexadecimal digits.
+fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What snapshots are made with here: only the same can load them.
 pub(crate) fn origin(vmm: &dyn wrenn_vmm::Vmm, kernel: &Path, initrd: &Path) -> io::Result<Origin> {
-    let digest = |path: &Path| -> io::Result<String> {
-        let digest = Sha256::digest(fs::read(path)?);
-        Ok(digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
-    };
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
     let features: Vec<_> = cpuinfo
         .lines()
@@ -336,13 +339,12 @@ pub(crate) fn origin(vmm: &dyn wrenn_vmm::Vmm, kernel: &Path, initrd: &Path) -> 
                 .any(|name| line.starts_with(name))
         })
         .collect();
-    let cpu = Sha256::digest(features.join("\n").as_bytes());
     let accelerated = if vmm.capabilities().accelerated { "" } else { ", emulated" };
     Ok(Origin {
         vmm: format!("{} {}{accelerated}", vmm.name(), vmm.version()),
-        kernel: digest(kernel)?,
-        envd: digest(initrd)?,
-        cpu: cpu.iter().take(16).fold(String::new(), |text, byte| text + &format!("{byte:02x}")),
+        kernel: digest(&fs::read(kernel)?),
+        envd: digest(&fs::read(initrd)?),
+        cpu: digest(features.join("\n").as_bytes())[..SHORT].to_owned(),
     })
 }
 

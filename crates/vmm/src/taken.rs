@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Taking over of the files that a VMM wrote into its run directory, in which it can put anything in their
-//! place at any time.
+//! Files of snapshots. A VMM writes them into its run directory, in which it can put anything in their place at any
+//! time, until they are taken over.
 
 use std::{
     fs::{self, File},
@@ -9,9 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::VmmError;
+
 /// Names of a snapshot's files in the run directory, before they are moved to their target.
 pub(crate) const NEW_STATE: &str = "state.new";
 pub(crate) const NEW_MEMORY: &str = "memory.new";
+
+/// Error of a snapshot without this file.
+pub(crate) fn missing(name: &str) -> VmmError {
+    let remedy = "the snapshot is incomplete; take another one".to_owned();
+    VmmError::Missing { what: format!("the snapshot's {name}"), remedy }
+}
 
 /// Checks that the VMM wrote a regular file, and flushes it to the disk.
 fn inspect(from: &Path) -> io::Result<File> {

@@ -117,8 +117,7 @@ pub(super) async fn restore(
     let binds = blocking("find the snapshot", move || {
         let missing = binds.iter().find(|bind| !bind.source.exists());
         let Some(Bind { name, .. }) = missing else { return Ok(binds) };
-        let remedy = "the snapshot is incomplete; take another one".to_owned();
-        Err(VmmError::Missing { what: format!("the snapshot's {name}"), remedy })
+        Err(taken::missing(name))
     });
     let binds = binds.await?;
     let (isolation, program) = (isolation.clone(), program.to_owned());

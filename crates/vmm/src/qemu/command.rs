@@ -21,6 +21,7 @@ use crate::{
     launch::{self, Identity, Life, check},
     logs,
     running::{failed, vmm_log},
+    taken,
 };
 
 /// Open files of a snapshot, which QEMU inherits under the same numbers.
@@ -38,23 +39,19 @@ enum Memory {
 impl Saved {
     /// Opens the files of a snapshot. Blocks while a shared memory is copied.
     pub(super) fn open(snapshot: &Snapshot, shared: &SealedMemory) -> Result<Self, VmmError> {
-        let missing = |what: &str| VmmError::Missing {
-            what: format!("the snapshot's {what}"),
-            remedy: "the snapshot is incomplete; take another one".to_owned(),
-        };
         let memory = match &snapshot.memory {
             MemorySource::File(memory) if memory.exists() => Memory::File(memory.clone()),
             MemorySource::Shared(memory) if memory.exists() => {
                 let copy = shared.of(memory).and_then(|copy| above_tap(&copy));
                 Memory::Sealed(copy.map_err(|e| failed("copy the snapshot's memory", e))?)
             }
-            MemorySource::File(_) | MemorySource::Shared(_) => return Err(missing("memory")),
+            MemorySource::File(_) | MemorySource::Shared(_) => return Err(taken::missing("memory")),
             MemorySource::PageServer(_) => {
                 let reason = "QEMU cannot use a page server; give it the memory as a file".to_owned();
                 return Err(VmmError::Refused { action: "load the snapshot", reason });
             }
         };
-        let state = File::open(&snapshot.state).map_err(|_| missing("state"))?;
+        let state = File::open(&snapshot.state).map_err(|_| taken::missing("state"))?;
         Ok(Self { state: above_tap(&state).map_err(|e| failed("open the snapshot's state", e))?, memory })
     }
 
