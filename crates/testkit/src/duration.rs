@@ -13,5 +13,5 @@ pub async fn timed<T>(name: &str, case: impl Future<Output = T>) -> T {
 
 /// Chooses a number, such as that of rounds, for `make test`, or for `make test-long`.
 pub fn short_or_long<T>(short: T, long: T) -> T {
-    if env::var_os("WRENN_TEST_LONG").is_some() { long } else { short }
+    if env::var_os("LONG_TESTS").is_some() { long } else { short }
 }

@@ -26,7 +26,7 @@ fn output_is_complete_to_the_last_byte() {
 #[test]
 fn many_short_commands_lose_no_byte() {
     let envd = Envd::start();
-    let count = if env::var_os("WRENN_TEST_LONG").is_some() { 20_000 } else { 1000 };
+    let count = if env::var_os("LONG_TESTS").is_some() { 20_000 } else { 1000 };
     thread::scope(|scope| {
         for way in 0..4 {
             let envd = &envd;

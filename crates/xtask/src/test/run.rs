@@ -36,7 +36,7 @@ pub(super) fn run(row: &Row, dir: &Path, long: bool) -> Result<Ended> {
         let mut command = isolated(work)?;
         command.env("ISOLATED_TIMES", &times);
         if long {
-            command.env("WRENN_TEST_LONG", "1");
+            command.env("LONG_TESTS", "1");
         }
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
         passed &= command.status().context("cannot run scripts/isolated")?.success();
