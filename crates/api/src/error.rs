@@ -81,6 +81,13 @@ error_codes! {
     InvalidState = "invalid_state", 409;
     /// The request conflicts with the current state.
     Conflict = "conflict", 409;
+    /// The memory of the paused sandbox was lost; resume it with `"memory": false`, which boots it from its disk.
+    SnapshotMissing = "snapshot_missing", 409;
+    /// The memory of the paused sandbox is damaged; resume it with `"memory": false`, which boots it from its disk.
+    SnapshotDamaged = "snapshot_damaged", 409;
+    /// The memory of the paused sandbox was written by another VMM or processor; resume it with `"memory": false`, which
+    /// boots it from its disk.
+    SnapshotIncompatible = "snapshot_incompatible", 409;
     /// The sandbox is larger than any host allows.
     ExceedsCapacity = "exceeds_capacity", 409;
     /// The idempotency key was used before with a different request.

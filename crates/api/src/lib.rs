@@ -16,6 +16,6 @@ pub use exec_frames::{
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
-    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, Sandbox,
-    SandboxStatus,
+    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, ResumeSandbox,
+    Sandbox, SandboxStatus, UpdateSandbox,
 };

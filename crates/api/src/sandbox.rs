@@ -25,22 +25,33 @@ pub enum SandboxStatus {
     Starting,
     /// The sandbox can run code.
     Running,
+    /// A host writes the memory of the sandbox to its disk.
+    Pausing,
+    /// The sandbox is paused: it has its disk and its memory, and uses nothing else. Resume it. If its memory was lost,
+    /// `error` says so.
+    Paused,
+    /// A host lets the sandbox go on.
+    Resuming,
     /// A host deletes the sandbox.
     Stopping,
     /// The sandbox was deleted; its record is kept.
     Stopped,
     /// The host of the sandbox does not respond. The sandbox comes back with its host.
     Missing,
-    /// The sandbox failed; `error` has the reason. It uses no resources any more; delete it.
+    /// The sandbox failed; `error` has the reason. If it has been running, its disk is kept: resume it with
+    /// `"memory": false`, which boots it from there. Or delete it.
     Error,
 }
 
 impl SandboxStatus {
     /// Every status.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::Pending,
         Self::Starting,
         Self::Running,
+        Self::Pausing,
+        Self::Paused,
+        Self::Resuming,
         Self::Stopping,
         Self::Stopped,
         Self::Missing,
@@ -53,6 +64,9 @@ impl SandboxStatus {
             Self::Pending => "pending",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Pausing => "pausing",
+            Self::Paused => "paused",
+            Self::Resuming => "resuming",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Missing => "missing",
@@ -78,8 +92,12 @@ impl std::str::FromStr for SandboxStatus {
     "vcpus": 1,
     "memory_mb": 512,
     "disk_size_mb": 5120,
+    "timeout_sec": 600,
+    "auto_resume": false,
     "created_at": "2026-01-31T09:30:00.000000Z",
     "started_at": "2026-01-31T09:30:02.500000Z",
+    "last_active_at": "2026-01-31T09:31:10.000000Z",
+    "expires_at": "2026-01-31T09:41:10.000000Z",
     "last_updated": "2026-01-31T09:30:02.500000Z",
     "metadata": {"agent_version": "0.1.0", "vmm": "firecracker 1.12.0"}
 }))]
@@ -97,18 +115,31 @@ pub struct Sandbox {
     pub memory_mb: u32,
     /// Size of the disk in MiB.
     pub disk_size_mb: u32,
+    /// Seconds without activity after which it is paused; 0: never.
+    #[serde(default)]
+    pub timeout_sec: u32,
+    /// Whether a command or a file request resumes it when it is paused.
+    #[serde(default)]
+    pub auto_resume: bool,
     /// When the request to create it was accepted.
     pub created_at: DateTime<Utc>,
     /// When it became `running`; absent before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<DateTime<Utc>>,
+    /// When it was last used: started, resumed, pinged, or a command or a file request was in work; absent before it ran.
+    /// Without a timeout, commands and file requests are not noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_active_at: Option<DateTime<Utc>>,
+    /// When it will be paused if it is not used before; absent if it does not run or has no timeout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<DateTime<Utc>>,
     /// When the status last changed.
     pub last_updated: DateTime<Utc>,
     /// Information about how the sandbox was created: `agent_version`, `vmm` (name and version), and the duration of each
     /// step in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Why the sandbox failed; only with status `error`.
+    /// Why the sandbox failed; of a paused one, why its memory was lost; of a running one, why it could not be paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<crate::ErrorDetail>,
 }
@@ -140,6 +171,43 @@ pub struct CreateSandbox {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
+    /// Seconds without activity after which the sandbox is paused, at most 31536000 (a year). 0: never. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[schema(minimum = 0, maximum = 31_536_000)]
+    pub timeout_sec: Option<u32>,
+    /// Whether a command or a file request to the sandbox resumes it when it is paused, and is then served. Default: false,
+    /// such a request is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
+}
+
+/// How to resume a sandbox. Every field has a default, so `{}` is a valid request, and so is no body.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"timeout_sec": 600, "memory": true}))]
+#[serde(deny_unknown_fields)]
+pub struct ResumeSandbox {
+    /// New timeout of the sandbox, as in the request that creates it. Default: it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[schema(minimum = 0, maximum = 31_536_000)]
+    pub timeout_sec: Option<u32>,
+    /// `false` boots the sandbox from its disk instead of letting it go on from its memory: the way back for one whose
+    /// memory was lost, or that has failed. What was only in its memory is gone then. Default: true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<bool>,
+}
+
+/// What to change of a sandbox; at least one field.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"timeout_sec": 600}))]
+#[serde(deny_unknown_fields)]
+pub struct UpdateSandbox {
+    /// New timeout of the sandbox, as in the request that creates it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[schema(minimum = 0, maximum = 31_536_000)]
+    pub timeout_sec: Option<u32>,
+    /// Whether a command or a file request resumes the sandbox when it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_resume: Option<bool>,
 }
 
 /// Text without NUL, which the kernel does not accept in arguments and environments.

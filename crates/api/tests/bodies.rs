@@ -18,8 +18,12 @@ fn sandbox(status: SandboxStatus) -> Sandbox {
         vcpus: 1,
         memory_mb: 512,
         disk_size_mb: 5120,
+        timeout_sec: 600,
+        auto_resume: false,
         created_at: at("2026-01-31T09:30:00.125Z"),
         started_at: (status == SandboxStatus::Running).then(|| at("2026-01-31T09:30:02.5Z")),
+        last_active_at: (status == SandboxStatus::Running).then(|| at("2026-01-31T09:31:10Z")),
+        expires_at: (status == SandboxStatus::Running).then(|| at("2026-01-31T09:41:10Z")),
         last_updated: at("2026-01-31T09:30:02.500001Z"),
         metadata: if failed { BTreeMap::new() } else { BTreeMap::from([("vmm".into(), "qemu 7.2".into())]) },
         error: failed.then(|| ErrorDetail {
@@ -40,8 +44,12 @@ fn a_running_and_a_failed_sandbox() {
       "vcpus": 1,
       "memory_mb": 512,
       "disk_size_mb": 5120,
+      "timeout_sec": 600,
+      "auto_resume": false,
       "created_at": "2026-01-31T09:30:00.125Z",
       "started_at": "2026-01-31T09:30:02.500Z",
+      "last_active_at": "2026-01-31T09:31:10Z",
+      "expires_at": "2026-01-31T09:41:10Z",
       "last_updated": "2026-01-31T09:30:02.500001Z",
       "metadata": {
         "vmm": "qemu 7.2"
@@ -56,6 +64,8 @@ fn a_running_and_a_failed_sandbox() {
       "vcpus": 1,
       "memory_mb": 512,
       "disk_size_mb": 5120,
+      "timeout_sec": 600,
+      "auto_resume": false,
       "created_at": "2026-01-31T09:30:00.125Z",
       "last_updated": "2026-01-31T09:30:02.500001Z",
       "error": {
@@ -134,8 +144,12 @@ fn events() {
         "vcpus": 1,
         "memory_mb": 512,
         "disk_size_mb": 5120,
+        "timeout_sec": 600,
+        "auto_resume": false,
         "created_at": "2026-01-31T09:30:00.125Z",
         "started_at": "2026-01-31T09:30:02.500Z",
+        "last_active_at": "2026-01-31T09:31:10Z",
+        "expires_at": "2026-01-31T09:41:10Z",
         "last_updated": "2026-01-31T09:30:02.500001Z",
         "metadata": {
           "vmm": "qemu 7.2"
@@ -154,6 +168,8 @@ fn events() {
         "vcpus": 1,
         "memory_mb": 512,
         "disk_size_mb": 5120,
+        "timeout_sec": 600,
+        "auto_resume": false,
         "created_at": "2026-01-31T09:30:00.125Z",
         "last_updated": "2026-01-31T09:30:02.500001Z",
         "error": {
@@ -170,7 +186,7 @@ fn events() {
     }
     "#);
     let kinds = SandboxStatus::ALL.map(|status| Event::changed(sandbox(status)).kind().to_string());
-    assert_snapshot!(kinds.join(" "), @"sandbox.pending sandbox.starting sandbox.running sandbox.stopping sandbox.stopped sandbox.missing sandbox.error");
+    assert_snapshot!(kinds.join(" "), @"sandbox.pending sandbox.starting sandbox.running sandbox.pausing sandbox.paused sandbox.resuming sandbox.stopping sandbox.stopped sandbox.missing sandbox.error");
 }
 
 #[test]

@@ -36,6 +36,12 @@ pub(crate) struct New {
     /// Size of the root file system in MiB, or with a unit, such as 10g [default: 5120]
     #[arg(long, visible_alias = "disk", value_name = "MIB", value_parser = mebibytes)]
     disk_size_mb: Option<u32>,
+    /// Pause the sandbox when it was not used for so long: seconds, or with a unit, such as 10m [default: never]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    idle_timeout: Option<u32>,
+    /// Resume the paused sandbox when a command or a file request comes
+    #[arg(long)]
+    auto_resume: bool,
 }
 
 impl New {
@@ -47,6 +53,8 @@ impl New {
             memory_mb: self.memory_mb,
             disk_size_mb: self.disk_size_mb,
             envs: self.envs.iter().cloned().collect(),
+            timeout_sec: self.idle_timeout,
+            auto_resume: self.auto_resume.then_some(true),
         }
     }
 }
@@ -69,6 +77,17 @@ fn mebibytes(text: &str) -> Result<u32, String> {
     };
     let size = number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
     size.ok_or_else(|| "write a number of MiB, such as 1024, or a number with a unit, such as 1g".to_owned())
+}
+
+/// Parses a time: a number of seconds, or a number with the unit `s`, `m`, `h` or `d`. 0 is never.
+pub(crate) fn seconds(text: &str) -> Result<u32, String> {
+    let units = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let unit = units.into_iter().find(|(unit, _)| text.ends_with(*unit));
+    let (number, factor) = unit.map_or((text, 1), |(unit, factor)| (text.trim_end_matches(unit), factor));
+    let time = number.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+    time.ok_or_else(|| {
+        "write a number of seconds, such as 600, or a number with a unit, such as 10m".to_owned()
+    })
 }
 
 /// The idempotency key of a create.
@@ -196,6 +215,16 @@ mod tests {
     fn variables_need_a_name() {
         assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
         assert!(variable("=x").is_err() && variable("A").is_err());
+    }
+
+    #[test]
+    fn times_have_units_or_are_seconds() {
+        for (text, time) in [("0", 0), ("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("1d", 86_400)] {
+            assert_eq!(seconds(text), Ok(time), "{text}");
+        }
+        for text in ["", "m", "-1", "1.5h", "99999999h", "1w", "mm"] {
+            assert!(seconds(text).is_err_and(|error| error.contains("10m")), "{text}");
+        }
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use wrenn_api::{CreateSandbox, ExecRequest, ExecResponse, Health, Sandbox, SandboxId};
+use wrenn_api::{
+    CreateSandbox, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId, UpdateSandbox,
+};
 
 use crate::{
     Client, Error, Result,
@@ -13,6 +15,8 @@ use crate::{
 
 /// Time limit of a create. Emulated guests take tens of seconds; the server's limit is 180 s.
 const CREATE_LIMIT: Duration = Duration::from_secs(210);
+/// Time limit of a pause, which writes the memory of the sandbox to a disk; the server's limit is 300 s.
+const PAUSE_LIMIT: Duration = Duration::from_secs(330);
 /// Time limit of a health check.
 const HEALTH_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit of a command in seconds that the API uses if the request has none.
@@ -79,6 +83,30 @@ impl Client {
     pub async fn delete(&self, id: SandboxId) -> Result<()> {
         let call = self.request(Method::DELETE, &format!("/v1/sandboxes/{id}")).timeout(REQUEST_LIMIT);
         self.send(call).await.map(drop)
+    }
+
+    /// Pauses a sandbox and waits until it is paused.
+    pub async fn pause(&self, id: SandboxId) -> Result<Sandbox> {
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/pause"));
+        self.json(call.timeout(PAUSE_LIMIT), ANSWER_MAX).await
+    }
+
+    /// Resumes a sandbox and waits until it can run commands.
+    pub async fn resume(&self, id: SandboxId, how: &ResumeSandbox) -> Result<Sandbox> {
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/resume"));
+        self.json(call.timeout(CREATE_LIMIT).json(how), ANSWER_MAX).await
+    }
+
+    /// Puts off the pause of an idle sandbox.
+    pub async fn ping(&self, id: SandboxId) -> Result<()> {
+        let call = self.request(Method::POST, &format!("/v1/sandboxes/{id}/ping")).timeout(REQUEST_LIMIT);
+        self.send(call).await.map(drop)
+    }
+
+    /// Changes a sandbox.
+    pub async fn update(&self, id: SandboxId, update: &UpdateSandbox) -> Result<Sandbox> {
+        let call = self.request(Method::PATCH, &format!("/v1/sandboxes/{id}"));
+        self.json(call.timeout(REQUEST_LIMIT).json(update), ANSWER_MAX).await
     }
 
     /// Runs a command to its end and returns its output.

@@ -78,6 +78,8 @@ permissions! {
     SandboxRead = "sandbox.read";
     /// Create sandboxes.
     SandboxCreate = "sandbox.create";
+    /// Pause, resume and change sandboxes.
+    SandboxUpdate = "sandbox.update";
     /// Delete sandboxes.
     SandboxDelete = "sandbox.delete";
     /// Run commands in sandboxes.

@@ -54,10 +54,13 @@ settings! {
         pub json_body: usize = bytes("server.json_body", 1024..=1 << 30).or(2 << 20),
         /// Maximum body of an upload.
         pub upload_body: usize = bytes("server.upload_body", 1024..=1 << 40).or(100 << 20),
-        /// Maximum number of a team's sandboxes that are not stopped.
+        /// Maximum number of a team's sandboxes that have something on a host: all that are not stopped and have not failed
+        /// before they ran.
         pub sandboxes_per_team: u32 = number("server.sandboxes_per_team", 1..=1_000_000).or(1000),
         /// Time limit of a create, after which the reconciler ends it.
         pub create: Duration = seconds("server.create_timeout_sec", 1..=3600).or(Duration::from_secs(180)),
+        /// Time limit of a pause, in which the memory of the sandbox is written to the host's disk.
+        pub pause: Duration = seconds("server.pause_timeout_sec", 1..=3600).or(Duration::from_secs(300)),
         /// Time for which a sandbox that starts or stops belongs to the server that does it. It is renewed while the
         /// server works on a create; when the server is gone, another one finishes or undoes it after this time.
         pub lease: Duration = seconds("server.lease_sec", 1..=3600).or(Duration::from_secs(15)),
@@ -65,7 +68,8 @@ settings! {
         /// destroyed.
         pub stray_grace: Duration =
             seconds("server.stray_grace_sec", 1..=31_536_000).or(Duration::from_secs(15 * 60)),
-        /// Time for which records of stopped sandboxes are kept; failed sandboxes are deleted at the same age.
+        /// Time for which records of stopped sandboxes are kept; sandboxes that failed before they ran are deleted at the
+        /// same age.
         pub record_retention: Duration =
             seconds("server.record_retention_sec", 60..=3_153_600_000).or(Duration::from_secs(7 * 24 * 3600)),
         /// Time limit of a statement in PostgreSQL; half of it for waiting for a lock.

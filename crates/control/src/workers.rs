@@ -7,7 +7,11 @@ use futures::{FutureExt as _, future::BoxFuture};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::{relay, sandboxes::reconcile, state::App};
+use crate::{
+    relay,
+    sandboxes::{idle, reconcile},
+    state::App,
+};
 
 /// Delay before a restart: the first one, which doubles, and the maximum.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -33,10 +37,11 @@ impl Worker {
 
 /// Returns the workers that every server has.
 pub(crate) fn of_server(app: &App) -> Vec<Worker> {
-    let (of_relay, of_reconciler, of_upkeep) = (app.clone(), app.clone(), app.clone());
+    let [of_relay, of_reconciler, of_idle, of_upkeep] = [(); 4].map(|()| app.clone());
     vec![
         Worker::new("relay", move || relay::run(of_relay.clone())),
         Worker::new("reconciler", move || reconcile::run(of_reconciler.clone())),
+        Worker::new("idle sandboxes", move || idle::run(of_idle.clone())),
         Worker::new("upkeep", move || upkeep(of_upkeep.clone())),
     ]
 }

@@ -77,15 +77,19 @@ impl FileStore {
         Ok(BlockDevice { path, size: meta.len(), numbers: None })
     }
 
-    /// Syncs the volume, so that it survives a power loss. File volumes have no kernel resources to release.
-    fn detach_now(&self, id: &str) -> Result<(), DiskError> {
+    fn sync_now(&self, id: &str) -> Result<(), DiskError> {
         let fail = || failed(format!("keep volume {id:?}"));
-        let path = match self.present(id) {
-            Err(DiskError::UnknownVolume(_)) => return Ok(()),
-            other => other?.0,
-        };
+        let path = self.present(id)?.0;
         File::open(path).and_then(|file| file.sync_all()).map_err(fail())?;
         File::open(self.dir.join("volumes")).and_then(|dir| dir.sync_all()).map_err(fail())
+    }
+
+    /// Syncs the volume. File volumes have no kernel resources to release.
+    fn detach_now(&self, id: &str) -> Result<(), DiskError> {
+        match self.sync_now(id) {
+            Err(DiskError::UnknownVolume(_)) => Ok(()),
+            synced => synced,
+        }
     }
 
     fn flatten_now(&self, id: &str, name: &str) -> Result<Image, DiskError> {
@@ -169,6 +173,11 @@ impl Volumes for FileStore {
     async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
         let (store, id) = (self.clone(), id.to_owned());
         blocking(move || store.attach_now(&id, owner)).await
+    }
+
+    async fn sync(&self, id: &str) -> Result<(), DiskError> {
+        let (store, id) = (self.clone(), id.to_owned());
+        blocking(move || store.sync_now(&id)).await
     }
 
     async fn detach(&self, id: &str) -> Result<(), DiskError> {

@@ -241,7 +241,9 @@ pub trait Volumes: Send + Sync {
     ) -> Result<BlockDevice, DiskError>;
     /// Makes an existing volume usable with its content, also after a reboot.
     async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError>;
-    /// Releases the kernel resources of a volume; its content stays.
+    /// Writes the content of a volume to the disk, so that it survives a power failure. It may be attached.
+    async fn sync(&self, id: &str) -> Result<(), DiskError>;
+    /// Releases the kernel resources of a volume; its content stays, and is written to the disk.
     async fn detach(&self, id: &str) -> Result<(), DiskError>;
     /// Creates image `name` from the content of volume `id`: sparse, checked and shrunk. Nothing may write to
     /// the volume meanwhile. The file system is only read by confined programs, never mounted.

@@ -13,7 +13,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use crate::{identity, log, random, respond::error, settings::Settings};
+use crate::{identity, log, random, reset, respond::error, settings::Settings};
 
 /// Request body; absent fields keep their values.
 #[derive(Deserialize, Default)]
@@ -26,9 +26,12 @@ struct Init {
     /// Time in RFC 3339 to which the clock is set.
     timestamp: Option<String>,
     hostname: Option<String>,
-    /// Base 64 of random bytes. Given when the guest goes on from memory that others go on from, too: it then gets
-    /// a machine-id of its own, and the call fails if the kernel's generator does not take the bytes.
+    /// Base 64 of random bytes for the kernel's generator. The call fails if it does not take them.
     entropy: Option<String>,
+    /// Whether others go on from the same memory, so that the guest becomes a machine of its own.
+    new_machine: bool,
+    /// Whether the guest goes on after a pause: its connections lead nowhere, and are reset.
+    resumed: bool,
 }
 
 /// Applies the settings. The caller's token has been checked.
@@ -53,12 +56,18 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
         }
     }
     if let Some(entropy) = init.entropy {
-        let renewed = tokio::task::spawn_blocking(move || renew(&entropy)).await;
+        let renewed = tokio::task::spawn_blocking(move || renew(&entropy, init.new_machine)).await;
         if let Err(cause) = renewed.map_err(io::Error::other).flatten() {
             return error(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("the sandbox has no randomness of its own: {cause}"),
             );
+        }
+    }
+    if init.resumed {
+        let reset = tokio::task::spawn_blocking(reset::all).await;
+        if let Err(cause) = reset.map_err(io::Error::other).flatten() {
+            log::line(request, format_args!("cannot reset the connections from before the pause: {cause}"));
         }
     }
     if let Some(name) = init.hostname.filter(|n| !n.is_empty()) {
@@ -84,12 +93,25 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// Gives this guest randomness and a machine-id that no other one has.
-fn renew(entropy: &str) -> io::Result<()> {
+/// Gives this guest randomness that no other one has, and a machine-id if it is a new machine.
+fn renew(entropy: &str, new_machine: bool) -> io::Result<()> {
     let seed =
         STANDARD.decode(entropy).map_err(|cause| io::Error::new(io::ErrorKind::InvalidInput, cause))?;
     random::reseed(&seed)?;
-    identity::renew_machine_id()
+    if new_machine { identity::renew_machine_id() } else { Ok(()) }
+}
+
+/// `POST /snapshot/prepare`: makes the disk as complete as it can be before a pause, for a boot from it if the
+/// memory is lost.
+pub(crate) async fn prepare() -> Response {
+    let prepared = tokio::task::spawn_blocking(|| {
+        rustix::fs::sync();
+        reset::note_own()
+    });
+    match prepared.await.map_err(io::Error::other).flatten() {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(cause) => error(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot prepare a pause: {cause}")),
+    }
 }
 
 /// `GET /envs`: returns the variables of the sandbox.

@@ -22,6 +22,7 @@ mod process;
 mod random;
 mod reaper;
 mod regular;
+mod reset;
 mod respond;
 mod server;
 mod settings;

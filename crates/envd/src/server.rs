@@ -49,6 +49,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .with_state(Arc::clone(settings));
     Router::new()
         .route("/init", post(init::post))
+        .route("/snapshot/prepare", post(init::prepare))
         .route("/envs", get(init::envs))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))

@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// Maximum number of records of failed sandboxes; beyond it, the oldest are removed.
-const FAILED_MAX: usize = 1024;
+/// Maximum number of sandboxes with a record, those included that are paused or have failed.
+const RECORDS_MAX: usize = 16_384;
 
 /// Parameters of a create request.
 pub(crate) struct Wanted {
@@ -160,19 +160,16 @@ impl Agent {
             return Ok(present.clone());
         }
         let spec = self.spec(&wanted)?;
-        let failed =
-            |handle: &&Handle| matches!(handle.published.borrow().state, State::Failing | State::Failed);
-        // Failed sandboxes have released everything but their record.
-        let records = sandboxes.values().filter(failed).count();
-        if records > FAILED_MAX
-            && let Some(handle) = sandboxes.values().filter(failed).min_by_key(|h| h.spec.created_at_unix_ms)
-        {
-            let handle = handle.clone();
-            tokio::spawn(async move { handle.destroy().await });
-        }
-        let count = sandboxes.len() - records;
-        if count >= self.config.settings.limits.sandboxes as usize {
-            let message = format!("this host has {count} sandboxes, as many as it may: delete some");
+        // The others have their disks, and nothing that runs.
+        let runs = |handle: &&Handle| {
+            !matches!(handle.published.borrow().state, State::Paused | State::Failing | State::Failed)
+        };
+        let count = sandboxes.values().filter(runs).count();
+        if count >= self.config.settings.limits.sandboxes as usize || sandboxes.len() >= RECORDS_MAX {
+            let message = format!(
+                "this host runs {count} sandboxes of {} with paused and failed ones, as many as it may: delete some",
+                sandboxes.len()
+            );
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
         let (id, shared) = (wanted.id.clone(), self.shared.clone());
@@ -180,6 +177,20 @@ impl Agent {
         let sandbox = Sandbox { id, spec: Arc::new(spec), shared, record };
         let handle = actor::spawn(sandbox, Start::Create(wanted.envs, Span::current()));
         self.keep(&mut sandboxes, wanted.id, handle.clone());
+        Ok(handle)
+    }
+
+    /// Pauses a sandbox; returns its handle.
+    pub(crate) async fn pause(&self, id: &str) -> Result<Handle, AgentError> {
+        let handle = self.get(id)?;
+        handle.pause().await?;
+        Ok(handle)
+    }
+
+    /// Resumes a sandbox, from its memory or by a boot from its disk; returns its handle.
+    pub(crate) async fn resume(&self, id: &str, memory: bool) -> Result<Handle, AgentError> {
+        let handle = self.get(id)?;
+        handle.resume(memory).await?;
         Ok(handle)
     }
 
@@ -236,6 +247,9 @@ fn not_running(id: &str, now: &Published) -> AgentError {
     let why = match now.state {
         State::Creating => "is still starting",
         State::Running => "is running",
+        State::Pausing => "is being paused; try again when it is, and resume it",
+        State::Paused => "is paused; resume it",
+        State::Resuming => "is being resumed; try again in a moment",
         State::Destroying => "is being deleted",
         State::Failing | State::Failed => "has failed; delete it",
         State::Unknown => {

@@ -4,6 +4,7 @@
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use wrenn_api::ErrorCode;
 use wrenn_disk::DiskError;
+use wrenn_memory::MemoryError;
 use wrenn_network::NetworkError;
 use wrenn_rpc::fault::{self, Of};
 use wrenn_vmm::VmmError;
@@ -83,6 +84,20 @@ impl From<NetworkError> for AgentError {
     }
 }
 
+impl From<MemoryError> for AgentError {
+    fn from(error: MemoryError) -> Self {
+        // These messages contain no paths.
+        let code = match &error {
+            MemoryError::Missing { .. } => ErrorCode::SnapshotMissing,
+            MemoryError::Damaged { .. } | MemoryError::Header { .. } => ErrorCode::SnapshotDamaged,
+            MemoryError::Mismatch { .. } => ErrorCode::SnapshotIncompatible,
+            MemoryError::InUse { .. } => ErrorCode::Conflict,
+            MemoryError::Io { action, source } => return of_files(action, source),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 impl From<VmmError> for AgentError {
     fn from(error: VmmError) -> Self {
         match &error {
@@ -114,7 +129,11 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         | ErrorCode::UserNotFound
         | ErrorCode::DirectoryNotFound => (Wire::NotFound, Of::OF_CALLER),
         ErrorCode::Forbidden | ErrorCode::ProgramNotExecutable => (Wire::PermissionDenied, Of::OF_CALLER),
-        ErrorCode::InvalidState | ErrorCode::Conflict => (Wire::FailedPrecondition, Of::OF_CALLER),
+        ErrorCode::InvalidState
+        | ErrorCode::Conflict
+        | ErrorCode::SnapshotMissing
+        | ErrorCode::SnapshotDamaged
+        | ErrorCode::SnapshotIncompatible => (Wire::FailedPrecondition, Of::OF_CALLER),
         ErrorCode::ExceedsCapacity => (Wire::OutOfRange, Of::OF_CALLER),
         ErrorCode::TooManyRequests => (Wire::ResourceExhausted, Of::OF_CALLER),
         ErrorCode::InsufficientStorage => (Wire::ResourceExhausted, Of::OF_HOST),

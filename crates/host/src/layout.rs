@@ -24,9 +24,9 @@ pub(crate) fn network(state_dir: &Path) -> PathBuf {
     state_dir.join("network")
 }
 
-/// Memory snapshots of templates.
+/// Memory snapshots of templates and of paused sandboxes: on the file system of the disks, which may share extents.
 pub(crate) fn snapshots(state_dir: &Path) -> PathBuf {
-    state_dir.join("snapshots")
+    volumes(state_dir).join("snapshots")
 }
 
 /// Images and volumes; also the mount point of the store.
@@ -58,4 +58,19 @@ pub(crate) fn keep_instance(state_dir: &Path, host: HostId) -> io::Result<String
     // With a truncated tag the agent would not find its kernel resources.
     atomic_file::write(&state_dir.join("instance"), tag.as_bytes(), 0o644, None)?;
     Ok(tag)
+}
+
+/// Notes that this boot of the machine has had an agent. Returns whether the machine was restarted since the last
+/// one, so that no microVM of that agent can run.
+pub(crate) fn note_boot(state_dir: &Path) -> io::Result<bool> {
+    let now = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let file = state_dir.join("boot_id");
+    let before = match fs::read_to_string(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        read => Some(read?),
+    };
+    if before.as_ref() != Some(&now) {
+        atomic_file::write(&file, now.as_bytes(), 0o644, None)?;
+    }
+    Ok(before.is_some_and(|before| before != now))
 }

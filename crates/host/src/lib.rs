@@ -24,7 +24,7 @@ mod memory;
 mod recover;
 mod sandbox;
 mod service;
-mod template_snapshots;
+mod snapshots;
 mod tls;
 mod uids;
 
@@ -41,8 +41,17 @@ pub use config::{Config, Driver, Egress, Limits, Rates, Settings, TlsFiles};
 pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
-    agent::Agent, config::MESSAGE_MAX, fleet::Fleets, machine::Machine, memory::Memory,
-    sandbox::shared::Shared, service::Service, template_snapshots::TemplateSnapshots,
+    agent::Agent,
+    config::MESSAGE_MAX,
+    fleet::Fleets,
+    machine::Machine,
+    memory::Memory,
+    sandbox::shared::Shared,
+    service::Service,
+    snapshots::{
+        Snapshots, origin,
+        templates::{self, TemplateSnapshots},
+    },
 };
 
 /// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
@@ -158,7 +167,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         base: config.settings.vmm_uid_base,
         // One for each slot, and one for the KVM probe.
         count: u32::from(slots_max(&config)) + 1,
-        in_use: records.iter().any(recover::Recorded::is_kept),
+        in_use: records.iter().any(recover::Recorded::may_run),
     };
     let uids = tokio::task::spawn_blocking(move || claim.take()).await??;
     let wish = driver::Wish {
@@ -173,10 +182,11 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     };
     recover::presume_slots(&sandboxes_dir, &mut records, uids.base());
     recover::end_strays(&sandboxes_dir, &records).await;
-    let kept = || records.iter().filter(|record| record.is_kept());
-    let slots_in_use = kept().filter_map(recover::Recorded::slot).collect();
-    let mut disks: Vec<_> = kept().map(|record| record.id.clone()).collect();
-    disks.extend(template_snapshots::volumes(&layout::snapshots(&state))?);
+    let slots_in_use =
+        records.iter().filter(|record| record.may_run()).filter_map(recover::Recorded::slot).collect();
+    let with_disks = records.iter().filter(|record| record.keeps_disk());
+    let mut disks: Vec<_> = with_disks.map(|record| record.id.clone()).collect();
+    disks.extend(templates::volumes(&layout::snapshots(&state))?);
     match volumes.reclaim(&disks).await {
         Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
         Ok(reclaimed) => tracing::info!(?reclaimed, "removed disks without a sandbox"),
@@ -226,15 +236,18 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     .await
     .context("the network slots cannot be made")?;
     let (vmm, kernel, initrd) = (chosen.vmm.clone(), assets.kernel.clone(), assets.initrd.clone());
-    let origin = move || template_snapshots::origin(&*vmm, &kernel, &initrd);
+    let origin = move || origin::read(&*vmm, &kernel, &initrd);
     let origin = tokio::task::spawn_blocking(origin).await?.context("kernel and processor cannot be read")?;
     let fault = chosen.vmm.capabilities().snapshot_fault.as_deref();
     if let Some(fault) = fault {
         tracing::warn!(fault, "no snapshots are made: every sandbox boots");
     }
     let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
-    let dir = layout::snapshots(&state);
-    let template_snapshots = TemplateSnapshots::open(&dir, origin, room_mb, volumes.clone())
+    let named = records.iter().flat_map(recover::Recorded::generations).collect();
+    let snapshots = Snapshots::open(&layout::snapshots(&state), origin, chosen.vmm.capabilities().diffs)
+        .and_then(|snapshots| snapshots.collect(&named).map(|()| snapshots))
+        .context("the snapshots cannot be read")?;
+    let template_snapshots = TemplateSnapshots::open(snapshots.clone(), room_mb, volumes.clone())
         .context("the snapshots of templates cannot be read")?;
     let loading = template_snapshots.clone().load();
     // Reads them whole. Until it has, sandboxes boot.
@@ -251,6 +264,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         slots,
         plan: Plan::new(&instance, &network.join("netns"))?,
         assets,
+        snapshots,
         template_snapshots,
         dir: sandboxes_dir,
         uids,
@@ -261,9 +275,10 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         ),
         held,
     });
+    let restarted = layout::note_boot(&state).context("the file \"boot_id\" cannot be written")?;
     let mut sandboxes = HashMap::new();
     for record in records {
-        sandboxes.extend(recover::take_up(&shared, record).await?);
+        sandboxes.extend(recover::take_up(&shared, record, restarted).await?);
     }
     Ok(Agent::new(config, shared, fleets, machine, chosen.reason, sandboxes))
 }

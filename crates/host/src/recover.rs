@@ -2,11 +2,13 @@
 //! Recovery at the start of an agent: adopts each sandbox of a journal, keeps it as failed, or removes it.
 //! Touches nothing else.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::Context;
 use wrenn_api::ErrorCode;
-use wrenn_network::MAX_SLOTS;
+use wrenn_memory::BuildId;
+use wrenn_network::{MAX_SLOTS, SlotSpec};
+use wrenn_vmm::MicroVm;
 
 use crate::{
     directory,
@@ -14,9 +16,10 @@ use crate::{
     sandbox::{
         actor::{self, Handle, Start},
         boot,
+        entry::{Entry, Thing},
         journal::{Found, Journal, NotUnderstood},
         operations::{self, Fail},
-        phase::Phase,
+        phase::{Memory, Phase},
         record::{Record, Sandbox},
         release,
         shared::Shared,
@@ -38,9 +41,22 @@ impl Recorded {
         self.summary.slot()
     }
 
-    /// Returns whether slot and disk must be kept, because the sandbox may run.
-    pub(crate) fn is_kept(&self) -> bool {
-        self.journal.is_err() || matches!(self.summary.stage(), Stage::Running { .. })
+    /// Returns whether the sandbox may run, so that its slot must be kept.
+    pub(crate) fn may_run(&self) -> bool {
+        let stage = self.summary.stage();
+        self.journal.is_err()
+            || matches!(stage, Stage::Running { .. } | Stage::Pausing { .. } | Stage::Resuming { .. })
+    }
+
+    /// Returns whether its disk has data of its user.
+    pub(crate) fn keeps_disk(&self) -> bool {
+        let kept = matches!(self.summary.stage(), Stage::Paused { .. } | Stage::Failed { .. });
+        self.may_run() || kept && self.summary.has_run()
+    }
+
+    /// Generations that it needs.
+    pub(crate) fn generations(&self) -> BTreeSet<BuildId> {
+        self.summary.generations()
     }
 }
 
@@ -98,10 +114,11 @@ fn remove_empty(id: &str, dir: &Path) {
 }
 
 /// Recovers one sandbox; returns `None` if nothing of it is left. Fails if it is unknown whether the sandbox
-/// still runs.
+/// still runs. `restarted` says whether the machine was, since the last agent.
 pub(crate) async fn take_up(
     shared: &Arc<Shared>,
     recorded: Recorded,
+    restarted: bool,
 ) -> anyhow::Result<Option<(String, Handle)>> {
     let Recorded { id, summary, journal } = recorded;
     let shared = shared.clone();
@@ -110,7 +127,10 @@ pub(crate) async fn take_up(
             let spec = Arc::new(summary.spec().cloned().unwrap_or_default());
             let record = Record::open(journal);
             let mut sandbox = Sandbox { id: id.clone(), spec, shared, record };
-            match known(&mut sandbox).await.with_context(|| format!("sandbox {id} cannot be adopted"))? {
+            match known(&mut sandbox, restarted)
+                .await
+                .with_context(|| format!("sandbox {id} cannot be adopted"))?
+            {
                 Some(start) => (sandbox, start),
                 None => return Ok(None),
             }
@@ -129,7 +149,7 @@ pub(crate) async fn take_up(
 }
 
 /// Recovers a sandbox whose journal is understood; returns `None` if nothing of it is left.
-async fn known(sandbox: &mut Sandbox) -> anyhow::Result<Option<Start>> {
+async fn known(sandbox: &mut Sandbox, restarted: bool) -> anyhow::Result<Option<Start>> {
     match sandbox.record.summary().stage() {
         Stage::Empty => {
             if let Err(error) = release::directory(&sandbox.shared.dir, &sandbox.id).await {
@@ -137,19 +157,33 @@ async fn known(sandbox: &mut Sandbox) -> anyhow::Result<Option<Start>> {
             }
             Ok(None)
         }
-        Stage::Running { slot } => adopt(sandbox, slot).await.map(Some),
+        Stage::Running { slot } => Ok(Some(match find(sandbox, slot).await? {
+            Some((vm, slot)) => Start::Adopt(vm, slot),
+            None => ended(sandbox, restarted).await?,
+        })),
+        Stage::Pausing { slot } => Ok(Some(match find(sandbox, slot).await? {
+            Some((vm, slot)) => go_on(sandbox, vm, slot).await?,
+            None => ended(sandbox, restarted).await?,
+        })),
+        Stage::Resuming { slot } => Ok(Some(match find(sandbox, slot).await? {
+            Some((vm, slot)) => Start::Resume(vm, slot),
+            None => ended(sandbox, restarted).await?,
+        })),
+        Stage::Paused { memory, lost } => {
+            undo_without_slot(sandbox, &[Thing::Volume]).await;
+            Ok(Some(Start::In(Phase::Paused(Memory::recorded(memory, lost)))))
+        }
         Stage::Failed { code, message } => {
             let error = AgentError::new(code.parse().unwrap_or(ErrorCode::AgentError), message);
-            undo_without_slot(sandbox).await;
+            let keep = sandbox.record.summary().has_run().then_some(Thing::Volume);
+            undo_without_slot(sandbox, keep.as_slice()).await;
             Ok(Some(Start::In(Phase::Failed { error, vm: None })))
         }
         Stage::Creating | Stage::Destroying => {
             tracing::info!(id = sandbox.id, "removing an incomplete sandbox");
-            if undo_without_slot(sandbox).await
-                && let Ok(()) = release::directory(&sandbox.shared.dir, &sandbox.id).await
-            {
-                return Ok(None);
-            }
+            forget_slot(sandbox);
+            let Err(error) = operations::take_back(sandbox, &mut None).await else { return Ok(None) };
+            tracing::error!(id = sandbox.id, %error, "cannot release all resources of a sandbox");
             let message = "it could not be removed completely; delete it again";
             let error = AgentError::new(ErrorCode::AgentError, message);
             Ok(Some(Start::In(Phase::Failed { error, vm: None })))
@@ -157,33 +191,58 @@ async fn known(sandbox: &mut Sandbox) -> anyhow::Result<Option<Start>> {
     }
 }
 
-/// Adopts the microVM of a sandbox that ran, or records that it has ended.
-async fn adopt(sandbox: &mut Sandbox, index: u16) -> anyhow::Result<Start> {
-    let Sandbox { id, spec, shared, record } = &mut *sandbox;
+/// Finds the microVM of a sandbox that ran.
+async fn find(sandbox: &Sandbox, index: u16) -> anyhow::Result<Option<(Box<dyn MicroVm>, SlotSpec)>> {
+    let Sandbox { id, spec, shared, record } = sandbox;
     let slot = shared.plan.slot(index)?;
     let boot = boot::boot_spec(shared, id, spec, &slot);
-    if let Some(vm) = shared.vmm.adopt(&boot, record.summary().process()).await? {
+    let found = shared.vmm.adopt(&boot, record.summary().process()).await?;
+    if found.is_some() {
         tracing::info!(id, "adopted");
-        return Ok(Start::Adopt(vm, slot));
+    }
+    Ok(found.map(|vm| (vm, slot)))
+}
+
+/// Lets the guest of a sandbox go on that a former agent was about to pause.
+async fn go_on(sandbox: &mut Sandbox, vm: Box<dyn MicroVm>, slot: SlotSpec) -> anyhow::Result<Start> {
+    vm.resume().await?;
+    let base = sandbox.shared.snapshots.base_after(sandbox.record.summary().base());
+    sandbox.record.write(vec![Entry::Vmm { process: vm.process(), base }, Entry::Running]).await?;
+    Ok(Start::Adopt(vm, slot))
+}
+
+/// Records that the microVM of a sandbox has ended. If the machine was restarted, the sandbox is paused without its
+/// memory.
+async fn ended(sandbox: &mut Sandbox, restarted: bool) -> anyhow::Result<Start> {
+    let remedy = "resume it with memory false, which boots it from its disk";
+    if restarted {
+        let lost = Some(format!("its memory was lost when its host was restarted; {remedy}"));
+        let memory = Memory::recorded(None, lost.clone());
+        sandbox.record.write(vec![Entry::Paused { memory: None, lost }]).await?;
+        undo_without_slot(sandbox, &[Thing::Volume]).await;
+        return Ok(Start::In(Phase::Paused(memory)));
     }
     let message =
-        "the microVM ended while its agent was away, as after a restart of the host; delete the sandbox";
+        format!("the microVM ended while its agent was away. Its disk is kept: {remedy}, or delete it");
     let error = AgentError::new(ErrorCode::AgentError, message);
     operations::run(&mut Fail::new(error.clone(), None), sandbox).await?;
     Ok(Start::In(Phase::Failed { error, vm: None }))
 }
 
-/// Releases what the record says exists, except the slot: the pool keeps only those of sandboxes that may
-/// run. It has removed this one, and may have built a new one with its number.
-async fn undo_without_slot(sandbox: &mut Sandbox) -> bool {
+/// Forgets the slot of a sandbox that does not run: the pool keeps only those of sandboxes that may run. It has removed
+/// this one, and may have built a new one with its number.
+fn forget_slot(sandbox: &mut Sandbox) {
     if let Some(index) = sandbox.record.summary().slot() {
         sandbox.record.forget(&Undo::Slot(index));
     }
-    let undone = operations::undo(sandbox, &mut None, None).await;
-    if let Err(error) = &undone {
+}
+
+/// Releases what the record says exists, except `keep` and the slot.
+async fn undo_without_slot(sandbox: &mut Sandbox, keep: &[Thing]) {
+    forget_slot(sandbox);
+    if let Err(error) = operations::undo(sandbox, &mut None, keep).await {
         tracing::error!(id = sandbox.id, %error, "cannot release all resources of a sandbox");
     }
-    undone.is_ok()
 }
 
 /// Kills the VMMs of all sandboxes, whatever their journals say.
@@ -197,7 +256,7 @@ pub(crate) async fn end_all(sandboxes: &Path) -> Result<(), AgentError> {
 
 /// Kills the VMMs of sandboxes that will not be adopted, before their slots and user ids are reused.
 pub(crate) async fn end_strays(sandboxes: &Path, records: &[Recorded]) {
-    for record in records.iter().filter(|record| !record.is_kept()) {
+    for record in records.iter().filter(|record| !record.may_run()) {
         for step in record.summary.undo() {
             let Undo::Vmm(known) = step else { continue };
             let run_dir = directory::of_vmm(sandboxes, &record.id);
@@ -213,7 +272,6 @@ mod tests {
     use wrenn_api::SandboxId;
 
     use super::*;
-    use crate::sandbox::entry::Entry;
 
     fn begin(sandboxes: &Path) -> anyhow::Result<String> {
         let id = SandboxId::new().to_string();
@@ -259,7 +317,7 @@ mod tests {
         let mut records = read(sandboxes)?;
         assert_eq!(fs::read_dir(sandboxes)?.count(), 2);
         assert_eq!(fs::read_to_string(&journal)?, text);
-        assert!(records.iter().all(Recorded::is_kept), "their disks are kept");
+        assert!(records.iter().all(Recorded::keeps_disk), "their disks are kept");
         // Owner of the directory of a VMM in slot 7.
         let owner = fs::metadata(sandboxes.join(&newer).join("run"))?.uid();
         presume_slots(sandboxes, &mut records, owner.wrapping_sub(7));

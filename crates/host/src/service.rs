@@ -20,8 +20,9 @@ use wrenn_rpc::{
         __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
         CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
         ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest,
-        ListResponse, PingRequest, PingResponse, ReadFileRequest, ReadFileResponse, Sandbox, SandboxState,
-        StepTiming, WriteFileRequest, WriteFileResponse,
+        ListResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ReadFileRequest,
+        ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, StepTiming, WriteFileRequest,
+        WriteFileResponse,
         exec_stream_response::{End, Lost, Start},
         read_file_response::Unsized,
     },
@@ -78,6 +79,9 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
     let state = match now.state {
         State::Creating => SandboxState::SANDBOX_STATE_STARTING,
         State::Running => SandboxState::SANDBOX_STATE_RUNNING,
+        State::Pausing => SandboxState::SANDBOX_STATE_PAUSING,
+        State::Paused => SandboxState::SANDBOX_STATE_PAUSED,
+        State::Resuming => SandboxState::SANDBOX_STATE_RESUMING,
         State::Destroying => SandboxState::SANDBOX_STATE_STOPPING,
         State::Unknown => SandboxState::SANDBOX_STATE_UNKNOWN,
         State::Failing | State::Failed | State::Gone => SandboxState::SANDBOX_STATE_FAILED,
@@ -104,6 +108,16 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         ..Default::default()
     }
+}
+
+/// Durations of the operation that brought the sandbox to run.
+fn timings(handle: &Handle) -> Vec<StepTiming> {
+    let timings = handle.now().timings.into_iter().map(|(step, took)| StepTiming {
+        step: step.to_owned(),
+        micros: took.as_micros() as u64,
+        ..Default::default()
+    });
+    timings.collect()
 }
 
 fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Command, ConnectError> {
@@ -185,14 +199,38 @@ impl Host for Service {
             default_user: request.default_user,
         };
         let handle = self.agent.create(wanted).instrument(call.span).await?;
-        let timings = handle.now().timings.into_iter().map(|(step, took)| StepTiming {
-            step: step.to_owned(),
-            micros: took.as_micros() as u64,
-            ..Default::default()
-        });
         Response::ok(CreateResponse {
             sandbox: describe(&self.agent, &id, &handle).into(),
-            timings: timings.collect(),
+            timings: timings(&handle),
+            ..Default::default()
+        })
+    }
+
+    async fn pause<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, PauseRequest>,
+    ) -> ServiceResult<impl Encodable<PauseResponse> + Send + use<'a>> {
+        let id = request.sandbox_id.to_owned();
+        let call = self.call(&ctx, "pause", &id)?;
+        let handle = self.agent.pause(&id).instrument(call.span).await?;
+        Response::ok(PauseResponse {
+            sandbox: describe(&self.agent, &id, &handle).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn resume<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ResumeRequest>,
+    ) -> ServiceResult<impl Encodable<ResumeResponse> + Send + use<'a>> {
+        let (id, from_disk) = (request.sandbox_id.to_owned(), request.from_disk);
+        let call = self.call(&ctx, "resume", &id)?;
+        let handle = self.agent.resume(&id, !from_disk).instrument(call.span).await?;
+        Response::ok(ResumeResponse {
+            sandbox: describe(&self.agent, &id, &handle).into(),
+            timings: timings(&handle),
             ..Default::default()
         })
     }

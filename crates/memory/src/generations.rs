@@ -149,9 +149,8 @@ impl Generations {
         Ok(())
     }
 
-    /// Begins a new generation.
-    pub fn begin(&self) -> Result<Partial, MemoryError> {
-        let build = BuildId::new();
+    /// Begins a new generation with this identity.
+    pub fn begin(&self, build: BuildId) -> Result<Partial, MemoryError> {
         let (dir, target) = (self.dir.join(format!("{build}{PARTIAL}")), self.home(build));
         fs::create_dir(&dir).map_err(failed("make a snapshot's directory"))?;
         Ok(Partial { build, dir, target, kept: false })
@@ -279,7 +278,7 @@ mod tests {
 
     /// Makes a generation in which each named block is its own number, over a parent.
     fn make(all: &Generations, parent: Option<&Generation>, blocks: &[u64]) -> Generation {
-        let partial = all.begin().unwrap();
+        let partial = all.begin(BuildId::new()).unwrap();
         let data = File::create(partial.path(Part::Data)).unwrap();
         let mut changes = Mapping::default();
         for (place, block) in (0..).zip(blocks) {
@@ -323,13 +322,13 @@ mod tests {
     #[test]
     fn half_a_generation_is_none_and_is_removed() {
         let (dir, all) = all();
-        let partial = all.begin().unwrap();
+        let partial = all.begin(BuildId::new()).unwrap();
         fs::write(partial.path(Part::Data), "half").unwrap();
         assert_eq!(all.list().unwrap(), []);
         drop(partial);
         let inside = || fs::read_dir(dir.path().join("memory")).unwrap().count();
         assert_eq!(inside(), 0);
-        let mut killed = all.begin().unwrap();
+        let mut killed = all.begin(BuildId::new()).unwrap();
         killed.kept = true;
         drop(killed);
         assert_eq!(inside(), 1);

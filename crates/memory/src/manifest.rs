@@ -14,7 +14,7 @@ use crate::{BuildId, Layout, MemoryError, Sums};
 /// Version that is written, the newest that is read.
 const FORMAT: u32 = 1;
 
-/// Programs and processor that a snapshot was made with. Only the same can load it.
+/// Programs and processor that a snapshot was made with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Origin {
@@ -45,19 +45,30 @@ pub struct Manifest {
 }
 
 impl Origin {
-    /// Checks that a snapshot that was made with these can be loaded by `here`.
+    /// Checks that a snapshot was made with the same as `here`.
     pub fn check(&self, build: BuildId, here: &Self) -> Result<(), MemoryError> {
-        let pairs = [
-            ("the VMM", &self.vmm, &here.vmm),
-            ("the guest kernel", &self.kernel, &here.kernel),
-            ("the processor", &self.cpu, &here.cpu),
-            ("the guest agent", &self.envd, &here.envd),
-        ];
-        match pairs.into_iter().find(|(_, made_with, here)| made_with != here) {
-            None => Ok(()),
-            Some((what, made_with, here)) => {
-                Err(MemoryError::Mismatch { build, what, made_with: made_with.clone(), here: here.clone() })
-            }
+        let inside =
+            [("the guest kernel", &self.kernel, &here.kernel), ("the guest agent", &self.envd, &here.envd)];
+        self.check_loadable(build, here)?;
+        differs(build, inside)
+    }
+
+    /// Checks that the VMM and the processor of `here` can load a snapshot. Kernel and guest agent are in its memory.
+    pub fn check_loadable(&self, build: BuildId, here: &Self) -> Result<(), MemoryError> {
+        let outside = [("the VMM", &self.vmm, &here.vmm), ("the processor", &self.cpu, &here.cpu)];
+        differs(build, outside)
+    }
+}
+
+/// Fails for the first pair of values that are not the same.
+fn differs<'a>(
+    build: BuildId,
+    pairs: impl IntoIterator<Item = (&'static str, &'a String, &'a String)>,
+) -> Result<(), MemoryError> {
+    match pairs.into_iter().find(|(_, made_with, here)| made_with != here) {
+        None => Ok(()),
+        Some((what, made_with, here)) => {
+            Err(MemoryError::Mismatch { build, what, made_with: made_with.clone(), here: here.clone() })
         }
     }
 }

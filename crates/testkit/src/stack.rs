@@ -297,6 +297,11 @@ impl Stack {
             let paths = entries.flatten().map(|entry| entry.path().display().to_string());
             found.extend(paths.filter(|path| path.contains(id)));
         }
+        let snapshots = fs::read_dir(agent.join("volumes/snapshots")).into_iter().flatten().flatten();
+        let of_it = snapshots.map(|entry| entry.path()).filter(|path| {
+            fs::read_to_string(path.join("manifest")).is_ok_and(|manifest| manifest.contains(id))
+        });
+        found.extend(of_it.map(|path| path.display().to_string()));
         found.extend(resources::device_maps().into_iter().filter(|name| name.contains(id)));
         let groups =
             ["", "memory", "pids", "cpu"].map(|controller| Path::new("/sys/fs/cgroup").join(controller));

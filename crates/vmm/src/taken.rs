@@ -21,13 +21,12 @@ pub(crate) fn missing(name: &str) -> VmmError {
     VmmError::Missing { what: format!("the snapshot's {name}"), remedy }
 }
 
-/// Checks that the VMM wrote a regular file, and flushes it to the disk.
+/// Checks that the VMM wrote a regular file.
 fn inspect(from: &Path) -> io::Result<File> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(from)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("the VMM wrote something else than a file"));
     }
-    file.sync_all()?;
     Ok(file)
 }
 
@@ -43,18 +42,14 @@ fn take(file: &File, from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves files that a VMM wrote, each from its first path to its second one, the last one first, and flushes the
-/// directories. On an error none is left at its target.
+/// Moves files that a VMM wrote, each from its first path to its second one, the last one first. On an error none is
+/// left at its target.
 pub(crate) fn all(parts: &[(PathBuf, PathBuf)]) -> io::Result<()> {
     let files = parts.iter().map(|(from, _)| inspect(from)).collect::<io::Result<Vec<_>>>()?;
     // The state is moved last: as long as it is here, it marks the snapshot as not taken.
     let mut taking = files.iter().zip(parts).rev();
     let taken = taking.try_for_each(|(file, (from, to))| take(file, from, to));
-    let synced = taken.and_then(|()| {
-        let dirs = parts.iter().filter_map(|(_, to)| to.parent());
-        dirs.map(File::open).try_for_each(|dir| dir?.sync_all())
-    });
-    synced.inspect_err(|_| parts.iter().for_each(|(_, to)| drop(fs::remove_file(to))))
+    taken.inspect_err(|_| parts.iter().for_each(|(_, to)| drop(fs::remove_file(to))))
 }
 
 #[cfg(test)]

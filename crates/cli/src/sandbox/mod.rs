@@ -7,11 +7,11 @@ mod local;
 use anyhow::{Result, anyhow};
 use comfy_table::{Table, presets};
 use serde_json::json;
-use wrenn_api::{Sandbox, SandboxId};
+use wrenn_api::{ResumeSandbox, Sandbox, SandboxId, UpdateSandbox};
 use wrenn_client::Client;
 
 use crate::{
-    creation::{self, Key, New, variable},
+    creation::{self, Key, New, seconds, variable},
     exec,
     failure::Report,
     output::{Format, note},
@@ -67,6 +67,38 @@ pub(crate) enum Command {
     /// Copy a file into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
     Cp(copy::Args),
+    /// Pause a sandbox: its memory is written to the disk, and it runs nothing
+    Pause {
+        /// The sandbox's id
+        id: SandboxId,
+    },
+    /// Resume a paused sandbox: its processes go on
+    Resume {
+        /// The sandbox's id
+        id: SandboxId,
+        /// Boot it from its disk instead of letting it go on; also for one that has failed
+        #[arg(long)]
+        from_disk: bool,
+        /// Change the time without use after which it is paused: seconds, or with a unit, such as 10m; 0 is never
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        idle_timeout: Option<u32>,
+    },
+    /// Put off the pause of a sandbox with an idle timeout
+    Ping {
+        /// The sandbox's id
+        id: SandboxId,
+    },
+    /// Change a sandbox
+    Set {
+        /// The sandbox's id
+        id: SandboxId,
+        /// The time without use after which it is paused: seconds, or with a unit, such as 10m; 0 is never
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        idle_timeout: Option<u32>,
+        /// Whether a command or a file request resumes it when it is paused
+        #[arg(long, value_name = "BOOL")]
+        auto_resume: Option<bool>,
+    },
     /// Remove sandboxes
     #[command(visible_alias = "delete")]
     Rm {
@@ -105,6 +137,24 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             if !args.to_stdout() {
                 format.print(&copied, String::new)?;
             }
+        }
+        Command::Pause { id } => {
+            let sandbox = client.pause(*id).await?;
+            format.print(&sandbox, || sandbox.id.to_string())?;
+        }
+        Command::Resume { id, from_disk, idle_timeout } => {
+            let how = ResumeSandbox { timeout_sec: *idle_timeout, memory: from_disk.then_some(false) };
+            let sandbox = client.resume(*id, &how).await?;
+            format.print(&sandbox, || sandbox.id.to_string())?;
+        }
+        Command::Ping { id } => {
+            client.ping(*id).await?;
+            format.print(&json!({ "id": id }), || id.to_string())?;
+        }
+        Command::Set { id, idle_timeout, auto_resume } => {
+            let update = UpdateSandbox { timeout_sec: *idle_timeout, auto_resume: *auto_resume };
+            let sandbox = client.update(*id, &update).await?;
+            format.print(&sandbox, || sandbox.id.to_string())?;
         }
         Command::Rm { ids } => return remove(client, ids, format).await,
     }

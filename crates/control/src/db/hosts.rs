@@ -121,7 +121,7 @@ pub(crate) async fn recount(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE hosts SET (reserved_sandboxes, reserved_vcpus, reserved_memory_mb) = (
             SELECT count(*), coalesce(sum(vcpus), 0), coalesce(sum(memory_mb), 0) FROM sandboxes
-            WHERE host_id = $1 AND reserved AND status NOT IN ('stopped', 'error'))
+            WHERE host_id = $1 AND reserved AND status NOT IN ('stopped', 'error', 'paused'))
          WHERE id = $1",
         id
     )

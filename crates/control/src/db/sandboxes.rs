@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 use wrenn_api::{ErrorCode, ErrorDetail, Event, Sandbox, SandboxId, SandboxStatus};
@@ -26,8 +26,11 @@ pub(crate) struct Row {
     pub(crate) error_code: Option<String>,
     pub(crate) error_message: Option<String>,
     pub(crate) metadata: serde_json::Value,
+    pub(crate) timeout_sec: i32,
+    pub(crate) auto_resume: bool,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) started_at: Option<DateTime<Utc>>,
+    pub(crate) last_active_at: DateTime<Utc>,
     pub(crate) last_updated: DateTime<Utc>,
 }
 
@@ -38,7 +41,7 @@ macro_rules! row {
             Row,
             $before
                 + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
-                error_message, metadata, created_at, started_at, last_updated "
+                error_message, metadata, timeout_sec, auto_resume, created_at, started_at, last_active_at, last_updated "
                 + $after,
             $($argument),*
         )
@@ -55,6 +58,8 @@ pub(crate) struct Known {
     /// End of the lease of a transitional status.
     pub(crate) lease_until: Option<DateTime<Utc>>,
     pub(crate) error_message: Option<String>,
+    /// When it first ran.
+    pub(crate) started_at: Option<DateTime<Utc>>,
 }
 
 /// Selects the columns for a change: `known!(after, arguments)`.
@@ -62,7 +67,7 @@ macro_rules! known {
     ($after:literal, $($argument:expr),*) => {
         sqlx::query_as!(
             Known,
-            "SELECT id, host_id, status, version, lease_until, error_message FROM sandboxes " + $after,
+            "SELECT id, host_id, status, version, lease_until, error_message, started_at FROM sandboxes " + $after,
             $($argument),*
         )
     };
@@ -110,7 +115,14 @@ impl Row {
             version: self.version,
             lease_until: None,
             error_message: self.error_message.clone(),
+            started_at: self.started_at,
         }
+    }
+
+    /// When it will be paused if it is not used before.
+    fn expires_at(&self) -> Option<DateTime<Utc>> {
+        let timed = self.timeout_sec > 0 && self.status() == SandboxStatus::Running;
+        timed.then(|| self.last_active_at + TimeDelta::seconds(self.timeout_sec.into()))
     }
 
     /// Converts it for the API.
@@ -129,8 +141,12 @@ impl Row {
             vcpus: self.vcpus as u32,
             memory_mb: self.memory_mb as u32,
             disk_size_mb: self.disk_size_mb as u32,
+            timeout_sec: self.timeout_sec as u32,
+            auto_resume: self.auto_resume,
             created_at: self.created_at,
             started_at: self.started_at,
+            last_active_at: self.started_at.map(|_| self.last_active_at),
+            expires_at: self.expires_at(),
             last_updated: self.last_updated,
             metadata,
             error,
@@ -148,14 +164,16 @@ pub(crate) struct New<'a> {
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
     pub(crate) disk_size_mb: i32,
+    pub(crate) timeout_sec: i32,
+    pub(crate) auto_resume: bool,
 }
 
 /// Inserts a sandbox as `starting`, whose resources are reserved on its host.
 pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration) -> sqlx::Result<Row> {
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
-            reserved)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true) RETURNING",
+            reserved, timeout_sec, auto_resume)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10) RETURNING",
         "",
         new.id,
         new.team_id,
@@ -164,7 +182,9 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration
         new.vcpus,
         new.memory_mb,
         new.disk_size_mb,
-        lease.as_secs_f64()
+        lease.as_secs_f64(),
+        new.timeout_sec,
+        new.auto_resume
     )
     .fetch_one(&mut *tx)
     .await?;
@@ -172,14 +192,15 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration
     Ok(row)
 }
 
-/// Number of a team's sandboxes that are neither stopped nor failed. Other creates of the team wait until the
+/// Number of a team's sandboxes that have something on a host, paused ones included. Other creates of the team wait until the
 /// transaction ends, so that they cannot exceed the limit together.
 pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64> {
     sqlx::query_scalar!("SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE", team)
         .fetch_optional(&mut *tx)
         .await?;
     sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM sandboxes WHERE team_id = $1 AND status NOT IN ('stopped', 'error')"#,
+        r#"SELECT count(*) AS "count!" FROM sandboxes
+         WHERE team_id = $1 AND status <> 'stopped' AND NOT (status = 'error' AND started_at IS NULL)"#,
         team
     )
     .fetch_one(tx)
@@ -235,10 +256,11 @@ pub(crate) async fn of_ids(db: &PgPool, ids: &[Uuid]) -> sqlx::Result<Vec<Known>
     known!("WHERE id = ANY($1)", ids).fetch_all(db).await
 }
 
-/// Returns up to `limit` sandboxes that failed longer ago than `age`, the oldest first.
+/// Returns up to `limit` sandboxes that have never run and failed longer ago than `age`, the oldest first. The others
+/// have disks with data of their users.
 pub(crate) async fn failed_before(db: &PgPool, age: Duration, limit: i64) -> sqlx::Result<Vec<Known>> {
     known!(
-        "WHERE status = 'error' AND last_updated < now() - make_interval(secs => $1)
+        "WHERE status = 'error' AND started_at IS NULL AND last_updated < now() - make_interval(secs => $1)
          ORDER BY last_updated LIMIT $2",
         age.as_secs_f64(),
         limit
@@ -283,6 +305,10 @@ pub(crate) struct Change {
     pub(crate) error: Option<(ErrorCode, String)>,
     /// Metadata to add.
     pub(crate) metadata: BTreeMap<String, String>,
+    /// New timeout.
+    pub(crate) timeout_sec: Option<i32>,
+    /// Whether the change is only done if the sandbox was idle for its timeout.
+    pub(crate) if_idle: bool,
 }
 
 impl Change {
@@ -305,17 +331,33 @@ pub(crate) async fn change(
     change: Change,
     lease: Duration,
 ) -> sqlx::Result<Option<Row>> {
+    let mut tx = db.begin().await?;
+    let changed = change_in(&mut tx, row, change, lease).await?;
+    tx.commit().await?;
+    Ok(changed)
+}
+
+/// Changes the status in a transaction, as [`change`].
+pub(crate) async fn change_in(
+    tx: &mut PgConnection,
+    row: &Known,
+    change: Change,
+    lease: Duration,
+) -> sqlx::Result<Option<Row>> {
+    use SandboxStatus::{Error, Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
     let to = change.to.unwrap_or(row.status());
     let (code, message) = change.error.unzip();
     let metadata = serde_json::to_value(&change.metadata).unwrap_or_default();
-    let transitional = matches!(to, SandboxStatus::Starting | SandboxStatus::Stopping);
-    let mut tx = db.begin().await?;
+    let transitional = matches!(to, Starting | Pausing | Resuming | Stopping);
     let changed = row!(
         "UPDATE sandboxes SET status = $4, version = version + 1, last_updated = now(),
             error_code = $5, error_message = $6, metadata = metadata || $7,
             started_at = CASE WHEN $4 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
-            lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9) END
-         WHERE id = $1 AND status = $2 AND version = $3 RETURNING",
+            last_active_at = CASE WHEN $4 = 'running' AND status <> 'running' THEN now() ELSE last_active_at END,
+            lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9) END,
+            timeout_sec = coalesce($10, timeout_sec)
+         WHERE id = $1 AND status = $2 AND version = $3
+            AND (NOT $11 OR last_active_at + make_interval(secs => timeout_sec) < now()) RETURNING",
         "",
         row.id,
         row.status,
@@ -325,18 +367,61 @@ pub(crate) async fn change(
         message,
         metadata,
         transitional,
-        lease.as_secs_f64()
+        lease.as_secs_f64(),
+        change.timeout_sec,
+        change.if_idle
     )
     .fetch_optional(&mut *tx)
     .await?;
-    if let Some(changed) = &changed {
-        if matches!(to, SandboxStatus::Stopped | SandboxStatus::Error) {
-            give_back(&mut tx, row.id).await?;
-        }
-        outbox::put(&mut tx, changed.team_id, &Event::changed(changed.public())).await?;
+    let Some(changed) = changed else { return Ok(None) };
+    match to {
+        Stopped | Error | Paused => give_back(tx, row.id).await?,
+        // It may run again without a resume of this database, as after an outage.
+        Running => take_again(tx, row.id).await?,
+        _ => {}
     }
-    tx.commit().await?;
-    Ok(changed)
+    outbox::put(tx, changed.team_id, &Event::changed(changed.public())).await?;
+    Ok(Some(changed))
+}
+
+/// Changes the timeout of a sandbox, and whether requests resume it.
+pub(crate) async fn update(
+    db: &PgPool,
+    row: &Row,
+    timeout_sec: Option<i32>,
+    auto_resume: Option<bool>,
+) -> sqlx::Result<Option<Row>> {
+    row!(
+        "UPDATE sandboxes SET timeout_sec = coalesce($2, timeout_sec), auto_resume = coalesce($3, auto_resume),
+            last_active_at = CASE WHEN $2 IS NULL THEN last_active_at ELSE now() END
+         WHERE id = $1 AND status <> 'stopped' RETURNING",
+        "",
+        row.id,
+        timeout_sec,
+        auto_resume
+    )
+    .fetch_optional(db)
+    .await
+}
+
+/// Notes that a running sandbox is in use.
+pub(crate) async fn touch(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE sandboxes SET last_active_at = now() WHERE id = $1 AND status = 'running'", id)
+        .execute(db)
+        .await
+        .map(drop)
+}
+
+/// Returns up to `limit` running sandboxes that were idle for their timeout, the idlest first.
+pub(crate) async fn idle(db: &PgPool, limit: i64) -> sqlx::Result<Vec<Known>> {
+    known!(
+        "WHERE status = 'running' AND timeout_sec > 0
+            AND last_active_at + make_interval(secs => timeout_sec) < now()
+         ORDER BY last_active_at LIMIT $1",
+        limit
+    )
+    .fetch_all(db)
+    .await
 }
 
 /// Releases the resources that are reserved for a sandbox on its host; idempotent.
@@ -348,6 +433,26 @@ async fn give_back(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
             reserved_vcpus = greatest(reserved_vcpus - freed.vcpus, 0),
             reserved_memory_mb = greatest(reserved_memory_mb - freed.memory_mb, 0)
          FROM freed WHERE hosts.id = freed.host_id",
+        id
+    )
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Marks the resources of a sandbox as reserved, which [`super::hosts::reserve`] has reserved in this transaction.
+pub(crate) async fn mark_reserved(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("UPDATE sandboxes SET reserved = true WHERE id = $1", id).execute(tx).await.map(drop)
+}
+
+/// Reserves the resources of a sandbox that runs, whatever room its host has; idempotent.
+async fn take_again(tx: &mut PgConnection, id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "WITH taken AS (
+            UPDATE sandboxes SET reserved = true WHERE id = $1 AND NOT reserved RETURNING host_id, vcpus, memory_mb)
+         UPDATE hosts SET reserved_sandboxes = reserved_sandboxes + 1,
+            reserved_vcpus = reserved_vcpus + taken.vcpus, reserved_memory_mb = reserved_memory_mb + taken.memory_mb
+         FROM taken WHERE hosts.id = taken.host_id",
         id
     )
     .execute(tx)

@@ -10,7 +10,7 @@ use wrenn_rpc::host::v1::{
     ExecStreamRequest,
 };
 
-use super::command;
+use super::{activity::Active, command};
 use crate::{
     agents::{AgentClient, Link},
     error::Fault,
@@ -22,6 +22,8 @@ pub struct Attached {
     pub(super) id: SandboxId,
     /// Maximum size of a file that is written, in bytes.
     pub(super) upload_max: usize,
+    /// As long as it is attached, the sandbox is active.
+    _active: Option<Active>,
 }
 
 /// What happened to a command.
@@ -49,7 +51,12 @@ pub enum CommandEvent {
 
 impl Attached {
     pub(crate) const fn new(agent: AgentClient, id: SandboxId, upload_max: usize) -> Self {
-        Self { agent, id, upload_max }
+        Self { agent, id, upload_max, _active: None }
+    }
+
+    /// Keeps the sandbox active as long as it is attached.
+    pub(super) fn keeping(self, active: Option<Active>) -> Self {
+        Self { _active: active, ..self }
     }
 
     /// Starts a command. It is killed with its descendants when the stream is dropped.

@@ -16,15 +16,18 @@ use wrenn_rpc::{
 use super::{
     command::check_envs,
     destroy::destroy,
-    lookup::{agent, cut, find},
+    lease::Lease,
+    lookup::{agent, find},
+    metadata,
     place::{Need, full, place},
+    timeout,
 };
 use crate::{
     agents::{deadline, within},
     db::{
         hosts::{self, EJECTED, Ejected},
         idempotency,
-        sandboxes::{self, Change, Known, New, Row},
+        sandboxes::{self, Change, New, Row},
     },
     error::Fault,
     fault,
@@ -37,11 +40,6 @@ const KEY_MAX: usize = 255;
 const FIRST: Duration = Duration::from_secs(60);
 /// Number of attempts of a create whose key is claimed and released by others.
 const TRIES: usize = 8;
-/// Maximum number of an agent's metadata for a new sandbox, and their maximum length in bytes.
-const METADATA_MAX: usize = 64;
-const METADATA_TEXT_MAX: usize = 256;
-/// Number of renewals in the time of a lease, so that one may be late.
-const RENEWALS: u32 = 3;
 
 /// Key that makes it safe to repeat a create.
 #[derive(Debug, Clone)]
@@ -69,6 +67,14 @@ struct Wanted {
     memory_mb: u32,
     disk_size_mb: u32,
     envs: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    timeout_sec: u32,
+    #[serde(skip_serializing_if = "is_default")]
+    auto_resume: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Wanted {
@@ -87,7 +93,18 @@ impl Wanted {
             memory_mb: within_bounds("memory_mb", request.memory_mb, 512, 128, 1 << 20)?,
             disk_size_mb: within_bounds("disk_size_mb", request.disk_size_mb, 5120, 512, 1 << 20)?,
             envs: request.envs,
+            timeout_sec: timeout::check(request.timeout_sec)?.unwrap_or_default(),
+            auto_resume: request.auto_resume.unwrap_or_default(),
         })
+    }
+
+    fn need(&self) -> Need<'_> {
+        Need {
+            template: &self.template,
+            vcpus: self.vcpus as i32,
+            memory_mb: self.memory_mb as i32,
+            disk_size_mb: self.disk_size_mb as i32,
+        }
     }
 
     /// Hash of the request's meaning, independent of its formatting. A field that is added later must not
@@ -178,14 +195,9 @@ async fn claim(
     wanted: &Wanted,
     key: Option<&Key>,
 ) -> Result<Option<(Row, String)>, Fault> {
-    let need = Need {
-        template: &wanted.template,
-        vcpus: wanted.vcpus as i32,
-        memory_mb: wanted.memory_mb as i32,
-        disk_size_mb: wanted.disk_size_mb as i32,
-    };
+    let need = wanted.need();
     for host in place(&hosts::candidates(&app.db).await?, &need)? {
-        match claim_on(app, team, host, &need, key).await? {
+        match claim_on(app, team, host, wanted, key).await? {
             Claim::Made(row, address) => return Ok(Some((*row, address))),
             Claim::KeyTaken => return Ok(None),
             Claim::Full => {}
@@ -208,10 +220,10 @@ async fn claim_on(
     app: &App,
     team: Uuid,
     host: Uuid,
-    need: &Need<'_>,
+    wanted: &Wanted,
     key: Option<&Key>,
 ) -> Result<Claim, Fault> {
-    let id = SandboxId::new().uuid();
+    let (id, need) = (SandboxId::new().uuid(), wanted.need());
     let mut tx = app.db.begin().await?;
     let count = sandboxes::count(&mut tx, team).await?;
     if count >= i64::from(app.limits.sandboxes_per_team) {
@@ -235,6 +247,8 @@ async fn claim_on(
         vcpus: need.vcpus,
         memory_mb: need.memory_mb,
         disk_size_mb: need.disk_size_mb,
+        timeout_sec: wanted.timeout_sec as i32,
+        auto_resume: wanted.auto_resume,
     };
     let row = sandboxes::insert(&mut tx, &new, app.limits.lease).await?;
     tx.commit().await?;
@@ -243,20 +257,11 @@ async fn claim_on(
 
 /// Calls the agent to create it, and records the result.
 async fn finish(app: App, row: Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, Fault> {
-    let lease = tokio::spawn(keep_lease(app.clone(), row.known()));
+    let lease = Lease::keep(&app, row.known());
     let result = make(&app, &row, address, envs).await.map_err(|error| error.leaving(row.public_id()));
-    lease.abort();
+    drop(lease);
     app.outbox.notify_one();
     result
-}
-
-async fn keep_lease(app: App, row: Known) {
-    loop {
-        tokio::time::sleep(app.limits.lease / RENEWALS).await;
-        if matches!(sandboxes::renew(&app.db, &row, app.limits.lease).await, Ok(false)) {
-            return;
-        }
-    }
 }
 
 /// Counts the failure, and logs an ejection of the host: otherwise nobody would notice that there is one host
@@ -342,7 +347,11 @@ async fn give_up(app: &App, row: &Row, error: &Fault) -> Result<Option<Row>, Fau
 async fn moved_on(app: &App, row: &Row) -> Result<Row, Fault> {
     let now = find(app, row.team_id, row.public_id()).await?;
     match now.status() {
-        SandboxStatus::Running | SandboxStatus::Missing => Ok(now),
+        SandboxStatus::Running
+        | SandboxStatus::Pausing
+        | SandboxStatus::Paused
+        | SandboxStatus::Resuming
+        | SandboxStatus::Missing => Ok(now),
         SandboxStatus::Error => Err(why_failed(&now)),
         SandboxStatus::Pending
         | SandboxStatus::Starting
@@ -360,14 +369,10 @@ fn why_failed(row: &Row) -> Fault {
     Fault::new(code.unwrap_or(ErrorCode::AgentError), row.error_message.clone().unwrap_or_default())
 }
 
-/// Returns the metadata of a new sandbox, within the limits.
+/// Returns the metadata of a new sandbox.
 fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
     let sandbox = response.sandbox.into_option().unwrap_or_default();
-    let timings = response.timings.into_iter().map(|timing| {
-        (format!("create_{}_ms", timing.step), format!("{:.1}", timing.micros as f64 / 1000.0))
-    });
-    let all = sandbox.metadata.into_iter().chain(timings).take(METADATA_MAX);
-    all.map(|(name, value)| (cut(&name, METADATA_TEXT_MAX), cut(&value, METADATA_TEXT_MAX))).collect()
+    metadata::of(sandbox, "create", response.timings)
 }
 
 /// Returns the sandbox of the first request with this key. `None` if that request failed temporarily: the key
@@ -382,9 +387,15 @@ async fn repeat(app: &App, team: Uuid, key: &Key, first: idempotency::First) -> 
         let row = find(app, team, id).await?;
         match (row.status(), row.started_at) {
             (SandboxStatus::Starting | SandboxStatus::Pending, _) => {}
-            (SandboxStatus::Running | SandboxStatus::Missing, _) | (SandboxStatus::Error, Some(_)) => {
-                return Ok(Some(row));
-            }
+            (
+                SandboxStatus::Running
+                | SandboxStatus::Pausing
+                | SandboxStatus::Paused
+                | SandboxStatus::Resuming
+                | SandboxStatus::Missing,
+                _,
+            )
+            | (SandboxStatus::Error, Some(_)) => return Ok(Some(row)),
             (SandboxStatus::Stopping | SandboxStatus::Stopped, _) => {
                 let message = format!(
                     "the first request with this Idempotency-Key made sandbox {id}, which was deleted since: use a new key \

@@ -123,7 +123,7 @@ impl Attached {
     }
 
     /// Reads a file.
-    pub async fn read_file(&self, path: FilePath) -> Result<Download, Fault> {
+    pub async fn read_file(self, path: FilePath) -> Result<Download, Fault> {
         let request = ReadFileRequest { sandbox_id: self.id.to_string(), path: path.0, ..Default::default() };
         let mut parts = moving(By::SandboxSends, self.agent.read_file(request)).await??;
         let nothing = || Fault::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
@@ -151,6 +151,10 @@ impl Attached {
                 let left = left.map(|left| left - bytes.len() as u64);
                 return Ok(Some((bytes, (parts, left))));
             }
+        });
+        // The sandbox is active as long as it is read.
+        let content = content.inspect(move |_| {
+            let _ = &self;
         });
         Ok(Download { size, content: content.boxed() })
     }

@@ -2,16 +2,26 @@
 //! Sandboxes service: operations of callers on the sandboxes of their team. It knows no surface: requests and
 //! results are typed values, and whatever fails is a fault.
 
+mod activity;
 mod attached;
 mod command;
 mod create;
 mod destroy;
 mod files;
+pub(crate) mod idle;
+mod lease;
 mod lookup;
+mod metadata;
+mod pause;
 mod place;
 pub(crate) mod reconcile;
+mod resume;
+mod running;
+mod settle;
+mod step;
+mod timeout;
 
-use wrenn_api::{CreateSandbox, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, ErrorCode, ResumeSandbox, Sandbox, SandboxId, SandboxStatus, UpdateSandbox};
 
 use crate::{agents::ResponseMemory, caller::Caller, db, error::Fault, state::App};
 
@@ -99,6 +109,45 @@ impl Sandboxes {
         destroy::destroy(&self.app, caller.team().uuid(), id).await
     }
 
+    /// Pauses a sandbox and waits until it is paused. Does nothing if it is. It is also completed if the caller does
+    /// not wait for it. If it fails, the sandbox runs on.
+    pub async fn pause(&self, caller: &Caller, id: SandboxId) -> Result<Sandbox, Fault> {
+        Ok(pause::pause(&self.app, caller.team().uuid(), id).await?.public())
+    }
+
+    /// Resumes a sandbox and waits until it runs. Does nothing if it does. It is also completed if the caller does not
+    /// wait for it.
+    pub async fn resume(&self, caller: &Caller, id: SandboxId, how: ResumeSandbox) -> Result<Sandbox, Fault> {
+        Ok(resume::resume(&self.app, caller.team().uuid(), id, &how).await?.public())
+    }
+
+    /// Notes that a running sandbox is in use.
+    pub async fn ping(&self, caller: &Caller, id: SandboxId) -> Result<(), Fault> {
+        let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
+        if row.status() != SandboxStatus::Running {
+            let message = format!("sandbox {id} is {}, not running", row.status().as_str());
+            return Err(Fault::new(ErrorCode::InvalidState, message));
+        }
+        Ok(db::sandboxes::touch(&self.app.db, row.id).await?)
+    }
+
+    /// Changes a sandbox. A new timeout begins now.
+    pub async fn update(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        update: UpdateSandbox,
+    ) -> Result<Sandbox, Fault> {
+        if update == UpdateSandbox::default() {
+            return Err(Fault::invalid("nothing is to be changed: give timeout_sec or auto_resume"));
+        }
+        let timeout = timeout::check(update.timeout_sec)?.map(|seconds| seconds as i32);
+        let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
+        let updated = db::sandboxes::update(&self.app.db, &row, timeout, update.auto_resume).await?;
+        let deleted = || Fault::new(ErrorCode::NotFound, format!("sandbox {id} was deleted"));
+        Ok(updated.ok_or_else(deleted)?.public())
+    }
+
     /// Runs a command and waits until it ends.
     pub async fn exec(
         &self,
@@ -108,13 +157,13 @@ impl Sandboxes {
     ) -> Result<Finished, Fault> {
         let team = caller.team().uuid();
         let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
-        let agent = lookup::running_with_memory(&self.app, team, id, memory.clone()).await?;
+        let (agent, _active) = running::with_memory(&self.app, team, id, memory.clone()).await?;
         command::run(&agent, id, command, &memory).await
     }
 
     /// Attaches to a running sandbox for one stream: a command whose output is streamed, or a file.
     pub async fn attach(&self, caller: &Caller, id: SandboxId) -> Result<Attached, Fault> {
-        let agent = lookup::running_dedicated(&self.app, caller.team().uuid(), id).await?;
-        Ok(Attached::new(agent, id, self.app.limits.upload_body))
+        let (agent, active) = running::dedicated(&self.app, caller.team().uuid(), id).await?;
+        Ok(Attached::new(agent, id, self.app.limits.upload_body).keeping(active))
     }
 }

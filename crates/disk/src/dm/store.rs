@@ -180,12 +180,31 @@ impl Inner {
         self.handed_over(id, numbers, record.size, owner)
     }
 
+    fn sync_now(&self, id: &str) -> Result<(), DiskError> {
+        self.records.read(id)?;
+        if self.mapper.mapped(id)?.is_some() {
+            self.check_mapped(id)?;
+            self.write_back(id)?;
+        }
+        self.sync_files(id)
+    }
+
+    /// Writes what the VMM wrote, which is in the cache of the device, to the file of changes.
+    fn write_back(&self, id: &str) -> Result<(), DiskError> {
+        let written = File::open(self.node_path(id)).and_then(|device| device.sync_all());
+        written.map_err(failed(format!("write volume {id:?} back")))
+    }
+
     fn detach_now(&self, id: &str) -> Result<(), DiskError> {
         checked(id)?;
-        let fail = || failed(format!("keep volume {id:?}"));
         self.mapper.unmap(id, PATIENCE)?;
         remove_file(&self.node_path(id))?;
-        // Sync, because a detached volume may be needed after a power loss.
+        // A detached volume may be needed after a power loss.
+        self.sync_files(id)
+    }
+
+    fn sync_files(&self, id: &str) -> Result<(), DiskError> {
+        let fail = || failed(format!("keep volume {id:?}"));
         for path in [self.cow_path(id)?, self.records.path(id)?, self.dir.join("volumes")] {
             match File::open(path) {
                 Ok(file) => file.sync_all().map_err(fail())?,
@@ -241,9 +260,7 @@ impl Inner {
         let record = self.records.read(from)?;
         if self.mapper.mapped(from)?.is_some() {
             self.check_mapped(from)?;
-            // What the VMM wrote is in the cache of the device, not yet in the file.
-            let device = File::open(self.node_path(from)).and_then(|device| device.sync_all());
-            device.map_err(failed(format!("write volume {from:?} back")))?;
+            self.write_back(from)?;
         }
         let changes = self.cow(from)?;
         self.free_space.check()?;
@@ -465,6 +482,10 @@ impl Volumes for DmStore {
 
     async fn attach(&self, id: &str, owner: u32) -> Result<BlockDevice, DiskError> {
         self.change(id, move |inner, id| inner.attach_now(id, owner)).await
+    }
+
+    async fn sync(&self, id: &str) -> Result<(), DiskError> {
+        self.change(id, Inner::sync_now).await
     }
 
     async fn detach(&self, id: &str) -> Result<(), DiskError> {

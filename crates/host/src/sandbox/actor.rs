@@ -18,10 +18,11 @@ use super::{
     guest::Guest,
     last_words,
     mailbox::{Asked, Mailbox, refusal},
-    operations::{self, Cancel, Create, Destroy, Fail, Steps as _},
-    phase::{Live, Phase, Published, State, Timings},
+    operations::{self, Cancel, Create, Destroy, Fail, Pause, PauseLeft, Resume, Steps as _},
+    phase::{Live, Memory, Phase, Published, State, Timings},
     record::Sandbox,
     spec::Spec,
+    summary::Stage,
 };
 use crate::error::AgentError;
 
@@ -44,6 +45,8 @@ pub(crate) enum Start {
     Create(HashMap<String, String>, Span),
     /// Adopt a microVM of a former agent, in this slot.
     Adopt(Box<dyn MicroVm>, SlotSpec),
+    /// Complete the resume of a former agent, whose microVM is in this slot.
+    Resume(Box<dyn MicroVm>, SlotSpec),
     /// Wait for requests in this phase.
     In(Phase),
 }
@@ -54,7 +57,7 @@ pub(crate) fn spawn(sandbox: Sandbox, start: Start) -> Handle {
     let (requests, mailbox) = Mailbox::new();
     let handle = Handle { spec: sandbox.spec.clone(), published, requests };
     let mut held = sandbox.shared.held.clone();
-    // Adopted sandboxes are paused or resumed, too.
+    // Adopted sandboxes are held or go on, too.
     held.mark_changed();
     let span = tracing::info_span!("sandbox", id = sandbox.id);
     let actor = Actor { sandbox, phase: Phase::Creating, mailbox, publish, held };
@@ -79,6 +82,16 @@ impl Handle {
     /// Removes the sandbox and all its resources.
     pub(crate) async fn destroy(&self) -> Result<(), AgentError> {
         self.ask(Request::Destroy).await
+    }
+
+    /// Pauses the sandbox. Does nothing if it is paused.
+    pub(crate) async fn pause(&self) -> Result<(), AgentError> {
+        self.ask(Request::Pause).await
+    }
+
+    /// Resumes the sandbox, from its memory or by a boot from its disk. Does nothing if it runs.
+    pub(crate) async fn resume(&self, memory: bool) -> Result<(), AgentError> {
+        self.ask(Request::Resume(memory)).await
     }
 
     /// Sends a request and waits for its result.
@@ -111,6 +124,7 @@ impl Actor {
                 drop(self.perform(Operation::Create(envs)).instrument(call).await);
             }
             Start::Adopt(vm, slot) => self.adopt(vm, &slot).await,
+            Start::Resume(vm, slot) => self.complete_resume(vm, &slot).await,
             Start::In(phase) => drop(self.enter(phase)),
         }
         let mut looks = tokio::time::interval(DISK_LOOK);
@@ -154,6 +168,8 @@ impl Actor {
         match operation {
             Operation::Create(envs) => self.create(envs).await,
             Operation::Destroy => self.destroy().await,
+            Operation::Pause => self.pause().await,
+            Operation::Resume(memory) => self.resume(memory).await,
             Operation::Hold(hold) => self.hold(hold),
             Operation::Fail(cause) => self.fail(&cause).await,
         }
@@ -201,7 +217,8 @@ impl Actor {
         if let Err(error) = shared.slots.set_policy(slot.index, &shared.network_policy()).await {
             tracing::error!(id, %error, "cannot update the network rules of a sandbox");
         }
-        let live = Live { vm, guest, timings: Timings::new(), held: false };
+        let base = self.sandbox.record.summary().base();
+        let live = Live { vm, guest, base, timings: Timings::new(), held: false };
         drop(self.enter(Phase::Running(Box::new(live))));
     }
 
@@ -218,9 +235,121 @@ impl Actor {
         result
     }
 
+    async fn pause(&mut self) -> Result<(), AgentError> {
+        let live = match std::mem::replace(&mut self.phase, Phase::Pausing) {
+            Phase::Running(live) => live,
+            other => {
+                self.phase = other;
+                return Err(AgentError::fault("pausing the sandbox", &"it does not run"));
+            }
+        };
+        // Pending calls of the guest only fail if it is paused indeed.
+        self.publish.send_replace(self.phase.view());
+        let mut pause = Pause::new(live);
+        let cancel = pause.cancel();
+        let ran = operations::run(&mut pause, &mut self.sandbox);
+        let paused = self.mailbox.during(State::Pausing, &cancel, ran).await;
+        let error = match paused.and_then(|_| pause.finish()) {
+            Ok(memory) => {
+                drop(self.enter(Phase::Paused(memory)));
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(code = %error.code, %error, "a pause failed");
+        let left = pause.give_up(&mut self.sandbox);
+        match self.mailbox.during(State::Pausing, &Cancel::Finish, left).await {
+            PauseLeft::Running(live) => drop(self.enter(Phase::Running(live))),
+            PauseLeft::Paused(memory, None) => drop(self.enter(Phase::Paused(memory))),
+            PauseLeft::Paused(_, Some(live)) => {
+                drop(self.enter(Phase::Failed { error: error.clone(), vm: Some(live.vm) }));
+            }
+            PauseLeft::Stuck(live) => {
+                drop(self.enter(Phase::Running(live)));
+                self.fail("the guest does not go on after a pause that failed").await?;
+            }
+        }
+        Err(error)
+    }
+
+    async fn resume(&mut self, memory: bool) -> Result<(), AgentError> {
+        let kept = match &self.phase {
+            Phase::Paused(Memory::Kept(build)) => Some(*build),
+            Phase::Paused(Memory::Lost(error)) if memory => {
+                let message =
+                    format!("{}: resume it with memory false, which boots it from its disk", error.message);
+                return Err(AgentError::new(ErrorCode::SnapshotMissing, message));
+            }
+            // It was created, but has never run.
+            Phase::Failed { error, .. } if !self.sandbox.record.summary().has_run() => {
+                let message = format!("it has never run, and has no disk: {}", error.message);
+                return Err(AgentError::new(ErrorCode::InvalidState, message));
+            }
+            _ => None,
+        };
+        let before = std::mem::replace(&mut self.phase, Phase::Resuming);
+        self.publish.send_replace(self.phase.view());
+        let mut resume = Resume::new(kept, memory);
+        let cancel = resume.cancel();
+        let ran = operations::run(&mut resume, &mut self.sandbox);
+        let resumed = self.mailbox.during(State::Resuming, &cancel, ran).await;
+        self.settle_resume(resume, resumed, before).await
+    }
+
+    async fn complete_resume(&mut self, vm: Box<dyn MicroVm>, slot: &SlotSpec) {
+        drop(self.enter(Phase::Resuming));
+        let mut resume = match Resume::adopted(&self.sandbox, vm, slot) {
+            Ok(resume) => resume,
+            Err(error) => return drop(self.enter(Phase::Failed { error, vm: None })),
+        };
+        let cancel = resume.cancel();
+        let completed = resume.complete(&mut self.sandbox);
+        let resumed = self.mailbox.during(State::Resuming, &cancel, completed).await;
+        // An error is in the phase.
+        drop(self.settle_resume(resume, resumed, Phase::Resuming).await);
+    }
+
+    /// Enters the phase after a resume that has ended like this; `before` is the one before it.
+    async fn settle_resume(
+        &mut self,
+        mut resume: Resume,
+        resumed: Result<Timings, AgentError>,
+        before: Phase,
+    ) -> Result<(), AgentError> {
+        let error = match resumed.and_then(|timings| resume.finish(timings)) {
+            Ok(live) => {
+                drop(self.enter(Phase::Running(Box::new(live))));
+                // The disk may have run out of room meanwhile.
+                self.held.mark_changed();
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(code = %error.code, %error, "a resume failed");
+        // The guest may have changed its disk, so that its former memory is of no use.
+        if matches!(self.sandbox.record.summary().stage(), Stage::Resuming { .. }) {
+            let cause = format!("the sandbox was resumed and did not come up: {}", error.message);
+            drop(self.enter(Phase::Failed { error: error.clone(), vm: resume.vm.take() }));
+            self.fail(&cause).await?;
+            return Err(error);
+        }
+        let undo = resume.take_back(&mut self.sandbox);
+        let undone = self.mailbox.during(State::Resuming, &Cancel::Finish, undo).await;
+        let next = match undone {
+            Ok(()) => before,
+            Err(stuck) => {
+                tracing::error!(id = self.sandbox.id, %stuck, "cannot undo a failed resume");
+                Phase::Failed { error: error.clone(), vm: resume.vm.take() }
+            }
+        };
+        drop(self.enter(next));
+        Err(error)
+    }
+
     /// Marks the sandbox as failed and releases its resources.
     async fn fail(&mut self, cause: &str) -> Result<(), AgentError> {
-        let error = AgentError::new(ErrorCode::AgentError, format!("{cause}. Delete the sandbox"));
+        let remedy = "resume it with memory false, which boots it from its disk, or delete it";
+        let error = AgentError::new(ErrorCode::AgentError, format!("{cause}. Its disk is kept: {remedy}"));
         let vm = self.enter(Phase::Failing(error.clone()));
         let mut fail = Fail::new(error.clone(), vm);
         let cancel = fail.cancel();
@@ -230,8 +359,8 @@ impl Actor {
         result
     }
 
-    /// Pauses the guest while there is no room for its writes, or resumes it. By signal, so that no VMM can
-    /// refuse at the expense of the others.
+    /// Holds the guest while there is no room for its writes, or lets it go on. By signal, so that no VMM can refuse at
+    /// the expense of the others.
     fn hold(&mut self, hold: bool) -> Result<(), AgentError> {
         let Phase::Running(live) = &mut self.phase else { return Ok(()) };
         live.vm.freeze(hold).map_err(|error| {

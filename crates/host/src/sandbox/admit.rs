@@ -12,7 +12,11 @@ use super::phase::State;
 pub(crate) enum Request {
     /// Remove the sandbox and all its resources.
     Destroy,
-    /// Pause the guest while there is no room for its writes (true), or resume it (false).
+    /// Write its memory to the disk, and release everything else but the disk.
+    Pause,
+    /// Go on after a pause: from its memory (true), or by a boot from its disk (false).
+    Resume(bool),
+    /// Hold the guest while there is no room for its writes (true), or let it go on (false).
     Hold(bool),
     /// Mark the sandbox as failed for this cause, and release its resources.
     Fail(String),
@@ -25,7 +29,11 @@ pub(crate) enum Operation {
     Create(HashMap<String, String>),
     /// Remove it.
     Destroy,
-    /// Pause or resume its guest.
+    /// Pause it.
+    Pause,
+    /// Resume it: from its memory (true), or from its disk (false).
+    Resume(bool),
+    /// Hold its guest, or let it go on.
     Hold(bool),
     /// Mark it as failed.
     Fail(String),
@@ -46,22 +54,38 @@ pub(crate) enum Admit {
 
 /// Decides about a request to a sandbox in this state.
 pub(crate) fn admit(state: State, request: &Request) -> Admit {
-    use State::{Creating, Destroying, Failed, Failing, Gone, Running, Unknown};
+    use State::{Creating, Destroying, Failed, Failing, Gone, Paused, Pausing, Resuming, Running, Unknown};
     match (request, state) {
-        (Request::Destroy, Running | Failed | Unknown) => Admit::Run(Operation::Destroy),
-        (Request::Destroy, Creating | Failing | Destroying) => Admit::Wait,
+        (Request::Destroy, Running | Paused | Failed | Unknown) => Admit::Run(Operation::Destroy),
+        (Request::Destroy, Creating | Pausing | Resuming | Failing | Destroying) => Admit::Wait,
         (Request::Destroy, Gone) => Admit::Already,
 
+        (Request::Pause, Running) => Admit::Run(Operation::Pause),
+        (Request::Pause, Creating | Pausing | Resuming) => Admit::Wait,
+        (Request::Pause, Paused) => Admit::Already,
+        (Request::Pause, Failing | Destroying | Failed | Unknown | Gone) => {
+            Admit::Refuse(ErrorCode::InvalidState)
+        }
+
+        (Request::Resume(memory), Paused) => Admit::Run(Operation::Resume(*memory)),
+        // Its memory is gone, its disk may be there.
+        (Request::Resume(false), Failed) => Admit::Run(Operation::Resume(false)),
+        (Request::Resume(_), Creating | Pausing | Resuming) => Admit::Wait,
+        (Request::Resume(_), Running) => Admit::Already,
+        (Request::Resume(_), Failing | Destroying | Failed | Unknown | Gone) => {
+            Admit::Refuse(ErrorCode::InvalidState)
+        }
+
         (Request::Hold(hold), Running) => Admit::Run(Operation::Hold(*hold)),
-        (Request::Hold(_), Creating) => Admit::Wait,
+        (Request::Hold(_), Creating | Pausing | Resuming) => Admit::Wait,
         (Request::Hold(_), Unknown) => Admit::Refuse(ErrorCode::InvalidState),
-        (Request::Hold(_), Failing | Destroying | Failed | Gone) => Admit::Already,
+        (Request::Hold(_), Paused | Failing | Destroying | Failed | Gone) => Admit::Already,
 
         // A microVM that could not be killed may end later.
         (Request::Fail(cause), Running | Failed) => Admit::Run(Operation::Fail(cause.clone())),
-        (Request::Fail(_), Creating) => Admit::Wait,
+        (Request::Fail(_), Creating | Pausing | Resuming) => Admit::Wait,
         (Request::Fail(_), Unknown) => Admit::Refuse(ErrorCode::InvalidState),
-        (Request::Fail(_), Failing | Destroying | Gone) => Admit::Already,
+        (Request::Fail(_), Paused | Failing | Destroying | Gone) => Admit::Already,
     }
 }
 
@@ -70,7 +94,7 @@ impl Request {
     pub(super) fn cancels(&self) -> bool {
         match self {
             Self::Destroy => true,
-            Self::Hold(_) | Self::Fail(_) => false,
+            Self::Pause | Self::Resume(_) | Self::Hold(_) | Self::Fail(_) => false,
         }
     }
 }
@@ -79,19 +103,12 @@ impl Request {
 mod tests {
     use super::*;
 
-    const STATES: [State; 7] = [
-        State::Creating,
-        State::Running,
-        State::Failing,
-        State::Destroying,
-        State::Failed,
-        State::Unknown,
-        State::Gone,
-    ];
-
     fn letter(admit: &Admit, request: &Request) -> &'static str {
         match (admit, request) {
             (Admit::Run(Operation::Destroy), Request::Destroy)
+            | (Admit::Run(Operation::Pause), Request::Pause)
+            | (Admit::Run(Operation::Resume(true)), Request::Resume(true))
+            | (Admit::Run(Operation::Resume(false)), Request::Resume(false))
             | (Admit::Run(Operation::Hold(true)), Request::Hold(true))
             | (Admit::Run(Operation::Hold(false)), Request::Hold(false)) => "run",
             (Admit::Run(Operation::Fail(why)), Request::Fail(cause)) if why == cause => "run",
@@ -107,22 +124,31 @@ mod tests {
     #[rustfmt::skip]
     fn every_request_is_decided_in_every_state() {
         let table = [
-            //                        creating  running    failing    destroying failed     unknown   gone
-            (Request::Destroy,       ["wait",   "run",     "wait",    "wait",    "run",     "run",    "already"]),
-            (Request::Hold(true),    ["wait",   "run",     "already", "already", "already", "refuse", "already"]),
-            (Request::Hold(false),   ["wait",   "run",     "already", "already", "already", "refuse", "already"]),
-            (Request::Fail("x".into()), ["wait", "run",    "already", "already", "run",     "refuse", "already"]),
+            //                         creating running   pausing  paused     resuming failing    destroying failed    unknown   gone
+            (Request::Destroy,        ["wait", "run",     "wait",  "run",     "wait",  "wait",    "wait",    "run",     "run",    "already"]),
+            (Request::Pause,          ["wait", "run",     "wait",  "already", "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
+            (Request::Resume(true),   ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
+            (Request::Resume(false),  ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "run",     "refuse", "refuse"]),
+            (Request::Hold(true),     ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
+            (Request::Hold(false),    ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
+            (Request::Fail("x".into()), ["wait", "run",   "wait",  "already", "wait",  "already", "already", "run",     "refuse", "already"]),
         ];
         for (request, row) in table {
-            let decided = STATES.map(|state| letter(&admit(state, &request), &request));
+            let decided = State::ALL.map(|state| letter(&admit(state, &request), &request));
             assert_eq!(decided, row, "{request:?}");
         }
     }
 
     #[test]
     fn requests_wait_only_for_an_operation() {
-        let requests = [Request::Destroy, Request::Hold(true), Request::Fail("x".into())];
-        for state in [State::Running, State::Failed, State::Unknown, State::Gone] {
+        let requests = [
+            Request::Destroy,
+            Request::Pause,
+            Request::Resume(true),
+            Request::Hold(true),
+            Request::Fail("x".into()),
+        ];
+        for state in [State::Running, State::Paused, State::Failed, State::Unknown, State::Gone] {
             assert!(requests.iter().all(|request| admit(state, request) != Admit::Wait), "{state:?}");
         }
     }

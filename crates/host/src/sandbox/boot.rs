@@ -34,6 +34,8 @@ pub(crate) fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec)
         tap: Some(Tap { netns: slot.netns.clone(), name: slot.tap.clone(), mac: slot.guest_mac.clone() }),
         uid,
         gid: uid,
+        // A pause writes what changed.
+        track_changes: true,
         ..BootSpec::default()
     }
 }

@@ -2,9 +2,11 @@
 //! Entries of a sandbox's journal. docs/architecture.md says how one is added.
 
 use serde::{Deserialize, Serialize};
+use wrenn_memory::BuildId;
 use wrenn_vmm::ProcessId;
 
 use super::spec::Spec;
+use crate::snapshots::Base;
 
 /// Resource of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,9 +54,24 @@ pub(crate) enum Entry {
     Vmm {
         /// Process id and start time.
         process: ProcessId,
+        /// What the memory of its guest began with.
+        #[serde(default)]
+        base: Base,
     },
     /// The sandbox can run commands.
     Running,
+    /// The guest is about to be stopped for a pause.
+    Pausing,
+    /// The sandbox is paused: its disk is complete, and the VMM is not needed any more.
+    Paused {
+        /// Generation with its memory; none if it was lost.
+        memory: Option<BuildId>,
+        /// Why it was lost.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lost: Option<String>,
+    },
+    /// The guest is about to go on, or to boot from its disk: its former memory does not fit the disk any more.
+    Resuming,
     /// A resource was released; it may belong to another sandbox now.
     Released {
         /// Released resource.
@@ -81,8 +98,11 @@ impl Entry {
             | Self::Volume
             | Self::VmmIntent
             | Self::Vmm { .. }
+            | Self::Pausing
             | Self::Released { .. } => false,
-            Self::Running | Self::Failed { .. } | Self::Destroy => true,
+            Self::Running | Self::Paused { .. } | Self::Resuming | Self::Failed { .. } | Self::Destroy => {
+                true
+            }
         }
     }
 }

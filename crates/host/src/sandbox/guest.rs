@@ -48,6 +48,9 @@ const UNREAD_SHARED: u32 = 1 << 20;
 /// Maximum message size of envd: a piece of output of at most 64 KiB and its framing.
 const MESSAGE_MAX: usize = (64 << 10) + 4096;
 
+/// Time limit for envd's preparation of a pause: a guest that hangs is paused all the same.
+const PREPARE: Duration = Duration::from_secs(10);
+
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Client of envd's process service.
@@ -67,6 +70,32 @@ pub(crate) struct Guest {
     request_id: String,
     /// Account of the host memory that the guest's output uses.
     pub(super) share: Share,
+}
+
+/// What a guest is told besides who it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Introduction<'a> {
+    /// Environment of its processes; none if it goes on from its own memory and knows it.
+    envs: Option<&'a HashMap<String, String>>,
+    /// Whether it has the disk and maybe the memory of others.
+    new_machine: bool,
+}
+
+impl<'a> Introduction<'a> {
+    /// Of a new sandbox.
+    pub(crate) fn first(envs: &'a HashMap<String, String>) -> Self {
+        Self { envs: Some(envs), new_machine: true }
+    }
+
+    /// After a boot from the sandbox's own disk.
+    pub(crate) fn after_boot(envs: &'a HashMap<String, String>) -> Self {
+        Self { envs: Some(envs), new_machine: false }
+    }
+
+    /// After a resume from the sandbox's own memory.
+    pub(crate) fn after_resume() -> Self {
+        Self { envs: None, new_machine: false }
+    }
 }
 
 impl Guest {
@@ -100,7 +129,7 @@ impl Guest {
         Self { request_id, ..self }
     }
 
-    /// Cancels pending calls after the guest has exited, because the network does not report that.
+    /// Cancels pending calls after the guest has exited or was paused, because the network does not report that.
     pub(super) fn end(&self) {
         self.gone.cancel();
     }
@@ -169,19 +198,23 @@ impl Guest {
         &self,
         id: &str,
         spec: &Spec,
-        envs: &HashMap<String, String>,
+        introduction: &Introduction<'_>,
     ) -> Result<(), AgentError> {
         let mut entropy = [0_u8; 64];
         rand::rng().fill_bytes(&mut entropy);
         let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
-        let body = json!({
-            "envVars": envs,
+        let mut body = json!({
             "accessToken": spec.access_token,
             "defaultUser": spec.default_user,
             "timestamp": now,
             "hostname": id,
             "entropy": STANDARD.encode(entropy),
+            "newMachine": introduction.new_machine,
+            "resumed": introduction.envs.is_none(),
         });
+        if let Some(envs) = introduction.envs {
+            body["envVars"] = json!(envs);
+        }
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
         let mut request = self.request(Method::POST, "/init", body)?;
         request
@@ -190,6 +223,13 @@ impl Guest {
         let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
         let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
         checked(response).await.map(drop)
+    }
+
+    /// Tells envd that the guest is about to be stopped.
+    pub(crate) async fn prepare_pause(&self) -> Result<(), AgentError> {
+        let request = self.request(Method::POST, "/snapshot/prepare", empty())?;
+        let answered = tokio::time::timeout(PREPARE, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
 
     fn file_query(path: &str, user: &str) -> String {
@@ -310,7 +350,7 @@ fn overdue() -> AgentError {
 }
 
 fn ended() -> AgentError {
-    AgentError::new(ErrorCode::InvalidState, "the sandbox ended while this was in work")
+    AgentError::new(ErrorCode::InvalidState, "the sandbox ended or was paused while this was in work")
 }
 
 fn empty() -> Body {

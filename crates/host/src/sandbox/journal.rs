@@ -105,7 +105,8 @@ pub(crate) enum Found {
 pub(crate) struct Journal {
     dir: PathBuf,
     file: File,
-    summary: Summary,
+    /// In a box, so that values of this type are small.
+    summary: Box<Summary>,
     /// Whether the header line has the current version.
     versioned: bool,
     /// Whether the file's name is on the disk.
@@ -141,7 +142,7 @@ impl Journal {
     /// Creates the journal in `dir`, which must have none, with its first entries.
     pub(crate) fn begin(dir: &Path, entries: &[Entry]) -> Result<Self, JournalError> {
         let file = options().create_new(true).open(path(dir)).map_err(io("open"))?;
-        let summary = Summary::of(entries);
+        let summary = Box::new(Summary::of(entries));
         let mut journal = Self { dir: dir.to_owned(), file, summary, versioned: true, named: false };
         let mut lines = header()?;
         entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
@@ -171,7 +172,7 @@ impl Journal {
         };
         file.set_len(whole as u64).map_err(io("trim"))?;
         file.seek(SeekFrom::End(0)).map_err(io("seek in"))?;
-        let summary = Summary::of(&entries);
+        let summary = Box::new(Summary::of(&entries));
         Ok(Found::Journal(Self { dir: dir.to_owned(), file, summary, versioned, named: false }))
     }
 
@@ -182,7 +183,7 @@ impl Journal {
 
     /// Appends entries. If it fails, none of them is written.
     pub(crate) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
-        let mut sum = self.summary.clone();
+        let mut sum = Summary::clone(&self.summary);
         entries.iter().for_each(|entry| sum.add(entry));
         let mut lines = Vec::new();
         entries.iter().try_for_each(|entry| put(&mut lines, entry))?;
@@ -192,7 +193,7 @@ impl Journal {
         } else {
             self.write(&lines, entries.iter().any(Entry::must_survive_power_failure))?;
         }
-        self.summary = sum;
+        *self.summary = sum;
         Ok(())
     }
 
@@ -267,6 +268,7 @@ fn parse_entry((at, line): (usize, &[u8])) -> Option<Result<Entry, NotUnderstood
 
 #[cfg(test)]
 pub(super) mod tests {
+    use wrenn_memory::BuildId;
     use wrenn_vmm::ProcessId;
 
     use super::{
@@ -277,6 +279,7 @@ pub(super) mod tests {
         },
         *,
     };
+    use crate::snapshots::Base;
 
     pub(crate) fn life() -> Vec<Entry> {
         let process = ProcessId { pid: 7, start_time: 9 };
@@ -290,7 +293,7 @@ pub(super) mod tests {
             access_token: "t".into(),
         });
         let slot = Entry::Slot { index: 3 };
-        let vmm = Entry::Vmm { process };
+        let vmm = Entry::Vmm { process, base: Base::Zero };
         vec![spec, slot, Entry::Volume, Entry::VmmIntent, vmm, Entry::Running, Entry::Destroy]
     }
 
@@ -358,7 +361,7 @@ pub(super) mod tests {
                 Entry::Released { thing: Thing::Vmm },
                 Entry::Released { thing: Thing::Slot },
                 Entry::Slot { index: pid as u16 },
-                Entry::Vmm { process },
+                Entry::Vmm { process, base: Base::Zero },
             ])?;
             assert!(fs::metadata(&path)?.len() <= CHECKPOINT);
         }
@@ -376,6 +379,10 @@ pub(super) mod tests {
         let vmm = |pid, start_time| Undo::Vmm(Some(ProcessId { pid, start_time }));
         let all = || vec![vmm(7, 9), Undo::Volume, Undo::Slot(3)];
         let running = |slot| Stage::Running { slot };
+        let paused = || Stage::Paused {
+            memory: Some(BuildId::from_u128(0x0189_0a5d_ac96_774b_bcce_b302_099a_8057)),
+            lost: None,
+        };
         let failed = || Stage::Failed {
             code: "agent_error".into(),
             message: "the microVM ended by itself. Delete the sandbox".into(),
@@ -389,7 +396,10 @@ pub(super) mod tests {
             ("2-creating", Stage::Creating, vec![Undo::Vmm(None), Undo::Volume, Undo::Slot(3)]),
             ("2-running", running(3), all()),
             ("2-resumed", running(5), vec![vmm(8, 10), Undo::Volume, Undo::Slot(5)]),
-            ("2-released", Stage::Creating, vec![Undo::Volume]),
+            ("2-released", Stage::Paused { memory: None, lost: None }, vec![Undo::Volume]),
+            ("2-paused", paused(), vec![Undo::Volume]),
+            ("2-pausing", Stage::Pausing { slot: 3 }, all()),
+            ("2-resuming", Stage::Resuming { slot: 5 }, vec![vmm(8, 10), Undo::Volume, Undo::Slot(5)]),
             ("2-failed", failed(), vec![Undo::Volume]),
             ("2-destroying", Stage::Destroying, vec![Undo::Volume]),
             ("2-optional", running(3), all()),

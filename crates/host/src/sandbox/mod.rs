@@ -5,6 +5,7 @@ pub(crate) mod actor;
 pub(crate) mod admit;
 pub(crate) mod boot;
 pub(crate) mod entry;
+mod environment;
 pub(crate) mod exec;
 pub(crate) mod exit;
 pub(crate) mod guest;

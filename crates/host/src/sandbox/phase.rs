@@ -4,10 +4,12 @@
 
 use std::time::Duration;
 
+use wrenn_api::ErrorCode;
+use wrenn_memory::BuildId;
 use wrenn_vmm::MicroVm;
 
-use super::guest::Guest;
-use crate::error::AgentError;
+use super::{entry::Entry, guest::Guest};
+use crate::{error::AgentError, snapshots::Base};
 
 /// Durations of an operation's steps, by the names on the wire.
 pub(crate) type Timings = Vec<(&'static str, Duration)>;
@@ -18,11 +20,17 @@ pub(crate) enum Phase {
     Creating,
     /// Ready to run code.
     Running(Box<Live>),
+    /// Being paused. The operation owns what runs.
+    Pausing,
+    /// Paused: it has a disk, and its memory is a generation on the host.
+    Paused(Memory),
+    /// Going on after a pause, or booting from its disk. The operation owns what runs already.
+    Resuming,
     /// Failed; its resources are being released.
     Failing(AgentError),
     /// Being removed.
     Destroying,
-    /// Failed or not removed completely; its record stays until it is destroyed.
+    /// Failed or not removed completely; its record stays until it is destroyed. If it has run, its disk stays, too.
     Failed {
         /// Cause.
         error: AgentError,
@@ -35,12 +43,50 @@ pub(crate) enum Phase {
     Gone(Option<AgentError>),
 }
 
+/// Memory of a paused sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// It is this generation.
+    Kept(BuildId),
+    /// It was lost, for this reason.
+    Lost(AgentError),
+}
+
+impl Memory {
+    /// Memory of a sandbox by its journal.
+    pub(crate) fn recorded(memory: Option<BuildId>, lost: Option<String>) -> Self {
+        let none = || {
+            let why = lost.unwrap_or_else(|| "its memory is not there".to_owned());
+            Self::Lost(AgentError::new(ErrorCode::SnapshotMissing, why))
+        };
+        memory.map_or_else(none, Self::Kept)
+    }
+
+    /// The generation, if it was not lost.
+    pub(super) fn build(&self) -> Option<BuildId> {
+        match self {
+            Self::Kept(build) => Some(*build),
+            Self::Lost(_) => None,
+        }
+    }
+
+    /// Entry of the journal.
+    pub(super) fn entry(&self) -> Entry {
+        match self {
+            Self::Kept(build) => Entry::Paused { memory: Some(*build), lost: None },
+            Self::Lost(error) => Entry::Paused { memory: None, lost: Some(error.message.clone()) },
+        }
+    }
+}
+
 /// What a running sandbox owns.
 pub(crate) struct Live {
     /// Its microVM.
     pub(super) vm: Box<dyn MicroVm>,
     /// Connection to its guest.
     pub(super) guest: Guest,
+    /// What its memory began with.
+    pub(super) base: Base,
     /// Durations of the steps of its creation.
     pub(super) timings: Timings,
     /// Whether it is paused because its disk may soon run out of room.
@@ -52,6 +98,9 @@ pub(crate) struct Live {
 pub(crate) enum State {
     Creating,
     Running,
+    Pausing,
+    Paused,
+    Resuming,
     Failing,
     Destroying,
     Failed,
@@ -59,12 +108,29 @@ pub(crate) enum State {
     Gone,
 }
 
+impl State {
+    /// All states.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 10] = [
+        Self::Creating,
+        Self::Running,
+        Self::Pausing,
+        Self::Paused,
+        Self::Resuming,
+        Self::Failing,
+        Self::Destroying,
+        Self::Failed,
+        Self::Unknown,
+        Self::Gone,
+    ];
+}
+
 /// View of a sandbox for other tasks.
 #[derive(Clone)]
 pub(crate) struct Published {
     /// Name of the phase.
     pub(crate) state: State,
-    /// Cause, of a sandbox that failed or is unknown.
+    /// Cause, of a sandbox that failed or is unknown, or whose memory was lost.
     pub(crate) failure: Option<AgentError>,
     /// Connection to the guest, while it runs.
     pub(crate) guest: Option<Guest>,
@@ -80,6 +146,9 @@ impl Phase {
         match self {
             Self::Creating => State::Creating,
             Self::Running(_) => State::Running,
+            Self::Pausing => State::Pausing,
+            Self::Paused(_) => State::Paused,
+            Self::Resuming => State::Resuming,
             Self::Failing(_) => State::Failing,
             Self::Destroying => State::Destroying,
             Self::Failed { .. } => State::Failed,
@@ -93,7 +162,9 @@ impl Phase {
         let state = self.state();
         let without = |failure| Published { state, failure, guest: None, timings: Vec::new(), held: false };
         match self {
-            Self::Creating | Self::Destroying => without(None),
+            Self::Creating | Self::Pausing | Self::Resuming | Self::Destroying => without(None),
+            Self::Paused(Memory::Kept(_)) => without(None),
+            Self::Paused(Memory::Lost(error)) => without(Some(error.clone())),
             Self::Running(live) => Published {
                 guest: Some(live.guest.clone()),
                 timings: live.timings.clone(),

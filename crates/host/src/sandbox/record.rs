@@ -51,6 +51,11 @@ impl Sandbox {
     pub(super) fn run_dir(&self) -> PathBuf {
         directory::of_vmm(&self.shared.dir, &self.id)
     }
+
+    /// Directory of a capture, on the file system of the VMM's directory.
+    pub(super) fn capture_dir(&self) -> PathBuf {
+        directory::of(&self.shared.dir, &self.id).join("capture")
+    }
 }
 
 impl Record {

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Release of a sandbox's resources. Does nothing for resources that are already gone.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use wrenn_vmm::{ProcessId, process};
 
@@ -19,6 +23,13 @@ pub(crate) async fn directory(sandboxes: &Path, id: &str) -> Result<(), AgentErr
     });
     let result = removed.await.unwrap_or_else(|error| Err(error.into()));
     result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
+}
+
+/// Removes the directory of a VMM that has ended: the next one may have another user.
+pub(crate) async fn run_directory(run_dir: PathBuf) -> Result<(), AgentError> {
+    let removed = tokio::task::spawn_blocking(move || absent_is_fine(fs::remove_dir_all(run_dir))).await;
+    let result = removed.unwrap_or_else(|error| Err(error.into()));
+    result.map_err(|error| AgentError::fault("removing the VMM's directory", &error))
 }
 
 fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {

@@ -9,7 +9,11 @@ use wrenn_network::{Plan, Policy, SlotPool};
 use wrenn_vmm::Vmm;
 
 use crate::{
-    assets::Assets, config::Rates, memory::Memory, template_snapshots::TemplateSnapshots, uids::Uids,
+    assets::Assets,
+    config::Rates,
+    memory::Memory,
+    snapshots::{Snapshots, templates::TemplateSnapshots},
+    uids::Uids,
 };
 
 /// Resources that all sandboxes of an agent share.
@@ -24,7 +28,9 @@ pub(crate) struct Shared {
     pub(crate) plan: Plan,
     /// Kernel, initial RAM disk and templates.
     pub(crate) assets: Assets,
-    /// Snapshots that sandboxes go on from.
+    /// Snapshots of guests.
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// Those that new sandboxes go on from.
     pub(crate) template_snapshots: Arc<TemplateSnapshots>,
     /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,

@@ -2,12 +2,16 @@
 //! Summary of a sandbox's journal: properties and resources. The running agent and the next one use the same
 //! summary.
 
+use std::collections::BTreeSet;
+
+use wrenn_memory::BuildId;
 use wrenn_vmm::ProcessId;
 
 use super::{
     entry::{Entry, Thing},
     spec::Spec,
 };
+use crate::snapshots::Base;
 
 /// Summary of a journal's entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,7 +22,8 @@ pub(crate) struct Summary {
     volume: bool,
     /// VMM, which may be running.
     vmm: Option<Vmm>,
-    running: bool,
+    /// What the guest did last, of a sandbox that has run.
+    life: Option<Life>,
     /// Code and message of the failure.
     failure: Option<(String, String)>,
     destroy: bool,
@@ -28,7 +33,16 @@ pub(crate) struct Summary {
 enum Vmm {
     /// About to be started.
     Intended,
-    Started(ProcessId),
+    Started(ProcessId, Base),
+}
+
+/// Life of a guest that has run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Life {
+    Running,
+    Pausing,
+    Paused { memory: Option<BuildId>, lost: Option<String> },
+    Resuming,
 }
 
 /// How far a sandbox has come, by its journal. The next agent begins there.
@@ -40,6 +54,23 @@ pub(crate) enum Stage {
     Creating,
     /// It may be running, in this slot.
     Running {
+        /// Slot number.
+        slot: u16,
+    },
+    /// Its guest may be stopped, in this slot, for a pause that was not completed.
+    Pausing {
+        /// Slot number.
+        slot: u16,
+    },
+    /// It is paused. A VMM and a slot, if there are any, are not needed.
+    Paused {
+        /// Generation with its memory; none if it was lost.
+        memory: Option<BuildId>,
+        /// Why it was lost.
+        lost: Option<String>,
+    },
+    /// Its guest may be going on, in this slot, and was not yet told who it is.
+    Resuming {
         /// Slot number.
         slot: u16,
     },
@@ -96,8 +127,14 @@ impl Summary {
             Entry::Slot { index } => self.slot = Some(index),
             Entry::Volume => self.volume = true,
             Entry::VmmIntent => self.vmm = Some(Vmm::Intended),
-            Entry::Vmm { process } => self.vmm = Some(Vmm::Started(process)),
-            Entry::Running => self.running = true,
+            Entry::Vmm { process, base } => self.vmm = Some(Vmm::Started(process, base)),
+            Entry::Running => self.life = Some(Life::Running),
+            Entry::Pausing => self.life = Some(Life::Pausing),
+            Entry::Paused { memory, lost } => self.life = Some(Life::Paused { memory, lost }),
+            Entry::Resuming => {
+                self.life = Some(Life::Resuming);
+                self.failure = None;
+            }
             Entry::Released { thing } => self.release(thing),
             Entry::Failed { code, message } => self.failure = Some((code, message)),
             Entry::Destroy => self.destroy = true,
@@ -117,14 +154,20 @@ impl Summary {
         let failed = |(code, message): (String, String)| Entry::Failed { code, message };
         let vmm = self.vmm.clone().map(|vmm| match vmm {
             Vmm::Intended => Entry::VmmIntent,
-            Vmm::Started(process) => Entry::Vmm { process },
+            Vmm::Started(process, base) => Entry::Vmm { process, base },
+        });
+        let life = self.life.clone().map(|life| match life {
+            Life::Running => Entry::Running,
+            Life::Pausing => Entry::Pausing,
+            Life::Paused { memory, lost } => Entry::Paused { memory, lost },
+            Life::Resuming => Entry::Resuming,
         });
         let all = [
             self.spec.clone().map(Entry::Spec),
             self.slot.map(|index| Entry::Slot { index }),
             self.volume.then_some(Entry::Volume),
             vmm,
-            self.running.then_some(Entry::Running),
+            life,
             self.failure.clone().map(failed),
             self.destroy.then_some(Entry::Destroy),
         ];
@@ -153,19 +196,56 @@ impl Summary {
     /// VMM process that was started last.
     pub(crate) fn process(&self) -> Option<&ProcessId> {
         match &self.vmm {
-            Some(Vmm::Started(process)) => Some(process),
+            Some(Vmm::Started(process, _)) => Some(process),
             _ => None,
         }
     }
 
+    /// What the memory of the guest began with.
+    pub(crate) fn base(&self) -> Base {
+        match self.vmm {
+            Some(Vmm::Started(_, base)) => base,
+            _ => Base::Unknown,
+        }
+    }
+
+    /// Generations that the sandbox needs: its memory while it is paused, what its memory began with otherwise.
+    pub(crate) fn generations(&self) -> BTreeSet<BuildId> {
+        let memory = match self.life {
+            Some(Life::Paused { memory, .. }) => memory,
+            _ => None,
+        };
+        let base = match self.base() {
+            Base::Generation(build) => Some(build),
+            Base::Zero | Base::Unknown => None,
+        };
+        [memory, base].into_iter().flatten().collect()
+    }
+
+    /// Returns whether the sandbox has run, so that its disk has data of its user.
+    pub(crate) fn has_run(&self) -> bool {
+        self.life.is_some()
+    }
+
     /// Returns how far the sandbox has come.
     pub(crate) fn stage(&self) -> Stage {
-        match (&self.spec, &self.failure, self.slot) {
-            (None, ..) => Stage::Empty,
-            _ if self.destroy => Stage::Destroying,
-            (_, Some((code, message)), _) => Stage::Failed { code: code.clone(), message: message.clone() },
-            (_, _, Some(slot)) if self.running => Stage::Running { slot },
-            _ => Stage::Creating,
+        if self.spec.is_none() {
+            return Stage::Empty;
+        }
+        if self.destroy {
+            return Stage::Destroying;
+        }
+        if let Some((code, message)) = self.failure.clone() {
+            return Stage::Failed { code, message };
+        }
+        match (self.life.clone(), self.slot) {
+            (Some(Life::Paused { memory, lost }), _) => Stage::Paused { memory, lost },
+            (Some(Life::Running), Some(slot)) => Stage::Running { slot },
+            (Some(Life::Pausing), Some(slot)) => Stage::Pausing { slot },
+            (Some(Life::Resuming), Some(slot)) => Stage::Resuming { slot },
+            // No agent releases the slot of a guest that runs.
+            (Some(_), None) => Stage::Paused { memory: None, lost: None },
+            (None, _) => Stage::Creating,
         }
     }
 
@@ -235,7 +315,7 @@ mod tests {
         entries.extend(things.map(|thing| Entry::Released { thing }));
         assert_eq!(Summary::of(&entries).undo(), [Undo::Volume]);
         let process = ProcessId { pid: 8, start_time: 10 };
-        entries.extend([Entry::Slot { index: 5 }, Entry::Vmm { process: process.clone() }]);
+        entries.extend([Entry::Slot { index: 5 }, Entry::Vmm { process: process.clone(), base: Base::Zero }]);
         let summary = Summary::of(&entries);
         assert_eq!(summary.undo(), [Undo::Vmm(Some(process)), Undo::Volume, Undo::Slot(5)]);
         assert_eq!(summary.stage(), Stage::Running { slot: 5 });

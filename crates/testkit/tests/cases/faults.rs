@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kills agent and control plane at every step of a create and of a delete.
+//! Kills agent and control plane at every step of a create, a delete, a pause and a resume.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +13,10 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
-use super::support::{delete_wholly, listed, nothing_remains, wait_exec, wait_status, with_test_guests};
+use super::support::{
+    delete_wholly, listed, nothing_remains, start_counter, still_counts, wait_exec, wait_status,
+    with_test_guests,
+};
 
 /// Operating system of the sandboxes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,35 @@ async fn delete_and_die(stack: &Stack, point: &str, kind: Guests) -> Result<()> 
     Ok(())
 }
 
+/// Kills at a point of a pause or a resume of the sandbox, in which this process counts. It ends in a status that can be
+/// acted on, and the process goes on.
+async fn pause_and_die(stack: &Stack, point: &str, id: &str, pid: &mut String) -> Result<()> {
+    let path = format!("/v1/sandboxes/{id}");
+    let pause = async || stack.api.post(&format!("{path}/pause"), &json!({})).await;
+    // Only a boot from the disk gives the memory up.
+    let memory = !point.ends_with("memory_given_up");
+    let how = json!({ "memory": memory });
+    let resume = async || stack.api.post(&format!("{path}/resume"), &how).await;
+    if point.contains(".pause.") {
+        kill_at(stack, point, pause()).await?;
+    } else {
+        pause().await?.expect(200)?;
+        kill_at(stack, point, resume()).await?;
+    }
+    let settled = wait_status(stack, id, &["running", "paused", "error"], 40).await?;
+    let lost = !memory || settled["status"] == "error" || !settled["error"].is_null();
+    anyhow::ensure!(!lost || !memory, "its memory was lost: {settled}");
+    if settled["status"] != "running" {
+        let how = json!({ "memory": !lost });
+        stack.api.post(&format!("{path}/resume"), &how).await?.expect(200)?;
+    }
+    wait_exec(stack, id, 20).await?;
+    if lost {
+        *pid = start_counter(stack, id).await?;
+    }
+    still_counts(stack, id, pid).await
+}
+
 /// Collects the names of the control plane's fault points in the sources of its crate.
 fn named_in(dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
@@ -94,7 +126,8 @@ fn named_in(dir: &Path) -> Result<BTreeSet<String>> {
         let text = fs::read_to_string(entry.path())?;
         if text.contains("fault::point(") {
             let quoted = text.split('"').skip(1).step_by(2);
-            let points = quoted.filter(|text| text.starts_with("create.") || text.starts_with("destroy."));
+            let operations = ["create.", "destroy.", "pause.", "resume."];
+            let points = quoted.filter(|text| operations.iter().any(|name| text.starts_with(name)));
             found.extend(points.map(|point| format!("server.{point}")));
         }
     }
@@ -122,6 +155,8 @@ pub(crate) async fn on_firecracker() -> Result<()> {
     // Deleting a test guest cancels its create, which then undoes its own steps.
     let ended = |point: &&str| {
         point.starts_with("server.")
+            || point.contains(".pause.")
+            || point.contains(".resume.")
             || ["create.captured", "create.init", "create.running", "destroy.recorded"]
                 .iter()
                 .any(|end| point.ends_with(end))
@@ -137,7 +172,7 @@ pub(crate) async fn on_firecracker() -> Result<()> {
 }
 
 async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {
-    let mut failures = Vec::new();
+    let (mut failures, mut paused) = (Vec::new(), None);
     for point in points {
         if kind == Guests::Test {
             // All creates of test guests have failed.
@@ -146,8 +181,18 @@ async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {
         let begin = Instant::now();
         let result = if point.contains(".create.") {
             create_and_die(stack, point).await
-        } else {
+        } else if point.contains(".destroy.") {
             delete_and_die(stack, point, kind).await
+        } else {
+            if paused.is_none() {
+                let id = guest(stack, kind).await?;
+                let pid = start_counter(stack, &id).await?;
+                paused = Some((id, pid));
+            }
+            match &mut paused {
+                Some((id, pid)) => pause_and_die(stack, point, id, pid).await,
+                None => Ok(()),
+            }
         };
         println!(
             "  killed at {point}: {} after {:.1} s",
@@ -162,7 +207,11 @@ async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {
             for id in listed(stack).await? {
                 delete_wholly(stack, &id).await?;
             }
+            paused = None;
         }
+    }
+    if let Some((id, _)) = paused {
+        delete_wholly(stack, &id).await?;
     }
     anyhow::ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())

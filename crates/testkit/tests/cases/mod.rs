@@ -17,6 +17,7 @@ mod lifecycle;
 mod migrations;
 mod network;
 mod outages;
+mod pause;
 mod privileges;
 mod secrets;
 mod slots;
@@ -65,6 +66,7 @@ pub(crate) const LAB: &[&str] = &[
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
+    "pause::",
     "template_snapshots::",
 ];
 
@@ -107,6 +109,10 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::a_deleted_sandbox_ends_its_commands,
         streams::errors_are_frames_or_answers,
         migrations::several_at_once,
+        pause::what_ran_goes_on,
+        pause::connections_from_before_are_reset,
+        pause::the_disk_survives_without_the_memory,
+        pause::idle_sandboxes_are_paused,
         privileges::each_process_has_its_own_and_no_more,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
@@ -123,6 +129,7 @@ pub(crate) fn alone() -> Cases<Case> {
         outages::postgres,
         outages::redis,
         outages::the_host,
+        pause::a_paused_sandbox_survives_its_agent,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
     ]

@@ -33,7 +33,9 @@ const IDENTITY: &str = "cat /etc/machine-id /proc/sys/kernel/random/uuid; hostna
 
 /// Complete snapshots on the disk.
 fn snapshots(stack: &Stack) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(stack.state_dir.join("agent/snapshots")) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(stack.state_dir.join("agent/volumes/snapshots")) else {
+        return Vec::new();
+    };
     entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_none()).collect()
 }
 
@@ -86,22 +88,19 @@ pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Resu
         ensure!((meta.uid(), meta.mode() & 0o222 & !0o200) == (0, 0), "{part} can be changed by a VMM");
     }
     let count = short_or_long(if in_lab() { AT_ONCE } else { 4 }, 50);
-    let (mut ids, mut seen) = (vec![first.clone()], BTreeSet::new());
-    while ids.len() <= count {
+    let (mut ids, mut seen) = (vec![first.clone()], BTreeSet::from_iter(identities(&stack, &first).await?));
+    let mut clones = 0;
+    while clones < count {
         let made = futures::future::try_join_all((0..AT_ONCE).map(|_| create(&stack))).await?;
         for id in &made {
             ensure!(resumed(&stack, id)?, "{id} booted");
+            seen.extend(identities(&stack, id).await?);
+            stack.api.remove(id).await?;
         }
-        ids.extend(made);
+        clones += made.len();
     }
-    let expected = ids.len() * 5;
-    for id in &ids {
-        seen.extend(identities(&stack, id).await?);
-    }
+    let expected = (clones + 1) * 5;
     ensure!(seen.len() == expected, "{} of {expected} identities are different", seen.len());
-    for id in ids.drain(1..) {
-        stack.api.remove(&id).await?;
-    }
 
     // A state that the VMM does not load costs a boot, and is replaced.
     fs::set_permissions(snapshot.join("state"), fs::Permissions::from_mode(0o600))?;

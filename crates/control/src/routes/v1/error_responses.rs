@@ -36,14 +36,25 @@ refusals! {
     OfGet: NotFound;
     /// Error responses of `deleteSandbox`.
     OfDelete: NotFound Conflict;
+    /// Error responses of `pauseSandbox`.
+    OfPause: NotFound InvalidState AgentError HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `resumeSandbox`.
+    OfResume: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType
+        AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `pingSandbox`.
+    OfPing: NotFound InvalidState;
+    /// Error responses of `updateSandbox`.
+    OfUpdate: NotFound TooLarge UnsupportedMediaType;
     /// Error responses of `execCommand`.
-    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState TooLarge
-        UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
-    /// Error responses of `execStream`, before the connection is a WebSocket.
-    OfExecStream: NotFound InvalidState HostUnavailable;
-    /// Error responses of `readFile` and `writeFile`.
-    OfFiles: Forbidden NotFound InvalidState Conflict TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout
+    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState SnapshotMissing
+        SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout
         InsufficientStorage;
+    /// Error responses of `execStream`, before the connection is a WebSocket.
+    OfExecStream: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
+        HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `readFile` and `writeFile`.
+    OfFiles: Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+        UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
 }
 
 /// Codes of every operation that needs an API key.
@@ -100,6 +111,17 @@ fn message(code: ErrorCode) -> &'static str {
         ErrorCode::MethodNotAllowed => "this path does not take this method; GET /docs lists what it takes",
         ErrorCode::InvalidState => "sandbox sb03halx8fdhw2fu3txwbd0kdw0 is starting, not running",
         ErrorCode::Conflict => "the sandbox was deleted while it was starting",
+        ErrorCode::SnapshotMissing => {
+            "its memory was lost when its host was restarted; resume it with memory false, which boots it from its disk"
+        }
+        ErrorCode::SnapshotDamaged => {
+            "the memory of snapshot 01890a5d-ac96-774b-bcce-b302099a8057 is damaged: bytes 0 to 1048576 are not what was \
+             written; start the sandbox without its memory"
+        }
+        ErrorCode::SnapshotIncompatible => {
+            "snapshot 01890a5d-ac96-774b-bcce-b302099a8057 was made with the VMM \"firecracker 1.12.0\", and here is \
+             \"firecracker 1.13.0\": start the sandbox without its memory"
+        }
         ErrorCode::ExceedsCapacity => "no host takes a sandbox with 64 vCPUs; the largest takes 16",
         ErrorCode::IdempotencyMismatch => {
             "this Idempotency-Key was used with a different request; use a new key"

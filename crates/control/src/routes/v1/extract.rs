@@ -34,38 +34,71 @@ pub(super) struct Body<T> {
     _held: Option<Held>,
 }
 
+/// A JSON object of a known type; its default if there is no body, or null.
+pub(super) struct OptionalBody<T> {
+    pub(super) value: T,
+    /// Memory reserved for it.
+    _held: Option<Held>,
+}
+
 impl<T: DeserializeOwned> FromRequest<Services> for Body<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, services: &Services) -> Result<Self, Fault> {
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let is_json = kind.is_some_and(|kind| {
-            let essence = kind.split(';').next().unwrap_or_default().trim();
-            essence.eq_ignore_ascii_case("application/json")
-        });
-        if !is_json {
-            let message = "send the body as JSON, with the header Content-Type: application/json";
-            return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));
-        }
-        let late = |_| {
-            let message = format!("the body did not come within {} s", ARRIVES.as_secs());
-            Fault::new(ErrorCode::Timeout, message)
-        };
-        let (raw, held) =
-            tokio::time::timeout(ARRIVES, read(request, services.state())).await.map_err(late)??;
+        require_json(&request)?;
+        let (raw, held) = read_in_time(request, services).await?;
         if raw.is_empty() {
             return Err(Fault::invalid("the body is empty: send a JSON object, at least {}"));
         }
-        // serde would also accept an array for an object.
-        if raw.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
-            return Err(Fault::invalid("the body must be a JSON object"));
+        Ok(Self { value: parse(&raw)?, _held: held })
+    }
+}
+
+impl<T: DeserializeOwned + Default> FromRequest<Services> for OptionalBody<T> {
+    type Rejection = Fault;
+
+    async fn from_request(request: Request, services: &Services) -> Result<Self, Fault> {
+        let json = require_json(&request);
+        let (raw, held) = read_in_time(request, services).await?;
+        if raw.is_empty() {
+            return Ok(Self { value: T::default(), _held: held });
         }
-        let value = serde_json::from_slice(&raw).map_err(|error| {
-            let what = if error.is_data() { "as documented" } else { "JSON" };
-            Fault::invalid(format!("the body is not {what}: {error}"))
-        })?;
+        json?;
+        let value = if raw.trim_ascii() == b"null" { T::default() } else { parse(&raw)? };
         Ok(Self { value, _held: held })
     }
+}
+
+fn require_json(request: &Request) -> Result<(), Fault> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_json = kind.is_some_and(|kind| {
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        essence.eq_ignore_ascii_case("application/json")
+    });
+    if is_json {
+        return Ok(());
+    }
+    let message = "send the body as JSON, with the header Content-Type: application/json";
+    Err(Fault::new(ErrorCode::UnsupportedMediaType, message))
+}
+
+async fn read_in_time(request: Request, services: &Services) -> Result<(Bytes, Option<Held>), Fault> {
+    let late = |_| {
+        let message = format!("the body did not come within {} s", ARRIVES.as_secs());
+        Fault::new(ErrorCode::Timeout, message)
+    };
+    tokio::time::timeout(ARRIVES, read(request, services.state())).await.map_err(late)?
+}
+
+fn parse<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Fault> {
+    // serde would also accept an array for an object.
+    if raw.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Fault::invalid("the body must be a JSON object"));
+    }
+    serde_json::from_slice(raw).map_err(|error| {
+        let what = if error.is_data() { "as documented" } else { "JSON" };
+        Fault::invalid(format!("the body is not {what}: {error}"))
+    })
 }
 
 /// Reads the whole body, of at most `max` bytes, and reserves memory for it.

@@ -10,6 +10,7 @@ mod extract;
 mod fault;
 mod files;
 mod form;
+mod lifecycle;
 #[cfg(test)]
 mod overload_tests;
 mod sandboxes;
@@ -27,6 +28,10 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxRead, routes!(sandboxes::list)))
         .routes(needs(Permission::SandboxRead, routes!(sandboxes::get)))
         .routes(needs(Permission::SandboxDelete, routes!(sandboxes::delete)))
+        .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::update)))
+        .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::pause)))
+        .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::resume)))
+        .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::ping)))
         .routes(needs(Permission::SandboxExec, routes!(exec::exec)))
         .routes(needs(Permission::SandboxExec, routes!(exec_stream::exec_stream)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))

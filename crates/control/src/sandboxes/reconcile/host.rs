@@ -14,11 +14,7 @@ use wrenn_rpc::host::v1::{
     DestroyRequest, Fleet as FleetMessage, ListRequest, PingRequest, PingResponse, Sandbox as OnHost,
 };
 
-use super::{
-    PERIOD, Said,
-    step::{Step, cause_unknown, may_be_stray, step},
-    strays::Strays,
-};
+use super::{PERIOD, Said, strays::Strays};
 use crate::{
     agents::{AgentClient, deadline, within},
     db::{
@@ -27,7 +23,11 @@ use crate::{
         sandboxes::{self, Change, Known},
     },
     error::Fault,
-    sandboxes::{destroy, lookup::cut},
+    sandboxes::{
+        destroy,
+        lookup::cut,
+        step::{Step, cause_unknown, may_be_stray, step},
+    },
     state::App,
     telemetry,
 };
@@ -217,6 +217,9 @@ impl Host {
         for row in sandboxes::on_host(&self.app.db, self.id).await? {
             let change = match row.status() {
                 SandboxStatus::Running => Change::to(SandboxStatus::Missing),
+                SandboxStatus::Pausing | SandboxStatus::Resuming if row.abandoned() => {
+                    Change::to(SandboxStatus::Missing)
+                }
                 SandboxStatus::Starting if row.abandoned() => Change::error(
                     ErrorCode::HostUnavailable,
                     "its host stopped answering while it was starting; delete it",

@@ -7,7 +7,6 @@
 //! concerns no host.
 
 mod host;
-mod step;
 mod strays;
 mod upkeep;
 

@@ -75,7 +75,8 @@ impl Job {
 
 async fn count_rows(app: &App) -> Result<(), Fault> {
     let counts: HashMap<String, i64> = sandboxes::by_status(&app.db).await?.into_iter().collect();
-    for status in ["pending", "starting", "running", "stopping", "missing", "error"] {
+    let present = SandboxStatus::ALL.into_iter().filter(|status| *status != SandboxStatus::Stopped);
+    for status in present.map(SandboxStatus::as_str) {
         let count = counts.get(status).copied().unwrap_or_default();
         metrics::gauge!("wrenn_sandboxes", "status" => status).set(count as f64);
     }
@@ -89,7 +90,7 @@ async fn remove_old(app: &App) -> Result<(), Fault> {
     idempotency::prune(&app.db).await?;
     let age = app.limits.record_retention;
     while sandboxes::forget_stopped(&app.db, age, BATCH).await? == BATCH as u64 {}
-    // A failed sandbox may still have a disk on its host, so it is deleted as by its user.
+    // Something may be left of it on its host, so it is deleted as by its user.
     for row in sandboxes::failed_before(&app.db, age, BATCH).await? {
         let to = if row.host_id.is_some() { SandboxStatus::Stopping } else { SandboxStatus::Stopped };
         sandboxes::change(&app.db, &row, Change::to(to), app.limits.lease).await?;

@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Operation that creates a sandbox: network, journal, disk, microVM, guest.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
 use wrenn_disk::DiskError;
-use wrenn_network::Policy;
-use wrenn_vmm::{BootSpec, MicroVm};
+use wrenn_vmm::MicroVm;
 
 use super::{
+    place::Place,
+    ready,
     steps::{Cancel, Steps, run_steps, unless_cancelled},
     undo::kill,
 };
@@ -23,19 +19,18 @@ use crate::{
     sandbox::{
         boot,
         entry::{Entry, Thing},
-        guest::Guest,
-        last_words,
+        environment,
+        guest::Introduction,
         phase::{Live, Timings},
         record::Sandbox,
         release,
         spec::Spec,
     },
-    template_snapshots::{TemplateSnapshot, Ticket},
+    snapshots::{
+        Base,
+        templates::{TemplateSnapshot, Ticket},
+    },
 };
-
-/// Part of what envd writes to the console if the template's file system does not mount. A guest that ends before
-/// envd runs is the fault of the host's kernel or initial RAM disk.
-const TEMPLATE_FAULT: &str = "check the template's image";
 
 /// Step of the operation.
 type Step = super::steps::Step<Create>;
@@ -48,19 +43,14 @@ pub(in crate::sandbox) struct Create {
     /// Time until which the guest of this attempt may take to get ready.
     until: Instant,
     place: Option<Place>,
+    /// What the memory of the guest began with.
+    base: Base,
     /// Snapshot of the template that the sandbox goes on from.
     snapshot: Option<Arc<TemplateSnapshot>>,
     /// Permission to capture the guest for later sandboxes.
     ticket: Option<Ticket>,
     /// MicroVM; still there after an undo if it could not be killed.
     pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
-}
-
-/// Slot of the sandbox, and what depends on it.
-struct Place {
-    slot: u16,
-    boot: BootSpec,
-    guest: Guest,
 }
 
 impl Steps for Create {
@@ -70,13 +60,15 @@ impl Steps for Create {
         Step::new(|create, sandbox| Box::pin(create.take_slot(sandbox))).points(&["slot"]).timed("network"),
         // The entries of all later steps in one write.
         Step::write(Self::intents).points(&["journal"]).timed("journal"),
-        Step::new(|create, sandbox| Box::pin(create.limit_network(sandbox))),
+        Step::new(|create, sandbox| Box::pin(create.keep_environment(sandbox))),
         Step::new(|create, sandbox| Box::pin(create.make_disk_and_groups(sandbox)))
             .creates(&[Thing::Volume])
             .points(&["volume", "control_groups"])
             .timed("disk"),
         Step::new(|create, sandbox| Box::pin(create.boot_up_to_twice(sandbox))).inner(BOOT).timed("boot"),
         Step::new(|create, sandbox| Box::pin(create.capture(sandbox))).points(&["captured"]),
+        // A capture may have changed the base.
+        Step::write(|create, _| create.process()),
         Step::new(|create, sandbox| Box::pin(create.init(sandbox))).points(&["init"]),
         Step::write(|_, _| vec![Entry::Running]).points(&["running"]).timed("init"),
     ];
@@ -109,6 +101,7 @@ impl Create {
             begin,
             until: begin,
             place: None,
+            base: Base::Zero,
             snapshot: None,
             ticket: None,
             vm: None,
@@ -119,7 +112,7 @@ impl Create {
     pub(in crate::sandbox) fn finish(&mut self, timings: Timings) -> Result<Live, AgentError> {
         let place = self.place.take().ok_or_else(left_out)?;
         let vm = self.vm.take().ok_or_else(left_out)?;
-        Ok(Live { vm, guest: place.guest, timings, held: false })
+        Ok(Live { vm, guest: place.guest, base: self.base, timings, held: false })
     }
 
     fn place(&self) -> Result<&Place, AgentError> {
@@ -127,13 +120,7 @@ impl Create {
     }
 
     async fn take_slot(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let Sandbox { id, spec, shared, record } = sandbox;
-        let slot = shared.slots.acquire().await?;
-        // Whatever happens until it is in the journal, an undo releases it.
-        record.note(&Entry::Slot { index: slot.index });
-        let guest = Guest::new(slot.host_address, &spec.access_token, &shared.memory)?;
-        let boot = boot::boot_spec(shared, id, spec, &slot);
-        self.place = Some(Place { slot: slot.index, boot, guest });
+        self.place = Some(Place::take(sandbox).await?);
         Ok(())
     }
 
@@ -144,13 +131,10 @@ impl Create {
         [first].into_iter().chain(slot).chain([Entry::Volume, Entry::VmmIntent]).collect()
     }
 
-    /// Sets the slot's rate limits; a new slot allows everything that the host allows.
-    async fn limit_network(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let policy = sandbox.shared.network_policy();
-        if policy == Policy::default() {
-            return Ok(());
-        }
-        Ok(sandbox.shared.slots.set_policy(self.place()?.slot, &policy).await?)
+    /// Keeps the environment for a boot after which envd does not know it any more, and limits the slot's network.
+    async fn keep_environment(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        environment::keep(sandbox, &self.envs).await?;
+        self.place()?.limit_network(sandbox).await
     }
 
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
@@ -166,8 +150,6 @@ impl Create {
         boot.cgroups = groups?;
         if self.snapshot.is_none() {
             self.ticket = shape.and_then(|shape| snapshots.ticket(&shape));
-            // So that the capture holds what the guest has changed, and not all of its memory.
-            boot.track_changes = self.ticket.is_some();
         }
         Ok(())
     }
@@ -192,7 +174,6 @@ impl Create {
             snapshots.discard(&snapshot).await;
             boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
             self.ticket = snapshots.ticket(&snapshot.shape);
-            boot.track_changes = self.ticket.is_some();
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
@@ -201,17 +182,18 @@ impl Create {
 
     async fn start_vmm(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let (vmm, boot) = (&sandbox.shared.vmm, &self.place()?.boot);
-        let started = match &self.snapshot {
-            Some(snapshot) => vmm.restore(&snapshot.source(), boot).await,
-            None => vmm.boot(boot).await,
+        let (started, base) = match &self.snapshot {
+            Some(snapshot) => (vmm.restore(&snapshot.source(), boot).await, Base::Generation(snapshot.build)),
+            None => (vmm.boot(boot).await, Base::Zero),
         };
+        self.base = base;
         self.vm = Some(started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))?);
         Ok(())
     }
 
     /// Entry of the VMM's process.
     fn process(&self) -> Vec<Entry> {
-        self.vm.iter().map(|vm| Entry::Vmm { process: vm.process() }).collect()
+        self.vm.iter().map(|vm| Entry::Vmm { process: vm.process(), base: self.base }).collect()
     }
 
     /// Waits until the guest's envd answers.
@@ -220,32 +202,20 @@ impl Create {
         let answered = async {
             // The envd of a guest that goes on runs already, so it is told at once.
             if self.snapshot.is_some() {
-                return guest.init(&sandbox.id, &sandbox.spec, &self.envs).await;
+                return guest.init(&sandbox.id, &sandbox.spec, &Introduction::first(&self.envs)).await;
             }
             guest.ready().await;
             Ok(())
         };
-        tokio::select! {
-            answered = answered => answered,
-            () = self.token.cancelled() => unless_cancelled(&self.cancel()),
-            exit = vm.exited() => {
-                tracing::error!(id = sandbox.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
-                let words = last_words::of(vm, &exit, &sandbox.shared.dir).await;
-                let message = format!("the microVM ended while it booted; {words}");
-                let of_template = message.contains(TEMPLATE_FAULT);
-                let error = AgentError::new(ErrorCode::AgentError, message);
-                Err(if of_template { error.of_template() } else { error })
-            }
-            () = tokio::time::sleep(self.until.saturating_duration_since(Instant::now())) => {
-                Err(not_ready(vm, &sandbox.id, sandbox.shared.boot_limit).await)
-            }
-        }
+        ready::unless_it_ends(sandbox, vm, &self.token, self.until, answered).await
     }
 
     /// Captures the guest for later sandboxes of its shape, if it is the first one.
     async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let Some(ticket) = self.ticket.take() else { return Ok(()) };
-        ticket.capture(self.vm.as_deref().ok_or_else(left_out)?, &sandbox.id).await
+        let vm = self.vm.as_deref().ok_or_else(left_out)?;
+        self.base = ticket.capture(vm, &sandbox.id, sandbox.capture_dir()).await?;
+        Ok(())
     }
 
     /// Tells the guest who it is, unless that was the first thing it was asked.
@@ -253,7 +223,8 @@ impl Create {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.envs).await
+        let introduction = Introduction::first(&self.envs);
+        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &introduction).await
     }
 }
 
@@ -281,15 +252,4 @@ async fn make_disk(
     }
     let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
     Ok(volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)
-}
-
-/// Error of a guest that did not get ready in time.
-async fn not_ready(vm: &dyn MicroVm, id: &str, limit: Duration) -> AgentError {
-    let console = String::from_utf8_lossy(&vm.console(4096).await).into_owned();
-    tracing::error!(id, console, "a guest did not get ready");
-    let message = format!(
-        "the guest did not get ready within {} s; the host may be overloaded: try again",
-        limit.as_secs()
-    );
-    AgentError::new(ErrorCode::AgentError, message)
 }

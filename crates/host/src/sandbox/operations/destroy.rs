@@ -43,7 +43,7 @@ impl Destroy {
         if sandbox.record.is_open() && sandbox.record.write(vec![Entry::Destroy]).await.is_err() {
             // The disk may be full; releasing the resources may make room. Without the entry the next start
             // would take the slot for the sandbox's, so it is kept until then.
-            undo(sandbox, &mut self.vm, Some(Thing::Slot)).await?;
+            undo(sandbox, &mut self.vm, &[Thing::Slot]).await?;
             sandbox.record.write(vec![Entry::Destroy]).await?;
         }
         Ok(())
@@ -51,11 +51,15 @@ impl Destroy {
 }
 
 /// Releases all resources and removes the record.
-pub(in crate::sandbox) async fn take_back(
+pub(crate) async fn take_back(
     sandbox: &mut Sandbox,
     vm: &mut Option<Box<dyn MicroVm>>,
 ) -> Result<(), AgentError> {
-    undo(sandbox, vm, None).await?;
+    let generations = sandbox.record.summary().generations();
+    undo(sandbox, vm, &[]).await?;
     sandbox.record.close();
-    release::directory(&sandbox.shared.dir, &sandbox.id).await
+    release::directory(&sandbox.shared.dir, &sandbox.id).await?;
+    // After the journal that names them: the next start removes what nobody names.
+    sandbox.shared.snapshots.remove_of(&sandbox.id, generations).await;
+    Ok(())
 }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Operation that marks a sandbox as failed and releases its resources. Its record stays.
+//! Operation that marks a sandbox as failed and releases its resources. Its record stays, and so does the disk of one
+//! that has run: only its user's word destroys that.
 
 use wrenn_vmm::MicroVm;
 
 use super::{
     steps::{Cancel, Steps},
-    undo::undo,
+    undo::{release_running, undo},
 };
 use crate::{
     error::AgentError,
     sandbox::{
         entry::{Entry, Thing},
         record::Sandbox,
-        summary::Undo,
     },
 };
 
@@ -55,19 +55,19 @@ impl Fail {
         Ok(())
     }
 
-    /// Releases the resources, and writes which ones are released.
+    /// Releases the resources.
     async fn release(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let held = sandbox.record.summary().undo();
-        if let Err(cause) = undo(sandbox, &mut self.vm, self.keep).await {
+        let (keep, generations) = (self.keep, sandbox.record.summary().generations());
+        let released = if sandbox.record.summary().has_run() {
+            release_running(sandbox, &mut self.vm, keep).await
+        } else {
+            undo(sandbox, &mut self.vm, keep.as_slice()).await
+        };
+        if let Err(cause) = released {
             tracing::error!(id = sandbox.id, %cause, "cannot release all resources of a failed sandbox");
         }
-        let left = sandbox.record.summary().undo();
-        let released =
-            held.iter().map(Undo::thing).filter(|thing| !left.iter().any(|step| step.thing() == *thing));
-        let entries = released.map(|thing| Entry::Released { thing }).collect();
-        if let Err(cause) = sandbox.record.write(entries).await {
-            tracing::error!(id = sandbox.id, %cause, "cannot record the released resources of a failed sandbox");
-        }
+        // Its disk was written since.
+        sandbox.shared.snapshots.remove_of(&sandbox.id, generations).await;
         Ok(())
     }
 }

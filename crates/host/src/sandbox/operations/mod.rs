@@ -4,15 +4,21 @@
 mod create;
 mod destroy;
 mod fail;
+mod pause;
+mod place;
+mod ready;
+mod resume;
 mod steps;
 mod undo;
 
 pub(super) use self::{
     create::Create,
-    destroy::{Destroy, take_back},
+    destroy::Destroy,
+    pause::{Left as PauseLeft, Pause},
+    resume::Resume,
     steps::{Cancel, Steps},
 };
-pub(crate) use self::{fail::Fail, steps::run, undo::undo};
+pub(crate) use self::{destroy::take_back, fail::Fail, steps::run, undo::undo};
 
 #[cfg(test)]
 mod tests {
@@ -34,7 +40,14 @@ mod tests {
     /// The end-to-end tests kill the agent at each point of their list.
     #[test]
     fn the_tests_know_every_fault_point() {
-        let mut all = [points(Create::STEPS), points(Destroy::STEPS), points(Fail::STEPS)].concat();
+        let mut all = [
+            points(Create::STEPS),
+            points(Destroy::STEPS),
+            points(Fail::STEPS),
+            points(Pause::STEPS),
+            points(Resume::STEPS),
+        ]
+        .concat();
         all.extend(Thing::ALL.map(|thing| format!("{PROCESS}.{}.{}", Destroy::NAME, thing.name())));
         let listed = include_str!("../../../../testkit/tests/cases/fault_points.txt");
         let listed = listed.lines().filter(|point| point.starts_with("agent."));

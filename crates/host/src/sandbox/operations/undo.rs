@@ -8,7 +8,12 @@ use wrenn_vmm::MicroVm;
 use super::steps::PROCESS;
 use crate::{
     error::AgentError,
-    sandbox::{entry::Thing, record::Sandbox, release},
+    sandbox::{
+        entry::{Entry, Thing},
+        record::Sandbox,
+        release,
+        summary::Undo,
+    },
 };
 
 /// First part of the names of the fault points of an undo. A destroy is one, after it was recorded.
@@ -18,11 +23,11 @@ pub(super) const NAME: &str = "destroy";
 pub(crate) async fn undo(
     sandbox: &mut Sandbox,
     vm: &mut Option<Box<dyn MicroVm>>,
-    keep: Option<Thing>,
+    keep: &[Thing],
 ) -> Result<(), AgentError> {
     kill(vm).await?;
     for step in sandbox.record.summary().undo() {
-        if Some(step.thing()) == keep {
+        if keep.contains(&step.thing()) {
             continue;
         }
         release::resource(&sandbox.shared, &sandbox.id, &step).await?;
@@ -31,6 +36,27 @@ pub(crate) async fn undo(
         fault::point(PROCESS, NAME, step.thing().name());
     }
     Ok(())
+}
+
+/// Releases what a sandbox needs only while it runs, and writes that it is released. Its disk is complete then, and
+/// can be used by another VMM.
+pub(super) async fn release_running(
+    sandbox: &mut Sandbox,
+    vm: &mut Option<Box<dyn MicroVm>>,
+    keep: Option<Thing>,
+) -> Result<(), AgentError> {
+    let held = sandbox.record.summary().undo();
+    let kept = [Some(Thing::Volume), keep].into_iter().flatten().collect::<Vec<_>>();
+    let undone = undo(sandbox, vm, &kept).await;
+    let left = sandbox.record.summary().undo();
+    let gone = |thing: &Thing| !left.iter().any(|step| step.thing() == *thing);
+    let released = held.iter().map(Undo::thing).filter(gone);
+    let entries = released.map(|thing| Entry::Released { thing }).collect();
+    undone.and(sandbox.record.write(entries).await)?;
+    if sandbox.record.summary().has(Thing::Volume) {
+        sandbox.shared.volumes.detach(&sandbox.id).await?;
+    }
+    release::run_directory(sandbox.run_dir()).await
 }
 
 /// Kills a microVM; keeps it if that fails.

@@ -7,23 +7,21 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, File, Permissions},
-    io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::process::{getegid, geteuid};
-use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use wrenn_disk::Volumes;
-use wrenn_memory::{
-    BLOCK_SIZE, BuildId, Generation, Generations, Header, Layout, Manifest, MemoryError, Origin, Part,
-    Partial, mapping_of_flat,
-};
-use wrenn_vmm::{MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
+use wrenn_memory::{BuildId, Generation, Generations, MemoryError, Part};
+use wrenn_vmm::{MemorySource, MicroVm, Snapshot};
 
+use super::{
+    Base, Captured, Snapshots, is_of_sandbox,
+    origin::{SHORT, digest},
+};
 use crate::error::AgentError;
 
 /// First part of the ids of the snapshots' volumes, which no id of a sandbox has.
@@ -31,8 +29,7 @@ const PREFIX: &str = "template.";
 
 /// Snapshots of templates on this host.
 pub(crate) struct TemplateSnapshots {
-    generations: Generations,
-    origin: Origin,
+    snapshots: Arc<Snapshots>,
     /// Maximum number of bytes on the disk; 0 if no snapshots are made.
     budget: u64,
     volumes: Arc<dyn Volumes>,
@@ -59,7 +56,7 @@ struct Kept {
 pub(crate) struct TemplateSnapshot {
     /// Name of its shape.
     pub(crate) shape: String,
-    build: BuildId,
+    pub(crate) build: BuildId,
     state: PathBuf,
     memory: PathBuf,
 }
@@ -93,32 +90,26 @@ impl TemplateSnapshot {
     }
 }
 
-impl From<MemoryError> for AgentError {
-    fn from(error: MemoryError) -> Self {
-        Self::fault("keeping a template's memory", &error)
-    }
-}
-
-/// Names the volumes of the snapshots in `dir`, so that nobody takes them for those of sandboxes that are gone.
+/// Names the volumes of the templates' snapshots in `dir`, so that nobody takes them for those of sandboxes that
+/// are gone.
 pub(crate) fn volumes(dir: &Path) -> Result<Vec<String>, MemoryError> {
     Ok(Generations::new(dir)?.list()?.into_iter().map(volume_of).collect())
 }
 
 impl TemplateSnapshots {
-    /// Opens the snapshots in `dir`. [`TemplateSnapshots::load`] makes them available.
+    /// Opens the templates' snapshots among these. [`TemplateSnapshots::load`] makes them available.
     pub(crate) fn open(
-        dir: &Path,
-        origin: Origin,
+        snapshots: Arc<Snapshots>,
         budget_mb: u64,
         volumes: Arc<dyn Volumes>,
     ) -> Result<Arc<Self>, MemoryError> {
-        let generations = Generations::new(dir)?;
-        generations.clean()?;
-        let loaded = generations.list()?.into_iter().filter_map(|build| generations.load(build).ok());
+        let all = snapshots.generations.list()?;
+        let loaded = all.into_iter().filter_map(|build| snapshots.generations.load(build).ok());
+        let labels = loaded.map(|generation| generation.manifest.label);
         // Until they are read, nobody captures their shapes.
-        let making = loaded.map(|generation| generation.manifest.label).collect();
+        let making = labels.filter(|label| !is_of_sandbox(label)).collect();
         let state = Mutex::new(State { making, ..State::default() });
-        Ok(Arc::new(Self { generations, origin, budget: budget_mb << 20, volumes, state }))
+        Ok(Arc::new(Self { snapshots, budget: budget_mb << 20, volumes, state }))
     }
 
     /// Reads the snapshots on the disk, every byte of them: makes those available that this host can load, the
@@ -148,34 +139,39 @@ impl TemplateSnapshots {
 
     /// Makes the sound snapshots available whose disk is present; removes the others.
     fn read(&self, disks: &[String]) -> Result<(), MemoryError> {
+        let generations = &self.snapshots.generations;
         // The newest first.
-        for build in self.generations.list()?.into_iter().rev() {
+        for build in generations.list()?.into_iter().rev() {
+            // What cannot be loaded was removed when the agent started.
+            let Ok(generation) = generations.load(build) else { continue };
+            if is_of_sandbox(&generation.manifest.label) {
+                continue;
+            }
             let usable = self.budget > 0 && disks.contains(&volume_of(build));
-            match self.check(build) {
-                Ok((generation, bytes)) if usable && self.get(&generation.manifest.label).is_none() => {
+            match self.check(&generation) {
+                Ok(bytes) if usable && self.get(&generation.manifest.label).is_none() => {
                     self.add(&generation, bytes);
                     continue;
                 }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "a template's memory is made anew"),
             }
-            self.generations.remove(build)?;
+            generations.remove(build)?;
         }
         Ok(())
     }
 
-    fn check(&self, build: BuildId) -> Result<(Generation, u64), MemoryError> {
-        let generation = self.generations.load(build)?;
-        generation.manifest.origin.check(build, &self.origin)?;
-        self.generations.verify(&generation)?;
-        let bytes =
-            fs::metadata(self.generations.path(build, Part::Data)).map_or(0, |meta| meta.blocks() * 512);
-        Ok((generation, bytes))
+    /// Checks that a snapshot is sound and fits this host; returns the number of bytes that it occupies.
+    fn check(&self, generation: &Generation) -> Result<u64, MemoryError> {
+        let (build, generations) = (generation.manifest.build, &self.snapshots.generations);
+        generation.manifest.origin.check(build, &self.snapshots.origin)?;
+        generations.verify(generation)?;
+        Ok(fs::metadata(generations.path(build, Part::Data)).map_or(0, |meta| meta.blocks() * 512))
     }
 
     fn add(&self, generation: &Generation, bytes: u64) {
         let build = generation.manifest.build;
-        let path = |part| self.generations.path(build, part);
+        let path = |part| self.snapshots.generations.path(build, part);
         let shape = generation.manifest.label.clone();
         let snapshot = TemplateSnapshot {
             shape: shape.clone(),
@@ -226,15 +222,8 @@ impl TemplateSnapshots {
             }
             state.ready.remove(&snapshot.shape);
         }
-        let (generations, build) = (self.generations.clone(), snapshot.build);
-        let removed = spawn_blocking(move || generations.remove(build)).await;
-        if let Err(error) = removed.map_err(io::Error::other).and_then(|done| done.map_err(io::Error::other))
-        {
-            tracing::warn!(%error, "cannot remove a template's memory; the next start removes it");
-        }
-        if let Err(error) = self.volumes.remove(&snapshot.volume()).await {
-            tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
-        }
+        self.snapshots.remove(snapshot.build).await;
+        self.remove_disk(snapshot.build).await;
     }
 
     /// Removes the snapshots that were not used for longest, until the others are within the budget.
@@ -252,108 +241,65 @@ impl TemplateSnapshots {
         }
     }
 
-    /// Writes the rest of a captured snapshot, and makes it available.
-    async fn keep(self: Arc<Self>, partial: Partial, shape: String) -> Result<(), AgentError> {
-        let all = self.clone();
-        let kept = spawn_blocking(move || {
-            let (build, data) = (partial.build, File::open(partial.path(Part::Data))?);
-            for part in [Part::Data, Part::State] {
-                // The VMM wrote some of them as its user, which another sandbox may have later. Jails show them to
-                // VMMs of other users.
-                let agent = (geteuid().as_raw(), getegid().as_raw());
-                chown(partial.path(part), Some(agent.0), Some(agent.1))?;
-                fs::set_permissions(partial.path(part), Permissions::from_mode(0o444))?;
-            }
-            let meta = data.metadata()?;
-            let mapping = mapping_of_flat(&data, build)?;
-            let (block_size, memory_size) = (BLOCK_SIZE, meta.len());
-            let header = Header { block_size, memory_size, generation: 0, build, parent: None, mapping };
-            let manifest = Manifest::new(build, &shape, Layout::Flat, all.origin.clone());
-            let generation = partial.keep(&header, manifest).map_err(io::Error::other)?;
-            all.add(&generation, meta.blocks() * 512);
-            Ok::<_, io::Error>(())
-        });
-        let fault = |error: &dyn std::fmt::Display| AgentError::fault("keeping a template's memory", error);
-        kept.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))?;
+    /// Keeps a captured guest, whose disk was copied, and makes it available.
+    async fn keep(&self, captured: Captured, shape: &str) -> Result<(), AgentError> {
+        let kept = self.snapshots.keep(captured, shape).await?;
+        self.add(&kept.generation, kept.bytes);
         self.make_room().await;
         Ok(())
+    }
+
+    async fn remove_disk(&self, build: BuildId) {
+        if let Err(error) = self.volumes.remove(&volume_of(build)).await {
+            tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
+        }
     }
 }
 
 impl Ticket {
-    /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready. The guest
-    /// stands still meanwhile. Fails only if it does not go on.
-    pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str) -> Result<(), AgentError> {
-        let captured = self.write(vm, id).await;
+    /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready, by files in
+    /// `dir`. The guest stands still meanwhile. Returns what its memory is based on afterwards. Fails only if it does
+    /// not go on.
+    pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str, dir: PathBuf) -> Result<Base, AgentError> {
+        let captured = self.write(vm, id, dir).await;
         vm.resume().await?;
-        let partial = match captured {
-            Ok(partial) => partial,
+        let after = self.all.snapshots.base_after(Base::Zero);
+        let captured = match captured {
+            Ok(captured) => captured,
             Err(error) => {
                 tracing::warn!(id, %error, "cannot capture a template's memory; its sandboxes boot");
-                return Ok(());
+                return Ok(after);
             }
         };
+        let build = captured.build;
         tokio::spawn(async move {
-            let volume = volume_of(partial.build);
-            if let Err(error) = self.all.clone().keep(partial, self.shape.clone()).await {
+            if let Err(error) = self.all.keep(captured, &self.shape).await {
                 tracing::warn!(%error, "cannot keep a template's memory; its sandboxes boot");
-                if let Err(error) = self.all.volumes.remove(&volume).await {
-                    tracing::warn!(%error, "cannot remove a template's disk; the next start removes it");
-                }
+                self.all.remove_disk(build).await;
             }
         });
-        Ok(())
+        // Should it not be kept, it is not found when it is needed.
+        Ok(if after == Base::Unknown { Base::Generation(build) } else { after })
     }
 
     /// Pauses the guest, and writes memory, state and disk of this instant.
-    async fn write(&self, vm: &dyn MicroVm, id: &str) -> Result<Partial, AgentError> {
-        let generations = self.all.generations.clone();
-        let begun = spawn_blocking(move || generations.begin()).await;
-        let partial = begun.map_err(|error| AgentError::fault("keeping a template's memory", &error))??;
-        let files = SnapshotFiles { state: partial.path(Part::State), memory: partial.path(Part::Data) };
+    async fn write(&self, vm: &dyn MicroVm, id: &str, dir: PathBuf) -> Result<Captured, AgentError> {
         vm.pause().await?;
         // Since its boot, which is all that is not zero.
-        vm.snapshot(SnapshotKind::Diff, &files).await?;
-        self.all.volumes.copy(id, &volume_of(partial.build)).await?;
-        Ok(partial)
+        let captured = self.all.snapshots.capture(vm, dir, Base::Zero).await?;
+        self.all.volumes.copy(id, &volume_of(captured.build)).await?;
+        Ok(captured)
     }
-}
-
-/// Number of digits of a digest that tell shapes and processors apart.
-const SHORT: usize = 32;
-
-/// SHA-256 of this content, in hexadecimal digits.
-fn digest(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What snapshots are made with here: only the same can load them.
-pub(crate) fn origin(vmm: &dyn wrenn_vmm::Vmm, kernel: &Path, initrd: &Path) -> io::Result<Origin> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
-    let features: Vec<_> = cpuinfo
-        .lines()
-        .take_while(|line| !line.is_empty())
-        .filter(|line| {
-            ["vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU "]
-                .iter()
-                .any(|name| line.starts_with(name))
-        })
-        .collect();
-    let accelerated = if vmm.capabilities().accelerated { "" } else { ", emulated" };
-    Ok(Origin {
-        vmm: format!("{} {}{accelerated}", vmm.name(), vmm.version()),
-        kernel: digest(&fs::read(kernel)?),
-        envd: digest(&fs::read(initrd)?),
-        cpu: digest(features.join("\n").as_bytes())[..SHORT].to_owned(),
-    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
+    use std::{fs::File, os::unix::fs::FileExt as _};
 
     use tempfile::TempDir;
     use wrenn_disk::{Backend, StoreConfig};
+    use wrenn_memory::Origin;
+    use wrenn_vmm::Diffs;
 
     use super::*;
 
@@ -373,22 +319,26 @@ mod tests {
             Ok(Self { dir, volumes })
         }
 
-        async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {
+        fn snapshots(&self, vmm: &str) -> anyhow::Result<Arc<Snapshots>> {
             let origin = Origin { vmm: vmm.to_owned(), ..Origin::default() };
-            let dir = self.dir.path().join("memory");
-            let all = TemplateSnapshots::open(&dir, origin, room_mb, self.volumes.clone())?;
+            Ok(Snapshots::open(&self.dir.path().join("memory"), origin, Diffs::SinceStart)?)
+        }
+
+        async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {
+            let all = TemplateSnapshots::open(self.snapshots(vmm)?, room_mb, self.volumes.clone())?;
             all.clone().load().await?;
             Ok(all)
         }
 
         /// Keeps a snapshot of 1 MiB; returns the id of its volume.
         async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<String> {
-            let partial = all.generations.begin()?;
-            let volume = volume_of(partial.build);
+            let captured = Captured::new(self.dir.path().join("capture"), Base::Zero)?;
+            let volume = volume_of(captured.build);
             self.volumes.clone_image("minimal", &volume, 1, 0).await?;
-            File::create(partial.path(Part::Data))?.write_all_at(&vec![1; 1 << 20], 0)?;
-            fs::write(partial.path(Part::State), "state")?;
-            all.clone().keep(partial, shape.to_owned()).await?;
+            let files = captured.files();
+            File::create(files.memory)?.write_all_at(&vec![1; 1 << 20], 0)?;
+            fs::write(files.state, "state")?;
+            all.keep(captured, shape).await?;
             Ok(volume)
         }
     }
@@ -420,7 +370,7 @@ mod tests {
         let third = place.keep(&all, "3").await?;
         assert_eq!(["1", "2", "3"].map(|shape| all.get(shape).is_some()), [true, false, true]);
         assert_eq!(place.volumes.list().await?, [first, third]);
-        assert_eq!(all.generations.list()?.len(), 2);
+        assert_eq!(all.snapshots.generations.list()?.len(), 2);
         Ok(())
     }
 
@@ -437,7 +387,7 @@ mod tests {
         place.volumes.clone_image("minimal", "sandbox", 1, 0).await?;
         let dir = place.dir.path().join("memory");
         assert_eq!(volumes(&dir)?.len(), 3);
-        let next = TemplateSnapshots::open(&dir, all.origin.clone(), 64, place.volumes.clone())?;
+        let next = TemplateSnapshots::open(place.snapshots("a")?, 64, place.volumes.clone())?;
         assert!(next.get("1").is_none() && next.ticket("1").is_none(), "it is not read yet");
         next.clone().load().await?;
         assert_eq!(next.get("1").map(|snapshot| snapshot.volume()), Some(first.clone()));
@@ -446,7 +396,7 @@ mod tests {
         let upgraded = place.open("b", 64).await?;
         assert!(upgraded.get("1").is_none(), "made with another VMM");
         assert_eq!(
-            (place.volumes.list().await?, upgraded.generations.list()?.len()),
+            (place.volumes.list().await?, upgraded.snapshots.generations.list()?.len()),
             (vec!["sandbox".to_owned()], 0)
         );
         Ok(())

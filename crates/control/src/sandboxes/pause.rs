@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pauses of sandboxes: marked first, then done by the agent, in a task that does not depend on the client's
+//! connection. A pause that fails leaves the sandbox running.
+
+use uuid::Uuid;
+use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::PauseRequest;
+
+use super::{
+    lease::Lease,
+    lookup::{agent, find},
+    settle::{self, settle},
+};
+use crate::{
+    agents::within,
+    db::sandboxes::{self, Change, Known, Row},
+    error::Fault,
+    fault,
+    state::App,
+};
+
+/// Pauses a sandbox and waits until it is paused. Does nothing if it is.
+pub(super) async fn pause(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Fault> {
+    loop {
+        let row = settle::settled(app, team, id, &[SandboxStatus::Pausing]).await?;
+        match row.status() {
+            SandboxStatus::Paused => return Ok(row),
+            SandboxStatus::Running => {}
+            status => {
+                let status = status.as_str();
+                let message = format!("sandbox {id} is {status}: only a running sandbox can be paused");
+                return Err(Fault::new(ErrorCode::InvalidState, message));
+            }
+        }
+        let change = Change::to(SandboxStatus::Pausing);
+        let Some(row) = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await? else {
+            continue;
+        };
+        app.outbox.notify_one();
+        fault::point("pause.marked");
+        // The pause continues if the client disconnects.
+        let task = crate::request_trace::spawn({
+            let app = app.clone();
+            async move { finish(&app, row).await }
+        });
+        return task.await.map_err(|error| {
+            tracing::error!(%id, %error, "the task of a pause failed; the reconciler finishes it");
+            Fault::new(ErrorCode::InternalError, "the pause was interrupted; look at the sandbox's status")
+        })?;
+    }
+}
+
+/// Pauses a sandbox if it is still idle, and nobody else changes its status meanwhile.
+pub(super) async fn pause_idle(app: &App, row: &Known) -> Result<(), Fault> {
+    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Pausing) };
+    let Some(row) = sandboxes::change(&app.db, row, change, app.limits.lease).await? else {
+        return Ok(());
+    };
+    app.outbox.notify_one();
+    finish(app, row).await.map(drop)
+}
+
+/// Calls the agent to pause a `pausing` sandbox, and records what became of it.
+async fn finish(app: &App, row: Row) -> Result<Row, Fault> {
+    let lease = Lease::keep(app, row.known());
+    let request = PauseRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
+    let paused = async {
+        let agent = agent(app, row.host_id.unwrap_or_default()).await?;
+        Ok::<_, Fault>(agent.pause_with_options(request, within(app.limits.pause)).await?)
+    };
+    let paused = paused.await;
+    fault::point("pause.done");
+    let settled = match paused {
+        Ok(_) => {
+            let change = Change::to(SandboxStatus::Paused);
+            let changed = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
+            match changed {
+                Some(row) => Ok(row),
+                // The reconciler was faster.
+                None => find(app, row.team_id, row.public_id()).await,
+            }
+        }
+        Err(error) => settle(app, &row, error).await,
+    };
+    drop(lease);
+    app.outbox.notify_one();
+    settled
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Resumes of paused sandboxes, and boots of those that failed from their disks.
+
+use uuid::Uuid;
+use wrenn_api::{ErrorCode, ResumeSandbox, SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::{ResumeRequest, ResumeResponse};
+
+use super::{
+    lease::Lease,
+    lookup::{agent, find},
+    metadata,
+    settle::{self, settle},
+    timeout,
+};
+use crate::{
+    agents::within,
+    db::{
+        hosts,
+        sandboxes::{self, Change, Row},
+    },
+    error::Fault,
+    fault,
+    state::App,
+};
+
+/// Resumes a sandbox and waits until it runs. Does nothing but setting its timeout if it runs.
+pub(super) async fn resume(
+    app: &App,
+    team: Uuid,
+    id: SandboxId,
+    wanted: &ResumeSandbox,
+) -> Result<Row, Fault> {
+    let timeout = timeout::check(wanted.timeout_sec)?.map(|seconds| seconds as i32);
+    let memory = wanted.memory.unwrap_or(true);
+    loop {
+        let transitional = [SandboxStatus::Pausing, SandboxStatus::Resuming];
+        let row = settle::settled(app, team, id, &transitional).await?;
+        match row.status() {
+            SandboxStatus::Paused => {}
+            SandboxStatus::Error if !memory && row.started_at.is_some() => {}
+            SandboxStatus::Running if timeout.is_none() => return Ok(row),
+            SandboxStatus::Running => match sandboxes::update(&app.db, &row, timeout, None).await? {
+                Some(row) => return Ok(row),
+                None => continue,
+            },
+            status => return Err(Fault::new(ErrorCode::InvalidState, refusal(&row, status))),
+        }
+        let Some(row) = mark(app, &row, timeout).await? else { continue };
+        app.outbox.notify_one();
+        fault::point("resume.marked");
+        // The resume continues if the client disconnects.
+        let task = crate::request_trace::spawn({
+            let app = app.clone();
+            async move { finish(&app, row, memory).await }
+        });
+        return task.await.map_err(|error| {
+            tracing::error!(%id, %error, "the task of a resume failed; the reconciler finishes it");
+            Fault::new(ErrorCode::InternalError, "the resume was interrupted; look at the sandbox's status")
+        })?;
+    }
+}
+
+/// Error message for a sandbox that cannot be resumed, with a remedy.
+fn refusal(row: &Row, status: SandboxStatus) -> String {
+    let id = row.public_id();
+    match status {
+        SandboxStatus::Error if row.started_at.is_some() => {
+            format!(
+                r#"sandbox {id} has failed: resume it with "memory": false, which boots it from its disk"#
+            )
+        }
+        SandboxStatus::Error => {
+            format!("sandbox {id} has never run, so there is nothing to resume: delete it")
+        }
+        status => format!("sandbox {id} is {}: only a paused sandbox can be resumed", status.as_str()),
+    }
+}
+
+/// Marks the sandbox as `resuming` and reserves its resources on its host; `None` if it changed meanwhile.
+async fn mark(app: &App, row: &Row, timeout: Option<i32>) -> Result<Option<Row>, Fault> {
+    let id = row.public_id();
+    let mut tx = app.db.begin().await?;
+    let change = Change { timeout_sec: timeout, ..Change::to(SandboxStatus::Resuming) };
+    let marked = sandboxes::change_in(&mut tx, &row.known(), change, app.limits.lease).await?;
+    let Some(marked) = marked else { return Ok(None) };
+    // Last, because from here on all creates on this host wait until the transaction ends.
+    let host = row.host_id.unwrap_or_default();
+    if hosts::reserve(&mut tx, host, row.vcpus, row.memory_mb).await?.is_none() {
+        let message = format!(
+            "the host of sandbox {id} is full or does not answer: delete or pause others on it, or try again in a moment"
+        );
+        return Err(Fault::new(ErrorCode::NoHostsAvailable, message));
+    }
+    sandboxes::mark_reserved(&mut tx, marked.id).await?;
+    tx.commit().await?;
+    Ok(Some(marked))
+}
+
+/// Calls the agent to resume a `resuming` sandbox, and records what became of it.
+async fn finish(app: &App, row: Row, memory: bool) -> Result<Row, Fault> {
+    let lease = Lease::keep(app, row.known());
+    let request =
+        ResumeRequest { sandbox_id: row.public_id().to_string(), from_disk: !memory, ..Default::default() };
+    let resumed = async {
+        let agent = agent(app, row.host_id.unwrap_or_default()).await?;
+        let resumed = agent.resume_with_options(request, within(app.limits.create)).await?;
+        Ok::<ResumeResponse, Fault>(resumed.into_owned())
+    };
+    let resumed = resumed.await;
+    fault::point("resume.done");
+    let settled = match resumed {
+        Ok(response) => {
+            let sandbox = response.sandbox.into_option().unwrap_or_default();
+            let metadata = metadata::of(sandbox, "resume", response.timings);
+            let change = Change { metadata, ..Change::to(SandboxStatus::Running) };
+            match sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await? {
+                Some(row) => Ok(row),
+                // The reconciler was faster.
+                None => find(app, row.team_id, row.public_id()).await,
+            }
+        }
+        Err(error) => settle(app, &row, error).await,
+    };
+    drop(lease);
+    app.outbox.notify_one();
+    settled
+}

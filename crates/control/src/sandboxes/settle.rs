@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//! End of operations that failed or are still in work: what became of the sandbox.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::GetRequest;
+
+use super::{
+    lookup::{agent, find},
+    step::change_after,
+};
+use crate::{
+    agents::{deadline, within},
+    db::sandboxes::{self, Row},
+    error::Fault,
+    state::App,
+};
+
+/// Interval between looks at a sandbox that another request works on.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until the sandbox has none of these statuses, at most as long as an operation may take.
+pub(super) async fn settled(
+    app: &App,
+    team: Uuid,
+    id: SandboxId,
+    transitional: &[SandboxStatus],
+) -> Result<Row, Fault> {
+    let begin = Instant::now();
+    loop {
+        let row = find(app, team, id).await?;
+        if !transitional.contains(&row.status()) {
+            return Ok(row);
+        }
+        if begin.elapsed() > app.limits.pause {
+            let message = format!("sandbox {id} is still {}: try again in a moment", row.status().as_str());
+            return Err(Fault::new(ErrorCode::Timeout, message));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Records what became of a sandbox whose operation failed with this error, as its agent says; returns the error.
+/// If the agent does not answer, the reconciler does it later.
+pub(super) async fn settle(app: &App, row: &Row, error: Fault) -> Result<Row, Fault> {
+    let request = GetRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
+    let asked = async {
+        let agent = agent(app, row.host_id.unwrap_or_default()).await?;
+        Ok::<_, Fault>(agent.get_with_options(request, within(deadline::STATE)).await?.into_owned())
+    };
+    let found = match asked.await {
+        Ok(response) => response.sandbox.into_option(),
+        Err(fault) if fault.code == ErrorCode::NotFound => None,
+        Err(fault) => {
+            tracing::warn!(sandbox_id = %row.public_id(), %fault, "it is not known yet what became of a sandbox");
+            return Err(error);
+        }
+    };
+    // As if its lease had expired: this is its owner.
+    if let Some(change) = change_after(&row.known(), found.as_ref()) {
+        sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
+    }
+    Err(error)
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! TCP connections from before a pause. Their other ends are gone or know nothing of this guest any more, and would
+//! never say so: programs that wait for them would wait for ever.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd, RawFd},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrAny, SocketType, connect_unspec, getpeername, getsockname, sockopt},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
+/// Maximum number of descriptors of a process that are looked at.
+const DESCRIPTORS: usize = 1 << 16;
+
+/// Inodes of envd's own connections before the pause; those after it are of the host that resumed the guest.
+static OWN: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+/// Notes envd's connections, before a pause.
+pub(crate) fn note_own() -> io::Result<()> {
+    let noted = sockets(Path::new("/proc/self/fd"))?.into_iter().map(|(_, inode)| inode).collect();
+    *OWN.lock().unwrap_or_else(PoisonError::into_inner) = noted;
+    Ok(())
+}
+
+/// Resets the connections of all processes that lead out of the guest, after a pause. Their programs get
+/// `ECONNRESET`. Does nothing unless this is PID 1, because the machine would not be a sandbox.
+pub(crate) fn all() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let own = std::mem::take(&mut *OWN.lock().unwrap_or_else(PoisonError::into_inner));
+    for (fd, inode) in sockets(Path::new("/proc/self/fd"))? {
+        if own.contains(&inode) {
+            // SAFETY: another thread may close it meanwhile, and reuse its number only for a connection of the new
+            // host, which would then connect again.
+            reset(unsafe { BorrowedFd::borrow_raw(fd) });
+        }
+    }
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|pid| *pid > 1);
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            // It may have ended meanwhile.
+            let _ = of_process(pid, &entry.path().join("fd"));
+        }
+    }
+    Ok(())
+}
+
+fn of_process(pid: Pid, descriptors: &Path) -> io::Result<()> {
+    let sockets = sockets(descriptors)?;
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    for (fd, _) in sockets {
+        match pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()) {
+            Ok(socket) => reset(socket.as_fd()),
+            Err(Errno::BADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Lists the sockets of a process: descriptor and inode.
+fn sockets(descriptors: &Path) -> io::Result<Vec<(RawFd, u64)>> {
+    let entries = fs::read_dir(descriptors)?.take(DESCRIPTORS).flatten();
+    let found = entries.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, inode))
+    });
+    Ok(found.collect())
+}
+
+/// Resets a socket if it is a TCP connection that leads out of the guest.
+fn reset(socket: BorrowedFd<'_>) {
+    let is_tcp = matches!(
+        (sockopt::socket_domain(socket), sockopt::socket_type(socket)),
+        (Ok(AddressFamily::INET | AddressFamily::INET6), Ok(SocketType::STREAM))
+    );
+    if is_tcp && leads_out(socket) {
+        // Disconnects it at once, with a reset for the other end.
+        let _ = connect_unspec(socket);
+    }
+}
+
+fn leads_out(socket: BorrowedFd<'_>) -> bool {
+    let (Ok(peer), Ok(own)) = (getpeername(socket), getsockname(socket)) else { return false };
+    let (peer, own) = (peer.and_then(ip), ip(own));
+    peer.is_some_and(|peer| !peer.is_loopback() && Some(peer) != own)
+}
+
+fn ip(address: SocketAddrAny) -> Option<IpAddr> {
+    let address = std::net::SocketAddr::try_from(address).ok()?;
+    Some(address.ip().to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::AsRawFd as _,
+    };
+
+    use super::*;
+
+    #[test]
+    fn only_connections_that_lead_out_are_reset() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!leads_out(listener.as_fd()) && !leads_out(stream.as_fd()));
+        let own = sockets(Path::new("/proc/self/fd")).unwrap();
+        assert!(own.iter().any(|(fd, _)| *fd == stream.as_raw_fd()));
+        reset(stream.as_fd());
+        assert!(stream.peer_addr().is_ok(), "it is the guest's own");
+        // As `reset` does it with others.
+        connect_unspec(&stream).unwrap();
+        assert!(stream.peer_addr().is_err());
+    }
+}

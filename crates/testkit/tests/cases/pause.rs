@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pause and resume: what ran goes on, nothing is used meanwhile, and the disk survives a lost memory.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
+
+use super::support::{delete_wholly, nothing_remains, wait_status};
+
+/// Counts in memory; writes each number.
+const COUNTER: &str = "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done' \
+    > /dev/null 2>&1 & echo $! > /tmp/pid; cat /tmp/pid";
+/// A tree with what archives and copies lose first, and its checksum.
+const TREE: &str = "mkdir -p /root/t/a && cd /root/t && head -c 300000 /dev/urandom > a/one && ln -s a/one link
+    truncate -s 10M sparse && echo end >> sparse && setfattr -n user.k -v v a/one 2> /dev/null; echo x > 'a b'";
+const SUM: &str =
+    "cd /root/t && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum; readlink link";
+
+/// Runs a shell script as root; returns its trimmed output.
+async fn sh(stack: &Stack, id: &str, script: &str) -> Result<String> {
+    let body = json!({"cmd": "sh", "args": ["-c", script], "user": "root"});
+    let ran = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
+    ensure!(ran["exit_code"] == 0, "{script}: {ran}");
+    Ok(ran["stdout"].as_str().unwrap_or_default().trim().to_owned())
+}
+
+async fn post(stack: &Stack, id: &str, verb: &str, body: &Value) -> Result<Value> {
+    Ok(stack.api.post(&format!("/v1/sandboxes/{id}/{verb}"), body).await?.expect(200)?.json())
+}
+
+async fn pause(stack: &Stack, id: &str) -> Result<Value> {
+    let paused = post(stack, id, "pause", &json!({})).await?;
+    ensure!(paused["status"] == "paused" && paused["error"].is_null(), "{paused}");
+    Ok(paused)
+}
+
+async fn resume(stack: &Stack, id: &str) -> Result<Value> {
+    let resumed = post(stack, id, "resume", &json!({})).await?;
+    ensure!(resumed["status"] == "running", "{resumed}");
+    Ok(resumed)
+}
+
+async fn count(stack: &Stack, id: &str) -> Result<u64> {
+    // The file is empty for a moment before each number.
+    let number = async || sh(stack, id, "cat /tmp/n").await.ok()?.parse().ok();
+    wait_until("a number", Duration::from_secs(10), number).await
+}
+
+async fn clock_is_right(stack: &Stack, id: &str) -> Result<()> {
+    let time: i64 = sh(stack, id, "date +%s").await?.parse()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() as i64;
+    ensure!(
+        (now - time).abs() <= if in_lab() { 20 } else { 3 },
+        "the guest's clock is at {time}, this one at {now}"
+    );
+    Ok(())
+}
+
+/// A process keeps its id and its memory, also at the twentieth pause; tree, environment and clock are right.
+pub(crate) async fn what_ran_goes_on(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"GREETING": "hello"}})).await?;
+    let pid = sh(&stack, &id, COUNTER).await?;
+    sh(&stack, &id, TREE).await?;
+    let (sum, uuid) = (sh(&stack, &id, SUM).await?, sh(&stack, &id, "cat /etc/machine-id").await?);
+    let mut last = count(&stack, &id).await?;
+    let mut random = sh(&stack, &id, "cat /proc/sys/kernel/random/uuid").await?;
+    for round in 0..short_or_long(if in_lab() { 2 } else { 3 }, 20) {
+        pause(&stack, &id).await?;
+        ensure!(stack.vmms().iter().all(|vmm| !vmm.contains(&id)), "its VMM runs in round {round}");
+        let refused = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &json!({"cmd": "true"})).await?;
+        refused.expect_error(409, "invalid_state")?;
+        stack
+            .api
+            .post(&format!("/v1/sandboxes/{id}/ping"), &json!({}))
+            .await?
+            .expect_error(409, "invalid_state")?;
+        // Nothing is to be done.
+        pause(&stack, &id).await?;
+        resume(&stack, &id).await?;
+        resume(&stack, &id).await?;
+        let now = sh(&stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await?;
+        ensure!(now == pid, "the process is {now} in round {round}, and was {pid}");
+        let number = count(&stack, &id).await?;
+        ensure!(number >= last, "the counter is at {number}, and was at {last}");
+        last = number;
+        let further = async || count(&stack, &id).await.ok().filter(|number| *number > last);
+        wait_until("a further number", Duration::from_secs(20), further).await?;
+        clock_is_right(&stack, &id).await?;
+        let other = sh(&stack, &id, "cat /proc/sys/kernel/random/uuid").await?;
+        ensure!(other != random, "the same randomness in round {round}");
+        random = other;
+        ensure!(sh(&stack, &id, SUM).await? == sum, "the tree is another one in round {round}");
+        sh(&stack, &id, &format!("cd /root/t && mv a b && mv b a && echo {round} > /root/round && sync"))
+            .await?;
+    }
+    ensure!(
+        sh(&stack, &id, "cat /etc/machine-id; hostname").await? == format!("{uuid}\n{id}"),
+        "another machine"
+    );
+    ensure!(sh(&stack, &id, "echo $GREETING").await? == "hello", "the environment is gone");
+    pause(&stack, &id).await?;
+    delete_wholly(&stack, &id).await?;
+    nothing_remains(&stack, &id).await
+}
+
+/// A connection from before the pause is reset, and does not hang.
+pub(crate) async fn connections_from_before_are_reset(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    // To the gateway's packet filter nothing is connected, so both ends are in the guest, on two of its addresses.
+    let script = "cat > /tmp/c.py <<'END'
+import fcntl, socket, struct
+address = socket.inet_aton('192.0.2.7')
+request = struct.pack('16sH2s4s8s', b'eth0:1', socket.AF_INET, b'', address, b'')
+fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8916, request)
+one = socket.socket(); one.bind(('192.0.2.7', 0)); one.listen()
+out = socket.socket(); out.bind(('169.254.0.21', 0)); out.connect(one.getsockname())
+inner = socket.socketpair()
+local = socket.socket(); local.bind(('127.0.0.1', 0)); local.listen()
+near = socket.create_connection(local.getsockname())
+open('/tmp/ready', 'w').write('x')
+try:
+    out.recv(1); text = 'end'
+except OSError as error:
+    text = type(error).__name__
+near.send(b'x')
+open('/tmp/told', 'w').write(text)
+END
+setsid python3 /tmp/c.py > /tmp/c.log 2>&1 &
+for i in $(seq 100); do [ -e /tmp/ready ] && exit 0; sleep 0.1; done; cat /tmp/c.log; exit 1";
+    sh(&stack, &id, script).await?;
+    pause(&stack, &id).await?;
+    resume(&stack, &id).await?;
+    let told = async || sh(&stack, &id, "cat /tmp/told").await.ok();
+    let told = wait_until("the end of the connection", Duration::from_secs(20), told).await?;
+    ensure!(["ConnectionResetError", "BrokenPipeError"].contains(&&*told), "{told}");
+    delete_wholly(&stack, &id).await
+}
+
+/// A boot from the disk has the files and the environment, and new processes.
+pub(crate) async fn the_disk_survives_without_the_memory(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"GREETING": "hello"}})).await?;
+    sh(&stack, &id, COUNTER).await?;
+    sh(&stack, &id, TREE).await?;
+    let sum = sh(&stack, &id, SUM).await?;
+    pause(&stack, &id).await?;
+    // A damaged memory is refused, and nothing is lost by that.
+    let data = generation(&stack, &id).context("no generation")?.join("data");
+    let whole = std::fs::read(&data)?;
+    let at = whole.iter().rposition(|byte| *byte != 0).context("an empty memory")?;
+    overwrite(&data, at as u64, whole[at] ^ 1)?;
+    let refused = stack.api.post(&format!("/v1/sandboxes/{id}/resume"), &json!({})).await?;
+    refused.expect_error(409, "snapshot_damaged")?;
+    let got = stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect(200)?.json();
+    ensure!(got["status"] == "paused", "{got}");
+    overwrite(&data, at as u64, whole[at])?;
+    resume(&stack, &id).await?;
+    pause(&stack, &id).await?;
+    let resumed = post(&stack, &id, "resume", &json!({"memory": false, "timeout_sec": 600})).await?;
+    ensure!(resumed["status"] == "running" && resumed["timeout_sec"] == 600, "{resumed}");
+    ensure!(resumed["expires_at"].is_string(), "{resumed}");
+    ensure!(sh(&stack, &id, SUM).await? == sum, "the tree is another one");
+    ensure!(
+        sh(&stack, &id, "echo $GREETING; [ -e /tmp/pid ] && kill -0 $(cat /tmp/pid) 2>/dev/null; hostname")
+            .await?
+            == format!("hello\n{id}"),
+        "it has not booted from its disk"
+    );
+    // A VMM that is killed costs the memory, and not the disk.
+    rustix::process::kill_process(stack.vmm(&id)?, rustix::process::Signal::KILL)?;
+    wait_status(&stack, &id, &["error"], 15).await?;
+    stack
+        .api
+        .post(&format!("/v1/sandboxes/{id}/resume"), &json!({}))
+        .await?
+        .expect_error(409, "invalid_state")?;
+    post(&stack, &id, "resume", &json!({"memory": false})).await?;
+    ensure!(sh(&stack, &id, SUM).await? == sum, "the tree is another one");
+    delete_wholly(&stack, &id).await?;
+    nothing_remains(&stack, &id).await
+}
+
+/// Directory of the sandbox's memory.
+fn generation(stack: &Stack, id: &str) -> Option<std::path::PathBuf> {
+    let entries = std::fs::read_dir(stack.state_dir.join("agent/volumes/snapshots")).ok()?;
+    let dirs = entries.flatten().map(|entry| entry.path());
+    dirs.into_iter()
+        .find(|dir| std::fs::read_to_string(dir.join("manifest")).is_ok_and(|manifest| manifest.contains(id)))
+}
+
+fn overwrite(path: &std::path::Path, at: u64, byte: u8) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::options().write(true).open(path)?;
+    Ok(file.write_all_at(&[byte], at)?)
+}
+
+/// A sandbox that nobody uses for its timeout is paused, one in use is not, and a request resumes it if it may.
+pub(crate) async fn idle_sandboxes_are_paused(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "timeout_sec": 2, "auto_resume": true})).await?;
+    let path = format!("/v1/sandboxes/{id}");
+    let pid = sh(&stack, &id, COUNTER).await?;
+    // A command is activity as long as it runs.
+    sh(&stack, &id, "sleep 7").await?;
+    let got = stack.api.get(&path).await?.expect(200)?.json();
+    ensure!(got["status"] == "running" && got["expires_at"].is_string(), "{got}");
+    // Looking at it is none.
+    let paused = wait_status(&stack, &id, &["paused"], 30).await?;
+    ensure!(paused["expires_at"].is_null() && paused["timeout_sec"] == 2, "{paused}");
+    // Many at once resume it once.
+    let all = futures::future::try_join_all((0..4).map(|_| sh(&stack, &id, "cat /tmp/pid"))).await?;
+    ensure!(all.iter().all(|found| *found == pid), "{all:?} and not {pid}");
+    wait_status(&stack, &id, &["paused"], 30).await?;
+    ensure!(
+        stack.api.read(&id, "/tmp/pid").await?.expect(200)?.bytes.trim_ascii() == pid.as_bytes(),
+        "a file"
+    );
+    let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"timeout_sec": 0}));
+    let changed = stack.api.send(request).await?.expect(200)?.json();
+    ensure!(changed["timeout_sec"] == 0 && changed["expires_at"].is_null(), "{changed}");
+    stack.api.send(stack.api.request(reqwest::Method::POST, &format!("{path}/ping"))).await?.expect(204)?;
+    let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({}));
+    stack.api.send(request).await?.expect_error(400, "invalid_request")?;
+    let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"auto_resume": false}));
+    stack.api.send(request).await?.expect(200)?;
+    pause(&stack, &id).await?;
+    stack.api.read(&id, "/tmp/pid").await?.expect_error(409, "invalid_state")?;
+    delete_wholly(&stack, &id).await
+}
+
+/// A paused sandbox survives the agent and the control plane, and is never taken for one that vanished.
+pub(crate) async fn a_paused_sandbox_survives_its_agent(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let pid = sh(&stack, &id, COUNTER).await?;
+    pause(&stack, &id).await?;
+    for part in ["agent", "server"] {
+        stack.kill_and_wait(part).await?;
+    }
+    stack.wait_healthy().await?;
+    // More than a round of the reconciler.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let got = stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect(200)?.json();
+    ensure!(got["status"] == "paused", "{got}");
+    resume(&stack, &id).await?;
+    ensure!(sh(&stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == pid, "another process");
+    delete_wholly(&stack, &id).await
+}
