@@ -19,6 +19,7 @@ mod output;
 mod pki;
 mod process;
 mod progress;
+mod restart;
 mod run;
 mod running_agent;
 mod sandbox;
@@ -95,7 +96,8 @@ const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
 /// Global options of clients.
 const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
 const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "events"];
-const MACHINE_COMMANDS: &[&str] = &["up", "down", "doctor", "leak-check", "server", "agent", "migrate"];
+const MACHINE_COMMANDS: &[&str] =
+    &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
 
 /// Additional options of long-running commands.
@@ -123,8 +125,10 @@ enum Command {
         #[command(flatten)]
         service: Service,
     },
-    /// Stop Wrenn on this machine and remove its sandboxes
-    Down,
+    /// Stop Wrenn on this machine and pause its sandboxes
+    Down(down::Args),
+    /// Stop Wrenn on this machine and start it again in the background, with the same options; its sandboxes run on
+    Restart,
     /// Show which parts of Wrenn run, and their addresses
     Status,
     /// Check whether Wrenn can run on this machine
@@ -282,7 +286,8 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
     let format = cli.global.format();
     match &cli.command {
         Command::Up { up, .. } => up::run(config, up, format).await,
-        Command::Down => down::run(config, format).await,
+        Command::Down(args) => down::run(config, args, format).await,
+        Command::Restart => restart::run(config).await,
         Command::Status => status::run(config, format).await,
         Command::Doctor => doctor::run(config, format).await,
         Command::Run(args) => run::run(&sandbox::client(config)?, args, format).await,

@@ -51,7 +51,8 @@ fn server_config(config: &Config) -> wrenn_control::Config {
     }
 }
 
-fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
+/// Configuration of the agent.
+pub(crate) fn agent_config(config: &Config) -> Result<wrenn_host::Config> {
     let layout = Layout::new(&config.machine().state_dir);
     let tls = pki::side(&layout.pki(), "agent");
     Ok(wrenn_host::Config {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Signals that stop this program.
+//! Signals that stop this program, and those by which `wrenn up` is told what becomes of its sandboxes.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,5 +51,55 @@ impl Stop {
             cancel.cancel();
         });
         token
+    }
+}
+
+/// What becomes of the sandboxes when `wrenn up` ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// They are paused.
+    Pause,
+    /// They are removed.
+    Destroy,
+    /// They run on for the next `wrenn up`.
+    Leave,
+}
+
+impl Ending {
+    /// Signal that asks `wrenn up` for this ending.
+    pub(crate) fn signal(self) -> rustix::process::Signal {
+        match self {
+            Self::Pause => rustix::process::Signal::TERM,
+            Self::Destroy => rustix::process::Signal::USR1,
+            Self::Leave => rustix::process::Signal::USR2,
+        }
+    }
+}
+
+/// Listener for the signals that end `wrenn up`.
+#[derive(Debug)]
+pub(crate) struct UpStop {
+    stop: Stop,
+    destroy: Signal,
+    leave: Signal,
+}
+
+impl UpStop {
+    pub(crate) fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self {
+            stop: Stop::new()?,
+            destroy: listen(SignalKind::user_defined1())?,
+            leave: listen(SignalKind::user_defined2())?,
+        })
+    }
+
+    /// Waits for a signal and returns its name and the ending that it asks for.
+    pub(crate) async fn received(&mut self) -> (&'static str, Ending) {
+        tokio::select! {
+            name = self.stop.received() => (name, Ending::Pause),
+            _ = self.destroy.recv() => ("SIGUSR1", Ending::Destroy),
+            _ = self.leave.recv() => ("SIGUSR2", Ending::Leave),
+        }
     }
 }

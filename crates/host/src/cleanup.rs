@@ -9,9 +9,18 @@ use wrenn_vmm::{ProcessId, process};
 
 use crate::{cgroup, directory, layout, recover, sandbox::release};
 
+/// Sandboxes that a clean-up keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// None: their disks are removed, too.
+    Nothing,
+    /// Those that have run, with their disks and the memory of paused ones.
+    Sandboxes,
+}
+
 /// Kills all microVMs of the agent with this state directory and removes everything that it created in the
-/// kernel.
-pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
+/// kernel. What `keep` names stays on the disk.
+pub(crate) async fn run(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     let sandboxes = layout::sandboxes(state_dir);
     if !state_dir.exists() {
         return Ok(());
@@ -19,7 +28,8 @@ pub(crate) async fn run(state_dir: &Path) -> anyhow::Result<()> {
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
     release::end_vmm(&layout::probe(state_dir), None).await?;
-    let ids: Vec<String> = records.iter().map(|record| record.id.clone()).collect();
+    let gone = records.iter().filter(|record| keep == Keep::Nothing || !record.keeps_disk());
+    let ids: Vec<String> = gone.map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
     if let Some(instance) = layout::instance(state_dir).context("the file \"instance\" cannot be read")? {
         let network = wrenn_network::cleanup(&layout::network(state_dir), &instance).await;

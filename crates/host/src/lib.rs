@@ -32,11 +32,14 @@ use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sy
 
 use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
+use futures::stream::{self, StreamExt as _};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use wrenn_disk::{Backend, DiskError, Reclaimed, StoreConfig, Volumes, loopfs};
 use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
+pub use cleanup::Keep;
 pub use config::{Config, Driver, Egress, Limits, Rates, Settings, TlsFiles};
 pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
@@ -65,7 +68,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     // Before the slow part: a second agent must not touch the first one's microVMs.
     let listener = listener::bind(address).await?;
     let state_dir = config.state_dir.clone();
-    let _lock = tokio::task::spawn_blocking(move || lock(&state_dir)).await??;
+    let _lock = spawn_blocking(move || lock(&state_dir)).await??;
     let agent = tokio::select! {
         agent = start(config) => agent?,
         // Unfinished steps are in the journal: the next start undoes them.
@@ -92,15 +95,55 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     Ok(())
 }
 
+/// Result of [`pause_all`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Paused {
+    /// Number of sandboxes that were paused.
+    pub paused: usize,
+    /// Ids of those that could not be paused, and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Maximum number of sandboxes that are paused at a time.
+const PAUSES: usize = 4;
+
+/// Pauses all sandboxes that run on this host, after its agent has ended. Calls `before` with the number of sandboxes
+/// if there are any.
+pub async fn pause_all(config: Config, before: impl FnOnce(usize)) -> anyhow::Result<Paused> {
+    let dir = layout::sandboxes(&config.state_dir);
+    // An agent takes a while to start.
+    let records = spawn_blocking(move || if dir.exists() { recover::read(&dir) } else { Ok(Vec::new()) });
+    let running = records.await??.iter().filter(|record| record.may_run()).count();
+    if running == 0 {
+        return Ok(Paused::default());
+    }
+    before(running);
+    let state_dir = config.state_dir.clone();
+    let _lock = spawn_blocking(move || lock(&state_dir)).await??;
+    let agent = start(config).await?;
+    let running = agent.list().into_iter().filter(|(_, handle)| handle.now().runs());
+    let pauses = running.map(|(id, handle)| async move { (id, handle.pause().await) });
+    let mut pauses = stream::iter(pauses).buffer_unordered(PAUSES);
+    let mut all = Paused::default();
+    while let Some((id, result)) = pauses.next().await {
+        match result {
+            Ok(()) => all.paused += 1,
+            Err(error) => all.failed.push((id, error.message)),
+        }
+    }
+    agent.shared.slots.shutdown().await.context("the spare network slots cannot be removed")?;
+    Ok(all)
+}
+
 /// Kills every microVM of the agent with state directory `state_dir` and removes all its kernel objects,
 /// after the agent has ended. Blocking. Idempotent.
-pub fn cleanup(state_dir: &Path) -> anyhow::Result<()> {
+pub fn cleanup(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     let state_dir = state_dir.to_owned();
     // On a thread of its own, so that the caller may be inside a runtime.
     let work = move || {
         let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(cleanup::run(&state_dir))
+        runtime.block_on(cleanup::run(&state_dir, keep))
     };
     let done = std::thread::spawn(work).join();
     done.unwrap_or_else(|_| Err(anyhow::anyhow!("the clean-up died; run it again")))
@@ -135,8 +178,7 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
         }
     }
     let (mount_dir, mount_file) = (dir.clone(), file.clone());
-    let mounted =
-        tokio::task::spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
+    let mounted = spawn_blocking(move || loopfs::mount_store(&mount_file, &mount_dir, size)).await?;
     if let Err(error) = mounted {
         tracing::warn!(%error, "cannot mount a volume store; disks are copied instead of cloned");
     }
@@ -169,7 +211,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         count: u32::from(slots_max(&config)) + 1,
         in_use: records.iter().any(recover::Recorded::may_run),
     };
-    let uids = tokio::task::spawn_blocking(move || claim.take()).await??;
+    let uids = spawn_blocking(move || claim.take()).await??;
     let wish = driver::Wish {
         driver: config.settings.driver,
         firecracker: config.settings.firecracker.clone(),
@@ -237,7 +279,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     .context("the network slots cannot be made")?;
     let (vmm, kernel, initrd) = (chosen.vmm.clone(), assets.kernel.clone(), assets.initrd.clone());
     let origin = move || origin::read(&*vmm, &kernel, &initrd);
-    let origin = tokio::task::spawn_blocking(origin).await?.context("kernel and processor cannot be read")?;
+    let origin = spawn_blocking(origin).await?.context("kernel and processor cannot be read")?;
     let fault = chosen.vmm.capabilities().snapshot_fault.as_deref();
     if let Some(fault) = fault {
         tracing::warn!(fault, "no snapshots are made: every sandbox boots");

@@ -360,12 +360,27 @@ impl Stack {
         wait_until("health", Duration::from_secs(60), healthy).await.map(drop)
     }
 
-    /// Stops Wrenn and fails if kernel resources are left.
+    /// Stops Wrenn, removes its sandboxes, and fails if kernel resources are left.
     pub async fn stop(mut self) -> Result<()> {
-        let output = self.wrenn(&["down"])?;
+        self.end(&["down", "--destroy"]).await
+    }
+
+    /// Stops Wrenn, whose sandboxes are paused, and fails if kernel resources are left.
+    pub async fn down(&mut self) -> Result<()> {
+        self.end(&["down"]).await
+    }
+
+    /// Starts Wrenn again after [`Stack::down`].
+    pub async fn up_again(&mut self) -> Result<()> {
+        self.up = spawn_up(&self.env, self.home.path(), None)?;
+        self.wait_ready().await
+    }
+
+    async fn end(&mut self, command: &[&str]) -> Result<()> {
+        let output = self.wrenn(command)?;
         let mut logs = self.logs();
         logs.push_str(&String::from_utf8_lossy(&output.stderr));
-        anyhow::ensure!(output.status.success(), "wrenn down failed: {logs}");
+        anyhow::ensure!(output.status.success(), "wrenn {} failed: {logs}", command.join(" "));
         let ended = async || self.up.try_wait().ok().flatten();
         wait_until("the end of wrenn up", Duration::from_secs(60), ended).await.context(logs.clone())?;
         // The kernel frees namespaces in the background.

@@ -100,7 +100,7 @@ impl<'a> Host<'a> {
         lab.check(&["kill", &agent.to_string()])?;
         let ended = async || lab.check(&["test", "!", "-e", &format!("/proc/{agent}")]).ok();
         wait_until("the agent's end", Duration::from_secs(120), ended).await?;
-        wrenn(lab, &["down"])?;
+        wrenn(lab, &["down", "--destroy"])?;
         wrenn(lab, &["leak-check"]).with_context(|| format!("what is left in {}", lab.name()))?;
         let left =
             lab.check(&["sh", "-c", "dmsetup ls; losetup -a; ip -o link show type veth; nft list tables"])?;

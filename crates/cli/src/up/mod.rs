@@ -21,7 +21,8 @@ use crate::{
     logging, memory_limits,
     output::{Format, note},
     process::Record,
-    signals, status, users,
+    signals::{Ending, UpStop},
+    status, users,
 };
 
 /// Name of the pid file that exists while all parts run.
@@ -77,7 +78,7 @@ fn lock(layout: &Layout) -> Result<Option<fs::File>> {
 }
 
 async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -> Result<()> {
-    let mut signal = signals::Stop::new()?;
+    let mut signal = UpStop::new()?;
     // A service must not keep its first working directory busy.
     std::env::set_current_dir("/").context("cannot go to /")?;
     Record::of(std::process::id())?.write(&layout.pid_file("up"))?;
@@ -89,18 +90,23 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     }
     let mut supervisor = supervisor::Supervisor::default();
     let result = tokio::select! {
-        result = supervisor.start(config, layout, users) => result.map(|()| true),
-        name = signal.received() => {
+        result = supervisor.start(config, layout, users) => result.map(|()| None),
+        (name, ending) = signal.received() => {
             info!("{name} while starting");
-            Ok(false)
+            Ok(Some(ending))
         }
     };
-    if matches!(result, Ok(true)) {
+    let started = matches!(result, Ok(None));
+    let mut ending = result.as_ref().ok().copied().flatten().unwrap_or(Ending::Pause);
+    if started {
         // Written only now, so that no one waiting takes an incomplete start for a complete one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
         announce(config, layout);
         tokio::select! {
-            name = signal.received() => info!("{name}: stopping"),
+            (name, asked) = signal.received() => {
+                info!("{name}: stopping");
+                ending = asked;
+            }
             // Its own log, when it runs in the background.
             () = child::keep_log_short(layout.log("up")) => {}
             () = supervisor.renew_certificates(layout, &users.server) => {}
@@ -111,8 +117,14 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
     // After a failure the sandboxes stay for the next start: a database that was away for a moment must not
     // end them.
     let result = match result {
-        Ok(true) => supervisor::empty(config, layout).await,
-        Ok(false) => down::cleanup(layout).await,
+        Ok(_) => {
+            let ended = down::end_sandboxes(config, layout, ending).await;
+            if ended.is_ok() && started && ending == Ending::Destroy {
+                supervisor::note_gone(config, layout).await
+            } else {
+                ended
+            }
+        }
         Err(error) => Err(error.context("Wrenn did not start; earlier sandboxes run until `wrenn down`")),
     };
     supervisor.stop().await;

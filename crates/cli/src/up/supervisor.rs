@@ -19,7 +19,7 @@ use super::{
 use crate::{
     client_config,
     config::Config,
-    down, host_id,
+    host_id,
     layout::Layout,
     memory_limits, pki,
     users::{Services, User},
@@ -186,9 +186,8 @@ async fn prepare_database(config: &Config, database_url: &str, host: HostId) -> 
         .with_context(|| format!("the database was not ready within {} s", DATABASE_LIMIT.as_secs()))?
 }
 
-/// Removes the agent's kernel resources; it must have ended. Also updates the database, while it still runs.
-pub(crate) async fn empty(config: &Config, layout: &Layout) -> Result<()> {
-    down::cleanup(layout).await?;
+/// Notes in the database, while it still runs, that the sandboxes are gone.
+pub(crate) async fn note_gone(config: &Config, layout: &Layout) -> Result<()> {
     let database_url = config.machine().database_url.unwrap_or_else(|| layout.database_url());
     let told = timeout(DATABASE_LIMIT, Admin::new(&database_url)?.host_emptied(host_id::load(layout)?)).await;
     told.context("the database did not answer")?.context("cannot note that the sandboxes are gone")

@@ -539,8 +539,8 @@ impl Volumes for DmStore {
     }
 }
 
-/// Removes all kernel resources of the instance, and the files of the volumes `ids` of any backend. For use
-/// after the agent has stopped; the store need not work.
+/// Removes all kernel resources of the instance, and the files of the volumes `ids` of any backend; the others stay with
+/// their content. For use after the agent has stopped; the store need not work.
 pub async fn cleanup(dir: &Path, instance: &str, ids: &[String]) -> Result<(), DiskError> {
     StoreConfig::check_instance(instance)?;
     let (dir, instance, ids) = (dir.to_owned(), instance.to_owned(), ids.to_vec());

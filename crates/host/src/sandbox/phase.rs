@@ -140,6 +140,13 @@ pub(crate) struct Published {
     pub(crate) held: bool,
 }
 
+impl Published {
+    /// Returns whether the guest runs, or will when the operation in work has ended.
+    pub(crate) fn runs(&self) -> bool {
+        matches!(self.state, State::Creating | State::Running | State::Pausing | State::Resuming)
+    }
+}
+
 impl Phase {
     /// Name of the phase.
     pub(super) fn state(&self) -> State {

@@ -141,6 +141,7 @@ pub(crate) fn own() -> Cases<OwnCase> {
         hosts::bad_guests_and_a_full_disk,
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
+        pause::nothing_that_restarts_loses_a_sandbox,
         slots::a_failed_one_takes_nothing_from_its_heir,
         template_snapshots::sandboxes_go_on_from_their_template_each_as_itself,
     ];

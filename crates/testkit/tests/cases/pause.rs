@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
 
-use super::support::{delete_wholly, nothing_remains, wait_status};
+use super::support::{delete_wholly, nothing_remains, wait_exec, wait_status};
 
 /// Counts in memory; writes each number.
 const COUNTER: &str = "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done' \
@@ -56,6 +56,11 @@ async fn clock_is_right(stack: &Stack, id: &str) -> Result<()> {
         "the guest's clock is at {time}, this one at {now}"
     );
     Ok(())
+}
+
+/// Creates a small sandbox.
+async fn small(stack: &Stack) -> Result<String> {
+    stack.api.create(&json!({"memory_mb": 256})).await
 }
 
 /// A process keeps its id and its memory, also at the twentieth pause; tree, environment and clock are right.
@@ -107,7 +112,7 @@ pub(crate) async fn what_ran_goes_on(stack: Arc<Stack>) -> Result<()> {
 
 /// A connection from before the pause is reset, and does not hang.
 pub(crate) async fn connections_from_before_are_reset(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = small(&stack).await?;
     // To the gateway's packet filter nothing is connected, so both ends are in the guest, on two of its addresses.
     let script = "cat > /tmp/c.py <<'END'
 import fcntl, socket, struct
@@ -230,7 +235,7 @@ pub(crate) async fn idle_sandboxes_are_paused(stack: Arc<Stack>) -> Result<()> {
 
 /// A paused sandbox survives the agent and the control plane, and is never taken for one that vanished.
 pub(crate) async fn a_paused_sandbox_survives_its_agent(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = small(&stack).await?;
     let pid = sh(&stack, &id, COUNTER).await?;
     pause(&stack, &id).await?;
     for part in ["agent", "server"] {
@@ -244,4 +249,31 @@ pub(crate) async fn a_paused_sandbox_survives_its_agent(stack: Arc<Stack>) -> Re
     resume(&stack, &id).await?;
     ensure!(sh(&stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == pid, "another process");
     delete_wholly(&stack, &id).await
+}
+
+/// `wrenn down` pauses what runs, `wrenn up` has it again, and `wrenn restart` lets it run on.
+pub(crate) async fn nothing_that_restarts_loses_a_sandbox() -> Result<()> {
+    let mut stack = Stack::start().await?;
+    let (paused, runs) = (small(&stack).await?, small(&stack).await?);
+    let pids = [sh(&stack, &paused, COUNTER).await?, sh(&stack, &runs, COUNTER).await?];
+    pause(&stack, &paused).await?;
+    stack.down().await?;
+    stack.up_again().await?;
+    for (id, pid) in [&paused, &runs].into_iter().zip(&pids) {
+        let got = wait_status(&stack, id, &["paused"], 10).await?;
+        ensure!(got["error"].is_null(), "{got}");
+        resume(&stack, id).await?;
+        ensure!(sh(&stack, id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == *pid, "another process");
+        clock_is_right(&stack, id).await?;
+    }
+    let vmm = stack.vmm(&runs)?;
+    let restarted = stack.wrenn(&["restart"])?;
+    ensure!(restarted.status.success(), "{restarted:?}");
+    ensure!(stack.vmm(&runs)? == vmm, "another VMM");
+    wait_exec(&stack, &runs, 20).await?;
+    ensure!(
+        sh(&stack, &runs, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == pids[1],
+        "another process"
+    );
+    stack.stop().await
 }
