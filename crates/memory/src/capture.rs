@@ -38,7 +38,7 @@ pub enum Layout {
 /// A file that a VMM wrote, whose holes are unchanged.
 impl Changes for File {
     fn extents(&self) -> io::Result<Vec<Extent>> {
-        sparse_file::extents(self).collect()
+        sparse_file::extents(self)
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
@@ -81,8 +81,7 @@ pub fn capture(
 pub fn mapping_of_flat(data: &File, build: BuildId) -> io::Result<Mapping> {
     let size = u64::from(BLOCK_SIZE);
     let mut mapping = Mapping::default();
-    for extent in sparse_file::extents(data) {
-        let Extent { start, end } = extent?;
+    for Extent { start, end } in sparse_file::extents(data)? {
         let block = start / size;
         let (blocks, source) = (end.div_ceil(size) - block, Source::Data { build, block });
         mapping.push(Range { start: block, blocks, source }).map_err(io::Error::other)?;

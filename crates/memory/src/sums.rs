@@ -52,7 +52,7 @@ impl Sums {
     /// Sums a file. Holes are not read.
     pub fn of(file: &File) -> io::Result<Self> {
         let length = file.metadata()?.len();
-        let extents = sparse_file::extents(file).collect::<io::Result<Vec<_>>>()?;
+        let extents = sparse_file::extents(file)?;
         let ranges = (0..length.div_ceil(RANGE))
             .map(|index| sum(file, &extents, index * RANGE, RANGE))
             .collect::<Result<_, _>>()?;
@@ -65,7 +65,7 @@ impl Sums {
         if found != self.length {
             return Err(Damage::Length { found, expected: self.length });
         }
-        let extents = sparse_file::extents(file).collect::<io::Result<Vec<_>>>()?;
+        let extents = sparse_file::extents(file)?;
         let mut start = 0;
         for expected in &self.ranges {
             if *expected != sum(file, &extents, start, self.range)? {

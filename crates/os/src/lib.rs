@@ -3,6 +3,7 @@
 
 pub mod atomic_file;
 pub mod control_group;
+mod extent_map;
 pub mod fault;
 pub mod inherit;
 pub mod machine_lock;

@@ -77,8 +77,7 @@ impl GuestMemory {
     fn copy_file(&self, to: &File, buffer: &mut [u8]) -> io::Result<()> {
         let name = format!("{:x}-{:x}", self.address, self.address + self.size);
         let file = File::open(format!("/proc/{}/map_files/{name}", self.pid))?;
-        for extent in sparse_file::extents(&file) {
-            let Extent { start: mut at, end } = extent?;
+        for Extent { start: mut at, end } in sparse_file::extents(&file)? {
             while at < end {
                 let piece = &mut buffer[..(end - at).min(PIECE) as usize];
                 file.read_exact_at(piece, at)?;

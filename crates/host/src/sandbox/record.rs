@@ -52,9 +52,9 @@ impl Sandbox {
         directory::of_vmm(&self.shared.dir, &self.id)
     }
 
-    /// Directory of a capture, on the file system of the VMM's directory.
-    pub(super) fn capture_dir(&self) -> PathBuf {
-        directory::of(&self.shared.dir, &self.id).join("capture")
+    /// Directory of captures, on the file system of the VMM's directory.
+    pub(crate) fn captures(&self) -> PathBuf {
+        directory::of(&self.shared.dir, &self.id).join("captures")
     }
 }
 

@@ -25,11 +25,11 @@ pub(crate) async fn directory(sandboxes: &Path, id: &str) -> Result<(), AgentErr
     result.map_err(|error| AgentError::fault("removing the sandbox's directory", &error))
 }
 
-/// Removes the directory of a VMM that has ended: the next one may have another user.
-pub(crate) async fn run_directory(run_dir: PathBuf) -> Result<(), AgentError> {
-    let removed = tokio::task::spawn_blocking(move || absent_is_fine(fs::remove_dir_all(run_dir))).await;
+/// Removes a directory of a sandbox with all that is in it.
+pub(crate) async fn files(dir: PathBuf) -> Result<(), AgentError> {
+    let removed = tokio::task::spawn_blocking(move || absent_is_fine(fs::remove_dir_all(dir))).await;
     let result = removed.unwrap_or_else(|error| Err(error.into()));
-    result.map_err(|error| AgentError::fault("removing the VMM's directory", &error))
+    result.map_err(|error| AgentError::fault("removing the sandbox's files", &error))
 }
 
 fn absent_is_fine(result: std::io::Result<()>) -> std::io::Result<()> {

@@ -78,20 +78,18 @@ pub(crate) struct Kept {
 
 impl Drop for Captured {
     fn drop(&mut self) {
-        // The next capture of the sandbox removes what is left.
+        // The next start of the agent removes what is left.
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 impl Captured {
-    /// Makes the directory of a capture; removes a former one.
-    fn new(dir: PathBuf, base: Base) -> io::Result<Self> {
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        Ok(Self { build: BuildId::new(), dir, base })
+    /// Makes the directory of a capture in `captures`, which is made, too. A sandbox may have several.
+    fn new(captures: &Path, base: Base) -> io::Result<Self> {
+        let build = BuildId::new();
+        let dir = captures.join(build.to_string());
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir)?;
+        Ok(Self { build, dir, base })
     }
 
     fn files(&self) -> SnapshotFiles {
@@ -108,19 +106,19 @@ impl Snapshots {
         Ok(Arc::new(Self { generations, origin, diffs }))
     }
 
-    /// Writes memory and state of the paused guest into the new directory `dir`, on the file system of the VMM's
+    /// Writes memory and state of the paused guest into a new directory in `captures`, on the file system of the VMM's
     /// run directory. What the next capture can be based on is given by [`Snapshots::base_after`].
     pub(crate) async fn capture(
         &self,
         vm: &dyn MicroVm,
-        dir: PathBuf,
+        captures: PathBuf,
         base: Base,
     ) -> Result<Captured, AgentError> {
         let base = match base {
             Base::Generation(build) if !self.generations.path(build, Part::Data).exists() => Base::Unknown,
             other => other,
         };
-        let captured = spawn_blocking(move || Captured::new(dir, base)).await;
+        let captured = spawn_blocking(move || Captured::new(&captures, base)).await;
         let captured =
             captured.unwrap_or_else(|error| Err(error.into())).map_err(|error| of_files(KEEPING, &error))?;
         let kind = if base == Base::Unknown { SnapshotKind::Full } else { SnapshotKind::Diff };

@@ -258,10 +258,15 @@ impl TemplateSnapshots {
 
 impl Ticket {
     /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready, by files in
-    /// `dir`. The guest stands still meanwhile. Returns what its memory is based on afterwards. Fails only if it does
+    /// `captures`. The guest stands still meanwhile. Returns what its memory is based on afterwards. Fails only if it does
     /// not go on.
-    pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str, dir: PathBuf) -> Result<Base, AgentError> {
-        let captured = self.write(vm, id, dir).await;
+    pub(crate) async fn capture(
+        self,
+        vm: &dyn MicroVm,
+        id: &str,
+        captures: PathBuf,
+    ) -> Result<Base, AgentError> {
+        let captured = self.write(vm, id, captures).await;
         vm.resume().await?;
         let after = self.all.snapshots.base_after(Base::Zero);
         let captured = match captured {
@@ -283,10 +288,10 @@ impl Ticket {
     }
 
     /// Pauses the guest, and writes memory, state and disk of this instant.
-    async fn write(&self, vm: &dyn MicroVm, id: &str, dir: PathBuf) -> Result<Captured, AgentError> {
+    async fn write(&self, vm: &dyn MicroVm, id: &str, captures: PathBuf) -> Result<Captured, AgentError> {
         vm.pause().await?;
         // Since its boot, which is all that is not zero.
-        let captured = self.all.snapshots.capture(vm, dir, Base::Zero).await?;
+        let captured = self.all.snapshots.capture(vm, captures, Base::Zero).await?;
         self.all.volumes.copy(id, &volume_of(captured.build)).await?;
         Ok(captured)
     }
@@ -332,7 +337,7 @@ mod tests {
 
         /// Keeps a snapshot of 1 MiB; returns the id of its volume.
         async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<String> {
-            let captured = Captured::new(self.dir.path().join("capture"), Base::Zero)?;
+            let captured = Captured::new(&self.dir.path().join("captures"), Base::Zero)?;
             let volume = volume_of(captured.build);
             self.volumes.clone_image("minimal", &volume, 1, 0).await?;
             let files = captured.files();

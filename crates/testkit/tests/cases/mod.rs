@@ -66,7 +66,7 @@ pub(crate) const LAB: &[&str] = &[
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
-    "pause::",
+    "pause::what_ran_goes_on",
     "template_snapshots::",
 ];
 

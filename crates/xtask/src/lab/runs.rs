@@ -59,7 +59,6 @@ pub(super) const RUNS: &[Run] = &[
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     run(&DISK, &[]),
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["hosts::"]) },
-    run(&E2E, &["pause::"]),
     run(&E2E, &["faults::"]),
     Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_jailed::"]) },
     Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_unjailed::"]) },

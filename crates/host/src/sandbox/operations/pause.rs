@@ -102,7 +102,7 @@ impl Pause {
         live.vm.pause().await?;
         // From here on it is only known again if the capture is kept.
         live.base = snapshots.base_after(base);
-        self.captured = Some(snapshots.capture(&*live.vm, sandbox.capture_dir(), base).await?);
+        self.captured = Some(snapshots.capture(&*live.vm, sandbox.captures(), base).await?);
         Ok(())
     }
 

@@ -152,7 +152,7 @@ impl Resume {
     /// Attaches the disk, makes the VMM's directory and control groups, and reads the memory.
     async fn make_ready(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         self.envs = environment::read(sandbox).await?;
-        release::run_directory(sandbox.run_dir()).await?;
+        release::files(sandbox.run_dir()).await?;
         let shared = &sandbox.shared;
         let place = self.place.as_mut().ok_or_else(left_out)?;
         place.limit_network(sandbox).await?;

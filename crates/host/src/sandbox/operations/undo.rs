@@ -56,7 +56,8 @@ pub(super) async fn release_running(
     if sandbox.record.summary().has(Thing::Volume) {
         sandbox.shared.volumes.detach(&sandbox.id).await?;
     }
-    release::run_directory(sandbox.run_dir()).await
+    // The next VMM may have another user.
+    release::files(sandbox.run_dir()).await
 }
 
 /// Kills a microVM; keeps it if that fails.
