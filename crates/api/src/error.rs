@@ -88,6 +88,10 @@ error_codes! {
     /// The memory of the paused sandbox was written by another VMM or processor; resume it with `"memory": false`, which
     /// boots it from its disk.
     SnapshotIncompatible = "snapshot_incompatible", 409;
+    /// The name is one of a template of the platform.
+    NameReserved = "name_reserved", 409;
+    /// Another snapshot of the team has the name.
+    NameTaken = "template_name_taken", 409;
     /// The sandbox is larger than any host allows.
     ExceedsCapacity = "exceeds_capacity", 409;
     /// The idempotency key was used before with a different request.

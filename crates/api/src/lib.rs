@@ -8,6 +8,7 @@ mod exec_frames;
 mod id;
 mod integer;
 mod sandbox;
+mod snapshot;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
@@ -19,3 +20,4 @@ pub use sandbox::{
     CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, ResumeSandbox,
     Sandbox, SandboxStatus, UpdateSandbox,
 };
+pub use snapshot::{CreateSnapshot, Snapshot};

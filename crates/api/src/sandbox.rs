@@ -150,7 +150,8 @@ pub struct Sandbox {
 #[schema(example = json!({"template": "minimal", "vcpus": 1, "memory_mb": 512, "disk_size_mb": 5120, "envs": {"GREETING": "hello"}}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
-    /// Name of the template to create the sandbox from. Default: `minimal`.
+    /// Name of the template or snapshot to create the sandbox from. Default: `minimal`. A sandbox from a snapshot has its
+    /// virtual CPUs, memory and disk, so these are left out or equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub template: Option<String>,

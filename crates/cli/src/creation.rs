@@ -21,7 +21,7 @@ const REMOVAL_WAIT: Duration = Duration::from_secs(1);
 /// Options of a new sandbox.
 #[derive(Debug, clap::Args)]
 pub(crate) struct New {
-    /// The template to start from [default: minimal]
+    /// The template or snapshot to start from [default: minimal]
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
     /// Set a variable for every process in the sandbox; may be repeated

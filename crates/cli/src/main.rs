@@ -26,6 +26,7 @@ mod sandbox;
 mod serve;
 mod settings;
 mod signals;
+mod snapshot;
 mod status;
 mod stdin;
 mod up;
@@ -95,7 +96,7 @@ struct Global {
 const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
 /// Global options of clients.
 const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
-const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "events"];
+const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "snapshot", "events"];
 const MACHINE_COMMANDS: &[&str] =
     &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
@@ -116,6 +117,9 @@ enum Command {
     /// Create, list, use and remove sandboxes
     #[command(subcommand)]
     Sandbox(sandbox::Command),
+    /// Make, list and remove snapshots of sandboxes
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Stream sandbox events until interrupted
     Events(events::Args),
     /// Start Wrenn on this machine
@@ -292,6 +296,7 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         Command::Doctor => doctor::run(config, format).await,
         Command::Run(args) => run::run(&sandbox::client(config)?, args, format).await,
         Command::Sandbox(what) => sandbox::run(&sandbox::client(config)?, what, format).await,
+        Command::Snapshot(what) => snapshot::run(&sandbox::client(config)?, what, format).await,
         Command::Events(args) => events::run(&sandbox::client(config)?, args, format).await,
         Command::LeakCheck => leak_check::run(config, format).await,
         Command::Server(_) => serve::server(config).await,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use reqwest::Method;
 use wrenn_api::{
-    CreateSandbox, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId, UpdateSandbox,
+    CreateSandbox, CreateSnapshot, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId,
+    Snapshot, UpdateSandbox,
 };
 
 use crate::{
@@ -107,6 +108,24 @@ impl Client {
     pub async fn update(&self, id: SandboxId, update: &UpdateSandbox) -> Result<Sandbox> {
         let call = self.request(Method::PATCH, &format!("/v1/sandboxes/{id}"));
         self.json(call.timeout(REQUEST_LIMIT).json(update), ANSWER_MAX).await
+    }
+
+    /// Makes a named snapshot of a sandbox and waits until it is kept.
+    pub async fn create_snapshot(&self, new: &CreateSnapshot) -> Result<Snapshot> {
+        let call = self.request(Method::POST, "/v1/snapshots").timeout(PAUSE_LIMIT).json(new);
+        self.json(call, ANSWER_MAX).await
+    }
+
+    /// Lists the snapshots, newest first.
+    pub async fn list_snapshots(&self) -> Result<Vec<Snapshot>> {
+        let call = self.request(Method::GET, "/v1/snapshots").timeout(REQUEST_LIMIT);
+        self.json(call, LIST_MAX).await
+    }
+
+    /// Deletes a snapshot.
+    pub async fn delete_snapshot(&self, name: &str) -> Result<()> {
+        let call = self.request(Method::DELETE, &format!("/v1/snapshots/{name}")).timeout(REQUEST_LIMIT);
+        self.send(call).await.map(drop)
     }
 
     /// Runs a command to its end and returns its output.

@@ -82,6 +82,12 @@ permissions! {
     SandboxUpdate = "sandbox.update";
     /// Delete sandboxes.
     SandboxDelete = "sandbox.delete";
+    /// See snapshots.
+    SnapshotRead = "snapshot.read";
+    /// Make snapshots of sandboxes.
+    SnapshotCreate = "snapshot.create";
+    /// Delete snapshots.
+    SnapshotDelete = "snapshot.delete";
     /// Run commands in sandboxes.
     SandboxExec = "sandbox.exec";
     /// Read files of sandboxes.

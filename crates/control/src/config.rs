@@ -57,9 +57,11 @@ settings! {
         /// Maximum number of a team's sandboxes that have something on a host: all that are not stopped and have not failed
         /// before they ran.
         pub sandboxes_per_team: u32 = number("server.sandboxes_per_team", 1..=1_000_000).or(1000),
+        /// Maximum number of a team's named snapshots.
+        pub snapshots_per_team: u32 = number("server.snapshots_per_team", 1..=1_000_000).or(100),
         /// Time limit of a create, after which the reconciler ends it.
         pub create: Duration = seconds("server.create_timeout_sec", 1..=3600).or(Duration::from_secs(180)),
-        /// Time limit of a pause, in which the memory of the sandbox is written to the host's disk.
+        /// Time limit of a pause or a named snapshot, in which the memory of the sandbox is written to the host's disk.
         pub pause: Duration = seconds("server.pause_timeout_sec", 1..=3600).or(Duration::from_secs(300)),
         /// Time for which a sandbox that starts or stops belongs to the server that does it. It is renewed while the
         /// server works on a create; when the server is gone, another one finishes or undoes it after this time.

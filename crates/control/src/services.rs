@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, state::State};
+use crate::{
+    events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, snapshots::Snapshots, state::State,
+};
 
 /// All services of a server; cheap to clone.
 #[derive(Clone)]
@@ -21,6 +23,11 @@ impl Services {
     /// Sandboxes, their commands and files.
     pub fn sandboxes(&self) -> Sandboxes {
         Sandboxes::new(self.state.clone())
+    }
+
+    /// Named snapshots of sandboxes.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots::new(self.state.clone())
     }
 
     /// Events of sandboxes.

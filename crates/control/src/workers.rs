@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     relay,
     sandboxes::{idle, reconcile},
+    snapshots,
     state::App,
 };
 
@@ -37,11 +38,12 @@ impl Worker {
 
 /// Returns the workers that every server has.
 pub(crate) fn of_server(app: &App) -> Vec<Worker> {
-    let [of_relay, of_reconciler, of_idle, of_upkeep] = [(); 4].map(|()| app.clone());
+    let [of_relay, of_reconciler, of_idle, of_snapshots, of_upkeep] = [(); 5].map(|()| app.clone());
     vec![
         Worker::new("relay", move || relay::run(of_relay.clone())),
         Worker::new("reconciler", move || reconcile::run(of_reconciler.clone())),
         Worker::new("idle sandboxes", move || idle::run(of_idle.clone())),
+        Worker::new("snapshots", move || snapshots::upkeep(of_snapshots.clone())),
         Worker::new("upkeep", move || upkeep(of_upkeep.clone())),
     ]
 }

@@ -11,12 +11,14 @@ use tracing::Span;
 use wrenn_api::{ErrorCode, SandboxId};
 
 use crate::{
+    assets::Template,
     config::Config,
     error::AgentError,
     fleet::Fleets,
     machine::Machine,
     sandbox::{
         actor::{self, Handle, Start},
+        admit::Creation,
         guest::Guest,
         phase::{Published, State},
         record::{Record, Sandbox},
@@ -37,6 +39,8 @@ pub(crate) struct Wanted {
     pub(crate) disk_size_mb: u64,
     pub(crate) envs: HashMap<String, String>,
     pub(crate) default_user: String,
+    /// Id of the named snapshot that it goes on from; empty for a template.
+    pub(crate) snapshot: String,
 }
 
 /// The agent of a host.
@@ -111,8 +115,42 @@ impl Agent {
         Ok(())
     }
 
-    fn spec(&self, wanted: &Wanted) -> Result<Spec, AgentError> {
-        self.check(wanted)?;
+    /// Properties of a new sandbox, and what it begins with.
+    fn plan(&self, wanted: Wanted) -> Result<(Spec, Creation), AgentError> {
+        self.check(&wanted)?;
+        let spec = |template: &str, default_user: &str| Spec {
+            template: template.to_owned(),
+            vcpus: wanted.vcpus,
+            memory_mb: wanted.memory_mb,
+            disk_size_mb: wanted.disk_size_mb,
+            default_user: if wanted.default_user.is_empty() { default_user } else { &wanted.default_user }
+                .to_owned(),
+            created_at_unix_ms: chrono::Utc::now().timestamp_millis(),
+            access_token: token(),
+        };
+        if wanted.snapshot.is_empty() {
+            let template = self.template(&wanted)?;
+            let spec = spec(&template.name, &template.default_user);
+            return Ok((spec, Creation { envs: wanted.envs, snapshot: None }));
+        }
+        let named = self.shared.named.get(&wanted.snapshot)?;
+        let sizes = [
+            ("vcpus", u64::from(wanted.vcpus), u64::from(named.vcpus)),
+            ("memory_mb", wanted.memory_mb, named.memory_mb),
+            ("disk_size_mb", wanted.disk_size_mb, named.disk_size_mb),
+        ];
+        if let Some((field, given, has)) = sizes.into_iter().find(|(_, given, has)| given != has) {
+            let message = format!("{field} is {given}, and the snapshot has {has}: leave it out");
+            return Err(AgentError::new(ErrorCode::InvalidRequest, message));
+        }
+        let spec = spec(&named.template, &named.default_user);
+        let mut envs: HashMap<_, _> = named.envs.clone().into_iter().collect();
+        envs.extend(wanted.envs);
+        let snapshot = Some(Arc::new(self.shared.named.start(&named)));
+        Ok((spec, Creation { envs, snapshot }))
+    }
+
+    fn template(&self, wanted: &Wanted) -> Result<&Template, AgentError> {
         let template = self.shared.assets.templates.get(&wanted.template).ok_or_else(|| {
             let message = format!("there is no template {:?} on this host", wanted.template);
             AgentError::new(ErrorCode::NotFound, message)
@@ -124,16 +162,7 @@ impl Agent {
             );
             return Err(AgentError::new(ErrorCode::InvalidRequest, message));
         }
-        let user = if wanted.default_user.is_empty() { &template.default_user } else { &wanted.default_user };
-        Ok(Spec {
-            template: template.name.clone(),
-            vcpus: wanted.vcpus,
-            memory_mb: wanted.memory_mb,
-            disk_size_mb: wanted.disk_size_mb,
-            default_user: user.clone(),
-            created_at_unix_ms: chrono::Utc::now().timestamp_millis(),
-            access_token: token(),
-        })
+        Ok(template)
     }
 
     /// Creates a sandbox, or finds the one with this id, and waits until it runs or has failed.
@@ -159,7 +188,8 @@ impl Agent {
         if let Some(present) = sandboxes.get(&wanted.id) {
             return Ok(present.clone());
         }
-        let spec = self.spec(&wanted)?;
+        let id = wanted.id.clone();
+        let (spec, creation) = self.plan(wanted)?;
         // The others have their disks, and nothing that runs.
         let runs = |handle: &&Handle| {
             !matches!(handle.published.borrow().state, State::Paused | State::Failing | State::Failed)
@@ -172,11 +202,11 @@ impl Agent {
             );
             return Err(AgentError::new(ErrorCode::NoHostsAvailable, message));
         }
-        let (id, shared) = (wanted.id.clone(), self.shared.clone());
+        let shared = self.shared.clone();
         let record = Record::new(&shared.dir, &id);
-        let sandbox = Sandbox { id, spec: Arc::new(spec), shared, record };
-        let handle = actor::spawn(sandbox, Start::Create(wanted.envs, Span::current()));
-        self.keep(&mut sandboxes, wanted.id, handle.clone());
+        let sandbox = Sandbox { id: id.clone(), spec: Arc::new(spec), shared, record };
+        let handle = actor::spawn(sandbox, Start::Create(creation, Span::current()));
+        self.keep(&mut sandboxes, id, handle.clone());
         Ok(handle)
     }
 
@@ -192,6 +222,18 @@ impl Agent {
         let handle = self.get(id)?;
         handle.resume(memory).await?;
         Ok(handle)
+    }
+
+    /// Makes a named snapshot of a sandbox. Does nothing if there is one with this id.
+    pub(crate) async fn snapshot(&self, id: &str, snapshot: &str) -> Result<(), AgentError> {
+        if snapshot.is_empty() || !snapshot.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            let message = format!("{snapshot:?} is not an id of a snapshot");
+            return Err(AgentError::new(ErrorCode::InvalidRequest, message));
+        }
+        if self.shared.named.get(snapshot).is_ok() {
+            return Ok(());
+        }
+        self.get(id)?.snapshot(snapshot).await
     }
 
     /// Removes a sandbox; no error if the id is unknown.

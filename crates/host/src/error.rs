@@ -146,6 +146,8 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         ErrorCode::Unauthorized
         | ErrorCode::MethodNotAllowed
         | ErrorCode::IdempotencyMismatch
+        | ErrorCode::NameReserved
+        | ErrorCode::NameTaken
         | ErrorCode::IdempotencyInProgress
         | ErrorCode::IdempotencySandboxDeleted
         | ErrorCode::TooLarge

@@ -29,6 +29,11 @@ pub(crate) fn snapshots(state_dir: &Path) -> PathBuf {
     volumes(state_dir).join("snapshots")
 }
 
+/// Records of named snapshots.
+pub(crate) fn named_snapshots(state_dir: &Path) -> PathBuf {
+    state_dir.join("named_snapshots")
+}
+
 /// Images and volumes; also the mount point of the store.
 pub(crate) fn volumes(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes")

@@ -52,7 +52,9 @@ use crate::{
     sandbox::shared::Shared,
     service::Service,
     snapshots::{
-        Snapshots, origin,
+        Snapshots,
+        named::{self, NamedSnapshots},
+        origin,
         templates::{self, TemplateSnapshots},
     },
 };
@@ -228,6 +230,9 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         records.iter().filter(|record| record.may_run()).filter_map(recover::Recorded::slot).collect();
     let with_disks = records.iter().filter(|record| record.keeps_disk());
     let mut disks: Vec<_> = with_disks.map(|record| record.id.clone()).collect();
+    let named_dir = layout::named_snapshots(&state);
+    let named = named::read(&named_dir).context("the records of named snapshots cannot be read")?;
+    disks.extend(named.iter().map(|snapshot| named::volume_of(snapshot.build)));
     disks.extend(templates::volumes(&layout::snapshots(&state))?);
     match volumes.reclaim(&disks).await {
         Ok(reclaimed) if reclaimed == Reclaimed::default() => {}
@@ -285,9 +290,10 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         tracing::warn!(fault, "no snapshots are made: every sandbox boots");
     }
     let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
-    let named = records.iter().flat_map(recover::Recorded::generations).collect();
+    let of_sandboxes = records.iter().flat_map(recover::Recorded::generations);
+    let needed = of_sandboxes.chain(named.iter().map(|snapshot| snapshot.build)).collect();
     let snapshots = Snapshots::open(&layout::snapshots(&state), origin, chosen.vmm.capabilities().diffs)
-        .and_then(|snapshots| snapshots.collect(&named).map(|()| snapshots))
+        .and_then(|snapshots| snapshots.collect(&needed).map(|()| snapshots))
         .context("the snapshots cannot be read")?;
     let template_snapshots = TemplateSnapshots::open(snapshots.clone(), room_mb, volumes.clone())
         .context("the snapshots of templates cannot be read")?;
@@ -302,10 +308,11 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let held = disk_pressure::watch(volumes.clone()).await;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
-        volumes,
+        volumes: volumes.clone(),
         slots,
         plan: Plan::new(&instance, &network.join("netns"))?,
         assets,
+        named: NamedSnapshots::new(&named_dir, named, snapshots.clone(), volumes.clone()),
         snapshots,
         template_snapshots,
         dir: sandboxes_dir,

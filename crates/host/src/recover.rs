@@ -227,7 +227,7 @@ async fn ended(sandbox: &mut Sandbox, restarted: bool) -> anyhow::Result<Start> 
     let message =
         format!("the microVM ended while its agent was away. Its disk is kept: {remedy}, or delete it");
     let error = AgentError::new(ErrorCode::AgentError, message);
-    operations::run(&mut Fail::new(error.clone(), None), sandbox).await?;
+    operations::run(&mut Fail::new(error.clone(), None, true), sandbox).await?;
     Ok(Start::In(Phase::Failed { error, vm: None }))
 }
 

@@ -18,11 +18,11 @@ use wrenn_rpc::{
     OUTPUT_HEADER,
     host::v1::{
         __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
-        CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse,
-        ExecStreamRequest, ExecStreamResponse, Failure, GetRequest, GetResponse, Host, ListRequest,
-        ListResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ReadFileRequest,
-        ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, StepTiming, WriteFileRequest,
-        WriteFileResponse,
+        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
+        DestroyResponse, ExecRequest, ExecResponse, ExecStreamRequest, ExecStreamResponse, Failure,
+        GetRequest, GetResponse, Host, ListRequest, ListResponse, PauseRequest, PauseResponse, PingRequest,
+        PingResponse, ReadFileRequest, ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox,
+        SandboxState, SnapshotRequest, SnapshotResponse, StepTiming, WriteFileRequest, WriteFileResponse,
         exec_stream_response::{End, Lost, Start},
         read_file_response::Unsized,
     },
@@ -197,6 +197,7 @@ impl Host for Service {
             disk_size_mb: request.disk_size_mb,
             envs: request.envs.into_iter().collect(),
             default_user: request.default_user,
+            snapshot: request.snapshot_id,
         };
         let handle = self.agent.create(wanted).instrument(call.span).await?;
         Response::ok(CreateResponse {
@@ -251,6 +252,28 @@ impl Host for Service {
             call.span.in_scope(|| tracing::warn!(code = %error.code, %error, "a destroy failed"));
         })?;
         Response::ok(DestroyResponse::default())
+    }
+
+    async fn snapshot<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, SnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<SnapshotResponse> + Send + use<'a>> {
+        let (id, snapshot) = (request.sandbox_id.to_owned(), request.snapshot_id.to_owned());
+        let call = self.call(&ctx, "snapshot", &id)?;
+        self.agent.snapshot(&id, &snapshot).instrument(call.span).await?;
+        Response::ok(SnapshotResponse::default())
+    }
+
+    async fn delete_snapshot<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, DeleteSnapshotRequest>,
+    ) -> ServiceResult<impl Encodable<DeleteSnapshotResponse> + Send + use<'a>> {
+        let snapshot = request.snapshot_id.to_owned();
+        let call = self.call(&ctx, "delete_snapshot", "")?;
+        self.agent.shared.named.remove(&snapshot).instrument(call.span).await?;
+        Response::ok(DeleteSnapshotResponse::default())
     }
 
     async fn get<'a>(

@@ -73,6 +73,16 @@ pub(crate) async fn address(db: &PgPool, id: Uuid) -> sqlx::Result<Option<String
     sqlx::query_scalar!("SELECT address FROM hosts WHERE id = $1", id).fetch_optional(db).await
 }
 
+/// Returns whether a host of the platform has a template of this name.
+pub(crate) async fn has_template(db: &PgPool, name: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT 1 FROM hosts WHERE kind = 'regular' AND $1 = ANY(templates)) AS "has!""#,
+        name
+    )
+    .fetch_one(db)
+    .await
+}
+
 /// Returns the online hosts, without locking them.
 pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as!(

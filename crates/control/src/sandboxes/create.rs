@@ -28,9 +28,11 @@ use crate::{
         hosts::{self, EJECTED, Ejected},
         idempotency,
         sandboxes::{self, Change, New, Row},
+        snapshots,
     },
     error::Fault,
     fault,
+    names::{self, is_template_name},
     state::App,
 };
 
@@ -71,6 +73,9 @@ struct Wanted {
     timeout_sec: u32,
     #[serde(skip_serializing_if = "is_default")]
     auto_resume: bool,
+    /// Snapshot that it goes on from, and the snapshot's host.
+    #[serde(skip_serializing_if = "is_default")]
+    snapshot: Option<(Uuid, Uuid)>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -78,13 +83,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Wanted {
-    /// Validates a request.
-    fn check(request: CreateSandbox) -> Result<Self, Fault> {
+    /// Validates a request; `snapshot` is what its template names, if it is no template of the platform.
+    fn check(request: CreateSandbox, snapshot: Option<snapshots::Row>) -> Result<Self, Fault> {
+        let request = match &snapshot {
+            Some(snapshot) => sized_as(request, snapshot)?,
+            None => request,
+        };
         let template = request.template.unwrap_or_else(|| "minimal".to_owned());
         if !is_template_name(&template) {
-            let message =
-                "template: a name has 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit";
-            return Err(Fault::invalid(message));
+            return Err(Fault::invalid(format!("template: {}", names::RULE)));
         }
         check_envs(&request.envs)?;
         Ok(Self {
@@ -95,6 +102,7 @@ impl Wanted {
             envs: request.envs,
             timeout_sec: timeout::check(request.timeout_sec)?.unwrap_or_default(),
             auto_resume: request.auto_resume.unwrap_or_default(),
+            snapshot: snapshot.map(|snapshot| (snapshot.id, snapshot.host_id)),
         })
     }
 
@@ -104,6 +112,7 @@ impl Wanted {
             vcpus: self.vcpus as i32,
             memory_mb: self.memory_mb as i32,
             disk_size_mb: self.disk_size_mb as i32,
+            host: self.snapshot.map(|(_, host)| host),
         }
     }
 
@@ -126,12 +135,29 @@ fn within_bounds(field: &str, value: Option<u32>, default: u32, min: u32, max: u
     Err(Fault::invalid(format!("{field} is {value}: it must be {min} to {max}")))
 }
 
-/// Returns whether a text is a valid template name.
-fn is_template_name(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && text.len() <= 64
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+/// Gives a request the sizes of a snapshot. Fails if it asks for others.
+fn sized_as(request: CreateSandbox, snapshot: &snapshots::Row) -> Result<CreateSandbox, Fault> {
+    let sizes = [
+        ("vcpus", request.vcpus, snapshot.vcpus),
+        ("memory_mb", request.memory_mb, snapshot.memory_mb),
+        ("disk_size_mb", request.disk_size_mb, snapshot.disk_size_mb),
+    ];
+    for (field, given, has) in sizes {
+        if given.is_some_and(|given| i64::from(given) != i64::from(has)) {
+            let message = format!(
+                "{field} is {}, and snapshot {:?} has {has}: leave it out",
+                given.unwrap_or_default(),
+                snapshot.name
+            );
+            return Err(Fault::invalid(message));
+        }
+    }
+    Ok(CreateSandbox {
+        vcpus: Some(snapshot.vcpus as u32),
+        memory_mb: Some(snapshot.memory_mb as u32),
+        disk_size_mb: Some(snapshot.disk_size_mb as u32),
+        ..request
+    })
 }
 
 /// Idempotency key of the client, and the hash of its request.
@@ -148,7 +174,11 @@ pub(super) async fn create(
     new: CreateSandbox,
     idempotency: Option<Idempotency>,
 ) -> Result<Row, Fault> {
-    let wanted = Wanted::check(new)?;
+    let snapshot = match &new.template {
+        Some(name) => snapshots::find(&app.db, team, name).await?,
+        None => None,
+    };
+    let wanted = Wanted::check(new, snapshot)?;
     let fingerprint = wanted.fingerprint()?;
     let key = idempotency.map(|Idempotency { key }| Key { text: key, fingerprint });
     let wanted = Arc::new(wanted);
@@ -179,7 +209,7 @@ async fn begin(app: &App, team: Uuid, wanted: Arc<Wanted>, key: Option<Key>) -> 
             };
             app.outbox.notify_one();
             fault::point("create.inserted");
-            finish(app, row, &address, &wanted.envs).await.map(Some)
+            finish(app, row, &address, &wanted).await.map(Some)
         }
     });
     task.await.map_err(|error| {
@@ -256,9 +286,9 @@ async fn claim_on(
 }
 
 /// Calls the agent to create it, and records the result.
-async fn finish(app: App, row: Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, Fault> {
+async fn finish(app: App, row: Row, address: &str, wanted: &Wanted) -> Result<Row, Fault> {
     let lease = Lease::keep(&app, row.known());
-    let result = make(&app, &row, address, envs).await.map_err(|error| error.leaving(row.public_id()));
+    let result = make(&app, &row, address, wanted).await.map_err(|error| error.leaving(row.public_id()));
     drop(lease);
     app.outbox.notify_one();
     result
@@ -286,14 +316,15 @@ fn is_of_host(of: Option<Of>, code: ErrorCode) -> bool {
     failed && matches!(of, None | Some(Of::OF_HOST | Of::OF_UNSPECIFIED))
 }
 
-async fn make(app: &App, row: &Row, address: &str, envs: &BTreeMap<String, String>) -> Result<Row, Fault> {
+async fn make(app: &App, row: &Row, address: &str, wanted: &Wanted) -> Result<Row, Fault> {
     let request = CreateRequest {
         sandbox_id: row.public_id().to_string(),
         template: row.template.clone(),
         vcpus: row.vcpus as u32,
         memory_mb: row.memory_mb as u64,
         disk_size_mb: row.disk_size_mb as u64,
-        envs: envs.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        envs: wanted.envs.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        snapshot_id: wanted.snapshot.map(|(id, _)| id.simple().to_string()).unwrap_or_default(),
         ..Default::default()
     };
     let host = row.host_id.unwrap_or_default();
@@ -450,9 +481,9 @@ mod tests {
             CreateSandbox { disk_size_mb: Some(u32::MAX), ..Default::default() },
         ];
         for request in refused {
-            assert!(Wanted::check(request).is_err());
+            assert!(Wanted::check(request, None).is_err());
         }
-        let wanted = Wanted::check(CreateSandbox::default()).expect("valid");
+        let wanted = Wanted::check(CreateSandbox::default(), None).expect("valid");
         assert_eq!((wanted.vcpus, wanted.memory_mb, wanted.disk_size_mb), (1, 512, 5120));
     }
 
@@ -460,7 +491,7 @@ mod tests {
     fn a_fingerprint_is_of_the_meaning() {
         let fingerprint = |text: &str| {
             let request = serde_json::from_str(text).expect("a request");
-            Wanted::check(request).expect("valid").fingerprint().expect("a fingerprint")
+            Wanted::check(request, None).expect("valid").fingerprint().expect("a fingerprint")
         };
         let all = [
             "{}",

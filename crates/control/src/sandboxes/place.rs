@@ -16,6 +16,8 @@ pub(crate) struct Need<'a> {
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
     pub(crate) disk_size_mb: i32,
+    /// Host of the snapshot that it goes on from, the only one that has it.
+    pub(crate) host: Option<Uuid>,
 }
 
 fn could_ever(host: &Candidate, need: &Need<'_>) -> bool {
@@ -41,8 +43,15 @@ pub(crate) fn place(hosts: &[Candidate], need: &Need<'_>) -> Result<Vec<Uuid>, F
         let message = "no host is online; `wrenn status` and the agents' logs say why";
         return Err(Fault::new(ErrorCode::NoHostsAvailable, message));
     }
-    let with_template: Vec<&Candidate> =
-        hosts.iter().filter(|host| host.templates.iter().any(|name| name == need.template)).collect();
+    let has = |host: &&Candidate| match need.host {
+        Some(id) => host.id == id,
+        None => host.templates.iter().any(|name| name == need.template),
+    };
+    let with_template: Vec<&Candidate> = hosts.iter().filter(has).collect();
+    if let (Some(_), true) = (need.host, with_template.is_empty()) {
+        let message = format!("the host of snapshot {:?} does not answer: try again later", need.template);
+        return Err(Fault::new(ErrorCode::HostUnavailable, message));
+    }
     if with_template.is_empty() {
         return Err(Fault::new(ErrorCode::NotFound, format!("there is no template {:?}", need.template)));
     }
@@ -90,7 +99,8 @@ mod tests {
         }
     }
 
-    const NEED: Need<'_> = Need { template: "minimal", vcpus: 1, memory_mb: 512, disk_size_mb: 5120 };
+    const NEED: Need<'_> =
+        Need { template: "minimal", vcpus: 1, memory_mb: 512, disk_size_mb: 5120, host: None };
 
     fn code(hosts: &[Candidate], need: Need<'_>) -> ErrorCode {
         place(hosts, &need).expect_err("refused").code
@@ -115,5 +125,8 @@ mod tests {
             Candidate { ejected: true, ..host(4) },
         ];
         assert_eq!(code(&full, NEED), ErrorCode::NoHostsAvailable);
+        let snapshot = |id| Need { template: "mine", host: Some(Uuid::from_u128(id)), ..NEED };
+        assert_eq!(place(&[host(1), host(2)], &snapshot(1)).expect("its host"), [Uuid::from_u128(1)]);
+        assert_eq!(code(&[host(1)], snapshot(2)), ErrorCode::HostUnavailable);
     }
 }

@@ -54,7 +54,9 @@ pub(crate) async fn a_quarantined_database_destroys_nothing_but_what_users_delet
     fixture.rounds(&agent, 1).await?;
     agent.has(&stray, RUNNING);
     let uuid = failed.parse::<wrenn_api::SandboxId>()?.uuid();
-    fixture.sql(&format!("UPDATE sandboxes SET status = 'error' WHERE id = '{uuid}'")).await?;
+    fixture
+        .sql(&format!("UPDATE sandboxes SET status = 'error', started_at = NULL WHERE id = '{uuid}'"))
+        .await?;
     fixture.serve().await?;
     fixture.rounds(&agent, 3).await?;
     ensure!(agent.now().destroys.is_empty(), "{:?}", agent.now().destroys);

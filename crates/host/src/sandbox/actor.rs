@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Task of one sandbox, the only one that changes it, one operation after another.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -14,11 +14,12 @@ use wrenn_network::SlotSpec;
 use wrenn_vmm::MicroVm;
 
 use super::{
-    admit::{Admit, Operation, Request, admit},
+    admit::{Admit, Cause, Creation, Operation, Request, admit},
+    entry::Thing,
     guest::Guest,
     last_words,
     mailbox::{Asked, Mailbox, refusal},
-    operations::{self, Cancel, Create, Destroy, Fail, Pause, PauseLeft, Resume, Steps as _},
+    operations::{self, Cancel, Create, Destroy, Fail, Pause, PauseLeft, Resume, Steps as _, snapshot},
     phase::{Live, Memory, Phase, Published, State, Timings},
     record::Sandbox,
     spec::Spec,
@@ -41,8 +42,8 @@ pub(crate) struct Handle {
 
 /// How a sandbox's task begins.
 pub(crate) enum Start {
-    /// Create the sandbox, with this environment, for the call of this span.
-    Create(HashMap<String, String>, Span),
+    /// Create the sandbox, for the call of this span.
+    Create(Creation, Span),
     /// Adopt a microVM of a former agent, in this slot.
     Adopt(Box<dyn MicroVm>, SlotSpec),
     /// Complete the resume of a former agent, whose microVM is in this slot.
@@ -89,6 +90,11 @@ impl Handle {
         self.ask(Request::Pause).await
     }
 
+    /// Makes a named snapshot of the sandbox.
+    pub(crate) async fn snapshot(&self, id: &str) -> Result<(), AgentError> {
+        self.ask(Request::Snapshot(id.to_owned())).await
+    }
+
     /// Resumes the sandbox, from its memory or by a boot from its disk. Does nothing if it runs.
     pub(crate) async fn resume(&self, memory: bool) -> Result<(), AgentError> {
         self.ask(Request::Resume(memory)).await
@@ -120,8 +126,8 @@ impl Actor {
     async fn run(mut self, start: Start) {
         match start {
             // An error is in the phase.
-            Start::Create(envs, call) => {
-                drop(self.perform(Operation::Create(envs)).instrument(call).await);
+            Start::Create(creation, call) => {
+                drop(self.perform(Operation::Create(creation)).instrument(call).await);
             }
             Start::Adopt(vm, slot) => self.adopt(vm, &slot).await,
             Start::Resume(vm, slot) => self.complete_resume(vm, &slot).await,
@@ -152,10 +158,10 @@ impl Actor {
         let running = phase.state() == State::Running;
         loop {
             let request = tokio::select! {
-                cause = ended(phase.vm(), sandbox) => Request::Fail(cause),
+                cause = ended(phase.vm(), sandbox) => Request::Fail(Cause::Guest(cause)),
                 Ok(()) = held.changed(), if running => Request::Hold(*held.borrow_and_update()),
                 _ = looks.tick(), if running => match lost_disk(sandbox).await {
-                    Some(cause) => Request::Fail(cause),
+                    Some(cause) => Request::Fail(Cause::Disk(cause)),
                     None => continue,
                 },
                 asked = mailbox.next() => return asked,
@@ -166,7 +172,8 @@ impl Actor {
 
     async fn perform(&mut self, operation: Operation) -> Result<(), AgentError> {
         match operation {
-            Operation::Create(envs) => self.create(envs).await,
+            Operation::Create(creation) => self.create(creation).await,
+            Operation::Snapshot(id) => self.snapshot(&id).await,
             Operation::Destroy => self.destroy().await,
             Operation::Pause => self.pause().await,
             Operation::Resume(memory) => self.resume(memory).await,
@@ -181,8 +188,8 @@ impl Actor {
         std::mem::replace(&mut self.phase, next).leave()
     }
 
-    async fn create(&mut self, envs: HashMap<String, String>) -> Result<(), AgentError> {
-        let mut create = Create::new(envs);
+    async fn create(&mut self, creation: Creation) -> Result<(), AgentError> {
+        let mut create = Create::new(creation.envs, creation.snapshot);
         let (state, cancel) = (State::Creating, create.cancel());
         let ran = operations::run(&mut create, &mut self.sandbox);
         let created = self.mailbox.during(state, &cancel, ran).await;
@@ -266,10 +273,43 @@ impl Actor {
             }
             PauseLeft::Stuck(live) => {
                 drop(self.enter(Phase::Running(live)));
-                self.fail("the guest does not go on after a pause that failed").await?;
+                self.fail(&Cause::Guest("the guest does not go on after a pause that failed".into())).await?;
             }
         }
         Err(error)
+    }
+
+    /// Makes a named snapshot. The sandbox stays in its phase: one that runs stands still for a moment.
+    async fn snapshot(&mut self, id: &str) -> Result<(), AgentError> {
+        let Self { sandbox, phase, mailbox, .. } = self;
+        let state = phase.state();
+        let failure = match phase {
+            Phase::Running(live) => {
+                let made = snapshot::of_running(live, sandbox, id);
+                match mailbox.during(state, &Cancel::Finish, made).await {
+                    Ok(()) => return Ok(()),
+                    Err(failure) => failure,
+                }
+            }
+            Phase::Paused(Memory::Kept(build)) => {
+                let made = snapshot::of_paused(*build, sandbox, id);
+                return mailbox.during(state, &Cancel::Finish, made).await;
+            }
+            Phase::Paused(Memory::Lost(error)) => return Err(error.clone()),
+            _ => {
+                return Err(AgentError::fault(
+                    "making the snapshot",
+                    &"the sandbox neither runs nor is paused",
+                ));
+            }
+        };
+        match failure {
+            snapshot::Failure::Refused(error) => Err(error),
+            snapshot::Failure::Stuck(error) => {
+                self.fail(&Cause::Guest("its guest does not go on after a snapshot".into())).await?;
+                Err(error)
+            }
+        }
     }
 
     async fn resume(&mut self, memory: bool) -> Result<(), AgentError> {
@@ -280,9 +320,8 @@ impl Actor {
                     format!("{}: resume it with memory false, which boots it from its disk", error.message);
                 return Err(AgentError::new(ErrorCode::SnapshotMissing, message));
             }
-            // It was created, but has never run.
-            Phase::Failed { error, .. } if !self.sandbox.record.summary().has_run() => {
-                let message = format!("it has never run, and has no disk: {}", error.message);
+            Phase::Failed { error, .. } if !self.sandbox.record.summary().has(Thing::Volume) => {
+                let message = format!("it has no disk: {}", error.message);
                 return Err(AgentError::new(ErrorCode::InvalidState, message));
             }
             _ => None,
@@ -328,7 +367,8 @@ impl Actor {
         tracing::warn!(code = %error.code, %error, "a resume failed");
         // The guest may have changed its disk, so that its former memory is of no use.
         if matches!(self.sandbox.record.summary().stage(), Stage::Resuming { .. }) {
-            let cause = format!("the sandbox was resumed and did not come up: {}", error.message);
+            let cause =
+                Cause::Guest(format!("the sandbox was resumed and did not come up: {}", error.message));
             drop(self.enter(Phase::Failed { error: error.clone(), vm: resume.vm.take() }));
             self.fail(&cause).await?;
             return Err(error);
@@ -347,11 +387,18 @@ impl Actor {
     }
 
     /// Marks the sandbox as failed and releases its resources.
-    async fn fail(&mut self, cause: &str) -> Result<(), AgentError> {
-        let remedy = "resume it with memory false, which boots it from its disk, or delete it";
-        let error = AgentError::new(ErrorCode::AgentError, format!("{cause}. Its disk is kept: {remedy}"));
+    async fn fail(&mut self, cause: &Cause) -> Result<(), AgentError> {
+        let message = match cause {
+            Cause::Guest(cause) => {
+                let remedy = "resume it with memory false, which boots it from its disk, or delete it";
+                format!("{cause}. Its disk is kept: {remedy}")
+            }
+            Cause::Disk(cause) => format!("{cause}. Delete the sandbox"),
+        };
+        let keeps_disk = matches!(cause, Cause::Guest(_));
+        let error = AgentError::new(ErrorCode::AgentError, message);
         let vm = self.enter(Phase::Failing(error.clone()));
-        let mut fail = Fail::new(error.clone(), vm);
+        let mut fail = Fail::new(error.clone(), vm, keeps_disk);
         let cancel = fail.cancel();
         let ran = operations::run(&mut fail, &mut self.sandbox);
         let result = self.mailbox.during(State::Failing, &cancel, ran).await.map(drop);

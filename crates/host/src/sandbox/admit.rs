@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Admission of requests: which operation a request starts in which phase. Pure; the table is in the test.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use wrenn_api::ErrorCode;
 
 use super::phase::State;
+use crate::snapshots::templates::TemplateSnapshot;
 
 /// Request to a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,33 +15,55 @@ pub(crate) enum Request {
     Destroy,
     /// Write its memory to the disk, and release everything else but the disk.
     Pause,
+    /// Make a named snapshot of it with this id.
+    Snapshot(String),
     /// Go on after a pause: from its memory (true), or by a boot from its disk (false).
     Resume(bool),
     /// Hold the guest while there is no room for its writes (true), or let it go on (false).
     Hold(bool),
     /// Mark the sandbox as failed for this cause, and release its resources.
-    Fail(String),
+    Fail(Cause),
+}
+
+/// Cause of a failure, with its words for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Its microVM has ended, or does not go on. The disk is kept.
+    Guest(String),
+    /// Its disk is lost.
+    Disk(String),
+}
+
+/// What a new sandbox begins with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Creation {
+    /// Environment of its processes.
+    pub(crate) envs: HashMap<String, String>,
+    /// Named snapshot that it goes on from.
+    pub(crate) snapshot: Option<Arc<TemplateSnapshot>>,
 }
 
 /// Operation on a sandbox. Only one runs at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Operation {
-    /// Create the sandbox, with this environment of its processes.
-    Create(HashMap<String, String>),
+    /// Create the sandbox.
+    Create(Creation),
     /// Remove it.
     Destroy,
     /// Pause it.
     Pause,
+    /// Make a named snapshot of it with this id.
+    Snapshot(String),
     /// Resume it: from its memory (true), or from its disk (false).
     Resume(bool),
     /// Hold its guest, or let it go on.
     Hold(bool),
     /// Mark it as failed.
-    Fail(String),
+    Fail(Cause),
 }
 
 /// Decision about a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Admit {
     /// Run this operation now.
     Run(Operation),
@@ -59,6 +82,12 @@ pub(crate) fn admit(state: State, request: &Request) -> Admit {
         (Request::Destroy, Running | Paused | Failed | Unknown) => Admit::Run(Operation::Destroy),
         (Request::Destroy, Creating | Pausing | Resuming | Failing | Destroying) => Admit::Wait,
         (Request::Destroy, Gone) => Admit::Already,
+
+        (Request::Snapshot(id), Running | Paused) => Admit::Run(Operation::Snapshot(id.clone())),
+        (Request::Snapshot(_), Creating | Pausing | Resuming) => Admit::Wait,
+        (Request::Snapshot(_), Failing | Destroying | Failed | Unknown | Gone) => {
+            Admit::Refuse(ErrorCode::InvalidState)
+        }
 
         (Request::Pause, Running) => Admit::Run(Operation::Pause),
         (Request::Pause, Creating | Pausing | Resuming) => Admit::Wait,
@@ -94,7 +123,7 @@ impl Request {
     pub(super) fn cancels(&self) -> bool {
         match self {
             Self::Destroy => true,
-            Self::Pause | Self::Resume(_) | Self::Hold(_) | Self::Fail(_) => false,
+            Self::Snapshot(_) | Self::Pause | Self::Resume(_) | Self::Hold(_) | Self::Fail(_) => false,
         }
     }
 }
@@ -112,6 +141,7 @@ mod tests {
             | (Admit::Run(Operation::Hold(true)), Request::Hold(true))
             | (Admit::Run(Operation::Hold(false)), Request::Hold(false)) => "run",
             (Admit::Run(Operation::Fail(why)), Request::Fail(cause)) if why == cause => "run",
+            (Admit::Run(Operation::Snapshot(id)), Request::Snapshot(wanted)) if id == wanted => "run",
             (Admit::Run(_), _) => "run something else",
             (Admit::Wait, _) => "wait",
             (Admit::Refuse(ErrorCode::InvalidState), _) => "refuse",
@@ -127,11 +157,12 @@ mod tests {
             //                         creating running   pausing  paused     resuming failing    destroying failed    unknown   gone
             (Request::Destroy,        ["wait", "run",     "wait",  "run",     "wait",  "wait",    "wait",    "run",     "run",    "already"]),
             (Request::Pause,          ["wait", "run",     "wait",  "already", "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
+            (Request::Snapshot("s".into()), ["wait", "run", "wait", "run",    "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Resume(true),   ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Resume(false),  ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "run",     "refuse", "refuse"]),
             (Request::Hold(true),     ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
             (Request::Hold(false),    ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
-            (Request::Fail("x".into()), ["wait", "run",   "wait",  "already", "wait",  "already", "already", "run",     "refuse", "already"]),
+            (Request::Fail(Cause::Guest("x".into())), ["wait", "run",   "wait",  "already", "wait",  "already", "already", "run",     "refuse", "already"]),
         ];
         for (request, row) in table {
             let decided = State::ALL.map(|state| letter(&admit(state, &request), &request));
@@ -144,12 +175,16 @@ mod tests {
         let requests = [
             Request::Destroy,
             Request::Pause,
+            Request::Snapshot("s".into()),
             Request::Resume(true),
             Request::Hold(true),
-            Request::Fail("x".into()),
+            Request::Fail(Cause::Guest("x".into())),
         ];
         for state in [State::Running, State::Paused, State::Failed, State::Unknown, State::Gone] {
-            assert!(requests.iter().all(|request| admit(state, request) != Admit::Wait), "{state:?}");
+            assert!(
+                !requests.iter().any(|request| matches!(admit(state, request), Admit::Wait)),
+                "{state:?}"
+            );
         }
     }
 }

@@ -79,22 +79,31 @@ pub(crate) struct Introduction<'a> {
     envs: Option<&'a HashMap<String, String>>,
     /// Whether it has the disk and maybe the memory of others.
     new_machine: bool,
+    /// Whether it goes on from the memory of a guest that was in use.
+    resumed: bool,
+    /// Token that it knows, if that is another one than the sandbox's.
+    token: Option<&'a str>,
 }
 
 impl<'a> Introduction<'a> {
     /// Of a new sandbox.
     pub(crate) fn first(envs: &'a HashMap<String, String>) -> Self {
-        Self { envs: Some(envs), new_machine: true }
+        Self { envs: Some(envs), new_machine: true, resumed: false, token: None }
+    }
+
+    /// Of a new sandbox that goes on from another one's memory.
+    pub(crate) fn of_clone(envs: &'a HashMap<String, String>, token: Option<&'a str>) -> Self {
+        Self { envs: Some(envs), new_machine: true, resumed: true, token }
     }
 
     /// After a boot from the sandbox's own disk.
     pub(crate) fn after_boot(envs: &'a HashMap<String, String>) -> Self {
-        Self { envs: Some(envs), new_machine: false }
+        Self { envs: Some(envs), new_machine: false, resumed: false, token: None }
     }
 
     /// After a resume from the sandbox's own memory.
     pub(crate) fn after_resume() -> Self {
-        Self { envs: None, new_machine: false }
+        Self { envs: None, new_machine: false, resumed: true, token: None }
     }
 }
 
@@ -210,13 +219,14 @@ impl Guest {
             "hostname": id,
             "entropy": STANDARD.encode(entropy),
             "newMachine": introduction.new_machine,
-            "resumed": introduction.envs.is_none(),
+            "resumed": introduction.resumed,
         });
         if let Some(envs) = introduction.envs {
             body["envVars"] = json!(envs);
         }
         let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
-        let mut request = self.request(Method::POST, "/init", body)?;
+        let client = Self { token: introduction.token.unwrap_or(&self.token).to_owned(), ..self.clone() };
+        let mut request = client.request(Method::POST, "/init", body)?;
         request
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));

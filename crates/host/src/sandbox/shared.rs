@@ -4,6 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+use wrenn_api::ErrorCode;
 use wrenn_disk::Volumes;
 use wrenn_network::{Plan, Policy, SlotPool};
 use wrenn_vmm::Vmm;
@@ -11,8 +12,9 @@ use wrenn_vmm::Vmm;
 use crate::{
     assets::Assets,
     config::Rates,
+    error::AgentError,
     memory::Memory,
-    snapshots::{Snapshots, templates::TemplateSnapshots},
+    snapshots::{self, Snapshots, named::NamedSnapshots, templates::TemplateSnapshots},
     uids::Uids,
 };
 
@@ -30,7 +32,9 @@ pub(crate) struct Shared {
     pub(crate) assets: Assets,
     /// Snapshots of guests.
     pub(crate) snapshots: Arc<Snapshots>,
-    /// Those that new sandboxes go on from.
+    /// Those that users named.
+    pub(crate) named: NamedSnapshots,
+    /// Those that new sandboxes of templates go on from.
     pub(crate) template_snapshots: Arc<TemplateSnapshots>,
     /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,
@@ -47,6 +51,20 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Fails if no snapshot can be made of a sandbox, which is held or not: the VMM cannot, or there is too little room.
+    pub(super) async fn check_snapshots(&self, held: bool) -> Result<(), AgentError> {
+        if let Some(fault) = &self.vmm.capabilities().snapshot_fault {
+            let message = format!("the host cannot pause sandboxes: {fault}");
+            return Err(AgentError::new(ErrorCode::AgentError, message));
+        }
+        if held || snapshots::lacks_room(&*self.volumes).await? {
+            let message = "the host's disk has too little room for the sandbox's memory: the sandbox runs on; delete \
+                           others, or give the host more disk";
+            return Err(AgentError::new(ErrorCode::InsufficientStorage, message));
+        }
+        Ok(())
+    }
+
     /// Rate limits by the packet filter, if the VMM does not enforce them.
     pub(super) fn network_policy(&self) -> Policy {
         let by_vmm = self.vmm.capabilities().network_rate;

@@ -6,6 +6,7 @@
 //! generation whose data is the whole memory, which a VMM maps. Where the file system shares extents, the copy
 //! takes no time.
 
+pub(crate) mod named;
 pub(crate) mod origin;
 pub(crate) mod templates;
 
@@ -173,18 +174,46 @@ impl Snapshots {
         parent: Option<&Header>,
     ) -> io::Result<(File, wrenn_memory::Mapping)> {
         let changes = File::open(changes)?;
-        let path = partial.path(Part::Data);
-        let data = File::options().read(true).write(true).create_new(true).open(&path)?;
-        if let Some(parent) = parent {
-            let source = File::open(self.generations.path(parent.build, Part::Data))?;
-            if ioctl_ficlone(&data, &source).is_err() {
-                sparse_file::copy(&source, &data, || Ok(()))?;
-            }
-        }
+        let data = match parent {
+            Some(parent) => self.data(partial, parent.build)?,
+            None => File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))?,
+        };
         data.set_len(changes.metadata()?.len())?;
         capture(&changes, partial.build, &data, Layout::Flat, || Ok(()))?;
         let mapping = mapping_of_flat(&data, partial.build)?;
         Ok((data, mapping))
+    }
+
+    /// Copies a generation, whose data shares extents with the copy where the file system can.
+    pub(crate) async fn copy(
+        self: &Arc<Self>,
+        from: BuildId,
+        build: BuildId,
+        label: &str,
+    ) -> Result<(), AgentError> {
+        let (all, label) = (self.clone(), label.to_owned());
+        let copied = spawn_blocking(move || {
+            let source = all.generations.load(from)?;
+            let partial = all.generations.begin(build)?;
+            let data = all.data(&partial, from).map_err(|error| of_files(KEEPING, &error))?;
+            take_over(&partial, &all.generations.path(from, Part::State))
+                .map_err(|error| of_files(KEEPING, &error))?;
+            let mapping = mapping_of_flat(&data, build).map_err(|error| of_files(KEEPING, &error))?;
+            let header = Header { build, parent: Some(from), mapping, ..source.header };
+            partial.keep(&header, Manifest::new(build, &label, Layout::Flat, source.manifest.origin))?;
+            Ok::<_, AgentError>(())
+        });
+        copied.await.map_err(|error| AgentError::fault(KEEPING, &error))?
+    }
+
+    /// Begins the data of a new generation as a copy of another one's.
+    fn data(&self, partial: &Partial, from: BuildId) -> io::Result<File> {
+        let data = File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))?;
+        let source = File::open(self.generations.path(from, Part::Data))?;
+        if ioctl_ficlone(&data, &source).is_err() {
+            sparse_file::copy(&source, &data, || Ok(()))?;
+        }
+        Ok(data)
     }
 
     /// Finds a generation of a sandbox that this host can load. Every byte of it is as it was written.
@@ -247,15 +276,15 @@ impl Snapshots {
         }
     }
 
-    /// Removes the generations of sandboxes that no sandbox names.
+    /// Removes the generations of sandboxes and of named snapshots that nothing names.
     pub(crate) fn collect(&self, named: &BTreeSet<BuildId>) -> Result<(), MemoryError> {
         for build in self.generations.list()?.into_iter().rev() {
-            let of_sandbox = match self.generations.load(build) {
-                Ok(generation) => is_of_sandbox(&generation.manifest.label),
+            let of_template = match self.generations.load(build) {
+                Ok(generation) => is_of_template(&generation.manifest.label),
                 // Nothing can load it.
-                Err(_) => true,
+                Err(_) => false,
             };
-            if of_sandbox && !named.contains(&build) {
+            if !of_template && !named.contains(&build) {
                 self.generations.remove(build)?;
             }
         }
@@ -263,9 +292,9 @@ impl Snapshots {
     }
 }
 
-/// Returns whether a generation with this label is one of a sandbox.
-pub(crate) fn is_of_sandbox(label: &str) -> bool {
-    label.parse::<SandboxId>().is_ok()
+/// Returns whether a generation with this label is one of a template, and not of a sandbox or a named snapshot.
+fn is_of_template(label: &str) -> bool {
+    label.parse::<SandboxId>().is_err() && !named::is_label(label)
 }
 
 /// Copies the state that a VMM wrote, as its user, into a file of the agent.

@@ -19,7 +19,7 @@ use wrenn_memory::{BuildId, Generation, Generations, MemoryError, Part};
 use wrenn_vmm::{MemorySource, MicroVm, Snapshot};
 
 use super::{
-    Base, Captured, Snapshots, is_of_sandbox,
+    Base, Captured, Snapshots, is_of_template,
     origin::{SHORT, digest},
 };
 use crate::error::AgentError;
@@ -51,12 +51,15 @@ struct Kept {
     used: u64,
 }
 
-/// A snapshot from which sandboxes of its shape go on.
+/// A snapshot from which new sandboxes go on.
 #[derive(Debug)]
 pub(crate) struct TemplateSnapshot {
-    /// Name of its shape.
-    pub(crate) shape: String,
+    /// Name of its shape, if it is the one of a template, which is made anew when it does not load.
+    pub(crate) shape: Option<String>,
     pub(crate) build: BuildId,
+    /// Access token of its guest's envd, if it was told one.
+    pub(crate) token: Option<String>,
+    volume: String,
     state: PathBuf,
     memory: PathBuf,
 }
@@ -79,9 +82,15 @@ fn volume_of(build: BuildId) -> String {
 }
 
 impl TemplateSnapshot {
+    /// Snapshot that a user named.
+    pub(super) fn named(build: BuildId, token: String, volume: String, files: [PathBuf; 2]) -> Self {
+        let [state, memory] = files;
+        Self { shape: None, build, token: Some(token), volume, state, memory }
+    }
+
     /// Id of its disk's volume.
-    pub(crate) fn volume(&self) -> String {
-        volume_of(self.build)
+    pub(crate) fn volume(&self) -> &str {
+        &self.volume
     }
 
     /// What a VMM restores.
@@ -107,7 +116,7 @@ impl TemplateSnapshots {
         let loaded = all.into_iter().filter_map(|build| snapshots.generations.load(build).ok());
         let labels = loaded.map(|generation| generation.manifest.label);
         // Until they are read, nobody captures their shapes.
-        let making = labels.filter(|label| !is_of_sandbox(label)).collect();
+        let making = labels.filter(|label| is_of_template(label)).collect();
         let state = Mutex::new(State { making, ..State::default() });
         Ok(Arc::new(Self { snapshots, budget: budget_mb << 20, volumes, state }))
     }
@@ -126,7 +135,8 @@ impl TemplateSnapshots {
         let all = self.clone();
         let disks = present.clone();
         spawn_blocking(move || all.read(&disks)).await??;
-        let used: HashSet<String> = self.state().ready.values().map(|kept| kept.snapshot.volume()).collect();
+        let used: HashSet<String> =
+            self.state().ready.values().map(|kept| kept.snapshot.volume().to_owned()).collect();
         for volume in present.iter().filter(|volume| volume.starts_with(PREFIX) && !used.contains(*volume)) {
             self.volumes.remove(volume).await?;
         }
@@ -144,7 +154,7 @@ impl TemplateSnapshots {
         for build in generations.list()?.into_iter().rev() {
             // What cannot be loaded was removed when the agent started.
             let Ok(generation) = generations.load(build) else { continue };
-            if is_of_sandbox(&generation.manifest.label) {
+            if !is_of_template(&generation.manifest.label) {
                 continue;
             }
             let usable = self.budget > 0 && disks.contains(&volume_of(build));
@@ -174,8 +184,10 @@ impl TemplateSnapshots {
         let path = |part| self.snapshots.generations.path(build, part);
         let shape = generation.manifest.label.clone();
         let snapshot = TemplateSnapshot {
-            shape: shape.clone(),
+            shape: Some(shape.clone()),
             build,
+            token: None,
+            volume: volume_of(build),
             state: path(Part::State),
             memory: path(Part::Data),
         };
@@ -212,15 +224,16 @@ impl TemplateSnapshots {
         free.then(|| Ticket { all: self.clone(), shape: shape.to_owned() })
     }
 
-    /// Removes a snapshot, because it does not load or to make room. Sandboxes that went on from it do not need
+    /// Removes a template's snapshot, because it does not load or to make room. Sandboxes that went on from it do not need
     /// it any more.
     pub(crate) async fn discard(&self, snapshot: &TemplateSnapshot) {
         {
             let mut state = self.state();
-            if state.ready.get(&snapshot.shape).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
+            let Some(shape) = &snapshot.shape else { return };
+            if state.ready.get(shape).is_none_or(|kept| kept.snapshot.build != snapshot.build) {
                 return;
             }
-            state.ready.remove(&snapshot.shape);
+            state.ready.remove(shape);
         }
         self.snapshots.remove(snapshot.build).await;
         self.remove_disk(snapshot.build).await;
@@ -236,7 +249,7 @@ impl TemplateSnapshots {
                 oldest.filter(|_| bytes > self.budget).map(|kept| kept.snapshot.clone())
             };
             let Some(oldest) = oldest else { return };
-            tracing::info!(shape = oldest.shape, "removing a template's memory to make room");
+            tracing::info!(shape = ?oldest.shape, "removing a template's memory to make room");
             self.discard(&oldest).await;
         }
     }
@@ -395,7 +408,7 @@ mod tests {
         let next = TemplateSnapshots::open(place.snapshots("a")?, 64, place.volumes.clone())?;
         assert!(next.get("1").is_none() && next.ticket("1").is_none(), "it is not read yet");
         next.clone().load().await?;
-        assert_eq!(next.get("1").map(|snapshot| snapshot.volume()), Some(first.clone()));
+        assert_eq!(next.get("1").map(|snapshot| snapshot.volume().to_owned()), Some(first.clone()));
         assert!(next.get("2").is_none() && next.ticket("2").is_some(), "its disk is gone");
         assert_eq!(place.volumes.list().await?, ["sandbox".to_owned(), first]);
         let upgraded = place.open("b", 64).await?;

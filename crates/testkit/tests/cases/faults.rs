@@ -94,6 +94,9 @@ async fn pause_and_die(stack: &Stack, point: &str, id: &str, pid: &mut String) -
     // Only a boot from the disk gives the memory up.
     let memory = !point.ends_with("memory_given_up");
     let how = json!({ "memory": memory });
+    if point.contains(".snapshot.") {
+        return snapshot_and_die(stack, point, id, pid).await;
+    }
     let resume = async || stack.api.post(&format!("{path}/resume"), &how).await;
     if point.contains(".pause.") {
         kill_at(stack, point, pause()).await?;
@@ -115,6 +118,31 @@ async fn pause_and_die(stack: &Stack, point: &str, id: &str, pid: &mut String) -
     still_counts(stack, id, pid).await
 }
 
+/// Kills at a point of a snapshot or its deletion. The sandbox goes on, and the snapshot is whole or gone.
+async fn snapshot_and_die(stack: &Stack, point: &str, id: &str, pid: &str) -> Result<()> {
+    let body = json!({"sandbox_id": id, "name": "mine"});
+    let create = async || stack.api.post("/v1/snapshots", &body).await;
+    if point.ends_with("doomed") {
+        create().await?.expect(201)?;
+        kill_at(stack, point, stack.api.delete("/v1/snapshots/mine")).await?;
+    } else {
+        kill_at(stack, point, create()).await?;
+    }
+    still_counts(stack, id, pid).await?;
+    let settled = async || {
+        let rows = stack.sql("SELECT status FROM snapshots").ok()?;
+        (rows.is_empty() || rows == "ready").then_some(rows)
+    };
+    let rows = wait_until("the end of the snapshot", Duration::from_secs(60), settled).await?;
+    if rows == "ready" {
+        let clone = stack.api.create(&json!({"template": "mine"})).await?;
+        still_counts(stack, &clone, pid).await?;
+        delete_wholly(stack, &clone).await?;
+        stack.api.delete("/v1/snapshots/mine").await?.expect(204)?;
+    }
+    Ok(())
+}
+
 /// Collects the names of the control plane's fault points in the sources of its crate.
 fn named_in(dir: &Path) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
@@ -126,7 +154,7 @@ fn named_in(dir: &Path) -> Result<BTreeSet<String>> {
         let text = fs::read_to_string(entry.path())?;
         if text.contains("fault::point(") {
             let quoted = text.split('"').skip(1).step_by(2);
-            let operations = ["create.", "destroy.", "pause.", "resume."];
+            let operations = ["create.", "destroy.", "pause.", "resume.", "snapshot."];
             let points = quoted.filter(|text| operations.iter().any(|name| text.starts_with(name)));
             found.extend(points.map(|point| format!("server.{point}")));
         }
@@ -157,6 +185,7 @@ pub(crate) async fn on_firecracker() -> Result<()> {
         point.starts_with("server.")
             || point.contains(".pause.")
             || point.contains(".resume.")
+            || point.contains(".snapshot.")
             || ["create.captured", "create.init", "create.running", "destroy.recorded"]
                 .iter()
                 .any(|end| point.ends_with(end))

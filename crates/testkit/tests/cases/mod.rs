@@ -113,6 +113,7 @@ pub(crate) fn beside() -> Cases<Case> {
         pause::connections_from_before_are_reset,
         pause::the_disk_survives_without_the_memory,
         pause::idle_sandboxes_are_paused,
+        pause::many_go_on_from_a_snapshot,
         privileges::each_process_has_its_own_and_no_more,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,

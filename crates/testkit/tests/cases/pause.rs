@@ -251,6 +251,81 @@ pub(crate) async fn a_paused_sandbox_survives_its_agent(stack: Arc<Stack>) -> Re
     delete_wholly(&stack, &id).await
 }
 
+/// Sandboxes from a snapshot go on from the same number, each with an identity of its own; the snapshot's sandbox goes on.
+pub(crate) async fn many_go_on_from_a_snapshot(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"A": "1", "B": "2"}})).await?;
+    // A counter that stands still unless it is told, so that all begin at the same number.
+    let pid = sh(
+        &stack,
+        &id,
+        "mkfifo /tmp/f; setsid sh -c 'n=0; while read -r x < /tmp/f; do n=$((n+1)); echo $n > /tmp/n; done' \
+        > /dev/null 2>&1 & echo $! > /tmp/pid; cat /tmp/pid",
+    )
+    .await?;
+    let next = async |id: &str| sh(&stack, id, "echo > /tmp/f; sleep 1; cat /tmp/n").await;
+    ensure!(next(&id).await? == "1", "the counter does not count");
+    let body = json!({"sandbox_id": id, "name": "counting"});
+    let made = stack.api.post("/v1/snapshots", &body).await?.expect(201)?.json();
+    ensure!(
+        made["name"] == "counting" && made["memory_mb"] == 256 && made["template"] == "minimal",
+        "{made}"
+    );
+    ensure!(next(&id).await? == "2", "the sandbox does not go on");
+    stack.api.post("/v1/snapshots", &body).await?.expect_error(409, "template_name_taken")?;
+    let reserved = json!({"sandbox_id": id, "name": "minimal"});
+    stack.api.post("/v1/snapshots", &reserved).await?.expect_error(409, "name_reserved")?;
+    stack.api.delete("/v1/snapshots/minimal").await?.expect_error(403, "forbidden")?;
+    let other = json!({"template": "counting", "memory_mb": 512});
+    let refused = stack.api.post("/v1/sandboxes", &other).await?.expect_error(400, "invalid_request")?;
+    ensure!(refused.json().to_string().contains("memory_mb"), "{}", refused.json());
+
+    let new = json!({"template": "counting", "memory_mb": 256, "envs": {"B": "3"}});
+    let count = if in_lab() { 2 } else { short_or_long(3, 10) };
+    let clones = futures::future::try_join_all((0..count).map(|_| stack.api.create(&new))).await?;
+    let mut seen = std::collections::BTreeSet::new();
+    for clone in &clones {
+        ensure!(
+            sh(&stack, clone, "cat /tmp/pid; kill -0 $(cat /tmp/pid) && echo $A$B").await?
+                == format!("{pid}\n13")
+        );
+        ensure!(next(clone).await? == "2", "it does not go on from the snapshot's number");
+        clock_is_right(&stack, clone).await?;
+        seen.extend(
+            sh(&stack, clone, "cat /etc/machine-id /proc/sys/kernel/random/uuid; hostname")
+                .await?
+                .lines()
+                .map(str::to_owned),
+        );
+    }
+    ensure!(seen.len() == clones.len() * 3, "identities: {seen:?}");
+    pause(&stack, &clones[0]).await?;
+    let of_paused = json!({"sandbox_id": clones[0]});
+    let named = stack.api.post("/v1/snapshots", &of_paused).await?.expect(201)?.json()["name"].clone();
+    let named = named.as_str().context("no name")?.to_owned();
+    stack.api.delete("/v1/snapshots/counting").await?.expect(204)?;
+    stack.api.delete("/v1/snapshots/counting").await?.expect_error(404, "not_found")?;
+    stack.api.post("/v1/sandboxes", &new).await?.expect_error(404, "not_found")?;
+    // Their memory began with that of the snapshot, which is gone.
+    resume(&stack, &clones[0]).await?;
+    pause(&stack, &clones[1]).await?;
+    resume(&stack, &clones[1]).await?;
+    ensure!(next(&clones[1]).await? == "3", "it does not go on");
+    let again = stack.api.create(&json!({"template": named})).await?;
+    ensure!(next(&again).await? == "3", "it does not go on from the paused sandbox's number");
+    let listed = stack.api.get("/v1/snapshots").await?.expect(200)?.json();
+    ensure!(
+        listed.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == named.as_str())),
+        "{listed}"
+    );
+    stack.api.delete(&format!("/v1/snapshots/{named}")).await?.expect(204)?;
+    for id in clones.iter().chain([&id, &again]) {
+        delete_wholly(&stack, id).await?;
+    }
+    let left = std::fs::read_dir(stack.state_dir.join("agent/named_snapshots"))?.count();
+    ensure!(left == 0, "{left} records of snapshots are left");
+    Ok(())
+}
+
 /// `wrenn down` pauses what runs, `wrenn up` has it again, and `wrenn restart` lets it run on.
 pub(crate) async fn nothing_that_restarts_loses_a_sandbox() -> Result<()> {
     let mut stack = Stack::start().await?;

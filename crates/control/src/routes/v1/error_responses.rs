@@ -28,7 +28,7 @@ macro_rules! refusals {
 
 refusals! {
     /// Error responses of `createSandbox`.
-    OfCreate: NotFound Conflict ExceedsCapacity IdempotencyMismatch IdempotencyInProgress IdempotencySandboxDeleted TooLarge UnsupportedMediaType
+    OfCreate: NotFound Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible ExceedsCapacity IdempotencyMismatch IdempotencyInProgress IdempotencySandboxDeleted TooLarge UnsupportedMediaType
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations that read the control plane's database only.
     OfLook:;
@@ -43,6 +43,11 @@ refusals! {
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `pingSandbox`.
     OfPing: NotFound InvalidState;
+    /// Error responses of `createSnapshot`.
+    OfCreateSnapshot: NotFound InvalidState NameReserved NameTaken Conflict TooLarge UnsupportedMediaType AgentError
+        HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `deleteSnapshot`.
+    OfDeleteSnapshot: NotFound Forbidden;
     /// Error responses of `updateSandbox`.
     OfUpdate: NotFound TooLarge UnsupportedMediaType;
     /// Error responses of `execCommand`.
@@ -111,6 +116,12 @@ fn message(code: ErrorCode) -> &'static str {
         ErrorCode::MethodNotAllowed => "this path does not take this method; GET /docs lists what it takes",
         ErrorCode::InvalidState => "sandbox sb03halx8fdhw2fu3txwbd0kdw0 is starting, not running",
         ErrorCode::Conflict => "the sandbox was deleted while it was starting",
+        ErrorCode::NameReserved => {
+            "\"minimal\" is the name of a template of the platform: choose another one"
+        }
+        ErrorCode::NameTaken => {
+            "the team has a snapshot named \"after-setup\": choose another name, or delete it"
+        }
         ErrorCode::SnapshotMissing => {
             "its memory was lost when its host was restarted; resume it with memory false, which boots it from its disk"
         }

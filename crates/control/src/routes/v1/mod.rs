@@ -14,6 +14,7 @@ mod lifecycle;
 #[cfg(test)]
 mod overload_tests;
 mod sandboxes;
+mod snapshots;
 mod utf8;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -36,5 +37,8 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(exec_stream::exec_stream)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
+        .routes(needs(Permission::SnapshotCreate, routes!(snapshots::create)))
+        .routes(needs(Permission::SnapshotRead, routes!(snapshots::list)))
+        .routes(needs(Permission::SnapshotDelete, routes!(snapshots::delete)))
         .routes(needs(Permission::EventRead, routes!(events::stream)))
 }

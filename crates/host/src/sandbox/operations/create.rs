@@ -45,8 +45,10 @@ pub(in crate::sandbox) struct Create {
     place: Option<Place>,
     /// What the memory of the guest began with.
     base: Base,
-    /// Snapshot of the template that the sandbox goes on from.
+    /// Snapshot that the sandbox goes on from.
     snapshot: Option<Arc<TemplateSnapshot>>,
+    /// Named snapshot whose disk it has.
+    named: Option<Arc<TemplateSnapshot>>,
     /// Permission to capture the guest for later sandboxes.
     ticket: Option<Ticket>,
     /// MicroVM; still there after an undo if it could not be killed.
@@ -92,8 +94,11 @@ fn left_out() -> AgentError {
 }
 
 impl Create {
-    /// Create of a sandbox with this environment of its processes.
-    pub(in crate::sandbox) fn new(envs: HashMap<String, String>) -> Self {
+    /// Create of a sandbox with this environment of its processes, which goes on from a named snapshot if one is given.
+    pub(in crate::sandbox) fn new(
+        envs: HashMap<String, String>,
+        named: Option<Arc<TemplateSnapshot>>,
+    ) -> Self {
         let begin = Instant::now();
         Self {
             envs,
@@ -102,7 +107,8 @@ impl Create {
             until: begin,
             place: None,
             base: Base::Zero,
-            snapshot: None,
+            snapshot: named.clone(),
+            named,
             ticket: None,
             vm: None,
         }
@@ -117,6 +123,15 @@ impl Create {
 
     fn place(&self) -> Result<&Place, AgentError> {
         self.place.as_ref().ok_or_else(left_out)
+    }
+
+    fn introduction(&self) -> Introduction<'_> {
+        match &self.snapshot {
+            Some(snapshot) if snapshot.token.is_some() => {
+                Introduction::of_clone(&self.envs, snapshot.token.as_deref())
+            }
+            _ => Introduction::first(&self.envs),
+        }
     }
 
     async fn take_slot(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
@@ -140,8 +155,14 @@ impl Create {
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let snapshots = &sandbox.shared.template_snapshots;
         let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
-        let shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
-        self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
+        let mut shape = None;
+        if let Some(named) = &self.named {
+            // Its files may have been damaged since it was made; templates' are read when the agent starts.
+            sandbox.shared.snapshots.load(named.build).await.map_err(AgentError::of_template)?;
+        } else {
+            shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
+            self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
+        }
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
         let disk = make_disk(sandbox, &mut self.snapshot, boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
@@ -172,8 +193,8 @@ impl Create {
             // It may be the cause. Its disk is of no use without it.
             let snapshots = &sandbox.shared.template_snapshots;
             snapshots.discard(&snapshot).await;
-            boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
-            self.ticket = snapshots.ticket(&snapshot.shape);
+            boot.disk = Some(make_disk(sandbox, &mut self.named.clone(), boot.uid).await?);
+            self.ticket = snapshot.shape.as_ref().and_then(|shape| snapshots.ticket(shape));
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
@@ -202,7 +223,7 @@ impl Create {
         let answered = async {
             // The envd of a guest that goes on runs already, so it is told at once.
             if self.snapshot.is_some() {
-                return guest.init(&sandbox.id, &sandbox.spec, &Introduction::first(&self.envs)).await;
+                return guest.init(&sandbox.id, &sandbox.spec, &self.introduction()).await;
             }
             guest.ready().await;
             Ok(())
@@ -223,8 +244,7 @@ impl Create {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        let introduction = Introduction::first(&self.envs);
-        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &introduction).await
+        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.introduction()).await
     }
 }
 
@@ -237,12 +257,14 @@ async fn make_disk(
     let (volumes, id) = (&sandbox.shared.volumes, &sandbox.id);
     if let Some(found) = snapshot {
         let copied = async {
-            volumes.copy(&found.volume(), id).await?;
+            volumes.copy(found.volume(), id).await?;
             volumes.attach(id, owner).await
         };
         match copied.await {
             Ok(disk) => return Ok(disk.path),
             Err(DiskError::Full) => return Err(DiskError::Full.into()),
+            // Its disk is that of no template.
+            Err(error) if found.shape.is_none() => return Err(AgentError::from(error).of_template()),
             Err(error) => {
                 tracing::warn!(id, %error, "cannot copy the disk of a template's snapshot");
                 sandbox.shared.template_snapshots.discard(found).await;

@@ -6,7 +6,7 @@ use wrenn_vmm::MicroVm;
 
 use super::{
     steps::{Cancel, Steps},
-    undo::{release_running, undo},
+    undo::{release, release_running},
 };
 use crate::{
     error::AgentError,
@@ -26,6 +26,8 @@ pub(crate) struct Fail {
     pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
     /// Slot, if it must stay reserved.
     keep: Option<Thing>,
+    /// Whether the disk of a sandbox that has run is kept.
+    keeps_disk: bool,
 }
 
 impl Steps for Fail {
@@ -42,8 +44,8 @@ impl Steps for Fail {
 
 impl Fail {
     /// Failure with this error of a sandbox with this microVM.
-    pub(crate) fn new(error: AgentError, vm: Option<Box<dyn MicroVm>>) -> Self {
-        Self { error, vm, keep: None }
+    pub(crate) fn new(error: AgentError, vm: Option<Box<dyn MicroVm>>, keeps_disk: bool) -> Self {
+        Self { error, vm, keep: None, keeps_disk }
     }
 
     /// Writes the failure. If that fails, the slot is kept: the next start would take it from its next owner.
@@ -58,10 +60,10 @@ impl Fail {
     /// Releases the resources.
     async fn release(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let (keep, generations) = (self.keep, sandbox.record.summary().generations());
-        let released = if sandbox.record.summary().has_run() {
+        let released = if self.keeps_disk && sandbox.record.summary().has_run() {
             release_running(sandbox, &mut self.vm, keep).await
         } else {
-            undo(sandbox, &mut self.vm, keep.as_slice()).await
+            release(sandbox, &mut self.vm, keep.as_slice()).await
         };
         if let Err(cause) = released {
             tracing::error!(id = sandbox.id, %cause, "cannot release all resources of a failed sandbox");

@@ -8,6 +8,7 @@ mod pause;
 mod place;
 mod ready;
 mod resume;
+pub(super) mod snapshot;
 mod steps;
 mod undo;
 
@@ -49,6 +50,7 @@ mod tests {
         ]
         .concat();
         all.extend(Thing::ALL.map(|thing| format!("{PROCESS}.{}.{}", Destroy::NAME, thing.name())));
+        all.extend(snapshot::POINTS.map(|point| format!("{PROCESS}.{}.{point}", snapshot::NAME)));
         let listed = include_str!("../../../../testkit/tests/cases/fault_points.txt");
         let listed = listed.lines().filter(|point| point.starts_with("agent."));
         assert_eq!(

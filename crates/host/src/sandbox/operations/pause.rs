@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Operation that pauses a sandbox: its memory becomes a generation, and only that and its disk stay.
 
-use wrenn_api::ErrorCode;
-
 use super::{
     steps::{Cancel, Steps},
     undo::release_running,
@@ -15,7 +13,7 @@ use crate::{
         record::Sandbox,
         summary::Stage,
     },
-    snapshots::{self, Captured},
+    snapshots::Captured,
 };
 
 /// Step of the operation.
@@ -76,18 +74,7 @@ impl Pause {
 
     /// Checks that there is room, and tells the guest.
     async fn prepare(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let shared = &sandbox.shared;
-        if let Some(fault) = &shared.vmm.capabilities().snapshot_fault {
-            return Err(AgentError::new(
-                ErrorCode::AgentError,
-                format!("the host cannot pause sandboxes: {fault}"),
-            ));
-        }
-        if self.live()?.held || snapshots::lacks_room(&*shared.volumes).await? {
-            let message = "the host's disk has too little room for the sandbox's memory: the sandbox runs on; delete \
-                           others, or give the host more disk";
-            return Err(AgentError::new(ErrorCode::InsufficientStorage, message));
-        }
+        sandbox.shared.check_snapshots(self.live()?.held).await?;
         if let Err(error) = self.live()?.guest.prepare_pause().await {
             tracing::warn!(id = sandbox.id, %error, "a guest is paused without being prepared");
         }

@@ -38,21 +38,29 @@ pub(crate) async fn undo(
     Ok(())
 }
 
-/// Releases what a sandbox needs only while it runs, and writes that it is released. Its disk is complete then, and
-/// can be used by another VMM.
+/// Releases what the record says exists, except `keep`, and writes what is released.
+pub(super) async fn release(
+    sandbox: &mut Sandbox,
+    vm: &mut Option<Box<dyn MicroVm>>,
+    keep: &[Thing],
+) -> Result<(), AgentError> {
+    let held = sandbox.record.summary().undo();
+    let undone = undo(sandbox, vm, keep).await;
+    let left = sandbox.record.summary().undo();
+    let gone = |thing: &Thing| !left.iter().any(|step| step.thing() == *thing);
+    let released = held.iter().map(Undo::thing).filter(gone);
+    let entries = released.map(|thing| Entry::Released { thing }).collect();
+    undone.and(sandbox.record.write(entries).await)
+}
+
+/// Releases what a sandbox needs only while it runs. Its disk is complete then, and can be used by another VMM.
 pub(super) async fn release_running(
     sandbox: &mut Sandbox,
     vm: &mut Option<Box<dyn MicroVm>>,
     keep: Option<Thing>,
 ) -> Result<(), AgentError> {
-    let held = sandbox.record.summary().undo();
-    let kept = [Some(Thing::Volume), keep].into_iter().flatten().collect::<Vec<_>>();
-    let undone = undo(sandbox, vm, &kept).await;
-    let left = sandbox.record.summary().undo();
-    let gone = |thing: &Thing| !left.iter().any(|step| step.thing() == *thing);
-    let released = held.iter().map(Undo::thing).filter(gone);
-    let entries = released.map(|thing| Entry::Released { thing }).collect();
-    undone.and(sandbox.record.write(entries).await)?;
+    let kept: Vec<_> = [Some(Thing::Volume), keep].into_iter().flatten().collect();
+    release(sandbox, vm, &kept).await?;
     if sandbox.record.summary().has(Thing::Volume) {
         sandbox.shared.volumes.detach(&sandbox.id).await?;
     }

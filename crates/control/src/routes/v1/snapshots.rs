@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Named snapshots: create, list, delete.
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
+use http::StatusCode;
+use wrenn_api::{CreateSnapshot, Snapshot};
+
+use super::{
+    error_responses::{OfCreateSnapshot, OfDeleteSnapshot, OfLook},
+    extract::Body,
+};
+use crate::{caller::Caller, error::Fault, services::Services};
+
+/// Make a named snapshot of a sandbox.
+///
+/// It has the memory, the processes and the disk of the sandbox at one instant. A running sandbox goes on, and stands still
+/// only while its memory is captured. Sandboxes are created from the snapshot by giving its name as `template`; each goes on
+/// where the snapshot was made, with an id, a host name and randomness of its own.
+#[utoipa::path(
+    post, path = "/v1/snapshots", operation_id = "createSnapshot", tag = "snapshots",
+    request_body = CreateSnapshot,
+    responses((status = 201, description = "The snapshot is kept.", body = Snapshot), OfCreateSnapshot)
+)]
+pub(super) async fn create(
+    State(services): State<Services>,
+    caller: Caller,
+    body: Body<CreateSnapshot>,
+) -> Result<(StatusCode, Json<Snapshot>), Fault> {
+    let snapshot = services.snapshots().create(&caller, body.value).await?;
+    Ok((StatusCode::CREATED, Json(snapshot)))
+}
+
+/// List the team's snapshots, newest first.
+#[utoipa::path(
+    get, path = "/v1/snapshots", operation_id = "listSnapshots", tag = "snapshots",
+    responses((status = 200, description = "All snapshots of the team.", body = Vec<Snapshot>), OfLook)
+)]
+pub(super) async fn list(
+    State(services): State<Services>,
+    caller: Caller,
+) -> Result<Json<Vec<Snapshot>>, Fault> {
+    Ok(Json(services.snapshots().list(&caller).await?))
+}
+
+/// Delete a snapshot.
+///
+/// Sandboxes that were created from it do not need it. Templates of the platform cannot be deleted.
+#[utoipa::path(
+    delete, path = "/v1/snapshots/{name}", operation_id = "deleteSnapshot", tag = "snapshots",
+    params(("name" = String, Path, description = "Name of the snapshot.", pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$", example = "after-setup")),
+    responses((status = 204, description = "The snapshot is deleted."), OfDeleteSnapshot)
+)]
+pub(super) async fn delete(
+    State(services): State<Services>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Fault> {
+    let Path(name) = name.map_err(|_| Fault::invalid("the name in the path is not text"))?;
+    services.snapshots().delete(&caller, &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

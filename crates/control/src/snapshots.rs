@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Snapshots service: named snapshots of sandboxes, which are templates of their team.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+use wrenn_api::{CreateSnapshot, ErrorCode, SandboxStatus, Snapshot};
+use wrenn_rpc::host::v1::{DeleteSnapshotRequest, SnapshotRequest};
+
+use crate::{
+    agents::{AgentClient, deadline, within},
+    caller::Caller,
+    db::{
+        hosts, sandboxes,
+        snapshots::{self, Row},
+    },
+    error::Fault,
+    fault,
+    names::is_template_name,
+    state::App,
+};
+
+/// Number of renewals in the time of a lease, so that one may be late.
+const RENEWALS: u32 = 3;
+/// Interval between looks for snapshots that nobody works on any more, and how many are removed at a time.
+const LOOK: Duration = Duration::from_secs(2);
+const AT_A_TIME: i64 = 16;
+
+/// Named snapshots of teams.
+#[derive(Clone)]
+pub struct Snapshots {
+    app: App,
+}
+
+impl Snapshots {
+    pub(crate) const fn new(app: App) -> Self {
+        Self { app }
+    }
+
+    /// Makes a snapshot of a running or paused sandbox, and waits until it is kept. A running one goes on; it stands
+    /// still only while its memory is captured. It is also completed if the caller does not wait for it.
+    pub async fn create(&self, caller: &Caller, new: CreateSnapshot) -> Result<Snapshot, Fault> {
+        let (app, team) = (&self.app, caller.team().uuid());
+        let id = Uuid::now_v7();
+        let name = new.name.unwrap_or_else(|| format!("template-{}", &id.simple().to_string()[24..]));
+        if !is_template_name(&name) {
+            return Err(Fault::invalid(format!("name: {}", crate::names::RULE)));
+        }
+        if is_reserved(app, &name).await? {
+            let message = format!("{name:?} is the name of a template of the platform: choose another one");
+            return Err(Fault::new(ErrorCode::NameReserved, message));
+        }
+        let sandbox = sandboxes::find(&app.db, team, new.sandbox_id.uuid()).await?;
+        let none = || Fault::new(ErrorCode::NotFound, format!("there is no sandbox {}", new.sandbox_id));
+        let sandbox = sandbox.ok_or_else(none)?;
+        if !matches!(sandbox.status(), SandboxStatus::Running | SandboxStatus::Paused) {
+            let status = sandbox.status().as_str();
+            let message = format!(
+                "sandbox {} is {status}: a snapshot can be made of a running or a paused one",
+                new.sandbox_id
+            );
+            return Err(Fault::new(ErrorCode::InvalidState, message));
+        }
+        if snapshots::count(&app.db, team).await? >= i64::from(app.limits.snapshots_per_team) {
+            let message = "the team has as many snapshots as it may (server.snapshots_per_team): delete some";
+            return Err(Fault::new(ErrorCode::TooManyRequests, message));
+        }
+        let host = sandbox.host_id.unwrap_or_default();
+        let inserted = snapshots::insert(&app.db, id, &name, &sandbox, host, app.limits.lease).await?;
+        let taken = || {
+            let message =
+                format!("the team has a snapshot named {name:?}: choose another name, or delete it");
+            Fault::new(ErrorCode::NameTaken, message)
+        };
+        let row = inserted.ok_or_else(taken)?;
+        fault::point("snapshot.marked");
+        // The snapshot is completed if the client disconnects.
+        let task = crate::request_trace::spawn({
+            let (app, sandbox) = (app.clone(), sandbox.public_id().to_string());
+            async move { make(&app, &row, sandbox).await }
+        });
+        task.await.map_err(|error| {
+            tracing::error!(%error, "the task of a snapshot failed; the upkeep removes it");
+            Fault::new(ErrorCode::InternalError, "the snapshot was interrupted; make it again")
+        })?
+    }
+
+    /// Lists the team's snapshots, the newest first.
+    pub async fn list(&self, caller: &Caller) -> Result<Vec<Snapshot>, Fault> {
+        let rows = snapshots::of_team(&self.app.db, caller.team().uuid()).await?;
+        Ok(rows.iter().map(Row::public).collect())
+    }
+
+    /// Deletes a snapshot of the team. Sandboxes that were created from it do not need it. If its host does not respond,
+    /// it is removed there later.
+    pub async fn delete(&self, caller: &Caller, name: &str) -> Result<(), Fault> {
+        let app = &self.app;
+        let found = snapshots::find(&app.db, caller.team().uuid(), name).await?;
+        let Some(row) = found else {
+            if is_reserved(app, name).await? {
+                let message = format!("{name:?} is a template of the platform, which teams cannot delete");
+                return Err(Fault::new(ErrorCode::Forbidden, message));
+            }
+            let shown: String = name.chars().take(64).collect();
+            return Err(Fault::new(ErrorCode::NotFound, format!("there is no snapshot named {shown:?}")));
+        };
+        snapshots::doom(&app.db, row.id, app.limits.lease).await?;
+        fault::point("snapshot.doomed");
+        if let Err(error) = remove(app, &row).await {
+            tracing::warn!(name, %error, "a snapshot is removed from its host later");
+        }
+        Ok(())
+    }
+}
+
+/// Removes snapshots that nobody works on any more, until the server stops.
+pub(crate) async fn upkeep(app: App) {
+    loop {
+        match snapshots::take_unfinished(&app.db, app.limits.lease, AT_A_TIME).await {
+            Ok(rows) => {
+                for row in rows {
+                    if let Err(error) = remove(&app, &row).await {
+                        tracing::warn!(name = row.name, %error, "a snapshot is not removed yet");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "unfinished snapshots cannot be looked for"),
+        }
+        tokio::select! {
+            () = app.shutdown.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Returns whether a template of the platform has this name.
+async fn is_reserved(app: &App, name: &str) -> Result<bool, Fault> {
+    Ok(hosts::has_template(&app.db, name).await?)
+}
+
+/// Calls the agent to make a snapshot, and records the result.
+async fn make(app: &App, row: &Row, sandbox: String) -> Result<Snapshot, Fault> {
+    let request = SnapshotRequest {
+        sandbox_id: sandbox,
+        snapshot_id: row.id.simple().to_string(),
+        ..Default::default()
+    };
+    let made = async {
+        let agent = agent(app, row.host_id).await?;
+        Ok::<_, Fault>(agent.snapshot_with_options(request, within(app.limits.pause)).await?)
+    };
+    let renewing = async {
+        loop {
+            tokio::time::sleep(app.limits.lease / RENEWALS).await;
+            if matches!(snapshots::renew(&app.db, row.id, app.limits.lease).await, Ok(false)) {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let made = tokio::select! {
+        made = made => made,
+        () = renewing => return Err(Fault::internal()),
+    };
+    fault::point("snapshot.made");
+    let error = match made {
+        Ok(_) => match snapshots::made(&app.db, row.id).await? {
+            Some(row) => return Ok(row.public()),
+            None => Fault::new(ErrorCode::Conflict, "the snapshot took longer than its lease; make it again"),
+        },
+        Err(error) => error,
+    };
+    // It may have been made all the same.
+    snapshots::doom(&app.db, row.id, app.limits.lease).await?;
+    if let Err(left) = remove(app, row).await {
+        tracing::warn!(name = row.name, error = %left, "what is left of a snapshot is removed later");
+    }
+    Err(error)
+}
+
+/// Removes a snapshot from its host, and forgets it.
+async fn remove(app: &App, row: &Row) -> Result<(), Fault> {
+    let request = DeleteSnapshotRequest { snapshot_id: row.id.simple().to_string(), ..Default::default() };
+    agent(app, row.host_id).await?.delete_snapshot_with_options(request, within(deadline::DESTROY)).await?;
+    Ok(snapshots::forget(&app.db, row.id).await?)
+}
+
+async fn agent(app: &App, host: Uuid) -> Result<AgentClient, Fault> {
+    let gone = || Fault::new(ErrorCode::HostUnavailable, "the snapshot's host is no longer registered");
+    let address = hosts::address(&app.db, host).await?.ok_or_else(gone)?;
+    Ok(app.agents.at(host.into(), &address))
+}
