@@ -197,7 +197,7 @@ pub struct ResumeSandbox {
     pub memory: Option<bool>,
 }
 
-/// What to change of a sandbox; at least one field.
+/// What to change of a sandbox; what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"timeout_sec": 600}))]
 #[serde(deny_unknown_fields)]

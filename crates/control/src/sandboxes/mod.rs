@@ -131,16 +131,13 @@ impl Sandboxes {
         Ok(db::sandboxes::touch(&self.app.db, row.id).await?)
     }
 
-    /// Changes a sandbox. A new timeout begins now.
+    /// Changes what is given of a sandbox. A new timeout begins now.
     pub async fn update(
         &self,
         caller: &Caller,
         id: SandboxId,
         update: UpdateSandbox,
     ) -> Result<Sandbox, Fault> {
-        if update == UpdateSandbox::default() {
-            return Err(Fault::invalid("nothing is to be changed: give timeout_sec or auto_resume"));
-        }
         let timeout = timeout::check(update.timeout_sec)?.map(|seconds| seconds as i32);
         let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
         let updated = db::sandboxes::update(&self.app.db, &row, timeout, update.auto_resume).await?;

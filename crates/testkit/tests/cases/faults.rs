@@ -128,6 +128,7 @@ async fn snapshot_and_die(stack: &Stack, point: &str, id: &str, pid: &str) -> Re
     } else {
         kill_at(stack, point, create()).await?;
     }
+    wait_exec(stack, id, 20).await?;
     still_counts(stack, id, pid).await?;
     let settled = async || {
         let rows = stack.sql("SELECT status FROM snapshots").ok()?;

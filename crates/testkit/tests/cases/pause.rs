@@ -224,7 +224,7 @@ pub(crate) async fn idle_sandboxes_are_paused(stack: Arc<Stack>) -> Result<()> {
     let changed = stack.api.send(request).await?.expect(200)?.json();
     ensure!(changed["timeout_sec"] == 0 && changed["expires_at"].is_null(), "{changed}");
     stack.api.send(stack.api.request(reqwest::Method::POST, &format!("{path}/ping"))).await?.expect(204)?;
-    let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({}));
+    let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"timeout_sec": -1}));
     stack.api.send(request).await?.expect_error(400, "invalid_request")?;
     let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"auto_resume": false}));
     stack.api.send(request).await?.expect(200)?;
