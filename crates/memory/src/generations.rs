@@ -4,8 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +17,8 @@ const PARTIAL: &str = ".partial";
 /// Suffix of directories that are being removed.
 const REMOVED: &str = ".removed";
 const MANIFEST: &str = "manifest";
+/// Mode of directories: who knows a path may open it if its file allows that, and nobody else lists them.
+const PASSED: u32 = 0o711;
 
 /// File of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,7 +135,8 @@ impl Partial {
 impl Generations {
     /// Generations in this directory, which is created if it is missing.
     pub fn new(dir: &Path) -> Result<Self, MemoryError> {
-        fs::create_dir_all(dir).map_err(failed("make the directory of snapshots"))?;
+        let made = DirBuilder::new().recursive(true).mode(PASSED).create(dir);
+        made.map_err(failed("make the directory of snapshots"))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -152,7 +156,7 @@ impl Generations {
     /// Begins a new generation with this identity.
     pub fn begin(&self, build: BuildId) -> Result<Partial, MemoryError> {
         let (dir, target) = (self.dir.join(format!("{build}{PARTIAL}")), self.home(build));
-        fs::create_dir(&dir).map_err(failed("make a snapshot's directory"))?;
+        DirBuilder::new().mode(PASSED).create(&dir).map_err(failed("make a snapshot's directory"))?;
         Ok(Partial { build, dir, target, kept: false })
     }
 
@@ -271,7 +275,7 @@ impl Generations {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
     use super::*;
     use crate::{Layout, Mapping, Origin, Range, Source};
@@ -323,6 +327,7 @@ mod tests {
     fn half_a_generation_is_none_and_is_removed() {
         let (dir, all) = all();
         let partial = all.begin(BuildId::new()).unwrap();
+        assert_eq!(fs::metadata(&partial.dir).unwrap().permissions().mode() & 0o777, PASSED);
         fs::write(partial.path(Part::Data), "half").unwrap();
         assert_eq!(all.list().unwrap(), []);
         drop(partial);

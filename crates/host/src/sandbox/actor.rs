@@ -315,17 +315,17 @@ impl Actor {
     async fn resume(&mut self, memory: bool) -> Result<(), AgentError> {
         let kept = match &self.phase {
             Phase::Paused(Memory::Kept(build)) => Some(*build),
-            Phase::Paused(Memory::Lost(error)) if memory => {
-                let message =
-                    format!("{}: resume it with memory false, which boots it from its disk", error.message);
-                return Err(AgentError::new(ErrorCode::SnapshotMissing, message));
-            }
+            Phase::Paused(Memory::Lost(error)) if memory => return Err(error.clone()),
             Phase::Failed { error, .. } if !self.sandbox.record.summary().has(Thing::Volume) => {
                 let message = format!("it has no disk: {}", error.message);
                 return Err(AgentError::new(ErrorCode::InvalidState, message));
             }
             _ => None,
         };
+        if let Phase::Failed { vm, .. } = &mut self.phase {
+            // What could not be released then must not be left behind, nor have the disk.
+            operations::release_running(&mut self.sandbox, vm, None).await?;
+        }
         let before = std::mem::replace(&mut self.phase, Phase::Resuming);
         self.publish.send_replace(self.phase.view());
         let mut resume = Resume::new(kept, memory);

@@ -56,7 +56,10 @@ impl Memory {
     /// Memory of a sandbox by its journal.
     pub(crate) fn recorded(memory: Option<BuildId>, lost: Option<String>) -> Self {
         let none = || {
-            let why = lost.unwrap_or_else(|| "its memory is not there".to_owned());
+            let why = lost.unwrap_or_else(|| {
+                "its memory is not there: resume it with memory false, which boots it from its disk"
+                    .to_owned()
+            });
             Self::Lost(AgentError::new(ErrorCode::SnapshotMissing, why))
         };
         memory.map_or_else(none, Self::Kept)

@@ -36,6 +36,9 @@ use wrenn_vmm::{Diffs, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotK
 
 use crate::error::{AgentError, of_files};
 
+/// Mode of the files of a sandbox's memory, which has its secrets, and of what VMMs of several users load.
+const OWN: u32 = 0o400;
+const SHARED: u32 = 0o444;
 /// What is kept on the host when this fails, for its error.
 const KEEPING: &str = "keeping the sandbox's memory";
 
@@ -152,7 +155,7 @@ impl Snapshots {
         };
         let data = self.put_together(&partial, &files.memory, parent.as_ref());
         let (data, mapping) = data.map_err(|error| of_files(KEEPING, &error))?;
-        take_over(&partial, &files.state).map_err(|error| of_files(KEEPING, &error))?;
+        take_over(&partial, &files.state, label).map_err(|error| of_files(KEEPING, &error))?;
         let meta = data.metadata().map_err(|error| of_files(KEEPING, &error))?;
         let header = Header {
             block_size: BLOCK_SIZE,
@@ -196,7 +199,7 @@ impl Snapshots {
             let source = all.generations.load(from)?;
             let partial = all.generations.begin(build)?;
             let data = all.data(&partial, from).map_err(|error| of_files(KEEPING, &error))?;
-            take_over(&partial, &all.generations.path(from, Part::State))
+            take_over(&partial, &all.generations.path(from, Part::State), &label)
                 .map_err(|error| of_files(KEEPING, &error))?;
             let mapping = mapping_of_flat(&data, build).map_err(|error| of_files(KEEPING, &error))?;
             let header = Header { build, parent: Some(from), mapping, ..source.header };
@@ -234,16 +237,18 @@ impl Snapshots {
         Snapshot { state: path(Part::State), memory: MemorySource::File(path(Part::Data)), run: false }
     }
 
-    /// Gives the memory of a generation to a VMM's user, who maps it, or back to the agent.
+    /// Gives memory and state of a sandbox's generation to a VMM's user, who loads them, or back to the agent.
     pub(crate) async fn give(&self, build: BuildId, uid: Option<u32>) -> Result<(), AgentError> {
-        let path = self.generations.path(build, Part::Data);
+        let paths = [Part::Data, Part::State].map(|part| self.generations.path(build, part));
         let given = spawn_blocking(move || {
             let (owner, group, mode) = match uid {
                 Some(uid) => (uid, uid, 0o600),
-                None => (geteuid().as_raw(), getegid().as_raw(), 0o444),
+                None => (geteuid().as_raw(), getegid().as_raw(), OWN),
             };
-            chown(&path, Some(owner), Some(group))?;
-            fs::set_permissions(&path, Permissions::from_mode(mode))
+            paths.iter().try_for_each(|path| {
+                chown(path, Some(owner), Some(group))?;
+                fs::set_permissions(path, Permissions::from_mode(mode))
+            })
         });
         let given = given.await.unwrap_or_else(|error| Err(error.into()));
         given.map_err(|error| of_files("reading the sandbox's memory", &error))
@@ -297,12 +302,14 @@ fn is_of_template(label: &str) -> bool {
     label.parse::<SandboxId>().is_err() && !named::is_label(label)
 }
 
-/// Copies the state that a VMM wrote, as its user, into a file of the agent.
-fn take_over(partial: &Partial, state: &Path) -> io::Result<()> {
+/// Copies the state that a VMM wrote, as its user, into a file of the agent. Sets who may read the generation with this
+/// label.
+fn take_over(partial: &Partial, state: &Path, label: &str) -> io::Result<()> {
     fs::copy(state, partial.path(Part::State))?;
+    // Jails show the others to VMMs of other users.
+    let mode = if label.parse::<SandboxId>().is_ok() { OWN } else { SHARED };
     for part in [Part::Data, Part::State] {
-        // Jails show them to VMMs of other users.
-        fs::set_permissions(partial.path(part), Permissions::from_mode(0o444))?;
+        fs::set_permissions(partial.path(part), Permissions::from_mode(mode))?;
     }
     Ok(())
 }

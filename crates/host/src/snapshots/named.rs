@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -73,7 +74,8 @@ pub(crate) fn volume_of(build: BuildId) -> String {
 
 /// Reads the records in this directory, which is created if it is missing.
 pub(crate) fn read(dir: &Path) -> io::Result<Vec<NamedSnapshot>> {
-    fs::create_dir_all(dir)?;
+    // Records have tokens and environments.
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(dir)?;
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();

@@ -131,6 +131,7 @@ pub(crate) fn alone() -> Cases<Case> {
         outages::redis,
         outages::the_host,
         pause::a_paused_sandbox_survives_its_agent,
+        pause::a_restarted_host_has_its_sandboxes_paused,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
     ]

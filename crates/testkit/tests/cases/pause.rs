@@ -12,6 +12,10 @@ use super::support::{delete_wholly, nothing_remains, wait_exec, wait_status};
 /// Counts in memory; writes each number.
 const COUNTER: &str = "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done' \
     > /dev/null 2>&1 & echo $! > /tmp/pid; cat /tmp/pid";
+/// Counts in memory when it is told, so that all that go on from one memory begin at the same number.
+const STEPS: &str = "setsid sh -c 'n=0; while :; do
+        if [ -e /tmp/go ]; then n=$((n+1)); echo $n > /tmp/n; rm /tmp/go; fi; sleep 0.1
+    done' > /dev/null 2>&1 & echo $! > /tmp/pid; cat /tmp/pid";
 /// A tree with what archives and copies lose first, and its checksum.
 const TREE: &str = "mkdir -p /root/t/a && cd /root/t && head -c 300000 /dev/urandom > a/one && ln -s a/one link
     truncate -s 10M sparse && echo end >> sparse && setfattr -n user.k -v v a/one 2> /dev/null; echo x > 'a b'";
@@ -251,18 +255,36 @@ pub(crate) async fn a_paused_sandbox_survives_its_agent(stack: Arc<Stack>) -> Re
     delete_wholly(&stack, &id).await
 }
 
+/// A sandbox that ran when its host was restarted is paused without its memory, and boots from its disk.
+pub(crate) async fn a_restarted_host_has_its_sandboxes_paused(stack: Arc<Stack>) -> Result<()> {
+    let id = small(&stack).await?;
+    sh(&stack, &id, "echo kept > /root/note; sync").await?;
+    let (agent, vmm) = (stack.child("agent")?, stack.vmm(&id)?);
+    // As after a restart of the machine: another boot, and no microVM.
+    std::fs::write(stack.state_dir.join("agent/boot_id"), "another")?;
+    for process in [agent, vmm] {
+        rustix::process::kill_process(process, rustix::process::Signal::KILL)?;
+    }
+    stack.restarted("agent", agent).await?;
+    stack.wait_healthy().await?;
+    let got = wait_status(&stack, &id, &["paused"], 30).await?;
+    ensure!(got["error"]["code"] == "snapshot_missing", "{got}");
+    let refused = stack.api.post(&format!("/v1/sandboxes/{id}/resume"), &json!({})).await?;
+    refused.expect_error(409, "snapshot_missing")?;
+    let resumed = post(&stack, &id, "resume", &json!({"memory": false})).await?;
+    ensure!(resumed["status"] == "running" && resumed["error"].is_null(), "{resumed}");
+    ensure!(sh(&stack, &id, "cat /root/note").await? == "kept", "the file is gone");
+    delete_wholly(&stack, &id).await
+}
+
 /// Sandboxes from a snapshot go on from the same number, each with an identity of its own; the snapshot's sandbox goes on.
 pub(crate) async fn many_go_on_from_a_snapshot(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"A": "1", "B": "2"}})).await?;
-    // A counter that stands still unless it is told, so that all begin at the same number.
-    let pid = sh(
-        &stack,
-        &id,
-        "mkfifo /tmp/f; setsid sh -c 'n=0; while read -r x < /tmp/f; do n=$((n+1)); echo $n > /tmp/n; done' \
-        > /dev/null 2>&1 & echo $! > /tmp/pid; cat /tmp/pid",
-    )
-    .await?;
-    let next = async |id: &str| sh(&stack, id, "echo > /tmp/f; sleep 1; cat /tmp/n").await;
+    let pid = sh(&stack, &id, STEPS).await?;
+    let next = async |id: &str| {
+        let script = "touch /tmp/go; while [ -e /tmp/go ]; do sleep 0.1; done; cat /tmp/n";
+        sh(&stack, id, script).await
+    };
     ensure!(next(&id).await? == "1", "the counter does not count");
     let body = json!({"sandbox_id": id, "name": "counting"});
     let made = stack.api.post("/v1/snapshots", &body).await?.expect(201)?.json();

@@ -18,6 +18,7 @@ pub(super) use self::{
     pause::{Left as PauseLeft, Pause},
     resume::Resume,
     steps::{Cancel, Steps},
+    undo::release_running,
 };
 pub(crate) use self::{destroy::take_back, fail::Fail, steps::run, undo::undo};
 

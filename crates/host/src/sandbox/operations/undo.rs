@@ -54,7 +54,7 @@ pub(super) async fn release(
 }
 
 /// Releases what a sandbox needs only while it runs. Its disk is complete then, and can be used by another VMM.
-pub(super) async fn release_running(
+pub(in crate::sandbox) async fn release_running(
     sandbox: &mut Sandbox,
     vm: &mut Option<Box<dyn MicroVm>>,
     keep: Option<Thing>,
