@@ -151,7 +151,9 @@ pub(crate) async fn take_up(
 /// Recovers a sandbox whose journal is understood; returns `None` if nothing of it is left.
 async fn known(sandbox: &mut Sandbox, restarted: bool) -> anyhow::Result<Option<Start>> {
     // Left by captures that were interrupted.
-    release::files(sandbox.captures()).await?;
+    if let Err(error) = release::files(sandbox.captures()).await {
+        tracing::error!(id = sandbox.id, %error, "cannot remove what is left of a snapshot");
+    }
     match sandbox.record.summary().stage() {
         Stage::Empty => {
             if let Err(error) = release::directory(&sandbox.shared.dir, &sandbox.id).await {

@@ -227,6 +227,8 @@ pub(crate) async fn idle_sandboxes_are_paused(stack: Arc<Stack>) -> Result<()> {
     let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"timeout_sec": 0}));
     let changed = stack.api.send(request).await?.expect(200)?.json();
     ensure!(changed["timeout_sec"] == 0 && changed["expires_at"].is_null(), "{changed}");
+    // It may have been paused before.
+    resume(&stack, &id).await?;
     stack.api.send(stack.api.request(reqwest::Method::POST, &format!("{path}/ping"))).await?.expect(204)?;
     let request = stack.api.request(reqwest::Method::PATCH, &path).json(&json!({"timeout_sec": -1}));
     stack.api.send(request).await?.expect_error(400, "invalid_request")?;
