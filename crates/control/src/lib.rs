@@ -18,6 +18,7 @@ mod extension;
 mod fault;
 mod hosts;
 mod keys;
+mod lease;
 mod names;
 mod relay;
 mod request_trace;

@@ -16,12 +16,11 @@ use crate::{
     },
     error::Fault,
     fault,
+    lease::Lease,
     names::is_template_name,
     state::App,
 };
 
-/// Number of renewals in the time of a lease, so that one may be late.
-const RENEWALS: u32 = 3;
 /// Interval between looks for snapshots that nobody works on any more, and how many are removed at a time.
 const LOOK: Duration = Duration::from_secs(2);
 const AT_A_TIME: i64 = 16;
@@ -149,18 +148,9 @@ async fn make(app: &App, row: &Row, sandbox: String) -> Result<Snapshot, Fault> 
         let agent = agent(app, row.host_id).await?;
         Ok::<_, Fault>(agent.snapshot_with_options(request, within(app.limits.pause)).await?)
     };
-    let renewing = async {
-        loop {
-            tokio::time::sleep(app.limits.lease / RENEWALS).await;
-            if matches!(snapshots::renew(&app.db, row.id, app.limits.lease).await, Ok(false)) {
-                std::future::pending::<()>().await;
-            }
-        }
-    };
-    let made = tokio::select! {
-        made = made => made,
-        () = renewing => return Err(Fault::internal()),
-    };
+    let lease = Lease::of_snapshot(app, row.id);
+    let made = made.await;
+    drop(lease);
     fault::point("snapshot.made");
     let error = match made {
         Ok(_) => match snapshots::made(&app.db, row.id).await? {

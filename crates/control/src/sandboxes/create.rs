@@ -16,7 +16,6 @@ use wrenn_rpc::{
 use super::{
     command::check_envs,
     destroy::destroy,
-    lease::Lease,
     lookup::{agent, find},
     metadata,
     place::{Need, full, place},
@@ -32,6 +31,7 @@ use crate::{
     },
     error::Fault,
     fault,
+    lease::Lease,
     names::{self, is_template_name},
     state::App,
 };
@@ -287,7 +287,7 @@ async fn claim_on(
 
 /// Calls the agent to create it, and records the result.
 async fn finish(app: App, row: Row, address: &str, wanted: &Wanted) -> Result<Row, Fault> {
-    let lease = Lease::keep(&app, row.known());
+    let lease = Lease::of_sandbox(&app, row.known());
     let result = make(&app, &row, address, wanted).await.map_err(|error| error.leaving(row.public_id()));
     drop(lease);
     app.outbox.notify_one();

@@ -9,7 +9,6 @@ mod create;
 mod destroy;
 mod files;
 pub(crate) mod idle;
-mod lease;
 mod lookup;
 mod metadata;
 mod pause;

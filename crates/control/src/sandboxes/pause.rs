@@ -6,16 +6,13 @@ use uuid::Uuid;
 use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::PauseRequest;
 
-use super::{
-    lease::Lease,
-    lookup::{agent, find},
-    settle::{self, settle},
-};
+use super::{lookup::agent, settle};
 use crate::{
     agents::within,
     db::sandboxes::{self, Change, Known, Row},
     error::Fault,
     fault,
+    lease::Lease,
     state::App,
 };
 
@@ -62,7 +59,7 @@ pub(super) async fn pause_idle(app: &App, row: &Known) -> Result<(), Fault> {
 
 /// Calls the agent to pause a `pausing` sandbox, and records what became of it.
 async fn finish(app: &App, row: Row) -> Result<Row, Fault> {
-    let lease = Lease::keep(app, row.known());
+    let lease = Lease::of_sandbox(app, row.known());
     let request = PauseRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
     let paused = async {
         let agent = agent(app, row.host_id.unwrap_or_default()).await?;
@@ -70,19 +67,7 @@ async fn finish(app: &App, row: Row) -> Result<Row, Fault> {
     };
     let paused = paused.await;
     fault::point("pause.done");
-    let settled = match paused {
-        Ok(_) => {
-            let change = Change::to(SandboxStatus::Paused);
-            let changed = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
-            match changed {
-                Some(row) => Ok(row),
-                // The reconciler was faster.
-                None => find(app, row.team_id, row.public_id()).await,
-            }
-        }
-        Err(error) => settle(app, &row, error).await,
-    };
+    let ended = settle::end(app, &row, paused.map(|_| Change::to(SandboxStatus::Paused))).await;
     drop(lease);
-    app.outbox.notify_one();
-    settled
+    ended
 }

@@ -5,13 +5,7 @@ use uuid::Uuid;
 use wrenn_api::{ErrorCode, ResumeSandbox, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::{ResumeRequest, ResumeResponse};
 
-use super::{
-    lease::Lease,
-    lookup::{agent, find},
-    metadata,
-    settle::{self, settle},
-    timeout,
-};
+use super::{lookup::agent, metadata, settle, timeout};
 use crate::{
     agents::within,
     db::{
@@ -20,6 +14,7 @@ use crate::{
     },
     error::Fault,
     fault,
+    lease::Lease,
     state::App,
 };
 
@@ -98,7 +93,7 @@ async fn mark(app: &App, row: &Row, timeout: Option<i32>) -> Result<Option<Row>,
 
 /// Calls the agent to resume a `resuming` sandbox, and records what became of it.
 async fn finish(app: &App, row: Row, memory: bool) -> Result<Row, Fault> {
-    let lease = Lease::keep(app, row.known());
+    let lease = Lease::of_sandbox(app, row.known());
     let request =
         ResumeRequest { sandbox_id: row.public_id().to_string(), from_disk: !memory, ..Default::default() };
     let resumed = async {
@@ -108,20 +103,12 @@ async fn finish(app: &App, row: Row, memory: bool) -> Result<Row, Fault> {
     };
     let resumed = resumed.await;
     fault::point("resume.done");
-    let settled = match resumed {
-        Ok(response) => {
-            let sandbox = response.sandbox.into_option().unwrap_or_default();
-            let metadata = metadata::of(sandbox, "resume", response.timings);
-            let change = Change { metadata, ..Change::to(SandboxStatus::Running) };
-            match sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await? {
-                Some(row) => Ok(row),
-                // The reconciler was faster.
-                None => find(app, row.team_id, row.public_id()).await,
-            }
-        }
-        Err(error) => settle(app, &row, error).await,
-    };
+    let change = resumed.map(|response| {
+        let sandbox = response.sandbox.into_option().unwrap_or_default();
+        let metadata = metadata::of(sandbox, "resume", response.timings);
+        Change { metadata, ..Change::to(SandboxStatus::Running) }
+    });
+    let ended = settle::end(app, &row, change).await;
     drop(lease);
-    app.outbox.notify_one();
-    settled
+    ended
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     agents::{deadline, within},
-    db::sandboxes::{self, Row},
+    db::sandboxes::{self, Change, Row},
     error::Fault,
     state::App,
 };
@@ -43,9 +43,23 @@ pub(super) async fn settled(
     }
 }
 
+/// Records the end of an operation: this change of the sandbox, or what became of it after this error.
+pub(super) async fn end(app: &App, row: &Row, ended: Result<Change, Fault>) -> Result<Row, Fault> {
+    let row = match ended {
+        Ok(change) => match sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await? {
+            Some(row) => Ok(row),
+            // The reconciler was faster.
+            None => find(app, row.team_id, row.public_id()).await,
+        },
+        Err(error) => settle(app, row, error).await,
+    };
+    app.outbox.notify_one();
+    row
+}
+
 /// Records what became of a sandbox whose operation failed with this error, as its agent says; returns the error.
 /// If the agent does not answer, the reconciler does it later.
-pub(super) async fn settle(app: &App, row: &Row, error: Fault) -> Result<Row, Fault> {
+async fn settle(app: &App, row: &Row, error: Fault) -> Result<Row, Fault> {
     let request = GetRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
     let asked = async {
         let agent = agent(app, row.host_id.unwrap_or_default()).await?;

@@ -70,7 +70,7 @@ impl Steps for Create {
         Step::new(|create, sandbox| Box::pin(create.boot_up_to_twice(sandbox))).inner(BOOT).timed("boot"),
         Step::new(|create, sandbox| Box::pin(create.capture(sandbox))).points(&["captured"]),
         // A capture may have changed the base.
-        Step::write(|create, _| create.process()),
+        Step::write(Self::changed_base),
         Step::new(|create, sandbox| Box::pin(create.init(sandbox))).points(&["init"]),
         Step::write(|_, _| vec![Entry::Running]).points(&["running"]).timed("init"),
     ];
@@ -215,6 +215,11 @@ impl Create {
     /// Entry of the VMM's process.
     fn process(&self) -> Vec<Entry> {
         self.vm.iter().map(|vm| Entry::Vmm { process: vm.process(), base: self.base }).collect()
+    }
+
+    /// Entry of the VMM's process with the base that a capture has changed.
+    fn changed_base(&self, sandbox: &Sandbox) -> Vec<Entry> {
+        if sandbox.record.summary().base() == self.base { Vec::new() } else { self.process() }
     }
 
     /// Waits until the guest's envd answers.

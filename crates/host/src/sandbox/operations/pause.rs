@@ -57,6 +57,15 @@ fn left_out() -> AgentError {
     AgentError::fault("pausing the sandbox", &"an earlier step was left out")
 }
 
+/// Checks that there is room for a guest's memory, and tells the guest that it is about to be stopped.
+pub(super) async fn prepare(live: &Live, sandbox: &Sandbox) -> Result<(), AgentError> {
+    sandbox.shared.check_snapshots(live.held).await?;
+    if let Err(error) = live.guest.prepare_pause().await {
+        tracing::warn!(id = sandbox.id, %error, "a guest is stopped without being prepared");
+    }
+    Ok(())
+}
+
 impl Pause {
     /// Pause of a sandbox of which this runs.
     pub(in crate::sandbox) fn new(live: Box<Live>) -> Self {
@@ -74,11 +83,7 @@ impl Pause {
 
     /// Checks that there is room, and tells the guest.
     async fn prepare(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        sandbox.shared.check_snapshots(self.live()?.held).await?;
-        if let Err(error) = self.live()?.guest.prepare_pause().await {
-            tracing::warn!(id = sandbox.id, %error, "a guest is paused without being prepared");
-        }
-        Ok(())
+        prepare(self.live()?, sandbox).await
     }
 
     /// Stops the guest and writes its memory.

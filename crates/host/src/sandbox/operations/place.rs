@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Place where a sandbox's microVM runs: its network slot, and what depends on it.
 
-use wrenn_network::Policy;
+use wrenn_network::{Policy, SlotSpec};
 use wrenn_vmm::BootSpec;
 
 use crate::{
@@ -23,12 +23,17 @@ impl Place {
     /// Takes a slot for the sandbox. The pool has a journal of its own: a slot that no sandbox has recorded is free at
     /// the next start.
     pub(super) async fn take(sandbox: &mut Sandbox) -> Result<Self, AgentError> {
-        let Sandbox { id, spec, shared, record } = sandbox;
-        let slot = shared.slots.acquire().await?;
+        let slot = sandbox.shared.slots.acquire().await?;
         // Whatever happens until it is in the journal, an undo releases it.
-        record.note(&Entry::Slot { index: slot.index });
+        sandbox.record.note(&Entry::Slot { index: slot.index });
+        Self::at(sandbox, &slot)
+    }
+
+    /// Place in this slot, which the sandbox has.
+    pub(super) fn at(sandbox: &Sandbox, slot: &SlotSpec) -> Result<Self, AgentError> {
+        let Sandbox { id, spec, shared, .. } = sandbox;
         let guest = Guest::new(slot.host_address, &spec.access_token, &shared.memory)?;
-        let boot = boot::boot_spec(shared, id, spec, &slot);
+        let boot = boot::boot_spec(shared, id, spec, slot);
         Ok(Self { slot: slot.index, boot, guest })
     }
 

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Operation that lets a paused sandbox go on: from its memory, or by a boot from its disk.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, time::Instant};
 
 use tokio_util::sync::CancellationToken;
 use wrenn_memory::BuildId;
@@ -23,7 +20,7 @@ use crate::{
         boot,
         entry::{Entry, Thing},
         environment,
-        guest::{Guest, Introduction},
+        guest::Introduction,
         phase::{Live, Timings},
         record::Sandbox,
         release,
@@ -102,15 +99,12 @@ impl Resume {
         vm: Box<dyn MicroVm>,
         slot: &SlotSpec,
     ) -> Result<Self, AgentError> {
-        let Sandbox { id, spec, shared, record } = sandbox;
-        let base = record.summary().base();
-        let guest = Guest::new(slot.host_address, &spec.access_token, &shared.memory)?;
-        let boot = boot::boot_spec(shared, id, spec, slot);
+        let base = sandbox.record.summary().base();
         let memory = match base {
             Base::Generation(build) => Some(build),
             Base::Zero | Base::Unknown => None,
         };
-        let place = Some(Place { slot: slot.index, boot, guest });
+        let place = Some(Place::at(sandbox, slot)?);
         Ok(Self { base, place, vm: Some(vm), ..Self::new(memory, true) })
     }
 
@@ -224,7 +218,7 @@ impl Resume {
             guest.ready().await;
             guest.init(&sandbox.id, &sandbox.spec, &Introduction::after_boot(envs)).await
         };
-        let until = self.begin + sandbox.shared.boot_limit.max(Duration::from_secs(1));
+        let until = self.begin + sandbox.shared.boot_limit;
         ready::unless_it_ends(sandbox, vm, &self.token, until, answered).await
     }
 }

@@ -4,7 +4,7 @@
 use wrenn_memory::BuildId;
 use wrenn_os::fault;
 
-use super::steps::PROCESS;
+use super::{pause::prepare, steps::PROCESS};
 use crate::{
     error::AgentError,
     sandbox::{entry::Entry, environment, phase::Live, record::Sandbox, spec::Spec},
@@ -20,16 +20,14 @@ pub(super) const NAME: &str = "snapshot";
 #[cfg_attr(not(test), expect(dead_code, reason = "only the test of the fault points reads it"))]
 pub(super) const POINTS: [&str; 2] = ["captured", "kept"];
 
-/// Makes snapshot `id` of a sandbox that runs. On an error the guest goes on; [`Stuck`] says that it does not.
+/// Makes snapshot `id` of a sandbox that runs. On an error the guest goes on, unless it is
+/// [`Failure::Stuck`].
 pub(in crate::sandbox) async fn of_running(
     live: &mut Live,
     sandbox: &mut Sandbox,
     id: &str,
 ) -> Result<(), Failure> {
-    sandbox.shared.check_snapshots(live.held).await?;
-    if let Err(error) = live.guest.prepare_pause().await {
-        tracing::warn!(id = sandbox.id, %error, "a snapshot is made of a guest that is not prepared");
-    }
+    prepare(live, sandbox).await?;
     // An agent that finds this lets the guest go on.
     sandbox.record.write(vec![Entry::Pausing]).await?;
     let captured = capture(live, sandbox).await;
