@@ -217,6 +217,9 @@ fn command_line() -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(served) = wrenn_memory::page_server::run_if_asked() {
+        return served;
+    }
     // First of all: files that the parent shell had open must not reach VMMs or other children.
     if let Err(error) = wrenn_os::inherit::close_files_on_exec() {
         output::note(&format!("wrenn: cannot keep open files from children: {error}"));

@@ -8,9 +8,12 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{BuildId, Header, Manifest, MemoryError, Sums, error::failed};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::{BuildId, Header, Layers, Manifest, MemoryError, Sums, error::failed};
 
 /// Suffix of directories that are being written.
 const PARTIAL: &str = ".partial";
@@ -29,9 +32,12 @@ pub enum Part {
     Data,
     /// State of registers and devices, in the VMM's own format.
     State,
+    /// Working set, which a generation may have or not. It is a hint and has no sums.
+    WorkingSet,
 }
 
 impl Part {
+    /// Files that every generation has.
     const ALL: [Self; 3] = [Self::Header, Self::Data, Self::State];
 
     /// Name of the file.
@@ -40,6 +46,7 @@ impl Part {
             Self::Header => "header",
             Self::Data => "data",
             Self::State => "state",
+            Self::WorkingSet => "working_set",
         }
     }
 
@@ -49,14 +56,17 @@ impl Part {
             Self::Header => "the header",
             Self::Data => "the memory",
             Self::State => "the state",
+            Self::WorkingSet => "the working set",
         }
     }
 }
 
 /// Generations in one directory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Generations {
     dir: PathBuf,
+    /// Which generations those need that were looked at. A generation never changes, unless it is collapsed.
+    needs: Mutex<BTreeMap<BuildId, BTreeSet<BuildId>>>,
 }
 
 /// A generation whose manifest and header are sound.
@@ -66,6 +76,16 @@ pub struct Generation {
     pub manifest: Manifest,
     /// Its header.
     pub header: Header,
+}
+
+/// A generation whose memory was written once more, into the data of one other generation.
+#[derive(Debug)]
+pub struct Collapsed<'a> {
+    /// The same generation with another mapping. Its data stays, because descendants may have been made of it.
+    remapped: Partial,
+    /// The generation with the data.
+    joined: BuildId,
+    all: &'a Generations,
 }
 
 /// A generation that is being written; dropping it removes it.
@@ -114,7 +134,17 @@ impl Partial {
 
     /// Completes the generation: writes its header, sums and syncs its files, and gives it its name. Reads and
     /// writes all its data, so the guest should already run on.
-    pub fn keep(mut self, header: &Header, mut manifest: Manifest) -> Result<Generation, MemoryError> {
+    pub fn keep(mut self, header: &Header, manifest: Manifest) -> Result<Generation, MemoryError> {
+        let fail = || failed("keep a snapshot's memory");
+        let manifest = self.complete(header, manifest)?;
+        fs::rename(&self.dir, &self.target).map_err(fail())?;
+        self.kept = true;
+        sync(self.target.parent().unwrap_or(&self.target)).map_err(fail())?;
+        Ok(Generation { manifest, header: header.clone() })
+    }
+
+    /// Writes header and manifest with the sums of all files, and syncs everything.
+    fn complete(&self, header: &Header, mut manifest: Manifest) -> Result<Manifest, MemoryError> {
         let fail = || failed("keep a snapshot's memory");
         fs::write(self.path(Part::Header), header.encode()).map_err(fail())?;
         for part in Part::ALL {
@@ -125,10 +155,27 @@ impl Partial {
         let text = manifest.encode().map_err(io::Error::from).map_err(fail())?;
         wrenn_os::atomic_file::write(&self.dir.join(MANIFEST), text.as_bytes(), 0o600, None)
             .map_err(fail())?;
-        fs::rename(&self.dir, &self.target).map_err(fail())?;
-        self.kept = true;
-        sync(self.target.parent().unwrap_or(&self.target)).map_err(fail())?;
-        Ok(Generation { manifest, header: header.clone() })
+        Ok(manifest)
+    }
+}
+
+impl Collapsed<'_> {
+    /// Generation with the data, which only the collapsed one needs.
+    pub fn joined(&self) -> BuildId {
+        self.joined
+    }
+
+    /// Gives the existing generation its new mapping, in one step. Whoever opens it at this moment may get files of either,
+    /// so nobody should. Fails if the generation was removed; nothing remains then.
+    pub fn replace(self) -> Result<(), MemoryError> {
+        let Partial { dir, target, build, .. } = &self.remapped;
+        if let Err(error) = renameat_with(CWD, dir, CWD, target, RenameFlags::EXCHANGE) {
+            self.all.discard(self.joined)?;
+            return Err(failed("replace a snapshot's memory")(error.into()));
+        }
+        self.all.needs().remove(build);
+        sync(target.parent().unwrap_or(target)).map_err(failed("replace a snapshot's memory"))
+        // What was there before has the name of the partial one now, and is removed with it.
     }
 }
 
@@ -137,7 +184,7 @@ impl Generations {
     pub fn new(dir: &Path) -> Result<Self, MemoryError> {
         let made = DirBuilder::new().recursive(true).mode(PASSED).create(dir);
         made.map_err(failed("make the directory of snapshots"))?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), needs: Mutex::default() })
     }
 
     /// Removes what former processes left half written or half removed.
@@ -233,17 +280,85 @@ impl Generations {
         sums.check(&file).map_err(|damage| MemoryError::Damaged { build, what, damage })
     }
 
-    /// Returns which generations each one needs. What cannot be loaded needs nothing, and is needed as long as
-    /// something refers to it.
-    fn needs(&self) -> Result<BTreeMap<BuildId, BTreeSet<BuildId>>, MemoryError> {
-        let needs = |build| self.load(build).map(|loaded| loaded.header.mapping.builds()).unwrap_or_default();
-        Ok(self.list()?.into_iter().map(|build| (build, needs(build))).collect())
+    /// Opens the memory with this header of one of the generations.
+    pub fn open(&self, header: &Header) -> Result<Layers, MemoryError> {
+        let open = |build| match File::open(self.path(build, Part::Data)) {
+            Ok(file) => Ok((build, Arc::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(MemoryError::Missing { build, what: Part::Data.what() })
+            }
+            Err(error) => Err(failed("open a snapshot's memory")(error)),
+        };
+        let data = header.mapping.builds().into_iter().map(open).collect::<Result<_, _>>()?;
+        Layers::new(header.clone(), data).map_err(failed("open a snapshot's memory"))
+    }
+
+    /// Writes what a generation has in the data of generations with the same label into that of a new one. Data of others,
+    /// such as of a template, stays where it is, because it is shared. No data of any generation changes, so what is open
+    /// and what descends from them stays right.
+    pub fn collapse(&self, build: BuildId) -> Result<Collapsed<'_>, MemoryError> {
+        let fail = || failed("join a snapshot's memory");
+        let Generation { manifest: Manifest { label, layout, origin, .. }, header } = self.load(build)?;
+        let mut own = BTreeSet::new();
+        for needed in header.mapping.builds() {
+            if self.manifest(needed)?.label == label {
+                own.insert(needed);
+            }
+        }
+        let layers = self.open(&header)?;
+        let new = self.begin(BuildId::new())?;
+        let data = File::create(new.path(Part::Data)).map_err(fail())?;
+        let mapping = layers.join(&own, new.build, &data).map_err(fail())?;
+        self.link(build, Part::State, &new)?;
+        let remapped = self.begin(build)?;
+        for part in [Part::Data, Part::State, Part::WorkingSet] {
+            self.link(build, part, &remapped)?;
+        }
+        let manifest = |build| Manifest::new(build, &label, layout, origin.clone());
+        let of_new = Header { mapping: mapping.clone(), build: new.build, ..header.clone() };
+        remapped.complete(&Header { mapping, ..header }, manifest(build))?;
+        let (joined, of_joined) = (new.build, manifest(new.build));
+        new.keep(&of_new, of_joined)?;
+        Ok(Collapsed { remapped, joined, all: self })
+    }
+
+    /// Makes a file of a generation, if it has it, one of another, too.
+    fn link(&self, build: BuildId, part: Part, to: &Partial) -> Result<(), MemoryError> {
+        match fs::hard_link(self.path(build, part), to.path(part)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("join a snapshot's memory")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn needs(&self) -> MutexGuard<'_, BTreeMap<BuildId, BTreeSet<BuildId>>> {
+        self.needs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns which generations each one needs. What is damaged needs nothing, and is needed as long as something
+    /// refers to it.
+    fn all_needs(&self) -> Result<BTreeMap<BuildId, BTreeSet<BuildId>>, MemoryError> {
+        let (mut known, mut all) = (self.needs(), BTreeMap::new());
+        for build in self.list()? {
+            let needed = match known.remove(&build) {
+                Some(needed) => needed,
+                None => match self.load(build) {
+                    Ok(loaded) => loaded.header.mapping.builds(),
+                    Err(error @ MemoryError::Io { .. }) => return Err(error),
+                    Err(_) => BTreeSet::new(),
+                },
+            };
+            all.insert(build, needed);
+        }
+        known.clone_from(&all);
+        Ok(all)
     }
 
     /// Removes a generation, unless another one needs its data.
     pub fn remove(&self, build: BuildId) -> Result<(), MemoryError> {
         let users: Vec<BuildId> = self
-            .needs()?
+            .all_needs()?
             .into_iter()
             .filter(|(user, needed)| *user != build && needed.contains(&build))
             .map(|(user, _)| user)
@@ -253,7 +368,7 @@ impl Generations {
 
     /// Removes all generations that are neither named nor needed by one that is; returns them.
     pub fn collect(&self, named: &BTreeSet<BuildId>) -> Result<Vec<BuildId>, MemoryError> {
-        let needs = self.needs()?;
+        let needs = self.all_needs()?;
         let needed: BTreeSet<BuildId> =
             named.iter().filter_map(|build| needs.get(build)).flatten().copied().collect();
         let unused: Vec<BuildId> =
@@ -282,6 +397,15 @@ mod tests {
 
     /// Makes a generation in which each named block is its own number, over a parent.
     fn make(all: &Generations, parent: Option<&Generation>, blocks: &[u64]) -> Generation {
+        make_labelled(all, "x", parent, blocks)
+    }
+
+    fn make_labelled(
+        all: &Generations,
+        label: &str,
+        parent: Option<&Generation>,
+        blocks: &[u64],
+    ) -> Generation {
         let partial = all.begin(BuildId::new()).unwrap();
         let data = File::create(partial.path(Part::Data)).unwrap();
         let mut changes = Mapping::default();
@@ -300,7 +424,7 @@ mod tests {
             parent: parent.map(|parent| parent.header.build),
             mapping: changes.over(parent.map_or(&none, |parent| &parent.header.mapping)),
         };
-        partial.keep(&header, Manifest::new(build, "x", Layout::Packed, Origin::default())).unwrap()
+        partial.keep(&header, Manifest::new(build, label, Layout::Packed, Origin::default())).unwrap()
     }
 
     fn all() -> (tempfile::TempDir, Generations) {
@@ -392,5 +516,53 @@ mod tests {
         all.remove(three).unwrap();
         assert_eq!(all.collect(&BTreeSet::new()).unwrap(), [one]);
         assert_eq!(all.list().unwrap(), []);
+    }
+
+    /// Generations of a label become one, those of another stay, and what is open stays as it was.
+    #[test]
+    fn a_collapsed_generation_has_the_same_memory() {
+        let (_dir, all) = all();
+        let of_template = make(&all, None, &[1, 2, 9]);
+        let mut last = make_labelled(&all, "own", Some(&of_template), &[2, 3]);
+        for blocks in [&[4, 5][..], &[3, 7], &[9]] {
+            last = make_labelled(&all, "own", Some(&last), blocks);
+        }
+        let build = last.manifest.build;
+        let content = |layers: &Layers| {
+            let file = tempfile::tempfile().unwrap();
+            layers.write_flat(&file).unwrap();
+            (0..20)
+                .map(|block| {
+                    let mut bytes = [0; 4096];
+                    file.read_exact_at(&mut bytes, block * 4096).unwrap();
+                    bytes[0]
+                })
+                .collect::<Vec<_>>()
+        };
+        let open = all.open(&last.header).unwrap();
+        let before = content(&open);
+        assert_eq!(before[1..10], [1, 2, 3, 4, 5, 0, 7, 0, 9]);
+        // A descendant that was made while it is collapsed.
+        let collapsed = all.collapse(build).unwrap();
+        assert_eq!(all.load(build).unwrap(), last, "nobody replaced it");
+        let child = make_labelled(&all, "own", Some(&last), &[12]);
+        let joined = collapsed.joined();
+        collapsed.replace().unwrap();
+        let now = all.load(build).unwrap();
+        all.verify(&now).unwrap();
+        assert_eq!(now.header.mapping.builds(), BTreeSet::from([of_template.manifest.build, joined]));
+        assert_eq!(content(&all.open(&now.header).unwrap()), before);
+        assert_eq!(content(&open), before, "of files that were open");
+        let of_child = content(&all.open(&child.header).unwrap());
+        assert_eq!((of_child[12], &of_child[..10]), (12, &before[..10]));
+        all.verify(&child).unwrap();
+        all.remove(child.manifest.build).unwrap();
+        assert_eq!(all.collect(&BTreeSet::from([build])).unwrap().len(), 3);
+        assert_eq!(content(&all.open(&now.header).unwrap()), before);
+        let gone = all.collapse(build).unwrap();
+        all.remove(build).unwrap();
+        assert!(gone.replace().is_err());
+        all.remove(joined).unwrap();
+        assert_eq!(all.list().unwrap(), [of_template.manifest.build]);
     }
 }

@@ -9,16 +9,20 @@ mod capture;
 mod error;
 mod generations;
 mod header;
+mod layers;
 mod manifest;
 mod mapping;
+pub mod page_server;
 mod sums;
+mod working_set;
 
 pub use crate::{
     build_id::{BuildId, NoBuildId},
     capture::{BLOCK_SIZE, Changes, Layout, capture, mapping_of_flat},
     error::MemoryError,
-    generations::{Generation, Generations, Part, Partial},
+    generations::{Collapsed, Generation, Generations, Part, Partial},
     header::{Header, HeaderError},
+    layers::Layers,
     manifest::{Manifest, Origin},
     mapping::{Mapping, OutOfOrder, Range, Source},
     sums::{Damage, Sums},

@@ -4,10 +4,12 @@
 //! A microVM is a process of its own that outlives the agent; [`Vmm::adopt`] connects to one that a former
 //! agent started. Calls are cheap and never block the runtime.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+use wrenn_memory::Layers;
 
 pub use wrenn_os::process::ProcessId;
 
@@ -16,6 +18,7 @@ mod guest_memory;
 mod launch;
 mod limits;
 mod logs;
+mod page_server;
 pub mod probe;
 pub mod process;
 pub mod qemu;
@@ -151,8 +154,18 @@ pub enum MemorySource {
     File(PathBuf),
     /// A file that many microVMs map privately. None of their VMMs can change it, and they need no access to it.
     Shared(PathBuf),
-    /// The unix socket of a page server, which receives the userfaultfd and handles its faults.
-    PageServer(PathBuf),
+    /// The data of generations, of which a page server of this microVM copies what the guest needs. It is this program:
+    /// its `main` calls [`wrenn_memory::page_server::run_if_asked`].
+    Layers(PagedMemory),
+}
+
+/// Memory that a page server copies into a microVM.
+#[derive(Debug, Clone)]
+pub struct PagedMemory {
+    /// The memory, with the open files of its content.
+    pub layers: Layers,
+    /// Working set: what is in the file is filled ahead, and what the guest uses first is appended.
+    pub working_set: Arc<File>,
 }
 
 /// A snapshot to restore. The VMM's user must be able to read its files, but may lack access to their

@@ -18,7 +18,12 @@ use sha2::{Digest, Sha256};
 use tokio::io::{Interest, unix::AsyncFd};
 use wrenn_os::process::{ProcessId, arguments, directory, identify, is_alive, seen, stat, user};
 
+use wrenn_memory::page_server::COMMAND;
+
 use crate::probe::PROBE_ID;
+
+/// Name of the socket of a page server in the run directory of its VMM.
+pub(crate) const PAGES_SOCKET: &str = "pages.sock";
 
 /// A watched process, which may be a child of this process or not.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ struct Marks {
     socket: String,
     /// Suffix of Firecracker's jail id.
     tag: String,
+    /// Path of the directory, which a page server's arguments name.
+    dir: String,
     /// Owner, device and inode of the directory.
     place: Option<(u32, u64, u64)>,
 }
@@ -64,14 +71,24 @@ struct Marks {
 impl Marks {
     fn of(run_dir: &Path) -> io::Result<Self> {
         let place = seen(fs::metadata(run_dir))?.map(|meta| (meta.uid(), meta.dev(), meta.ino()));
-        Ok(Self { socket: format!("unix:{}/", run_dir.display()), tag: tag(run_dir), place })
+        let dir = run_dir.display().to_string();
+        Ok(Self { socket: format!("unix:{dir}/"), tag: tag(run_dir), dir, place })
     }
 
     fn are_on(&self, pid: i32) -> io::Result<bool> {
         let (user, shown) = (user(pid)?, shown(pid)?);
-        // A VMM that is being started still runs as root.
-        let possible = self.place.is_none_or(|(owner, ..)| user == Some(owner) || user == Some(0));
-        Ok(possible && (self.mentioned_by(&shown)? || self.held_by(user, &shown)?))
+        Ok(self.may_be_of(user) && (self.mentioned_by(&shown)? || self.held_by(user, &shown)?))
+    }
+
+    /// Returns whether a process of this user may be one of the directory. One that is being started still runs as root.
+    fn may_be_of(&self, user: Option<u32>) -> bool {
+        self.place.is_none_or(|(owner, ..)| user == Some(owner) || user == Some(0))
+    }
+
+    /// Returns whether the process is the page server of the directory's VMM.
+    fn are_on_page_server(&self, pid: i32) -> io::Result<bool> {
+        let named = |pair: &[String]| pair[0] == COMMAND && pair[1] == self.dir;
+        Ok(self.may_be_of(user(pid)?) && arguments(&shown(pid)?)?.windows(2).any(named))
     }
 
     /// Returns whether the arguments are a VMM's and name the directory's socket or jail.
@@ -101,11 +118,32 @@ fn belongs_to(id: &ProcessId, run_dir: &Path) -> io::Result<bool> {
 
 /// Finds a process that was started for `run_dir`. Fails if any process cannot be checked.
 pub fn find(run_dir: &Path) -> io::Result<Option<ProcessId>> {
-    let (own, marks) = (std::process::id() as i32, Marks::of(run_dir)?);
+    let marks = Marks::of(run_dir)?;
+    find_by(|pid| marks.are_on(pid))
+}
+
+/// Finds the page server of the VMM that was started for `run_dir`, if that was started with one. Fails as [`find`]
+/// does.
+pub fn page_server(run_dir: &Path) -> io::Result<Option<ProcessId>> {
+    if !has_page_server(run_dir) {
+        return Ok(None);
+    }
+    let marks = Marks::of(run_dir)?;
+    find_by(|pid| marks.are_on_page_server(pid))
+}
+
+/// Returns whether the VMM of `run_dir` was started with a page server.
+pub(crate) fn has_page_server(run_dir: &Path) -> bool {
+    fs::symlink_metadata(run_dir.join(PAGES_SOCKET)).is_ok()
+}
+
+/// Finds another process than this one with these marks.
+fn find_by(has_marks: impl Fn(i32) -> io::Result<bool>) -> io::Result<Option<ProcessId>> {
+    let own = std::process::id() as i32;
     for pid in wrenn_os::process::all()? {
         // The identity is checked before and after the marks: the pid may be reused meanwhile.
         let Some(id) = identify(pid)?.filter(|_| pid != own) else { continue };
-        if marks.are_on(pid)? && is_alive(&id)? {
+        if has_marks(pid)? && is_alive(&id)? {
             return Ok(Some(id));
         }
     }

@@ -6,15 +6,20 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     BootSpec, Exit, ProcessId, Stats, VmmError, logs,
+    page_server::PageServer,
     process::{self, Watched},
 };
 
@@ -26,6 +31,8 @@ const LOG_MAX: u64 = 1 << 20;
 const CHECK: Duration = Duration::from_secs(1);
 /// Maximum length of a kernel's last line, in bytes.
 const LAST_LINE: u64 = 256;
+/// Line that is added to the log of a VMM that was killed after its page server had ended.
+const PAGES_LOST: &str = "the microVM was killed because the page server of its memory had ended\n";
 /// Length of the log's end that is added to an error, in bytes.
 const LOG_TAIL: u64 = 4096;
 
@@ -113,13 +120,16 @@ impl Care {
 pub(crate) struct Running {
     watched: Arc<Watched>,
     run_dir: PathBuf,
-    cap: tokio::task::JoinHandle<()>,
+    _cap: AbortOnDropHandle<()>,
+    pages: Option<Pages>,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.cap.abort();
-    }
+/// Page server of a VMM, and the task that ends the VMM when it has ended.
+struct Pages {
+    server: PageServer,
+    /// Whether the server ended before the VMM.
+    lost: Arc<AtomicBool>,
+    _guard: AbortOnDropHandle<()>,
 }
 
 impl Running {
@@ -143,7 +153,7 @@ impl Running {
                 }
             }
         });
-        Self { watched, run_dir: run_dir.to_owned(), cap }
+        Self { watched, run_dir: run_dir.to_owned(), _cap: AbortOnDropHandle::new(cap), pages: None }
     }
 
     /// Starts the process by `spawn`, on a blocking thread.
@@ -191,6 +201,24 @@ impl Running {
         Ok(watched.map(|watched| Self::new(watched, run_dir, care)))
     }
 
+    /// The same with a page server of its guest's memory, without which the guest could only wait.
+    pub(crate) fn with_pages(self, server: PageServer) -> Self {
+        let (vmm, watched, lost) = (self.watched.clone(), server.watched(), Arc::new(AtomicBool::new(false)));
+        let told = lost.clone();
+        let guard = tokio::spawn(async move {
+            watched.exited().await;
+            // It ends by itself after its VMM has.
+            if wrenn_os::process::is_alive(vmm.id()).unwrap_or(true) {
+                tracing::warn!(process = vmm.id().pid, "killing a VMM whose page server has ended");
+                told.store(true, Ordering::Relaxed);
+            }
+            while vmm.kill().is_err() {
+                sleep(CHECK).await;
+            }
+        });
+        Self { pages: Some(Pages { server, lost, _guard: AbortOnDropHandle::new(guard) }), ..self }
+    }
+
     pub(crate) fn id(&self) -> &ProcessId {
         self.watched.id()
     }
@@ -211,7 +239,11 @@ impl Running {
     pub(crate) async fn kill(&self) -> Result<(), VmmError> {
         self.watched.kill().map_err(|error| failed("kill the VMM", error))?;
         let gone = tokio::time::timeout(KILL_LIMIT, self.watched.exited()).await;
-        gone.map(drop).map_err(|_| VmmError::Deadline { action: "end", limit: KILL_LIMIT })
+        gone.map_err(|_| VmmError::Deadline { action: "end", limit: KILL_LIMIT })?;
+        match &self.pages {
+            Some(pages) => pages.server.end().await,
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn freeze(&self, frozen: bool) -> Result<(), VmmError> {
@@ -222,7 +254,15 @@ impl Running {
     pub(crate) async fn exited(&self) -> Exit {
         let status = self.watched.exited().await;
         let run_dir = self.run_dir.clone();
-        let log = tokio::task::spawn_blocking(move || last_words(&run_dir)).await.unwrap_or_default();
+        let mut log = tokio::task::spawn_blocking(move || last_words(&run_dir)).await.unwrap_or_default();
+        if let Some(pages) = &self.pages {
+            if let Err(error) = pages.server.end().await {
+                tracing::warn!(process = self.id().pid, %error, "a page server outlives its VMM");
+            }
+            if pages.lost.load(Ordering::Relaxed) {
+                log.push_str(PAGES_LOST);
+            }
+        }
         Exit { status, log }
     }
 

@@ -15,7 +15,6 @@ pub(super) const DISK: &str = "disk";
 pub(super) const RUN: &str = "run";
 pub(super) const STATE: &str = "state";
 pub(super) const MEMORY: &str = "memory";
-pub(super) const PAGES: &str = "pages.sock";
 /// Id of the root disk in API requests.
 pub(super) const DRIVE_ID: &str = "root";
 /// Id of the network interface in API requests.

@@ -17,6 +17,8 @@ use super::{
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
+    page_server::PageServer,
+    process,
     running::{Care, Running, blocking, failed},
     taken::{self, NEW_MEMORY, NEW_STATE},
 };
@@ -110,10 +112,9 @@ pub(super) async fn restore(
     check(release, "load the snapshot")?;
     let mut binds = binds(spec);
     binds.push(Bind::read_only(config::STATE, &snapshot.state));
-    binds.push(match &snapshot.memory {
-        MemorySource::File(file) | MemorySource::Shared(file) => Bind::read_only(config::MEMORY, file),
-        MemorySource::PageServer(socket) => Bind::writable(config::PAGES, socket),
-    });
+    if let MemorySource::File(file) | MemorySource::Shared(file) = &snapshot.memory {
+        binds.push(Bind::read_only(config::MEMORY, file));
+    }
     let binds = blocking("find the snapshot", move || {
         let missing = binds.iter().find(|bind| !bind.source.exists());
         let Some(Bind { name, .. }) = missing else { return Ok(binds) };
@@ -121,7 +122,20 @@ pub(super) async fn restore(
     });
     let binds = binds.await?;
     let (isolation, program) = (isolation.clone(), program.to_owned());
-    let vm = start(release, Launch { program, isolation, spec: spec.clone(), binds }).await?;
+    let launch = Launch { program, isolation, spec: spec.clone(), binds };
+    let vm = match &snapshot.memory {
+        MemorySource::File(_) | MemorySource::Shared(_) => start(release, launch).await?,
+        MemorySource::Layers(memory) => {
+            let server = PageServer::start(spec, memory).await?;
+            match start(release, launch).await {
+                Ok(vm) => FirecrackerVm { running: vm.running.with_pages(server), ..vm },
+                Err(error) => {
+                    server.end().await?;
+                    return Err(error);
+                }
+            }
+        }
+    };
     let outcome = vm.load(snapshot, spec).await;
     vm.or_killed(outcome).await
 }
@@ -132,8 +146,17 @@ pub(super) async fn adopt(
     spec: &BootSpec,
     recorded: Option<&ProcessId>,
 ) -> Result<Option<FirecrackerVm>, VmmError> {
-    let running = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded).await?;
-    Ok(running.map(|running| FirecrackerVm { running, release, memory_mb: spec.memory_mb }))
+    let adopted = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded).await?;
+    let Some(mut running) = adopted else { return Ok(None) };
+    if process::has_page_server(&spec.run_dir) {
+        let Some(server) = PageServer::adopt(&spec.run_dir).await? else {
+            tracing::warn!(id = spec.id, "killing a VMM whose page server has ended");
+            running.kill().await?;
+            return Ok(None);
+        };
+        running = running.with_pages(server);
+    }
+    Ok(Some(FirecrackerVm { running, release, memory_mb: spec.memory_mb }))
 }
 
 impl FirecrackerVm {
@@ -180,8 +203,8 @@ impl FirecrackerVm {
     async fn load(&self, snapshot: &Snapshot, spec: &BootSpec) -> Result<(), VmmError> {
         let mut api = self.ready().await?;
         let (kind, path) = match &snapshot.memory {
-            MemorySource::File(_) | MemorySource::Shared(_) => ("File", config::MEMORY),
-            MemorySource::PageServer(_) => ("Uffd", config::PAGES),
+            MemorySource::File(_) | MemorySource::Shared(_) => ("File", config::MEMORY.to_owned()),
+            MemorySource::Layers(_) => ("Uffd", format!("{}/{}", config::RUN, process::PAGES_SOCKET)),
         };
         let mut body = json!({
             "snapshot_path": config::STATE,
@@ -189,8 +212,7 @@ impl FirecrackerVm {
             "resume_vm": false,
         });
         body[self.release.tracking_field()] = spec.track_changes.into();
-        let limit = load_limit(&snapshot.memory, self.memory_mb);
-        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", limit).await?;
+        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", CALL_LIMIT).await?;
         set_rates(&mut api, spec).await?;
         if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
     }
@@ -207,14 +229,6 @@ fn check(release: Release, action: &'static str) -> Result<(), VmmError> {
 /// Time limit of a snapshot, by the amount of memory to write.
 fn snapshot_limit(memory_mb: u32) -> Duration {
     CALL_LIMIT + Duration::from_secs(20 + u64::from(memory_mb) / WRITE_RATE)
-}
-
-/// Time limit for loading a snapshot. A page server may fetch pages over the network.
-fn load_limit(memory: &MemorySource, memory_mb: u32) -> Duration {
-    match memory {
-        MemorySource::File(_) | MemorySource::Shared(_) => CALL_LIMIT,
-        MemorySource::PageServer(_) => snapshot_limit(memory_mb),
-    }
 }
 
 /// Sets the rates of the devices: the snapshot contains those of the microVM that it was taken of.
@@ -329,8 +343,6 @@ mod tests {
     fn a_large_memory_has_the_time_that_it_takes_to_write() {
         assert!(snapshot_limit(8 << 10) > Duration::from_secs(8 * 1024 / WRITE_RATE));
         assert!(snapshot_limit(0) > CALL_LIMIT);
-        let [file, server] = [MemorySource::File("/m".into()), MemorySource::PageServer("/s".into())];
-        assert!(load_limit(&server, 8 << 10) > load_limit(&file, 8 << 10));
     }
 
     #[test]

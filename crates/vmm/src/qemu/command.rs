@@ -46,7 +46,7 @@ impl Saved {
                 Memory::Sealed(copy.map_err(|e| failed("copy the snapshot's memory", e))?)
             }
             MemorySource::File(_) | MemorySource::Shared(_) => return Err(taken::missing("memory")),
-            MemorySource::PageServer(_) => {
+            MemorySource::Layers(_) => {
                 let reason = "QEMU cannot use a page server; give it the memory as a file".to_owned();
                 return Err(VmmError::Refused { action: "load the snapshot", reason });
             }

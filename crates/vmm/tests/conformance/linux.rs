@@ -23,7 +23,7 @@ use crate::{
     disks::lasting_dir,
     guest::{ask, download, run, wait_ready, write},
     outside::{GREETS, MOVED_MB, OUTSIDE, Outside, RESOLVERS, sh},
-    pages::PageServer,
+    pages::Memory,
     rig::{Dir, Rig, share},
     snapshots::{page, pages, take},
 };
@@ -169,7 +169,7 @@ struct Heir {
     slot: SlotSpec,
     spec: BootSpec,
     vm: Box<dyn MicroVm>,
-    pages: Option<PageServer>,
+    pages: Option<Memory>,
     dir: Dir,
 }
 
@@ -181,10 +181,9 @@ impl Heir {
         if number == SLOW_DISK {
             spec.disk_rate = SLOW;
         }
-        let socket = dir.path().join("pages.sock");
-        let pages = (number == PAGED).then(|| PageServer::start(&socket, &files.memory));
-        let memory = match pages {
-            Some(_) => MemorySource::PageServer(socket),
+        let pages = (number == PAGED).then(|| Memory::flat(&files.memory));
+        let memory = match &pages {
+            Some(pages) => pages.source(),
             None => MemorySource::File(files.memory.clone()),
         };
         let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
@@ -272,8 +271,8 @@ pub(crate) async fn one_snapshot_runs_several_times_at_once(rig: &Rig) {
         heirs.push(Heir::new(rig, &place, &files, number).await);
     }
     talk(&heirs);
-    let faults = heirs[PAGED].pages.as_ref().map_or(0, PageServer::faults);
-    println!("a page server gave {faults} pages");
+    let faults = heirs[PAGED].pages.as_ref().map_or(0, Memory::used);
+    println!("a page server gave {faults} parts of the memory");
     assert!(faults > 0);
     // The rate limits are those of the restore, not of the snapshot.
     let slow = heirs[SLOW_DISK].address();

@@ -15,7 +15,7 @@ mod pages;
 mod rig;
 mod snapshots;
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -45,7 +45,10 @@ async fn the_probe_says_what_kvm_can_do() {
     assert!(found.present || !found.usable);
 }
 
-fn main() {
+fn main() -> ExitCode {
+    if let Some(served) = wrenn_memory::page_server::run_if_asked() {
+        return served;
+    }
     let arguments = Arguments::from_args();
     let (mut trials, mut alone) = (Vec::new(), Vec::new());
     for rig in rig::all().into_iter().map(Arc::new) {
@@ -75,7 +78,12 @@ fn main() {
             );
         }
         if rig.is_test_guest() && rig.driver.capabilities().page_server {
-            case!(trials, rig, snapshots::a_guest_goes_on_from_a_page_server);
+            case!(
+                trials,
+                rig,
+                pages::a_guest_goes_on_from_layers,
+                pages::a_vmm_and_its_page_server_end_together,
+            );
         }
         if rig.is_debian() {
             case!(trials, rig, linux::one_snapshot_runs_several_times_at_once);
@@ -103,5 +111,5 @@ fn main() {
     let together = libtest_mimic::run(&arguments, trials);
     // Counts resources of this process and this machine, so nothing else may run concurrently.
     let alone = libtest_mimic::run(&arguments, alone);
-    std::process::exit(i32::from(together.has_failed() || alone.has_failed()));
+    ExitCode::from(u8::from(together.has_failed() || alone.has_failed()))
 }

@@ -14,10 +14,7 @@ use rustix::{
 use wrenn_testguest as guest;
 use wrenn_vmm::{BootSpec, Diffs, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, VmmError};
 
-use crate::{
-    pages::PageServer,
-    rig::{Dir, Rig, console_grows, in_lab},
-};
+use crate::rig::{Dir, Rig, console_grows};
 
 /// Takes a snapshot of a running guest and leaves it paused.
 pub(crate) async fn take(vm: &dyn MicroVm, kind: SnapshotKind, dir: &Dir, name: &str) -> SnapshotFiles {
@@ -49,7 +46,7 @@ pub(crate) fn page(path: &Path, address: u64) -> Vec<u8> {
     bytes
 }
 
-fn counter(path: &Path) -> u32 {
+pub(crate) fn counter(path: &Path) -> u32 {
     u32::from_le_bytes(page(path, guest::COUNTER)[..4].try_into().unwrap())
 }
 
@@ -59,7 +56,7 @@ fn only_expected(changed: &[u64]) -> bool {
 }
 
 /// Lets the guest run for some rounds.
-async fn run_on(vm: &dyn MicroVm) {
+pub(crate) async fn run_on(vm: &dyn MicroVm) {
     let length = vm.console(1 << 20).await.len();
     vm.resume().await.unwrap();
     assert!(console_grows(vm, length + 1).await, "it goes on");
@@ -67,7 +64,7 @@ async fn run_on(vm: &dyn MicroVm) {
 
 /// Lists the pages that differ between two full memory files. Skips the first MiB with Firecracker's tables,
 /// where a restore writes a new generation id that tells a kernel that it was cloned.
-fn differing(one: &Path, other: &Path) -> Vec<u64> {
+pub(crate) fn differing(one: &Path, other: &Path) -> Vec<u64> {
     let (one, other) = (std::fs::read(one).unwrap(), std::fs::read(other).unwrap());
     assert_eq!(one.len(), other.len());
     let size = guest::PAGE as usize;
@@ -162,7 +159,7 @@ pub(crate) async fn a_full_disk_leaves_no_half(rig: &Rig) {
     drop(small);
 }
 
-fn heir(rig: &Rig, dir: &Dir) -> BootSpec {
+pub(crate) fn heir(rig: &Rig, dir: &Dir) -> BootSpec {
     BootSpec { id: "another-id".into(), ..rig.spec(dir) }
 }
 
@@ -234,40 +231,6 @@ pub(crate) async fn many_share_one_memory(rig: &Rig) {
         clone.kill().await.unwrap();
     }
     assert!(std::fs::read(&files.memory).unwrap() == before, "nothing changed what they share");
-}
-
-pub(crate) async fn a_guest_goes_on_from_a_page_server(rig: &Rig) {
-    let (dir, other) = (Dir::new(), Dir::new());
-    let vm = rig.boot(&dir).await;
-    let files = take(&*vm, SnapshotKind::Full, &dir, "base").await;
-    vm.kill().await.unwrap();
-    let server = PageServer::start(&dir.path().join("pages.sock"), &files.memory);
-    let memory = MemorySource::PageServer(dir.path().join("pages.sock"));
-    let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
-    let clone = rig.driver.restore(&snapshot, &heir(rig, &other)).await.unwrap();
-    assert!(console_grows(&*clone, 1).await, "it runs at once");
-    clone.pause().await.unwrap();
-    let faults = server.faults();
-    assert!((1..64).contains(&faults), "it loads what it touches: {faults} pages");
-    run_on(&*clone).await;
-    clone.pause().await.unwrap();
-    let diff = take(&*clone, SnapshotKind::Diff, &other, "diff").await;
-    let changed = pages(&diff.memory);
-    assert!(counter(&diff.memory) > counter(&files.memory));
-    // Firecracker's page with the generation id is in the first MiB.
-    let strays = changed.iter().filter(|&&address| address >= 1 << 20 && !guest::changes(address));
-    for &address in strays {
-        // On some CPUs KVM maps a page writable at its first read and counts it as written.
-        assert!(in_lab(), "page {address:x} did not change");
-        assert_eq!(page(&diff.memory, address), page(&files.memory, address), "page {address:x}");
-    }
-    // Reads every page through the server, which takes minutes in the emulated lab.
-    if !in_lab() {
-        let now = take(&*clone, SnapshotKind::Full, &other, "now").await;
-        let differing = differing(&files.memory, &now.memory);
-        assert!(differing.iter().all(|address| changed.contains(address)), "{differing:x?} of {changed:x?}");
-    }
-    clone.kill().await.unwrap();
 }
 
 pub(crate) async fn what_is_no_snapshot_is_refused(rig: &Rig) {
