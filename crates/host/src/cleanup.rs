@@ -69,9 +69,12 @@ fn processes(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
     let ids = directory::list(&sandboxes).map(|content| content.ids).unwrap_or_default();
     let dirs = ids.iter().map(|id| directory::of_vmm(&sandboxes, id)).chain([layout::probe(state_dir)]);
-    let found = dirs.filter_map(|dir| process::find(&dir).transpose());
-    let told = |found: io::Result<ProcessId>| match found {
-        Ok(id) => format!("process {}: a microVM", id.pid),
+    let found = dirs.flat_map(|dir| {
+        let found = [("a microVM", process::find(&dir)), ("a page server", process::page_server(&dir))];
+        found.into_iter().filter_map(|(what, found)| Some((what, found.transpose()?)))
+    });
+    let told = |(what, found): (&str, io::Result<ProcessId>)| match found {
+        Ok(id) => format!("process {}: {what}", id.pid),
         Err(error) => format!("the processes cannot be looked at: {error}"),
     };
     found.map(told).collect()

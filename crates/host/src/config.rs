@@ -53,6 +53,22 @@ pub enum Egress {
     None,
 }
 
+/// Layout in which the memory of paused sandboxes is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MemoryLayout {
+    /// Flat where the volume store can share extents or the driver cannot load packed memory, else packed.
+    #[default]
+    Auto,
+    /// The whole memory in one file, which the VMM maps.
+    Flat,
+    /// Only what changed since the last pause; a page server copies it into the VMM.
+    Packed,
+}
+
+impl MemoryLayout {
+    const NAMES: &[(&str, Self)] = &[("auto", Self::Auto), ("flat", Self::Flat), ("packed", Self::Packed)];
+}
+
 /// PEM files of one side of the mutual TLS between control plane and agent.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
@@ -110,6 +126,10 @@ settings! {
         /// Room in MiB for memory snapshots of templates, from which sandboxes go on instead of booting. Those that were
         /// not used for longest are removed beyond it. 0: every sandbox boots.
         pub template_snapshots_mb: u64 = number("agent.template_snapshots_mb", 0..=1 << 30).or(8192),
+        /// How the memory of paused sandboxes is kept: `flat`, the whole memory in one file that the VMM maps; `packed`, only
+        /// what changed since the last pause, which a page server copies into the VMM (Firecracker only); `auto`: packed
+        /// where the store would have to copy the whole memory for a flat one.
+        pub memory_layout: MemoryLayout = choice("agent.memory_layout", MemoryLayout::NAMES).or(MemoryLayout::Auto),
         /// First user id of VMMs; the VMM in slot N has this id plus N. No two agents of one machine use the same ids:
         /// a range that another agent has is refused if it is set here, and skipped otherwise.
         pub vmm_uid_base: Option<u32> = number("agent.vmm_uid_base", 1000..=4_000_000_000)

@@ -40,7 +40,7 @@ use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
 pub use cleanup::Keep;
-pub use config::{Config, Driver, Egress, Limits, Rates, Settings, TlsFiles};
+pub use config::{Config, Driver, Egress, Limits, MemoryLayout, Rates, Settings, TlsFiles};
 pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
@@ -292,7 +292,18 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
     let of_sandboxes = records.iter().flat_map(recover::Recorded::generations);
     let needed = of_sandboxes.chain(named.iter().map(|snapshot| snapshot.build)).collect();
-    let snapshots = Snapshots::open(&layout::snapshots(&state), origin, chosen.vmm.capabilities().diffs)
+    let memory_layout = config.settings.memory_layout;
+    anyhow::ensure!(
+        memory_layout != MemoryLayout::Packed || chosen.vmm.capabilities().page_server,
+        "agent.memory_layout is \"packed\", and {} cannot load packed memory: set it to \"auto\"",
+        chosen.vmm.name()
+    );
+    let capabilities = chosen.vmm.capabilities();
+    let packs = |dir: &Path| {
+        let shares = || snapshots::layout::shares_extents(dir);
+        snapshots::layout::packs(memory_layout, capabilities.page_server, shares)
+    };
+    let snapshots = Snapshots::open(&layout::snapshots(&state), origin, capabilities.diffs, packs)
         .and_then(|snapshots| snapshots.collect(&needed).map(|()| snapshots))
         .context("the snapshots cannot be read")?;
     let template_snapshots = TemplateSnapshots::open(snapshots.clone(), room_mb, volumes.clone())

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Client of one guest's envd: its HTTP and Connect services, reached through the sandbox's slot.
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -50,6 +55,9 @@ const MESSAGE_MAX: usize = (64 << 10) + 4096;
 
 /// Time limit for envd's preparation of a pause: a guest that hangs is paused all the same.
 const PREPARE: Duration = Duration::from_secs(10);
+/// Time within which a guest answers for its clock to be right, and number of attempts to set it right afterwards.
+const CLOCK_PRECISION: Duration = Duration::from_millis(500);
+const CLOCK_ATTEMPTS: u32 = 3;
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
@@ -211,11 +219,9 @@ impl Guest {
     ) -> Result<(), AgentError> {
         let mut entropy = [0_u8; 64];
         rand::rng().fill_bytes(&mut entropy);
-        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true);
         let mut body = json!({
             "accessToken": spec.access_token,
             "defaultUser": spec.default_user,
-            "timestamp": now,
             "hostname": id,
             "entropy": STANDARD.encode(entropy),
             "newMachine": introduction.new_machine,
@@ -224,15 +230,31 @@ impl Guest {
         if let Some(envs) = introduction.envs {
             body["envVars"] = json!(envs);
         }
-        let body = Full::from(body.to_string()).map_err(|never| match never {}).boxed_unsync();
-        let client = Self { token: introduction.token.unwrap_or(&self.token).to_owned(), ..self.clone() };
-        let mut request = client.request(Method::POST, "/init", body)?;
+        let token = introduction.token.unwrap_or(&self.token).to_owned();
+        let mut took = Self { token, ..self.clone() }.post_init(body).await?;
+        // Its clock is late by the time that the request took to arrive, such as until the guest had a network.
+        for _ in 0..CLOCK_ATTEMPTS {
+            if took <= CLOCK_PRECISION {
+                break;
+            }
+            took = self.post_init(json!({})).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends settings and the time; returns how long the guest took to answer.
+    async fn post_init(&self, mut settings: serde_json::Value) -> Result<Duration, AgentError> {
+        let begin = Instant::now();
+        settings["timestamp"] = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true).into();
+        let body = Full::from(settings.to_string()).map_err(|never| match never {}).boxed_unsync();
+        let mut request = self.request(Method::POST, "/init", body)?;
         request
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
         let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
-        checked(response).await.map(drop)
+        checked(response).await?;
+        Ok(begin.elapsed())
     }
 
     /// Tells envd that the guest is about to be stopped.

@@ -52,6 +52,11 @@ impl Sandbox {
         directory::of_vmm(&self.shared.dir, &self.id)
     }
 
+    /// File of the working set of the guest that runs.
+    pub(crate) fn working_set(&self) -> PathBuf {
+        directory::of(&self.shared.dir, &self.id).join("working_set")
+    }
+
     /// Directory of captures, on the file system of the VMM's directory.
     pub(crate) fn captures(&self) -> PathBuf {
         directory::of(&self.shared.dir, &self.id).join("captures")

@@ -48,17 +48,20 @@ pub(crate) async fn resource(shared: &Shared, id: &str, step: &Undo) -> Result<(
     }
 }
 
-/// Kills the VMM with files in `run_dir` and all processes that it has started.
+/// Kills the VMM with files in `run_dir`, all processes that it has started, and its page server.
 pub(crate) async fn end_vmm(run_dir: &Path, known: Option<&ProcessId>) -> Result<(), AgentError> {
     /// Time limit of an exit: a killed process is gone after the kernel has freed its memory.
     const LIMIT: Duration = Duration::from_secs(15);
-    /// Maximum number of processes; a VMM starts none.
+    /// Maximum number of processes; a VMM starts none, and may have a page server.
     const PROCESSES: usize = 16;
     let fault = |error: &dyn std::fmt::Display| AgentError::fault("ending the microVM", error);
     let (known, run_dir) = (known.cloned(), run_dir.to_owned());
     for count in 0.. {
         let (known, searched) = (known.clone(), run_dir.clone());
-        let found = tokio::task::spawn_blocking(move || process::of(&searched, known.as_ref()));
+        let found = tokio::task::spawn_blocking(move || match process::of(&searched, known.as_ref())? {
+            None => process::page_server(&searched),
+            vmm => Ok(vmm),
+        });
         let found = found.await.map_err(|error| fault(&error))?.map_err(|error| fault(&error))?;
         let Some(found) = found else { break };
         if count == PROCESSES {

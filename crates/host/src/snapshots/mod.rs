@@ -2,10 +2,15 @@
 //! Snapshots of guests on this host: captures of their memory and state, kept as generations.
 //!
 //! A capture has what changed since the guest's memory began, so it takes as long as the changes need to be
-//! written. What follows, while the guest may go on, puts them into a copy of what the memory began with: a
-//! generation whose data is the whole memory, which a VMM maps. Where the file system shares extents, the copy
-//! takes no time.
+//! written. What follows, while the guest may go on, keeps them as a generation, in one of two layouts:
+//!
+//! - *Flat*: the data is the whole memory, a copy of what the memory began with and the changes. A VMM maps it, and all
+//!   that map it share its pages. Where the file system shares extents, the copy takes no time.
+//! - *Packed*: the data has the changes only, and the rest stays in the data of other generations. A page server copies
+//!   what the guest needs. This is for the memory of one sandbox, where a flat copy would take time and room. When its
+//!   generations have become many, they are joined in the background.
 
+pub(crate) mod layout;
 pub(crate) mod named;
 pub(crate) mod origin;
 pub(crate) mod templates;
@@ -16,7 +21,7 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use rustix::{
@@ -28,11 +33,11 @@ use tokio::task::spawn_blocking;
 use wrenn_api::SandboxId;
 use wrenn_disk::Volumes;
 use wrenn_memory::{
-    BLOCK_SIZE, BuildId, Generation, Generations, Header, Layout, Manifest, MemoryError, Origin, Part,
-    Partial, capture, mapping_of_flat,
+    BLOCK_SIZE, BuildId, Generation, Generations, Header, Layers, Layout, Manifest, Mapping, MemoryError,
+    Origin, Part, Partial, capture, mapping_of_flat,
 };
 use wrenn_os::sparse_file;
-use wrenn_vmm::{Diffs, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind};
+use wrenn_vmm::{Diffs, MemorySource, MicroVm, PagedMemory, Snapshot, SnapshotFiles, SnapshotKind};
 
 use crate::error::{AgentError, of_files};
 
@@ -61,8 +66,17 @@ pub(crate) struct Snapshots {
     pub(crate) generations: Generations,
     pub(crate) origin: Origin,
     /// Since when a diff of this host's driver has the changes.
-    pub(crate) diffs: Diffs,
+    diffs: Diffs,
+    /// Whether the memory of sandboxes is kept in packed generations.
+    packs: bool,
+    /// Held for writing while a generation is replaced by another one with the same memory.
+    replacing: RwLock<()>,
+    /// Generations that their owners do not need any more, and others still do.
+    released: Mutex<BTreeSet<BuildId>>,
 }
+
+/// Number of generations that a memory is in when they are joined.
+const JOIN_AT: usize = 8;
 
 /// Files of a capture, which are removed when it is dropped.
 #[derive(Debug)]
@@ -103,11 +117,26 @@ impl Captured {
 
 impl Snapshots {
     /// Snapshots in this directory, which is created if it is missing. Removes what former agents left half
-    /// written.
-    pub(crate) fn open(dir: &Path, origin: Origin, diffs: Diffs) -> Result<Arc<Self>, MemoryError> {
+    /// written. `packs` says whether the memory of sandboxes is kept in packed generations there.
+    pub(crate) fn open(
+        dir: &Path,
+        origin: Origin,
+        diffs: Diffs,
+        packs: impl FnOnce(&Path) -> bool,
+    ) -> Result<Arc<Self>, MemoryError> {
         let generations = Generations::new(dir)?;
         generations.clean()?;
-        Ok(Arc::new(Self { generations, origin, diffs }))
+        let (packs, replacing, released) = (packs(dir), RwLock::default(), Mutex::default());
+        Ok(Arc::new(Self { generations, origin, diffs, packs, replacing, released }))
+    }
+
+    /// Keeps generations from being replaced.
+    fn stable(&self) -> RwLockReadGuard<'_, ()> {
+        self.replacing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn released(&self) -> MutexGuard<'_, BTreeSet<BuildId>> {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes memory and state of the paused guest into a new directory in `captures`, on the file system of the VMM's
@@ -138,56 +167,84 @@ impl Snapshots {
         }
     }
 
-    /// Puts a capture together with its base and keeps it, under the name of its owner. On return it survives a
-    /// power failure.
-    pub(crate) async fn keep(self: &Arc<Self>, captured: Captured, label: &str) -> Result<Kept, AgentError> {
+    /// Keeps a capture with its base, under the name of its owner. Takes the working set from this file, if the
+    /// generation can use one. On return it survives a power failure.
+    pub(crate) async fn keep(
+        self: &Arc<Self>,
+        captured: Captured,
+        label: &str,
+        working_set: Option<PathBuf>,
+    ) -> Result<Kept, AgentError> {
         let (all, label) = (self.clone(), label.to_owned());
-        let kept = spawn_blocking(move || all.keep_now(&captured, &label));
-        kept.await.map_err(|error| AgentError::fault(KEEPING, &error))?
+        let kept = spawn_blocking(move || all.keep_now(&captured, &label, working_set.as_deref()));
+        let kept = kept.await.map_err(|error| AgentError::fault(KEEPING, &error))??;
+        if kept.generation.header.mapping.builds().len() >= JOIN_AT {
+            let (all, build) = (self.clone(), kept.generation.manifest.build);
+            spawn_blocking(move || all.join(build));
+        }
+        Ok(kept)
     }
 
-    fn keep_now(&self, captured: &Captured, label: &str) -> Result<Kept, AgentError> {
+    fn keep_now(
+        &self,
+        captured: &Captured,
+        label: &str,
+        working_set: Option<&Path>,
+    ) -> Result<Kept, AgentError> {
+        let fail = |error: io::Error| of_files(KEEPING, &error);
+        let _stable = self.stable();
         let partial = self.generations.begin(captured.build)?;
         let (build, files) = (partial.build, captured.files());
         let parent = match captured.base {
-            Base::Generation(parent) => Some(self.generations.load(parent)?.header),
+            Base::Generation(parent) => Some(self.generations.load(parent)?),
             Base::Zero | Base::Unknown => None,
         };
-        let data = self.put_together(&partial, &files.memory, parent.as_ref());
-        let (data, mapping) = data.map_err(|error| of_files(KEEPING, &error))?;
-        take_over(&partial, &files.state, label).map_err(|error| of_files(KEEPING, &error))?;
-        let meta = data.metadata().map_err(|error| of_files(KEEPING, &error))?;
+        let changes = File::open(&files.memory).map_err(fail)?;
+        let memory_size = changes.metadata().map_err(fail)?.len();
+        // What many go on from is flat, so that they share it.
+        let packed = parent.as_ref().filter(|_| self.packs && is_of_sandbox(label));
+        let layout = if packed.is_some() { Layout::Packed } else { Layout::Flat };
+        let written = match packed {
+            Some(parent) => pack(&partial, &changes, &parent.header.mapping),
+            None => self.put_together(&partial, &changes, parent.as_ref()),
+        };
+        let (data, mapping) = written.map_err(fail)?;
+        if let Some(working_set) = working_set.filter(|_| layout == Layout::Packed) {
+            layout::copy_if_present(working_set, &partial.path(Part::WorkingSet)).map_err(fail)?;
+        }
+        take_over(&partial, &files.state, label).map_err(fail)?;
         let header = Header {
             block_size: BLOCK_SIZE,
-            memory_size: meta.len(),
-            generation: parent.as_ref().map_or(0, |parent| parent.generation.saturating_add(1)),
+            memory_size,
+            generation: parent.as_ref().map_or(0, |parent| parent.header.generation.saturating_add(1)),
             build,
-            parent: parent.map(|parent| parent.build),
+            parent: parent.map(|parent| parent.manifest.build),
             mapping,
         };
-        let manifest = Manifest::new(build, label, Layout::Flat, self.origin.clone());
-        Ok(Kept { generation: partial.keep(&header, manifest)?, bytes: meta.blocks() * 512 })
+        let manifest = Manifest::new(build, label, layout, self.origin.clone());
+        let bytes = data.metadata().map_err(fail)?.blocks() * 512;
+        Ok(Kept { generation: partial.keep(&header, manifest)?, bytes })
     }
 
-    /// Writes the data of a new generation: a copy of the parent's, with the changes.
+    /// Writes the flat data of a new generation: a copy of the parent's, with the changes.
     fn put_together(
         &self,
         partial: &Partial,
-        changes: &Path,
-        parent: Option<&Header>,
-    ) -> io::Result<(File, wrenn_memory::Mapping)> {
-        let changes = File::open(changes)?;
-        let data = match parent {
-            Some(parent) => self.data(partial, parent.build)?,
-            None => File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))?,
-        };
+        changes: &File,
+        parent: Option<&Generation>,
+    ) -> io::Result<(File, Mapping)> {
+        let data = new_data(partial)?;
+        if let Some(parent) = parent {
+            self.copy_flat(parent, &data)?;
+        }
         data.set_len(changes.metadata()?.len())?;
-        capture(&changes, partial.build, &data, Layout::Flat, || Ok(()))?;
+        capture(changes, partial.build, &data, Layout::Flat, || Ok(()))?;
         let mapping = mapping_of_flat(&data, partial.build)?;
         Ok((data, mapping))
     }
 
-    /// Copies a generation, whose data shares extents with the copy where the file system can.
+    /// Copies the memory of a generation as one for many, whose data shares extents with the copy where both are flat and
+    /// the file system can.
     pub(crate) async fn copy(
         self: &Arc<Self>,
         from: BuildId,
@@ -196,12 +253,14 @@ impl Snapshots {
     ) -> Result<(), AgentError> {
         let (all, label) = (self.clone(), label.to_owned());
         let copied = spawn_blocking(move || {
+            let fail = |error: io::Error| of_files(KEEPING, &error);
+            let _stable = all.stable();
             let source = all.generations.load(from)?;
             let partial = all.generations.begin(build)?;
-            let data = all.data(&partial, from).map_err(|error| of_files(KEEPING, &error))?;
-            take_over(&partial, &all.generations.path(from, Part::State), &label)
-                .map_err(|error| of_files(KEEPING, &error))?;
-            let mapping = mapping_of_flat(&data, build).map_err(|error| of_files(KEEPING, &error))?;
+            let data = new_data(&partial).map_err(fail)?;
+            all.copy_flat(&source, &data).map_err(fail)?;
+            take_over(&partial, &all.generations.path(from, Part::State), &label).map_err(fail)?;
+            let mapping = mapping_of_flat(&data, build).map_err(fail)?;
             let header = Header { build, parent: Some(from), mapping, ..source.header };
             partial.keep(&header, Manifest::new(build, &label, Layout::Flat, source.manifest.origin))?;
             Ok::<_, AgentError>(())
@@ -209,32 +268,47 @@ impl Snapshots {
         copied.await.map_err(|error| AgentError::fault(KEEPING, &error))?
     }
 
-    /// Begins the data of a new generation as a copy of another one's.
-    fn data(&self, partial: &Partial, from: BuildId) -> io::Result<File> {
-        let data = File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))?;
-        let source = File::open(self.generations.path(from, Part::Data))?;
-        if ioctl_ficlone(&data, &source).is_err() {
-            sparse_file::copy(&source, &data, || Ok(()))?;
+    /// Copies the memory of a generation into an empty file, each block at its place.
+    fn copy_flat(&self, from: &Generation, data: &File) -> io::Result<()> {
+        if from.manifest.layout == Layout::Packed {
+            return self.generations.open(&from.header).map_err(io::Error::other)?.write_flat(data);
         }
-        Ok(data)
+        let source = File::open(self.generations.path(from.manifest.build, Part::Data))?;
+        match ioctl_ficlone(data, &source) {
+            Ok(()) => Ok(()),
+            Err(_) => sparse_file::copy(&source, data, || Ok(())),
+        }
     }
 
     /// Finds a generation of a sandbox that this host can load. Every byte of it is as it was written.
-    pub(crate) async fn load(self: &Arc<Self>, build: BuildId) -> Result<Generation, AgentError> {
+    pub(crate) async fn load(self: &Arc<Self>, build: BuildId) -> Result<Loaded, AgentError> {
         let all = self.clone();
         let loaded = spawn_blocking(move || {
+            let _stable = all.stable();
             let generation = all.generations.load(build)?;
             generation.manifest.origin.check_loadable(build, &all.origin)?;
             all.generations.verify(&generation)?;
-            Ok::<_, MemoryError>(generation)
+            let layers = match generation.manifest.layout {
+                Layout::Flat => None,
+                Layout::Packed => Some(all.generations.open(&generation.header)?),
+            };
+            Ok::<_, MemoryError>(Loaded { build, layers })
         });
         Ok(loaded.await.map_err(|error| AgentError::fault("reading the sandbox's memory", &error))??)
     }
 
-    /// What a VMM restores of a generation that only it uses, after [`Snapshots::give`].
-    pub(crate) fn source(&self, build: BuildId) -> Snapshot {
-        let path = |part| self.generations.path(build, part);
-        Snapshot { state: path(Part::State), memory: MemorySource::File(path(Part::Data)), run: false }
+    /// What a VMM restores of a generation that only it uses, after [`Snapshots::give`]. The working set is read from this
+    /// file and written to it, if the generation can use one.
+    pub(crate) fn source(&self, loaded: &Loaded, working_set: &Path) -> io::Result<Snapshot> {
+        let path = |part| self.generations.path(loaded.build, part);
+        let memory = match &loaded.layers {
+            None => MemorySource::File(path(Part::Data)),
+            Some(layers) => {
+                let working_set = layout::working_set(&path(Part::WorkingSet), working_set)?;
+                MemorySource::Layers(PagedMemory { layers: layers.clone(), working_set })
+            }
+        };
+        Ok(Snapshot { state: path(Part::State), memory, run: false })
     }
 
     /// Gives memory and state of a sandbox's generation to a VMM's user, who loads them, or back to the agent.
@@ -254,13 +328,51 @@ impl Snapshots {
         given.map_err(|error| of_files("reading the sandbox's memory", &error))
     }
 
+    /// Joins the generations of a sandbox's memory. A failure is only logged: it goes on in more of them.
+    fn join(&self, build: BuildId) {
+        let joined = self.generations.collapse(build).and_then(|collapsed| {
+            let joined = collapsed.joined();
+            let _alone = self.replacing.write().unwrap_or_else(PoisonError::into_inner);
+            collapsed.replace().map(|()| joined)
+        });
+        // No journal names the joined one; those that it replaces are not needed any more.
+        let released = self.release(joined.as_ref().ok().copied());
+        if let Err(error) = joined.and(released) {
+            tracing::warn!(%build, %error, "cannot join the generations of a sandbox's memory");
+        }
+    }
+
     /// Removes a generation. A failure is only logged: what nobody names is removed by the next start.
     pub(crate) async fn remove(self: &Arc<Self>, build: BuildId) {
         let all = self.clone();
-        let removed = spawn_blocking(move || all.generations.remove(build)).await;
+        let removed = spawn_blocking(move || all.release([build])).await;
         if let Err(error) = removed.map_err(io::Error::other).and_then(|done| done.map_err(io::Error::other))
         {
             tracing::warn!(%error, "cannot remove a snapshot; the next start removes it");
+        }
+    }
+
+    /// Removes generations that their owners do not need any more: at once, or when no other one needs them.
+    fn release(&self, builds: impl IntoIterator<Item = BuildId>) -> Result<(), MemoryError> {
+        // What is being replaced cannot be read, and would seem to need nothing.
+        let _stable = self.stable();
+        let mut released = self.released();
+        released.extend(builds);
+        loop {
+            let before = released.len();
+            // A generation mostly needs older ones.
+            for build in released.clone().into_iter().rev() {
+                match self.generations.remove(build) {
+                    Err(MemoryError::InUse { .. }) => {}
+                    removed => {
+                        removed?;
+                        released.remove(&build);
+                    }
+                }
+            }
+            if released.len() == before {
+                return Ok(());
+            }
         }
     }
 
@@ -273,6 +385,7 @@ impl Snapshots {
         for build in builds {
             let (all, sandbox) = (self.clone(), sandbox.to_owned());
             let own = spawn_blocking(move || {
+                let _stable = all.stable();
                 all.generations.load(build).is_ok_and(|generation| generation.manifest.label == sandbox)
             });
             if own.await.unwrap_or_default() {
@@ -281,25 +394,49 @@ impl Snapshots {
         }
     }
 
-    /// Removes the generations of sandboxes and of named snapshots that nothing names.
+    /// Removes the generations of sandboxes and of named snapshots that nothing names, unless others need them.
     pub(crate) fn collect(&self, named: &BTreeSet<BuildId>) -> Result<(), MemoryError> {
-        for build in self.generations.list()?.into_iter().rev() {
-            let of_template = match self.generations.load(build) {
-                Ok(generation) => is_of_template(&generation.manifest.label),
-                // Nothing can load it.
-                Err(_) => false,
-            };
-            if !of_template && !named.contains(&build) {
-                self.generations.remove(build)?;
-            }
-        }
+        let all = self.generations.list()?;
+        // What cannot be loaded is of no use to anybody.
+        let label = |build| self.generations.load(build).map(|generation| generation.manifest.label);
+        let of_template = |build: &BuildId| label(*build).is_ok_and(|label| is_of_template(&label));
+        let kept: BTreeSet<BuildId> =
+            all.into_iter().filter(|build| named.contains(build) || of_template(build)).collect();
+        self.generations.collect(&kept)?;
+        let left = self.generations.list()?.into_iter();
+        self.released().extend(left.filter(|build| !kept.contains(build)));
         Ok(())
     }
 }
 
+/// A generation of a sandbox that can be loaded.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    build: BuildId,
+    /// Its memory, if it is packed.
+    layers: Option<Layers>,
+}
+
+/// Returns whether a generation with this label is the memory of one sandbox.
+fn is_of_sandbox(label: &str) -> bool {
+    label.parse::<SandboxId>().is_ok()
+}
+
+/// Makes the file for the data of a new generation.
+fn new_data(partial: &Partial) -> io::Result<File> {
+    File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))
+}
+
+/// Writes the packed data of a new generation: the changes.
+fn pack(partial: &Partial, changes: &File, parent: &Mapping) -> io::Result<(File, Mapping)> {
+    let data = new_data(partial)?;
+    let changed = capture(changes, partial.build, &data, Layout::Packed, || Ok(()))?;
+    Ok((data, changed.over(parent)))
+}
+
 /// Returns whether a generation with this label is one of a template, and not of a sandbox or a named snapshot.
 fn is_of_template(label: &str) -> bool {
-    label.parse::<SandboxId>().is_err() && !named::is_label(label)
+    !is_of_sandbox(label) && !named::is_label(label)
 }
 
 /// Copies the state that a VMM wrote, as its user, into a file of the agent. Sets who may read the generation with this
@@ -307,7 +444,7 @@ fn is_of_template(label: &str) -> bool {
 fn take_over(partial: &Partial, state: &Path, label: &str) -> io::Result<()> {
     fs::copy(state, partial.path(Part::State))?;
     // Jails show the others to VMMs of other users.
-    let mode = if label.parse::<SandboxId>().is_ok() { OWN } else { SHARED };
+    let mode = if is_of_sandbox(label) { OWN } else { SHARED };
     for part in [Part::Data, Part::State] {
         fs::set_permissions(partial.path(part), Permissions::from_mode(mode))?;
     }
@@ -317,4 +454,136 @@ fn take_over(partial: &Partial, state: &Path, label: &str) -> io::Result<()> {
 /// Returns whether the store has too little room for snapshots: guests that run need the rest.
 pub(crate) async fn lacks_room(volumes: &dyn Volumes) -> Result<bool, AgentError> {
     Ok(volumes.pressure().await?.is_low())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, os::unix::fs::FileExt as _, time::Duration};
+
+    use tempfile::TempDir;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const BLOCKS: u64 = 64;
+    const SIZE: u64 = BLOCK_SIZE as u64;
+
+    struct Place {
+        dir: TempDir,
+        all: Arc<Snapshots>,
+        /// Content of the memory, by block.
+        memory: BTreeMap<u64, u8>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let memory = dir.path().join("memory");
+            let all = Snapshots::open(&memory, Origin::default(), Diffs::SinceSnapshot, |_| true).unwrap();
+            Self { dir, all, memory: BTreeMap::new() }
+        }
+
+        /// Keeps a memory in which these blocks have changed to this byte.
+        async fn keep(&mut self, label: &str, base: Base, blocks: &[u64], byte: u8) -> BuildId {
+            let captured = Captured::new(&self.dir.path().join("captures"), base).unwrap();
+            let file = File::create(captured.files().memory).unwrap();
+            file.set_len(BLOCKS * SIZE).unwrap();
+            for block in blocks {
+                file.write_all_at(&vec![byte; SIZE as usize], block * SIZE).unwrap();
+                self.memory.insert(*block, byte);
+            }
+            fs::write(captured.files().state, "state").unwrap();
+            let build = captured.build;
+            self.all.keep(captured, label, None).await.unwrap();
+            build
+        }
+
+        /// Content of a generation by block, of those that are not zero.
+        async fn content(&self, build: BuildId) -> BTreeMap<u64, u8> {
+            let loaded = self.all.load(build).await.unwrap();
+            let whole = tempfile::tempfile().unwrap();
+            match loaded.layers {
+                Some(layers) => layers.write_flat(&whole).unwrap(),
+                None => {
+                    let data = File::open(self.all.generations.path(build, Part::Data)).unwrap();
+                    sparse_file::copy(&data, &whole, || Ok(())).unwrap();
+                }
+            }
+            let byte = |block: u64| {
+                let mut byte = [0];
+                whole.read_exact_at(&mut byte, block * SIZE + 7).unwrap();
+                (block, byte[0])
+            };
+            (0..BLOCKS).map(byte).filter(|(_, byte)| *byte != 0).collect()
+        }
+
+        /// Waits until there are at most so many generations: they are joined in the background.
+        async fn becomes_at_most(&self, most: usize) {
+            let few = async {
+                while self.builds().len() > most {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(Duration::from_secs(30), few).await.expect("they are joined");
+        }
+
+        fn builds(&self) -> Vec<BuildId> {
+            self.all.generations.list().unwrap()
+        }
+    }
+
+    /// Many pauses over a template: each has its changes only, they are joined, and nothing of them stays.
+    #[tokio::test]
+    async fn the_memory_of_a_sandbox_is_kept_in_few_generations() {
+        let mut place = Place::new();
+        let (sandbox, template) = (SandboxId::new().to_string(), "template");
+        let first = place.keep(template, Base::Zero, &[1, 2, 3, 40], 9).await;
+        let mut last = first;
+        for round in 0..20 {
+            let former = last;
+            let blocks = [u64::from(round) % 5, 50, 20 + u64::from(round)];
+            last = place.keep(&sandbox, Base::Generation(former), &blocks, 10 + round).await;
+            place.all.remove_of(&sandbox, [former]).await;
+            assert_eq!(place.content(last).await, place.memory, "round {round}");
+            place.becomes_at_most(JOIN_AT).await;
+            assert_eq!(place.content(last).await, place.memory, "joined after round {round}");
+        }
+        // The template goes when it is not needed any more.
+        place.all.remove(first).await;
+        assert!(place.builds().contains(&first));
+        place.all.remove_of(&sandbox, [last]).await;
+        place.becomes_at_most(0).await;
+    }
+
+    #[tokio::test]
+    async fn what_many_go_on_from_is_flat() {
+        let mut place = Place::new();
+        let sandbox = SandboxId::new().to_string();
+        let template = place.keep("template", Base::Zero, &[1, 2], 9).await;
+        let paused = place.keep(&sandbox, Base::Generation(template), &[2, 3], 8).await;
+        let (copy, label) = (BuildId::new(), named::label("s"));
+        place.all.copy(paused, copy, &label).await.unwrap();
+        let running = place.keep(&label, Base::Generation(paused), &[], 0).await;
+        for build in [copy, running] {
+            assert!(place.all.load(build).await.unwrap().layers.is_none());
+            assert_eq!(place.content(build).await, place.memory);
+        }
+        assert!(place.all.load(paused).await.unwrap().layers.is_some());
+    }
+
+    /// The next agent removes what no journal names, but not what something else needs, until that goes.
+    #[tokio::test]
+    async fn the_next_start_collects_what_nobody_needs() {
+        let mut place = Place::new();
+        let sandbox = SandboxId::new().to_string();
+        let template = place.keep("template", Base::Zero, &[1, 2], 9).await;
+        let first = place.keep(&sandbox, Base::Generation(template), &[3], 8).await;
+        let last = place.keep(&sandbox, Base::Generation(first), &[4], 7).await;
+        let stray = place.keep(&sandbox, Base::Generation(first), &[5], 6).await;
+        place.all.collect(&BTreeSet::from([last])).unwrap();
+        assert_eq!(place.builds(), [template, first, last]);
+        assert!(!place.builds().contains(&stray));
+        place.all.remove(last).await;
+        assert_eq!(place.builds(), [template]);
+    }
 }

@@ -166,7 +166,7 @@ impl TemplateSnapshots {
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "a template's memory is made anew"),
             }
-            generations.remove(build)?;
+            self.snapshots.release([build])?;
         }
         Ok(())
     }
@@ -256,7 +256,7 @@ impl TemplateSnapshots {
 
     /// Keeps a captured guest, whose disk was copied, and makes it available.
     async fn keep(&self, captured: Captured, shape: &str) -> Result<(), AgentError> {
-        let kept = self.snapshots.keep(captured, shape).await?;
+        let kept = self.snapshots.keep(captured, shape, None).await?;
         self.add(&kept.generation, kept.bytes);
         self.make_room().await;
         Ok(())
@@ -339,7 +339,7 @@ mod tests {
 
         fn snapshots(&self, vmm: &str) -> anyhow::Result<Arc<Snapshots>> {
             let origin = Origin { vmm: vmm.to_owned(), ..Origin::default() };
-            Ok(Snapshots::open(&self.dir.path().join("memory"), origin, Diffs::SinceStart)?)
+            Ok(Snapshots::open(&self.dir.path().join("memory"), origin, Diffs::SinceStart, |_| false)?)
         }
 
         async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {

@@ -103,8 +103,10 @@ impl Pause {
         let captured = self.captured.take().ok_or_else(left_out)?;
         let build = captured.build;
         let shared = &sandbox.shared;
-        let (kept, disk) =
-            futures::join!(shared.snapshots.keep(captured, &sandbox.id), shared.volumes.sync(&sandbox.id));
+        let (kept, disk) = futures::join!(
+            shared.snapshots.keep(captured, &sandbox.id, Some(sandbox.working_set())),
+            shared.volumes.sync(&sandbox.id)
+        );
         let kept = kept.and_then(|_| Ok(disk?));
         if let Err(error) = kept {
             shared.snapshots.remove(build).await;

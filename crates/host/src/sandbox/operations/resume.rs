@@ -15,7 +15,7 @@ use super::{
     undo::release_running,
 };
 use crate::{
-    error::AgentError,
+    error::{AgentError, of_files},
     sandbox::{
         boot,
         entry::{Entry, Thing},
@@ -25,7 +25,7 @@ use crate::{
         record::Sandbox,
         release,
     },
-    snapshots::Base,
+    snapshots::{Base, Loaded},
 };
 
 /// Step of the operation.
@@ -41,6 +41,8 @@ pub(in crate::sandbox) struct Resume {
     begin: Instant,
     envs: HashMap<String, String>,
     place: Option<Place>,
+    /// The memory, when it was read.
+    loaded: Option<Loaded>,
     base: Base,
     /// MicroVM; still there after a failure if it could not be killed.
     pub(in crate::sandbox) vm: Option<Box<dyn MicroVm>>,
@@ -88,6 +90,7 @@ impl Resume {
             begin: Instant::now(),
             envs: HashMap::new(),
             place: None,
+            loaded: None,
             base: memory.map_or(Base::Zero, Base::Generation),
             vm: None,
         }
@@ -152,8 +155,8 @@ impl Resume {
         place.limit_network(sandbox).await?;
         let memory = async {
             match self.memory {
-                Some(build) => shared.snapshots.load(build).await.map(drop),
-                None => Ok(()),
+                Some(build) => shared.snapshots.load(build).await.map(Some),
+                None => Ok(None),
             }
         };
         // All run to their end, so that none still creates something while it is being undone.
@@ -164,7 +167,8 @@ impl Resume {
         );
         place.boot.disk = Some(disk?.path);
         place.boot.cgroups = groups?;
-        memory
+        self.loaded = memory?;
+        Ok(())
     }
 
     fn used_before(&self, _: &Sandbox) -> Vec<Entry> {
@@ -182,9 +186,11 @@ impl Resume {
         let (shared, boot) = (&sandbox.shared, &self.place()?.boot);
         let started = match self.memory {
             Some(build) => {
-                let snapshots = &shared.snapshots;
+                let (snapshots, loaded) = (&shared.snapshots, self.loaded.as_ref().ok_or_else(left_out)?);
+                let source = snapshots.source(loaded, &sandbox.working_set());
+                let source = source.map_err(|error| of_files("reading the sandbox's memory", &error))?;
                 snapshots.give(build, Some(boot.uid)).await?;
-                let restored = shared.vmm.restore(&snapshots.source(build), boot).await;
+                let restored = shared.vmm.restore(&source, boot).await;
                 // It is mapped now; another sandbox may have this user later.
                 snapshots.give(build, None).await?;
                 restored

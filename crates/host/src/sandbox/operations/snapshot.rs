@@ -43,7 +43,7 @@ pub(in crate::sandbox) async fn of_running(
     fault::point(PROCESS, NAME, "captured");
     let captured = captured?;
     let build = captured.build;
-    let kept = sandbox.shared.snapshots.keep(captured, &named::label(id)).await;
+    let kept = sandbox.shared.snapshots.keep(captured, &named::label(id), None).await;
     Ok(finish(sandbox, id, build, kept.map(drop)).await?)
 }
 
