@@ -38,7 +38,7 @@ pub enum Layout {
 /// A file that a VMM wrote, whose holes are unchanged.
 impl Changes for File {
     fn extents(&self) -> io::Result<Vec<Extent>> {
-        sparse_file::extents(self)
+        sparse_file::own_extents(self)
     }
 
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {

@@ -13,7 +13,9 @@ use std::{
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::{BuildId, Header, Layers, Manifest, MemoryError, Sums, error::failed};
+use wrenn_os::sparse_file::Extent;
+
+use crate::{BuildId, Header, Layers, Layout, Manifest, Mapping, MemoryError, Sums, error::failed};
 
 /// Suffix of directories that are being written.
 const PARTIAL: &str = ".partial";
@@ -117,6 +119,19 @@ fn read(build: BuildId, path: &Path, what: &'static str) -> Result<Vec<u8>, Memo
     })
 }
 
+/// Sums flat data, or only the changes of a copy.
+fn sum_flat(file: &File, header: &Header, copied: Option<(&Manifest, &Mapping)>) -> io::Result<Sums> {
+    let size = u64::from(header.block_size);
+    let extents = |mapping: &Mapping| -> Vec<Extent> {
+        let ranges = mapping.ranges().iter();
+        ranges.map(|range| Extent { start: range.start * size, end: range.end() * size }).collect()
+    };
+    let (all, nothing) = (extents(&header.mapping), Sums::of_nothing());
+    let former = copied.and_then(|(of, changed)| Some((of.files.get(Part::Data.name())?, extents(changed))));
+    let (former, changed) = former.as_ref().map_or((&nothing, &[][..]), |(sums, changed)| (*sums, changed));
+    former.after(file, &all, changed)
+}
+
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.kept {
@@ -134,9 +149,19 @@ impl Partial {
 
     /// Completes the generation: writes its header, sums and syncs its files, and gives it its name. Reads and
     /// writes all its data, so the guest should already run on.
-    pub fn keep(mut self, header: &Header, manifest: Manifest) -> Result<Generation, MemoryError> {
+    pub fn keep(self, header: &Header, manifest: Manifest) -> Result<Generation, MemoryError> {
+        self.keep_after(header, manifest, None)
+    }
+
+    /// The same for data that is a copy of that of another generation with these changes: reads only them.
+    pub fn keep_after(
+        mut self,
+        header: &Header,
+        manifest: Manifest,
+        copied: Option<(&Manifest, &Mapping)>,
+    ) -> Result<Generation, MemoryError> {
         let fail = || failed("keep a snapshot's memory");
-        let manifest = self.complete(header, manifest)?;
+        let manifest = self.complete(header, manifest, copied)?;
         fs::rename(&self.dir, &self.target).map_err(fail())?;
         self.kept = true;
         sync(self.target.parent().unwrap_or(&self.target)).map_err(fail())?;
@@ -144,12 +169,21 @@ impl Partial {
     }
 
     /// Writes header and manifest with the sums of all files, and syncs everything.
-    fn complete(&self, header: &Header, mut manifest: Manifest) -> Result<Manifest, MemoryError> {
+    fn complete(
+        &self,
+        header: &Header,
+        mut manifest: Manifest,
+        copied: Option<(&Manifest, &Mapping)>,
+    ) -> Result<Manifest, MemoryError> {
         let fail = || failed("keep a snapshot's memory");
         fs::write(self.path(Part::Header), header.encode()).map_err(fail())?;
         for part in Part::ALL {
             let file = File::open(self.path(part)).map_err(fail())?;
-            manifest.files.insert(part.name().to_owned(), Sums::of(&file).map_err(fail())?);
+            let sums = match (part, manifest.layout) {
+                (Part::Data, Layout::Flat) => sum_flat(&file, header, copied),
+                _ => Sums::of(&file),
+            };
+            manifest.files.insert(part.name().to_owned(), sums.map_err(fail())?);
             file.sync_all().map_err(fail())?;
         }
         let text = manifest.encode().map_err(io::Error::from).map_err(fail())?;
@@ -316,7 +350,7 @@ impl Generations {
         }
         let manifest = |build| Manifest::new(build, &label, layout, origin.clone());
         let of_new = Header { mapping: mapping.clone(), build: new.build, ..header.clone() };
-        remapped.complete(&Header { mapping, ..header }, manifest(build))?;
+        remapped.complete(&Header { mapping, ..header }, manifest(build), None)?;
         let (joined, of_joined) = (new.build, manifest(new.build));
         new.keep(&of_new, of_joined)?;
         Ok(Collapsed { remapped, joined, all: self })
@@ -393,7 +427,7 @@ mod tests {
     use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
     use super::*;
-    use crate::{Layout, Mapping, Origin, Range, Source};
+    use crate::{Origin, Range, Source};
 
     /// Makes a generation in which each named block is its own number, over a parent.
     fn make(all: &Generations, parent: Option<&Generation>, blocks: &[u64]) -> Generation {

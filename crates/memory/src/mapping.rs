@@ -161,6 +161,16 @@ impl Mapping {
         data.map(|range| range.blocks).sum()
     }
 
+    /// Mapping of the same blocks in the flat data of generation `build`.
+    #[must_use]
+    pub fn flat(&self, build: BuildId) -> Self {
+        let mut flat = Self::default();
+        for range in self.ranges.iter().filter(|range| range.source != Source::Zero) {
+            flat.append(Range { source: Source::Data { build, block: range.start }, ..*range });
+        }
+        flat
+    }
+
     /// Moves the content that is in the data of `from` into that of `into`, which has nothing else, in the order of the
     /// memory; returns the new mapping. It has the same blocks as this one.
     #[must_use]
@@ -253,6 +263,12 @@ pub(crate) mod tests {
                     let expected = model.get(block as usize).copied().filter(|source| *source != Source::Zero);
                     prop_assert_eq!(whole.find(block), expected, "block {}", block);
                 }
+            }
+            let flat = whole.flat(build(98));
+            assert_sound(&flat);
+            for block in 0..BLOCKS {
+                let there = whole.find(block).map(|_| Source::Data { build: build(98), block });
+                prop_assert_eq!(flat.find(block), there);
             }
             let used = |source: &Source| if let Source::Data { build, .. } = source { Some(*build) } else { None };
             prop_assert_eq!(whole.builds(), model.iter().filter_map(used).collect());

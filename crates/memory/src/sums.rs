@@ -59,6 +59,29 @@ impl Sums {
         Ok(Self { length, ranges, range: RANGE })
     }
 
+    /// Sums a file with content in these extents only, which is the same as the summed one was, except for changes.
+    pub(crate) fn after(&self, file: &File, extents: &[Extent], changed: &[Extent]) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let same = length == self.length && self.range == RANGE;
+        let mut changed = changed.iter().peekable();
+        let mut ranges = Vec::with_capacity(self.ranges.len());
+        for index in 0..length.div_ceil(RANGE) {
+            let (start, end) = (index * RANGE, (index + 1) * RANGE);
+            while changed.next_if(|extent| extent.end <= start).is_some() {}
+            let touched = changed.peek().is_some_and(|extent| extent.start < end);
+            ranges.push(match self.ranges.get(index as usize).filter(|_| same && !touched) {
+                Some(former) => former.clone(),
+                None => sum(file, extents, start, RANGE)?,
+            });
+        }
+        Ok(Self { length, ranges, range: RANGE })
+    }
+
+    /// Sums of a file without content.
+    pub(crate) fn of_nothing() -> Self {
+        Self { length: 0, ranges: Vec::new(), range: RANGE }
+    }
+
     /// Checks that a file is the one that was summed.
     pub fn check(&self, file: &File) -> Result<(), Damage> {
         let found = file.metadata()?.len();
@@ -143,6 +166,24 @@ mod tests {
         }
         file.set_len(LENGTH - 1).unwrap();
         assert!(matches!(sums.check(&file), Err(Damage::Length { .. })));
+    }
+
+    /// A range that did not change keeps its sum, so that damage of the former file is not taken for its content.
+    #[test]
+    fn only_what_changed_is_summed_again() {
+        let (file, sums) = file();
+        let extents = sparse_file::extents(&file).unwrap();
+        assert_eq!(sums.after(&file, &extents, &[]).unwrap(), sums);
+        file.write_all_at(b"y", (2 << 20) + 5000).unwrap();
+        let changed = [Extent { start: (2 << 20) + 4096, end: (2 << 20) + 8192 }];
+        let extents = sparse_file::extents(&file).unwrap();
+        let after = sums.after(&file, &extents, &changed).unwrap();
+        assert_eq!(after, Sums::of(&file).unwrap());
+        after.check(&file).unwrap();
+        file.write_all_at(b"z", 5000).unwrap();
+        let damaged = sums.after(&file, &extents, &changed).unwrap();
+        assert!(matches!(damaged.check(&file), Err(Damage::Content { start: 0, .. })));
+        assert_eq!(Sums::of_nothing().after(&file, &extents, &[]).unwrap(), Sums::of(&file).unwrap());
     }
 
     #[test]

@@ -28,13 +28,15 @@ const PIECE: usize = 1 << 20;
 pub fn extents(file: &File) -> io::Result<Vec<Extent>> {
     let length = file.metadata()?.len();
     match extent_map::of(file, length) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY)) => sought(file),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY)) => {
+            own_extents(file)
+        }
         mapped => mapped,
     }
 }
 
-/// Lists the extents by seeking, in a file without a map.
-fn sought(file: &File) -> io::Result<Vec<Extent>> {
+/// Lists the extents of a file that shares none with another one, by seeking. Does not bring them to the disk.
+pub fn own_extents(file: &File) -> io::Result<Vec<Extent>> {
     let (mut found, mut from) = (Vec::new(), 0);
     loop {
         let start = match seek(file, SeekFrom::Data(from)) {
@@ -115,7 +117,7 @@ mod tests {
     }
 
     fn listed(file: &File) -> Vec<Extent> {
-        assert_eq!(sought(file).unwrap(), extents(file).unwrap());
+        assert_eq!(own_extents(file).unwrap(), extents(file).unwrap());
         extents(file).unwrap()
     }
 

@@ -34,7 +34,7 @@ use wrenn_api::SandboxId;
 use wrenn_disk::Volumes;
 use wrenn_memory::{
     BLOCK_SIZE, BuildId, Generation, Generations, Header, Layers, Layout, Manifest, Mapping, MemoryError,
-    Origin, Part, Partial, capture, mapping_of_flat,
+    Origin, Part, Partial, capture,
 };
 use wrenn_os::sparse_file;
 use wrenn_vmm::{Diffs, MemorySource, MicroVm, PagedMemory, Snapshot, SnapshotFiles, SnapshotKind};
@@ -201,14 +201,22 @@ impl Snapshots {
         };
         let changes = File::open(&files.memory).map_err(fail)?;
         let memory_size = changes.metadata().map_err(fail)?.len();
+        let below = parent.as_ref().map(|parent| &parent.header.mapping);
         // What many go on from is flat, so that they share it.
-        let packed = parent.as_ref().filter(|_| self.packs && is_of_sandbox(label));
-        let layout = if packed.is_some() { Layout::Packed } else { Layout::Flat };
-        let written = match packed {
-            Some(parent) => pack(&partial, &changes, &parent.header.mapping),
-            None => self.put_together(&partial, &changes, parent.as_ref()),
+        let layout = match &parent {
+            Some(_) if self.packs && is_of_sandbox(label) => Layout::Packed,
+            _ => Layout::Flat,
         };
-        let (data, mapping) = written.map_err(fail)?;
+        let data = new_data(&partial).map_err(fail)?;
+        if let Some(parent) = parent.as_ref().filter(|_| layout == Layout::Flat) {
+            self.copy_flat(parent, &data).map_err(fail)?;
+        }
+        if layout == Layout::Flat {
+            data.set_len(memory_size).map_err(fail)?;
+        }
+        let changed = capture(&changes, build, &data, layout, || Ok(())).map_err(fail)?;
+        let mapping = changed.over(below.unwrap_or(&Mapping::default()));
+        let mapping = if layout == Layout::Flat { mapping.flat(build) } else { mapping };
         if let Some(working_set) = working_set.filter(|_| layout == Layout::Packed) {
             layout::copy_if_present(working_set, &partial.path(Part::WorkingSet)).map_err(fail)?;
         }
@@ -218,29 +226,14 @@ impl Snapshots {
             memory_size,
             generation: parent.as_ref().map_or(0, |parent| parent.header.generation.saturating_add(1)),
             build,
-            parent: parent.map(|parent| parent.manifest.build),
+            parent: parent.as_ref().map(|parent| parent.manifest.build),
             mapping,
         };
         let manifest = Manifest::new(build, label, layout, self.origin.clone());
-        let bytes = data.metadata().map_err(fail)?.blocks() * 512;
-        Ok(Kept { generation: partial.keep(&header, manifest)?, bytes })
-    }
-
-    /// Writes the flat data of a new generation: a copy of the parent's, with the changes.
-    fn put_together(
-        &self,
-        partial: &Partial,
-        changes: &File,
-        parent: Option<&Generation>,
-    ) -> io::Result<(File, Mapping)> {
-        let data = new_data(partial)?;
-        if let Some(parent) = parent {
-            self.copy_flat(parent, &data)?;
-        }
-        data.set_len(changes.metadata()?.len())?;
-        capture(changes, partial.build, &data, Layout::Flat, || Ok(()))?;
-        let mapping = mapping_of_flat(&data, partial.build)?;
-        Ok((data, mapping))
+        let copied = parent.as_ref().filter(|parent| parent.manifest.layout == Layout::Flat);
+        let copied = copied.map(|parent| (&parent.manifest, &changed));
+        let generation = partial.keep_after(&header, manifest, copied)?;
+        Ok(Kept { generation, bytes: data.metadata().map_err(fail)?.blocks() * 512 })
     }
 
     /// Copies the memory of a generation as one for many, whose data shares extents with the copy where both are flat and
@@ -260,7 +253,7 @@ impl Snapshots {
             let data = new_data(&partial).map_err(fail)?;
             all.copy_flat(&source, &data).map_err(fail)?;
             take_over(&partial, &all.generations.path(from, Part::State), &label).map_err(fail)?;
-            let mapping = mapping_of_flat(&data, build).map_err(fail)?;
+            let mapping = source.header.mapping.flat(build);
             let header = Header { build, parent: Some(from), mapping, ..source.header };
             partial.keep(&header, Manifest::new(build, &label, Layout::Flat, source.manifest.origin))?;
             Ok::<_, AgentError>(())
@@ -425,13 +418,6 @@ fn is_of_sandbox(label: &str) -> bool {
 /// Makes the file for the data of a new generation.
 fn new_data(partial: &Partial) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))
-}
-
-/// Writes the packed data of a new generation: the changes.
-fn pack(partial: &Partial, changes: &File, parent: &Mapping) -> io::Result<(File, Mapping)> {
-    let data = new_data(partial)?;
-    let changed = capture(changes, partial.build, &data, Layout::Packed, || Ok(()))?;
-    Ok((data, changed.over(parent)))
 }
 
 /// Returns whether a generation with this label is one of a template, and not of a sandbox or a named snapshot.
