@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! QEMU with the same guest as the driver's, started by hand and restored from its memory: the floor for a create.
+//! QEMU with the same guest as the driver's, started by hand and restored from its memory: the floor for creates and
+//! resumes.
 
 use std::{
     fs,
@@ -13,6 +14,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use wrenn_testkit::Stack;
 
 /// Longer than any boot.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -28,24 +32,24 @@ impl Drop for Qemu {
     }
 }
 
-/// A guest by hand: where its files are, and how it runs.
-pub(crate) struct Guest<'a> {
+/// A guest by hand that was saved when its envd answered.
+pub(crate) struct Guest {
     /// Kernel and initial RAM disk.
-    pub(crate) share: &'a Path,
+    share: PathBuf,
     /// `tcg` or `kvm`.
-    pub(crate) accel: &'a str,
+    accel: &'static str,
+    /// Its files, on the file system of the stack's disks.
+    dir: TempDir,
+    client: reqwest::Client,
 }
 
-/// A guest that was saved when its envd answered.
-pub(crate) struct Saved {
-    memory: PathBuf,
-    state: PathBuf,
-    disk: PathBuf,
-}
+impl Guest {
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
 
-impl Guest<'_> {
     /// `keep` says whether what the guest writes is kept in the file of its memory.
-    fn command(&self, disk: &Path, memory: &Path, keep: bool, port: u16) -> Command {
+    fn command(&self, disk: &Path, keep: bool, port: u16) -> Command {
         let cpu = if self.accel == "kvm" { "host" } else { "max" };
         let accel = if self.accel == "kvm" { "kvm" } else { "tcg,thread=multi" };
         let mut command = Command::new("qemu-system-x86_64");
@@ -61,7 +65,7 @@ impl Guest<'_> {
         command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=root"]);
         command.args(["-netdev", &format!("user,id=net,hostfwd=tcp:127.0.0.1:{port}-:49983")]);
         command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
-        let share = if keep { "on" } else { "off" };
+        let (share, memory) = (if keep { "on" } else { "off" }, self.file("memory"));
         let memory =
             format!("memory-backend-file,id=memory,size=512M,share={share},mem-path={}", memory.display());
         command.args(["-object", &memory]);
@@ -69,45 +73,57 @@ impl Guest<'_> {
         command
     }
 
-    /// Boots a guest with this disk, and saves it in `dir` when its envd answers.
-    pub(crate) async fn save(&self, disk: &Path, dir: &Path) -> Result<Saved> {
-        let [memory, state, socket, kept] =
-            ["memory", "state", "qmp", "saved.img"].map(|name| dir.join(name));
-        let port = free_port()?;
-        let mut command = self.command(disk, &memory, true, port);
+    /// Boots a guest beside the stack's disks, and saves it when its envd answers.
+    pub(crate) async fn save(stack: &Stack, share: &Path) -> Result<Self> {
+        let dir =
+            tempfile::Builder::new().prefix("bench").tempdir_in(stack.state_dir.join("agent/volumes"))?;
+        let client = reqwest::Client::builder().timeout(Duration::from_millis(500));
+        // No idle connections, because they belong to the previous guest.
+        let client = client.pool_max_idle_per_host(0).build()?;
+        let guest = Self { share: share.to_owned(), accel: accel(stack)?, dir, client };
+        let (disk, socket) = (disk(share, guest.dir.path())?, guest.file("qmp"));
+        let port = free_ports(1)?.remove(0);
+        let mut command = guest.command(&disk, true, port);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
-        let mut qemu = Qemu::start(command)?;
-        qemu.answers(port).await?;
+        let _qemu = Qemu::start(command)?.answers(guest.client.clone(), port).await?;
         let mut control = UnixStream::connect(&socket)?;
         control.set_read_timeout(Some(LIMIT))?;
         for (name, arguments) in [
             ("qmp_capabilities", json!({})),
             ("stop", json!({})),
-            ("xen-save-devices-state", json!({ "filename": state, "live": false })),
+            ("xen-save-devices-state", json!({ "filename": guest.file("state"), "live": false })),
         ] {
             order(&mut control, name, &arguments)?;
         }
-        copy(disk, &kept)?;
-        Ok(Saved { memory, state, disk: kept })
+        copy(&disk, &guest.file("saved.img"))?;
+        Ok(guest)
     }
 
-    /// Returns the time from the start of QEMU until the saved guest's envd answers. `disk` is a copy of its disk.
-    pub(crate) async fn restore(&self, saved: &Saved, disk: &Path) -> Result<Duration> {
-        let port = free_port()?;
-        let mut command = self.command(disk, &saved.memory, false, port);
-        command.arg("-incoming").arg(format!("exec:cat {}", saved.state.display()));
-        let begin = Instant::now();
-        Qemu::start(command)?.answers(port).await?;
-        Ok(begin.elapsed())
+    /// Copies the saved guest's disk for this many restores.
+    pub(crate) fn disks(&self, count: usize) -> Result<Vec<PathBuf>> {
+        let targets = (0..count).map(|number| self.file(&format!("copy{number}.img")));
+        targets
+            .map(|target| {
+                copy(&self.file("saved.img"), &target)?;
+                Ok(target)
+            })
+            .collect()
     }
-}
 
-impl Saved {
-    /// Copies the disk for one restore.
-    pub(crate) fn disk(&self) -> Result<PathBuf> {
-        let target = self.disk.with_extension("copy");
-        copy(&self.disk, &target)?;
-        Ok(target)
+    /// Returns the time from the start of the first QEMU until envd answers in all guests, one on each of these disks.
+    pub(crate) async fn restore(&self, disks: &[PathBuf]) -> Result<Duration> {
+        let (ports, state) = (free_ports(disks.len())?, self.file("state"));
+        let (begin, mut answers) = (Instant::now(), JoinSet::new());
+        for (disk, port) in disks.iter().zip(ports) {
+            let mut command = self.command(disk, false, port);
+            command.arg("-incoming").arg(format!("exec:cat {}", state.display()));
+            answers.spawn(Qemu::start(command)?.answers(self.client.clone(), port));
+        }
+        // All run until the last one answers, as sandboxes do.
+        let running = answers.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+        let took = begin.elapsed();
+        drop(running);
+        Ok(took)
     }
 }
 
@@ -117,13 +133,12 @@ impl Qemu {
     }
 
     /// Waits until envd answers.
-    async fn answers(&mut self, port: u16) -> Result<()> {
-        let client = reqwest::Client::builder().timeout(Duration::from_millis(500)).build()?;
+    async fn answers(mut self, client: reqwest::Client, port: u16) -> Result<Self> {
         let begin = Instant::now();
         let url = format!("http://127.0.0.1:{port}/health");
         loop {
             if client.get(&url).send().await.is_ok_and(|response| response.status().is_success()) {
-                return Ok(());
+                return Ok(self);
             }
             if let Some(status) = self.0.try_wait()? {
                 bail!("QEMU ended: {status}");
@@ -134,14 +149,32 @@ impl Qemu {
     }
 }
 
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// Returns the accelerator that the stack uses, so that both sides use the same.
+fn accel(stack: &Stack) -> Result<&'static str> {
+    let output = stack.wrenn(&["doctor", "--json"])?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("wrenn doctor printed no JSON")?;
+    Ok(if report["kvm"]["usable"] == true { "kvm" } else { "tcg" })
 }
 
-/// Copies a disk without its holes.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All are open until the last one is found, so that they differ.
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+/// Copies the template's image, enlarged to the size of a sandbox's disk.
+pub(crate) fn disk(share: &Path, dir: &Path) -> Result<PathBuf> {
+    let target = dir.join("disk.img");
+    let image = share.join("images/minimal/rootfs.ext4");
+    copy(&image, &target)?;
+    fs::OpenOptions::new().write(true).open(&target)?.set_len(5120 << 20)?;
+    Ok(target)
+}
+
+/// Copies a disk without its holes; shares its extents where the file system can.
+fn copy(from: &Path, to: &Path) -> Result<()> {
     let _ = fs::remove_file(to);
-    let copied = Command::new("cp").args(["--sparse=always"]).arg(from).arg(to).status()?;
+    let copied = Command::new("cp").args(["--reflink=auto"]).arg(from).arg(to).status()?;
     ensure!(copied.success(), "{} cannot be copied", from.display());
     Ok(())
 }

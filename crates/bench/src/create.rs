@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Time from the creation of a sandbox to the end of its first command, compared with QEMU restored by hand from
-//! memory until envd answers.
+//! memory until envd answers; and of many creates at once, compared with as many QEMUs.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
+use tokio::task::JoinSet;
 use wrenn_testkit::{Stack, wait_until};
 
-use crate::{
-    by_hand::{self, Guest},
-    row::Row,
-};
+use crate::{by_hand::Guest, row::Row};
 
 const ROUNDS: usize = 25;
+/// Sandboxes that are created at once, and how often.
+const MANY: usize = 20;
+const MANY_ROUNDS: usize = 7;
 
+/// Returns the time from the creation of a sandbox to the end of its first command.
 async fn over_the_api(stack: &Stack) -> Result<Duration> {
     let begin = Instant::now();
     let id = stack.api.create(&json!({})).await?;
@@ -28,26 +27,24 @@ async fn over_the_api(stack: &Stack) -> Result<Duration> {
     Ok(took)
 }
 
-/// Copies the template's image for QEMU by hand, enlarged to the size of a sandbox's disk.
-pub(crate) fn disk(share: &Path, dir: &Path) -> Result<std::path::PathBuf> {
-    let target = dir.join("disk.img");
-    let image = share.join("images/minimal/rootfs.ext4");
-    by_hand::copy(&image, &target)?;
-    std::fs::OpenOptions::new().write(true).open(&target)?.set_len(5120 << 20)?;
-    Ok(target)
-}
-
-/// Returns the accelerator that the stack uses, so that both sides use the same.
-fn accel(stack: &Stack) -> Result<&'static str> {
-    let output = stack.wrenn(&["doctor", "--json"])?;
-    let report: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("wrenn doctor printed no JSON")?;
-    Ok(if report["kvm"]["usable"] == true { "kvm" } else { "tcg" })
+/// Returns the time until the last of many sandboxes that are created at once runs.
+async fn many_over_the_api(stack: &Stack) -> Result<Duration> {
+    let (begin, mut creates) = (Instant::now(), JoinSet::new());
+    for _ in 0..MANY {
+        let api = stack.api.clone();
+        creates.spawn(async move { api.create(&json!({})).await });
+    }
+    let ids = creates.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
+    let took = begin.elapsed();
+    for id in ids {
+        stack.api.remove(&id).await?;
+    }
+    Ok(took)
 }
 
 /// Waits until sandboxes go on from the memory of their template: until a create takes a fraction of a boot.
-async fn warm_up(stack: &Stack) -> Result<()> {
-    let snapshots = stack.state_dir.join("agent/snapshots");
+pub(crate) async fn warm_up(stack: &Stack) -> Result<()> {
+    let snapshots = stack.state_dir.join("agent/volumes/snapshots");
     over_the_api(stack).await?;
     let complete = async || {
         let entries = std::fs::read_dir(&snapshots).ok()?.flatten();
@@ -58,17 +55,26 @@ async fn warm_up(stack: &Stack) -> Result<()> {
     over_the_api(stack).await.map(drop)
 }
 
-/// Measures both sides alternately, so that other load affects both.
-pub(crate) async fn first_exec(stack: &Stack, share: &Path) -> Result<Vec<Row>> {
-    let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
-    let guest = Guest { share, accel: accel(stack)? };
-    let saved = guest.save(&disk(share, dir.path())?, dir.path()).await?;
+/// Measures creates from the memory of the template. Both sides alternate, so that other load affects both.
+pub(crate) async fn first_exec(stack: &Stack, guest: &Guest) -> Result<Vec<Row>> {
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     warm_up(stack).await?;
     for _ in 0..ROUNDS {
-        floor.push(guest.restore(&saved, &saved.disk()?).await?);
+        floor.push(guest.restore(&guest.disks(1)?).await?);
         ours.push(over_the_api(stack).await?);
     }
     let ratio = "create to first exec ÷ bare VMM restored until envd answers";
     Ok(vec![Row::ratio(ratio, &ours, &floor, 1.1), Row::time("create to first exec (ms)", &ours, 400.0)])
+}
+
+/// Measures many creates at once from the memory of the template, alternately with as many QEMUs.
+pub(crate) async fn at_once(stack: &Stack, guest: &Guest) -> Result<Row> {
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    warm_up(stack).await?;
+    for _ in 0..MANY_ROUNDS {
+        floor.push(guest.restore(&guest.disks(MANY)?).await?);
+        ours.push(many_over_the_api(stack).await?);
+    }
+    let what = "20 creates at once ÷ 20 bare VMMs restored at once until envd answers";
+    Ok(Row::ratio(what, &ours, &floor, 1.2))
 }

@@ -52,5 +52,5 @@ pub(crate) async fn agent_memory(stack: &Stack) -> Result<Row> {
     remove(stack, &[first, more].concat()).await?;
     let each = (after - before) / MORE as f64;
     let what = "agent's resident memory for an idle sandbox (KiB)";
-    Ok(Row { what, unit: "KiB", ours: each, floor: None, figure: each, goal: 300.0, runs: MORE })
+    Ok(Row::figure(what, "KiB", each, MORE, 300.0))
 }

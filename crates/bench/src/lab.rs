@@ -19,7 +19,7 @@ use wrenn_vmm::{
 
 use crate::{
     bare::{Bare, Programs},
-    create,
+    by_hand,
     row::Row,
 };
 
@@ -77,7 +77,7 @@ impl Bench {
     }
 
     fn spec(&self, slot: &SlotSpec) -> Result<BootSpec> {
-        let (disk, run_dir) = (create::disk(&self.share, &self.dir)?, self.dir.join("run"));
+        let (disk, run_dir) = (by_hand::disk(&self.share, &self.dir)?, self.dir.join("run"));
         fs::create_dir_all(&run_dir)?;
         for path in [&disk, &run_dir] {
             chown(path, Some(UID), Some(UID))?;

@@ -4,15 +4,19 @@
 
 mod bare;
 mod by_hand;
+mod capture;
 mod clone;
 mod create;
 mod exec;
 mod first_byte;
 mod idle;
 mod lab;
+mod pause;
 mod restore;
+mod resume;
 mod row;
 mod slots;
+mod unique;
 
 use std::{
     env, fs,
@@ -23,6 +27,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use wrenn_testkit::Stack;
 
+use by_hand::Guest;
 use row::Row;
 
 /// Directory of the guest's files.
@@ -30,22 +35,58 @@ fn share() -> Result<PathBuf> {
     env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set: run `make bench`")
 }
 
-/// Measures what needs a running Wrenn.
-async fn with_wrenn() -> Result<Vec<Row>> {
+/// Measures with a running Wrenn, and with a guest by hand beside it.
+async fn beside_wrenn(measure: impl AsyncFnOnce(&Stack, &Guest) -> Result<Vec<Row>>) -> Result<Vec<Row>> {
     eprintln!("bench: starting Wrenn");
     let stack = Stack::start().await?;
     let measured = async {
-        eprintln!("bench: creating sandboxes");
-        let create = create::first_exec(&stack, &share()?).await?;
-        eprintln!("bench: running commands");
-        let exec = exec::against_envd(&stack).await?;
-        eprintln!("bench: leaving sandboxes idle");
-        let idle = idle::agent_memory(&stack).await?;
-        Ok::<_, anyhow::Error>([create, exec, vec![idle]].concat())
-    }
-    .await;
+        let guest = Guest::save(&stack, &share()?).await?;
+        measure(&stack, &guest).await
+    };
+    let (measured, logs) = (measured.await, stack.logs());
     stack.stop().await?;
-    measured
+    measured.context(logs)
+}
+
+async fn with_wrenn() -> Result<Vec<Row>> {
+    beside_wrenn(async |stack, guest| {
+        eprintln!("bench: creating sandboxes");
+        let create = create::first_exec(stack, guest).await?;
+        eprintln!("bench: running commands");
+        let exec = exec::against_envd(stack).await?;
+        eprintln!("bench: leaving sandboxes idle");
+        let idle = idle::agent_memory(stack).await?;
+        Ok([create, exec, vec![idle]].concat())
+    })
+    .await
+}
+
+async fn pauses() -> Result<Vec<Row>> {
+    beside_wrenn(async |stack, _| {
+        eprintln!("bench: pausing sandboxes");
+        pause::against_writing(stack).await
+    })
+    .await
+}
+
+async fn resumes() -> Result<Vec<Row>> {
+    beside_wrenn(async |stack, guest| {
+        eprintln!("bench: resuming a sandbox");
+        let resume = resume::first_exec(stack, guest).await?;
+        eprintln!("bench: creating many sandboxes at once");
+        Ok(vec![resume, create::at_once(stack, guest).await?])
+    })
+    .await
+}
+
+async fn unique() -> Result<Vec<Row>> {
+    eprintln!("bench: leaving clones on Firecracker idle");
+    let test_guests = unique::of_test_guests().await?;
+    let sandboxes = beside_wrenn(async |stack, _| {
+        eprintln!("bench: leaving clones idle");
+        unique::of_sandboxes(stack).await
+    });
+    Ok(test_guests.into_iter().chain(sandboxes.await?).collect())
 }
 
 async fn slots() -> Result<Vec<Row>> {
@@ -60,7 +101,9 @@ async fn first_byte() -> Result<Vec<Row>> {
 
 async fn restores() -> Result<Vec<Row>> {
     eprintln!("bench: restoring Firecracker");
-    restore::driver_against_client().await
+    let restores = restore::driver_against_client().await?;
+    eprintln!("bench: pausing Firecracker");
+    Ok(restores.into_iter().chain(capture::pauses().await?).collect())
 }
 
 async fn clones() -> Result<Vec<Row>> {
@@ -81,8 +124,9 @@ async fn lab() -> Result<Vec<Row>> {
 
 /// Measures everything that needs no lab.
 async fn all() -> Result<Vec<Row>> {
-    Ok([clones().await?, slots().await?, first_byte().await?, restores().await?, with_wrenn().await?]
-        .concat())
+    let alone = [clones().await?, slots().await?, first_byte().await?, restores().await?];
+    let beside_wrenn = [with_wrenn().await?, pauses().await?, resumes().await?, unique().await?];
+    Ok([alone, beside_wrenn].concat().concat())
 }
 
 #[tokio::main]
@@ -96,12 +140,15 @@ async fn main() -> Result<()> {
         Some("first-byte") => first_byte().await?,
         Some("restores") => restores().await?,
         Some("wrenn") => with_wrenn().await?,
+        Some("pauses") => pauses().await?,
+        Some("resumes") => resumes().await?,
+        Some("unique") => unique().await?,
         // Only in the lab, where KVM runs Linux and there is device-mapper.
         Some("snapshots") => snapshots().await?,
         Some("lab") => lab().await?,
         Some(other) => {
             bail!(
-                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn; in the lab lab or snapshots"
+                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn, pauses, resumes, unique; in the lab lab or snapshots"
             )
         }
     };

@@ -24,52 +24,62 @@ use crate::{
 const ROUNDS: usize = 50;
 /// Rounds that fill caches and are not counted.
 const WARM: usize = 3;
-/// User id that nothing else uses.
-const UID: u32 = 64_997;
+/// First of some user ids that nothing else uses.
+const UID: u32 = 65_100;
 const MEMORY_MB: u32 = 128;
 /// Pause before each measurement, in which the processes of the previous one end.
 const REST: Duration = Duration::from_millis(100);
 
 /// Place for the files of one measurement after another.
-struct Place {
+pub(crate) struct Place {
     dir: PathBuf,
     programs: Programs,
-    driver: Firecracker,
+    pub(crate) driver: Firecracker,
 }
 
 impl Place {
-    fn new(dir: &Path) -> Result<Self> {
+    /// Returns whether this machine can run guests on KVM; says so if it cannot.
+    pub(crate) fn works_here() -> bool {
+        let works = Path::new("/dev/kvm").exists();
+        if !works {
+            eprintln!("bench: no rows for restores here: there is no /dev/kvm");
+        }
+        works
+    }
+
+    /// Place in an empty directory for guests with this kernel.
+    pub(crate) fn new(dir: &Path, kernel: &[u8]) -> Result<Self> {
         let (programs, jail) = (Programs::find()?, dir.join("jail"));
         fs::create_dir(&jail)?;
-        fs::write(dir.join("guest.elf"), ELF)?;
+        fs::write(dir.join("guest.elf"), kernel)?;
         let isolation = Isolation::Jailer { program: programs.jailer.clone(), dir: jail };
         let driver = Firecracker::new(&programs.firecracker, isolation)?;
         Ok(Self { dir: dir.to_owned(), programs, driver })
     }
 
-    /// Describes a microVM with an empty run directory.
-    fn spec(&self) -> Result<BootSpec> {
-        let run_dir = self.dir.join("run");
+    /// Describes a microVM with an empty run directory. Those that run at the same time have different numbers.
+    pub(crate) fn spec(&self, number: u32) -> Result<BootSpec> {
+        let (run_dir, uid) = (self.dir.join(format!("run{number}")), UID + number);
         let _ = fs::remove_dir_all(&run_dir);
         fs::create_dir(&run_dir)?;
-        chown(&run_dir, Some(UID), Some(UID))?;
+        chown(&run_dir, Some(uid), Some(uid))?;
         Ok(BootSpec {
             id: "bench".into(),
             run_dir,
             kernel: self.dir.join("guest.elf"),
             vcpus: 1,
             memory_mb: MEMORY_MB,
-            uid: UID,
-            gid: UID,
+            uid,
+            gid: uid,
             ..BootSpec::default()
         })
     }
 
     /// Boots a guest and takes a snapshot of it.
-    async fn snapshot(&self) -> Result<SnapshotFiles> {
-        let spec = self.spec()?;
+    pub(crate) async fn snapshot(&self) -> Result<SnapshotFiles> {
+        let spec = self.spec(0)?;
         let vm = self.driver.boot(&spec).await?;
-        prints(&spec.run_dir.join("console.log")).await?;
+        prints(&spec.run_dir.join("console.log"), 1).await?;
         let files = SnapshotFiles { state: self.dir.join("state"), memory: self.dir.join("memory") };
         vm.pause().await?;
         vm.snapshot(SnapshotKind::Full, &files).await?;
@@ -81,44 +91,43 @@ impl Place {
     }
 
     async fn ours(&self, files: &SnapshotFiles) -> Result<Duration> {
-        let spec = self.spec()?;
+        let spec = self.spec(0)?;
         let memory = MemorySource::Shared(files.memory.clone());
         let snapshot = Snapshot { state: files.state.clone(), memory, run: true };
         let begin = Instant::now();
         let vm: Box<dyn MicroVm> = self.driver.restore(&snapshot, &spec).await?;
-        prints(&spec.run_dir.join("console.log")).await?;
+        prints(&spec.run_dir.join("console.log"), 1).await?;
         let took = begin.elapsed();
         vm.kill().await?;
         Ok(took)
     }
 
     async fn by_hand(&self, files: &SnapshotFiles) -> Result<Duration> {
-        let (spec, console) = (self.spec()?, self.dir.join("console"));
+        let (spec, console) = (self.spec(0)?, self.dir.join("console"));
         let begin = Instant::now();
         let bare = Bare::restore(&self.programs, &self.dir.join("hand"), &spec, files, &console)?;
-        prints(&console).await?;
+        prints(&console, 1).await?;
         let took = begin.elapsed();
         drop(bare);
         Ok(took)
     }
 }
 
-/// Waits for a byte on the console.
-async fn prints(console: &Path) -> Result<()> {
+/// Waits for this number of bytes on the console.
+pub(crate) async fn prints(console: &Path, bytes: u64) -> Result<()> {
     let console = console.to_owned();
-    let said = move || fs::metadata(&console).is_ok_and(|meta| meta.len() > 0);
+    let said = move || fs::metadata(&console).is_ok_and(|meta| meta.len() >= bytes);
     tokio::task::spawn_blocking(|| wait_for_byte(said)).await?
 }
 
 /// Measures both sides alternately; none without KVM.
 pub(crate) async fn driver_against_client() -> Result<Vec<Row>> {
-    if !Path::new("/dev/kvm").exists() {
-        eprintln!("bench: no rows for restores here: there is no /dev/kvm");
+    if !Place::works_here() {
         return Ok(Vec::new());
     }
     let dir = tempfile::Builder::new().prefix("wrenn-bench").tempdir_in("/tmp")?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    let place = Place::new(dir.path())?;
+    let place = Place::new(dir.path(), ELF)?;
     let files = place.snapshot().await.context("no snapshot of the test guest")?;
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS + WARM {

@@ -37,6 +37,17 @@ impl Row {
         let (runs, ours) = (ours.len(), median(ours));
         Self { what, unit: "ms", ours, floor: None, figure: ours, goal, runs }
     }
+
+    /// Creates a row with a figure in this unit and no floor.
+    pub(crate) fn figure(
+        what: &'static str,
+        unit: &'static str,
+        figure: f64,
+        runs: usize,
+        goal: f64,
+    ) -> Self {
+        Self { what, unit, ours: figure, floor: None, figure, goal, runs }
+    }
 }
 
 /// Median in milliseconds.
