@@ -2,7 +2,9 @@
 //! Stack under test: `wrenn up` in a temporary state directory.
 
 use std::{
-    env, fs,
+    env,
+    ffi::CString,
+    fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     net::TcpListener,
     os::{
@@ -16,7 +18,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+    process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit},
+};
 use serde_json::json;
 
 use crate::{Api, Process, Resources, processes, resources};
@@ -28,6 +33,28 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// Maximum number of open files of each process (`RLIMIT_NOFILE`).
     pub open_files: Option<u64>,
+    /// Size in MiB of a file system of its own for the state directory.
+    pub state_mb: Option<u64>,
+}
+
+/// File system in memory that is mounted on a directory; dropping it unmounts it.
+#[derive(Debug)]
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(dir: &Path, size_mb: u64) -> Result<Self> {
+        let options = CString::new(format!("size={size_mb}M,mode=0755"))?;
+        fs::create_dir(dir)?;
+        mount("wrenn", dir, "tmpfs", MountFlags::empty(), options.as_c_str())
+            .with_context(|| format!("cannot mount a tmpfs on {}", dir.display()))?;
+        Ok(Self(dir.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
 }
 
 /// Running Wrenn. Only [`Stack::stop`] stops it; dropping it does not.
@@ -43,6 +70,8 @@ pub struct Stack {
     /// Sandboxes that cases have given back.
     unused: Mutex<Vec<String>>,
     up: Child,
+    /// File system of the state directory, which is unmounted before the directory is removed.
+    _state: Option<Mounted>,
     home: tempfile::TempDir,
     env: Vec<(String, String)>,
 }
@@ -130,6 +159,7 @@ impl Stack {
         // The unprivileged server removes the file of a fault point that has fired.
         fs::set_permissions(&faults, fs::Permissions::from_mode(0o777))?;
         fs::write(home.path().join(".env"), FOREIGN_VARIABLES)?;
+        let state = setup.state_mb.map(|size| Mounted::new(&state_dir, size)).transpose()?;
         let mut env = vec![
             ("HOME".to_owned(), home.path().display().to_string()),
             ("WRENN_STATE_DIR".to_owned(), state_dir.display().to_string()),
@@ -156,6 +186,7 @@ impl Stack {
             before,
             unused: Mutex::default(),
             up,
+            _state: state,
             home,
             env,
         };
@@ -288,10 +319,18 @@ impl Stack {
         Ok(found.with_context(|| format!("{id} has no VMM"))?.pid)
     }
 
+    /// Command lines of the page servers of sandbox `id`.
+    pub fn page_servers(&self, id: &str) -> Vec<String> {
+        let serves = |process: &Process| process.args.get(1).is_some_and(|arg| arg == "page-server");
+        let all = processes().into_iter().filter(serves).map(|process| process.args.join(" "));
+        all.filter(|line| line.contains(id)).collect()
+    }
+
     /// Lists files, processes, devices and control groups that belong to sandbox `id`.
     pub fn remains(&self, id: &str) -> Vec<String> {
         let agent = self.state_dir.join("agent");
         let mut found: Vec<String> = self.vmms().into_iter().filter(|line| line.contains(id)).collect();
+        found.extend(self.page_servers(id));
         for dir in ["sandboxes", "volumes/volumes", "volumes/nodes"] {
             let Ok(entries) = fs::read_dir(agent.join(dir)) else { continue };
             let paths = entries.flatten().map(|entry| entry.path().display().to_string());

@@ -48,7 +48,7 @@ pub fn setup(dir: &Path) -> Result<Setup> {
         ("WRENN_SHARE_DIR", share(dir)?.display().to_string()),
     ];
     let env = variables.map(|(name, value)| (name.to_owned(), value)).to_vec();
-    Ok(Setup { env, open_files: None })
+    Ok(Setup { env, ..Setup::default() })
 }
 
 /// Path of the console log of sandbox `id`.

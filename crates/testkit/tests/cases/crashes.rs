@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes of Wrenn are killed with SIGKILL; sandboxes keep running.
 
+mod dice;
+mod model;
+mod sequence;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use serde_json::json;
 use wrenn_testkit::{Stack, wait_until};
 
+pub(crate) use self::sequence::operations_in_any_order;
 use super::support::{start_counter, still_counts};
 
 /// The agent is killed and restarted: it adopts the running sandbox.

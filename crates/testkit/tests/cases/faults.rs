@@ -27,13 +27,13 @@ enum Guests {
 
 /// Fault points of the control plane's sources and of the agent's steps; a test of the agent compares those.
 /// Deletes are between creates, because a host with several failed creates in a row gets no more sandboxes.
-const POINTS: &str = include_str!("fault_points.txt");
+pub(crate) const POINTS: &str = include_str!("fault_points.txt");
 
 /// Final statuses of a sandbox.
 const SETTLED: [&str; 4] = ["running", "error", "stopped", "stopping"];
 
 /// Arms a fault point, runs `act`, and waits until the killed process is restarted and healthy.
-async fn kill_at(stack: &Stack, point: &str, act: impl Future) -> Result<()> {
+pub(crate) async fn kill_at(stack: &Stack, point: &str, act: impl Future) -> Result<()> {
     let part = point.split('.').next().context("no part")?;
     let old = stack.child(part)?;
     stack.arm(point)?;

@@ -27,7 +27,7 @@ pub(crate) fn quick_driver() -> Vec<(String, String)> {
 async fn start(env: &[(&str, &str)], open_files: Option<u64>) -> Result<Stack> {
     let mut variables = quick_driver();
     variables.extend(env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-    Stack::start_with(Setup { env: variables, open_files }).await
+    Stack::start_with(Setup { env: variables, open_files, ..Setup::default() }).await
 }
 
 /// Fills the volume store: completely if it has a file system of its own, else so far that the rest of Wrenn

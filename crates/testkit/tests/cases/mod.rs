@@ -66,6 +66,8 @@ pub(crate) const LAB: &[&str] = &[
     "lifecycle::a_vmm_that_is_killed_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
+    "pause::a_paused_sandbox_survives_its_agent",
+    "pause::many_go_on_from_a_snapshot",
     "pause::what_ran_goes_on",
     "template_snapshots::",
 ];
@@ -110,6 +112,7 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::errors_are_frames_or_answers,
         migrations::several_at_once,
         pause::what_ran_goes_on,
+        pause::files_and_a_database_stay_whole,
         pause::connections_from_before_are_reset,
         pause::the_disk_survives_without_the_memory,
         pause::idle_sandboxes_are_paused,
@@ -120,18 +123,20 @@ pub(crate) fn beside() -> Cases<Case> {
     ]
 }
 
-/// Cases that restart processes of Wrenn.
+/// Cases that restart processes of Wrenn, or look at what only they may have.
 pub(crate) fn alone() -> Cases<Case> {
     cases![
         cli::a_create_whose_answer_is_lost_leaves_no_sandbox,
         crashes::the_agent,
         crashes::the_control_plane,
+        crashes::operations_in_any_order,
         fleet::many_survive_the_agent,
         outages::postgres,
         outages::redis,
         outages::the_host,
         pause::a_paused_sandbox_survives_its_agent,
         pause::a_restarted_host_has_its_sandboxes_paused,
+        pause::snapshots_amid_writes_are_whole,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
     ]
@@ -143,6 +148,7 @@ pub(crate) fn own() -> Cases<OwnCase> {
         hosts::bad_guests_and_a_full_disk,
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
+        pause::a_disk_that_becomes_full_is_told_and_all_goes_on,
         pause::nothing_that_restarts_loses_a_sandbox,
         slots::a_failed_one_takes_nothing_from_its_heir,
         template_snapshots::sandboxes_go_on_from_their_template_each_as_itself,

@@ -238,7 +238,7 @@ async fn reach(stack: &Stack, world: &World) -> Result<()> {
 pub(crate) async fn guests_reach_the_internet_and_nothing_else() -> Result<()> {
     apart(async || {
         let world = World::new()?;
-        let stack = Stack::start_with(Setup { env: quick_driver(), open_files: None }).await?;
+        let stack = Stack::start_with(Setup { env: quick_driver(), ..Setup::default() }).await?;
         let result = reach(&stack, &world).await;
         end(stack, result).await?;
         let left: Vec<_> = links()?.into_iter().filter(|name| name.starts_with("wr")).collect();

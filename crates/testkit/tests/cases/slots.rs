@@ -89,7 +89,7 @@ pub(crate) async fn a_failed_one_takes_nothing_from_its_heir() -> Result<()> {
     // No warm slots, so that a freed slot is used next.
     let mut env = quick_driver();
     env.push(("WRENN_AGENT_WARM_SLOTS".to_owned(), "0".to_owned()));
-    let stack = Stack::start_with(Setup { env, open_files: None }).await?;
+    let stack = Stack::start_with(Setup { env, ..Setup::default() }).await?;
     let result = pass_on(&stack).await;
     end(stack, result).await
 }

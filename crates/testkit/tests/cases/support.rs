@@ -64,6 +64,33 @@ pub(crate) async fn nothing_remains(stack: &Stack, id: &str) -> Result<()> {
     clean.with_context(|| format!("the agent still has {left:#?}"))
 }
 
+/// Runs a shell script as root; returns its trimmed output.
+pub(crate) async fn sh(stack: &Stack, id: &str, script: &str) -> Result<String> {
+    let body = json!({"cmd": "sh", "args": ["-c", script], "user": "root"});
+    let ran = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
+    anyhow::ensure!(ran["exit_code"] == 0, "{script}: {ran}");
+    Ok(ran["stdout"].as_str().unwrap_or_default().trim().to_owned())
+}
+
+/// Posts to a sandbox; returns the answer, which must be a success.
+pub(crate) async fn post(stack: &Stack, id: &str, verb: &str, body: &Value) -> Result<Value> {
+    Ok(stack.api.post(&format!("/v1/sandboxes/{id}/{verb}"), body).await?.expect(200)?.json())
+}
+
+/// Pauses a sandbox.
+pub(crate) async fn pause(stack: &Stack, id: &str) -> Result<Value> {
+    let paused = post(stack, id, "pause", &json!({})).await?;
+    anyhow::ensure!(paused["status"] == "paused" && paused["error"].is_null(), "{paused}");
+    Ok(paused)
+}
+
+/// Resumes a sandbox with its memory.
+pub(crate) async fn resume(stack: &Stack, id: &str) -> Result<Value> {
+    let resumed = post(stack, id, "resume", &json!({})).await?;
+    anyhow::ensure!(resumed["status"] == "running", "{resumed}");
+    Ok(resumed)
+}
+
 /// Starts a counter process in the sandbox and returns its process id.
 pub(crate) async fn start_counter(stack: &Stack, id: &str) -> Result<String> {
     let script =
