@@ -21,6 +21,8 @@ use wrenn_testkit::Stack;
 /// Longer than any boot.
 const LIMIT: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(10);
+/// Interval between looks whether a guest runs, that of the driver.
+const LOOK: Duration = Duration::from_millis(5);
 
 struct Qemu(Child);
 
@@ -49,7 +51,7 @@ impl Guest {
     }
 
     /// `keep` says whether what the guest writes is kept in the file of its memory.
-    fn command(&self, disk: &Path, keep: bool, port: u16) -> Command {
+    fn command(&self, disk: &Path, keep: bool, port: u16, control: &Path) -> Command {
         let cpu = if self.accel == "kvm" { "host" } else { "max" };
         let accel = if self.accel == "kvm" { "kvm" } else { "tcg,thread=multi" };
         let mut command = Command::new("qemu-system-x86_64");
@@ -69,6 +71,7 @@ impl Guest {
         let memory =
             format!("memory-backend-file,id=memory,size=512M,share={share},mem-path={}", memory.display());
         command.args(["-object", &memory]);
+        command.args(["-qmp", &format!("unix:{},server=on,wait=off", control.display())]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command
     }
@@ -83,18 +86,12 @@ impl Guest {
         let guest = Self { share: share.to_owned(), accel: accel(stack)?, dir, client };
         let (disk, socket) = (disk(share, guest.dir.path())?, guest.file("qmp"));
         let port = free_ports(1)?.remove(0);
-        let mut command = guest.command(&disk, true, port);
-        command.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
-        let _qemu = Qemu::start(command)?.answers(guest.client.clone(), port).await?;
-        let mut control = UnixStream::connect(&socket)?;
-        control.set_read_timeout(Some(LIMIT))?;
-        for (name, arguments) in [
-            ("qmp_capabilities", json!({})),
-            ("stop", json!({})),
-            ("xen-save-devices-state", json!({ "filename": guest.file("state"), "live": false })),
-        ] {
-            order(&mut control, name, &arguments)?;
-        }
+        let command = guest.command(&disk, true, port, &socket);
+        let _qemu = Qemu::start(command)?.answers(guest.client.clone(), port, &socket).await?;
+        let mut control = greeted(UnixStream::connect(&socket)?)?;
+        order(&mut control, "stop", &json!({}))?;
+        let state = json!({ "filename": guest.file("state"), "live": false });
+        order(&mut control, "xen-save-devices-state", &state)?;
         copy(&disk, &guest.file("saved.img"))?;
         Ok(guest)
     }
@@ -115,9 +112,11 @@ impl Guest {
         let (ports, state) = (free_ports(disks.len())?, self.file("state"));
         let (begin, mut answers) = (Instant::now(), JoinSet::new());
         for (disk, port) in disks.iter().zip(ports) {
-            let mut command = self.command(disk, false, port);
+            let socket = disk.with_extension("qmp");
+            let mut command = self.command(disk, false, port, &socket);
             command.arg("-incoming").arg(format!("exec:cat {}", state.display()));
-            answers.spawn(Qemu::start(command)?.answers(self.client.clone(), port));
+            let (qemu, client) = (Qemu::start(command)?, self.client.clone());
+            answers.spawn(async move { qemu.answers(client, port, &socket).await });
         }
         // All run until the last one answers, as sandboxes do.
         let running = answers.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
@@ -132,8 +131,32 @@ impl Qemu {
         Ok(Self(command.spawn().context("QEMU cannot be started: run `make setup`")?))
     }
 
+    /// Waits until the guest runs. What is sent to it before is lost, and sent again only half a second later.
+    async fn runs(&mut self, socket: &Path) -> Result<()> {
+        let begin = Instant::now();
+        let control = loop {
+            if let Ok(control) = UnixStream::connect(socket) {
+                break control;
+            }
+            if let Some(status) = self.0.try_wait()? {
+                bail!("QEMU ended: {status}");
+            }
+            ensure!(begin.elapsed() < LIMIT, "QEMU does not answer within {LIMIT:?}");
+            tokio::time::sleep(LOOK).await;
+        };
+        let running = move || {
+            let mut control = greeted(control)?;
+            while order(&mut control, "query-status", &json!({}))?["status"] != "running" {
+                std::thread::sleep(LOOK);
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(running).await?
+    }
+
     /// Waits until envd answers.
-    async fn answers(mut self, client: reqwest::Client, port: u16) -> Result<Self> {
+    async fn answers(mut self, client: reqwest::Client, port: u16, socket: &Path) -> Result<Self> {
+        self.runs(socket).await?;
         let begin = Instant::now();
         let url = format!("http://127.0.0.1:{port}/health");
         loop {
@@ -179,14 +202,21 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Sends a command of QMP and waits for its answer.
-fn order(control: &mut UnixStream, name: &str, arguments: &Value) -> Result<()> {
+/// Prepares a new connection to QEMU for commands.
+fn greeted(mut control: UnixStream) -> Result<UnixStream> {
+    control.set_read_timeout(Some(LIMIT))?;
+    order(&mut control, "qmp_capabilities", &json!({}))?;
+    Ok(control)
+}
+
+/// Sends a command of QMP and returns the answer.
+fn order(control: &mut UnixStream, name: &str, arguments: &Value) -> Result<Value> {
     control.write_all(format!("{}\n", json!({ "execute": name, "arguments": arguments })).as_bytes())?;
     for line in BufReader::new(control.try_clone()?).lines() {
-        let line: Value = serde_json::from_str(&line?)?;
+        let mut line: Value = serde_json::from_str(&line?)?;
         ensure!(line.get("error").is_none(), "{name}: {line}");
-        if line.get("return").is_some() {
-            return Ok(());
+        if let Some(answer) = line.get_mut("return") {
+            return Ok(answer.take());
         }
     }
     bail!("{name}: QEMU does not answer")

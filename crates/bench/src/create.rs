@@ -45,12 +45,13 @@ async fn many_over_the_api(stack: &Stack) -> Result<Duration> {
 /// Waits until sandboxes go on from the memory of their template: until a create takes a fraction of a boot.
 pub(crate) async fn warm_up(stack: &Stack) -> Result<()> {
     let snapshots = stack.state_dir.join("agent/volumes/snapshots");
-    over_the_api(stack).await?;
+    let first = stack.api.create(&json!({})).await?;
     let complete = async || {
         let entries = std::fs::read_dir(&snapshots).ok()?.flatten();
         entries.map(|entry| entry.path()).find(|path| path.extension().is_none())
     };
     wait_until("the memory of the template", Duration::from_secs(30), complete).await?;
+    stack.api.remove(&first).await?;
     // Also the copies that the first use makes.
     over_the_api(stack).await.map(drop)
 }
