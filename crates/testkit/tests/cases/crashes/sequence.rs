@@ -65,7 +65,7 @@ pub(crate) async fn operations_in_any_order(stack: Arc<Stack>) -> Result<()> {
     let (model, dice) = (Model::default(), Dice::new(seed));
     let mut run = Run { stack: &stack, dice, model, named: 0, create_failed: false };
     let mut history = Vec::new();
-    for number in 0..short_or_long(20, 200) {
+    for number in 0..short_or_long(16, 100) {
         let step = run.model.choose(&mut run.dice);
         let crash = run.choose_crash(step);
         history.push(format!("{number}: {step:?}, {crash:?}"));
