@@ -29,6 +29,12 @@ pub(crate) fn snapshots(state_dir: &Path) -> PathBuf {
     volumes(state_dir).join("snapshots")
 }
 
+/// Captures of guests for templates, on the file system of the VMMs' directories. They outlive the sandbox of which they
+/// were made.
+pub(crate) fn captures(state_dir: &Path) -> PathBuf {
+    state_dir.join("captures")
+}
+
 /// Records of named snapshots.
 pub(crate) fn named_snapshots(state_dir: &Path) -> PathBuf {
     state_dir.join("named_snapshots")

@@ -306,7 +306,8 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let snapshots = Snapshots::open(&layout::snapshots(&state), origin, capabilities.diffs, packs)
         .and_then(|snapshots| snapshots.collect(&needed).map(|()| snapshots))
         .context("the snapshots cannot be read")?;
-    let template_snapshots = TemplateSnapshots::open(snapshots.clone(), room_mb, volumes.clone())
+    let captures = layout::captures(&state);
+    let template_snapshots = TemplateSnapshots::open(snapshots.clone(), room_mb, volumes.clone(), captures)
         .context("the snapshots of templates cannot be read")?;
     let loading = template_snapshots.clone().load();
     // Reads them whole. Until it has, sandboxes boot.

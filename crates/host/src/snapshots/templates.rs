@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -33,6 +33,8 @@ pub(crate) struct TemplateSnapshots {
     /// Maximum number of bytes on the disk; 0 if no snapshots are made.
     budget: u64,
     volumes: Arc<dyn Volumes>,
+    /// Directory of captures, which outlive the sandbox that they were made of.
+    captures: PathBuf,
     state: Mutex<State>,
 }
 
@@ -106,19 +108,27 @@ pub(crate) fn volumes(dir: &Path) -> Result<Vec<String>, MemoryError> {
 }
 
 impl TemplateSnapshots {
-    /// Opens the templates' snapshots among these. [`TemplateSnapshots::load`] makes them available.
+    /// Opens the templates' snapshots among these. [`TemplateSnapshots::load`] makes them available. Removes what former
+    /// agents left in `captures`.
     pub(crate) fn open(
         snapshots: Arc<Snapshots>,
         budget_mb: u64,
         volumes: Arc<dyn Volumes>,
+        captures: PathBuf,
     ) -> Result<Arc<Self>, MemoryError> {
+        match fs::remove_dir_all(&captures) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, "cannot remove what is left of templates' captures");
+            }
+            _ => {}
+        }
         let all = snapshots.generations.list()?;
         let loaded = all.into_iter().filter_map(|build| snapshots.generations.load(build).ok());
         let labels = loaded.map(|generation| generation.manifest.label);
         // Until they are read, nobody captures their shapes.
         let making = labels.filter(|label| is_of_template(label)).collect();
         let state = Mutex::new(State { making, ..State::default() });
-        Ok(Arc::new(Self { snapshots, budget: budget_mb << 20, volumes, state }))
+        Ok(Arc::new(Self { snapshots, budget: budget_mb << 20, volumes, captures, state }))
     }
 
     /// Reads the snapshots on the disk, every byte of them: makes those available that this host can load, the
@@ -270,16 +280,10 @@ impl TemplateSnapshots {
 }
 
 impl Ticket {
-    /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready, by files in
-    /// `captures`. The guest stands still meanwhile. Returns what its memory is based on afterwards. Fails only if it does
-    /// not go on.
-    pub(crate) async fn capture(
-        self,
-        vm: &dyn MicroVm,
-        id: &str,
-        captures: PathBuf,
-    ) -> Result<Base, AgentError> {
-        let captured = self.write(vm, id, captures).await;
+    /// Captures the sandbox `id`, which was booted with its changes tracked, and whose guest is ready. The guest stands
+    /// still meanwhile. Returns what its memory is based on afterwards. Fails only if it does not go on.
+    pub(crate) async fn capture(self, vm: &dyn MicroVm, id: &str) -> Result<Base, AgentError> {
+        let captured = self.write(vm, id).await;
         vm.resume().await?;
         let after = self.all.snapshots.base_after(Base::Zero);
         let captured = match captured {
@@ -301,10 +305,10 @@ impl Ticket {
     }
 
     /// Pauses the guest, and writes memory, state and disk of this instant.
-    async fn write(&self, vm: &dyn MicroVm, id: &str, captures: PathBuf) -> Result<Captured, AgentError> {
+    async fn write(&self, vm: &dyn MicroVm, id: &str) -> Result<Captured, AgentError> {
         vm.pause().await?;
         // Since its boot, which is all that is not zero.
-        let captured = self.all.snapshots.capture(vm, captures, Base::Zero).await?;
+        let captured = self.all.snapshots.capture(vm, self.all.captures.clone(), Base::Zero).await?;
         self.all.volumes.copy(id, &volume_of(captured.build)).await?;
         Ok(captured)
     }
@@ -337,20 +341,29 @@ mod tests {
             Ok(Self { dir, volumes })
         }
 
+        fn captures(&self) -> PathBuf {
+            self.dir.path().join("captures")
+        }
+
         fn snapshots(&self, vmm: &str) -> anyhow::Result<Arc<Snapshots>> {
             let origin = Origin { vmm: vmm.to_owned(), ..Origin::default() };
             Ok(Snapshots::open(&self.dir.path().join("memory"), origin, Diffs::SinceStart, |_| false)?)
         }
 
         async fn open(&self, vmm: &str, room_mb: u64) -> anyhow::Result<Arc<TemplateSnapshots>> {
-            let all = TemplateSnapshots::open(self.snapshots(vmm)?, room_mb, self.volumes.clone())?;
+            let all = TemplateSnapshots::open(
+                self.snapshots(vmm)?,
+                room_mb,
+                self.volumes.clone(),
+                self.captures(),
+            )?;
             all.clone().load().await?;
             Ok(all)
         }
 
         /// Keeps a snapshot of 1 MiB; returns the id of its volume.
         async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<String> {
-            let captured = Captured::new(&self.dir.path().join("captures"), Base::Zero)?;
+            let captured = Captured::new(&self.captures(), Base::Zero)?;
             let volume = volume_of(captured.build);
             self.volumes.clone_image("minimal", &volume, 1, 0).await?;
             let files = captured.files();
@@ -405,7 +418,8 @@ mod tests {
         place.volumes.clone_image("minimal", "sandbox", 1, 0).await?;
         let dir = place.dir.path().join("memory");
         assert_eq!(volumes(&dir)?.len(), 3);
-        let next = TemplateSnapshots::open(place.snapshots("a")?, 64, place.volumes.clone())?;
+        let next =
+            TemplateSnapshots::open(place.snapshots("a")?, 64, place.volumes.clone(), place.captures())?;
         assert!(next.get("1").is_none() && next.ticket("1").is_none(), "it is not read yet");
         next.clone().load().await?;
         assert_eq!(next.get("1").map(|snapshot| snapshot.volume().to_owned()), Some(first.clone()));

@@ -240,7 +240,7 @@ impl Create {
     async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let Some(ticket) = self.ticket.take() else { return Ok(()) };
         let vm = self.vm.as_deref().ok_or_else(left_out)?;
-        self.base = ticket.capture(vm, &sandbox.id, sandbox.captures()).await?;
+        self.base = ticket.capture(vm, &sandbox.id).await?;
         Ok(())
     }
 
