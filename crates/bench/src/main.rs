@@ -11,6 +11,7 @@ mod exec;
 mod first_byte;
 mod idle;
 mod lab;
+mod paging;
 mod pause;
 mod restore;
 mod resume;
@@ -22,6 +23,7 @@ use std::{
     env, fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
@@ -103,7 +105,10 @@ async fn restores() -> Result<Vec<Row>> {
     eprintln!("bench: restoring Firecracker");
     let restores = restore::driver_against_client().await?;
     eprintln!("bench: pausing Firecracker");
-    Ok(restores.into_iter().chain(capture::pauses().await?).collect())
+    let pauses = capture::pauses().await?;
+    eprintln!("bench: restoring Firecracker by page servers");
+    let paged = paging::against_mapping().await?;
+    Ok(restores.into_iter().chain(pauses).chain(paged).collect())
 }
 
 async fn clones() -> Result<Vec<Row>> {
@@ -129,8 +134,21 @@ async fn all() -> Result<Vec<Row>> {
     Ok([alone, beside_wrenn].concat().concat())
 }
 
+fn main() -> ExitCode {
+    if let Some(served) = wrenn_memory::page_server::run_if_asked() {
+        return served;
+    }
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn measure() -> Result<()> {
     // With two crypto providers in one program, rustls needs an explicit default.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let rows = match env::args().nth(1).as_deref() {
