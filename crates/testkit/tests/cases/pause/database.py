@@ -2,8 +2,9 @@
 """Writer of a SQLite database with a write-ahead log, and its check.
 
 database.py make FILE    makes the database
-database.py write FILE   inserts numbered rows, several in each transaction, until it is ended
-database.py check FILE   prints the number of rows; fails unless the database is sound and has every row as it was written
+database.py write FILE   inserts numbered rows, several in each transaction, and deletes the oldest, until it is ended
+database.py check FILE   prints the number of the last row; fails unless the database is sound and has the last rows, each as
+                         it was written
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import sys
 import time
 
 ROWS = 5
+KEPT = 1000
 
 
 def row(number):
@@ -35,6 +37,7 @@ def write(path):
         db.execute("BEGIN IMMEDIATE")
         for number in range(last + 1, last + 1 + ROWS):
             db.execute("INSERT INTO log VALUES (?, ?)", row(number))
+        db.execute("DELETE FROM log WHERE number <= ?", (last + ROWS - KEPT,))
         db.execute("COMMIT")
         last += ROWS
         # The processor is needed by others, too.
@@ -45,12 +48,14 @@ def check(path):
     db = sqlite3.connect(path, timeout=60)
     verdict = db.execute("PRAGMA integrity_check").fetchall()
     assert verdict == [("ok",)], verdict
-    count = 0
-    for found in db.execute("SELECT number, content FROM log ORDER BY number"):
-        count += 1
-        assert found == row(count), f"row {count} is {found}"
-    assert count % ROWS == 0, f"half a transaction: {count} rows"
-    print(count)
+    rows = db.execute("SELECT number, content FROM log ORDER BY number").fetchall()
+    last = rows[-1][0] if rows else 0
+    expected = range(max(1, last - KEPT + 1), last + 1)
+    assert [number for number, _ in rows] == list(expected), f"not the rows {expected}"
+    assert last % ROWS == 0, f"half a transaction: the last row is {last}"
+    damaged = [number for number, content in rows if (number, content) != row(number)]
+    assert not damaged, f"rows {damaged} are damaged"
+    print(last)
 
 
 {"make": make, "write": write, "check": check}[sys.argv[1]](sys.argv[2])

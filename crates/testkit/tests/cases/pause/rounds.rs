@@ -26,7 +26,7 @@ pub(super) async fn bring(stack: &Stack, id: &str, name: &str, script: &str) -> 
     sh(stack, id, &format!("mv {path} /root/{name}")).await.map(drop)
 }
 
-/// Checks the database; returns the number of its rows.
+/// Checks the database; returns the number of rows that were written.
 pub(super) async fn rows(stack: &Stack, id: &str) -> Result<u64> {
     let checked = sh(stack, id, "python3 /root/database.py check /root/log.db").await;
     Ok(checked.context("the database")?.parse()?)

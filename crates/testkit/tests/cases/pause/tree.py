@@ -10,7 +10,8 @@ import os
 import stat
 import sys
 
-HOLE = 8 << 20
+# More would take long to be summed up.
+HOLE = 1 << 20
 
 
 def write(path, content):
