@@ -14,8 +14,6 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
-    sync::Arc,
-    time::Duration,
 };
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -32,14 +30,6 @@ use crate::{
 
 /// This program, which serves pages when its first argument says so.
 const PROGRAM: &str = "/proc/self/exe";
-/// Time limit for the end of a killed server.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
-
-/// A running page server.
-pub(crate) struct PageServer {
-    watched: Arc<Watched>,
-}
-
 /// Makes the socket in the run directory, through a handle of that, because its path may be longer than
 /// `sockaddr_un` allows.
 fn listen(spec: &BootSpec) -> io::Result<UnixListener> {
@@ -63,7 +53,7 @@ fn header(memory: &PagedMemory) -> io::Result<File> {
 }
 
 /// Starts the process and returns its pid.
-fn start(spec: &BootSpec, memory: &PagedMemory) -> io::Result<u32> {
+fn spawn_server(spec: &BootSpec, memory: &PagedMemory) -> io::Result<u32> {
     let (listener, header) = (listen(spec)?, header(memory)?);
     let mut files = vec![listener.as_raw_fd(), header.as_raw_fd(), memory.working_set.as_raw_fd()];
     files.extend(memory.layers.data().map(AsRawFd::as_raw_fd));
@@ -83,40 +73,24 @@ fn start(spec: &BootSpec, memory: &PagedMemory) -> io::Result<u32> {
     spawn(command)
 }
 
-impl PageServer {
-    /// Starts a server that waits for the VMM with files in the same directory.
-    pub(crate) async fn start(spec: &BootSpec, memory: &PagedMemory) -> Result<Self, VmmError> {
-        let action = "start the page server";
-        let (spec, memory) = (spec.clone(), memory.clone());
-        let pid = blocking(action, move || start(&spec, &memory).map_err(|error| failed(action, error)));
-        let pid = pid.await? as i32;
-        let id = wrenn_os::process::identify(pid).map_err(|error| failed(action, error))?;
-        let watched = id.map(Watched::open).transpose().map_err(|error| failed(action, error))?.flatten();
-        let Some(watched) = watched else {
-            process::reap(pid);
-            return Err(failed(action, io::Error::other("it ended at once")));
-        };
-        Ok(Self { watched: Arc::new(watched) })
-    }
+/// Starts a server that waits for the VMM with files in the same directory.
+pub(crate) async fn start(spec: &BootSpec, memory: &PagedMemory) -> Result<Watched, VmmError> {
+    let action = "start the page server";
+    let (spec, memory) = (spec.clone(), memory.clone());
+    let pid = blocking(action, move || spawn_server(&spec, &memory).map_err(|error| failed(action, error)));
+    let pid = pid.await? as i32;
+    let id = wrenn_os::process::identify(pid).map_err(|error| failed(action, error))?;
+    let watched = id.map(Watched::open).transpose().map_err(|error| failed(action, error))?.flatten();
+    watched.ok_or_else(|| {
+        process::reap(pid);
+        failed(action, io::Error::other("it ended at once"))
+    })
+}
 
-    /// Finds the server of a VMM that a former agent started; none if it has ended.
-    pub(crate) async fn adopt(run_dir: &Path) -> Result<Option<Self>, VmmError> {
-        let (action, dir) = ("look for the page server", run_dir.to_owned());
-        let find = move || process::page_server(&dir).map_err(|error| failed(action, error));
-        let found = blocking(action, find).await?.map(Watched::open).transpose();
-        let watched = found.map_err(|error| failed(action, error))?.flatten();
-        Ok(watched.map(|watched| Self { watched: Arc::new(watched) }))
-    }
-
-    pub(crate) fn watched(&self) -> Arc<Watched> {
-        self.watched.clone()
-    }
-
-    /// Ends the server, which nobody needs any more, and returns when its process has ended.
-    pub(crate) async fn end(&self) -> Result<(), VmmError> {
-        let action = "end the page server";
-        self.watched.kill().map_err(|error| failed(action, error))?;
-        let gone = tokio::time::timeout(KILL_LIMIT, self.watched.exited()).await;
-        gone.map(drop).map_err(|_| VmmError::Deadline { action, limit: KILL_LIMIT })
-    }
+/// Finds the server of a VMM that a former agent started; none if it has ended.
+pub(crate) async fn adopt(run_dir: &Path) -> Result<Option<Watched>, VmmError> {
+    let (action, dir) = ("look for the page server", run_dir.to_owned());
+    let find = move || process::page_server(&dir).map_err(|error| failed(action, error));
+    let found = blocking(action, find).await?.map(Watched::open).transpose();
+    Ok(found.map_err(|error| failed(action, error))?.flatten())
 }

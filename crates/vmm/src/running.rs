@@ -19,7 +19,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     BootSpec, Exit, ProcessId, Stats, VmmError, logs,
-    page_server::PageServer,
     process::{self, Watched},
 };
 
@@ -126,7 +125,7 @@ pub(crate) struct Running {
 
 /// Page server of a VMM, and the task that ends the VMM when it has ended.
 struct Pages {
-    server: PageServer,
+    server: Arc<Watched>,
     /// Whether the server ended before the VMM.
     lost: Arc<AtomicBool>,
     _guard: AbortOnDropHandle<()>,
@@ -202,8 +201,9 @@ impl Running {
     }
 
     /// The same with a page server of its guest's memory, without which the guest could only wait.
-    pub(crate) fn with_pages(self, server: PageServer) -> Self {
-        let (vmm, watched, lost) = (self.watched.clone(), server.watched(), Arc::new(AtomicBool::new(false)));
+    pub(crate) fn with_pages(self, server: Watched) -> Self {
+        let server = Arc::new(server);
+        let (vmm, watched, lost) = (self.watched.clone(), server.clone(), Arc::new(AtomicBool::new(false)));
         let told = lost.clone();
         let guard = tokio::spawn(async move {
             watched.exited().await;
@@ -237,11 +237,9 @@ impl Running {
     }
 
     pub(crate) async fn kill(&self) -> Result<(), VmmError> {
-        self.watched.kill().map_err(|error| failed("kill the VMM", error))?;
-        let gone = tokio::time::timeout(KILL_LIMIT, self.watched.exited()).await;
-        gone.map_err(|_| VmmError::Deadline { action: "end", limit: KILL_LIMIT })?;
+        end(&self.watched, "kill the VMM").await?;
         match &self.pages {
-            Some(pages) => pages.server.end().await,
+            Some(pages) => end(&pages.server, "end the page server").await,
             None => Ok(()),
         }
     }
@@ -256,7 +254,7 @@ impl Running {
         let run_dir = self.run_dir.clone();
         let mut log = tokio::task::spawn_blocking(move || last_words(&run_dir)).await.unwrap_or_default();
         if let Some(pages) = &self.pages {
-            if let Err(error) = pages.server.end().await {
+            if let Err(error) = end(&pages.server, "end the page server").await {
                 tracing::warn!(process = self.id().pid, %error, "a page server outlives its VMM");
             }
             if pages.lost.load(Ordering::Relaxed) {
@@ -280,6 +278,13 @@ impl Running {
         let path = console_log(&self.run_dir);
         tokio::task::spawn_blocking(move || logs::tail(&path, max as u64)).await.unwrap_or_default()
     }
+}
+
+/// Kills a process and waits for its end.
+pub(crate) async fn end(process: &Watched, action: &'static str) -> Result<(), VmmError> {
+    process.kill().map_err(|error| failed(action, error))?;
+    let gone = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+    gone.map(drop).map_err(|_| VmmError::Deadline { action: "end", limit: KILL_LIMIT })
 }
 
 /// Runs `work`, which reads and writes files, on a blocking thread.

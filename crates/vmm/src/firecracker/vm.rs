@@ -17,9 +17,8 @@ use super::{
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
-    page_server::PageServer,
-    process,
-    running::{Care, Running, blocking, failed},
+    page_server, process,
+    running::{Care, Running, blocking, end, failed},
     taken::{self, NEW_MEMORY, NEW_STATE},
 };
 
@@ -126,11 +125,11 @@ pub(super) async fn restore(
     let vm = match &snapshot.memory {
         MemorySource::File(_) | MemorySource::Shared(_) => start(release, launch).await?,
         MemorySource::Layers(memory) => {
-            let server = PageServer::start(spec, memory).await?;
+            let server = page_server::start(spec, memory).await?;
             match start(release, launch).await {
                 Ok(vm) => FirecrackerVm { running: vm.running.with_pages(server), ..vm },
                 Err(error) => {
-                    server.end().await?;
+                    end(&server, "end the page server").await?;
                     return Err(error);
                 }
             }
@@ -149,7 +148,7 @@ pub(super) async fn adopt(
     let adopted = Running::adopt(&spec.run_dir, care(spec.memory_mb), recorded).await?;
     let Some(mut running) = adopted else { return Ok(None) };
     if process::has_page_server(&spec.run_dir) {
-        let Some(server) = PageServer::adopt(&spec.run_dir).await? else {
+        let Some(server) = page_server::adopt(&spec.run_dir).await? else {
             tracing::warn!(id = spec.id, "killing a VMM whose page server has ended");
             running.kill().await?;
             return Ok(None);
