@@ -4,7 +4,7 @@
 //! One exists when its record does, which is written when its memory and its disk would survive a power failure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -54,8 +54,19 @@ pub(crate) struct NamedSnapshots {
     dir: PathBuf,
     snapshots: Arc<Snapshots>,
     volumes: Arc<dyn Volumes>,
-    all: Mutex<HashMap<String, Arc<NamedSnapshot>>>,
+    known: Mutex<Known>,
 }
+
+/// Snapshots that there are, and the last ones that were removed.
+#[derive(Default)]
+struct Known {
+    all: HashMap<String, Arc<NamedSnapshot>>,
+    /// Ids of snapshots that may still be being made. The latest is the last.
+    removed: VecDeque<String>,
+}
+
+/// Number of removed snapshots that are remembered.
+const REMOVED: usize = 1024;
 
 /// Label of the memory of snapshot `id`.
 pub(crate) fn label(id: &str) -> String {
@@ -95,11 +106,12 @@ impl NamedSnapshots {
         volumes: Arc<dyn Volumes>,
     ) -> Self {
         let all = records.into_iter().map(|record| (record.id.clone(), Arc::new(record))).collect();
-        Self { dir: dir.to_owned(), snapshots, volumes, all: Mutex::new(all) }
+        let known = Mutex::new(Known { all, removed: VecDeque::new() });
+        Self { dir: dir.to_owned(), snapshots, volumes, known }
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<NamedSnapshot>>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, id: &str) -> PathBuf {
@@ -112,7 +124,7 @@ impl NamedSnapshots {
             let message = "the snapshot is not on its host any more: delete it, and make another one";
             AgentError::new(ErrorCode::SnapshotMissing, message)
         };
-        self.all().get(id).cloned().ok_or_else(none)
+        self.known().all.get(id).cloned().ok_or_else(none)
     }
 
     /// What a sandbox goes on from.
@@ -127,30 +139,51 @@ impl NamedSnapshots {
         )
     }
 
-    /// Keeps the record of a snapshot whose memory and disk are kept.
+    /// Keeps the record of a snapshot whose memory and disk are kept. Fails if it was removed while it was being made:
+    /// the control plane has given it up then, and does not ask for it again.
     pub(crate) async fn keep(&self, snapshot: NamedSnapshot) -> Result<(), AgentError> {
         let (path, record) = (self.path(&snapshot.id), snapshot.clone());
         let written =
             spawn_blocking(move || atomic_file::write(&path, &serde_json::to_vec(&record)?, 0o600, None));
         let written = written.await.unwrap_or_else(|error| Err(error.into()));
         written.map_err(|error| of_files("keeping the snapshot", &error))?;
-        self.all().insert(snapshot.id.clone(), Arc::new(snapshot));
-        Ok(())
+        let id = snapshot.id.clone();
+        {
+            let mut known = self.known();
+            if !known.removed.contains(&id) {
+                known.all.insert(id, Arc::new(snapshot));
+                return Ok(());
+            }
+        }
+        self.remove_record(&id).await?;
+        Err(AgentError::new(ErrorCode::Conflict, "the snapshot was deleted while it was being made"))
     }
 
-    /// Removes a snapshot with its memory and its disk. Does nothing if there is none. Sandboxes that were created from
-    /// it do not need it.
-    pub(crate) async fn remove(&self, id: &str) -> Result<(), AgentError> {
-        let Some(snapshot) = self.all().remove(id) else { return Ok(()) };
+    async fn remove_record(&self, id: &str) -> Result<(), AgentError> {
         let path = self.path(id);
         let removed = spawn_blocking(move || match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         });
         let removed = removed.await.unwrap_or_else(|error| Err(error.into()));
-        if let Err(error) = removed {
-            self.all().insert(id.to_owned(), snapshot);
-            return Err(of_files("removing the snapshot", &error));
+        removed.map_err(|error| of_files("removing the snapshot", &error))
+    }
+
+    /// Removes a snapshot with its memory and its disk. Does nothing if there is none. Sandboxes that were created from
+    /// it do not need it.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), AgentError> {
+        let removed = {
+            let mut known = self.known();
+            known.removed.push_back(id.to_owned());
+            if known.removed.len() > REMOVED {
+                known.removed.pop_front();
+            }
+            known.all.remove(id)
+        };
+        let Some(snapshot) = removed else { return Ok(()) };
+        if let Err(error) = self.remove_record(id).await {
+            self.known().all.insert(id.to_owned(), snapshot);
+            return Err(error);
         }
         self.drop_parts(snapshot.build).await;
         Ok(())

@@ -129,6 +129,7 @@ pub(crate) fn alone() -> Cases<Case> {
         cli::a_create_whose_answer_is_lost_leaves_no_sandbox,
         crashes::the_agent,
         crashes::the_control_plane,
+        crashes::a_snapshot_that_is_given_up_leaves_nothing,
         crashes::operations_in_any_order,
         fleet::many_survive_the_agent,
         outages::postgres,

@@ -152,9 +152,14 @@ impl Pause {
             return Left::Stuck(live);
         }
         let entries = vec![Entry::Vmm { process: live.vm.process(), base: live.base }, Entry::Running];
-        if let Err(error) = sandbox.record.write(entries).await {
+        match sandbox.record.write(entries).await {
+            Ok(()) => {
+                if let Some(build) = self.memory.as_ref().and_then(Memory::build) {
+                    sandbox.shared.snapshots.remove(build).await;
+                }
+            }
             // The next start finds a guest that was being paused, and lets it go on.
-            tracing::error!(id = sandbox.id, %error, "cannot record that a guest goes on");
+            Err(error) => tracing::error!(id = sandbox.id, %error, "cannot record that a guest goes on"),
         }
         Left::Running(live)
     }

@@ -39,7 +39,12 @@ pub(in crate::sandbox) async fn of_running(
         _ => base,
     };
     let running = vec![Entry::Vmm { process: live.vm.process(), base: live.base }, Entry::Running];
-    sandbox.record.write(running).await?;
+    if let Err(error) = sandbox.record.write(running).await {
+        if let Ok(captured) = &captured {
+            sandbox.shared.named.drop_parts(captured.build).await;
+        }
+        return Err(error.into());
+    }
     fault::point(PROCESS, NAME, "captured");
     let captured = captured?;
     let build = captured.build;
