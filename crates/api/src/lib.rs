@@ -9,6 +9,7 @@ mod id;
 mod integer;
 mod sandbox;
 mod snapshot;
+mod template;
 
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
@@ -21,3 +22,4 @@ pub use sandbox::{
     Sandbox, SandboxStatus, UpdateSandbox,
 };
 pub use snapshot::{CreateSnapshot, Snapshot};
+pub use template::{Template, TemplateKind};

@@ -29,6 +29,7 @@ mod signals;
 mod snapshot;
 mod status;
 mod stdin;
+mod template;
 mod up;
 mod users;
 
@@ -96,7 +97,7 @@ struct Global {
 const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
 /// Global options of clients.
 const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
-const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "snapshot", "events"];
+const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "snapshot", "template", "events"];
 const MACHINE_COMMANDS: &[&str] =
     &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
@@ -120,6 +121,9 @@ enum Command {
     /// Make, list and remove snapshots of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// List what sandboxes are created from
+    #[command(subcommand)]
+    Template(template::Command),
     /// Stream sandbox events until interrupted
     Events(events::Args),
     /// Start Wrenn on this machine
@@ -300,6 +304,7 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         Command::Run(args) => run::run(&sandbox::client(config)?, args, format).await,
         Command::Sandbox(what) => sandbox::run(&sandbox::client(config)?, what, format).await,
         Command::Snapshot(what) => snapshot::run(&sandbox::client(config)?, what, format).await,
+        Command::Template(what) => template::run(&sandbox::client(config)?, what, format).await,
         Command::Events(args) => events::run(&sandbox::client(config)?, args, format).await,
         Command::LeakCheck => leak_check::run(config, format).await,
         Command::Server(_) => serve::server(config).await,

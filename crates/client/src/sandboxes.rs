@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use wrenn_api::{
     CreateSandbox, CreateSnapshot, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId,
-    Snapshot, UpdateSandbox,
+    Snapshot, Template, UpdateSandbox,
 };
 
 use crate::{
@@ -119,6 +119,12 @@ impl Client {
     /// Lists the snapshots, newest first.
     pub async fn list_snapshots(&self) -> Result<Vec<Snapshot>> {
         let call = self.request(Method::GET, "/v1/snapshots").timeout(REQUEST_LIMIT);
+        self.json(call, LIST_MAX).await
+    }
+
+    /// Lists what sandboxes can be created from.
+    pub async fn list_templates(&self) -> Result<Vec<Template>> {
+        let call = self.request(Method::GET, "/v1/templates").timeout(REQUEST_LIMIT);
         self.json(call, LIST_MAX).await
     }
 

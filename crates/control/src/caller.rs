@@ -88,6 +88,8 @@ permissions! {
     SnapshotCreate = "snapshot.create";
     /// Delete snapshots.
     SnapshotDelete = "snapshot.delete";
+    /// See templates.
+    TemplateRead = "template.read";
     /// Run commands in sandboxes.
     SandboxExec = "sandbox.exec";
     /// Read files of sandboxes.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use uuid::Uuid;
-use wrenn_api::{CreateSnapshot, ErrorCode, SandboxStatus, Snapshot};
+use wrenn_api::{CreateSnapshot, ErrorCode, SandboxStatus, Snapshot, Template, TemplateKind};
 use wrenn_rpc::host::v1::{DeleteSnapshotRequest, SnapshotRequest};
 
 use crate::{
@@ -88,6 +88,26 @@ impl Snapshots {
     pub async fn list(&self, caller: &Caller) -> Result<Vec<Snapshot>, Fault> {
         let rows = snapshots::of_team(&self.app.db, caller.team().uuid()).await?;
         Ok(rows.iter().map(Row::public).collect())
+    }
+
+    /// Lists what the team's sandboxes can be created from: the platform's templates on online hosts, by name, and then the
+    /// team's snapshots, the newest first.
+    pub async fn templates(&self, caller: &Caller) -> Result<Vec<Template>, Fault> {
+        let base = hosts::templates(&self.app.db).await?.into_iter().map(|name| Template {
+            name,
+            kind: TemplateKind::Base,
+            vcpus: None,
+            memory_mb: None,
+            created_at: None,
+        });
+        let own = self.list(caller).await?.into_iter().map(|snapshot| Template {
+            name: snapshot.name,
+            kind: TemplateKind::Snapshot,
+            vcpus: Some(snapshot.vcpus),
+            memory_mb: Some(snapshot.memory_mb),
+            created_at: Some(snapshot.created_at),
+        });
+        Ok(base.chain(own).collect())
     }
 
     /// Deletes a snapshot of the team. Sandboxes that were created from it do not need it. If its host does not respond,

@@ -83,6 +83,16 @@ pub(crate) async fn has_template(db: &PgPool, name: &str) -> sqlx::Result<bool> 
     .await
 }
 
+/// Names of the templates on online hosts of the platform, at most 1024.
+pub(crate) async fn templates(db: &PgPool) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"SELECT DISTINCT unnest(templates) AS "name!" FROM hosts
+         WHERE status = 'online' AND kind = 'regular' ORDER BY 1 LIMIT 1024"#
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Returns the online hosts, without locking them.
 pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as!(

@@ -293,6 +293,16 @@ pub(crate) async fn many_go_on_from_a_snapshot(stack: Arc<Stack>) -> Result<()> 
         "{made}"
     );
     ensure!(next(&id).await? == "2", "the sandbox does not go on");
+    let templates = stack.api.get("/v1/templates").await?.expect(200)?.json();
+    let has = |kind: &str, name: &str| {
+        templates
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one["kind"] == kind && one["name"] == name))
+    };
+    ensure!(has("base", "minimal") && has("snapshot", "counting"), "{templates}");
+    let listed = stack.wrenn(&["template", "ls"])?;
+    let shown = String::from_utf8_lossy(&listed.stdout);
+    ensure!(["minimal", "counting", "256 MiB"].iter().all(|text| shown.contains(text)), "{listed:?}");
     stack.api.post("/v1/snapshots", &body).await?.expect_error(409, "template_name_taken")?;
     let reserved = json!({"sandbox_id": id, "name": "minimal"});
     stack.api.post("/v1/snapshots", &reserved).await?.expect_error(409, "name_reserved")?;

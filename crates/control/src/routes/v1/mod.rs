@@ -15,6 +15,7 @@ mod lifecycle;
 mod overload_tests;
 mod sandboxes;
 mod snapshots;
+mod templates;
 mod utf8;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -40,5 +41,6 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SnapshotCreate, routes!(snapshots::create)))
         .routes(needs(Permission::SnapshotRead, routes!(snapshots::list)))
         .routes(needs(Permission::SnapshotDelete, routes!(snapshots::delete)))
+        .routes(needs(Permission::TemplateRead, routes!(templates::list)))
         .routes(needs(Permission::EventRead, routes!(events::stream)))
 }
