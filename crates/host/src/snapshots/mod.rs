@@ -21,7 +21,9 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -77,6 +79,9 @@ pub(crate) struct Snapshots {
 
 /// Number of generations that a memory is in when they are joined.
 const JOIN_AT: usize = 8;
+/// Time limit for a moment in which no generation is being read, and interval between looks.
+const ALONE_LIMIT: Duration = Duration::from_secs(60);
+const ALONE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Files of a capture, which are removed when it is dropped.
 #[derive(Debug)]
@@ -133,6 +138,19 @@ impl Snapshots {
     /// Keeps generations from being replaced.
     fn stable(&self) -> RwLockReadGuard<'_, ()> {
         self.replacing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no generation is being read. Does not make readers wait, and gives up if there are always some.
+    fn alone(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let begin = Instant::now();
+        loop {
+            match self.replacing.try_write() {
+                Ok(alone) => return Some(alone),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if begin.elapsed() > ALONE_LIMIT => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(ALONE_PAUSE),
+            }
+        }
     }
 
     fn released(&self) -> MutexGuard<'_, BTreeSet<BuildId>> {
@@ -292,13 +310,16 @@ impl Snapshots {
 
     /// What a VMM restores of a generation that only it uses, after [`Snapshots::give`]. The working set is read from this
     /// file and written to it, if the generation can use one.
-    pub(crate) fn source(&self, loaded: &Loaded, working_set: &Path) -> io::Result<Snapshot> {
+    pub(crate) async fn source(&self, loaded: Loaded, working_set: PathBuf) -> Result<Snapshot, AgentError> {
         let path = |part| self.generations.path(loaded.build, part);
-        let memory = match &loaded.layers {
+        let memory = match loaded.layers {
             None => MemorySource::File(path(Part::Data)),
             Some(layers) => {
-                let working_set = layout::working_set(&path(Part::WorkingSet), working_set)?;
-                MemorySource::Layers(PagedMemory { layers: layers.clone(), working_set })
+                let kept = path(Part::WorkingSet);
+                let opened = spawn_blocking(move || layout::working_set(&kept, &working_set)).await;
+                let opened = opened.unwrap_or_else(|error| Err(error.into()));
+                let working_set = opened.map_err(|error| of_files("reading the sandbox's memory", &error))?;
+                MemorySource::Layers(PagedMemory { layers, working_set })
             }
         };
         Ok(Snapshot { state: path(Part::State), memory, run: false })
@@ -325,8 +346,11 @@ impl Snapshots {
     fn join(&self, build: BuildId) {
         let joined = self.generations.collapse(build).and_then(|collapsed| {
             let joined = collapsed.joined();
-            let _alone = self.replacing.write().unwrap_or_else(PoisonError::into_inner);
-            collapsed.replace().map(|()| joined)
+            match self.alone() {
+                Some(_alone) => collapsed.replace()?,
+                None => tracing::info!(%build, "the generations of a memory are joined at another time"),
+            }
+            Ok(joined)
         });
         // No journal names the joined one; those that it replaces are not needed any more.
         let released = self.release(joined.as_ref().ok().copied());
@@ -444,7 +468,7 @@ pub(crate) async fn lacks_room(volumes: &dyn Volumes) -> Result<bool, AgentError
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, os::unix::fs::FileExt as _, time::Duration};
+    use std::{collections::BTreeMap, os::unix::fs::FileExt as _};
 
     use tempfile::TempDir;
     use tokio::time::{sleep, timeout};

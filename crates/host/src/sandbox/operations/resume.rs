@@ -15,7 +15,7 @@ use super::{
     undo::release_running,
 };
 use crate::{
-    error::{AgentError, of_files},
+    error::AgentError,
     sandbox::{
         boot,
         entry::{Entry, Thing},
@@ -183,12 +183,12 @@ impl Resume {
     }
 
     async fn start_vmm(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let loaded = self.loaded.take();
         let (shared, boot) = (&sandbox.shared, &self.place()?.boot);
         let started = match self.memory {
             Some(build) => {
-                let (snapshots, loaded) = (&shared.snapshots, self.loaded.as_ref().ok_or_else(left_out)?);
-                let source = snapshots.source(loaded, &sandbox.working_set());
-                let source = source.map_err(|error| of_files("reading the sandbox's memory", &error))?;
+                let snapshots = &shared.snapshots;
+                let source = snapshots.source(loaded.ok_or_else(left_out)?, sandbox.working_set()).await?;
                 snapshots.give(build, Some(boot.uid)).await?;
                 let restored = shared.vmm.restore(&source, boot).await;
                 // It is mapped now; another sandbox may have this user later.
