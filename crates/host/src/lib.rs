@@ -290,7 +290,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         tracing::warn!(fault, "no snapshots are made: every sandbox boots");
     }
     let room_mb = if fault.is_some() { 0 } else { config.settings.template_snapshots_mb };
-    let of_sandboxes = records.iter().flat_map(recover::Recorded::generations);
+    let of_sandboxes = records.iter().filter_map(recover::Recorded::generation);
     let needed = of_sandboxes.chain(named.iter().map(|snapshot| snapshot.build)).collect();
     let memory_layout = config.settings.memory_layout;
     anyhow::ensure!(

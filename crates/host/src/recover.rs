@@ -2,7 +2,7 @@
 //! Recovery at the start of an agent: adopts each sandbox of a journal, keeps it as failed, or removes it.
 //! Touches nothing else.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::Context;
 use wrenn_api::ErrorCode;
@@ -54,9 +54,9 @@ impl Recorded {
         self.may_run() || kept && self.summary.has_run()
     }
 
-    /// Generations that it needs.
-    pub(crate) fn generations(&self) -> BTreeSet<BuildId> {
-        self.summary.generations()
+    /// Generation that it needs.
+    pub(crate) fn generation(&self) -> Option<BuildId> {
+        self.summary.needed()
     }
 }
 

@@ -209,17 +209,32 @@ impl Summary {
         }
     }
 
-    /// Generations that the sandbox needs: its memory while it is paused, what its memory began with otherwise.
-    pub(crate) fn generations(&self) -> BTreeSet<BuildId> {
-        let memory = match self.life {
+    /// Memory of the sandbox, if it is paused with one.
+    fn memory(&self) -> Option<BuildId> {
+        match self.life {
             Some(Life::Paused { memory, .. }) => memory,
             _ => None,
-        };
-        let base = match self.base() {
+        }
+    }
+
+    /// Generation that the guest's memory began with.
+    fn began_with(&self) -> Option<BuildId> {
+        match self.base() {
             Base::Generation(build) => Some(build),
             Base::Zero | Base::Unknown => None,
-        };
-        [memory, base].into_iter().flatten().collect()
+        }
+    }
+
+    /// Generations that the record names: the sandbox's memory, and what its guest's memory began with, which a pause that
+    /// was not completed has not released.
+    pub(crate) fn generations(&self) -> BTreeSet<BuildId> {
+        [self.memory(), self.began_with()].into_iter().flatten().collect()
+    }
+
+    /// Generation that the sandbox still needs: its memory if it is paused, and what its guest's memory began with
+    /// otherwise.
+    pub(crate) fn needed(&self) -> Option<BuildId> {
+        if matches!(self.life, Some(Life::Paused { .. })) { self.memory() } else { self.began_with() }
     }
 
     /// Returns whether the sandbox has run, so that its disk has data of its user.
@@ -293,6 +308,21 @@ mod tests {
             assert_eq!(summary.stage(), stage, "prefix of {len}");
             assert_eq!(Summary::of(&summary.entries()), summary, "prefix of {len}");
         }
+    }
+
+    /// What a guest's memory began with is not needed once the sandbox is paused, but named until it is released.
+    #[test]
+    fn a_paused_sandbox_needs_its_memory_only() {
+        let [base, memory] = [1, 2].map(BuildId::from_u128);
+        let mut entries = life();
+        entries.pop();
+        let process = ProcessId { pid: 7, start_time: 9 };
+        entries.extend([Entry::Vmm { process, base: Base::Generation(base) }, Entry::Running]);
+        let running = Summary::of(&entries);
+        assert_eq!((running.needed(), running.generations()), (Some(base), BTreeSet::from([base])));
+        entries.push(Entry::Paused { memory: Some(memory), lost: None });
+        let paused = Summary::of(&entries);
+        assert_eq!((paused.needed(), paused.generations()), (Some(memory), BTreeSet::from([base, memory])));
     }
 
     #[test]

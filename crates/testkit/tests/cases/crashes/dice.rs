@@ -7,16 +7,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use wrenn_testkit::short_or_long;
 
 /// Generator of random numbers (SplitMix64).
 #[derive(Debug)]
 pub(super) struct Dice(u64);
 
-/// Returns the seed of the environment's `SEED`, or another one each time.
+/// Returns the seed of the environment's `SEED`; without one the same each time, and in long tests another one.
 pub(super) fn seed() -> Result<u64> {
     match env::var("SEED") {
         Ok(seed) => seed.parse().with_context(|| format!("SEED={seed} is no number")),
-        Err(_) => Ok(RandomState::new().build_hasher().finish() % 1_000_000_000),
+        Err(_) => Ok(short_or_long(1, RandomState::new().build_hasher().finish() % 1_000_000_000)),
     }
 }
 
