@@ -4,6 +4,8 @@
 use std::io::{self, Write as _};
 
 use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
 /// Format of results.
@@ -45,4 +47,24 @@ pub(crate) fn reader_gone(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Formats a table without lines, of a header and rows.
+pub(crate) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
+/// Formats a time in a table.
+pub(crate) fn time(at: DateTime<Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

@@ -2,12 +2,11 @@
 //! `wrenn snapshot`: named snapshots of sandboxes.
 
 use anyhow::Result;
-use comfy_table::{Table, presets};
 use serde_json::json;
 use wrenn_api::{CreateSnapshot, SandboxId, Snapshot};
 use wrenn_client::Client;
 
-use crate::output::Format;
+use crate::output::{self, Format, time};
 
 /// Subcommands of `wrenn snapshot`.
 #[derive(Debug, clap::Subcommand)]
@@ -55,21 +54,15 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
 }
 
 fn table(all: &[Snapshot]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "TEMPLATE", "VCPUS", "MEMORY", "DISK", "CREATED"]);
-    for snapshot in all {
-        table.add_row([
+    let rows = all.iter().map(|snapshot| {
+        [
             snapshot.name.clone(),
             snapshot.template.clone(),
             snapshot.vcpus.to_string(),
             format!("{} MiB", snapshot.memory_mb),
             format!("{} MiB", snapshot.disk_size_mb),
-            snapshot.created_at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+            time(snapshot.created_at),
+        ]
+    });
+    output::table(["NAME", "TEMPLATE", "VCPUS", "MEMORY", "DISK", "CREATED"], rows)
 }

@@ -2,11 +2,10 @@
 //! `wrenn template`: what sandboxes are created from.
 
 use anyhow::Result;
-use comfy_table::{Table, presets};
 use wrenn_api::{Template, TemplateKind};
 use wrenn_client::Client;
 
-use crate::output::Format;
+use crate::output::{self, Format, time};
 
 /// Subcommands of `wrenn template`.
 #[derive(Debug, clap::Subcommand)]
@@ -28,12 +27,9 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
 }
 
 fn table(all: &[Template]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "KIND", "VCPUS", "MEMORY", "CREATED"]);
     let shown = |number: Option<u32>, unit: &str| number.map_or("-".to_owned(), |n| format!("{n}{unit}"));
-    for template in all {
-        table.add_row([
+    let rows = all.iter().map(|template| {
+        [
             template.name.clone(),
             match template.kind {
                 TemplateKind::Base => "base".to_owned(),
@@ -41,11 +37,8 @@ fn table(all: &[Template]) -> String {
             },
             shown(template.vcpus, ""),
             shown(template.memory_mb, " MiB"),
-            template.created_at.map_or("-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string()),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+            template.created_at.map_or("-".to_owned(), time),
+        ]
+    });
+    output::table(["NAME", "KIND", "VCPUS", "MEMORY", "CREATED"], rows)
 }

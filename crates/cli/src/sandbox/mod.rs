@@ -5,7 +5,6 @@ mod copy;
 mod local;
 
 use anyhow::{Result, anyhow};
-use comfy_table::{Table, presets};
 use serde_json::json;
 use wrenn_api::{ResumeSandbox, Sandbox, SandboxId, UpdateSandbox};
 use wrenn_client::Client;
@@ -14,7 +13,7 @@ use crate::{
     creation::{self, Key, New, seconds, variable},
     exec,
     failure::Report,
-    output::{Format, note},
+    output::{self, Format, note, time},
     signals::{Stop, exit_status},
 };
 
@@ -199,24 +198,18 @@ async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8
 }
 
 fn table(all: &[Sandbox]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "DISK", "CREATED"]);
-    for sandbox in all {
-        table.add_row([
+    let rows = all.iter().map(|sandbox| {
+        [
             sandbox.id.to_string(),
             sandbox.status.as_str().to_owned(),
             sandbox.template.clone(),
             sandbox.vcpus.to_string(),
             format!("{} MiB", sandbox.memory_mb),
             format!("{} MiB", sandbox.disk_size_mb),
-            sandbox.created_at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table.trim_fmt()
+            time(sandbox.created_at),
+        ]
+    });
+    output::table(["ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "DISK", "CREATED"], rows)
 }
 
 /// Formats all present fields, one per line.
