@@ -51,12 +51,7 @@ pub enum Damage {
 impl Sums {
     /// Sums a file. Holes are not read.
     pub fn of(file: &File) -> io::Result<Self> {
-        let length = file.metadata()?.len();
-        let extents = sparse_file::extents(file)?;
-        let ranges = (0..length.div_ceil(RANGE))
-            .map(|index| sum(file, &extents, index * RANGE, RANGE))
-            .collect::<Result<_, _>>()?;
-        Ok(Self { length, ranges, range: RANGE })
+        Self::of_nothing().after(file, &sparse_file::extents(file)?, &[])
     }
 
     /// Sums a file with content in these extents only, which is the same as the summed one was, except for changes.
