@@ -78,13 +78,8 @@ pub(crate) async fn start(spec: &BootSpec, memory: &PagedMemory) -> Result<Watch
     let action = "start the page server";
     let (spec, memory) = (spec.clone(), memory.clone());
     let pid = blocking(action, move || spawn_server(&spec, &memory).map_err(|error| failed(action, error)));
-    let pid = pid.await? as i32;
-    let id = wrenn_os::process::identify(pid).map_err(|error| failed(action, error))?;
-    let watched = id.map(Watched::open).transpose().map_err(|error| failed(action, error))?.flatten();
-    watched.ok_or_else(|| {
-        process::reap(pid);
-        failed(action, io::Error::other("it ended at once"))
-    })
+    let watched = process::watch_child(pid.await?).map_err(|error| failed(action, error))?;
+    watched.ok_or_else(|| failed(action, io::Error::other("it ended at once")))
 }
 
 /// Finds the server of a VMM that a former agent started; none if it has ended.

@@ -241,8 +241,18 @@ impl Watched {
     }
 }
 
+/// Opens a pidfd of a child, through which it is reaped; `None` if it has ended, and is reaped then.
+pub(crate) fn watch_child(pid: u32) -> io::Result<Option<Watched>> {
+    let watched = identify(pid as i32)?.map(Watched::open).transpose()?.flatten();
+    if watched.is_none() {
+        // It is our child and nothing else refers to it: until it is reaped, its pid is not reused.
+        reap(pid as i32);
+    }
+    Ok(watched)
+}
+
 /// Reaps a child that has ended; does nothing otherwise.
-pub(crate) fn reap(pid: i32) {
+fn reap(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }

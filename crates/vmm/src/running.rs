@@ -173,15 +173,8 @@ impl Running {
         };
         let (pid, before) = spawned.map_err(|error| failed("start the VMM", error))?;
         let care = Care { before, ..care };
-        // The child is reaped through its pidfd.
-        let id = wrenn_os::process::identify(pid as i32);
-        let watched = id.and_then(|id| id.map(Watched::open).transpose());
-        let watched = watched.map_err(|error| failed("watch the VMM", error))?.flatten();
-        let watched = watched.ok_or_else(|| {
-            // It is our child and nothing else refers to it: until it is reaped, its pid is not reused.
-            process::reap(pid as i32);
-            VmmError::Ended { log: last_words(run_dir) }
-        })?;
+        let watched = process::watch_child(pid).map_err(|error| failed("watch the VMM", error))?;
+        let watched = watched.ok_or_else(|| VmmError::Ended { log: last_words(run_dir) })?;
         Ok(Self::new(watched, run_dir, care))
     }
 
