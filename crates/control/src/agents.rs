@@ -98,6 +98,8 @@ pub(crate) mod deadline {
 
     /// For health checks and lists.
     pub(crate) const STATE: Duration = Duration::from_secs(5);
+    /// For a check whether a host that was silent answers again.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(2);
     /// For the removal of a sandbox.
     pub(crate) const DESTROY: Duration = Duration::from_secs(60);
     /// Additional time of an exec, beyond the command's timeout.

@@ -4,6 +4,7 @@
 
 use uuid::Uuid;
 use wrenn_api::{ErrorCode, HostId, ResumeSandbox, SandboxId, SandboxStatus};
+use wrenn_rpc::host::v1::PingRequest;
 
 use super::{
     activity::Active,
@@ -11,7 +12,7 @@ use super::{
     resume::resume,
 };
 use crate::{
-    agents::{AgentClient, ResponseMemory},
+    agents::{AgentClient, ResponseMemory, deadline, within},
     db::sandboxes::Row,
     error::Fault,
     state::App,
@@ -47,18 +48,28 @@ async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, Strin
     if row.auto_resume && stands {
         row = resume(app, team, id, &ResumeSandbox::default()).await?;
     }
+    let none = || Fault::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
     match row.status() {
-        SandboxStatus::Running => {}
-        SandboxStatus::Missing => {
+        SandboxStatus::Running | SandboxStatus::Missing => {}
+        status => return Err(Fault::new(ErrorCode::InvalidState, not_running(&row, status))),
+    }
+    let host = row.host_id.ok_or_else(none)?;
+    let address = address(app, host).await?;
+    if row.status() == SandboxStatus::Missing {
+        let answers = row.error_message.is_none() && answers(app, host.into(), &address).await;
+        if !answers {
             let why = row.error_message.unwrap_or_else(|| "its host does not answer".to_owned());
             let message = format!("sandbox {id} cannot be reached: {why}; try again in a moment");
             return Err(Fault::new(ErrorCode::HostUnavailable, message));
         }
-        status => return Err(Fault::new(ErrorCode::InvalidState, not_running(&row, status))),
     }
-    let none = || Fault::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
-    let host = row.host_id.ok_or_else(none)?;
-    Ok((host.into(), address(app, host).await?, Active::begin(app, &row)))
+    Ok((host.into(), address, Active::begin(app, &row)))
+}
+
+/// Returns whether a host that was silent answers again: its sandboxes are `missing` until its next reconciliation.
+async fn answers(app: &App, host: HostId, address: &str) -> bool {
+    let client = app.agents.at(host, address);
+    client.ping_with_options(PingRequest::default(), within(deadline::ANSWER)).await.is_ok()
 }
 
 /// Error message for a sandbox that does not run, with a remedy.
