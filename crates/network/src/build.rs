@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     os::fd::AsRawFd,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use futures::TryStreamExt;
@@ -49,7 +50,7 @@ where
 {
     let (done, result) = tokio::sync::oneshot::channel();
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let outcome =
             runtime.map_err(io_failed("start a thread for the slot")).and_then(|rt| rt.block_on(work()));
         // Sending fails only if the caller no longer waits.
@@ -188,6 +189,30 @@ fn make_tap(name: &str) -> io::Result<()> {
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Time limit for the end of other uses of a tap device, and interval between looks.
+const UNUSED_LIMIT: Duration = Duration::from_secs(5);
+const UNUSED_PAUSE: Duration = Duration::from_millis(1);
+
+/// Waits until no process has the tap device open. One that was forked while it was made has its descriptor, too, until
+/// it executes its program, and a VMM would find the device busy.
+async fn wait_unused(handle: &Handle, tap: u32) -> Result<(), NetworkError> {
+    let begin = Instant::now();
+    loop {
+        let link = handle.link().get().match_index(tap).execute().try_next().await;
+        let link = link.map_err(netlink_failed("look at the tap device"))?;
+        // The carrier of a tap device is a process that has it open.
+        let used = link.is_some_and(|link| link.attributes.contains(&LinkAttribute::Carrier(1)));
+        if !used {
+            return Ok(());
+        }
+        if begin.elapsed() > UNUSED_LIMIT {
+            let error = io::Error::other("another process has the device open");
+            return Err(io_failed("make the tap device")(error));
+        }
+        tokio::time::sleep(UNUSED_PAUSE).await;
+    }
+}
+
 /// Creates the veth pair with its outer end directly in the host's namespace: moving it there later would
 /// wait until every CPU has seen its removal (an RCU grace period).
 async fn make_pair(handle: &Handle, slot: &SlotSpec, host: &File) -> Result<(), NetworkError> {
@@ -239,7 +264,8 @@ async fn build_inside(
     }
     pin_neighbour(&handle, tap, (GUEST_ADDRESS, GUEST_MAC)).await?;
     pin_neighbour(&handle, uplink, (slot.veth_host_address, slot.veth_macs()[0])).await?;
-    add_route(&handle, uplink, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await
+    add_route(&handle, uplink, (Ipv4Addr::UNSPECIFIED, 0), slot.veth_host_address).await?;
+    wait_unused(&handle, tap).await
 }
 
 /// Builds a slot. If it fails, [`remove`] removes what was created.

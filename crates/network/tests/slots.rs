@@ -4,14 +4,23 @@
 
 mod support;
 
-use std::os::{
-    linux::net::SocketAddrExt,
-    unix::net::{SocketAddr, UnixListener},
+use std::{
+    fs,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            net::{SocketAddr, UnixListener},
+            process::CommandExt as _,
+        },
+    },
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use std::fs;
-
-use support::{config, inside, isolated, run, stock, until};
+use support::{config, guest::Guest, inside, isolated, run, stock, until};
 use wrenn_network::{Egress, MAX_SLOTS, Policy, PoolConfig, Rate, SlotPool, cleanup, leftovers};
 
 #[tokio::test]
@@ -104,6 +113,48 @@ async fn many_at_once_leave_nothing() {
     pool.shutdown().await.unwrap();
     cleanup(dir.path(), "test").await.unwrap();
     assert_eq!(stock(dir.path()), before);
+}
+
+/// Forks processes that take a while until they execute their program. Each has all descriptors of this one until then.
+fn fork_slowly(until: &AtomicBool) {
+    let mut children = Vec::new();
+    while !until.load(Ordering::Relaxed) {
+        let mut command = Command::new("/bin/true");
+        // SAFETY: one system call.
+        unsafe {
+            command.pre_exec(|| {
+                libc::usleep(20_000);
+                Ok(())
+            })
+        };
+        children.push(command.spawn().unwrap());
+    }
+    children.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_forked_process_has_the_tap_of_a_slot() {
+    if !isolated("no_forked_process_has_the_tap_of_a_slot") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let forks: Vec<_> = (0..4)
+        .map(|_| {
+            let ended = ended.clone();
+            std::thread::spawn(move || fork_slowly(&ended))
+        })
+        .collect();
+    for _ in 0..20 {
+        let slot = pool.acquire().await.unwrap();
+        Guest::new(&slot);
+        pool.release(slot.index).await.unwrap();
+    }
+    ended.store(true, Ordering::Relaxed);
+    forks.into_iter().for_each(|fork| fork.join().unwrap());
+    pool.shutdown().await.unwrap();
+    cleanup(dir.path(), "test").await.unwrap();
 }
 
 #[tokio::test]

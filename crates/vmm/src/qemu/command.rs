@@ -181,10 +181,6 @@ fn tap_setup(tap: &Tap) -> io::Result<TapSetup> {
     Ok(TapSetup { netns: File::open(&tap.netns)?, request })
 }
 
-/// Number of further attempts to open a tap device that is in use, and the time between them in microseconds.
-const TAP_ATTEMPTS: u32 = 500;
-const TAP_PAUSE_US: u32 = 2000;
-
 impl TapSetup {
     /// Enters the namespace and opens the tap device at descriptor [`TAP_FD`].
     ///
@@ -195,15 +191,7 @@ impl TapSetup {
         unsafe {
             check(libc::setns(self.netns.as_raw_fd(), libc::CLONE_NEWNET))?;
             let tun = check(libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR))?;
-            let mut attempts = 0;
-            while let Err(error) = check(libc::ioctl(tun, libc::TUNSETIFF as _, &raw mut self.request)) {
-                // A process that was forked while the slot was being made has the device until it executes its program.
-                if error.raw_os_error() != Some(libc::EBUSY) || attempts == TAP_ATTEMPTS {
-                    return Err(error);
-                }
-                attempts += 1;
-                libc::usleep(TAP_PAUSE_US);
-            }
+            check(libc::ioctl(tun, libc::TUNSETIFF as _, &raw mut self.request))?;
             if tun != TAP_FD {
                 check(libc::dup2(tun, TAP_FD))?;
                 check(libc::close(tun))?;
