@@ -105,6 +105,7 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         disk_size_mb: spec.disk_size_mb,
         created_at_unix_ms: spec.created_at_unix_ms,
         failure: failure.into(),
+        generation: now.generation.map(|build| build.to_string()).unwrap_or_default(),
         metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         ..Default::default()
     }

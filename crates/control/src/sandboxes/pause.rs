@@ -6,7 +6,7 @@ use uuid::Uuid;
 use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::PauseRequest;
 
-use super::{lookup::agent, settle};
+use super::{lookup::agent, settle, step};
 use crate::{
     agents::within,
     db::sandboxes::{self, Change, Known, Row},
@@ -63,11 +63,11 @@ async fn finish(app: &App, row: Row) -> Result<Row, Fault> {
     let request = PauseRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
     let paused = async {
         let agent = agent(app, row.host_id.unwrap_or_default()).await?;
-        Ok::<_, Fault>(agent.pause_with_options(request, within(app.limits.pause)).await?)
+        Ok::<_, Fault>(agent.pause_with_options(request, within(app.limits.pause)).await?.into_owned())
     };
     let paused = paused.await;
     fault::point("pause.done");
-    let ended = settle::end(app, &row, paused.map(|_| Change::to(SandboxStatus::Paused))).await;
+    let ended = settle::end(app, &row, paused.map(|answer| step::paused(answer.sandbox.as_option()))).await;
     drop(lease);
     ended
 }

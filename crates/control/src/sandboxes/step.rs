@@ -101,10 +101,18 @@ fn not_understood(row: &Known, sandbox: Option<&OnHost>) -> Step {
     Step::Change(Change { error, ..Change::to(SandboxStatus::Missing) })
 }
 
-/// Change to `paused`, with the reason why its memory was lost, if it was.
-fn paused(sandbox: Option<&OnHost>) -> Change {
+/// Name in the metadata of the generation that its memory was when it was last paused.
+const GENERATION: &str = "memory_generation";
+/// Maximum length of a generation's name in bytes.
+const GENERATION_MAX: usize = 64;
+
+/// Change to `paused`, with the generation of its memory, or the reason why it was lost.
+pub(super) fn paused(sandbox: Option<&OnHost>) -> Change {
     let lost = sandbox.filter(|sandbox| sandbox.failure.is_set()).map(failure);
-    Change { error: lost, ..Change::to(SandboxStatus::Paused) }
+    let generation = sandbox.map(|sandbox| cut(&sandbox.generation, GENERATION_MAX));
+    let generation = generation.filter(|generation| !generation.is_empty());
+    let metadata = generation.map(|generation| (GENERATION.to_owned(), generation)).into_iter().collect();
+    Change { error: lost, metadata, ..Change::to(SandboxStatus::Paused) }
 }
 
 /// Returns the step for a sandbox with a row, if its host reports `sandbox`.

@@ -141,6 +141,8 @@ pub(crate) struct Published {
     pub(crate) timings: Timings,
     /// Whether it is paused because its disk may soon run out of room.
     pub(crate) held: bool,
+    /// Generation that its memory is, while it is paused.
+    pub(crate) generation: Option<BuildId>,
 }
 
 impl Published {
@@ -170,10 +172,17 @@ impl Phase {
     /// View for other tasks.
     pub(super) fn view(&self) -> Published {
         let state = self.state();
-        let without = |failure| Published { state, failure, guest: None, timings: Vec::new(), held: false };
+        let without = |failure| Published {
+            state,
+            failure,
+            guest: None,
+            timings: Vec::new(),
+            held: false,
+            generation: None,
+        };
         match self {
             Self::Creating | Self::Pausing | Self::Resuming | Self::Destroying => without(None),
-            Self::Paused(Memory::Kept(_)) => without(None),
+            Self::Paused(Memory::Kept(build)) => Published { generation: Some(*build), ..without(None) },
             Self::Paused(Memory::Lost(error)) => without(Some(error.clone())),
             Self::Running(live) => Published {
                 guest: Some(live.guest.clone()),
