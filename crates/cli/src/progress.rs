@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Progress line of long transfers.
+//! Progress line of what takes long: transfers, and other requests.
 
 use std::{
     io::IsTerminal as _,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -10,6 +11,25 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Time after which the line is shown.
 const LONG: Duration = Duration::from_secs(1);
+
+/// Interval at which the line of a request changes.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Waits for a request. If it takes long, a line on the terminal says what is being done, and for how long.
+pub(crate) async fn during<T>(what: &str, request: impl Future<Output = T>) -> T {
+    let mut request = pin!(request);
+    if let Ok(answer) = tokio::time::timeout(LONG, &mut request).await {
+        return answer;
+    }
+    let bar = ProgressBar::new_spinner().with_message(what.to_owned()).with_elapsed(LONG);
+    if let Ok(style) = ProgressStyle::with_template("{msg} ... {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(TICK);
+    let answer = request.await;
+    bar.finish_and_clear();
+    answer
+}
 
 /// Counts the bytes of a transfer and shows them on a terminal if it takes long.
 pub(crate) struct Progress {

@@ -6,7 +6,10 @@ use serde_json::json;
 use wrenn_api::{CreateSnapshot, SandboxId, Snapshot};
 use wrenn_client::Client;
 
-use crate::output::{self, Format, time};
+use crate::{
+    output::{self, Format, time},
+    progress::during,
+};
 
 /// Subcommands of `wrenn snapshot`.
 #[derive(Debug, clap::Subcommand)]
@@ -36,7 +39,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
     match what {
         Command::Create { id, name } => {
             let new = CreateSnapshot { sandbox_id: *id, name: name.clone() };
-            let snapshot = client.create_snapshot(&new).await?;
+            let snapshot = during("making the snapshot", client.create_snapshot(&new)).await?;
             format.print(&snapshot, || snapshot.name.clone())?;
         }
         Command::Ls => {

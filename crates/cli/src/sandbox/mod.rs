@@ -14,6 +14,7 @@ use crate::{
     exec,
     failure::Report,
     output::{self, Format, note, time},
+    progress::during,
     signals::{Stop, exit_status},
 };
 
@@ -138,12 +139,12 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             }
         }
         Command::Pause { id } => {
-            let sandbox = client.pause(*id).await?;
+            let sandbox = during("pausing the sandbox", client.pause(*id)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }
         Command::Resume { id, from_disk, idle_timeout } => {
             let how = ResumeSandbox { timeout_sec: *idle_timeout, memory: from_disk.then_some(false) };
-            let sandbox = client.resume(*id, &how).await?;
+            let sandbox = during("resuming the sandbox", client.resume(*id, &how)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }
         Command::Ping { id } => {
@@ -163,7 +164,8 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
 async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
     let used = key.map_or_else(Key::own, |key| Key::Given(key.to_owned()));
-    let (sandbox, stopped) = creation::create(client, &new.request(), &used, &mut stop).await?;
+    let (sandbox, stopped) =
+        during("creating the sandbox", creation::create(client, &new.request(), &used, &mut stop)).await?;
     let id = sandbox.id;
     if let Some(name) = stopped {
         if key.is_some() {
