@@ -47,6 +47,16 @@ const E2E_PACKED: Target = Target {
     env: &["WRENN_BIN=/usr/local/bin/wrenn", "TMPDIR=/var/lib/wrenn", "WRENN_AGENT_MEMORY_LAYOUT=packed"],
     ..E2E
 };
+/// The same in its long form.
+const E2E_LONG: Target = Target {
+    env: &[
+        "WRENN_BIN=/usr/local/bin/wrenn",
+        "TMPDIR=/var/lib/wrenn",
+        "WRENN_AGENT_MEMORY_LAYOUT=packed",
+        "LONG_TESTS=1",
+    ],
+    ..E2E
+};
 const VMM: Target = Target { package: "vmm", test: "conformance", env: &[] };
 const DISK: Target = Target { package: "disk", test: "conformance", env: &[] };
 
@@ -70,6 +80,8 @@ pub(super) const RUNS: &[Run] = &[
             "--skip=pause::a_paused",
         ],
     ),
+    // The short form is in the run above.
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::what_ran"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["pause::", "--skip=pause::what_ran"]) },
     run(&DISK, &[]),
