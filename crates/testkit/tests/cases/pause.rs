@@ -41,7 +41,8 @@ pub(crate) async fn count(stack: &Stack, id: &str) -> Result<u64> {
     wait_until("a number", Duration::from_secs(10), number).await
 }
 
-async fn clock_is_right(stack: &Stack, id: &str) -> Result<()> {
+/// Checks that a guest's clock is right.
+pub(crate) async fn clock_is_right(stack: &Stack, id: &str) -> Result<()> {
     let now = || Ok::<_, anyhow::Error>(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() as i64);
     let before = now()?;
     let time: i64 = sh(stack, id, "date +%s").await?.parse()?;
