@@ -12,11 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::fs::ioctl_ficlone;
 use wrenn_disk::loopfs;
-use wrenn_memory::{
-    BLOCK_SIZE, BuildId, Generations, Header, Layout, Manifest, Mapping, Origin, Part, capture,
-};
+use wrenn_memory::{BuildId, Diff, Generations, Layout, Origin, Part};
 use wrenn_testguest::ELF;
 use wrenn_vmm::{BootSpec, MemorySource, MicroVm, Snapshot, SnapshotFiles, SnapshotKind, Vmm as _};
 
@@ -132,32 +129,13 @@ impl Pauses {
         Ok((build, files))
     }
 
-    /// Puts the changes over the memory that the guest began with, as `Snapshots::keep` of the agent.
+    /// Keeps the changes over the memory that the guest began with, as `Snapshots::keep` of the agent.
     fn keep(&self, build: BuildId, captured: &SnapshotFiles, parent: Option<BuildId>) -> Result<()> {
-        let partial = self.generations.begin(build)?;
-        let parent = parent.map(|parent| self.generations.load(parent)).transpose()?;
-        let changes = File::open(&captured.memory)?;
-        let data = File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))?;
-        if let Some(parent) = &parent {
-            ioctl_ficlone(&data, File::open(self.generations.path(parent.manifest.build, Part::Data))?)?;
-        }
-        let memory_size = changes.metadata()?.len();
-        data.set_len(memory_size)?;
-        let changed = capture(&changes, build, &data, Layout::Flat, || Ok(()))?;
-        let nothing = Mapping::default();
-        let below = parent.as_ref().map_or(&nothing, |parent| &parent.header.mapping);
-        fs::copy(&captured.state, partial.path(Part::State))?;
-        let header = Header {
-            block_size: BLOCK_SIZE,
-            memory_size,
-            generation: parent.as_ref().map_or(0, |parent| parent.header.generation + 1),
-            build,
-            parent: parent.as_ref().map(|parent| parent.manifest.build),
-            mapping: changed.over(below).flat(build),
-        };
-        let copied = parent.as_ref().map(|parent| (&parent.manifest, &changed));
-        let manifest = Manifest::new(build, "bench", Layout::Flat, Origin::default());
-        partial.keep_after(&header, manifest, copied)?;
+        let (changes, layout) = (&File::open(&captured.memory)?, Layout::Flat);
+        let (label, origin) = ("bench".to_owned(), Origin::default());
+        let written = self.generations.write(Diff { build, changes, parent, layout, label, origin })?;
+        fs::copy(&captured.state, written.path(Part::State))?;
+        written.keep()?;
         Ok(())
     }
 

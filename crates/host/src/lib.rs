@@ -299,10 +299,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
         chosen.vmm.name()
     );
     let capabilities = chosen.vmm.capabilities();
-    let packs = |dir: &Path| {
-        let shares = || snapshots::layout::shares_extents(dir);
-        snapshots::layout::packs(memory_layout, capabilities.page_server, shares)
-    };
+    let packs = |shares| snapshots::layout::packs(memory_layout, capabilities.page_server, shares);
     let snapshots = Snapshots::open(&layout::snapshots(&state), origin, capabilities.diffs, packs)
         .and_then(|snapshots| snapshots.collect(&needed).map(|()| snapshots))
         .context("the snapshots cannot be read")?;

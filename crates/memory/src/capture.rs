@@ -23,6 +23,8 @@ const PIECE: u64 = 1 << 20;
 
 /// Changed parts of a memory.
 pub trait Changes {
+    /// Size of the whole memory in bytes.
+    fn memory_size(&self) -> io::Result<u64>;
     /// Lists the parts that may have changed, in order; whole blocks.
     fn extents(&self) -> io::Result<Vec<Extent>>;
     /// Reads the memory at `offset`.
@@ -41,6 +43,10 @@ pub enum Layout {
 
 /// A file that a VMM wrote, whose holes are unchanged.
 impl Changes for File {
+    fn memory_size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
     fn extents(&self) -> io::Result<Vec<Extent>> {
         sparse_file::own_extents(self)
     }
@@ -164,6 +170,10 @@ mod tests {
     struct Memory(Vec<Option<u8>>);
 
     impl Changes for Memory {
+        fn memory_size(&self) -> io::Result<u64> {
+            Ok((self.0.len() * SIZE) as u64)
+        }
+
         fn extents(&self) -> io::Result<Vec<Extent>> {
             let mut at = 0;
             let runs = self.0.chunk_by(|one, other| one.is_some() == other.is_some()).map(|run| {

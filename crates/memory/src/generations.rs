@@ -11,57 +11,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-
-use wrenn_os::sparse_file::Extent;
-
-use crate::{BuildId, Header, Layers, Layout, Manifest, Mapping, MemoryError, Sums, error::failed};
+use crate::{
+    BuildId, Generation, Header, Layers, Manifest, MemoryError, Part, Verification,
+    error::failed,
+    generation::MANIFEST,
+    partial::{Partial, remove_all},
+    verification::Opened,
+};
 
 /// Suffix of directories that are being written.
 const PARTIAL: &str = ".partial";
 /// Suffix of directories that are being removed.
 const REMOVED: &str = ".removed";
-const MANIFEST: &str = "manifest";
 /// Mode of directories: who knows a path may open it if its file allows that, and nobody else lists them.
 const PASSED: u32 = 0o711;
-
-/// File of a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// Header with the mapping.
-    Header,
-    /// Content of blocks.
-    Data,
-    /// State of registers and devices, in the VMM's own format.
-    State,
-    /// Working set, which a generation may have or not. It is a hint and has no sums.
-    WorkingSet,
-}
-
-impl Part {
-    /// Files that every generation has.
-    const ALL: [Self; 3] = [Self::Header, Self::Data, Self::State];
-
-    /// Name of the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Header => "header",
-            Self::Data => "data",
-            Self::State => "state",
-            Self::WorkingSet => "working_set",
-        }
-    }
-
-    /// Name for people.
-    fn what(self) -> &'static str {
-        match self {
-            Self::Header => "the header",
-            Self::Data => "the memory",
-            Self::State => "the state",
-            Self::WorkingSet => "the working set",
-        }
-    }
-}
 
 /// Generations in one directory.
 #[derive(Debug)]
@@ -71,146 +34,12 @@ pub struct Generations {
     needs: Mutex<BTreeMap<BuildId, BTreeSet<BuildId>>>,
 }
 
-/// A generation whose manifest and header are sound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Generation {
-    /// Its manifest.
-    pub manifest: Manifest,
-    /// Its header.
-    pub header: Header,
-}
-
-/// A generation whose memory was written once more, into the data of one other generation.
-#[derive(Debug)]
-pub struct Collapsed<'a> {
-    /// The same generation with another mapping. Its data stays, because descendants may have been made of it.
-    remapped: Partial,
-    /// The generation with the data.
-    joined: BuildId,
-    all: &'a Generations,
-}
-
-/// A generation that is being written; dropping it removes it.
-#[derive(Debug)]
-pub struct Partial {
-    /// Its identity.
-    pub build: BuildId,
-    dir: PathBuf,
-    target: PathBuf,
-    kept: bool,
-}
-
-fn sync(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-fn remove_all(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Reads a small file of a generation.
 fn read(build: BuildId, path: &Path, what: &'static str) -> Result<Vec<u8>, MemoryError> {
     fs::read(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => MemoryError::Missing { build, what },
         _ => failed("read a snapshot")(error),
     })
-}
-
-/// Sums flat data, or only the changes of a copy.
-fn sum_flat(file: &File, header: &Header, copied: Option<(&Manifest, &Mapping)>) -> io::Result<Sums> {
-    let size = u64::from(header.block_size);
-    let extents = |mapping: &Mapping| -> Vec<Extent> {
-        let ranges = mapping.ranges().iter();
-        ranges.map(|range| Extent { start: range.start * size, end: range.end() * size }).collect()
-    };
-    let (all, nothing) = (extents(&header.mapping), Sums::of_nothing());
-    let former = copied.and_then(|(of, changed)| Some((of.files.get(Part::Data.name())?, extents(changed))));
-    let (former, changed) = former.as_ref().map_or((&nothing, &[][..]), |(sums, changed)| (*sums, changed));
-    former.after(file, &all, changed)
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.kept {
-            // What is left is removed by the next `clean`.
-            let _ = remove_all(&self.dir);
-        }
-    }
-}
-
-impl Partial {
-    /// Path of a file of the generation.
-    pub fn path(&self, part: Part) -> PathBuf {
-        self.dir.join(part.name())
-    }
-
-    /// Completes the generation: writes its header, sums and syncs its files, and gives it its name. Reads and
-    /// writes all its data, so the guest should already run on.
-    pub fn keep(self, header: &Header, manifest: Manifest) -> Result<Generation, MemoryError> {
-        self.keep_after(header, manifest, None)
-    }
-
-    /// The same for data that is a copy of that of another generation with these changes: reads only them.
-    pub fn keep_after(
-        mut self,
-        header: &Header,
-        manifest: Manifest,
-        copied: Option<(&Manifest, &Mapping)>,
-    ) -> Result<Generation, MemoryError> {
-        let fail = || failed("keep a snapshot's memory");
-        let manifest = self.complete(header, manifest, copied)?;
-        fs::rename(&self.dir, &self.target).map_err(fail())?;
-        self.kept = true;
-        sync(self.target.parent().unwrap_or(&self.target)).map_err(fail())?;
-        Ok(Generation { manifest, header: header.clone() })
-    }
-
-    /// Writes header and manifest with the sums of all files, and syncs everything.
-    fn complete(
-        &self,
-        header: &Header,
-        mut manifest: Manifest,
-        copied: Option<(&Manifest, &Mapping)>,
-    ) -> Result<Manifest, MemoryError> {
-        let fail = || failed("keep a snapshot's memory");
-        fs::write(self.path(Part::Header), header.encode()).map_err(fail())?;
-        for part in Part::ALL {
-            let file = File::open(self.path(part)).map_err(fail())?;
-            let sums = match (part, manifest.layout) {
-                (Part::Data, Layout::Flat) => sum_flat(&file, header, copied),
-                _ => Sums::of(&file),
-            };
-            manifest.files.insert(part.name().to_owned(), sums.map_err(fail())?);
-            file.sync_all().map_err(fail())?;
-        }
-        let text = manifest.encode().map_err(io::Error::from).map_err(fail())?;
-        wrenn_os::atomic_file::write(&self.dir.join(MANIFEST), text.as_bytes(), 0o600, None)
-            .map_err(fail())?;
-        Ok(manifest)
-    }
-}
-
-impl Collapsed<'_> {
-    /// Generation with the data, which only the collapsed one needs.
-    pub fn joined(&self) -> BuildId {
-        self.joined
-    }
-
-    /// Gives the existing generation its new mapping, in one step. Whoever opens it at this moment may get files of either,
-    /// so nobody should. Fails if the generation was removed; nothing remains then.
-    pub fn replace(self) -> Result<(), MemoryError> {
-        let Partial { dir, target, build, .. } = &self.remapped;
-        if let Err(error) = renameat_with(CWD, dir, CWD, target, RenameFlags::EXCHANGE) {
-            self.all.discard(self.joined)?;
-            return Err(failed("replace a snapshot's memory")(error.into()));
-        }
-        self.all.needs().remove(build);
-        sync(target.parent().unwrap_or(target)).map_err(failed("replace a snapshot's memory"))
-        // What was there before has the name of the partial one now, and is removed with it.
-    }
 }
 
 impl Generations {
@@ -235,10 +64,10 @@ impl Generations {
     }
 
     /// Begins a new generation with this identity.
-    pub fn begin(&self, build: BuildId) -> Result<Partial, MemoryError> {
+    pub(crate) fn begin(&self, build: BuildId) -> Result<Partial, MemoryError> {
         let (dir, target) = (self.dir.join(format!("{build}{PARTIAL}")), self.home(build));
         DirBuilder::new().mode(PASSED).create(&dir).map_err(failed("make a snapshot's directory"))?;
-        Ok(Partial { build, dir, target, kept: false })
+        Ok(Partial::new(build, dir, target))
     }
 
     fn home(&self, build: BuildId) -> PathBuf {
@@ -263,7 +92,7 @@ impl Generations {
     }
 
     /// Reads the manifest of a generation.
-    fn manifest(&self, build: BuildId) -> Result<Manifest, MemoryError> {
+    pub(crate) fn manifest(&self, build: BuildId) -> Result<Manifest, MemoryError> {
         let text = read(build, &self.home(build).join(MANIFEST), "the manifest")?;
         Manifest::decode(build, &String::from_utf8_lossy(&text))
     }
@@ -296,22 +125,26 @@ impl Generations {
 
     /// Checks every byte of a generation, and of the data of others that it needs.
     pub fn verify(&self, generation: &Generation) -> Result<(), MemoryError> {
-        let build = generation.manifest.build;
-        for part in Part::ALL {
-            self.verify_part(&generation.manifest, part)?;
-        }
-        for needed in generation.header.mapping.builds().into_iter().filter(|needed| *needed != build) {
-            self.verify_part(&self.manifest(needed)?, Part::Data)?;
-        }
-        Ok(())
+        self.verification(generation)?.run()
     }
 
-    fn verify_part(&self, manifest: &Manifest, part: Part) -> Result<(), MemoryError> {
+    /// Opens the files of a generation, and the data of others that it needs, to check every byte of them.
+    pub fn verification(&self, generation: &Generation) -> Result<Verification, MemoryError> {
+        let build = generation.manifest.build;
+        let own = Part::ALL.map(|part| self.opened(&generation.manifest, part));
+        let mut files = own.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for needed in generation.header.mapping.builds().into_iter().filter(|needed| *needed != build) {
+            files.push(self.opened(&self.manifest(needed)?, Part::Data)?);
+        }
+        Ok(Verification::of(files))
+    }
+
+    fn opened(&self, manifest: &Manifest, part: Part) -> Result<Opened, MemoryError> {
         let (build, what) = (manifest.build, part.what());
         let missing = || MemoryError::Missing { build, what };
         let file = File::open(self.path(build, part)).map_err(|_| missing())?;
-        let sums = manifest.files.get(part.name()).ok_or_else(missing)?;
-        sums.check(&file).map_err(|damage| MemoryError::Damaged { build, what, damage })
+        let sums = manifest.files.get(part.name()).ok_or_else(missing)?.clone();
+        Ok(Opened { build, what, file, sums })
     }
 
     /// Opens the memory with this header of one of the generations.
@@ -327,46 +160,7 @@ impl Generations {
         Layers::new(header.clone(), data).map_err(failed("open a snapshot's memory"))
     }
 
-    /// Writes what a generation has in the data of generations with the same label into that of a new one. Data of others,
-    /// such as of a template, stays where it is, because it is shared. No data of any generation changes, so what is open
-    /// and what descends from them stays right.
-    pub fn collapse(&self, build: BuildId) -> Result<Collapsed<'_>, MemoryError> {
-        let fail = || failed("join a snapshot's memory");
-        let Generation { manifest: Manifest { label, layout, origin, .. }, header } = self.load(build)?;
-        let mut own = BTreeSet::new();
-        for needed in header.mapping.builds() {
-            if self.manifest(needed)?.label == label {
-                own.insert(needed);
-            }
-        }
-        let layers = self.open(&header)?;
-        let new = self.begin(BuildId::new())?;
-        let data = File::create(new.path(Part::Data)).map_err(fail())?;
-        let mapping = layers.join(&own, new.build, &data).map_err(fail())?;
-        self.link(build, Part::State, &new)?;
-        let remapped = self.begin(build)?;
-        for part in [Part::Data, Part::State, Part::WorkingSet] {
-            self.link(build, part, &remapped)?;
-        }
-        let manifest = |build| Manifest::new(build, &label, layout, origin.clone());
-        let of_new = Header { mapping: mapping.clone(), build: new.build, ..header.clone() };
-        remapped.complete(&Header { mapping, ..header }, manifest(build), None)?;
-        let (joined, of_joined) = (new.build, manifest(new.build));
-        new.keep(&of_new, of_joined)?;
-        Ok(Collapsed { remapped, joined, all: self })
-    }
-
-    /// Makes a file of a generation, if it has it, one of another, too.
-    fn link(&self, build: BuildId, part: Part, to: &Partial) -> Result<(), MemoryError> {
-        match fs::hard_link(self.path(build, part), to.path(part)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(failed("join a snapshot's memory")(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn needs(&self) -> MutexGuard<'_, BTreeMap<BuildId, BTreeSet<BuildId>>> {
+    pub(crate) fn needs(&self) -> MutexGuard<'_, BTreeMap<BuildId, BTreeSet<BuildId>>> {
         self.needs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -412,7 +206,7 @@ impl Generations {
     }
 
     /// Removes a generation. Renames it first, so that half of one is never loaded.
-    fn discard(&self, build: BuildId) -> Result<(), MemoryError> {
+    pub(crate) fn discard(&self, build: BuildId) -> Result<(), MemoryError> {
         let gone = self.dir.join(format!("{build}{REMOVED}"));
         match fs::rename(self.home(build), &gone) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -427,7 +221,7 @@ mod tests {
     use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
     use super::*;
-    use crate::{Origin, Range, Source};
+    use crate::{Layout, Mapping, Origin, Range, Source};
 
     /// Makes a generation in which each named block is its own number, over a parent.
     fn make(all: &Generations, parent: Option<&Generation>, blocks: &[u64]) -> Generation {
@@ -491,9 +285,8 @@ mod tests {
         drop(partial);
         let inside = || fs::read_dir(dir.path().join("memory")).unwrap().count();
         assert_eq!(inside(), 0);
-        let mut killed = all.begin(BuildId::new()).unwrap();
-        killed.kept = true;
-        drop(killed);
+        // As after a crash.
+        std::mem::forget(all.begin(BuildId::new()).unwrap());
         assert_eq!(inside(), 1);
         all.clean().unwrap();
         assert_eq!(inside(), 0);

@@ -6,24 +6,33 @@
 
 mod build_id;
 mod capture;
+mod collapsed;
+mod diff;
 mod error;
+mod generation;
 mod generations;
 mod header;
 mod layers;
 mod manifest;
 mod mapping;
 pub mod page_server;
+mod partial;
 mod sums;
+mod verification;
 mod working_set;
 
 pub use crate::{
     build_id::{BuildId, NoBuildId},
     capture::{BLOCK_SIZE, Changes, Layout, capture, mapping_of_flat},
+    collapsed::Collapsed,
+    diff::{Diff, Written},
     error::MemoryError,
-    generations::{Collapsed, Generation, Generations, Part, Partial},
+    generation::{Generation, Part},
+    generations::Generations,
     header::{Header, HeaderError},
     layers::Layers,
     manifest::{Manifest, Origin},
     mapping::{Mapping, OutOfOrder, Range, Source},
     sums::{Damage, Sums},
+    verification::Verification,
 };

@@ -9,6 +9,7 @@ use std::{
 };
 
 use rustix::fs::{FallocateFlags, fallocate};
+use wrenn_memory::Changes;
 use wrenn_os::sparse_file::{self, Extent};
 
 /// Size in bytes of a page.
@@ -24,6 +25,8 @@ const PRESENT: u64 = 1 << 63;
 /// Memory of a guest in a process. While the guest is paused, it does not change.
 pub(crate) struct GuestMemory {
     pid: i32,
+    /// Memory of the process.
+    memory: File,
     /// Address of its first byte in the process.
     address: u64,
     /// Size in bytes.
@@ -47,7 +50,9 @@ impl GuestMemory {
         let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
         let mut found = maps.lines().filter_map(private_mapping).filter(|(_, length)| *length == size);
         match (found.next(), found.next()) {
-            (Some((address, _)), None) => Ok(Self { pid, address, size }),
+            (Some((address, _)), None) => {
+                Ok(Self { pid, memory: File::open(format!("/proc/{pid}/mem"))?, address, size })
+            }
             _ => Err(io::Error::other("the guest's memory is not where it should be in the VMM's process")),
         }
     }
@@ -60,12 +65,11 @@ impl GuestMemory {
         if all {
             self.copy_file(to, &mut buffer)?;
         }
-        let memory = File::open(format!("/proc/{}/mem", self.pid))?;
         self.changed(|first, end| {
             let mut at = first;
             while at < end {
                 let piece = &mut buffer[..(end - at).min(PIECE) as usize];
-                memory.read_exact_at(piece, self.address + at)?;
+                self.read(piece, at)?;
                 if all { write_content(to, piece, at) } else { to.write_all_at(piece, at) }?;
                 at += piece.len() as u64;
             }
@@ -112,6 +116,26 @@ impl GuestMemory {
             first += count;
         }
         run.map_or(Ok(()), |start| each(start * PAGE, pages * PAGE))
+    }
+}
+
+/// What the guest changed since its VMM was started.
+impl Changes for GuestMemory {
+    fn memory_size(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn extents(&self) -> io::Result<Vec<Extent>> {
+        let mut extents = Vec::new();
+        self.changed(|start, end| {
+            extents.push(Extent { start, end });
+            Ok(())
+        })?;
+        Ok(extents)
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.memory.read_exact_at(buffer, self.address + offset)
     }
 }
 
@@ -162,14 +186,8 @@ mod tests {
         pages[6 * page + 9] = 2;
         pages[36 * page] = 3;
         let memory = GuestMemory::find(std::process::id() as i32, SIZE).unwrap();
-        let mut runs = Vec::new();
-        memory
-            .changed(|first, end| {
-                runs.push((first / PAGE, end / PAGE));
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(runs, [(5, 7), (36, 37)]);
+        let runs = memory.extents().unwrap().into_iter().map(|run| (run.start / PAGE, run.end / PAGE));
+        assert_eq!(runs.collect::<Vec<_>>(), [(5, 7), (36, 37)]);
         for (all, read_page) in [(false, 0), (true, 7)] {
             let mut copied = tempfile::tempfile().unwrap();
             memory.copy(all, &copied).unwrap();

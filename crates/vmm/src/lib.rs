@@ -4,12 +4,17 @@
 //! A microVM is a process of its own that outlives the agent; [`Vmm::adopt`] connects to one that a former
 //! agent started. Calls are cheap and never block the runtime.
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use wrenn_memory::Layers;
+use wrenn_memory::{Changes, Layers};
 
 pub use wrenn_os::process::ProcessId;
 
@@ -313,6 +318,11 @@ pub trait MicroVm: Send + Sync {
     fn freeze(&self, frozen: bool) -> Result<(), VmmError>;
     /// Writes a snapshot of the paused microVM, which stays paused.
     async fn snapshot(&self, kind: SnapshotKind, files: &SnapshotFiles) -> Result<(), VmmError>;
+    /// Writes the state of registers and devices of the paused microVM, and gives what its guest changed since the start, to be
+    /// read before it goes on. `None` if only the VMM can read the memory; nothing was written then.
+    async fn snapshot_state(&self, _state: &Path) -> Result<Option<Box<dyn Changes + Send>>, VmmError> {
+        Ok(None)
+    }
     /// Kills the VMM and returns when its process has ended. Idempotent.
     async fn kill(&self) -> Result<(), VmmError>;
     /// Waits for the end of the VMM process. May be called any number of times.

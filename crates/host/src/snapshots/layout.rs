@@ -15,16 +15,16 @@ use crate::config::MemoryLayout;
 
 /// Returns whether the memory of sandboxes is kept packed. Flat is better where a copy of the whole memory takes no
 /// time; the VMM must be able to load what is packed.
-pub(crate) fn packs(wish: MemoryLayout, page_server: bool, shares_extents: impl FnOnce() -> bool) -> bool {
+pub(crate) fn packs(wish: MemoryLayout, page_server: bool, shares_extents: bool) -> bool {
     match wish {
         MemoryLayout::Flat => false,
         MemoryLayout::Packed => page_server,
-        MemoryLayout::Auto => page_server && !shares_extents(),
+        MemoryLayout::Auto => page_server && !shares_extents,
     }
 }
 
 /// Returns whether files in a directory can share extents.
-pub(crate) fn shares_extents(dir: &Path) -> bool {
+pub(super) fn shares_extents(dir: &Path) -> bool {
     let shared = || -> io::Result<()> {
         let (one, other) = (tempfile_in(dir)?, tempfile_in(dir)?);
         io::Write::write_all(&mut &one, &[1; 4096])?;
@@ -64,10 +64,10 @@ mod tests {
     #[test]
     fn packed_is_for_stores_that_cannot_share_and_vmms_that_can_load_it() {
         use MemoryLayout::{Auto, Flat, Packed};
-        assert!(packs(Auto, true, || false));
-        assert!(!packs(Auto, true, || true) && !packs(Auto, false, || false));
-        assert!(packs(Packed, true, || true) && !packs(Packed, false, || false));
-        assert!(!packs(Flat, true, || false));
+        assert!(packs(Auto, true, false));
+        assert!(!packs(Auto, true, true) && !packs(Auto, false, false));
+        assert!(packs(Packed, true, true) && !packs(Packed, false, false));
+        assert!(!packs(Flat, true, false));
     }
 
     #[test]

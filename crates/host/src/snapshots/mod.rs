@@ -26,19 +26,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    fs::ioctl_ficlone,
-    process::{getegid, geteuid},
-};
+use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinHandle, spawn_blocking};
 use wrenn_api::SandboxId;
 use wrenn_disk::Volumes;
 use wrenn_memory::{
-    BLOCK_SIZE, BuildId, Generation, Generations, Header, Layers, Layout, Manifest, Mapping, MemoryError,
-    Origin, Part, Partial, capture,
+    BuildId, Changes, Diff, Generation, Generations, Layers, Layout, MemoryError, Origin, Part, Written,
 };
-use wrenn_os::sparse_file;
 use wrenn_vmm::{Diffs, MemorySource, MicroVm, PagedMemory, Snapshot, SnapshotFiles, SnapshotKind};
 
 use crate::error::{AgentError, of_files};
@@ -48,6 +43,8 @@ const OWN: u32 = 0o400;
 const SHARED: u32 = 0o444;
 /// What is kept on the host when this fails, for its error.
 const KEEPING: &str = "keeping the sandbox's memory";
+/// What is not loaded when this fails.
+const READING: &str = "reading the sandbox's memory";
 
 /// What a guest's memory began with. A diff has what changed since.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +68,8 @@ pub(crate) struct Snapshots {
     diffs: Diffs,
     /// Whether the memory of sandboxes is kept in packed generations.
     packs: bool,
+    /// Whether copies share extents, so that a flat one takes no time.
+    shares: bool,
     /// Held for writing while a generation is replaced by another one with the same memory.
     replacing: RwLock<()>,
     /// Generations that their owners do not need any more, and others still do.
@@ -88,8 +87,12 @@ const ALONE_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Captured {
     /// Identity of the generation that it becomes.
     pub(crate) build: BuildId,
+    /// Name of the generation's owner.
+    label: String,
     dir: PathBuf,
     base: Base,
+    /// The generation, if its data was written already.
+    written: Option<Written>,
 }
 
 /// A kept generation, and the number of bytes that its data occupies.
@@ -108,11 +111,11 @@ impl Drop for Captured {
 
 impl Captured {
     /// Makes the directory of a capture in `captures`, which is made, too. A sandbox may have several.
-    fn new(captures: &Path, base: Base) -> io::Result<Self> {
+    fn new(captures: &Path, base: Base, label: &str) -> io::Result<Self> {
         let build = BuildId::new();
         let dir = captures.join(build.to_string());
         fs::DirBuilder::new().mode(0o700).recursive(true).create(&dir)?;
-        Ok(Self { build, dir, base })
+        Ok(Self { build, label: label.to_owned(), dir, base, written: None })
     }
 
     fn files(&self) -> SnapshotFiles {
@@ -122,17 +125,19 @@ impl Captured {
 
 impl Snapshots {
     /// Snapshots in this directory, which is created if it is missing. Removes what former agents left half
-    /// written. `packs` says whether the memory of sandboxes is kept in packed generations there.
+    /// written. `packs` says whether the memory of sandboxes is kept in packed generations if copies share extents
+    /// there, or do not.
     pub(crate) fn open(
         dir: &Path,
         origin: Origin,
         diffs: Diffs,
-        packs: impl FnOnce(&Path) -> bool,
+        packs: impl FnOnce(bool) -> bool,
     ) -> Result<Arc<Self>, MemoryError> {
         let generations = Generations::new(dir)?;
         generations.clean()?;
-        let (packs, replacing, released) = (packs(dir), RwLock::default(), Mutex::default());
-        Ok(Arc::new(Self { generations, origin, diffs, packs, replacing, released }))
+        let shares = layout::shares_extents(dir);
+        let (packs, replacing, released) = (packs(shares), RwLock::default(), Mutex::default());
+        Ok(Arc::new(Self { generations, origin, diffs, packs, shares, replacing, released }))
     }
 
     /// Keeps generations from being replaced.
@@ -157,24 +162,71 @@ impl Snapshots {
         self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes memory and state of the paused guest into a new directory in `captures`, on the file system of the VMM's
-    /// run directory. What the next capture can be based on is given by [`Snapshots::base_after`].
+    /// Writes memory and state of the paused guest for the owner of this name: into a new directory in `captures`, on the
+    /// file system of the VMM's run directory, or the memory into the generation's own data, if it can be read from
+    /// the VMM's process. What the next capture can be based on is given by [`Snapshots::base_after`].
     pub(crate) async fn capture(
-        &self,
+        self: &Arc<Self>,
         vm: &dyn MicroVm,
         captures: PathBuf,
         base: Base,
+        label: &str,
     ) -> Result<Captured, AgentError> {
         let base = match base {
             Base::Generation(build) if !self.generations.path(build, Part::Data).exists() => Base::Unknown,
             other => other,
         };
-        let captured = spawn_blocking(move || Captured::new(&captures, base)).await;
-        let captured =
-            captured.unwrap_or_else(|error| Err(error.into())).map_err(|error| of_files(KEEPING, &error))?;
+        let owner = label.to_owned();
+        let captured = spawn_blocking(move || Captured::new(&captures, base, &owner)).await;
+        let captured = captured.unwrap_or_else(|error| Err(error.into()));
+        let mut captured = captured.map_err(|error| of_files(KEEPING, &error))?;
+        if self.writes_at_once(&captured)
+            && let Some(changes) = vm.snapshot_state(&captured.files().state).await?
+        {
+            let all = self.clone();
+            let written = spawn_blocking(move || {
+                captured.written = Some(all.write(&captured, &*changes)?);
+                Ok::<_, AgentError>(captured)
+            });
+            return written.await.map_err(|error| AgentError::fault(KEEPING, &error))?;
+        }
         let kind = if base == Base::Unknown { SnapshotKind::Full } else { SnapshotKind::Diff };
         vm.snapshot(kind, &captured.files()).await?;
         Ok(captured)
+    }
+
+    /// Returns whether the data of a generation takes no longer to be written than a copy of the changes would, so that it
+    /// can be written while the guest stands still.
+    fn writes_at_once(&self, captured: &Captured) -> bool {
+        match captured.base {
+            Base::Zero => true,
+            Base::Generation(_) => self.shares && self.layout(captured) == Layout::Flat,
+            Base::Unknown => false,
+        }
+    }
+
+    /// Layout of the generation that a capture becomes: what many go on from is flat, so that they share it.
+    fn layout(&self, captured: &Captured) -> Layout {
+        match captured.base {
+            Base::Generation(_) if self.packs && is_of_sandbox(&captured.label) => Layout::Packed,
+            _ => Layout::Flat,
+        }
+    }
+
+    /// Writes the data of the generation that a capture becomes.
+    fn write(&self, captured: &Captured, changes: &dyn Changes) -> Result<Written, MemoryError> {
+        let _stable = self.stable();
+        self.generations.write(Diff {
+            build: captured.build,
+            changes,
+            parent: match captured.base {
+                Base::Generation(parent) => Some(parent),
+                Base::Zero | Base::Unknown => None,
+            },
+            layout: self.layout(captured),
+            label: captured.label.clone(),
+            origin: self.origin.clone(),
+        })
     }
 
     /// What the memory of a guest is known to be based on after a capture that may not have been kept.
@@ -185,16 +237,15 @@ impl Snapshots {
         }
     }
 
-    /// Keeps a capture with its base, under the name of its owner. Takes the working set from this file, if the
-    /// generation can use one. On return it survives a power failure.
+    /// Keeps a capture with its base. Takes the working set from this file, if the generation can use one. On return
+    /// it survives a power failure.
     pub(crate) async fn keep(
         self: &Arc<Self>,
         captured: Captured,
-        label: &str,
         working_set: Option<PathBuf>,
     ) -> Result<Kept, AgentError> {
-        let (all, label) = (self.clone(), label.to_owned());
-        let kept = spawn_blocking(move || all.keep_now(&captured, &label, working_set.as_deref()));
+        let all = self.clone();
+        let kept = spawn_blocking(move || all.keep_now(captured, working_set.as_deref()));
         let kept = kept.await.map_err(|error| AgentError::fault(KEEPING, &error))??;
         if kept.generation.header.mapping.builds().len() >= JOIN_AT {
             let (all, build) = (self.clone(), kept.generation.manifest.build);
@@ -203,55 +254,19 @@ impl Snapshots {
         Ok(kept)
     }
 
-    fn keep_now(
-        &self,
-        captured: &Captured,
-        label: &str,
-        working_set: Option<&Path>,
-    ) -> Result<Kept, AgentError> {
+    fn keep_now(&self, mut captured: Captured, working_set: Option<&Path>) -> Result<Kept, AgentError> {
         let fail = |error: io::Error| of_files(KEEPING, &error);
-        let _stable = self.stable();
-        let partial = self.generations.begin(captured.build)?;
-        let (build, files) = (partial.build, captured.files());
-        let parent = match captured.base {
-            Base::Generation(parent) => Some(self.generations.load(parent)?),
-            Base::Zero | Base::Unknown => None,
+        let written = match captured.written.take() {
+            Some(written) => written,
+            None => self.write(&captured, &File::open(captured.files().memory).map_err(fail)?)?,
         };
-        let changes = File::open(&files.memory).map_err(fail)?;
-        let memory_size = changes.metadata().map_err(fail)?.len();
-        let below = parent.as_ref().map(|parent| &parent.header.mapping);
-        // What many go on from is flat, so that they share it.
-        let layout = match &parent {
-            Some(_) if self.packs && is_of_sandbox(label) => Layout::Packed,
-            _ => Layout::Flat,
-        };
-        let data = new_data(&partial).map_err(fail)?;
-        if let Some(parent) = parent.as_ref().filter(|_| layout == Layout::Flat) {
-            self.copy_flat(parent, &data).map_err(fail)?;
+        if let Some(working_set) = working_set.filter(|_| self.layout(&captured) == Layout::Packed) {
+            layout::copy_if_present(working_set, &written.path(Part::WorkingSet)).map_err(fail)?;
         }
-        if layout == Layout::Flat {
-            data.set_len(memory_size).map_err(fail)?;
-        }
-        let changed = capture(&changes, build, &data, layout, || Ok(())).map_err(fail)?;
-        let mapping = changed.over(below.unwrap_or(&Mapping::default()));
-        let mapping = if layout == Layout::Flat { mapping.flat(build) } else { mapping };
-        if let Some(working_set) = working_set.filter(|_| layout == Layout::Packed) {
-            layout::copy_if_present(working_set, &partial.path(Part::WorkingSet)).map_err(fail)?;
-        }
-        take_over(&partial, &files.state, label).map_err(fail)?;
-        let header = Header {
-            block_size: BLOCK_SIZE,
-            memory_size,
-            generation: parent.as_ref().map_or(0, |parent| parent.header.generation.saturating_add(1)),
-            build,
-            parent: parent.as_ref().map(|parent| parent.manifest.build),
-            mapping,
-        };
-        let manifest = Manifest::new(build, label, layout, self.origin.clone());
-        let copied = parent.as_ref().filter(|parent| parent.manifest.layout == Layout::Flat);
-        let copied = copied.map(|parent| (&parent.manifest, &changed));
-        let generation = partial.keep_after(&header, manifest, copied)?;
-        Ok(Kept { generation, bytes: data.metadata().map_err(fail)?.blocks() * 512 })
+        take_over(&written, &captured.files().state, &captured.label).map_err(fail)?;
+        let generation = written.keep()?;
+        let data = fs::metadata(self.generations.path(captured.build, Part::Data)).map_err(fail)?;
+        Ok(Kept { generation, bytes: data.blocks() * 512 })
     }
 
     /// Copies the memory of a generation as one for many, whose data shares extents with the copy where both are flat and
@@ -264,61 +279,49 @@ impl Snapshots {
     ) -> Result<(), AgentError> {
         let (all, label) = (self.clone(), label.to_owned());
         let copied = spawn_blocking(move || {
-            let fail = |error: io::Error| of_files(KEEPING, &error);
             let _stable = all.stable();
-            let source = all.generations.load(from)?;
-            let partial = all.generations.begin(build)?;
-            let data = new_data(&partial).map_err(fail)?;
-            all.copy_flat(&source, &data).map_err(fail)?;
-            take_over(&partial, &all.generations.path(from, Part::State), &label).map_err(fail)?;
-            let mapping = source.header.mapping.flat(build);
-            let header = Header { build, parent: Some(from), mapping, ..source.header };
-            partial.keep(&header, Manifest::new(build, &label, Layout::Flat, source.manifest.origin))?;
+            let written = all.generations.write_copy(from, build, &label)?;
+            let taken = take_over(&written, &all.generations.path(from, Part::State), &label);
+            taken.map_err(|error| of_files(KEEPING, &error))?;
+            written.keep()?;
             Ok::<_, AgentError>(())
         });
         copied.await.map_err(|error| AgentError::fault(KEEPING, &error))?
     }
 
-    /// Copies the memory of a generation into an empty file, each block at its place.
-    fn copy_flat(&self, from: &Generation, data: &File) -> io::Result<()> {
-        if from.manifest.layout == Layout::Packed {
-            return self.generations.open(&from.header).map_err(io::Error::other)?.write_flat(data);
-        }
-        let source = File::open(self.generations.path(from.manifest.build, Part::Data))?;
-        match ioctl_ficlone(data, &source) {
-            Ok(()) => Ok(()),
-            Err(_) => sparse_file::copy(&source, data, || Ok(())),
-        }
-    }
-
-    /// Finds a generation of a sandbox that this host can load. Every byte of it is as it was written.
+    /// Finds a generation of a sandbox that this host can load, and begins to check every byte of it.
     pub(crate) async fn load(self: &Arc<Self>, build: BuildId) -> Result<Loaded, AgentError> {
         let all = self.clone();
         let loaded = spawn_blocking(move || {
             let _stable = all.stable();
             let generation = all.generations.load(build)?;
             generation.manifest.origin.check_loadable(build, &all.origin)?;
-            all.generations.verify(&generation)?;
             let layers = match generation.manifest.layout {
                 Layout::Flat => None,
                 Layout::Packed => Some(all.generations.open(&generation.header)?),
             };
-            Ok::<_, MemoryError>(Loaded { build, layers })
+            let verification = all.generations.verification(&generation)?;
+            let verified = spawn_blocking(move || verification.run());
+            Ok::<_, MemoryError>(Loaded { build, layers, verified })
         });
-        Ok(loaded.await.map_err(|error| AgentError::fault("reading the sandbox's memory", &error))??)
+        Ok(loaded.await.map_err(|error| AgentError::fault(READING, &error))??)
     }
 
     /// What a VMM restores of a generation that only it uses, after [`Snapshots::give`]. The working set is read from this
     /// file and written to it, if the generation can use one.
-    pub(crate) async fn source(&self, loaded: Loaded, working_set: PathBuf) -> Result<Snapshot, AgentError> {
+    pub(crate) async fn source(
+        &self,
+        loaded: &mut Loaded,
+        working_set: PathBuf,
+    ) -> Result<Snapshot, AgentError> {
         let path = |part| self.generations.path(loaded.build, part);
-        let memory = match loaded.layers {
+        let memory = match loaded.layers.take() {
             None => MemorySource::File(path(Part::Data)),
             Some(layers) => {
                 let kept = path(Part::WorkingSet);
                 let opened = spawn_blocking(move || layout::working_set(&kept, &working_set)).await;
                 let opened = opened.unwrap_or_else(|error| Err(error.into()));
-                let working_set = opened.map_err(|error| of_files("reading the sandbox's memory", &error))?;
+                let working_set = opened.map_err(|error| of_files(READING, &error))?;
                 MemorySource::Layers(PagedMemory { layers, working_set })
             }
         };
@@ -339,7 +342,7 @@ impl Snapshots {
             })
         });
         let given = given.await.unwrap_or_else(|error| Err(error.into()));
-        given.map_err(|error| of_files("reading the sandbox's memory", &error))
+        given.map_err(|error| of_files(READING, &error))
     }
 
     /// Joins the generations of a sandbox's memory. A failure is only logged: it goes on in more of them.
@@ -430,18 +433,22 @@ impl Snapshots {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     build: BuildId,
-    /// Its memory, if it is packed.
+    /// Its memory, if it is packed and no VMM has it yet.
     layers: Option<Layers>,
+    /// The check of its content, which a VMM need not wait for to load it. No guest goes on before it.
+    verified: JoinHandle<Result<(), MemoryError>>,
+}
+
+impl Loaded {
+    /// Waits until every byte was checked, and fails if one is not as it was written.
+    pub(crate) async fn verified(self) -> Result<(), AgentError> {
+        Ok(self.verified.await.map_err(|error| AgentError::fault(READING, &error))??)
+    }
 }
 
 /// Returns whether a generation with this label is the memory of one sandbox.
 fn is_of_sandbox(label: &str) -> bool {
     label.parse::<SandboxId>().is_ok()
-}
-
-/// Makes the file for the data of a new generation.
-fn new_data(partial: &Partial) -> io::Result<File> {
-    File::options().read(true).write(true).create_new(true).open(partial.path(Part::Data))
 }
 
 /// Returns whether a generation with this label is one of a template, and not of a sandbox or a named snapshot.
@@ -451,12 +458,12 @@ fn is_of_template(label: &str) -> bool {
 
 /// Copies the state that a VMM wrote, as its user, into a file of the agent. Sets who may read the generation with this
 /// label.
-fn take_over(partial: &Partial, state: &Path, label: &str) -> io::Result<()> {
-    fs::copy(state, partial.path(Part::State))?;
+fn take_over(written: &Written, state: &Path, label: &str) -> io::Result<()> {
+    fs::copy(state, written.path(Part::State))?;
     // Jails show the others to VMMs of other users.
     let mode = if is_of_sandbox(label) { OWN } else { SHARED };
     for part in [Part::Data, Part::State] {
-        fs::set_permissions(partial.path(part), Permissions::from_mode(mode))?;
+        fs::set_permissions(written.path(part), Permissions::from_mode(mode))?;
     }
     Ok(())
 }
@@ -472,6 +479,8 @@ mod tests {
 
     use tempfile::TempDir;
     use tokio::time::{sleep, timeout};
+    use wrenn_memory::BLOCK_SIZE;
+    use wrenn_os::sparse_file;
 
     use super::*;
 
@@ -495,7 +504,7 @@ mod tests {
 
         /// Keeps a memory in which these blocks have changed to this byte.
         async fn keep(&mut self, label: &str, base: Base, blocks: &[u64], byte: u8) -> BuildId {
-            let captured = Captured::new(&self.dir.path().join("captures"), base).unwrap();
+            let captured = Captured::new(&self.dir.path().join("captures"), base, label).unwrap();
             let file = File::create(captured.files().memory).unwrap();
             file.set_len(BLOCKS * SIZE).unwrap();
             for block in blocks {
@@ -504,15 +513,17 @@ mod tests {
             }
             fs::write(captured.files().state, "state").unwrap();
             let build = captured.build;
-            self.all.keep(captured, label, None).await.unwrap();
+            self.all.keep(captured, None).await.unwrap();
             build
         }
 
         /// Content of a generation by block, of those that are not zero.
         async fn content(&self, build: BuildId) -> BTreeMap<u64, u8> {
-            let loaded = self.all.load(build).await.unwrap();
+            let mut loaded = self.all.load(build).await.unwrap();
+            let layers = loaded.layers.take();
+            loaded.verified().await.unwrap();
             let whole = tempfile::tempfile().unwrap();
-            match loaded.layers {
+            match layers {
                 Some(layers) => layers.write_flat(&whole).unwrap(),
                 None => {
                     let data = File::open(self.all.generations.path(build, Part::Data)).unwrap();

@@ -265,8 +265,8 @@ impl TemplateSnapshots {
     }
 
     /// Keeps a captured guest, whose disk was copied, and makes it available.
-    async fn keep(&self, captured: Captured, shape: &str) -> Result<(), AgentError> {
-        let kept = self.snapshots.keep(captured, shape, None).await?;
+    async fn keep(&self, captured: Captured) -> Result<(), AgentError> {
+        let kept = self.snapshots.keep(captured, None).await?;
         self.add(&kept.generation, kept.bytes);
         self.make_room().await;
         Ok(())
@@ -295,7 +295,7 @@ impl Ticket {
         };
         let build = captured.build;
         tokio::spawn(async move {
-            if let Err(error) = self.all.keep(captured, &self.shape).await {
+            if let Err(error) = self.all.keep(captured).await {
                 tracing::warn!(%error, "cannot keep a template's memory; its sandboxes boot");
                 self.all.remove_disk(build).await;
             }
@@ -308,7 +308,8 @@ impl Ticket {
     async fn write(&self, vm: &dyn MicroVm, id: &str) -> Result<Captured, AgentError> {
         vm.pause().await?;
         // Since its boot, which is all that is not zero.
-        let captured = self.all.snapshots.capture(vm, self.all.captures.clone(), Base::Zero).await?;
+        let captured =
+            self.all.snapshots.capture(vm, self.all.captures.clone(), Base::Zero, &self.shape).await?;
         self.all.volumes.copy(id, &volume_of(captured.build)).await?;
         Ok(captured)
     }
@@ -363,13 +364,13 @@ mod tests {
 
         /// Keeps a snapshot of 1 MiB; returns the id of its volume.
         async fn keep(&self, all: &Arc<TemplateSnapshots>, shape: &str) -> anyhow::Result<String> {
-            let captured = Captured::new(&self.captures(), Base::Zero)?;
+            let captured = Captured::new(&self.captures(), Base::Zero, shape)?;
             let volume = volume_of(captured.build);
             self.volumes.clone_image("minimal", &volume, 1, 0).await?;
             let files = captured.files();
             File::create(files.memory)?.write_all_at(&vec![1; 1 << 20], 0)?;
             fs::write(files.state, "state")?;
-            all.keep(captured, shape).await?;
+            all.keep(captured).await?;
             Ok(volume)
         }
     }

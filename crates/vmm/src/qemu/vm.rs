@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
+use wrenn_memory::Changes;
 
 use super::{command::qmp_socket, qmp::Qmp};
 use crate::{
@@ -125,14 +126,17 @@ impl QemuVm {
     }
 }
 
+fn find_memory(pid: i32, memory_mb: u32) -> io::Result<GuestMemory> {
+    GuestMemory::find(pid, u64::from(memory_mb) << 20)
+}
+
 /// Copies the memory of the process into a new file, which is renamed when it is complete.
 fn copy_memory(pid: i32, memory_mb: u32, kind: SnapshotKind, to: &Path) -> io::Result<()> {
     let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     let copied = File::create(&partial).and_then(|file| {
-        let memory = GuestMemory::find(pid, u64::from(memory_mb) << 20)?;
-        memory.copy(kind == SnapshotKind::Full, &file)?;
+        find_memory(pid, memory_mb)?.copy(kind == SnapshotKind::Full, &file)?;
         fs::rename(&partial, to)
     });
     copied.inspect_err(|_| drop(fs::remove_file(&partial)))
@@ -166,6 +170,20 @@ impl MicroVm for QemuVm {
             taken.map_err(|error| {
                 // Half a snapshot is useless.
                 [&saved, &files.memory].into_iter().for_each(|half| drop(fs::remove_file(half)));
+                failed("write the snapshot", error)
+            })
+        })
+        .await
+    }
+
+    async fn snapshot_state(&self, state: &Path) -> Result<Option<Box<dyn Changes + Send>>, VmmError> {
+        let saved = self.running.run_dir().join(NEW_STATE);
+        self.save_state(&saved).await?;
+        let (pid, memory_mb, state) = (self.running.id().pid, self.memory_mb, state.to_owned());
+        blocking("write the snapshot", move || {
+            let taken = taken::all(&[(saved.clone(), state)]).and_then(|()| find_memory(pid, memory_mb));
+            taken.map(|memory| Some(Box::new(memory) as Box<dyn Changes + Send>)).map_err(|error| {
+                drop(fs::remove_file(&saved));
                 failed("write the snapshot", error)
             })
         })

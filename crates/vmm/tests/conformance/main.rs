@@ -73,6 +73,7 @@ fn main() -> ExitCode {
                 snapshots::a_full_disk_leaves_no_half,
                 snapshots::a_guest_goes_on_from_files_under_another_id,
                 snapshots::a_diff_since_the_boot_is_the_whole_memory,
+                snapshots::changes_that_can_be_read_are_those_of_a_diff,
                 snapshots::many_share_one_memory,
                 snapshots::what_is_no_snapshot_is_refused,
             );

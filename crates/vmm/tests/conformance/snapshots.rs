@@ -197,6 +197,34 @@ pub(crate) async fn a_diff_since_the_boot_is_the_whole_memory(rig: &Rig) {
     vm.kill().await.unwrap();
 }
 
+/// Drivers whose guests' memory can be read give the changes without a file of them.
+pub(crate) async fn changes_that_can_be_read_are_those_of_a_diff(rig: &Rig) {
+    let dir = Dir::new();
+    let vm = rig.boot(&dir).await;
+    let diff = take(&*vm, SnapshotKind::Diff, &dir, "diff").await;
+    let state = dir.path().join("read.state");
+    match vm.snapshot_state(&state).await.unwrap() {
+        None => {
+            assert_eq!(rig.driver.capabilities().diffs, Diffs::SinceSnapshot, "QEMU's memory can be read");
+            assert!(!state.exists());
+        }
+        Some(changes) => {
+            assert!(std::fs::metadata(&state).unwrap().len() > 0);
+            assert_eq!(changes.memory_size().unwrap(), std::fs::metadata(&diff.memory).unwrap().len());
+            let extents = changes.extents().unwrap();
+            let starts = extents.iter().flat_map(|run| (run.start..run.end).step_by(guest::PAGE as usize));
+            assert_eq!(starts.clone().collect::<Vec<_>>(), pages(&diff.memory));
+            for address in starts {
+                let mut content = vec![0; guest::PAGE as usize];
+                changes.read(&mut content, address).unwrap();
+                assert_eq!(content, page(&diff.memory, address), "page {address:x}");
+            }
+        }
+    }
+    run_on(&*vm).await;
+    vm.kill().await.unwrap();
+}
+
 /// Several at once, one of which is snapshotted and restored again. None changes the memory that they share.
 pub(crate) async fn many_share_one_memory(rig: &Rig) {
     let dir = Dir::new();

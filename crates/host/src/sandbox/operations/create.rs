@@ -27,7 +27,7 @@ use crate::{
         spec::Spec,
     },
     snapshots::{
-        Base,
+        Base, Loaded,
         templates::{TemplateSnapshot, Ticket},
     },
 };
@@ -49,6 +49,8 @@ pub(in crate::sandbox) struct Create {
     snapshot: Option<Arc<TemplateSnapshot>>,
     /// Named snapshot whose disk it has.
     named: Option<Arc<TemplateSnapshot>>,
+    /// Its memory, while its content is checked.
+    loaded: Option<Loaded>,
     /// Permission to capture the guest for later sandboxes.
     ticket: Option<Ticket>,
     /// MicroVM; still there after an undo if it could not be killed.
@@ -109,6 +111,7 @@ impl Create {
             base: Base::Zero,
             snapshot: named.clone(),
             named,
+            loaded: None,
             ticket: None,
             vm: None,
         }
@@ -158,7 +161,8 @@ impl Create {
         let mut shape = None;
         if let Some(named) = &self.named {
             // Its files may have been damaged since it was made; templates' are read when the agent starts.
-            sandbox.shared.snapshots.load(named.build).await.map_err(AgentError::of_template)?;
+            let loaded = sandbox.shared.snapshots.load(named.build).await;
+            self.loaded = Some(loaded.map_err(AgentError::of_template)?);
         } else {
             shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
             self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
@@ -180,8 +184,8 @@ impl Create {
         self.until = self.begin + limit / 3 * if self.snapshot.is_some() { 1 } else { 2 };
         let Err(error) = run_steps(BOOT, self, sandbox).await else { return Ok(()) };
         unless_cancelled(&self.cancel())?;
-        if error.code == ErrorCode::InvalidRequest {
-            // No other guest would take it.
+        // No other guest would take it, or it is not what was written.
+        if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::SnapshotDamaged) {
             return Err(error);
         }
         // A guest that never ran has nothing to lose by a second attempt.
@@ -207,9 +211,15 @@ impl Create {
             Some(snapshot) => (vmm.restore(&snapshot.source(), boot).await, Base::Generation(snapshot.build)),
             None => (vmm.boot(boot).await, Base::Zero),
         };
+        let verified = match self.loaded.take() {
+            Some(loaded) => loaded.verified().await.map_err(AgentError::of_template),
+            None => Ok(()),
+        };
         self.base = base;
-        self.vm = Some(started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))?);
-        Ok(())
+        let started = started.map(|vm| self.vm = Some(vm));
+        // A VMM that does not load what is damaged does not know why.
+        verified?;
+        started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))
     }
 
     /// Entry of the VMM's process.

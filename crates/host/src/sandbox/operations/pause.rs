@@ -94,7 +94,7 @@ impl Pause {
         live.vm.pause().await?;
         // From here on it is only known again if the capture is kept.
         live.base = snapshots.base_after(base);
-        self.captured = Some(snapshots.capture(&*live.vm, sandbox.captures(), base).await?);
+        self.captured = Some(snapshots.capture(&*live.vm, sandbox.captures(), base, &sandbox.id).await?);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl Pause {
         let build = captured.build;
         let shared = &sandbox.shared;
         let (kept, disk) = futures::join!(
-            shared.snapshots.keep(captured, &sandbox.id, Some(sandbox.working_set())),
+            shared.snapshots.keep(captured, Some(sandbox.working_set())),
             shared.volumes.sync(&sandbox.id)
         );
         let kept = kept.and_then(|_| Ok(disk?));

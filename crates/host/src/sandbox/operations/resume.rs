@@ -41,7 +41,7 @@ pub(in crate::sandbox) struct Resume {
     begin: Instant,
     envs: HashMap<String, String>,
     place: Option<Place>,
-    /// The memory, when it was read.
+    /// The memory, while its content is checked.
     loaded: Option<Loaded>,
     base: Base,
     /// MicroVM; still there after a failure if it could not be killed.
@@ -146,7 +146,7 @@ impl Resume {
         slot.chain([Entry::VmmIntent]).collect()
     }
 
-    /// Attaches the disk, makes the VMM's directory and control groups, and reads the memory.
+    /// Attaches the disk, makes the VMM's directory and control groups, and opens the memory.
     async fn make_ready(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         self.envs = environment::read(sandbox).await?;
         release::files(sandbox.run_dir()).await?;
@@ -182,23 +182,26 @@ impl Resume {
         Ok(())
     }
 
+    /// Starts the VMM while the memory is checked. The guest does not go on yet.
     async fn start_vmm(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let loaded = self.loaded.take();
         let (shared, boot) = (&sandbox.shared, &self.place()?.boot);
-        let started = match self.memory {
+        let (started, verified) = match self.memory {
             Some(build) => {
-                let snapshots = &shared.snapshots;
-                let source = snapshots.source(loaded.ok_or_else(left_out)?, sandbox.working_set()).await?;
+                let (snapshots, mut loaded) = (&shared.snapshots, loaded.ok_or_else(left_out)?);
+                let source = snapshots.source(&mut loaded, sandbox.working_set()).await?;
                 snapshots.give(build, Some(boot.uid)).await?;
                 let restored = shared.vmm.restore(&source, boot).await;
                 // It is mapped now; another sandbox may have this user later.
                 snapshots.give(build, None).await?;
-                restored
+                (restored, loaded.verified().await)
             }
-            None => shared.vmm.boot(boot).await,
+            None => (shared.vmm.boot(boot).await, Ok(())),
         };
-        self.vm = Some(started.map_err(|error| boot::failed(error, &sandbox.id, &shared.dir))?);
-        Ok(())
+        let started = started.map(|vm| self.vm = Some(vm));
+        // A VMM that does not load what is damaged does not know why.
+        verified?;
+        started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))
     }
 
     /// Entries of the VMM's process, and that the guest goes on.

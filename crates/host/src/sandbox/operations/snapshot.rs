@@ -30,7 +30,7 @@ pub(in crate::sandbox) async fn of_running(
     prepare(live, sandbox).await?;
     // An agent that finds this lets the guest go on.
     sandbox.record.write(vec![Entry::Pausing]).await?;
-    let captured = capture(live, sandbox).await;
+    let captured = capture(live, sandbox, id).await;
     live.vm.resume().await.map_err(|error| Failure::Stuck(error.into()))?;
     let base = sandbox.shared.snapshots.base_after(live.base);
     live.base = match &captured {
@@ -48,7 +48,7 @@ pub(in crate::sandbox) async fn of_running(
     fault::point(PROCESS, NAME, "captured");
     let captured = captured?;
     let build = captured.build;
-    let kept = sandbox.shared.snapshots.keep(captured, &named::label(id), None).await;
+    let kept = sandbox.shared.snapshots.keep(captured, None).await;
     Ok(finish(sandbox, id, build, kept.map(drop)).await?)
 }
 
@@ -82,11 +82,12 @@ impl From<AgentError> for Failure {
     }
 }
 
-/// Stops the guest, and writes its memory and its disk of this instant.
-async fn capture(live: &Live, sandbox: &Sandbox) -> Result<Captured, AgentError> {
+/// Stops the guest, and writes its memory and its disk of this instant for snapshot `id`.
+async fn capture(live: &Live, sandbox: &Sandbox, id: &str) -> Result<Captured, AgentError> {
     let shared = &sandbox.shared;
     live.vm.pause().await?;
-    let captured = shared.snapshots.capture(&*live.vm, sandbox.captures(), live.base).await?;
+    let captured =
+        shared.snapshots.capture(&*live.vm, sandbox.captures(), live.base, &named::label(id)).await?;
     shared.volumes.copy(&sandbox.id, &named::volume_of(captured.build)).await?;
     Ok(captured)
 }

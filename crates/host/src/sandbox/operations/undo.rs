@@ -19,23 +19,33 @@ use crate::{
 /// First part of the names of the fault points of an undo. A destroy is one, after it was recorded.
 pub(super) const NAME: &str = "destroy";
 
-/// Releases what the record says exists, the latest first, except `keep`; kills `vm` before.
+/// Releases what the record says exists, except `keep`; kills `vm` before.
 pub(crate) async fn undo(
     sandbox: &mut Sandbox,
     vm: &mut Option<Box<dyn MicroVm>>,
     keep: &[Thing],
 ) -> Result<(), AgentError> {
     kill(vm).await?;
-    for step in sandbox.record.summary().undo() {
-        if keep.contains(&step.thing()) {
-            continue;
-        }
-        release::resource(&sandbox.shared, &sandbox.id, &step).await?;
-        sandbox.record.forget(&step);
+    let held = sandbox.record.summary().undo().into_iter();
+    let unwanted = held.filter(|step| !keep.contains(&step.thing()));
+    let (vmm, rest): (Vec<_>, Vec<_>) = unwanted.partition(|step| step.thing() == Thing::Vmm);
+    // A VMM uses all else; disk and network have nothing to do with each other.
+    release_together(sandbox, vmm).await?;
+    release_together(sandbox, rest).await
+}
+
+/// Releases these resources at the same time. Fails with the first error, after all were tried.
+async fn release_together(sandbox: &mut Sandbox, steps: Vec<Undo>) -> Result<(), AgentError> {
+    let (shared, id) = (&sandbox.shared, &sandbox.id);
+    let released = steps.into_iter().map(async |step| {
+        release::resource(shared, id, &step).await?;
         // A create that is undone passes the same points.
         fault::point(PROCESS, NAME, step.thing().name());
-    }
-    Ok(())
+        Ok(step)
+    });
+    let released = futures::future::join_all(released).await;
+    // Each one that is gone is forgotten, because another sandbox may have the number of its slot now.
+    released.into_iter().fold(Ok(()), |done, step| done.and(step.map(|step| sandbox.record.forget(&step))))
 }
 
 /// Releases what the record says exists, except `keep`, and writes what is released.
