@@ -123,7 +123,7 @@ fn fork_slowly(until: &AtomicBool) {
         // SAFETY: one system call.
         unsafe {
             command.pre_exec(|| {
-                libc::usleep(20_000);
+                libc::usleep(50_000);
                 Ok(())
             })
         };
@@ -140,13 +140,13 @@ async fn no_forked_process_has_the_tap_of_a_slot() {
     let dir = tempfile::tempdir().unwrap();
     let pool = SlotPool::start(PoolConfig { warm: 0, ..config(dir.path()) }).await.unwrap();
     let ended = Arc::new(AtomicBool::new(false));
-    let forks: Vec<_> = (0..4)
+    let forks: Vec<_> = (0..48)
         .map(|_| {
             let ended = ended.clone();
             std::thread::spawn(move || fork_slowly(&ended))
         })
         .collect();
-    for _ in 0..20 {
+    for _ in 0..60 {
         let slot = pool.acquire().await.unwrap();
         Guest::new(&slot);
         pool.release(slot.index).await.unwrap();
