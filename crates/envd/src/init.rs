@@ -6,14 +6,16 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use axum::{
     Json,
     body::Bytes,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
-use crate::{identity, log, random, reset, respond::error, settings::Settings};
+use crate::{
+    connections::Peer, identity, log, process::service, random, reset, respond::error, settings::Settings,
+};
 
 /// Request body; absent fields keep their values.
 #[derive(Deserialize, Default)]
@@ -23,7 +25,7 @@ struct Init {
     access_token: Option<String>,
     default_user: Option<String>,
     default_workdir: Option<String>,
-    /// Time in RFC 3339 to which the clock is set.
+    /// Time in RFC 3339 to which the clock is set. The call fails if it cannot be.
     timestamp: Option<String>,
     hostname: Option<String>,
     /// Base 64 of random bytes for the kernel's generator. The call fails if it does not take them.
@@ -35,7 +37,12 @@ struct Init {
 }
 
 /// Applies the settings. The caller's token has been checked.
-pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(crate) async fn post(
+    State(settings): State<Arc<Settings>>,
+    ConnectInfo(Peer(host)): ConnectInfo<Peer>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let request = log::request_id(&headers);
     let init: Init = match if body.is_empty() { Ok(Init::default()) } else { serde_json::from_slice(&body) } {
         Ok(init) => init,
@@ -52,7 +59,7 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
     if let Some((seconds, nanos)) = now {
         let time = rustix::time::Timespec { tv_sec: seconds, tv_nsec: nanos };
         if let Err(cause) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
-            log::line(request, format_args!("cannot set the clock: {cause}"));
+            return error(StatusCode::INTERNAL_SERVER_ERROR, format!("the clock cannot be set: {cause}"));
         }
     }
     if let Some(entropy) = init.entropy {
@@ -65,7 +72,9 @@ pub(crate) async fn post(State(settings): State<Arc<Settings>>, headers: HeaderM
         }
     }
     if init.resumed {
-        let reset = tokio::task::spawn_blocking(reset::all).await;
+        // Who has started the commands is not there any more, and they go on.
+        service::leave_commands();
+        let reset = tokio::task::spawn_blocking(move || reset::all_but(host)).await;
         if let Err(cause) = reset.map_err(io::Error::other).flatten() {
             log::line(request, format_args!("cannot reset the connections from before the pause: {cause}"));
         }
@@ -104,11 +113,7 @@ fn renew(entropy: &str, new_machine: bool) -> io::Result<()> {
 /// `POST /snapshot/prepare`: makes the disk as complete as it can be before a pause, for a boot from it if the
 /// memory is lost.
 pub(crate) async fn prepare() -> Response {
-    let prepared = tokio::task::spawn_blocking(|| {
-        rustix::fs::sync();
-        reset::note_own()
-    });
-    match prepared.await.map_err(io::Error::other).flatten() {
+    match tokio::task::spawn_blocking(rustix::fs::sync).await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(cause) => error(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot prepare a pause: {cause}")),
     }

@@ -3,12 +3,10 @@
 //! never say so: programs that wait for them would wait for ever.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
-    net::IpAddr,
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, RawFd},
     path::Path,
-    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -20,28 +18,19 @@ use rustix::{
 /// Maximum number of descriptors of a process that are looked at.
 const DESCRIPTORS: usize = 1 << 16;
 
-/// Inodes of envd's own connections before the pause; those after it are of the host that resumed the guest.
-static OWN: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
-
-/// Notes envd's connections, before a pause.
-pub(crate) fn note_own() -> io::Result<()> {
-    let noted = sockets(Path::new("/proc/self/fd"))?.into_iter().map(|(_, inode)| inode).collect();
-    *OWN.lock().unwrap_or_else(PoisonError::into_inner) = noted;
-    Ok(())
-}
-
-/// Resets the connections of all processes that lead out of the guest, after a pause. Their programs get
-/// `ECONNRESET`. Does nothing unless this is PID 1, because the machine would not be a sandbox.
-pub(crate) fn all() -> io::Result<()> {
+/// Resets the connections of all processes that lead out of the guest, after a pause, except that of envd with the host
+/// that has resumed it. Their programs get `ECONNRESET`. Does nothing unless this is PID 1, because the machine would
+/// not be a sandbox.
+pub(crate) fn all_but(host: SocketAddr) -> io::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
-    let own = std::mem::take(&mut *OWN.lock().unwrap_or_else(PoisonError::into_inner));
-    for (fd, inode) in sockets(Path::new("/proc/self/fd"))? {
-        if own.contains(&inode) {
-            // SAFETY: another thread may close it meanwhile, and reuse its number only for a connection of the new
-            // host, which would then connect again.
-            reset(unsafe { BorrowedFd::borrow_raw(fd) });
+    for fd in sockets(Path::new("/proc/self/fd"))? {
+        // SAFETY: another thread may close it meanwhile, and reuse its number only for a connection of the new
+        // host, which would then connect again.
+        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+        if peer(socket) != Some(host) {
+            reset(socket);
         }
     }
     for entry in fs::read_dir("/proc")?.flatten() {
@@ -60,7 +49,7 @@ fn of_process(pid: Pid, descriptors: &Path) -> io::Result<()> {
         return Ok(());
     }
     let process = pidfd_open(pid, PidfdFlags::empty())?;
-    for (fd, _) in sockets {
+    for fd in sockets {
         match pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()) {
             Ok(socket) => reset(socket.as_fd()),
             Err(Errno::BADF) => {}
@@ -70,13 +59,12 @@ fn of_process(pid: Pid, descriptors: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lists the sockets of a process: descriptor and inode.
-fn sockets(descriptors: &Path) -> io::Result<Vec<(RawFd, u64)>> {
+/// Lists the descriptors of a process's sockets.
+fn sockets(descriptors: &Path) -> io::Result<Vec<RawFd>> {
     let entries = fs::read_dir(descriptors)?.take(DESCRIPTORS).flatten();
     let found = entries.filter_map(|entry| {
         let target = fs::read_link(entry.path()).ok()?;
-        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
-        Some((entry.file_name().to_str()?.parse().ok()?, inode))
+        if target.to_str()?.starts_with("socket:[") { entry.file_name().to_str()?.parse().ok() } else { None }
     });
     Ok(found.collect())
 }
@@ -94,14 +82,18 @@ fn reset(socket: BorrowedFd<'_>) {
 }
 
 fn leads_out(socket: BorrowedFd<'_>) -> bool {
-    let (Ok(peer), Ok(own)) = (getpeername(socket), getsockname(socket)) else { return false };
-    let (peer, own) = (peer.and_then(ip), ip(own));
-    peer.is_some_and(|peer| !peer.is_loopback() && Some(peer) != own)
+    let (Some(peer), Ok(own)) = (peer(socket), getsockname(socket)) else { return false };
+    !peer.ip().is_loopback() && ip_address(own).is_none_or(|own| own.ip() != peer.ip())
 }
 
-fn ip(address: SocketAddrAny) -> Option<IpAddr> {
-    let address = std::net::SocketAddr::try_from(address).ok()?;
-    Some(address.ip().to_canonical())
+/// Address of the other end of a connection by IP.
+fn peer(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    ip_address(getpeername(socket).ok()??)
+}
+
+fn ip_address(address: SocketAddrAny) -> Option<SocketAddr> {
+    let address = SocketAddr::try_from(address).ok()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 #[cfg(test)]
@@ -119,7 +111,8 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(!leads_out(listener.as_fd()) && !leads_out(stream.as_fd()));
         let own = sockets(Path::new("/proc/self/fd")).unwrap();
-        assert!(own.iter().any(|(fd, _)| *fd == stream.as_raw_fd()));
+        assert!(own.contains(&stream.as_raw_fd()));
+        assert_eq!(peer(stream.as_fd()), listener.local_addr().ok());
         reset(stream.as_fd());
         assert!(stream.peer_addr().is_ok(), "it is the guest's own");
         // As `reset` does it with others.

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
-    connections::Connections,
+    connections::{Connections, Peer},
     files, filesystem, init, log, metrics,
     process::{
         registry::{Bounds, Registry},
@@ -35,7 +35,8 @@ pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // Tests and operators can wait for this line; with port 0 it has the actual port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
-    axum::serve(Connections::new(listener), followed(router(&settings, &registry))).await
+    let router = followed(router(&settings, &registry));
+    axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
 
 fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {

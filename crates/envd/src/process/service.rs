@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The Connect service `process.Process`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use connectrpc::{
     ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
@@ -257,6 +264,14 @@ fn info(process: &Process, d: &Description) -> ProcessInfo {
     ProcessInfo { config: config.into(), pid: process.pid, tag: process.tag.clone(), ..Default::default() }
 }
 
+/// Number of times that the guest went on after a pause.
+static RESUMES: AtomicU64 = AtomicU64::new(0);
+
+/// Lets the commands go on whose connections are about to be reset after a pause: their callers did not end them.
+pub(crate) fn leave_commands() {
+    RESUMES.fetch_add(1, Ordering::Relaxed);
+}
+
 /// One client's stream of events.
 struct Feed {
     process: Arc<Process>,
@@ -265,6 +280,8 @@ struct Feed {
     keepalive: Duration,
     kill_on_drop: bool,
     report_deadline: bool,
+    /// [`RESUMES`] when it began.
+    resumes: u64,
 }
 
 enum Stage {
@@ -278,7 +295,9 @@ impl Feed {
     fn new(ctx: &RequestContext, process: Arc<Process>, reader: Reader) -> Self {
         let asked = ctx.header("keepalive-ping-interval").and_then(|v| v.to_str().ok()?.parse().ok());
         let keepalive = asked.filter(|s: &u64| (1..=3600).contains(s)).map_or(KEEPALIVE, Duration::from_secs);
-        Self { process, reader, stage: Stage::Start, keepalive, kill_on_drop: false, report_deadline: false }
+        let resumes = RESUMES.load(Ordering::Relaxed);
+        let (kill_on_drop, report_deadline) = (false, false);
+        Self { process, reader, stage: Stage::Start, keepalive, kill_on_drop, report_deadline, resumes }
     }
 
     fn events(self) -> impl futures::Stream<Item = Result<ProcessEvent, ConnectError>> + Send {
@@ -317,7 +336,8 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        if self.kill_on_drop && !self.process.ended() {
+        let left = self.resumes != RESUMES.load(Ordering::Relaxed);
+        if self.kill_on_drop && !left && !self.process.ended() {
             self.process.kill();
         }
     }

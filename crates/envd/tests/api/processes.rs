@@ -178,6 +178,23 @@ fn bad_requests_are_told_apart() {
     assert_eq!(call("ListDir", json!({"path": "/etc/passwd"})), "invalid_argument");
 }
 
+/// A guest that does not take what makes it one of its own is not handed out.
+#[test]
+fn an_init_that_is_not_done_as_a_whole_fails() {
+    let envd = Envd::start();
+    for (body, told) in [
+        (r#"{"entropy":"AAAAAAAAAAA=","accessToken":"secret"}"#, "no randomness of its own"),
+        (r#"{"entropy":"no base 64"}"#, "no randomness of its own"),
+        // Before 1970 no clock can be.
+        (r#"{"timestamp":"1960-01-01T00:00:00Z"}"#, "the clock cannot be set"),
+    ] {
+        let (status, answer) = envd.http("POST", "/init", &[], body.as_bytes());
+        assert_eq!(status, 500, "{body}");
+        assert!(String::from_utf8_lossy(&answer).contains(told), "{body}");
+    }
+    assert_eq!(envd.http("GET", "/envs", &[], b"").0, 200, "its token is not set");
+}
+
 #[test]
 fn once_set_the_token_is_required_everywhere_but_for_health() {
     let envd = Envd::start();
