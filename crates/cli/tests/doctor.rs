@@ -49,12 +49,14 @@ fn it_says_what_firecracker_lacks() {
     let (absent, old) = (dir.path().join("absent"), program(dir.path(), "old", "Firecracker v1.4.1"));
     fs::create_dir(dir.path().join("alone")).unwrap();
     let alone = program(&dir.path().join("alone"), "firecracker", "Firecracker v1.13.1");
+    let faulty = program(dir.path(), "faulty", "Firecracker v1.14.1");
     for (program, settings, told) in [
         (&absent, "false", ["not found", "install"]),
         (&old, "true", ["cannot be used", "1.12.0"]),
         // For root it is the jailer, for others that they are not root.
         (&alone, "false", ["cannot be used", "agent.unjailed"]),
         (&alone, "true", ["1.13.1", "without its jailer"]),
+        (&faulty, "true", ["makes no snapshots", "install 1.14.2 or newer"]),
     ] {
         let program = program.display().to_string();
         let settings = [("WRENN_AGENT_FIRECRACKER", program.as_str()), ("WRENN_AGENT_UNJAILED", settings)];

@@ -96,6 +96,7 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         ("agent_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("vmm", format!("{} {}", vmm.name(), vmm.version())),
     ];
+    let metadata = metadata.into_iter().chain(now.boot_reason.map(|reason| ("boot_reason", reason)));
     Sandbox {
         id: id.to_owned(),
         state: state.into(),
@@ -106,7 +107,7 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         created_at_unix_ms: spec.created_at_unix_ms,
         failure: failure.into(),
         generation: now.generation.map(|build| build.to_string()).unwrap_or_default(),
-        metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        metadata: metadata.map(|(key, value)| (key.to_owned(), value)).collect(),
         ..Default::default()
     }
 }

@@ -97,6 +97,11 @@ impl Generations {
         Manifest::decode(build, &String::from_utf8_lossy(&text))
     }
 
+    /// Name of a generation's owner. Its other files may be damaged or missing.
+    pub fn label(&self, build: BuildId) -> Result<String, MemoryError> {
+        Ok(self.manifest(build)?.label)
+    }
+
     /// Loads a generation: reads its manifest and header, and checks that everything that it needs is there with
     /// its former length. Does not read its data.
     pub fn load(&self, build: BuildId) -> Result<Generation, MemoryError> {

@@ -69,7 +69,11 @@ fn firecracker_check(wish: &Wish) -> Check {
         Ok(vmm) => {
             let jailed =
                 if vmm.capabilities().security_boundary { "with its jailer" } else { "without its jailer" };
-            Check::ok("firecracker", format!("{} {jailed}", vmm.version()))
+            let found = format!("{} {jailed}", vmm.version());
+            match &vmm.capabilities().snapshot_fault {
+                Some(fault) => Check::warn("firecracker", format!("{found}; it makes no snapshots"), fault),
+                None => Check::ok("firecracker", found),
+            }
         }
         Err(error @ VmmError::Missing { .. }) => Check::warn("firecracker", "not found", error.to_string()),
         Err(error) => Check::warn("firecracker", "cannot be used", error.to_string()),

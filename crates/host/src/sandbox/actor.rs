@@ -225,7 +225,7 @@ impl Actor {
             tracing::error!(id, %error, "cannot update the network rules of a sandbox");
         }
         let base = self.sandbox.record.summary().base();
-        let live = Live { vm, guest, base, timings: Timings::new(), held: false };
+        let live = Live { vm, guest, base, timings: Timings::new(), boot_reason: None, held: false };
         drop(self.enter(Phase::Running(Box::new(live))));
     }
 

@@ -92,6 +92,8 @@ pub(crate) struct Live {
     pub(super) base: Base,
     /// Durations of the steps of its creation.
     pub(super) timings: Timings,
+    /// Why it was booted and does not go on from the memory of its named snapshot, if that was asked for.
+    pub(super) boot_reason: Option<String>,
     /// Whether it is paused because its disk may soon run out of room.
     pub(super) held: bool,
 }
@@ -139,6 +141,8 @@ pub(crate) struct Published {
     pub(crate) guest: Option<Guest>,
     /// Durations of the steps of its creation, while it runs.
     pub(crate) timings: Timings,
+    /// Why it was booted and does not go on from the memory of its named snapshot, if that was asked for.
+    pub(crate) boot_reason: Option<String>,
     /// Whether it is paused because its disk may soon run out of room.
     pub(crate) held: bool,
     /// Generation that its memory is, while it is paused.
@@ -177,6 +181,7 @@ impl Phase {
             failure,
             guest: None,
             timings: Vec::new(),
+            boot_reason: None,
             held: false,
             generation: None,
         };
@@ -187,6 +192,7 @@ impl Phase {
             Self::Running(live) => Published {
                 guest: Some(live.guest.clone()),
                 timings: live.timings.clone(),
+                boot_reason: live.boot_reason.clone(),
                 held: live.held,
                 ..without(None)
             },

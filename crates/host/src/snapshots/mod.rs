@@ -406,7 +406,11 @@ impl Snapshots {
             let (all, sandbox) = (self.clone(), sandbox.to_owned());
             let own = spawn_blocking(move || {
                 let _stable = all.stable();
-                all.generations.load(build).is_ok_and(|generation| generation.manifest.label == sandbox)
+                match all.generations.label(build) {
+                    Ok(label) => label == sandbox,
+                    // What is damaged is of no use to anybody.
+                    Err(error) => !matches!(error, MemoryError::Io { .. }),
+                }
             });
             if own.await.unwrap_or_default() {
                 self.remove(build).await;

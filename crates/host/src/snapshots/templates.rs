@@ -95,9 +95,15 @@ impl TemplateSnapshot {
         &self.volume
     }
 
+    /// Whether a user named it. Its memory is checked at each use, before the guest goes on.
+    pub(crate) fn is_named(&self) -> bool {
+        self.shape.is_none()
+    }
+
     /// What a VMM restores.
     pub(crate) fn source(&self) -> Snapshot {
-        Snapshot { state: self.state.clone(), memory: MemorySource::Shared(self.memory.clone()), run: true }
+        let memory = MemorySource::Shared(self.memory.clone());
+        Snapshot { state: self.state.clone(), memory, run: !self.is_named() }
     }
 }
 

@@ -51,6 +51,8 @@ pub(in crate::sandbox) struct Create {
     named: Option<Arc<TemplateSnapshot>>,
     /// Its memory, while its content is checked.
     loaded: Option<Loaded>,
+    /// Why it does not go on from the memory of its named snapshot.
+    boot_reason: Option<String>,
     /// Permission to capture the guest for later sandboxes.
     ticket: Option<Ticket>,
     /// MicroVM; still there after an undo if it could not be killed.
@@ -112,6 +114,7 @@ impl Create {
             snapshot: named.clone(),
             named,
             loaded: None,
+            boot_reason: None,
             ticket: None,
             vm: None,
         }
@@ -121,7 +124,8 @@ impl Create {
     pub(in crate::sandbox) fn finish(&mut self, timings: Timings) -> Result<Live, AgentError> {
         let place = self.place.take().ok_or_else(left_out)?;
         let vm = self.vm.take().ok_or_else(left_out)?;
-        Ok(Live { vm, guest: place.guest, base: self.base, timings, held: false })
+        let boot_reason = self.boot_reason.take();
+        Ok(Live { vm, guest: place.guest, base: self.base, timings, boot_reason, held: false })
     }
 
     fn place(&self) -> Result<&Place, AgentError> {
@@ -159,20 +163,30 @@ impl Create {
         let snapshots = &sandbox.shared.template_snapshots;
         let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
         let mut shape = None;
+        let mut disk_of = self.named.clone();
         if let Some(named) = &self.named {
             // Its files may have been damaged since it was made; templates' are read when the agent starts.
-            let loaded = sandbox.shared.snapshots.load(named.build).await;
-            self.loaded = Some(loaded.map_err(AgentError::of_template)?);
+            match sandbox.shared.snapshots.load(named.build).await {
+                Ok(loaded) => self.loaded = Some(loaded),
+                Err(error) if error.code == ErrorCode::SnapshotIncompatible => {
+                    tracing::warn!(id = sandbox.id, %error, "a sandbox boots from the disk of its snapshot");
+                    (self.snapshot, self.boot_reason) = (None, Some(error.message));
+                }
+                Err(error) => return Err(error.of_template()),
+            }
         } else {
             shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
-            self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
+            disk_of = shape.as_ref().and_then(|shape| snapshots.get(shape));
         }
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        let disk = make_disk(sandbox, &mut self.snapshot, boot.uid);
+        let disk = make_disk(sandbox, &mut disk_of, boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
         let (disk, groups) = tokio::join!(disk, boot::make_place(&sandbox.shared, boot));
         boot.disk = Some(disk?);
         boot.cgroups = groups?;
+        if self.named.is_none() {
+            self.snapshot = disk_of;
+        }
         if self.snapshot.is_none() {
             self.ticket = shape.and_then(|shape| snapshots.ticket(&shape));
         }
@@ -193,11 +207,14 @@ impl Create {
         kill(&mut self.vm).await?;
         release::end_vmm(&sandbox.run_dir(), None).await?;
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        if let Some(snapshot) = self.snapshot.take() {
+        if self.named.is_some() {
+            // The guest may have written to it.
+            boot.disk = Some(make_disk(sandbox, &mut self.named.clone(), boot.uid).await?);
+        } else if let Some(snapshot) = self.snapshot.take() {
             // It may be the cause. Its disk is of no use without it.
             let snapshots = &sandbox.shared.template_snapshots;
             snapshots.discard(&snapshot).await;
-            boot.disk = Some(make_disk(sandbox, &mut self.named.clone(), boot.uid).await?);
+            boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
             self.ticket = snapshot.shape.as_ref().and_then(|shape| snapshots.ticket(shape));
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
@@ -219,7 +236,13 @@ impl Create {
         let started = started.map(|vm| self.vm = Some(vm));
         // A VMM that does not load what is damaged does not know why.
         verified?;
-        started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))
+        started.map_err(|error| boot::failed(error, &sandbox.id, &sandbox.shared.dir))?;
+        match &self.vm {
+            Some(vm) if self.snapshot.as_ref().is_some_and(|snapshot| snapshot.is_named()) => {
+                Ok(vm.resume().await?)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Entry of the VMM's process.
