@@ -15,12 +15,12 @@ use wrenn_testkit::{Setup, Stack, wait_until};
 
 use self::{
     space::{apart, links},
-    world::{HOST, INTERNET, METADATA, NEIGHBOUR, ROLL_CALL, SERVICES, World},
+    world::{ECHO, HOST, INTERNET, METADATA, NEIGHBOUR, ROLL_CALL, SERVICES, World},
 };
 use super::{
     fleet::{create_many, delete_many},
     hosts::quick_driver,
-    support::end,
+    support::{end, pause, resume, sh},
 };
 
 const GUEST: &str = include_str!("network/guest.py");
@@ -225,11 +225,42 @@ async fn talk_at_once(stack: &Stack, world: &World, ids: &[String]) -> Result<()
     world.only_honest()
 }
 
+/// A connection to the internet from before a pause ends after it, and new ones work.
+async fn connect_over_a_pause(stack: &Stack, id: &str) -> Result<()> {
+    let converse = format!(
+        "import socket
+s = socket.create_connection(('{INTERNET}', {ECHO}), 10)
+s.sendall(b'x'); assert s.recv(1) == b'x'"
+    );
+    let script = format!(
+        "cat > /tmp/c.py <<'END'
+{converse}
+s.settimeout(None); open('/tmp/ready', 'w').write('x')
+try:
+    s.recv(1); text = 'end'
+except OSError as error:
+    text = type(error).__name__
+open('/tmp/told', 'w').write(text)
+END
+setsid python3 /tmp/c.py > /tmp/c.log 2>&1 &
+for i in $(seq 200); do [ -e /tmp/ready ] && exit 0; sleep 0.1; done; cat /tmp/c.log; exit 1"
+    );
+    sh(stack, id, &script).await?;
+    pause(stack, id).await?;
+    resume(stack, id).await?;
+    let told = async || sh(stack, id, "cat /tmp/told").await.ok();
+    let told = wait_until("the end of the connection", Duration::from_secs(20), told).await?;
+    anyhow::ensure!(told == "ConnectionResetError", "{told}");
+    sh(stack, id, &format!("cat > /tmp/d.py <<'END'\n{converse}\nEND\npython3 /tmp/d.py")).await?;
+    Ok(())
+}
+
 async fn reach(stack: &Stack, world: &World) -> Result<()> {
     let ids = create_many(stack, many()).await?;
     with_program(stack, &ids).await?;
     attack_each_other(stack, world, [&ids[0], &ids[1]]).await?;
     talk_at_once(stack, world, &ids).await.context("all guests at once")?;
+    connect_over_a_pause(stack, &ids[0]).await.context("over a pause")?;
     delete_many(stack, &ids).await
 }
 

@@ -2,8 +2,11 @@
 //! Pause and resume: what ran goes on, nothing is used meanwhile, and the disk survives a lost memory.
 
 mod amid_writes;
+mod commands;
+mod damage;
 mod full_disk;
 mod rounds;
+mod stuck;
 
 use std::{
     sync::Arc,
@@ -16,7 +19,16 @@ use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
 
 pub(crate) use self::{
     amid_writes::snapshots_amid_writes_are_whole,
-    full_disk::a_disk_that_becomes_full_is_told_and_all_goes_on, rounds::files_and_a_database_stay_whole,
+    commands::{
+        a_resume_during_a_pause_is_done, a_wrong_clock_is_right_after_a_pause, commands_in_work_go_on,
+    },
+    damage::{
+        another_vmm_costs_the_memory_only, damaged_memory_is_refused,
+        missing_memory_is_told_and_leaves_nothing,
+    },
+    full_disk::a_disk_that_becomes_full_is_told_and_all_goes_on,
+    rounds::files_and_a_database_stay_whole,
+    stuck::a_vmm_that_hangs_ends_no_sandbox,
 };
 use super::support::{delete_wholly, nothing_remains, pause, post, resume, sh, wait_exec, wait_status};
 
@@ -153,18 +165,6 @@ pub(crate) async fn the_disk_survives_without_the_memory(stack: Arc<Stack>) -> R
     sh(&stack, &id, TREE).await?;
     let sum = sh(&stack, &id, SUM).await?;
     pause(&stack, &id).await?;
-    // A damaged memory is refused, and nothing is lost by that.
-    let data = generation(&stack, &id).context("no generation")?.join("data");
-    let whole = std::fs::read(&data)?;
-    let at = whole.iter().rposition(|byte| *byte != 0).context("an empty memory")?;
-    overwrite(&data, at as u64, whole[at] ^ 1)?;
-    let refused = stack.api.post(&format!("/v1/sandboxes/{id}/resume"), &json!({})).await?;
-    refused.expect_error(409, "snapshot_damaged")?;
-    let got = stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect(200)?.json();
-    ensure!(got["status"] == "paused", "{got}");
-    overwrite(&data, at as u64, whole[at])?;
-    resume(&stack, &id).await?;
-    pause(&stack, &id).await?;
     let resumed = post(&stack, &id, "resume", &json!({"memory": false, "timeout_sec": 600})).await?;
     ensure!(resumed["status"] == "running" && resumed["timeout_sec"] == 600, "{resumed}");
     ensure!(resumed["expires_at"].is_string(), "{resumed}");
@@ -195,12 +195,6 @@ fn generation(stack: &Stack, id: &str) -> Option<std::path::PathBuf> {
     let dirs = entries.flatten().map(|entry| entry.path());
     dirs.into_iter()
         .find(|dir| std::fs::read_to_string(dir.join("manifest")).is_ok_and(|manifest| manifest.contains(id)))
-}
-
-fn overwrite(path: &std::path::Path, at: u64, byte: u8) -> Result<()> {
-    use std::os::unix::fs::FileExt as _;
-    let file = std::fs::File::options().write(true).open(path)?;
-    Ok(file.write_all_at(&[byte], at)?)
 }
 
 /// A sandbox that nobody uses for its timeout is paused, one in use is not, and a request resumes it if it may.

@@ -64,10 +64,15 @@ pub(crate) async fn nothing_remains(stack: &Stack, id: &str) -> Result<()> {
     clean.with_context(|| format!("the agent still has {left:#?}"))
 }
 
+/// Seconds for a script: longer than any takes on a busy machine.
+const SCRIPT_SEC: u64 = 180;
+
 /// Runs a shell script as root; returns its trimmed output.
 pub(crate) async fn sh(stack: &Stack, id: &str, script: &str) -> Result<String> {
-    let body = json!({"cmd": "sh", "args": ["-c", script], "user": "root"});
-    let ran = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
+    let body = json!({"cmd": "sh", "args": ["-c", script], "user": "root", "timeout_sec": SCRIPT_SEC});
+    let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
+    let exec = exec.timeout(Duration::from_secs(SCRIPT_SEC + 30));
+    let ran = stack.api.send(exec).await?.expect(200)?.json();
     anyhow::ensure!(ran["exit_code"] == 0, "{script}: {ran}");
     Ok(ran["stdout"].as_str().unwrap_or_default().trim().to_owned())
 }
