@@ -25,7 +25,7 @@ async fn number(stack: &Stack, id: &str, path: &str) -> Result<String> {
 pub(crate) async fn commands_in_work_go_on(stack: Arc<Stack>) -> Result<()> {
     let id = small(&stack).await?;
     let path = format!("/v1/sandboxes/{id}/exec");
-    let body = json!({"cmd": "sh", "args": ["-c", TALKS], "timeout_sec": 600, "user": "root"});
+    let body = json!({"cmd": "sh", "args": ["-c", TALKS], "timeout_sec": 600});
     let caller = {
         let stack = stack.clone();
         tokio::spawn(async move { stack.api.post(&path, &body).await })

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use wrenn_testkit::Stack;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{COUNTER, generation};
+use super::{COUNTER, generation, snapshot_records};
 use crate::cases::support::{delete_wholly, nothing_remains, pause, post, resume, sh};
 
 /// Files of a generation.
@@ -45,13 +45,13 @@ impl Flipped {
     }
 }
 
-/// Directory of the memory of a named snapshot of a sandbox with this environment variable's value.
-fn named_generation(stack: &Stack, value: &str) -> Result<PathBuf> {
+/// Directory of the memory of a named snapshot of a sandbox whose environment has this text.
+fn named_generation(stack: &Stack, text: &str) -> Result<PathBuf> {
     let agent = stack.state_dir.join("agent");
-    let records = fs::read_dir(agent.join("named_snapshots"))?.flatten().map(|entry| entry.path());
-    let record = records.filter_map(|path| fs::read_to_string(path).ok()).find(|text| text.contains(value));
-    let record: Value = serde_json::from_str(&record.context("no record of the snapshot")?)?;
-    Ok(agent.join("volumes/snapshots").join(record["build"].as_str().context("no generation")?))
+    let records = snapshot_records(stack, text)?;
+    let record: Value = serde_json::from_str(records.first().context("no record of the snapshot")?)?;
+    let build = record["build"].as_str().context("no generation")?.replace('-', "");
+    Ok(agent.join("volumes/snapshots").join(build))
 }
 
 /// Makes a generation one of another VMM.
