@@ -76,11 +76,14 @@ fn hosts_with(hosts: &str, name: &str) -> Option<String> {
 /// Creates a machine-id at the first boot, because templates have an empty one.
 fn take_machine_id() -> io::Result<()> {
     let id = regular::read_text(Path::new(MACHINE_ID), MOST).unwrap_or_default();
-    let mut id = id.trim().to_owned();
-    if id.is_empty() || id == "uninitialized" {
-        id = new_machine_id()?;
-        regular::write_text(Path::new(MACHINE_ID), &format!("{id}\n"), 0o444)?;
+    match id.trim() {
+        "" | "uninitialized" => renew_machine_id(),
+        id => tell_dbus(id),
     }
+}
+
+/// Writes the machine-id into the file of D-Bus, if that is one of its own.
+fn tell_dbus(id: &str) -> io::Result<()> {
     let dbus = Path::new(DBUS_MACHINE_ID);
     let separate = fs::symlink_metadata(dbus).is_ok_and(|meta| meta.is_file());
     if separate && regular::read_text(dbus, MOST)?.trim() != id {
@@ -95,8 +98,9 @@ pub(crate) fn renew_machine_id() -> io::Result<()> {
     if std::process::id() != 1 {
         return Ok(());
     }
-    regular::write_text(Path::new(MACHINE_ID), "", 0o444)?;
-    take_machine_id()
+    let id = new_machine_id()?;
+    regular::write_text(Path::new(MACHINE_ID), &format!("{id}\n"), 0o444)?;
+    tell_dbus(&id)
 }
 
 /// Generates a random machine-id as in machine-id(5): a version 4 UUID without hyphens.

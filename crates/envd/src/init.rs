@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `POST /init`: settings that the host sends before the first call and after every resume.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Json,
@@ -62,29 +62,13 @@ pub(crate) async fn post(
             return error(StatusCode::INTERNAL_SERVER_ERROR, format!("the clock cannot be set: {cause}"));
         }
     }
-    if let Some(entropy) = init.entropy {
-        let renewed = tokio::task::spawn_blocking(move || renew(&entropy, init.new_machine)).await;
-        if let Err(cause) = renewed.map_err(io::Error::other).flatten() {
-            return error(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("the sandbox has no randomness of its own: {cause}"),
-            );
-        }
-    }
-    if init.resumed {
-        // Who has started the commands is not there any more, and they go on.
-        service::leave_commands();
-        let reset = tokio::task::spawn_blocking(move || reset::all_but(host)).await;
-        if let Err(cause) = reset.map_err(io::Error::other).flatten() {
-            log::line(request, format_args!("cannot reset the connections from before the pause: {cause}"));
-        }
-    }
-    if let Some(name) = init.hostname.filter(|n| !n.is_empty()) {
-        let named = tokio::task::spawn_blocking(move || identity::take_name(&name)).await;
-        if let Err(cause) = named.map_err(io::Error::other).flatten() {
-            log::line(request, format_args!("cannot set the host name: {cause}"));
-        }
-    }
+    // On one thread: a guest that goes on executes each piece of code for the first time.
+    let request = request.map(str::to_owned);
+    let applied = tokio::task::spawn_blocking(move || apply(&init, host, request.as_deref()).map(|()| init));
+    let init = match applied.await.unwrap_or_else(|cause| Err(cause.to_string())) {
+        Ok(init) => init,
+        Err(cause) => return error(StatusCode::INTERNAL_SERVER_ERROR, cause),
+    };
     settings.update(|values| {
         if let Some(envs) = init.env_vars {
             values.envs = envs;
@@ -100,6 +84,28 @@ pub(crate) async fn post(
         settings.set_token(token);
     }
     StatusCode::NO_CONTENT.into_response()
+}
+
+/// Makes the guest a machine of its own: randomness, connections, name. What it needs to be one is an error; the rest is
+/// only logged.
+fn apply(init: &Init, host: SocketAddr, request: Option<&str>) -> Result<(), String> {
+    if let Some(entropy) = &init.entropy {
+        let renewed = renew(entropy, init.new_machine);
+        renewed.map_err(|cause| format!("the sandbox has no randomness of its own: {cause}"))?;
+    }
+    if init.resumed {
+        // Who has started the commands is not there any more, and they go on.
+        service::leave_commands();
+        if let Err(cause) = reset::all_but(host) {
+            log::line(request, format_args!("cannot reset the connections from before the pause: {cause}"));
+        }
+    }
+    if let Some(name) = init.hostname.as_deref().filter(|name| !name.is_empty())
+        && let Err(cause) = identity::take_name(name)
+    {
+        log::line(request, format_args!("cannot set the host name: {cause}"));
+    }
+    Ok(())
 }
 
 /// Gives this guest randomness that no other one has, and a machine-id if it is a new machine.

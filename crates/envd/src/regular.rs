@@ -72,13 +72,15 @@ pub(crate) fn read_text(path: &Path, most: u64) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Replaces the content of a text file; a new file gets `mode`.
+/// Replaces the content of a text file; a new file gets `mode`. It is not empty in between, because ext4 writes a file at
+/// once to the disk that was emptied and written, and all wait for that.
 pub(crate) fn write_text(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(mode);
     let mut file = checked(options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path))?;
-    file.set_len(0)?;
-    file.write_all(text.as_bytes())
+    file.write_all(text.as_bytes())?;
+    let length = text.len() as u64;
+    if file.metadata()?.len() == length { Ok(()) } else { file.set_len(length) }
 }
 
 #[cfg(test)]
@@ -101,6 +103,16 @@ mod tests {
         assert_eq!(open_to_write(&fifo).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(open(dir.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(open(Path::new("/dev/null")).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_text_is_replaced_by_a_longer_or_a_shorter_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text");
+        for text in ["first", "longer than that", "short", ""] {
+            write_text(&path, text, 0o600).unwrap();
+            assert_eq!(read_text(&path, 64).unwrap(), text);
+        }
     }
 
     #[test]

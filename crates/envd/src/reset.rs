@@ -3,6 +3,7 @@
 //! never say so: programs that wait for them would wait for ever.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, RawFd},
@@ -33,14 +34,22 @@ pub(crate) fn all_but(host: SocketAddr) -> io::Result<()> {
             reset(socket);
         }
     }
+    let kernels = kernel_threads();
     for entry in fs::read_dir("/proc")?.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|pid| *pid > 1);
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = pid.filter(|pid| *pid > 1 && !kernels.contains(pid));
         if let Some(pid) = pid.and_then(Pid::from_raw) {
             // It may have ended meanwhile.
             let _ = of_process(pid, &entry.path().join("fd"));
         }
     }
     Ok(())
+}
+
+/// Lists the kernel's threads, which have no descriptors. They are most of the processes of a small guest.
+fn kernel_threads() -> BTreeSet<i32> {
+    let children = fs::read_to_string("/proc/2/task/2/children").unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 fn of_process(pid: Pid, descriptors: &Path) -> io::Result<()> {

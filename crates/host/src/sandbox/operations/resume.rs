@@ -221,7 +221,7 @@ impl Resume {
         let answered = async {
             if self.memory.is_some() {
                 vm.resume().await?;
-                guest.ready().await;
+                // Its envd runs already, so it is told at once.
                 return guest.init(&sandbox.id, &sandbox.spec, &Introduction::after_resume()).await;
             }
             guest.ready().await;

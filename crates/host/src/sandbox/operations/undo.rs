@@ -25,13 +25,16 @@ pub(crate) async fn undo(
     vm: &mut Option<Box<dyn MicroVm>>,
     keep: &[Thing],
 ) -> Result<(), AgentError> {
+    let killed = vm.is_some();
     kill(vm).await?;
     let held = sandbox.record.summary().undo().into_iter();
-    let unwanted = held.filter(|step| !keep.contains(&step.thing()));
-    let (vmm, rest): (Vec<_>, Vec<_>) = unwanted.partition(|step| step.thing() == Thing::Vmm);
-    // A VMM uses all else; disk and network have nothing to do with each other.
-    release_together(sandbox, vmm).await?;
-    release_together(sandbox, rest).await
+    let mut unwanted: Vec<_> = held.filter(|step| !keep.contains(&step.thing())).collect();
+    if !killed {
+        // A VMM that may run uses all else. What one leaves, disk and network have nothing to do with each other.
+        let vmm = unwanted.extract_if(.., |step| step.thing() == Thing::Vmm).collect();
+        release_together(sandbox, vmm).await?;
+    }
+    release_together(sandbox, unwanted).await
 }
 
 /// Releases these resources at the same time. Fails with the first error, after all were tried.
