@@ -22,6 +22,7 @@ use crate::{
     process::{
         registry::{Bounds, Registry},
         service::Service,
+        warm,
     },
     reaper::Reaper,
     respond::{Told, error},
@@ -54,6 +55,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .route("/envs", get(init::envs))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
+        .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))
         .fallback_service(rpc.into_axum_service())
         .layer(DefaultBodyLimit::max(4 << 20))
         .layer(middleware::from_fn_with_state(Arc::clone(settings), authorize))

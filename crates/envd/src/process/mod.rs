@@ -13,3 +13,4 @@ pub(crate) mod registry;
 pub(crate) mod retention;
 pub(crate) mod service;
 pub(crate) mod spawn;
+pub(crate) mod warm;

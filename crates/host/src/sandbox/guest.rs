@@ -53,6 +53,11 @@ const UNREAD_SHARED: u32 = 1 << 20;
 /// Maximum message size of envd: a piece of output of at most 64 KiB and its framing.
 const MESSAGE_MAX: usize = (64 << 10) + 4096;
 
+/// Time limit for a first command.
+const WARM: Duration = Duration::from_secs(15);
+/// Ends a connection with its request: it would be part of the guest's memory if that is captured.
+const CLOSE: header::HeaderValue = header::HeaderValue::from_static("close");
+
 /// Time limit for envd's preparation of a pause: a guest that hangs is paused all the same.
 const PREPARE: Duration = Duration::from_secs(10);
 /// Time within which a guest answers for its clock to be right, and number of attempts to set it right afterwards.
@@ -198,8 +203,7 @@ impl Guest {
     pub(crate) async fn ready(&self) {
         loop {
             if let Ok(mut request) = self.request(Method::GET, "/health", empty()) {
-                // A connection would be part of the guest's memory if that is captured.
-                request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+                request.headers_mut().insert(header::CONNECTION, CLOSE);
                 let looked = tokio::time::timeout(LOOK, self.http.request(request)).await;
                 if matches!(looked, Ok(Ok(response)) if response.status().is_success()) {
                     return;
@@ -255,6 +259,20 @@ impl Guest {
         let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
         checked(response).await?;
         Ok(begin.elapsed())
+    }
+
+    /// Has a guest run a first command, whose memory others go on from, before it knows a token.
+    pub(crate) async fn warm(&self, user: &str) -> Result<(), AgentError> {
+        let mut request = self.request(Method::POST, "/snapshot/warm", empty())?;
+        request.headers_mut().insert(header::CONNECTION, CLOSE);
+        let user = format!("Basic {}", STANDARD.encode(format!("{user}:")));
+        let user = header::HeaderValue::try_from(user);
+        request.headers_mut().insert(
+            header::AUTHORIZATION,
+            user.map_err(|error| AgentError::fault("naming the user", &error))?,
+        );
+        let answered = tokio::time::timeout(WARM, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
 
     /// Tells envd that the guest is about to be stopped.

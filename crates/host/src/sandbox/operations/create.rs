@@ -272,6 +272,10 @@ impl Create {
     /// Captures the guest for later sandboxes of its shape, if it is the first one.
     async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let Some(ticket) = self.ticket.take() else { return Ok(()) };
+        // What the first command takes longer than later ones, most others need not take again.
+        if let Err(error) = self.place()?.guest.warm(&sandbox.spec.default_user).await {
+            tracing::info!(id = sandbox.id, %error, "the guest of a template runs no first command");
+        }
         let vm = self.vm.as_deref().ok_or_else(left_out)?;
         self.base = ticket.capture(vm, &sandbox.id).await?;
         Ok(())
