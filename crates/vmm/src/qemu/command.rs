@@ -97,9 +97,10 @@ const MACHINE: &[&str] =
 /// Returns QEMU's arguments.
 fn arguments(accel: Accel, spec: &BootSpec, saved: Option<&Saved>) -> Vec<OsString> {
     let run = spec.run_dir.display();
-    let cpu: &[&str] = match accel {
-        Accel::Tcg => &["-accel", "tcg,thread=multi", "-cpu", "max"],
-        Accel::Kvm => &["-accel", "kvm", "-cpu", "host"],
+    let (cpu, words): (&[&str], _) = match accel {
+        // Emulation speculates about nothing, and what kernels do against that is slow there.
+        Accel::Tcg => (&["-accel", "tcg,thread=multi", "-cpu", "max"], "mitigations=off "),
+        Accel::Kvm => (&["-accel", "kvm", "-cpu", "host"], ""),
     };
     let mut arguments: Vec<OsString> = MACHINE.iter().chain(cpu).map(OsString::from).collect();
     let mut add = |flag: &str, value: String| {
@@ -131,7 +132,7 @@ fn arguments(accel: Accel, spec: &BootSpec, saved: Option<&Saved>) -> Vec<OsStri
     if let Some(initrd) = &spec.initrd {
         add("-initrd", initrd.display().to_string());
     }
-    add("-append", format!("console=ttyS0 quiet panic=1 reboot=t {}", spec.cmdline));
+    add("-append", format!("console=ttyS0 quiet panic=1 reboot=t {words}{}", spec.cmdline));
     add("-chardev", format!("file,id=console,path={run}/console.log,append=on"));
     add("-serial", "chardev:console".into());
     add("-qmp", format!("unix:{run}/qmp.sock,server=on,wait=off"));
