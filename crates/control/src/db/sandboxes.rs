@@ -404,12 +404,29 @@ pub(crate) async fn update(
     .await
 }
 
-/// Notes that a running sandbox is in use.
-pub(crate) async fn touch(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!("UPDATE sandboxes SET last_active_at = now() WHERE id = $1 AND status = 'running'", id)
-        .execute(db)
-        .await
-        .map(drop)
+/// Notes that a running sandbox is in use; false if it does not run.
+pub(crate) async fn touch(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<bool> {
+    let touched = sqlx::query!(
+        "UPDATE sandboxes SET last_active_at = now() WHERE id = $1 AND team_id = $2 AND status = 'running'",
+        id,
+        team
+    )
+    .execute(db)
+    .await?;
+    Ok(touched.rows_affected() == 1)
+}
+
+/// Notes that a running sandbox is in use, and changes its timeout if there is a new one; `None` if it does not run.
+pub(crate) async fn prolong(db: &PgPool, id: Uuid, timeout_sec: Option<i32>) -> sqlx::Result<Option<Row>> {
+    row!(
+        "UPDATE sandboxes SET timeout_sec = coalesce($2, timeout_sec), last_active_at = now()
+         WHERE id = $1 AND status = 'running' RETURNING",
+        "",
+        id,
+        timeout_sec
+    )
+    .fetch_optional(db)
+    .await
 }
 
 /// Returns up to `limit` running sandboxes that were idle for their timeout, the idlest first.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use uuid::Uuid;
-use wrenn_api::SandboxId;
+use wrenn_api::{SandboxId, SandboxStatus};
 
 use crate::{
     db::sandboxes::{self, Row},
+    error::Fault,
     state::App,
 };
 
@@ -20,37 +21,54 @@ const NOTES: u32 = 3;
 /// Activity that lasts until this is dropped.
 pub(super) struct Active {
     app: App,
+    team: Uuid,
     id: Uuid,
     noting: JoinHandle<()>,
 }
 
+/// Begin of an activity.
+pub(super) enum Begun {
+    /// The sandbox will not be paused for being idle before the activity ends; without a timeout it never is.
+    Active(Option<Active>),
+    /// The sandbox does not run any more.
+    TooLate,
+}
+
 impl Active {
-    /// Begins an activity of a running sandbox; `None` if it has no timeout.
-    pub(super) fn begin(app: &App, row: &Row) -> Option<Self> {
-        let timeout = u64::try_from(row.timeout_sec).ok().filter(|seconds| *seconds > 0)?;
+    /// Begins an activity of a sandbox that was just running, and notes it. If the host of the sandbox was silent, it is
+    /// noted when the sandbox is known to run.
+    pub(super) async fn begin(app: &App, row: &Row) -> Result<Begun, Fault> {
+        let timeout = u64::try_from(row.timeout_sec).unwrap_or_default();
+        if timeout == 0 {
+            return Ok(Begun::Active(None));
+        }
+        let (team, id) = (row.team_id, row.id);
+        if row.status() == SandboxStatus::Running && !sandboxes::touch(&app.db, team, id).await? {
+            return Ok(Begun::TooLate);
+        }
         let interval = (Duration::from_secs(timeout) / NOTES).min(NOTE);
-        let (noted, id) = (app.clone(), row.id);
+        let noted = app.clone();
         let noting = tokio::spawn(async move {
             loop {
-                note(&noted, id).await;
                 tokio::time::sleep(interval).await;
+                note(&noted, team, id).await;
             }
         });
-        Some(Self { app: app.clone(), id: row.id, noting })
+        Ok(Begun::Active(Some(Self { app: app.clone(), team, id, noting })))
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
         self.noting.abort();
-        let (app, id) = (self.app.clone(), self.id);
-        tokio::spawn(async move { note(&app, id).await });
+        let (app, team, id) = (self.app.clone(), self.team, self.id);
+        tokio::spawn(async move { note(&app, team, id).await });
     }
 }
 
-/// Notes that a sandbox is in use.
-async fn note(app: &App, id: Uuid) {
-    if let Err(error) = sandboxes::touch(&app.db, id).await {
+/// Notes that a sandbox is in use, if it runs.
+async fn note(app: &App, team: Uuid, id: Uuid) {
+    if let Err(error) = sandboxes::touch(&app.db, team, id).await {
         tracing::warn!(sandbox_id = %SandboxId::from(id), %error, "an activity was not noted");
     }
 }

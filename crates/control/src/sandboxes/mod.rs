@@ -114,20 +114,15 @@ impl Sandboxes {
         Ok(pause::pause(&self.app, caller.team().uuid(), id).await?.public())
     }
 
-    /// Resumes a sandbox and waits until it runs. Does nothing if it does. It is also completed if the caller does not
-    /// wait for it.
+    /// Resumes a sandbox and waits until it runs. If it does, only its timeout begins anew. It is also completed if the
+    /// caller does not wait for it.
     pub async fn resume(&self, caller: &Caller, id: SandboxId, how: ResumeSandbox) -> Result<Sandbox, Fault> {
         Ok(resume::resume(&self.app, caller.team().uuid(), id, &how).await?.public())
     }
 
     /// Notes that a running sandbox is in use.
     pub async fn ping(&self, caller: &Caller, id: SandboxId) -> Result<(), Fault> {
-        let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
-        if row.status() != SandboxStatus::Running {
-            let message = format!("sandbox {id} is {}, not running", row.status().as_str());
-            return Err(Fault::new(ErrorCode::InvalidState, message));
-        }
-        Ok(db::sandboxes::touch(&self.app.db, row.id).await?)
+        running::ping(&self.app, caller.team().uuid(), id).await
     }
 
     /// Changes what is given of a sandbox. A new timeout begins now.

@@ -18,7 +18,7 @@ use crate::{
     state::App,
 };
 
-/// Resumes a sandbox and waits until it runs. Does nothing but setting its timeout if it runs.
+/// Resumes a sandbox and waits until it runs. If it does, only its timeout begins anew, with another value if one is wanted.
 pub(super) async fn resume(
     app: &App,
     team: Uuid,
@@ -33,9 +33,9 @@ pub(super) async fn resume(
         match row.status() {
             SandboxStatus::Paused => {}
             SandboxStatus::Error if !memory && row.started_at.is_some() => {}
-            SandboxStatus::Running if timeout.is_none() => return Ok(row),
-            SandboxStatus::Running => match sandboxes::update(&app.db, &row, timeout, None).await? {
+            SandboxStatus::Running => match sandboxes::prolong(&app.db, row.id, timeout).await? {
                 Some(row) => return Ok(row),
+                // It was idle for its timeout, and is being paused.
                 None => continue,
             },
             status => return Err(Fault::new(ErrorCode::InvalidState, refusal(&row, status))),

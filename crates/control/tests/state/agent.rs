@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A fake host agent without sandboxes: it responds to the control plane as the test configures it, even in
-//! ways that no real one does.
+//! A simulated host agent: it has sandboxes with the states of a real one, but no microVMs, and responds to the control
+//! plane as the test configures it, even in ways that no real one does.
+#![expect(clippy::unused_async, reason = "its router awaits every call alike")]
+
+mod life;
+mod snapshots;
 
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -13,53 +18,84 @@ use connectrpc::{
 };
 use futures::{StreamExt as _, stream};
 use rustls::ServerConfig;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use wrenn_api::{ErrorCode, HostId};
 use wrenn_rpc::{
     HOST_HEADER, fault,
     host::v1::{
-        CreateRequest, CreateResponse, DestroyRequest, DestroyResponse, ExecStreamRequest,
-        ExecStreamResponse, Failure, Fleet, ListRequest, ListResponse, PingRequest, PingResponse, Sandbox,
-        SandboxState,
+        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
+        DestroyResponse, ExecRequest, ExecResponse, ExecStreamRequest, ExecStreamResponse, Failure, Fleet,
+        GetRequest, GetResponse, ListRequest, ListResponse, PauseRequest, PauseResponse, PingRequest,
+        PingResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, SnapshotRequest,
+        SnapshotResponse,
         exec_stream_response::{Event, Start},
     },
 };
 
-/// Configuration of the fake agent, and the calls that it received.
+/// Failure of an operation: code and message.
+pub(crate) type Fails = (ErrorCode, &'static str);
+
+/// Configuration of the simulated agent, and the calls that it received.
 pub(crate) struct Now {
-    /// Its sandboxes; failed and unknown ones with a cause.
-    pub(crate) sandboxes: BTreeMap<String, SandboxState>,
+    /// Its sandboxes.
+    pub(crate) sandboxes: BTreeMap<String, Simulated>,
+    /// Ids of its named snapshots.
+    pub(crate) snapshots: HashSet<String>,
     /// Host id that it reports.
     pub(crate) host: HostId,
     pub(crate) max_sandboxes: u32,
     pub(crate) memory_mb: u64,
     pub(crate) quarantine: String,
-    /// Errors of the next creates.
+    /// Time that a pause and a resume take.
+    pub(crate) takes: Duration,
+    /// Errors of the next creates, pauses, resumes and snapshots.
     pub(crate) create_fails: Vec<(ErrorCode, fault::Of)>,
+    pub(crate) pause_fails: Vec<Fails>,
+    pub(crate) resume_fails: Vec<Fails>,
+    pub(crate) snapshot_fails: Vec<Fails>,
     /// The fleet of the last ping.
     pub(crate) fleet: Option<Fleet>,
     /// Number of list calls received, and answered.
     pub(crate) lists: (usize, usize),
     /// Destroy calls, with the fleet of each.
     pub(crate) destroys: Vec<(String, Option<Fleet>)>,
+    /// Other calls that concern a sandbox: what was called, and the sandbox.
+    pub(crate) calls: Vec<(&'static str, String)>,
     /// Target host ids of calls.
     pub(crate) meant: HashSet<String>,
 }
 
-/// A fake agent.
+/// A sandbox of the simulated agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Simulated {
+    pub(crate) state: SandboxState,
+    /// Why it failed, or why the memory of a paused one was lost.
+    pub(crate) failure: Option<(ErrorCode, String)>,
+    /// Number of times that it was paused, which names its memory.
+    pauses: usize,
+}
+
+/// A simulated agent.
 pub(crate) struct Agent {
     pub(crate) id: HostId,
     pub(crate) address: std::net::SocketAddr,
     now: Mutex<Now>,
-    /// Closed to make lists or destroys hang.
+    /// Closed to make lists, destroys, commands or snapshots hang.
     pub(crate) list_gate: Semaphore,
     pub(crate) destroy_gate: Semaphore,
+    pub(crate) exec_gate: Semaphore,
+    pub(crate) snapshot_gate: Semaphore,
+    /// Tells those who wait that a sandbox has another state.
+    changed: watch::Sender<()>,
 }
 
 /// Cause of the agent's failed and unknown sandboxes.
 pub(crate) const WHY: &str = "the journal is of a newer agent: upgrade this one";
 /// Permits of an open gate.
-const OPEN: usize = 1 << 20;
+pub(crate) const OPEN: usize = 1 << 20;
 
 impl Agent {
     pub(crate) async fn start(tls: Arc<ServerConfig>) -> Result<Arc<Self>> {
@@ -67,14 +103,20 @@ impl Agent {
         let id = HostId::new();
         let now = Now {
             sandboxes: BTreeMap::new(),
+            snapshots: HashSet::new(),
             host: id,
             max_sandboxes: 64,
             memory_mb: 65_536,
             quarantine: String::new(),
+            takes: Duration::from_millis(2),
             create_fails: Vec::new(),
+            pause_fails: Vec::new(),
+            resume_fails: Vec::new(),
+            snapshot_fails: Vec::new(),
             fleet: None,
             lists: (0, 0),
             destroys: Vec::new(),
+            calls: Vec::new(),
             meant: HashSet::new(),
         };
         let agent = Arc::new(Self {
@@ -83,6 +125,9 @@ impl Agent {
             now: Mutex::new(now),
             list_gate: Semaphore::new(OPEN),
             destroy_gate: Semaphore::new(OPEN),
+            exec_gate: Semaphore::new(OPEN),
+            snapshot_gate: Semaphore::new(OPEN),
+            changed: watch::Sender::new(()),
         });
         let router = axum::Router::new().fallback_service(agent.router().into_axum_service());
         tokio::spawn(connectrpc::axum::serve_tls(listener, router, tls).into_future());
@@ -95,7 +140,10 @@ impl Agent {
 
     /// Adds a sandbox in this state.
     pub(crate) fn has(&self, id: &str, state: SandboxState) {
-        self.now().sandboxes.insert(id.to_owned(), state);
+        let fails = matches!(state, SandboxState::SANDBOX_STATE_FAILED | SandboxState::SANDBOX_STATE_UNKNOWN);
+        let failure = fails.then(|| (ErrorCode::AgentError, WHY.to_owned()));
+        self.now().sandboxes.insert(id.to_owned(), Simulated { state, failure, pauses: 0 });
+        self.changed.send_replace(());
     }
 
     /// Returns whether a destroy of this sandbox was called.
@@ -103,15 +151,20 @@ impl Agent {
         self.now().destroys.iter().any(|(destroyed, _)| destroyed == id)
     }
 
+    /// Returns what was called for a sandbox, apart from destroys.
+    pub(crate) fn calls_of(&self, id: &str) -> Vec<&'static str> {
+        self.now().calls.iter().filter(|(_, of)| of == id).map(|(what, _)| *what).collect()
+    }
+
     fn note(&self, context: &RequestContext) {
         let meant = context.header(HOST_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         self.now().meant.insert(meant.to_owned());
     }
 
-    fn ping(&self, request: PingRequest) -> PingResponse {
+    async fn ping(&self, request: PingRequest) -> Result<PingResponse, ConnectError> {
         let mut now = self.now();
         now.fleet = request.fleet.into_option();
-        PingResponse {
+        Ok(PingResponse {
             host_id: now.host.to_string(),
             driver: "none".into(),
             cpus: 64,
@@ -125,61 +178,50 @@ impl Agent {
             max_disk_size_mb: 1 << 20,
             quarantine: now.quarantine.clone(),
             ..Default::default()
-        }
+        })
     }
 
-    fn create(&self, id: &str) -> Result<CreateResponse, ConnectError> {
-        let mut now = self.now();
-        if let Some((code, of)) = now.create_fails.pop() {
+    async fn create(&self, request: CreateRequest) -> Result<CreateResponse, ConnectError> {
+        let id = &request.sandbox_id;
+        let fails = self.now().create_fails.pop();
+        if let Some((code, of)) = fails {
             return Err(fault::attach(ConnectError::internal("it was told to fail"), code.as_str(), of));
         }
-        now.sandboxes.insert(id.to_owned(), SandboxState::SANDBOX_STATE_RUNNING);
-        let sandbox = describe(id, SandboxState::SANDBOX_STATE_RUNNING);
-        Ok(CreateResponse { sandbox: Some(sandbox).into(), ..Default::default() })
+        self.has(id, SandboxState::SANDBOX_STATE_RUNNING);
+        Ok(CreateResponse { sandbox: self.described(id).into(), ..Default::default() })
     }
 
-    async fn list(&self) -> ListResponse {
+    async fn list(&self, _: ListRequest) -> Result<ListResponse, ConnectError> {
         self.now().lists.0 += 1;
         let _open = self.list_gate.acquire().await;
         let mut now = self.now();
         now.lists.1 += 1;
-        let sandboxes = now.sandboxes.iter().map(|(id, state)| describe(id, *state)).collect();
-        ListResponse { sandboxes, ..Default::default() }
+        let sandboxes = now.sandboxes.iter().map(|(id, sandbox)| sandbox.describe(id)).collect();
+        Ok(ListResponse { sandboxes, ..Default::default() })
     }
 
-    async fn destroy(&self, request: DestroyRequest) {
+    async fn destroy(&self, request: DestroyRequest) -> Result<DestroyResponse, ConnectError> {
         self.now().destroys.push((request.sandbox_id.clone(), request.fleet.into_option()));
         let _open = self.destroy_gate.acquire().await;
         self.now().sandboxes.remove(&request.sandbox_id);
+        self.changed.send_replace(());
+        Ok(DestroyResponse::default())
     }
 
     fn router(self: &Arc<Self>) -> Router {
-        let of = || self.clone();
-        let (ping, create, list, destroy) = (of(), of(), of(), of());
-        let ping = handler_fn(move |context, request: PingRequest| {
-            ping.note(&context);
-            let answer = ping.ping(request);
-            async move { Response::ok(answer) }
-        });
-        let create = handler_fn(move |context, request: CreateRequest| {
-            create.note(&context);
-            let answer = create.create(&request.sandbox_id);
-            async move { Response::ok(answer?) }
-        });
-        let list = handler_fn(move |context, _: ListRequest| {
-            list.note(&context);
-            let agent = list.clone();
-            async move { Response::ok(agent.list().await) }
-        });
-        let destroy = handler_fn(move |context, request: DestroyRequest| {
-            destroy.note(&context);
-            let agent = destroy.clone();
-            async move {
-                agent.destroy(request).await;
-                Response::ok(DestroyResponse::default())
-            }
-        });
-        // Its commands print nothing, and never end.
+        macro_rules! unary {
+            ($($name:literal: $request:ty => $response:ty, $method:ident;)*) => {
+                Router::new()$(.route::<_, $request, $response>("host.v1.Host", $name, {
+                    let agent = self.clone();
+                    handler_fn(move |context, request: $request| {
+                        agent.note(&context);
+                        let agent = agent.clone();
+                        async move { Response::ok(agent.$method(request).await?) }
+                    })
+                }))*
+            };
+        }
+        // Its streamed commands print nothing, and never end.
         let run = streaming_handler_fn(|_, _: ExecStreamRequest| {
             let start = Event::Start(Start { pid: 7, ..Default::default() }.into());
             let started = ExecStreamResponse { event: Some(start), ..Default::default() };
@@ -187,30 +229,45 @@ impl Agent {
                 stream::iter([Ok(started)]).chain(stream::pending()).boxed();
             async move { Ok(Response::new(events)) }
         });
-        Router::new()
-            .route_server_stream::<_, ExecStreamRequest, ExecStreamResponse>(
-                "host.v1.Host",
-                "ExecStream",
-                run,
-            )
-            .route::<_, PingRequest, PingResponse>("host.v1.Host", "Ping", ping)
-            .route::<_, CreateRequest, CreateResponse>("host.v1.Host", "Create", create)
-            .route::<_, ListRequest, ListResponse>("host.v1.Host", "List", list)
-            .route::<_, DestroyRequest, DestroyResponse>("host.v1.Host", "Destroy", destroy)
+        let router = unary! {
+            "Ping": PingRequest => PingResponse, ping;
+            "Create": CreateRequest => CreateResponse, create;
+            "List": ListRequest => ListResponse, list;
+            "Destroy": DestroyRequest => DestroyResponse, destroy;
+            "Get": GetRequest => GetResponse, get;
+            "Pause": PauseRequest => PauseResponse, pause;
+            "Resume": ResumeRequest => ResumeResponse, resume;
+            "Exec": ExecRequest => ExecResponse, exec;
+            "Snapshot": SnapshotRequest => SnapshotResponse, snapshot;
+            "DeleteSnapshot": DeleteSnapshotRequest => DeleteSnapshotResponse, delete_snapshot;
+        };
+        router.route_server_stream::<_, ExecStreamRequest, ExecStreamResponse>(
+            "host.v1.Host",
+            "ExecStream",
+            run,
+        )
     }
 }
 
-fn describe(id: &str, state: SandboxState) -> Sandbox {
-    let failure = Failure {
-        code: ErrorCode::AgentError.as_str().to_owned(),
-        message: WHY.to_owned(),
-        ..Default::default()
-    };
-    let fails = matches!(state, SandboxState::SANDBOX_STATE_FAILED | SandboxState::SANDBOX_STATE_UNKNOWN);
-    Sandbox {
-        id: id.to_owned(),
-        state: state.into(),
-        failure: fails.then_some(failure).into(),
-        ..Default::default()
+/// Error of a call, with its code.
+fn refusal(code: ErrorCode, message: impl Into<String>) -> ConnectError {
+    fault::attach(ConnectError::internal(message.into()), code.as_str(), fault::Of::OF_CALLER)
+}
+
+impl Simulated {
+    fn describe(&self, id: &str) -> Sandbox {
+        let failure = self.failure.as_ref().map(|(code, message)| Failure {
+            code: code.as_str().to_owned(),
+            message: message.clone(),
+            ..Default::default()
+        });
+        let kept = self.state == SandboxState::SANDBOX_STATE_PAUSED && failure.is_none();
+        Sandbox {
+            id: id.to_owned(),
+            state: self.state.into(),
+            failure: failure.into(),
+            generation: if kept { format!("memory-{}", self.pauses) } else { String::new() },
+            ..Default::default()
+        }
     }
 }

@@ -158,6 +158,21 @@ impl Fixture {
         self.api.send(request).await
     }
 
+    /// Sends a raw body of a media type, or none of both.
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<(&str, &str)>) -> Result<Reply> {
+        let request = self.api.request(method, path);
+        let request = match body {
+            Some((kind, body)) => request.header("Content-Type", kind).body(body.to_owned()),
+            None => request,
+        };
+        self.api.send(request).await
+    }
+
+    /// Sends JSON text.
+    pub(crate) async fn send_json(&self, method: Method, path: &str, body: &str) -> Result<Reply> {
+        self.send(method, path, Some(("application/json", body))).await
+    }
+
     pub(crate) async fn create(&self) -> Result<String> {
         self.api.create(&json!({"memory_mb": 256})).await
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tests of the control plane with a real PostgreSQL, a real Redis and fake agents: stored state,
-//! reservations and destroys. Each case has a database and agents of its own.
+//! Tests of the control plane with a real PostgreSQL, a real Redis and simulated agents: stored state,
+//! reservations, pauses and destroys. Each case has a database and agents of its own.
 
+mod activity;
 mod agent;
 #[path = "../certificates/mod.rs"]
 mod certificates;
@@ -41,6 +42,12 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let cases = cases![
+        activity::a_ping_that_is_later_than_the_pause_is_refused,
+        activity::a_command_that_is_later_than_the_pause_is_not_started,
+        activity::a_command_that_is_later_than_the_pause_resumes_the_sandbox,
+        activity::a_resume_that_is_later_than_the_pause_resumes_the_sandbox,
+        activity::what_was_pinged_is_not_paused,
+        activity::a_missing_sandbox_is_used_once_its_host_answers,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
         extension::another_program_adds_a_route_and_a_worker,
