@@ -18,8 +18,8 @@ pub use exec_frames::{
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use sandbox::{
-    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, ReadFile, ResumeSandbox,
-    Sandbox, SandboxStatus, UpdateSandbox,
+    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, PauseSandbox, PingSandbox,
+    ReadFile, ResumeSandbox, Sandbox, SandboxStatus, UpdateSandbox,
 };
 pub use snapshot::{CreateSnapshot, Snapshot};
 pub use template::{Template, TemplateKind};

@@ -197,6 +197,18 @@ pub struct ResumeSandbox {
     pub memory: Option<bool>,
 }
 
+/// How to pause a sandbox. There is nothing to choose, so the body is `{}`, or there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({}))]
+#[serde(deny_unknown_fields)]
+pub struct PauseSandbox {}
+
+/// How to note that a sandbox is in use. There is nothing to choose, so the body is `{}`, or there is none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({}))]
+#[serde(deny_unknown_fields)]
+pub struct PingSandbox {}
+
 /// What to change of a sandbox; what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"timeout_sec": 600}))]

@@ -12,6 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use wrenn_api::SandboxId;
 use wrenn_control::{Admin, Config, Limits, Server, ServerBuilder, Settings};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
@@ -171,6 +172,18 @@ impl Fixture {
     /// Sends JSON text.
     pub(crate) async fn send_json(&self, method: Method, path: &str, body: &str) -> Result<Reply> {
         self.send(method, path, Some(("application/json", body))).await
+    }
+
+    /// Pauses a sandbox, and returns the response.
+    pub(crate) async fn pause(&self, id: &str) -> Result<Value> {
+        let paused = self.send(Method::POST, &format!("/v1/sandboxes/{id}/pause"), None).await?;
+        Ok(paused.expect(200)?.json())
+    }
+
+    /// Returns everything that the database has of a sandbox.
+    pub(crate) async fn row(&self, id: &str) -> Result<String> {
+        let uuid = id.parse::<SandboxId>()?.uuid();
+        self.value(&format!("SELECT row_to_json(s)::text FROM sandboxes s WHERE id = '{uuid}'")).await
     }
 
     pub(crate) async fn create(&self) -> Result<String> {

@@ -4,6 +4,7 @@
 
 mod activity;
 mod agent;
+mod bodies;
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod database;
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
         activity::a_resume_that_is_later_than_the_pause_resumes_the_sandbox,
         activity::what_was_pinged_is_not_paused,
         activity::a_missing_sandbox_is_used_once_its_host_answers,
+        bodies::wrong_fields_are_refused_and_nothing_happens,
+        bodies::what_may_be_left_out_is_left_out_in_any_form,
+        bodies::a_paused_sandbox_names_the_resume,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
         extension::another_program_adds_a_route_and_a_worker,

@@ -37,12 +37,12 @@ refusals! {
     /// Error responses of `deleteSandbox`.
     OfDelete: NotFound Conflict;
     /// Error responses of `pauseSandbox`.
-    OfPause: NotFound InvalidState AgentError HostUnavailable Timeout InsufficientStorage;
+    OfPause: NotFound InvalidState TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `resumeSandbox`.
     OfResume: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `pingSandbox`.
-    OfPing: NotFound InvalidState;
+    OfPing: NotFound InvalidState TooLarge UnsupportedMediaType;
     /// Error responses of `createSnapshot`.
     OfCreateSnapshot: NotFound InvalidState NameReserved NameTaken Conflict TooLarge UnsupportedMediaType AgentError
         HostUnavailable Timeout InsufficientStorage;

@@ -3,7 +3,7 @@
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use wrenn_api::{ResumeSandbox, Sandbox, UpdateSandbox};
+use wrenn_api::{PauseSandbox, PingSandbox, ResumeSandbox, Sandbox, UpdateSandbox};
 
 use super::{
     error_responses::{OfPause, OfPing, OfResume, OfUpdate},
@@ -19,9 +19,14 @@ use crate::{error::Fault, services::Services};
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/pause", operation_id = "pauseSandbox", tag = "sandboxes",
     params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body(content = Option<PauseSandbox>, example = json!({})),
     responses((status = 200, description = "The sandbox is paused.", body = Sandbox), OfPause)
 )]
-pub(super) async fn pause(State(services): State<Services>, target: Target) -> Result<Json<Sandbox>, Fault> {
+pub(super) async fn pause(
+    State(services): State<Services>,
+    target: Target,
+    _: OptionalBody<PauseSandbox>,
+) -> Result<Json<Sandbox>, Fault> {
     Ok(Json(services.sandboxes().pause(&target.caller, target.id).await?))
 }
 
@@ -50,9 +55,14 @@ pub(super) async fn resume(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/ping", operation_id = "pingSandbox", tag = "sandboxes",
     params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body(content = Option<PingSandbox>, example = json!({})),
     responses((status = 204, description = "The timeout begins now."), OfPing)
 )]
-pub(super) async fn ping(State(services): State<Services>, target: Target) -> Result<StatusCode, Fault> {
+pub(super) async fn ping(
+    State(services): State<Services>,
+    target: Target,
+    _: OptionalBody<PingSandbox>,
+) -> Result<StatusCode, Fault> {
     services.sandboxes().ping(&target.caller, target.id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
