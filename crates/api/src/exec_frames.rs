@@ -66,7 +66,11 @@ pub struct ExecStart {
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command and its descendants are killed. Default: no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "integer::stream_timeout_sec"
+    )]
     pub timeout_sec: Option<u32>,
 }
 

@@ -156,15 +156,15 @@ pub struct CreateSandbox {
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub template: Option<String>,
     /// Number of virtual CPUs, 1 to 64. Default: 1.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::vcpus")]
     #[schema(minimum = 1, maximum = 64)]
     pub vcpus: Option<u32>,
     /// Memory in MiB, 128 to 1048576 (1 TiB). Default: 512.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::memory_mb")]
     #[schema(minimum = 128, maximum = 1_048_576)]
     pub memory_mb: Option<u32>,
     /// Size of the disk in MiB, 512 to 1048576 (1 TiB). Default: 5120.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::disk_size_mb")]
     #[schema(minimum = 512, maximum = 1_048_576)]
     pub disk_size_mb: Option<u32>,
     /// Environment variables of every process in the sandbox: at most 1024, less than 128 KiB each and 1 MiB in total.
@@ -173,7 +173,11 @@ pub struct CreateSandbox {
     #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
     /// Seconds without activity after which the sandbox is paused, at most 31536000 (a year). 0: never. Default: 0.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "integer::sandbox_timeout_sec"
+    )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
     /// Whether a command or a file request to the sandbox resumes it when it is paused, and is then served. Default: false,
@@ -188,7 +192,11 @@ pub struct CreateSandbox {
 #[serde(deny_unknown_fields)]
 pub struct ResumeSandbox {
     /// New timeout of the sandbox, as in the request that creates it. Default: it stays as it is.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "integer::sandbox_timeout_sec"
+    )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
     /// `false` boots the sandbox from its disk instead of letting it go on from its memory: the way back for one whose
@@ -215,7 +223,11 @@ pub struct PingSandbox {}
 #[serde(deny_unknown_fields)]
 pub struct UpdateSandbox {
     /// New timeout of the sandbox, as in the request that creates it.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "integer::sandbox_timeout_sec"
+    )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
     /// Whether a command or a file request resumes the sandbox when it is paused.
@@ -273,7 +285,11 @@ pub struct ExecRequest {
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
     /// Seconds after which the command and its descendants are killed, 1 to 86400 (a day). Default: 30.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::optional")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "integer::command_timeout_sec"
+    )]
     #[schema(minimum = 1, maximum = 86_400)]
     pub timeout_sec: Option<u32>,
 }

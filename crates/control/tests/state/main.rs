@@ -16,6 +16,7 @@ mod idempotency;
 mod keys;
 mod records;
 mod stores;
+mod timeouts;
 mod unauthorized;
 
 use std::{pin::Pin, process::ExitCode, sync::Arc};
@@ -74,6 +75,9 @@ fn main() -> ExitCode {
         keys::a_revoked_key_ends_its_streams,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
+        timeouts::creates,
+        timeouts::resumes,
+        timeouts::updates,
         unauthorized::no_operation_serves_those_who_may_not,
     ];
     let stores = (!arguments.list).then(|| {
