@@ -27,8 +27,8 @@ pub enum SandboxStatus {
     Running,
     /// A host writes the memory of the sandbox to its disk.
     Pausing,
-    /// The sandbox is paused: it has its disk and its memory, and uses nothing else. Resume it. If its memory was lost,
-    /// `error` says so.
+    /// The sandbox is paused: it has its disk and its memory, and uses nothing else. Resume it. If its memory was lost or cannot
+    /// be used, `error` says so.
     Paused,
     /// A host lets the sandbox go on.
     Resuming,
@@ -139,7 +139,8 @@ pub struct Sandbox {
     /// step in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Why the sandbox failed; of a paused one, why its memory was lost; of a running one, why it could not be paused.
+    /// Why the sandbox failed; of a paused one, why its memory was lost or cannot be used; of a running one, why it could not be
+    /// paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<crate::ErrorDetail>,
 }

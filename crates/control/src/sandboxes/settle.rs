@@ -10,7 +10,7 @@ use wrenn_rpc::host::v1::GetRequest;
 
 use super::{
     lookup::{agent, find},
-    step::change_after,
+    step::change_after_failure,
 };
 use crate::{
     agents::{deadline, within},
@@ -73,8 +73,7 @@ async fn settle(app: &App, row: &Row, error: Fault) -> Result<Row, Fault> {
             return Err(error);
         }
     };
-    // As if its lease had expired: this is its owner.
-    if let Some(change) = change_after(&row.known(), found.as_ref()) {
+    if let Some(change) = change_after_failure(&row.known(), found.as_ref(), &error) {
         sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
     }
     Err(error)

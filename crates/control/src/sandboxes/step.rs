@@ -6,6 +6,7 @@ use wrenn_rpc::host::v1::{Sandbox as OnHost, SandboxState};
 
 use crate::{
     db::sandboxes::{Change, Known},
+    error::Fault,
     sandboxes::lookup::cut,
 };
 
@@ -183,12 +184,20 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
     }
 }
 
-/// Returns the change of a sandbox whose owner has ended its work, if its host reports `sandbox`.
-pub(super) fn change_after(row: &Known, sandbox: Option<&OnHost>) -> Option<Change> {
-    match step(&Known { lease_until: None, ..row.clone() }, sandbox) {
-        Step::Change(change) => Some(change),
-        Step::Nothing | Step::Finish | Step::Destroy => None,
+/// Returns the change of a sandbox whose operation has failed with this error, if its host reports `sandbox`. If it is still
+/// paused because its memory cannot be used, its record says so. Another error of a resume may be over at the next one.
+pub(super) fn change_after_failure(row: &Known, sandbox: Option<&OnHost>, error: &Fault) -> Option<Change> {
+    use ErrorCode::{SnapshotDamaged, SnapshotIncompatible, SnapshotMissing};
+    // As if its lease had expired: whoever asks is its owner.
+    let Step::Change(mut change) = step(&Known { lease_until: None, ..row.clone() }, sandbox) else {
+        return None;
+    };
+    let of_memory = matches!(error.code, SnapshotMissing | SnapshotDamaged | SnapshotIncompatible);
+    if of_memory && change.to == Some(SandboxStatus::Paused) {
+        // What the agent says by itself is what the reconciler finds later, too.
+        change.error.get_or_insert_with(|| (error.code, cut(&error.message, FAILURE_MAX)));
     }
+    Some(change)
 }
 
 #[cfg(test)]
@@ -299,6 +308,24 @@ mod tests {
         assert!(matches!(step(&told, Some(&sandbox)), Step::Nothing));
         let whole = OnHost { failure: None.into(), ..sandbox };
         assert!(matches!(step(&row(SandboxStatus::Paused, true), Some(&whole)), Step::Nothing));
+    }
+
+    #[test]
+    fn a_memory_that_cannot_be_used_is_told() {
+        use SandboxState::{SANDBOX_STATE_PAUSED, SANDBOX_STATE_RUNNING};
+        let told = |code, sandbox: &OnHost| {
+            let refused = Fault::new(code, "bytes 0 to 7 are damaged");
+            let change = change_after_failure(&row(SandboxStatus::Resuming, false), Some(sandbox), &refused);
+            change.and_then(|change| change.error)
+        };
+        let lost = on_host(SANDBOX_STATE_PAUSED);
+        let whole = OnHost { failure: None.into(), ..lost.clone() };
+        let runs = OnHost { state: SANDBOX_STATE_RUNNING.into(), ..whole.clone() };
+        let damaged = ErrorCode::SnapshotDamaged;
+        assert_eq!(told(damaged, &whole), Some((damaged, "bytes 0 to 7 are damaged".into())));
+        assert_eq!(told(damaged, &lost), Some((ErrorCode::AgentError, "why".into())));
+        assert_eq!(told(damaged, &runs), None);
+        assert_eq!(told(ErrorCode::InsufficientStorage, &whole), None);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod hosts;
 mod idempotency;
 mod keys;
 mod records;
+mod resumes;
 mod stores;
 mod timeouts;
 mod unauthorized;
@@ -75,6 +76,8 @@ fn main() -> ExitCode {
         keys::a_revoked_key_ends_its_streams,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
+        resumes::a_refused_resume_is_told_until_it_succeeds,
+        resumes::a_lost_memory_is_told_once,
         timeouts::creates,
         timeouts::resumes,
         timeouts::updates,

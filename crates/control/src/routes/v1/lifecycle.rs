@@ -33,8 +33,9 @@ pub(super) async fn pause(
 /// Resume a paused sandbox.
 ///
 /// It goes on where it was paused: its processes have their ids, its clock is right, its connections from before are reset.
-/// The response is sent once it is ready to run code. A running sandbox stays as it is, apart from its timeout, and is
-/// returned. If the resume fails before the sandbox goes on, it stays paused.
+/// The response is sent once it is ready to run code. A running sandbox stays as it is, apart from its timeout, which begins
+/// now, and is returned. If the resume fails before the sandbox goes on, it stays paused; if its memory cannot be used, `error`
+/// of the sandbox says so, too.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/resume", operation_id = "resumeSandbox", tag = "sandboxes",
     params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
