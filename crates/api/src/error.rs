@@ -98,7 +98,7 @@ error_codes! {
     IdempotencyMismatch = "idempotency_request_mismatch", 409;
     /// The first request with this idempotency key has not finished yet.
     IdempotencyInProgress = "idempotency_in_progress", 409;
-    /// The sandbox that was created with this idempotency key has been deleted.
+    /// The sandbox or snapshot that was made with this idempotency key has been deleted.
     IdempotencySandboxDeleted = "idempotency_sandbox_deleted", 409;
     /// The body is larger than the limit.
     TooLarge = "too_large", 413;

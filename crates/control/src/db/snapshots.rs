@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 use wrenn_api::Snapshot;
+
+use super::idempotency;
 
 /// One row of the table.
 #[derive(Debug, Clone)]
@@ -14,6 +16,7 @@ pub(crate) struct Row {
     pub(crate) id: Uuid,
     pub(crate) name: String,
     pub(crate) host_id: Uuid,
+    status: String,
     pub(crate) template: String,
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
@@ -21,7 +24,26 @@ pub(crate) struct Row {
     pub(crate) created_at: DateTime<Utc>,
 }
 
+/// State of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It is being made.
+    Creating,
+    Ready,
+    /// It was deleted, or could not be made, and something of it may be left.
+    Deleting,
+}
+
 impl Row {
+    /// Returns the state.
+    pub(crate) fn state(&self) -> State {
+        match self.status.as_str() {
+            "creating" => State::Creating,
+            "ready" => State::Ready,
+            _ => State::Deleting,
+        }
+    }
+
     /// Converts it for the API.
     pub(crate) fn public(&self) -> Snapshot {
         Snapshot {
@@ -40,7 +62,7 @@ macro_rules! row {
     ($before:literal, $after:literal, $($argument:expr),*) => {
         sqlx::query_as!(
             Row,
-            $before + " id, name, host_id, template, vcpus, memory_mb, disk_size_mb, created_at " + $after,
+            $before + " id, name, host_id, status, template, vcpus, memory_mb, disk_size_mb, created_at " + $after,
             $($argument),*
         )
     };
@@ -48,7 +70,7 @@ macro_rules! row {
 
 /// Inserts a snapshot that is about to be made of this sandbox; `None` if the team has one of this name.
 pub(crate) async fn insert(
-    db: &PgPool,
+    tx: &mut PgConnection,
     new: Uuid,
     name: &str,
     sandbox: &super::sandboxes::Row,
@@ -70,7 +92,7 @@ pub(crate) async fn insert(
         sandbox.disk_size_mb,
         lease.as_secs_f64()
     )
-    .fetch_optional(db)
+    .fetch_optional(tx)
     .await
 }
 
@@ -93,11 +115,23 @@ pub(crate) async fn renew(db: &PgPool, id: Uuid, lease: Duration) -> sqlx::Resul
     Ok(renewed.rows_affected() == 1)
 }
 
-/// Records that a snapshot was made; `None` if it was given up meanwhile.
+/// Records that a snapshot was made, also with its idempotency key; `None` if it was given up meanwhile.
 pub(crate) async fn made(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Row>> {
-    row!("UPDATE snapshots SET status = 'ready' WHERE id = $1 AND status = 'creating' RETURNING", "", id)
-        .fetch_optional(db)
-        .await
+    let mut tx = db.begin().await?;
+    let made =
+        row!("UPDATE snapshots SET status = 'ready' WHERE id = $1 AND status = 'creating' RETURNING", "", id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    if made.is_some() {
+        idempotency::snapshot_made(&mut tx, id).await?;
+    }
+    tx.commit().await?;
+    Ok(made)
+}
+
+/// Finds a snapshot in any state.
+pub(crate) async fn of_id(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Row>> {
+    row!("SELECT", "FROM snapshots WHERE id = $1", id).fetch_optional(db).await
 }
 
 /// Finds a team's snapshot that was made.

@@ -2,10 +2,9 @@
 //! Creation of sandboxes: placed and recorded first, then created by the agent, in a task that does not
 //! depend on the client's connection.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 use wrenn_api::{CreateSandbox, ErrorCode, HostId, SandboxId, SandboxStatus};
 use wrenn_rpc::{
@@ -25,43 +24,19 @@ use crate::{
     agents::{deadline, within},
     db::{
         hosts::{self, EJECTED, Ejected},
-        idempotency,
+        idempotency::{self, First, Made},
         sandboxes::{self, Change, New, Row},
         snapshots,
     },
     error::Fault,
     fault,
+    idempotency::{FIRST, Idempotency, Key, LOOK, TRIES, contested, mismatch},
     lease::Lease,
     names::{self, is_template_name},
     state::App,
 };
 
-/// Maximum length of an idempotency key.
-const KEY_MAX: usize = 255;
-/// Time limit of a repeated request for waiting for the first one.
-const FIRST: Duration = Duration::from_secs(60);
-/// Number of attempts of a create whose key is claimed and released by others.
-const TRIES: usize = 8;
-
-/// Key that makes it safe to repeat a create.
-#[derive(Debug, Clone)]
-pub struct Idempotency {
-    key: String,
-}
-
-impl Idempotency {
-    /// Creates it from the client's text, which must be unique to one sandbox of the team.
-    pub fn new(key: impl Into<String>) -> Result<Self, Fault> {
-        let key = key.into();
-        if (1..=KEY_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Ok(Self { key });
-        }
-        let message = format!("Idempotency-Key: 1 to {KEY_MAX} printable ASCII characters without spaces");
-        Err(Fault::invalid(message))
-    }
-}
-
-/// A valid request, with defaults.
+/// A valid request, with defaults; its meaning for an idempotency key.
 #[derive(Debug, Serialize)]
 struct Wanted {
     template: String,
@@ -115,16 +90,6 @@ impl Wanted {
             host: self.snapshot.map(|(_, host)| host),
         }
     }
-
-    /// Hash of the request's meaning, independent of its formatting. A field that is added later must not
-    /// change the hash of requests without it: use `#[serde(skip_serializing_if)]`.
-    fn fingerprint(&self) -> Result<[u8; 32], Fault> {
-        let text = serde_json::to_vec(self).map_err(|error| {
-            tracing::error!(%error, "a request cannot be written down");
-            Fault::internal()
-        })?;
-        Ok(Sha256::digest(text).into())
-    }
 }
 
 fn within_bounds(field: &str, value: Option<u32>, default: u32, min: u32, max: u32) -> Result<u32, Fault> {
@@ -160,13 +125,6 @@ fn sized_as(request: CreateSandbox, snapshot: &snapshots::Row) -> Result<CreateS
     })
 }
 
-/// Idempotency key of the client, and the hash of its request.
-#[derive(Debug, Clone)]
-struct Key {
-    text: String,
-    fingerprint: [u8; 32],
-}
-
 /// Creates a sandbox; with an idempotency key at most once.
 pub(super) async fn create(
     app: &App,
@@ -179,8 +137,7 @@ pub(super) async fn create(
         None => None,
     };
     let wanted = Wanted::check(new, snapshot)?;
-    let fingerprint = wanted.fingerprint()?;
-    let key = idempotency.map(|Idempotency { key }| Key { text: key, fingerprint });
+    let key = idempotency.map(|idempotency| idempotency.of(&wanted)).transpose()?;
     let wanted = Arc::new(wanted);
     for _ in 0..TRIES {
         if let Some(key) = &key
@@ -194,8 +151,7 @@ pub(super) async fn create(
         }
         // Another request with this key was faster.
     }
-    let message = "other requests with this Idempotency-Key come and fail over and over; try again";
-    Err(Fault::new(ErrorCode::Conflict, message))
+    Err(contested())
 }
 
 /// Creates a sandbox in a task of its own; `None` if its key is taken.
@@ -261,7 +217,7 @@ async fn claim_on(
         return Err(Fault::new(ErrorCode::TooManyRequests, message));
     }
     if let Some(key) = key
-        && !idempotency::claim(&mut tx, team, &key.text, &key.fingerprint, id).await?
+        && !idempotency::claim(&mut tx, team, &key.text, &key.fingerprint, Made::Sandbox(id)).await?
     {
         return Ok(Claim::KeyTaken);
     }
@@ -408,12 +364,10 @@ fn metadata(response: CreateResponse) -> BTreeMap<String, String> {
 
 /// Returns the sandbox of the first request with this key. `None` if that request failed temporarily: the key
 /// is free again.
-async fn repeat(app: &App, team: Uuid, key: &Key, first: idempotency::First) -> Result<Option<Row>, Fault> {
-    if first.request_sha256 != key.fingerprint {
-        let message = "this Idempotency-Key was used with another request: use a new key for a new request";
-        return Err(Fault::new(ErrorCode::IdempotencyMismatch, message));
-    }
-    let (id, begin) = (SandboxId::from(first.sandbox_id), tokio::time::Instant::now());
+async fn repeat(app: &App, team: Uuid, key: &Key, first: First) -> Result<Option<Row>, Fault> {
+    key.check(&first)?;
+    let id = SandboxId::from(first.sandbox_id.ok_or_else(mismatch)?);
+    let begin = tokio::time::Instant::now();
     loop {
         let row = find(app, team, id).await?;
         match (row.status(), row.started_at) {
@@ -451,7 +405,7 @@ async fn repeat(app: &App, team: Uuid, key: &Key, first: idempotency::First) -> 
             );
             return Err(Fault::new(ErrorCode::IdempotencyInProgress, message));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -463,6 +417,7 @@ fn is_final(code: ErrorCode) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idempotency::fingerprint;
 
     #[test]
     fn names_of_templates() {
@@ -491,7 +446,8 @@ mod tests {
     fn a_fingerprint_is_of_the_meaning() {
         let fingerprint = |text: &str| {
             let request = serde_json::from_str(text).expect("a request");
-            Wanted::check(request, None).expect("valid").fingerprint().expect("a fingerprint")
+            let wanted = Wanted::check(request, None).expect("valid");
+            fingerprint(&wanted).expect("a fingerprint")
         };
         let all = [
             "{}",

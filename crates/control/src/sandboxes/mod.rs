@@ -22,13 +22,12 @@ mod timeout;
 
 use wrenn_api::{CreateSandbox, ErrorCode, ResumeSandbox, Sandbox, SandboxId, SandboxStatus, UpdateSandbox};
 
-use crate::{agents::ResponseMemory, caller::Caller, db, error::Fault, state::App};
+use crate::{agents::ResponseMemory, caller::Caller, db, error::Fault, idempotency::Idempotency, state::App};
 
 pub use attached::{Attached, CommandEvent, CommandStream};
 #[cfg(test)]
 pub(crate) use command::run;
 pub use command::{Finished, TimedCommand};
-pub use create::Idempotency;
 pub use files::{Download, FilePath, Upload};
 
 /// Sandboxes of teams.

@@ -154,9 +154,13 @@ impl Fixture {
 
     /// Creates a sandbox with a key and a raw body.
     pub(crate) async fn ask(&self, key: &str, body: &str) -> Result<Reply> {
-        let request = self.api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", key);
-        let request = request.header("Content-Type", "application/json").body(body.to_owned());
-        self.api.send(request).await
+        self.ask_of(&self.api, "/v1/sandboxes", key, body).await
+    }
+
+    /// Sends a raw body with a key to a server.
+    pub(crate) async fn ask_of(&self, api: &Api, path: &str, key: &str, body: &str) -> Result<Reply> {
+        let request = api.request(Method::POST, path).header("Idempotency-Key", key);
+        api.send(request.header("Content-Type", "application/json").body(body.to_owned())).await
     }
 
     /// Sends a raw body of a media type, or none of both.

@@ -16,6 +16,7 @@ mod idempotency;
 mod keys;
 mod records;
 mod resumes;
+mod snapshots;
 mod stores;
 mod timeouts;
 mod unauthorized;
@@ -78,6 +79,10 @@ fn main() -> ExitCode {
         records::a_repeated_delete_changes_nothing,
         resumes::a_refused_resume_is_told_until_it_succeeds,
         resumes::a_lost_memory_is_told_once,
+        snapshots::a_repeated_snapshot_is_made_once,
+        snapshots::a_key_is_of_one_request,
+        snapshots::a_deleted_snapshot_is_told,
+        snapshots::a_snapshot_that_was_not_made_frees_its_key,
         timeouts::creates,
         timeouts::resumes,
         timeouts::updates,

@@ -44,8 +44,8 @@ refusals! {
     /// Error responses of `pingSandbox`.
     OfPing: NotFound InvalidState TooLarge UnsupportedMediaType;
     /// Error responses of `createSnapshot`.
-    OfCreateSnapshot: NotFound InvalidState NameReserved NameTaken Conflict TooLarge UnsupportedMediaType AgentError
-        HostUnavailable Timeout InsufficientStorage;
+    OfCreateSnapshot: NotFound InvalidState NameReserved NameTaken Conflict IdempotencyMismatch IdempotencyInProgress
+        IdempotencySandboxDeleted TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `deleteSnapshot`.
     OfDeleteSnapshot: NotFound Forbidden;
     /// Error responses of `updateSandbox`.

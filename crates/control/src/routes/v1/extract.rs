@@ -19,6 +19,7 @@ use crate::{
     admission::{Held, UNCOUNTED},
     caller::Caller,
     error::Fault,
+    idempotency::Idempotency,
     request_trace,
     services::Services,
     state::State,
@@ -126,6 +127,20 @@ async fn read(request: Request, state: &State) -> Result<(Bytes, Option<Held>), 
         bytes.extend_from_slice(&data);
     }
     Ok((bytes.freeze(), held))
+}
+
+/// The client's idempotency key, if it sends one.
+pub(super) struct OptionalKey(pub(super) Option<Idempotency>);
+
+impl FromRequestParts<Services> for OptionalKey {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Services) -> Result<Self, Fault> {
+        let given = parts.headers.get("idempotency-key");
+        // One that is no text is as wrong as an empty one.
+        let key = given.map(|key| Idempotency::new(key.to_str().unwrap_or_default())).transpose()?;
+        Ok(Self(key))
+    }
 }
 
 /// The caller, and the sandbox in the path.

@@ -11,15 +11,9 @@ use wrenn_rpc::Foreign;
 
 use super::{
     error_responses::{OfCreate, OfDelete, OfGet, OfLook},
-    extract::{Body, Target},
+    extract::{Body, OptionalKey, Target},
 };
-use crate::{
-    caller::Caller,
-    error::Fault,
-    routes::dispatch::OlderPath,
-    sandboxes::{Idempotency, Page},
-    services::Services,
-};
+use crate::{caller::Caller, error::Fault, routes::dispatch::OlderPath, sandboxes::Page, services::Services};
 
 const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
@@ -41,18 +35,11 @@ const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 pub(super) async fn create(
     State(services): State<Services>,
     caller: Caller,
-    headers: HeaderMap,
+    OptionalKey(idempotency): OptionalKey,
     body: Body<CreateSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), Fault> {
-    let idempotency = idempotency(&headers)?;
     let sandbox = services.sandboxes().create(&caller, body.value, idempotency).await?;
     Ok((StatusCode::CREATED, Json(sandbox)))
-}
-
-/// Returns the client's idempotency key; one that is no text is as wrong as an empty one.
-fn idempotency(headers: &HeaderMap) -> Result<Option<Idempotency>, Fault> {
-    let given = headers.get("idempotency-key");
-    given.map(|key| Idempotency::new(key.to_str().unwrap_or_default())).transpose()
 }
 
 /// List the team's sandboxes, newest first.

@@ -10,7 +10,7 @@ use wrenn_api::{CreateSnapshot, Snapshot};
 
 use super::{
     error_responses::{OfCreateSnapshot, OfDeleteSnapshot, OfLook},
-    extract::Body,
+    extract::{Body, OptionalKey},
 };
 use crate::{caller::Caller, error::Fault, services::Services};
 
@@ -19,17 +19,25 @@ use crate::{caller::Caller, error::Fault, services::Services};
 /// It has the memory, the processes and the disk of the sandbox at one instant. A running sandbox goes on, and stands still
 /// only while its memory is captured. Sandboxes are created from the snapshot by giving its name as `template`; each goes on
 /// where the snapshot was made, with an id, a host name and randomness of its own.
+///
+/// Repeating the request with the same `Idempotency-Key` within 24 hours makes nothing and returns the snapshot of the first
+/// request; once that snapshot was deleted, it is rejected with 409 `idempotency_sandbox_deleted`. A different request with
+/// the same key is rejected with 409. A request that failed can be repeated with its key, and is then tried again.
 #[utoipa::path(
     post, path = "/v1/snapshots", operation_id = "createSnapshot", tag = "snapshots",
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "Any text that is unique to this snapshot, for example a UUID. It makes it safe to repeat the request.",
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$", example = "01890a5d-ac96-774b-bcce-b302099a8057")),
     request_body = CreateSnapshot,
     responses((status = 201, description = "The snapshot is kept.", body = Snapshot), OfCreateSnapshot)
 )]
 pub(super) async fn create(
     State(services): State<Services>,
     caller: Caller,
+    OptionalKey(idempotency): OptionalKey,
     body: Body<CreateSnapshot>,
 ) -> Result<(StatusCode, Json<Snapshot>), Fault> {
-    let snapshot = services.snapshots().create(&caller, body.value).await?;
+    let snapshot = services.snapshots().create(&caller, body.value, idempotency).await?;
     Ok((StatusCode::CREATED, Json(snapshot)))
 }
 

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Snapshots service: named snapshots of sandboxes, which are templates of their team.
 
+mod create;
+
 use std::time::Duration;
 
 use uuid::Uuid;
-use wrenn_api::{CreateSnapshot, ErrorCode, SandboxStatus, Snapshot, Template, TemplateKind};
-use wrenn_rpc::host::v1::{DeleteSnapshotRequest, SnapshotRequest};
+use wrenn_api::{CreateSnapshot, ErrorCode, Snapshot, Template, TemplateKind};
+use wrenn_rpc::host::v1::DeleteSnapshotRequest;
 
 use crate::{
     agents::{AgentClient, deadline, within},
     caller::Caller,
     db::{
-        hosts, sandboxes,
+        hosts,
         snapshots::{self, Row},
     },
     error::Fault,
     fault,
-    lease::Lease,
-    names::is_template_name,
+    idempotency::Idempotency,
     state::App,
 };
 
@@ -36,52 +37,16 @@ impl Snapshots {
         Self { app }
     }
 
-    /// Makes a snapshot of a running or paused sandbox, and waits until it is kept. A running one goes on; it stands
-    /// still only while its memory is captured. It is also completed if the caller does not wait for it.
-    pub async fn create(&self, caller: &Caller, new: CreateSnapshot) -> Result<Snapshot, Fault> {
-        let (app, team) = (&self.app, caller.team().uuid());
-        let id = Uuid::now_v7();
-        let name = new.name.unwrap_or_else(|| format!("template-{}", &id.simple().to_string()[24..]));
-        if !is_template_name(&name) {
-            return Err(Fault::invalid(format!("name: {}", crate::names::RULE)));
-        }
-        if is_reserved(app, &name).await? {
-            let message = format!("{name:?} is the name of a template of the platform: choose another one");
-            return Err(Fault::new(ErrorCode::NameReserved, message));
-        }
-        let sandbox = sandboxes::find(&app.db, team, new.sandbox_id.uuid()).await?;
-        let none = || Fault::new(ErrorCode::NotFound, format!("there is no sandbox {}", new.sandbox_id));
-        let sandbox = sandbox.ok_or_else(none)?;
-        if !matches!(sandbox.status(), SandboxStatus::Running | SandboxStatus::Paused) {
-            let status = sandbox.status().as_str();
-            let message = format!(
-                "sandbox {} is {status}: a snapshot can be made of a running or a paused one",
-                new.sandbox_id
-            );
-            return Err(Fault::new(ErrorCode::InvalidState, message));
-        }
-        if snapshots::count(&app.db, team).await? >= i64::from(app.limits.snapshots_per_team) {
-            let message = "the team has as many snapshots as it may (server.snapshots_per_team): delete some";
-            return Err(Fault::new(ErrorCode::TooManyRequests, message));
-        }
-        let host = sandbox.host_id.unwrap_or_default();
-        let inserted = snapshots::insert(&app.db, id, &name, &sandbox, host, app.limits.lease).await?;
-        let taken = || {
-            let message =
-                format!("the team has a snapshot named {name:?}: choose another name, or delete it");
-            Fault::new(ErrorCode::NameTaken, message)
-        };
-        let row = inserted.ok_or_else(taken)?;
-        fault::point("snapshot.marked");
-        // The snapshot is completed if the client disconnects.
-        let task = crate::request_trace::spawn({
-            let (app, sandbox) = (app.clone(), sandbox.public_id().to_string());
-            async move { make(&app, &row, sandbox).await }
-        });
-        task.await.map_err(|error| {
-            tracing::error!(%error, "the task of a snapshot failed; the upkeep removes it");
-            Fault::new(ErrorCode::InternalError, "the snapshot was interrupted; make it again")
-        })?
+    /// Makes a snapshot of a running or paused sandbox, and waits until it is kept; with an idempotency key at most once. A
+    /// running one goes on; it stands still only while its memory is captured. It is also completed if the caller does not
+    /// wait for it.
+    pub async fn create(
+        &self,
+        caller: &Caller,
+        new: CreateSnapshot,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Snapshot, Fault> {
+        create::create(&self.app, caller.team().uuid(), new, idempotency).await
     }
 
     /// Lists the team's snapshots, the newest first.
@@ -155,36 +120,6 @@ pub(crate) async fn upkeep(app: App) {
 /// Returns whether a template of the platform has this name.
 async fn is_reserved(app: &App, name: &str) -> Result<bool, Fault> {
     Ok(hosts::has_template(&app.db, name).await?)
-}
-
-/// Calls the agent to make a snapshot, and records the result.
-async fn make(app: &App, row: &Row, sandbox: String) -> Result<Snapshot, Fault> {
-    let request = SnapshotRequest {
-        sandbox_id: sandbox,
-        snapshot_id: row.id.simple().to_string(),
-        ..Default::default()
-    };
-    let made = async {
-        let agent = agent(app, row.host_id).await?;
-        Ok::<_, Fault>(agent.snapshot_with_options(request, within(app.limits.pause)).await?)
-    };
-    let lease = Lease::of_snapshot(app, row.id);
-    let made = made.await;
-    drop(lease);
-    fault::point("snapshot.made");
-    let error = match made {
-        Ok(_) => match snapshots::made(&app.db, row.id).await? {
-            Some(row) => return Ok(row.public()),
-            None => Fault::new(ErrorCode::Conflict, "the snapshot took longer than its lease; make it again"),
-        },
-        Err(error) => error,
-    };
-    // It may have been made all the same.
-    snapshots::doom(&app.db, row.id, app.limits.lease).await?;
-    if let Err(left) = remove(app, row).await {
-        tracing::warn!(name = row.name, error = %left, "what is left of a snapshot is removed later");
-    }
-    Err(error)
 }
 
 /// Removes a snapshot from its host, and forgets it.
