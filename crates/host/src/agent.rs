@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rand::RngCore as _;
@@ -29,6 +30,8 @@ use crate::{
 
 /// Maximum number of sandboxes with a record, those included that are paused or have failed.
 const RECORDS_MAX: usize = 16_384;
+/// Time that a call to a guest waits for the adoption of its sandbox.
+const ADOPTION: Duration = Duration::from_secs(10);
 
 /// Parameters of a create request.
 pub(crate) struct Wanted {
@@ -256,9 +259,9 @@ impl Agent {
         self.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
     }
 
-    /// Returns the connection to a running sandbox.
-    pub(crate) fn guest(&self, id: &str) -> Result<Guest, AgentError> {
-        let now = self.get(id)?.now();
+    /// Returns the connection to a running sandbox. Waits for one that this agent is about to adopt.
+    pub(crate) async fn guest(&self, id: &str) -> Result<Guest, AgentError> {
+        let now = self.get(id)?.begun(ADOPTION).await;
         if now.held {
             let message =
                 format!("sandbox {id} is held: the host's disk is full; it goes on when there is room");

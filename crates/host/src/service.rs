@@ -65,8 +65,8 @@ impl Service {
     }
 
     /// Returns the connection to a running sandbox, for one call.
-    fn guest(&self, sandbox: &str, call: &Call) -> Result<Guest, AgentError> {
-        Ok(self.agent.guest(sandbox)?.for_request(call.request_id.clone()))
+    async fn guest(&self, sandbox: &str, call: &Call) -> Result<Guest, AgentError> {
+        Ok(self.agent.guest(sandbox).await?.for_request(call.request_id.clone()))
     }
 }
 
@@ -307,7 +307,7 @@ impl Host for Service {
     ) -> ServiceResult<impl Encodable<ExecResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let call = self.call(&ctx, "exec", &request.sandbox_id)?;
-        let guest = self.guest(&request.sandbox_id, &call)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
         let command = command(request.command.into_option())?;
         let limit = match request.timeout_ms {
             0 => EXEC_TIMEOUT,
@@ -341,7 +341,7 @@ impl Host for Service {
     ) -> ServiceResult<ServiceStream<impl Encodable<ExecStreamResponse> + Send + use<>>> {
         let request = request.to_owned_message();
         let call = self.call(&ctx, "exec_stream", &request.sandbox_id)?;
-        let guest = self.guest(&request.sandbox_id, &call)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
         let command = command(request.command.into_option())?;
         let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
         let running = exec::stream(&guest, command, limit).instrument(call.span).await?;
@@ -380,7 +380,7 @@ impl Host for Service {
         let request = request.to_owned_message();
         checked_path(&request.path)?;
         let call = self.call(&ctx, "read_file", &request.sandbox_id)?;
-        let guest = self.guest(&request.sandbox_id, &call)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
         let memory = self.agent.shared.memory.reserve(STREAM)?;
         let (size, content) = guest.read_file(&request.path, &request.user).instrument(call.span).await?;
         let first = stream::once(async move {
@@ -412,7 +412,7 @@ impl Host for Service {
         };
         checked_path(&open.path)?;
         let call = self.call(&ctx, "write_file", &open.sandbox_id)?;
-        let guest = self.guest(&open.sandbox_id, &call)?;
+        let guest = self.guest(&open.sandbox_id, &call).await?;
         let _memory = self.agent.shared.memory.reserve(STREAM)?;
         let (mut pieces, content) = mpsc::channel::<Result<Bytes, std::io::Error>>(PENDING);
         let (path, user) = (open.path.clone(), open.user.clone());

@@ -80,6 +80,15 @@ impl Handle {
         self.published.borrow().clone()
     }
 
+    /// Returns the state when the sandbox was created or adopted, or after this time.
+    pub(crate) async fn begun(&self, limit: Duration) -> Published {
+        let mut published = self.published.clone();
+        let begun = published.wait_for(|now| now.state != State::Creating);
+        // If its task has ended, its last state is what there is.
+        drop(tokio::time::timeout(limit, begun).await);
+        self.now()
+    }
+
     /// Removes the sandbox and all its resources.
     pub(crate) async fn destroy(&self) -> Result<(), AgentError> {
         self.ask(Request::Destroy).await
