@@ -47,8 +47,12 @@ async fn release_together(sandbox: &mut Sandbox, steps: Vec<Undo>) -> Result<(),
         Ok(step)
     });
     let released = futures::future::join_all(released).await;
-    // Each one that is gone is forgotten, because another sandbox may have the number of its slot now.
-    released.into_iter().fold(Ok(()), |done, step| done.and(step.map(|step| sandbox.record.forget(&step))))
+    let mut done = Ok(());
+    for step in released {
+        // Each one that is gone is forgotten, because another sandbox may have the number of its slot now.
+        done = done.and(step.map(|step| sandbox.record.forget(&step)));
+    }
+    done
 }
 
 /// Releases what the record says exists, except `keep`, and writes what is released.
