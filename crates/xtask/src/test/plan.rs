@@ -54,7 +54,7 @@ const E2E: &str = "testkit/e2e";
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
     Own("end to end", Class::Compute, 290, &[(E2E, Cases::Rest)]),
-    Own("end to end: pauses", Class::Compute, 220, &[(E2E, Cases::Only(&["pause::"]))]),
+    Own("end to end: pauses", Class::Compute, 260, &[(E2E, Cases::Only(&["pause::"]))]),
     Own("end to end: faults", Class::Wait, 130, &[(E2E, Cases::Only(&["faults::"]))]),
     Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
     Own("end to end: networks", Class::Wait, 110, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
