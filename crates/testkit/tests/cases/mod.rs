@@ -67,6 +67,7 @@ pub(crate) const LAB: &[&str] = &[
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
     "pause::a_paused_sandbox_survives_its_agent",
+    "pause::files_and_a_database_stay_whole",
     "pause::many_go_on_from_a_snapshot",
     "pause::what_ran_goes_on",
     "template_snapshots::",

@@ -78,12 +78,17 @@ pub(super) const RUNS: &[Run] = &[
             "--skip=faults::",
             "--skip=pause::many",
             "--skip=pause::a_paused",
+            "--skip=pause::files",
         ],
     ),
-    // The short form is in the run above.
+    // The short form of the first is in the run above.
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::what_ran"]) },
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::files"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
-    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["pause::", "--skip=pause::what_ran"]) },
+    Run {
+        elsewhere: Some(WithQemu),
+        ..run(&E2E_PACKED, &["pause::", "--skip=pause::what_ran", "--skip=pause::files"])
+    },
     run(&DISK, &[]),
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["hosts::"]) },
     run(&E2E, &["faults::"]),
