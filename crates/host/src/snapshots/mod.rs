@@ -185,6 +185,7 @@ impl Snapshots {
         {
             let all = self.clone();
             let written = spawn_blocking(move || {
+                let _stable = all.stable();
                 captured.written = Some(all.write(&captured, &*changes)?);
                 Ok::<_, AgentError>(captured)
             });
@@ -213,9 +214,9 @@ impl Snapshots {
         }
     }
 
-    /// Writes the data of the generation that a capture becomes.
+    /// Writes the data of the generation that a capture becomes. If that is packed, generations must not be replaced until
+    /// it is kept: what it refers to would seem to be needed by nobody.
     fn write(&self, captured: &Captured, changes: &dyn Changes) -> Result<Written, MemoryError> {
-        let _stable = self.stable();
         self.generations.write(Diff {
             build: captured.build,
             changes,
@@ -256,6 +257,7 @@ impl Snapshots {
 
     fn keep_now(&self, mut captured: Captured, working_set: Option<&Path>) -> Result<Kept, AgentError> {
         let fail = |error: io::Error| of_files(KEEPING, &error);
+        let _stable = self.stable();
         let written = match captured.written.take() {
             Some(written) => written,
             None => self.write(&captured, &File::open(captured.files().memory).map_err(fail)?)?,
