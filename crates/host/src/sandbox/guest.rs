@@ -184,7 +184,7 @@ impl Guest {
         if user.is_empty() {
             return options;
         }
-        options.with_header("authorization", format!("Basic {}", STANDARD.encode(format!("{user}:"))))
+        options.with_header("authorization", basic(user))
     }
 
     fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, AgentError> {
@@ -265,12 +265,9 @@ impl Guest {
     pub(crate) async fn warm(&self, user: &str) -> Result<(), AgentError> {
         let mut request = self.request(Method::POST, "/snapshot/warm", empty())?;
         request.headers_mut().insert(header::CONNECTION, CLOSE);
-        let user = format!("Basic {}", STANDARD.encode(format!("{user}:")));
-        let user = header::HeaderValue::try_from(user);
-        request.headers_mut().insert(
-            header::AUTHORIZATION,
-            user.map_err(|error| AgentError::fault("naming the user", &error))?,
-        );
+        let user = header::HeaderValue::try_from(basic(user));
+        let user = user.map_err(|error| AgentError::fault("naming the user", &error))?;
+        request.headers_mut().insert(header::AUTHORIZATION, user);
         let answered = tokio::time::timeout(WARM, self.answer(request)).await;
         checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
@@ -327,6 +324,11 @@ impl Guest {
         request.headers_mut().insert(header::CONTENT_TYPE, kind);
         checked(self.answer(request).await?).await.map(drop)
     }
+}
+
+/// Header with which envd is told the user of a call.
+fn basic(user: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{user}:")))
 }
 
 /// Shortens a guest's text: omits the middle of a long text.

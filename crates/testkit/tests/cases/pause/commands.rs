@@ -48,8 +48,7 @@ pub(crate) async fn commands_in_work_go_on(stack: Arc<Stack>) -> Result<()> {
         still_counts(&stack, id, &pid).await?;
         delete_wholly(&stack, id).await?;
     }
-    stack.api.send(stack.api.request(reqwest::Method::DELETE, "/v1/snapshots/at-work")).await?.expect(204)?;
-    Ok(())
+    stack.api.delete("/v1/snapshots/at-work").await?.expect(204).map(drop)
 }
 
 /// A resume that comes while the pause is in work is done after it.

@@ -91,8 +91,7 @@ pub(crate) async fn damaged_memory_is_refused(stack: Arc<Stack>) -> Result<()> {
         ensure!(sh(&stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == pid, "another process");
         delete_wholly(&stack, &id).await?;
     }
-    stack.api.send(stack.api.request(reqwest::Method::DELETE, "/v1/snapshots/damaged")).await?.expect(204)?;
-    Ok(())
+    stack.api.delete("/v1/snapshots/damaged").await?.expect(204).map(drop)
 }
 
 /// A memory that is not there, or has lost a file, is told; the sandbox boots from its disk or is deleted, and nothing
@@ -149,10 +148,5 @@ pub(crate) async fn another_vmm_costs_the_memory_only(stack: Arc<Stack>) -> Resu
         ensure!(found == format!("kept\n{mark}\n{id}"), "{found}");
         delete_wholly(&stack, &id).await?;
     }
-    stack
-        .api
-        .send(stack.api.request(reqwest::Method::DELETE, "/v1/snapshots/upgraded"))
-        .await?
-        .expect(204)?;
-    Ok(())
+    stack.api.delete("/v1/snapshots/upgraded").await?.expect(204).map(drop)
 }
