@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
-use wrenn_testkit::{Lab, LabConfig, lab::Subnet};
+use wrenn_testkit::{Lab, LabConfig, lab::Subnet, short_or_long};
 
 use crate::programs::repository;
 
@@ -59,7 +59,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Time limit in minutes after which the lab is killed; with `test`, the limit for all labs
-    #[arg(long, default_value_t = 45)]
+    #[arg(long, default_value_t = short_or_long(45, 150))]
     minutes: u64,
     /// Subnet; labs of one subnet can reach each other [default: 10.200.77.0/24]
     #[arg(long, env = "LAB_SUBNET")]
