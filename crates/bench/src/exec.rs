@@ -7,15 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Pid;
 use serde_json::{Value, json};
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, processor_time};
 
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 400;
-/// Ticks in which Linux counts CPU time.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Reads the address of envd and its token from the agent's journal.
 fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
@@ -63,20 +60,6 @@ impl Direct {
     }
 }
 
-/// CPU time of control plane and agent in milliseconds.
-fn cpu_ms(pids: &[Pid]) -> Result<f64> {
-    let mut ticks = 0_u64;
-    for pid in pids {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        for index in [11, 12] {
-            ticks +=
-                fields.get(index).and_then(|text| text.parse::<u64>().ok()).context("no times in stat")?;
-        }
-    }
-    Ok(ticks as f64 / TICKS_PER_SECOND * 1000.0)
-}
-
 /// Measures both sides alternately, then the CPU time of commands through the API.
 pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     let id = stack.api.create(&json!({})).await?;
@@ -102,12 +85,13 @@ pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
         }
     }
     let pids = [stack.child("server")?, stack.child("agent")?];
-    let before = cpu_ms(&pids)?;
+    let used = || Ok::<_, anyhow::Error>(processor_time(pids[0])? + processor_time(pids[1])?);
+    let before = used()?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         times.push(over_the_api().await?);
     }
-    let cost = (cpu_ms(&pids)? - before) / ROUNDS as f64;
+    let cost = (used()? - before).as_secs_f64() * 1000.0 / ROUNDS as f64;
     stack.api.remove(&id).await?;
     let ratio = Row::ratio("exec /bin/true over the API ÷ directly against envd", &ours, &floor, 2.0);
     let cost = Row {

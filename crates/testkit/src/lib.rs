@@ -16,6 +16,6 @@ pub use api::{Api, Reply};
 pub use duration::{short_or_long, timed};
 pub use events::{Event, Events};
 pub use lab::{Lab, LabConfig};
-pub use processes::{Frozen, Process, processes};
+pub use processes::{Frozen, Process, processes, processor_time};
 pub use resources::Resources;
 pub use stack::{INHERITED, Setup, Stack, in_lab, lab_agent_variables, wait_until};

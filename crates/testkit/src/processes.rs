@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! List of processes from `/proc`.
+//! Processes from `/proc`: their list, their processor time, and stopping them.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +36,18 @@ impl Process {
         let dir = format!("/proc/{}/fd", self.pid.as_raw_nonzero());
         Ok(fs::read_dir(&dir).with_context(|| format!("{self:?} is gone"))?.count())
     }
+}
+
+/// Processor time of a process with all its threads. Fails if it is gone.
+pub fn processor_time(pid: Pid) -> Result<Duration> {
+    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let stat = fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
+    // The command name is in parentheses and may contain any character.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let mut times = fields.skip(11).take(2).map(str::parse::<u64>);
+    let mut next = || times.next().with_context(|| format!("no times in {path}"))?.context("no number");
+    let ticks = next()? + next()?;
+    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 
 fn read(pid: &str) -> Option<Process> {

@@ -15,7 +15,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::retention::{Kept, Retention};
+use super::{
+    handle::From,
+    retention::{Kept, Retention},
+};
 
 /// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
@@ -59,6 +62,8 @@ pub(crate) struct End {
     pub(crate) signal: Option<u32>,
     /// Whether it was killed at its deadline.
     pub(crate) timed_out: bool,
+    /// Whether the kernel killed it or a descendant for want of memory.
+    pub(crate) out_of_memory: bool,
 }
 
 /// Item that a client reads.
@@ -80,6 +85,14 @@ pub(crate) enum Hold {
     Briefly,
 }
 
+/// Error of a client that wants to begin after more bytes than were written.
+#[derive(Debug, thiserror::Error)]
+#[error("the process has written {written} bytes up to now: offset {offset} is not reached yet")]
+pub(crate) struct OutOfRange {
+    written: u64,
+    offset: u64,
+}
+
 /// Output log.
 pub(crate) struct Log {
     state: Mutex<State>,
@@ -98,14 +111,20 @@ struct State {
     cost: usize,
     /// Number of bytes dropped before the first chunk kept.
     dropped: u64,
+    /// Number of bytes since the start.
+    written: u64,
     end: Option<End>,
     readers: HashMap<u64, Position>,
     next_reader: u64,
 }
 
 struct Position {
+    /// Number of the next chunk.
     chunk: u64,
+    /// Number of bytes before the next one to read.
     byte: u64,
+    /// Number of bytes of the next chunk that the client does not want.
+    skip: usize,
     lost: u64,
     moved: Instant,
     hold: Hold,
@@ -120,6 +139,31 @@ impl State {
             Hold::Briefly => STALL.saturating_sub(reader.moved.elapsed()),
         });
         left.max().filter(|left| !left.is_zero())
+    }
+
+    /// Finds where a client begins: the number of its first chunk, of the bytes before, and of those of the chunk that it does
+    /// not want.
+    fn place(&self, from: From) -> Result<(u64, u64, usize), OutOfRange> {
+        let written = self.written;
+        let offset = match from {
+            From::Beginning => 0,
+            From::Now => written,
+            From::Offset(offset) if offset <= written => offset,
+            From::Offset(offset) => return Err(OutOfRange { written, offset }),
+        };
+        if offset < self.dropped {
+            // The reader is told what it misses.
+            return Ok((self.first, offset, 0));
+        }
+        let (mut chunk, mut begin) = (self.first, self.dropped);
+        for data in self.chunks.iter().map(|chunk| &chunk.data) {
+            let end = begin + data.len() as u64;
+            if offset < end {
+                break;
+            }
+            (chunk, begin) = (chunk + 1, end);
+        }
+        Ok((chunk, offset, (offset - begin) as usize))
     }
 
     /// Drops the oldest unblocked chunks until at most `target` bytes are kept; returns the number of bytes
@@ -202,6 +246,7 @@ impl Log {
             self.retention.take(cost);
         }
         state.cost += cost;
+        state.written += chunk.data.len() as u64;
         state.chunks.push_back(chunk.clone());
         self.retention.release(freed);
         None
@@ -225,15 +270,16 @@ impl Log {
         self.lock().end.is_some()
     }
 
-    /// Attaches a client at the oldest output kept.
-    pub(crate) fn read(self: &Arc<Self>, hold: Hold) -> Reader {
+    /// Attaches a client. Fails if it wants to begin after more bytes than were written.
+    pub(crate) fn read(self: &Arc<Self>, hold: Hold, from: From) -> Result<Reader, OutOfRange> {
         let mut state = self.lock();
+        let (chunk, byte, skip) = state.place(from)?;
         let id = state.next_reader;
         state.next_reader += 1;
-        let position = Position { chunk: state.first, byte: 0, lost: 0, moved: Instant::now(), hold };
+        let position = Position { chunk, byte, skip, lost: 0, moved: Instant::now(), hold };
         state.readers.insert(id, position);
         drop(state);
-        Reader { log: Arc::clone(self), id }
+        Ok(Reader { log: Arc::clone(self), id, begin: byte })
     }
 }
 
@@ -263,9 +309,15 @@ impl Drop for Log {
 pub(crate) struct Reader {
     log: Arc<Log>,
     id: u64,
+    begin: u64,
 }
 
 impl Reader {
+    /// Returns the number of bytes that were written before those that it reads.
+    pub(crate) fn begin(&self) -> u64 {
+        self.begin
+    }
+
     /// Returns the next output or the exit. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Item {
         loop {
@@ -290,13 +342,16 @@ impl Reader {
             reader.lost += lost;
             reader.byte = state.dropped;
             reader.chunk = state.first;
+            reader.skip = 0;
             return Some(Item::Lost(lost));
         }
         let index = usize::try_from(reader.chunk - state.first).ok()?;
         if let Some(chunk) = state.chunks.get(index) {
+            let data = chunk.data.slice(reader.skip.min(chunk.data.len())..);
             reader.chunk += 1;
-            reader.byte += chunk.data.len() as u64;
-            return Some(Item::Chunk(chunk.clone()));
+            reader.skip = 0;
+            reader.byte += data.len() as u64;
+            return Some(Item::Chunk(Chunk { channel: chunk.channel, data }));
         }
         state.end.clone().map(|end| Item::End(end, reader.lost))
     }
@@ -318,11 +373,22 @@ mod tests {
     }
 
     fn end() -> End {
-        End { exit_code: 0, exited: true, status: "exit status 0".into(), signal: None, timed_out: false }
+        End {
+            exit_code: 0,
+            exited: true,
+            status: "exit status 0".into(),
+            signal: None,
+            timed_out: false,
+            out_of_memory: false,
+        }
     }
 
     fn log() -> Arc<Log> {
         Log::new(&Retention::new(64 << 20))
+    }
+
+    fn read(log: &Arc<Log>, hold: Hold) -> Reader {
+        log.read(hold, From::Beginning).unwrap()
     }
 
     /// Collects what a client reads: byte counts and gaps in order, and the total of lost bytes.
@@ -347,7 +413,7 @@ mod tests {
             log.append(chunk(i, 32 << 10)).await;
         }
         log.finish(end());
-        let (seen, told) = drain(log.read(Hold::Briefly)).await;
+        let (seen, told) = drain(read(&log, Hold::Briefly)).await;
         let [Err(lost), Ok(total)] = seen[..] else { panic!("{seen:?}") };
         assert_eq!((total as u64 + lost, told), (100 * (32 << 10), lost));
         assert!(total > LIMIT - (64 << 10) && total <= LIMIT);
@@ -356,7 +422,7 @@ mod tests {
     #[tokio::test]
     async fn a_reading_client_loses_nothing() {
         let log = log();
-        let reading = tokio::spawn(drain(log.read(Hold::Briefly)));
+        let reading = tokio::spawn(drain(read(&log, Hold::Briefly)));
         for i in 0..200 {
             log.append(chunk(i, 32 << 10)).await;
         }
@@ -367,7 +433,7 @@ mod tests {
     #[tokio::test]
     async fn the_client_that_started_it_holds_it_up_for_as_long_as_it_likes() {
         let log = log();
-        let reader = log.read(Hold::Always);
+        let reader = read(&log, Hold::Always);
         let mut appended = 0;
         while log.try_append(&chunk(0, 32 << 10)).is_none() {
             appended += 1;
@@ -390,7 +456,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_attached_holds_it_up_for_a_while_and_is_told_of_the_gap_where_it_is() {
         let log = log();
-        let mut slow = log.read(Hold::Briefly);
+        let mut slow = read(&log, Hold::Briefly);
         for i in 0..31 {
             log.append(chunk(i, 32 << 10)).await;
         }
@@ -410,7 +476,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_leaves_lets_the_process_go_on() {
         let log = log();
-        let reader = log.read(Hold::Always);
+        let reader = read(&log, Hold::Always);
         let writer = Arc::clone(&log);
         let writing = tokio::spawn(async move {
             for i in 0..100 {
@@ -420,5 +486,30 @@ mod tests {
         tokio::task::yield_now().await;
         drop(reader);
         writing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_begins_where_it_likes() {
+        let log = log();
+        for i in 0..50 {
+            log.append(chunk(i, 32 << 10)).await;
+        }
+        let (all, half) = (50 * (32 << 10), 40 * (32 << 10) + 5);
+        assert!(log.read(Hold::Briefly, From::Offset(all + 1)).is_err());
+        let readers = [From::Offset(3), From::Offset(half), From::Offset(all), From::Now].map(|from| {
+            let reader = log.read(Hold::Briefly, from).unwrap();
+            (reader.begin(), tokio::spawn(drain(reader)))
+        });
+        log.append(chunk(9, 7)).await;
+        log.finish(end());
+        let mut seen = Vec::new();
+        for (begin, reading) in readers {
+            seen.push((begin, reading.await.unwrap().0));
+        }
+        let (first, items) = &seen[0];
+        let [Err(lost), Ok(kept)] = items[..] else { panic!("{items:?}") };
+        assert_eq!((*first, lost + kept as u64), (3, all + 7 - 3));
+        assert_eq!(seen[1], (half, vec![Ok((all + 7 - half) as usize)]));
+        assert_eq!(seen[2..], [(all, vec![Ok(7)]), (all, vec![Ok(7)])]);
     }
 }

@@ -133,6 +133,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{
+        super::handle::From,
         super::output::{CHUNK, Channel, Chunk, End, FLOOR, Hold, Item, LIMIT, Log},
         *,
     };
@@ -142,7 +143,14 @@ mod tests {
     }
 
     fn end() -> End {
-        End { exit_code: 0, exited: true, status: "exit status 0".into(), signal: None, timed_out: false }
+        End {
+            exit_code: 0,
+            exited: true,
+            status: "exit status 0".into(),
+            signal: None,
+            timed_out: false,
+            out_of_memory: false,
+        }
     }
 
     async fn ended_with(retention: &Arc<Retention>, chunks: usize) -> Arc<Log> {
@@ -165,7 +173,7 @@ mod tests {
         }
         assert_eq!(logs[0].cost(), 0);
         assert!(logs[2].cost() > 0 && logs[3].cost() > LIMIT / 2);
-        let mut late = logs[0].read(Hold::Briefly);
+        let mut late = logs[0].read(Hold::Briefly, From::Beginning).unwrap();
         assert!(matches!(late.next().await, Item::Lost(bytes) if bytes == 32 * CHUNK as u64));
         assert!(matches!(late.next().await, Item::End(end, _) if end.exited));
         drop(late);
@@ -183,7 +191,7 @@ mod tests {
             }
         }
         let log = Log::new(&retention);
-        let _reader = log.read(Hold::Always);
+        let _reader = log.read(Hold::Always, From::Beginning).unwrap();
         for _ in 0..16 {
             log.append(chunk()).await;
         }
@@ -195,7 +203,7 @@ mod tests {
     async fn clients_that_hold_all_room_do_not_stop_other_processes() {
         let retention = Retention::new(LIMIT);
         let full = Log::new(&retention);
-        let _unread = full.read(Hold::Always);
+        let _unread = full.read(Hold::Always, From::Beginning).unwrap();
         let filling = {
             let full = Arc::clone(&full);
             tokio::spawn(async move {
@@ -208,7 +216,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         // With no client, and with one that reads.
-        for mut reader in [None, Some(Log::new(&retention)).map(|log| (log.read(Hold::Always), log))] {
+        for mut reader in [
+            None,
+            Some(Log::new(&retention)).map(|log| (log.read(Hold::Always, From::Beginning).unwrap(), log)),
+        ] {
             let log = reader.as_ref().map_or_else(|| Log::new(&retention), |(_, log)| Arc::clone(log));
             for _ in 0..100 {
                 let appended = tokio::time::timeout(Duration::from_secs(30), log.append(chunk())).await;

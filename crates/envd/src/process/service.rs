@@ -7,36 +7,42 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use connectrpc::{
-    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+    ConnectError, Encodable, InboundStream, RequestContext, Response, ServiceRequest, ServiceResult,
+    ServiceStream,
 };
 use futures::{StreamExt as _, stream};
 use rustix::termios::Winsize;
 use wrenn_rpc::fault::{self, Of};
 use wrenn_rpc::process::{
     __buffa::oneof::{
-        process_event::Event, process_event::data_event::Output, process_input::Input, process_selector,
+        connect_request, process_event::Event, process_event::data_event::Output, process_input::Input,
+        process_selector, stream_input_request,
     },
     CloseStdinRequest, CloseStdinResponse, ConnectRequest, ConnectResponse, ListRequest, ListResponse, PTY,
     Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
-    SendInputResponse, SendSignalRequest, SendSignalResponse, Signal, StartRequest, StartResponse,
-    UpdateRequest, UpdateResponse,
+    SendInputResponse, SendSignalRequest, SendSignalResponse, StartRequest, StartResponse,
+    StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
     process_event::{DataEvent, EndEvent, Lost, StartEvent},
 };
 
 use super::{
+    handle::{From, Process},
     input::InputError,
     output::{Channel, Chunk, End, Item, LIMIT, Reader},
-    registry::{Description, Process, Registry, Selector, StartError},
+    registry::{Registry, StartError},
     spawn::{SpawnError, Spec},
+    table::{Description, Selector},
 };
 use crate::{log, settings::Settings, users};
 
 /// Keepalive period when the client does not ask for one.
 const KEEPALIVE: Duration = Duration::from_secs(90);
+/// Highest number of a signal.
+const SIGNALS: i32 = 64;
 /// Set on Start by a caller that wants the process to end with its connection.
 const KILL_ON_DISCONNECT: &str = "x-wrenn-kill-on-disconnect";
 
@@ -87,8 +93,14 @@ impl ProcessService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, ConnectRequest>,
     ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
-        let process = self.find(request.to_owned_message().process.as_option(), true)?;
-        let reader = process.read();
+        let request = request.to_owned_message();
+        let process = self.find(request.process.as_option(), true)?;
+        let from = match request.from {
+            Some(connect_request::From::Offset(offset)) => From::Offset(offset),
+            Some(connect_request::From::Now(true)) => From::Now,
+            Some(connect_request::From::Now(false)) | None => From::Beginning,
+        };
+        let reader = process.read(from).map_err(|error| ConnectError::out_of_range(error.to_string()))?;
         let events = Feed::new(&ctx, process, reader).events();
         Ok(Response::new(
             events
@@ -104,19 +116,33 @@ impl ProcessService for Service {
     ) -> ServiceResult<impl Encodable<SendInputResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let process = self.find(request.process.as_option(), false)?;
-        let data = match request.input.into_option().and_then(|i| i.input) {
-            Some(Input::Stdin(data)) if !process.pty => data,
-            Some(Input::Pty(data)) if process.pty => data,
-            Some(Input::Stdin(_)) => return Err(wrong_input(&process, "has a terminal; send `pty`")),
-            Some(Input::Pty(_)) => return Err(wrong_input(&process, "has no terminal; send `stdin`")),
-            None => return Err(ConnectError::invalid_argument("input is missing; send `stdin` or `pty`")),
-        };
-        process.write(&data).await.map_err(|e| match e {
-            InputError::Closed(_) | InputError::Write(..) | InputError::Ended(_) => {
-                ConnectError::failed_precondition(e.to_string())
-            }
-        })?;
+        feed(&process, request.input.into_option().and_then(|input| input.input)).await?;
         Response::ok(SendInputResponse::default())
+    }
+
+    async fn stream_input(
+        &self,
+        _ctx: RequestContext,
+        mut requests: InboundStream<StreamInputRequest>,
+    ) -> ServiceResult<impl Encodable<StreamInputResponse> + Send + use<'_>> {
+        let mut process: Option<Arc<Process>> = None;
+        while let Some(message) = requests.next().await.transpose()? {
+            let message = message.to_owned_message();
+            match (message.event, &process) {
+                (Some(stream_input_request::Event::Start(start)), None) => {
+                    process = Some(self.find(start.process.as_option(), false)?);
+                }
+                (Some(stream_input_request::Event::Data(data)), Some(process)) => {
+                    feed(process, data.input.into_option().and_then(|input| input.input)).await?;
+                }
+                (Some(stream_input_request::Event::Keepalive(_)) | None, _) => {}
+                (Some(_), _) => {
+                    let text = "the first message must be `start`, and no other one";
+                    return Err(ConnectError::invalid_argument(text));
+                }
+            }
+        }
+        Response::ok(StreamInputResponse::default())
     }
 
     async fn send_signal<'a>(
@@ -125,20 +151,22 @@ impl ProcessService for Service {
         request: ServiceRequest<'_, SendSignalRequest>,
     ) -> ServiceResult<impl Encodable<SendSignalResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
-        let process = self.find(request.process.as_option(), false)?;
-        let reached = match request.signal.as_known() {
-            Some(Signal::SIGNAL_SIGKILL) => process.kill(),
-            Some(Signal::SIGNAL_SIGTERM) => process.terminate(),
-            _ => {
-                return Err(ConnectError::invalid_argument(
-                    "signal must be SIGNAL_SIGKILL or SIGNAL_SIGTERM",
-                ));
-            }
-        };
-        if !reached {
+        let signal = request.signal.to_i32();
+        if !(1..=SIGNALS).contains(&signal) {
+            return Err(ConnectError::invalid_argument(format!(
+                "signal {signal} is none: give 1 to {SIGNALS}"
+            )));
+        }
+        // Of an ended process, descendants may live.
+        let process = self.find(request.process.as_option(), true)?;
+        let signalling = Arc::clone(&process);
+        let reached = tokio::task::spawn_blocking(move || signalling.signal(signal)).await;
+        let reached = reached.map_err(|error| ConnectError::internal(error.to_string()))?;
+        if reached == 0 {
             return Err(ConnectError::not_found(format!("process {} has ended", process.pid)));
         }
-        Response::ok(SendSignalResponse::default())
+        let processes = u32::try_from(reached).unwrap_or(u32::MAX);
+        Response::ok(SendSignalResponse { pid: process.pid, processes, ..Default::default() })
     }
 
     async fn close_stdin<'a>(
@@ -215,6 +243,22 @@ impl Service {
     }
 }
 
+/// Writes input to a process.
+async fn feed(process: &Process, input: Option<Input>) -> Result<(), ConnectError> {
+    let data = match input {
+        Some(Input::Stdin(data)) if !process.pty => data,
+        Some(Input::Pty(data)) if process.pty => data,
+        Some(Input::Stdin(_)) => return Err(wrong_input(process, "has a terminal; send `pty`")),
+        Some(Input::Pty(_)) => return Err(wrong_input(process, "has no terminal; send `stdin`")),
+        None => return Err(ConnectError::invalid_argument("input is missing; send `stdin` or `pty`")),
+    };
+    process.write(&data).await.map_err(|error| match error {
+        InputError::Closed(_) | InputError::Write(..) | InputError::Ended(_) => {
+            ConnectError::failed_precondition(error.to_string())
+        }
+    })
+}
+
 fn wrong_input(process: &Process, what: &str) -> ConnectError {
     ConnectError::failed_precondition(format!("process {} {what}", process.pid))
 }
@@ -237,6 +281,7 @@ fn start_error(error: &StartError) -> ConnectError {
         StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany(_) => {
             callers(ConnectError::resource_exhausted(text), "too_many_requests")
         }
+        StartError::TagTaken(_) => callers(ConnectError::already_exists(text), "conflict"),
         StartError::Spawn(SpawnError::Hung { .. }) => ConnectError::unavailable(text),
         StartError::Io(_) => ConnectError::internal(text),
     }
@@ -261,7 +306,16 @@ fn info(process: &Process, d: &Description) -> ProcessInfo {
         cwd: d.cwd.clone(),
         ..Default::default()
     };
-    ProcessInfo { config: config.into(), pid: process.pid, tag: process.tag.clone(), ..Default::default() }
+    let started = process.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    ProcessInfo {
+        config: config.into(),
+        pid: process.pid,
+        tag: process.tag.clone(),
+        pty: process.pty,
+        user: process.user.clone(),
+        started_at_unix_ms: started.as_millis() as i64,
+        ..Default::default()
+    }
 }
 
 /// Number of times that the guest went on after a pause.
@@ -311,7 +365,13 @@ impl Feed {
         let event = match self.stage {
             Stage::Start => {
                 self.stage = Stage::Output;
-                Event::Start(Box::new(StartEvent { pid: self.process.pid, ..Default::default() }))
+                Event::Start(Box::new(StartEvent {
+                    pid: self.process.pid,
+                    offset: self.reader.begin(),
+                    tag: self.process.tag.clone(),
+                    pty: self.process.pty,
+                    ..Default::default()
+                }))
             }
             Stage::Output => match tokio::time::timeout(self.keepalive, self.reader.next()).await {
                 Err(_) => Event::Keepalive(Box::default()),
@@ -353,10 +413,15 @@ fn data(chunk: &Chunk) -> Event {
     Event::Data(Box::new(DataEvent { output: Some(output), ..Default::default() }))
 }
 
+/// Describes the end for a client: `error` says what went wrong, as other implementations of this service do.
 fn end_event(end: &End, lost: u64) -> Event {
-    let error = (lost > 0).then(|| {
-        format!("{lost} bytes of output were dropped: at most {} KiB are kept per process", LIMIT >> 10)
-    });
+    let error = if lost > 0 {
+        Some(format!("{lost} bytes of output were dropped: at most {} KiB are kept per process", LIMIT >> 10))
+    } else if end.out_of_memory && !end.exited {
+        Some(format!("{}: the sandbox ran out of memory", end.status))
+    } else {
+        (end.exit_code != 0).then(|| end.status.clone())
+    };
     Event::End(Box::new(EndEvent {
         exit_code: end.exit_code,
         exited: end.exited,
@@ -364,6 +429,7 @@ fn end_event(end: &End, lost: u64) -> Event {
         error,
         signal: end.signal,
         lost_bytes: lost,
+        out_of_memory: end.out_of_memory,
         ..Default::default()
     }))
 }

@@ -14,11 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{
-    output::Item,
-    registry::{Description, Registry},
-    spawn::Spec,
-};
+use super::{output::Item, registry::Registry, spawn::Spec, table::Description};
 use crate::{respond::error, users};
 
 /// The command: the shell and the C library are what most others begin with.

@@ -98,14 +98,25 @@ impl Envd {
     }
 
     pub(crate) fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
-        let body = body.to_string();
-        let mut message = vec![0];
-        message.extend((body.len() as u32).to_be_bytes());
-        message.extend(body.as_bytes());
+        self.streams(method, headers, std::slice::from_ref(body))
+    }
+
+    /// Sends several messages as one stream.
+    pub(crate) fn messages(&self, method: &str, bodies: &[Value]) -> Events {
+        self.streams(method, &[], bodies)
+    }
+
+    fn streams(&self, method: &str, headers: &[(&str, &str)], bodies: &[Value]) -> Events {
+        let mut messages = Vec::new();
+        for body in bodies.iter().map(Value::to_string) {
+            messages.push(0);
+            messages.extend((body.len() as u32).to_be_bytes());
+            messages.extend(body.as_bytes());
+        }
         let mut all = vec![("content-type", "application/connect+json"), ("connect-protocol-version", "1")];
         all.extend(headers);
         let mut reader =
-            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &message));
+            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &messages));
         assert_eq!(head(&mut reader).0, 200);
         Events { reader, buffer: Vec::new() }
     }
@@ -182,7 +193,14 @@ impl Events {
     }
 
     pub(crate) fn pid(&mut self) -> u64 {
-        self.next().1["event"]["start"]["pid"].as_u64().expect("the first event is `start`")
+        self.start()["pid"].as_u64().expect("it has a process id")
+    }
+
+    /// Returns the first event.
+    pub(crate) fn start(&mut self) -> Value {
+        let message = self.next().1;
+        assert!(message["event"]["start"].is_object(), "the first event is `start`: {message}");
+        message["event"]["start"].clone()
     }
 
     /// Returns the next output of any kind.

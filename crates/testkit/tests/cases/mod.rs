@@ -114,6 +114,8 @@ pub(crate) fn beside() -> Cases<Case> {
         migrations::several_at_once,
         pause::what_ran_goes_on,
         pause::commands_in_work_go_on,
+        pause::nobody_notices_a_snapshot,
+        pause::many_pauses_leave_an_idle_vmm,
         pause::a_resume_during_a_pause_is_done,
         pause::a_wrong_clock_is_right_after_a_pause,
         pause::damaged_memory_is_refused,

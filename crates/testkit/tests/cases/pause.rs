@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Pause and resume: what ran goes on, nothing is used meanwhile, and the disk survives a lost memory.
 
+mod amid_use;
 mod amid_writes;
 mod commands;
 mod damage;
@@ -18,6 +19,7 @@ use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
 
 pub(crate) use self::{
+    amid_use::{many_pauses_leave_an_idle_vmm, nobody_notices_a_snapshot},
     amid_writes::snapshots_amid_writes_are_whole,
     commands::{
         a_resume_during_a_pause_is_done, a_wrong_clock_is_right_after_a_pause, commands_in_work_go_on,

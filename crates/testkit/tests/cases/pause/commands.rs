@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use wrenn_testkit::{Stack, in_lab, short_or_long, wait_until};
+use tokio::task::JoinHandle;
+use wrenn_testkit::{Reply, Stack, in_lab, short_or_long, wait_until};
 
 use super::{COUNTER, small};
 use crate::cases::support::{delete_wholly, pause, resume, sh, still_counts};
@@ -16,20 +17,23 @@ const TALKS: &str = "echo $$ > /tmp/talks; while :; do
     done";
 
 /// Waits for a number that a command writes into a file.
-async fn number(stack: &Stack, id: &str, path: &str) -> Result<String> {
+pub(super) async fn number(stack: &Stack, id: &str, path: &str) -> Result<String> {
     let written = async || sh(stack, id, &format!("cat {path}")).await.ok().filter(|text| !text.is_empty());
     wait_until(path, Duration::from_secs(20), written).await
+}
+
+/// Starts a command that writes all the time; returns its caller. Its process id is in `/tmp/talks`.
+pub(super) fn talk(stack: &Arc<Stack>, id: &str) -> JoinHandle<Result<Reply>> {
+    let path = format!("/v1/sandboxes/{id}/exec");
+    let body = json!({"cmd": "sh", "args": ["-c", TALKS], "timeout_sec": 600});
+    let stack = stack.clone();
+    tokio::spawn(async move { stack.api.post(&path, &body).await })
 }
 
 /// A command whose caller waits for its end goes on after a resume and in a clone; its caller is told of the pause.
 pub(crate) async fn commands_in_work_go_on(stack: Arc<Stack>) -> Result<()> {
     let id = small(&stack).await?;
-    let path = format!("/v1/sandboxes/{id}/exec");
-    let body = json!({"cmd": "sh", "args": ["-c", TALKS], "timeout_sec": 600});
-    let caller = {
-        let stack = stack.clone();
-        tokio::spawn(async move { stack.api.post(&path, &body).await })
-    };
+    let caller = talk(&stack, &id);
     let pid = number(&stack, &id, "/tmp/talks").await?;
     let snapshot = json!({"sandbox_id": id, "name": "at-work"});
     stack.api.post("/v1/snapshots", &snapshot).await?.expect(201)?;

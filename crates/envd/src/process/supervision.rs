@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Supervision of one running process: its output is moved into the log, its deadline kept, its exit recorded.
+
+use std::{
+    os::fd::OwnedFd,
+    process::ExitStatus,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::Instant,
+};
+
+use super::{
+    drains::Drains,
+    ending::describe,
+    handle::Process,
+    output::{Channel, Chunk, Log},
+    pipes::{read, read_now},
+};
+
+/// Time that output is awaited after a process has exited while a descendant has its pipes open.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// State of a process's supervisor.
+pub(super) struct Following {
+    pub(super) process: Arc<Process>,
+    pub(super) status: oneshot::Receiver<ExitStatus>,
+    pub(super) deadline: Option<std::time::Instant>,
+    /// Tasks that move its output.
+    pub(super) pumps: JoinSet<()>,
+    /// Tells the pumps and writers of its exit.
+    pub(super) ended: watch::Sender<bool>,
+}
+
+impl Following {
+    /// Waits for the exit of the process, which it kills at its deadline, and records it after the last output.
+    pub(super) async fn follow(self) {
+        let Self { process, mut status, deadline, mut pumps, ended } = self;
+        let expiry = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            result = &mut status => result,
+            () = expiry => {
+                process.time_out();
+                status.await
+            }
+        };
+        ended.send_replace(true);
+        process.input.close();
+        while pumps.join_next().await.is_some() {}
+        let timed_out = process.timed_out.load(Ordering::Relaxed);
+        process.log.finish(describe(result.ok(), timed_out, process.ran_out_of_memory()));
+        process.terminal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        process.leave_cgroup();
+        process.log.retire();
+    }
+}
+
+/// Moves output into the log until end of file, or until [`GRACE`] after the exit.
+pub(super) async fn pump(
+    drains: Arc<Drains>,
+    channel: Channel,
+    fd: AsyncFd<OwnedFd>,
+    log: Arc<Log>,
+    mut ended: watch::Receiver<bool>,
+) {
+    let mut until: Option<Instant> = None;
+    loop {
+        let grace = async {
+            if until.is_none() {
+                // An error means that the supervisor is gone, which is also an exit.
+                let _ = ended.wait_for(|e| *e).await;
+                until = Some(Instant::now() + GRACE);
+            }
+            tokio::time::sleep_until(until.unwrap_or_else(Instant::now)).await;
+        };
+        tokio::select! {
+            // Read first: the grace period is only for silence.
+            biased;
+            read = read(&fd) => match read {
+                Ok(data) if !data.is_empty() => log.append(Chunk { channel, data }).await,
+                _ => return,
+            },
+            () = grace => break,
+        }
+        if until.is_some_and(|at| Instant::now() > at) {
+            // A descendant that never stops writing must not delay the exit either.
+            drain(channel, &fd, &log).await;
+            break;
+        }
+    }
+    // A descendant still has the pipe open: drain it, so that SIGPIPE does not kill the descendant.
+    drains.add(fd);
+}
+
+/// Reads what is available, at most the capacity of the largest pipe.
+async fn drain(channel: Channel, fd: &AsyncFd<OwnedFd>, log: &Log) {
+    let mut left: usize = 1 << 20;
+    while left > 0 {
+        let Ok(data) = read_now(fd.get_ref()) else { return };
+        if data.is_empty() {
+            return;
+        }
+        left = left.saturating_sub(data.len());
+        log.append(Chunk { channel, data }).await;
+    }
+}
