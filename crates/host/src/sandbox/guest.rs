@@ -132,7 +132,8 @@ impl Guest {
             .map_err(|error| AgentError::fault("addressing the sandbox", &error))?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        // A guest that has just been resumed may take seconds to get to its network.
+        connector.set_connect_timeout(Some(ANSWER));
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
         Ok(Self {
             authority,
