@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames of a command's WebSocket.
+//! Frames of the WebSocket of a command or process.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -12,21 +12,27 @@ use utoipa::{
     },
 };
 
-use crate::{ErrorCode, integer, sandbox};
+use crate::{ErrorCode, Signal, integer, sandbox};
 
-/// A frame from the client to the server on the WebSocket of `execStream`.
+/// A frame from the client to the server on the WebSocket of `execStream` or `processStream`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum ExecClientFrame {
-    /// Starts the command.
+    /// Starts the command; of `execStream` only.
     Start(ExecStart),
-    /// Kills the command with its descendants.
+    /// A piece of standard input.
+    Stdin(ExecInput),
+    /// Closes standard input after what was sent.
+    CloseStdin,
+    /// Sends a signal to the process and its descendants.
+    Signal(ExecSignal),
+    /// Ends the stream. A command of `execStream` is killed with its descendants, a process of `processStream` goes on.
     Stop,
 }
 
-/// A frame from the server to the client on the WebSocket of `execStream`.
+/// A frame from the server to the client on the WebSocket of `execStream` or `processStream`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum ExecServerFrame {
     /// The command has started.
     Start(ExecStarted),
@@ -36,6 +42,8 @@ pub enum ExecServerFrame {
     Stderr(ExecOutput),
     /// Output is missing here.
     Lost(ExecLost),
+    /// The process takes no more input.
+    StdinClosed(ExecStdinClosed),
     /// The command has ended.
     Exit(ExecExit),
     /// The command failed.
@@ -72,14 +80,58 @@ pub struct ExecStart {
         deserialize_with = "integer::stream_timeout_sec"
     )]
     pub timeout_sec: Option<u32>,
+    /// Whether standard input stays open for frames `stdin`; else it is empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    /// Name of the process in lists and for `processes/{selector}`: not only digits, and unique among the running processes of
+    /// the sandbox. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*$")]
+    pub tag: Option<String>,
+}
+
+/// A piece of standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "stdin", "data": "yes\n"}))]
+pub struct ExecInput {
+    /// The input: text, or base 64 if `encoding` is `base64`. A frame has at most 128 KiB.
+    pub data: String,
+    /// `base64` for bytes that are not valid UTF-8; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^base64$", nullable = false)]
+    pub encoding: Option<String>,
+}
+
+/// A signal for the process and its descendants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "signal", "signal": "SIGINT"}))]
+pub struct ExecSignal {
+    /// The signal.
+    pub signal: Signal,
+}
+
+/// The process takes no more input: it has closed it, or it was started without. More of it is dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"type": "stdin_closed", "message": "process 321 stopped reading its input"}))]
+pub struct ExecStdinClosed {
+    /// Why.
+    pub message: String,
 }
 
 /// The command has started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"type": "start", "pid": 321}))]
+#[schema(example = json!({"type": "start", "pid": 321, "offset": 0}))]
 pub struct ExecStarted {
     /// Process id of the command in the sandbox.
     pub pid: u32,
+    /// Its tag, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub tag: Option<String>,
+    /// How many bytes it had written before the output that follows. The sum of this, of the sizes of all output and of all
+    /// `lost` since is where a stream that broke off can be continued.
+    #[serde(default)]
+    pub offset: u64,
 }
 
 /// A piece of output; `type` says which: `stdout` or `stderr`.
@@ -104,7 +156,7 @@ pub struct ExecLost {
 
 /// The command has ended. It is the last frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"type": "exit", "exit_code": 0, "timed_out": false, "lost_bytes": 0}))]
+#[schema(example = json!({"type": "exit", "exit_code": 0, "timed_out": false, "lost_bytes": 0, "out_of_memory": false}))]
 pub struct ExecExit {
     /// The exit status; 128 + N if signal N ended the command.
     pub exit_code: i32,
@@ -113,6 +165,13 @@ pub struct ExecExit {
     /// How many bytes of output are missing: the sum of all frames `lost`.
     #[serde(default)]
     pub lost_bytes: u64,
+    /// Number of the signal that ended the command; absent if none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub signal: Option<u32>,
+    /// Whether the kernel killed the command or a descendant because the sandbox ran out of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
 }
 
 /// The command could not be started, or its end is not known. It is the last frame.
@@ -148,8 +207,17 @@ fn one_of(description: &str, names: &[(&str, &str)]) -> RefOr<Schema> {
 
 impl PartialSchema for ExecClientFrame {
     fn schema() -> RefOr<Schema> {
-        let description = "A frame from the client to the server on the WebSocket of `execStream`: JSON text of at most 2 MiB.";
-        one_of(description, &[("start", "ExecStartFrame"), ("stop", "ExecStopFrame")])
+        let description = "A frame from the client to the server on the WebSocket of `execStream` or `processStream`: JSON text, \
+                           the first one of at most 2 MiB and others of at most 128 KiB. With the subprotocol \
+                           `wrenn.process.v1`, input may be binary: a byte 0 and then the input.";
+        let frames = [
+            ("start", "ExecStartFrame"),
+            ("stdin", "ExecInputFrame"),
+            ("close_stdin", "ExecCloseStdinFrame"),
+            ("signal", "ExecSignalFrame"),
+            ("stop", "ExecStopFrame"),
+        ];
+        one_of(description, &frames)
     }
 }
 
@@ -159,23 +227,35 @@ impl ToSchema for ExecClientFrame {
     }
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        let stop = ObjectBuilder::new().description(Some("Kills the command with its descendants.")).build();
+        let bare = |description: &str, tag: &str| {
+            tagged(RefOr::T(ObjectBuilder::new().description(Some(description)).build().into()), &[tag])
+        };
+        let stop = "Ends the stream. A command of `execStream` is killed with its descendants, a process of `processStream` goes on.";
         schemas.extend([
             ("ExecStartFrame".to_owned(), tagged(ExecStart::schema(), &["start"])),
-            ("ExecStopFrame".to_owned(), tagged(RefOr::T(stop.into()), &["stop"])),
+            ("ExecInputFrame".to_owned(), tagged(ExecInput::schema(), &["stdin"])),
+            (
+                "ExecCloseStdinFrame".to_owned(),
+                bare("Closes standard input after what was sent.", "close_stdin"),
+            ),
+            ("ExecSignalFrame".to_owned(), tagged(ExecSignal::schema(), &["signal"])),
+            ("ExecStopFrame".to_owned(), bare(stop, "stop")),
+            (Signal::name().into_owned(), Signal::schema()),
         ]);
     }
 }
 
 impl PartialSchema for ExecServerFrame {
     fn schema() -> RefOr<Schema> {
-        let description = "A frame from the server to the client on the WebSocket of `execStream`: JSON text. The last frame is \
-                           `exit` or `error`.";
+        let description = "A frame from the server to the client on the WebSocket of `execStream` or `processStream`: JSON text. \
+                           The last frame is `exit` or `error`. With the subprotocol `wrenn.process.v1`, output is binary: a \
+                           byte 1 (standard output) or 2 (standard error), and then the output.";
         let frames = [
             ("start", "ExecStartedFrame"),
             ("stdout", "ExecOutputFrame"),
             ("stderr", "ExecOutputFrame"),
             ("lost", "ExecLostFrame"),
+            ("stdin_closed", "ExecStdinClosedFrame"),
             ("exit", "ExecExitFrame"),
             ("error", "ExecErrorFrame"),
         ];
@@ -193,6 +273,7 @@ impl ToSchema for ExecServerFrame {
             ("ExecStartedFrame".to_owned(), tagged(ExecStarted::schema(), &["start"])),
             ("ExecOutputFrame".to_owned(), tagged(ExecOutput::schema(), &["stdout", "stderr"])),
             ("ExecLostFrame".to_owned(), tagged(ExecLost::schema(), &["lost"])),
+            ("ExecStdinClosedFrame".to_owned(), tagged(ExecStdinClosed::schema(), &["stdin_closed"])),
             ("ExecExitFrame".to_owned(), tagged(ExecExit::schema(), &["exit"])),
             ("ExecErrorFrame".to_owned(), tagged(ExecError::schema(), &["error"])),
         ]);

@@ -7,6 +7,7 @@ mod event;
 mod exec_frames;
 mod id;
 mod integer;
+mod process;
 mod sandbox;
 mod snapshot;
 mod template;
@@ -14,9 +15,11 @@ mod template;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
 pub use exec_frames::{
-    ExecClientFrame, ExecError, ExecExit, ExecLost, ExecOutput, ExecServerFrame, ExecStart, ExecStarted,
+    ExecClientFrame, ExecError, ExecExit, ExecInput, ExecLost, ExecOutput, ExecServerFrame, ExecSignal,
+    ExecStart, ExecStarted, ExecStdinClosed,
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
+pub use process::{BackgroundProcess, ProcessInfo, ProcessList, Signal, SignalError, Signalled};
 pub use sandbox::{
     CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, PauseSandbox, PingSandbox,
     ReadFile, ResumeSandbox, Sandbox, SandboxStatus, UpdateSandbox,

@@ -285,7 +285,7 @@ pub struct ExecRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
-    /// Seconds after which the command and its descendants are killed, 1 to 86400 (a day). Default: 30.
+    /// Seconds after which the command and its descendants are killed, 1 to 86400 (a day). Default: 30; in the background: none.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -293,6 +293,18 @@ pub struct ExecRequest {
     )]
     #[schema(minimum = 1, maximum = 86_400)]
     pub timeout_sec: Option<u32>,
+    /// Whether to start the command and answer at once with 202. It runs on without a reader; the last MiB of its output is
+    /// kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub background: bool,
+    /// Name of the process in lists and for `processes/{selector}`: not only digits, and unique among the running processes of
+    /// the sandbox. Default in the background: `proc-` and 8 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._-]*[A-Za-z._-][A-Za-z0-9._-]*$")]
+    pub tag: Option<String>,
+    /// In the background: whether standard input stays open, for input over `processes/{selector}/stream`; else it is empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
 }
 
 /// How `stdout` and `stderr` are encoded.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Runs a command in a sandbox and passes its output and exit status on.
+//! Runs a command in a sandbox, or attaches to a process, and passes input, output and exit status on.
 
 use std::{
     collections::BTreeMap,
@@ -11,14 +11,17 @@ use anyhow::{Context, Result};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use serde_json::json;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt as _},
+    task::JoinHandle,
+};
 use wrenn_api::{Encoding, ExecRequest, SandboxId};
-use wrenn_client::{Client, ExecEvent, ExecStream};
+use wrenn_client::{Client, ProcessEvent, ProcessStream};
 
 use crate::{
     failure::TIMED_OUT,
     output::{Format, note},
-    stdin::{self, Input},
+    stdin,
 };
 
 /// Exit status if the reader of the output has closed it.
@@ -39,7 +42,8 @@ Exit status:
   2    the command line is wrong
   130, 143, 129  interrupted by SIGINT, SIGTERM, SIGHUP; the command is killed
 
-Standard input is not passed on: the command reads an empty one. Copy files with `wrenn sandbox cp`.";
+Standard input is passed on if it is no terminal, as in a pipeline, or with -i. In a loop that reads from standard input itself,
+use --no-stdin.";
 
 /// Command and how to run it.
 #[derive(Debug, clap::Args)]
@@ -53,6 +57,12 @@ pub(crate) struct Program {
     /// Kill the command after this many seconds; default: no limit
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=TIMEOUT_MAX))]
     timeout: Option<u32>,
+    /// Pass standard input on even if it is a terminal
+    #[arg(long, short = 'i', conflicts_with = "no_stdin")]
+    interactive: bool,
+    /// Pass no standard input on: the command reads an empty one
+    #[arg(long, short = 'n')]
+    no_stdin: bool,
     /// The program, found in the sandbox's PATH, and its arguments; for a shell write sh -c '...'
     #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -64,7 +74,22 @@ impl Program {
         let (cmd, args) = self.command.split_first().context("no command")?;
         let envs: BTreeMap<String, String> = envs.iter().cloned().collect();
         let (cwd, user) = (self.cwd.clone(), self.user.clone());
-        Ok(ExecRequest { cmd: cmd.clone(), args: args.to_vec(), envs, cwd, user, timeout_sec: self.timeout })
+        Ok(ExecRequest {
+            cmd: cmd.clone(),
+            args: args.to_vec(),
+            envs,
+            cwd,
+            user,
+            timeout_sec: self.timeout,
+            stdin: stdin::is_passed_on(self.interactive, self.no_stdin),
+            ..ExecRequest::default()
+        })
+    }
+
+    /// Builds the request of a command that runs in the background. It has standard input, for `attach`, with `-i`.
+    pub(crate) fn background(&self, envs: &[(String, String)], tag: Option<&str>) -> Result<ExecRequest> {
+        let request = self.request(envs)?;
+        Ok(ExecRequest { stdin: self.interactive, tag: tag.map(str::to_owned), background: true, ..request })
     }
 }
 
@@ -79,19 +104,56 @@ struct Sink {
 }
 
 /// Exit of a command.
+#[derive(Debug, Clone, Copy)]
 struct End {
     exit_code: i32,
     timed_out: bool,
     duration: Duration,
 }
 
+impl End {
+    /// Exit status of this program. One above 255 cannot be passed on, but must not become success.
+    fn status(self) -> u8 {
+        u8::try_from(self.exit_code).unwrap_or(u8::MAX)
+    }
+}
+
 /// Runs a command to its end and returns its exit status.
 pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, format: Format) -> Result<u8> {
-    let input = stdin::look();
-    if input == Input::Waiting {
-        note_input();
+    let stream = client.exec_stream(id, request).await?;
+    let ran = pass_through(stream, request.stdin, format).await?;
+    let Some((sink, end)) = ran else { return Ok(READER_GONE) };
+    if sink.silent && end.exit_code == 0 && !request.stdin && request.args.is_empty() && stdin::is_terminal()
+    {
+        // Probably an interactive interpreter; most other commands print something or have arguments.
+        note("wrenn: the command got no input; pass the terminal's on by -i");
     }
-    let mut stream = client.exec_stream(id, request).await?;
+    sink.finish(id, &request.cmd, &end)?;
+    if end.timed_out {
+        note(&format!("wrenn: the command was killed after {} s", request.timeout_sec.unwrap_or_default()));
+        return Ok(TIMED_OUT);
+    }
+    Ok(end.status())
+}
+
+/// Attaches to a process until it ends, and returns its exit status.
+pub(crate) async fn attach(
+    client: &Client,
+    id: SandboxId,
+    process: &str,
+    from: &str,
+    input: bool,
+    format: Format,
+) -> Result<u8> {
+    let stream = client.process_stream(id, process, from).await?;
+    let ran = pass_through(stream, input, format).await?;
+    let Some((sink, end)) = ran else { return Ok(READER_GONE) };
+    sink.finish(id, process, &end)?;
+    Ok(end.status())
+}
+
+/// Passes input and output through, up to the end of the process; `None` if the reader of the output is gone.
+async fn pass_through(mut stream: ProcessStream, input: bool, format: Format) -> Result<Option<(Sink, End)>> {
     let mut sink = Sink {
         format,
         stdout: tokio::io::stdout(),
@@ -100,43 +162,37 @@ pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, f
         silent: true,
         lost_bytes: 0,
     };
-    let end = match follow(&mut stream, &mut sink).await {
-        Ok(end) => end,
+    let feeding = input.then(|| stdin::pass_on(stream.input()));
+    let followed = follow(&mut stream, &mut sink, feeding.as_ref()).await;
+    feeding.inspect(JoinHandle::abort);
+    match followed {
+        Ok(end) => Ok(Some((sink, end))),
         Err(error) if crate::output::reader_gone(&error) => {
             let _ = stream.stop().await;
-            return Ok(READER_GONE);
+            Ok(None)
         }
-        Err(error) => return Err(error),
-    };
-    let silent_success = sink.silent && end.exit_code == 0;
-    if input != Input::Waiting && stdin::is_missed(stdin::look(), request.args.len(), silent_success) {
-        note_input();
+        Err(error) => Err(error),
     }
-    sink.finish(id, request, &end)?;
-    if end.timed_out {
-        note(&format!("wrenn: the command was killed after {} s", request.timeout_sec.unwrap_or_default()));
-        return Ok(TIMED_OUT);
-    }
-    // A status above 255 cannot be passed on, but must not become success.
-    Ok(u8::try_from(end.exit_code).unwrap_or(u8::MAX))
 }
 
-fn note_input() {
-    note(
-        "wrenn: the command gets no input: standard input is not passed on to sandboxes; copy a file with `wrenn sandbox \
-         cp - ID:PATH` and let the command read that",
-    );
-}
-
-async fn follow(stream: &mut ExecStream, sink: &mut Sink) -> Result<End> {
+async fn follow(
+    stream: &mut ProcessStream,
+    sink: &mut Sink,
+    feeding: Option<&JoinHandle<()>>,
+) -> Result<End> {
     let mut begin = Instant::now();
     loop {
         match stream.next().await? {
-            Some(ExecEvent::Start { .. }) => begin = Instant::now(),
-            Some(ExecEvent::Stdout(bytes)) => sink.take(0, bytes).await?,
-            Some(ExecEvent::Stderr(bytes)) => sink.take(1, bytes).await?,
-            Some(ExecEvent::Lost { bytes }) => sink.lost(bytes),
-            Some(ExecEvent::Exit { exit_code, timed_out }) => {
+            Some(ProcessEvent::Start { .. }) => begin = Instant::now(),
+            Some(ProcessEvent::Stdout(bytes)) => sink.take(0, bytes).await?,
+            Some(ProcessEvent::Stderr(bytes)) => sink.take(1, bytes).await?,
+            Some(ProcessEvent::Lost { bytes }) => sink.lost(bytes),
+            // As in a pipeline whose next program has ended: what it does not read is of no use.
+            Some(ProcessEvent::InputClosed { .. }) => feeding.into_iter().for_each(JoinHandle::abort),
+            Some(ProcessEvent::Exit { exit_code, timed_out, out_of_memory }) => {
+                if out_of_memory {
+                    note("wrenn: the sandbox ran out of memory, and a process of the command was killed");
+                }
                 return Ok(End { exit_code, timed_out, duration: begin.elapsed() });
             }
             None => anyhow::bail!("the command's stream ended without its exit status"),
@@ -166,14 +222,14 @@ impl Sink {
         note(&format!("wrenn: {bytes} bytes of the command's output are missing here"));
     }
 
-    fn finish(self, id: SandboxId, request: &ExecRequest, end: &End) -> Result<()> {
+    fn finish(self, id: SandboxId, command: &str, end: &End) -> Result<()> {
         if self.format == Format::Text {
             return Ok(());
         }
         let (stdout, stderr, encoding) = encode(self.kept);
         let value = json!({
             "sandbox_id": id,
-            "cmd": request.cmd,
+            "cmd": command,
             "exit_code": end.exit_code,
             "stdout": stdout,
             "stderr": stderr,

@@ -3,15 +3,15 @@
 
 mod error;
 mod events;
-mod exec;
 mod files;
+mod processes;
 mod sandboxes;
 mod sse;
 mod transport;
 
 pub use error::Error;
 pub use events::Event;
-pub use exec::{ExecEvent, ExecStream};
+pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
 pub use transport::Client;
 

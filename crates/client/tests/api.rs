@@ -28,7 +28,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, SandboxId};
-use wrenn_client::{Client, Error, ExecEvent};
+use wrenn_client::{Client, Error, ProcessEvent};
 
 #[derive(Clone, Default)]
 struct Fake {
@@ -225,10 +225,10 @@ async fn a_command_s_output_comes_as_it_is() {
         seen.push(event);
     }
     let expected = [
-        ExecEvent::Start { pid: 42 },
-        ExecEvent::Stdout(Bytes::from_static(b"hi")),
-        ExecEvent::Stderr(Bytes::from_static(&[0xff, 0])),
-        ExecEvent::Exit { exit_code: 3, timed_out: false },
+        ProcessEvent::Start { pid: 42, tag: None, offset: 0 },
+        ProcessEvent::Stdout(Bytes::from_static(b"hi")),
+        ProcessEvent::Stderr(Bytes::from_static(&[0xff, 0])),
+        ProcessEvent::Exit { exit_code: 3, timed_out: false, out_of_memory: false },
     ];
     assert_eq!(seen, expected);
 }
@@ -238,9 +238,12 @@ async fn a_command_can_be_stopped() {
     let (client, _) = start().await;
     let request = ExecRequest { cmd: "sleep".to_owned(), ..ExecRequest::default() };
     let mut stream = client.exec_stream(SandboxId::new(), &request).await.unwrap();
-    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Start { pid: 42 }));
+    assert_eq!(stream.next().await.unwrap(), Some(ProcessEvent::Start { pid: 42, tag: None, offset: 0 }));
     stream.stop().await.unwrap();
-    assert_eq!(stream.next().await.unwrap(), Some(ExecEvent::Exit { exit_code: 143, timed_out: false }));
+    assert_eq!(
+        stream.next().await.unwrap(),
+        Some(ProcessEvent::Exit { exit_code: 143, timed_out: false, out_of_memory: false })
+    );
     assert_eq!(stream.next().await.unwrap(), None);
 }
 

@@ -17,13 +17,16 @@ use wrenn_api::ErrorCode;
 use wrenn_rpc::{
     OUTPUT_HEADER,
     host::v1::{
-        __buffa::oneof::{exec_stream_response, read_file_response, write_file_request},
+        __buffa::oneof::{
+            process_stream_request, process_stream_request::attach, read_file_response, write_file_request,
+        },
         CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
-        DestroyResponse, ExecRequest, ExecResponse, ExecStreamRequest, ExecStreamResponse, Failure,
-        GetRequest, GetResponse, Host, ListRequest, ListResponse, PauseRequest, PauseResponse, PingRequest,
-        PingResponse, ReadFileRequest, ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox,
-        SandboxState, SnapshotRequest, SnapshotResponse, StepTiming, WriteFileRequest, WriteFileResponse,
-        exec_stream_response::{End, Lost, Start},
+        DestroyResponse, ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host,
+        ListProcessesRequest, ListProcessesResponse, ListRequest, ListResponse, PauseRequest, PauseResponse,
+        PingRequest, PingResponse, ProcessStreamRequest, ProcessStreamResponse, ReadFileRequest,
+        ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, SignalProcessRequest,
+        SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest, StartProcessResponse,
+        StepTiming, WriteFileRequest, WriteFileResponse,
         read_file_response::Unsized,
     },
 };
@@ -34,11 +37,12 @@ use crate::{
     call::Call,
     error::AgentError,
     memory::STREAM,
+    process_stream::{command, exchange, selector},
     sandbox::{
         actor::Handle,
-        exec::{self, Command, Event},
         guest::Guest,
         phase::State,
+        processes::{self, From},
     },
 };
 
@@ -122,25 +126,9 @@ fn timings(handle: &Handle) -> Vec<StepTiming> {
     timings.collect()
 }
 
-fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Command, ConnectError> {
-    let given = given.ok_or_else(|| invalid("command is missing"))?;
-    if given.cmd.is_empty() {
-        return Err(invalid("cmd is empty: name a program"));
-    }
-    let texts = [&given.cmd, &given.cwd, &given.user].into_iter().chain(&given.args);
-    if texts.chain(given.envs.iter().flat_map(|(key, value)| [key, value])).any(|text| text.contains('\0')) {
-        return Err(invalid("a NUL character cannot be part of a command"));
-    }
-    if given.envs.keys().any(|name| name.is_empty() || name.contains('=')) {
-        return Err(invalid("an environment variable needs a name without '='"));
-    }
-    Ok(Command {
-        cmd: given.cmd,
-        args: given.args,
-        envs: given.envs.into_iter().collect(),
-        cwd: given.cwd,
-        user: given.user,
-    })
+/// Time limit of a command; none for 0.
+fn limit(timeout_ms: u32) -> Option<Duration> {
+    (timeout_ms > 0).then(|| Duration::from_millis(u64::from(timeout_ms)))
 }
 
 fn checked_path(path: &str) -> Result<(), ConnectError> {
@@ -314,7 +302,7 @@ impl Host for Service {
             given => Duration::from_millis(u64::from(given)),
         };
         let begin = Instant::now();
-        let finished = exec::run(&guest, command, limit, self.agent.config.settings.limits.exec_output)
+        let finished = processes::run(&guest, command, limit, self.agent.config.settings.limits.exec_output)
             .instrument(call.span)
             .await?;
         if let Some(answer) = ctx.extensions().get::<Answer>() {
@@ -334,42 +322,75 @@ impl Host for Service {
         Ok(response.with_header(OUTPUT_HEADER, bytes.to_string()))
     }
 
-    async fn exec_stream(
+    async fn process_stream(
         &self,
         ctx: RequestContext,
-        request: ServiceRequest<'_, ExecStreamRequest>,
-    ) -> ServiceResult<ServiceStream<impl Encodable<ExecStreamResponse> + Send + use<>>> {
+        mut requests: InboundStream<ProcessStreamRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ProcessStreamResponse> + Send + use<>>> {
+        let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
+        let (guest, running) = match first {
+            Some(process_stream_request::Part::Start(start)) => {
+                let call = self.call(&ctx, "process_stream", &start.sandbox_id)?;
+                let guest = self.guest(&start.sandbox_id, &call).await?;
+                let command = command(start.command.into_option())?;
+                let running =
+                    processes::stream(&guest, command, limit(start.timeout_ms)).instrument(call.span).await?;
+                (guest, running)
+            }
+            Some(process_stream_request::Part::Attach(attach)) => {
+                let call = self.call(&ctx, "process_stream", &attach.sandbox_id)?;
+                let guest = self.guest(&attach.sandbox_id, &call).await?;
+                let process = selector(attach.process.as_option())?;
+                let from = match attach.from {
+                    None | Some(attach::From::Now(false)) => From::Beginning,
+                    Some(attach::From::Now(true)) => From::Now,
+                    Some(attach::From::Offset(offset)) => From::Offset(offset),
+                };
+                let running = processes::attach(&guest, &process, from).instrument(call.span).await?;
+                (guest, running)
+            }
+            _ => return Err(invalid("the first message must carry `start` or `attach`")),
+        };
+        Ok(Response::new(exchange(guest, running, requests).boxed()))
+    }
+
+    async fn start_process<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, StartProcessRequest>,
+    ) -> ServiceResult<impl Encodable<StartProcessResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
-        let call = self.call(&ctx, "exec_stream", &request.sandbox_id)?;
+        let call = self.call(&ctx, "start_process", &request.sandbox_id)?;
         let guest = self.guest(&request.sandbox_id, &call).await?;
         let command = command(request.command.into_option())?;
-        let limit = (request.timeout_ms > 0).then(|| Duration::from_millis(u64::from(request.timeout_ms)));
-        let running = exec::stream(&guest, command, limit).instrument(call.span).await?;
-        let start =
-            exec_stream_response::Event::Start(Start { pid: running.pid, ..Default::default() }.into());
-        // Reserved memory is released with the stream.
-        let rest = stream::unfold((running.events, running.memory), |(mut events, memory)| async move {
-            let event = events.recv().await?;
-            Some((event, (events, memory)))
-        });
-        let events = stream::once(async { Ok(start) }).chain(rest.map(|event| match event {
-            Event::Stdout(bytes) => Ok(exec_stream_response::Event::Stdout(bytes.into())),
-            Event::Stderr(bytes) => Ok(exec_stream_response::Event::Stderr(bytes.into())),
-            Event::Lost(bytes) => {
-                Ok(exec_stream_response::Event::Lost(Lost { bytes, ..Default::default() }.into()))
-            }
-            Event::End { exit_code, timed_out, lost_bytes } => Ok(exec_stream_response::Event::End(
-                End { exit_code, timed_out, lost_bytes, ..Default::default() }.into(),
-            )),
-            Event::Broken(error) => Err(ConnectError::from(error)),
-        }));
-        Ok(Response::new(
-            events
-                .map(|event| {
-                    event.map(|event| ExecStreamResponse { event: Some(event), ..Default::default() })
-                })
-                .boxed(),
-        ))
+        let pid = processes::start(&guest, command, limit(request.timeout_ms)).instrument(call.span).await?;
+        Response::ok(StartProcessResponse { pid, ..Default::default() })
+    }
+
+    async fn list_processes<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ListProcessesRequest>,
+    ) -> ServiceResult<impl Encodable<ListProcessesResponse> + Send + use<'a>> {
+        let call = self.call(&ctx, "list_processes", request.sandbox_id)?;
+        let guest = self.guest(request.sandbox_id, &call).await?;
+        let _memory = self.agent.shared.memory.reserve(STREAM)?;
+        let processes = processes::list(&guest).instrument(call.span).await?;
+        Response::ok(ListProcessesResponse { processes, ..Default::default() })
+    }
+
+    async fn signal_process<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, SignalProcessRequest>,
+    ) -> ServiceResult<impl Encodable<SignalProcessResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let call = self.call(&ctx, "signal_process", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let process = selector(request.process.as_option())?;
+        let (pid, processes) =
+            processes::signal(&guest, &process, request.signal).instrument(call.span).await?;
+        Response::ok(SignalProcessResponse { pid, processes, ..Default::default() })
     }
 
     async fn read_file(

@@ -6,7 +6,7 @@ mod local;
 
 use anyhow::{Result, anyhow};
 use serde_json::json;
-use wrenn_api::{ResumeSandbox, Sandbox, SandboxId, UpdateSandbox};
+use wrenn_api::{ExecRequest, ProcessInfo, ResumeSandbox, Sandbox, SandboxId, Signal, UpdateSandbox};
 use wrenn_client::Client;
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     output::{self, Format, note, time},
     progress::during,
     signals::{Stop, exit_status},
+    stdin,
 };
 
 /// Text after the help of `exec`.
@@ -23,7 +24,8 @@ const EXEC_EXAMPLES: &str = "\
 Examples:
   wrenn sandbox exec ID python3 -c 'print(6*7)'
   wrenn sandbox exec -u root ID -- apt-get update
-  wrenn sandbox exec ID -- tar cz -C project . | tar xz -C project";
+  tar c project | wrenn sandbox exec ID -- tar x
+  wrenn sandbox exec -d --tag web ID -- python3 -m http.server";
 /// Text after the help of `cp`.
 const CP_EXAMPLES: &str = "\
 One regular file is copied; its mode is kept. `-` is standard input or output.
@@ -61,8 +63,45 @@ pub(crate) enum Command {
         /// Set a variable for the command; may be repeated
         #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = variable)]
         envs: Vec<(String, String)>,
+        /// Start the command in the background and print its tag; it runs on by itself
+        #[arg(long, short = 'd')]
+        detach: bool,
+        /// Name of the process for `ps`, `kill` and `attach`; with --detach, the default is proc- and 8 hexadecimal digits
+        #[arg(long, value_name = "TAG")]
+        tag: Option<String>,
         #[command(flatten)]
         command: exec::Program,
+    },
+    /// List the running processes of a sandbox that were started through the API
+    Ps {
+        /// The sandbox's id
+        id: SandboxId,
+    },
+    /// End a process of a sandbox with all its descendants, or send them another signal
+    Kill {
+        /// The sandbox's id
+        id: SandboxId,
+        /// The process: its id or its tag
+        process: String,
+        /// The signal, by name or number
+        #[arg(long, short = 's', value_name = "SIGNAL", default_value = "TERM")]
+        signal: Signal,
+    },
+    /// Show the output of a process and pass standard input on to it, until it ends; it goes on when this is interrupted
+    Attach {
+        /// The sandbox's id
+        id: SandboxId,
+        /// The process: its id or its tag
+        process: String,
+        /// Where its output begins: beginning, now, or a number of bytes since its start
+        #[arg(long, value_name = "WHERE", default_value = "beginning", value_parser = place)]
+        from: String,
+        /// Pass standard input on even if it is a terminal
+        #[arg(long, short = 'i', conflicts_with = "no_stdin")]
+        interactive: bool,
+        /// Pass no standard input on
+        #[arg(long, short = 'n')]
+        no_stdin: bool,
     },
     /// Copy a file into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
@@ -122,8 +161,29 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             let sandbox = client.get(*id).await?;
             format.print(&sandbox, || text(&sandbox))?;
         }
-        Command::Exec { id, envs, command } => {
-            let request = command.request(envs)?;
+        Command::Exec { id, envs, detach: true, tag, command } => {
+            let request = command.background(envs, tag.as_deref())?;
+            let started = client.start_process(*id, &request).await?;
+            format.print(&started, || started.tag.clone())?;
+        }
+        Command::Ps { id } => {
+            let all = client.processes(*id).await?;
+            format.print(&all, || processes(&all))?;
+        }
+        Command::Kill { id, process, signal } => {
+            let reached = client.signal_process(*id, process, *signal).await?;
+            format.print(&reached, String::new)?;
+        }
+        Command::Attach { id, process, from, interactive, no_stdin } => {
+            let input = stdin::is_passed_on(*interactive, *no_stdin);
+            let mut stop = Stop::new()?;
+            return tokio::select! {
+                status = exec::attach(client, *id, process, from, input, format) => status,
+                name = stop.received() => Ok(exit_status(name)),
+            };
+        }
+        Command::Exec { id, envs, detach: false, tag, command } => {
+            let request = ExecRequest { tag: tag.clone(), ..command.request(envs)? };
             let mut stop = Stop::new()?;
             // Closing the connection kills the command.
             return tokio::select! {
@@ -197,6 +257,26 @@ async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8
     }
     format.print(&json!({ "removed": removed, "failed": failed }), || removed.join("\n"))?;
     Ok(u8::from(!failed.is_empty()))
+}
+
+/// Checks where the output of a process begins.
+fn place(text: &str) -> Result<String, String> {
+    let known = ["beginning", "now"].contains(&text) || text.parse::<u64>().is_ok();
+    if known { Ok(text.to_owned()) } else { Err("write beginning, now or a number of bytes".to_owned()) }
+}
+
+fn processes(all: &[ProcessInfo]) -> String {
+    let rows = all.iter().map(|process| {
+        let command = [std::slice::from_ref(&process.cmd), &process.args].concat().join(" ");
+        [
+            process.pid.to_string(),
+            process.tag.clone().unwrap_or_default(),
+            process.user.clone(),
+            time(process.started_at),
+            command.escape_debug().to_string(),
+        ]
+    });
+    output::table(["PID", "TAG", "USER", "STARTED", "COMMAND"], rows)
 }
 
 fn table(all: &[Sandbox]) -> String {

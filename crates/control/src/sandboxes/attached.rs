@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Running sandbox that is reached over a connection of its own, for one stream, and commands whose output is
-//! streamed.
+//! Running sandbox that is reached over a connection of its own, for one stream: a process with its input and output, or a
+//! file.
 
 use bytes::Bytes;
-use connectrpc::client::{ClientTransport, ServerStream};
-use wrenn_api::{ErrorCode, ExecStart, SandboxId};
+use connectrpc::client::{BidiRecvHalf, BidiSendHalf, ClientTransport};
+use wrenn_api::{ErrorCode, ExecStart, SandboxId, Signal};
 use wrenn_rpc::host::v1::{
-    __buffa::{oneof::exec_stream_response::Event, view::ExecStreamResponseView},
-    ExecStreamRequest,
+    __buffa::{
+        oneof::{
+            process_stream_request::{Part, attach},
+            process_stream_response::Event,
+        },
+        view::ProcessStreamResponseView,
+    },
+    ProcessStreamRequest,
+    process_stream_request::{Attach, CloseInput, Start},
 };
 
-use super::{activity::Active, command};
+use super::{activity::Active, command, processes::Selector};
 use crate::{
     agents::{AgentClient, Link},
     error::Fault,
@@ -26,27 +33,57 @@ pub struct Attached {
     _active: Option<Active>,
 }
 
-/// What happened to a command.
+/// Where the output of a process is read from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum From {
+    /// From the beginning, as far as it is kept.
+    #[default]
+    Beginning,
+    /// From the next output on.
+    Now,
+    /// After this number of bytes since its start.
+    Offset(u64),
+}
+
+/// What happened to a process.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum CommandEvent {
-    /// It was started with this process id.
-    Started(u32),
+pub enum ProcessEvent {
+    /// It runs. This is the first event.
+    Started {
+        /// Its process id.
+        pid: u32,
+        /// Its tag, if it has one.
+        tag: Option<String>,
+        /// Number of bytes that it had written before the output that follows.
+        offset: u64,
+    },
     /// It wrote to standard output.
     Stdout(Bytes),
     /// It wrote to standard error.
     Stderr(Bytes),
     /// This number of bytes of its output is missing here.
     Lost(u64),
+    /// It takes no more input, and why.
+    InputClosed(String),
     /// It ended; this is the last event.
-    Ended {
-        /// Exit status; 128 + N if signal N ended the command.
-        exit_code: i32,
-        /// Whether it was killed at its timeout.
-        timed_out: bool,
-        /// Number of bytes of its output that are missing.
-        lost_bytes: u64,
-    },
+    Ended(Exit),
+}
+
+/// End of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Exit {
+    /// Exit status; 128 + N if signal N ended it.
+    pub exit_code: i32,
+    /// Whether it was killed at its timeout.
+    pub timed_out: bool,
+    /// Number of bytes of its output that are missing.
+    pub lost_bytes: u64,
+    /// Number of the signal that ended it, if one did.
+    pub signal: Option<u32>,
+    /// Whether the kernel killed it or a descendant for want of memory.
+    pub out_of_memory: bool,
 }
 
 impl Attached {
@@ -59,27 +96,78 @@ impl Attached {
         Self { _active: active, ..self }
     }
 
-    /// Starts a command. It is killed with its descendants when the stream is dropped.
-    pub async fn exec_stream(&self, start: ExecStart) -> Result<CommandStream, Fault> {
+    /// Starts a command. It is killed with its descendants when the events are dropped.
+    pub async fn start(&self, start: ExecStart) -> Result<(ProcessInput, ProcessEvents), Fault> {
         let (command, timeout_ms) = command::streamed(start)?;
-        let request = ExecStreamRequest {
-            sandbox_id: self.id.to_string(),
-            command: command.into(),
-            timeout_ms,
-            ..Default::default()
+        let sandbox_id = self.id.to_string();
+        let start = Start { sandbox_id, command: command.into(), timeout_ms, ..Default::default() };
+        self.open(Part::Start(start.into())).await
+    }
+
+    /// Attaches to a process, which goes on when the events are dropped.
+    pub async fn connect(
+        &self,
+        process: Selector,
+        from: From,
+    ) -> Result<(ProcessInput, ProcessEvents), Fault> {
+        let from = match from {
+            From::Beginning => None,
+            From::Now => Some(attach::From::Now(true)),
+            From::Offset(offset) => Some(attach::From::Offset(offset)),
         };
-        Ok(CommandStream { events: self.agent.exec_stream(request).await? })
+        let process = wrenn_rpc::host::v1::ProcessSelector::from(process);
+        let sandbox_id = self.id.to_string();
+        let attach = Attach { sandbox_id, process: process.into(), from, ..Default::default() };
+        self.open(Part::Attach(attach.into())).await
+    }
+
+    async fn open(&self, first: Part) -> Result<(ProcessInput, ProcessEvents), Fault> {
+        let mut stream = self.agent.process_stream().await?;
+        stream.send(request(first)).await?;
+        let (requests, events) = stream.into_split();
+        Ok((ProcessInput { requests }, ProcessEvents { events }))
     }
 }
 
-/// Events of a command, in order.
-pub struct CommandStream {
-    events: ServerStream<<Link as ClientTransport>::ResponseBody, ExecStreamResponseView<'static>>,
+fn request(part: Part) -> ProcessStreamRequest {
+    ProcessStreamRequest { part: Some(part), ..Default::default() }
 }
 
-impl CommandStream {
-    /// Waits for the next event. Fails if the sandbox's host ends the stream before the command's end.
-    pub async fn next(&mut self) -> Result<CommandEvent, Fault> {
+/// Input of a process. It waits where the process does not read it; once the process has ended, input is dropped.
+pub struct ProcessInput {
+    requests: BidiSendHalf<ProcessStreamRequest>,
+}
+
+impl ProcessInput {
+    /// Writes a piece of standard input.
+    pub async fn write(&mut self, bytes: Vec<u8>) {
+        self.send(Part::Input(bytes)).await;
+    }
+
+    /// Closes standard input after what was written.
+    pub async fn close(&mut self) {
+        self.send(Part::CloseInput(CloseInput::default().into())).await;
+    }
+
+    /// Sends a signal to the process and its descendants.
+    pub async fn signal(&mut self, signal: Signal) {
+        self.send(Part::Signal(signal.number())).await;
+    }
+
+    async fn send(&mut self, part: Part) {
+        // Why it failed is told by the events.
+        let _ = self.requests.send(request(part)).await;
+    }
+}
+
+/// Events of a process, in order.
+pub struct ProcessEvents {
+    events: BidiRecvHalf<<Link as ClientTransport>::ResponseBody, ProcessStreamResponseView<'static>>,
+}
+
+impl ProcessEvents {
+    /// Waits for the next event. Cancel-safe. Fails if the sandbox's host ends the stream before the end of the process.
+    pub async fn next(&mut self) -> Result<ProcessEvent, Fault> {
         loop {
             let ended = || Fault::new(ErrorCode::AgentError, "the command's end was not reported");
             let message = self.events.message().await?.ok_or_else(ended)?;
@@ -91,16 +179,25 @@ impl CommandStream {
     }
 }
 
-impl From<Event> for CommandEvent {
+impl std::convert::From<Event> for ProcessEvent {
     fn from(event: Event) -> Self {
         match event {
-            Event::Start(start) => Self::Started(start.pid),
+            Event::Start(start) => {
+                let start = *start;
+                let tag = Some(start.tag).filter(|tag| !tag.is_empty());
+                Self::Started { pid: start.pid, tag, offset: start.offset }
+            }
             Event::Stdout(bytes) => Self::Stdout(bytes.into()),
             Event::Stderr(bytes) => Self::Stderr(bytes.into()),
             Event::Lost(lost) => Self::Lost(lost.bytes),
-            Event::End(end) => {
-                Self::Ended { exit_code: end.exit_code, timed_out: end.timed_out, lost_bytes: end.lost_bytes }
-            }
+            Event::InputClosed(closed) => Self::InputClosed(closed.message),
+            Event::End(end) => Self::Ended(Exit {
+                exit_code: end.exit_code,
+                timed_out: end.timed_out,
+                lost_bytes: end.lost_bytes,
+                signal: Some(end.signal).filter(|signal| *signal > 0),
+                out_of_memory: end.out_of_memory,
+            }),
         }
     }
 }

@@ -23,6 +23,8 @@ const ARGUMENTS_MAX: usize = 4096;
 /// Maximum length of the program and the directory, in characters.
 const PATH_MAX: usize = 4096;
 const USER_MAX: usize = 256;
+/// Maximum length of a tag, in bytes.
+const TAG_MAX: usize = 128;
 /// Maximum number of environment variables of one sandbox.
 const ENVS_MAX: usize = 1024;
 /// Maximum length of a variable's name, in characters.
@@ -42,19 +44,36 @@ pub struct TimedCommand {
 impl TimedCommand {
     /// Checks a request as far as possible without the guest.
     pub fn new(request: ExecRequest) -> Result<Self, Fault> {
-        let ExecRequest { cmd, args, envs, cwd, user, timeout_sec } = request;
-        let seconds = timeout_sec.unwrap_or(TIMEOUT_SECS);
-        if !(1..=TIMEOUT_MAX_SECS).contains(&seconds) {
-            return Err(Fault::invalid(format!(
-                "timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}"
-            )));
+        let ExecRequest { cmd, args, envs, cwd, user, timeout_sec, background: _, tag, stdin } = request;
+        if stdin {
+            let message = "stdin: a command that is waited for has none; start it with \"background\": true, or use exec/stream";
+            return Err(Fault::invalid(message));
         }
-        Ok(Self { command: check(cmd, args, envs, cwd, user)?, seconds })
+        let seconds = timeout(timeout_sec)?.unwrap_or(TIMEOUT_SECS);
+        Ok(Self { command: check(cmd, args, envs, cwd, user, tag, false)?, seconds })
     }
 
     /// Returns whether the command may take so long that it should not count as a usual request.
     pub const fn is_long(&self) -> bool {
         self.seconds > LONG_SECS
+    }
+}
+
+/// A checked command that runs in the background.
+#[derive(Debug)]
+pub struct BackgroundCommand {
+    pub(super) command: Command,
+    /// Time in seconds after which it is killed; 0 means never.
+    pub(super) seconds: u32,
+}
+
+impl BackgroundCommand {
+    /// Checks a request as far as possible without the guest. Without a tag, the command gets one.
+    pub fn new(request: ExecRequest) -> Result<Self, Fault> {
+        let ExecRequest { cmd, args, envs, cwd, user, timeout_sec, background: _, tag, stdin } = request;
+        let seconds = timeout(timeout_sec)?.unwrap_or_default();
+        let tag = tag.unwrap_or_else(|| format!("proc-{:08x}", rand::random::<u32>()));
+        Ok(Self { command: check(cmd, args, envs, cwd, user, Some(tag), stdin)?, seconds })
     }
 }
 
@@ -117,8 +136,30 @@ pub(crate) async fn run(
 
 /// Checks a command whose output is streamed; returns its timeout in milliseconds, 0 for none, too.
 pub(super) fn streamed(start: ExecStart) -> Result<(Command, u32), Fault> {
-    let ExecStart { cmd, args, envs, cwd, user, timeout_sec } = start;
-    Ok((check(cmd, args, envs, cwd, user)?, timeout_sec.unwrap_or_default().saturating_mul(1000)))
+    let ExecStart { cmd, args, envs, cwd, user, timeout_sec, stdin, tag } = start;
+    Ok((check(cmd, args, envs, cwd, user, tag, stdin)?, timeout_sec.unwrap_or_default().saturating_mul(1000)))
+}
+
+/// Checks a timeout in seconds.
+fn timeout(seconds: Option<u32>) -> Result<Option<u32>, Fault> {
+    let outside = seconds.filter(|seconds| !(1..=TIMEOUT_MAX_SECS).contains(seconds));
+    outside.map_or(Ok(seconds), |seconds| {
+        Err(Fault::invalid(format!("timeout_sec is {seconds}: it must be 1 to {TIMEOUT_MAX_SECS}")))
+    })
+}
+
+/// Checks a tag: digits alone would be a process id where a process is selected.
+pub(super) fn check_tag(tag: &str) -> Result<(), Fault> {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let good = (1..=TAG_MAX).contains(&tag.len())
+        && tag.bytes().all(known)
+        && !tag.bytes().all(|byte| byte.is_ascii_digit());
+    if good {
+        return Ok(());
+    }
+    Err(Fault::invalid(format!(
+        "a tag has 1 to {TAG_MAX} letters, digits, dots, underscores and hyphens, and not only digits"
+    )))
 }
 
 /// Checks a command as far as possible without its guest.
@@ -128,6 +169,8 @@ fn check(
     envs: BTreeMap<String, String>,
     cwd: Option<String>,
     user: Option<String>,
+    tag: Option<String>,
+    stdin: bool,
 ) -> Result<Command, Fault> {
     if cmd.is_empty() {
         return Err(Fault::invalid("cmd is empty: name a program"));
@@ -145,7 +188,9 @@ fn check(
         return Err(Fault::invalid(format!("args: each has at most {ARGUMENT_MAX} bytes and no NUL")));
     }
     check_envs(&envs)?;
-    Ok(Command { cmd, args, envs: envs.into_iter().collect(), cwd, user, ..Default::default() })
+    tag.as_deref().map_or(Ok(()), check_tag)?;
+    let (envs, tag) = (envs.into_iter().collect(), tag.unwrap_or_default());
+    Ok(Command { cmd, args, envs, cwd, user, tag, stdin, ..Default::default() })
 }
 
 /// Checks environment variables: number, sizes, and characters that the kernel does not accept.
@@ -180,11 +225,22 @@ mod tests {
 
     #[test]
     fn commands_that_no_kernel_takes_are_refused() {
-        let with = |cmd: &str, args: Vec<String>| check(cmd.into(), args, BTreeMap::new(), None, None);
+        let with =
+            |cmd: &str, args: Vec<String>| check(cmd.into(), args, BTreeMap::new(), None, None, None, false);
         assert!(with("true", vec!["x".repeat(ARGUMENT_MAX)]).is_ok());
         assert!(with("", vec![]).is_err() && with("a\0b", vec![]).is_err());
         assert!(with("true", vec!["x".repeat(ARGUMENT_MAX + 1)]).is_err());
         assert!(with("true", vec![String::new(); ARGUMENTS_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_tag_is_no_process_id() {
+        for tag in ["proc-1", "a", "1.5", "A_b", &"x".repeat(TAG_MAX)] {
+            assert!(check_tag(tag).is_ok(), "{tag}");
+        }
+        for tag in ["", "1", "007", "a b", "a/b", "ä", "a\0", &"x".repeat(TAG_MAX + 1)] {
+            assert!(check_tag(tag).is_err(), "{tag:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod lookup;
 mod metadata;
 mod pause;
 mod place;
+mod processes;
 pub(crate) mod reconcile;
 mod resume;
 mod running;
@@ -20,15 +21,27 @@ mod settle;
 mod step;
 mod timeout;
 
-use wrenn_api::{CreateSandbox, ErrorCode, ResumeSandbox, Sandbox, SandboxId, SandboxStatus, UpdateSandbox};
+use wrenn_api::{
+    BackgroundProcess, CreateSandbox, ErrorCode, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
+    SandboxStatus, Signal, Signalled, UpdateSandbox,
+};
 
-use crate::{agents::ResponseMemory, caller::Caller, db, error::Fault, idempotency::Idempotency, state::App};
+use self::activity::Active;
+use crate::{
+    agents::{AgentClient, ResponseMemory},
+    caller::Caller,
+    db,
+    error::Fault,
+    idempotency::Idempotency,
+    state::App,
+};
 
-pub use attached::{Attached, CommandEvent, CommandStream};
+pub use attached::{Attached, Exit, From, ProcessEvent, ProcessEvents, ProcessInput};
 #[cfg(test)]
 pub(crate) use command::run;
-pub use command::{Finished, TimedCommand};
+pub use command::{BackgroundCommand, Finished, TimedCommand};
 pub use files::{Download, FilePath, Upload};
+pub use processes::Selector;
 
 /// Sandboxes of teams.
 #[derive(Clone)]
@@ -151,7 +164,43 @@ impl Sandboxes {
         command::run(&agent, id, command, &memory).await
     }
 
-    /// Attaches to a running sandbox for one stream: a command whose output is streamed, or a file.
+    /// Starts a command in the background: it runs on without a reader.
+    pub async fn start_process(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        command: BackgroundCommand,
+    ) -> Result<BackgroundProcess, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        processes::start(&agent, id, command).await
+    }
+
+    /// Lists the running processes of a sandbox that were started through the API, in the order of their starts.
+    pub async fn processes(&self, caller: &Caller, id: SandboxId) -> Result<Vec<ProcessInfo>, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        processes::list(&agent, id).await
+    }
+
+    /// Sends a signal to a process and all its descendants.
+    pub async fn signal_process(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        process: Selector,
+        signal: Signal,
+    ) -> Result<Signalled, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        processes::signal(&agent, id, process, signal).await
+    }
+
+    /// Reaches a running sandbox for one call. As long as the second value exists, the sandbox is active.
+    async fn reach(&self, caller: &Caller, id: SandboxId) -> Result<(AgentClient, Option<Active>), Fault> {
+        let team = caller.team().uuid();
+        let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
+        running::with_memory(&self.app, team, id, memory).await
+    }
+
+    /// Attaches to a running sandbox for one stream: a process with its input and output, or a file.
     pub async fn attach(&self, caller: &Caller, id: SandboxId) -> Result<Attached, Fault> {
         let (agent, active) = running::dedicated(&self.app, caller.team().uuid(), id).await?;
         Ok(Attached::new(agent, id, self.app.limits.upload_body).keeping(active))

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 use connectrpc::{
-    ConnectError, RequestContext, Response, Router, ServiceStream, handler_fn, streaming_handler_fn,
+    ConnectError, RequestContext, Response, Router, ServiceStream, bidi_streaming_handler_fn, handler_fn,
 };
 use futures::{StreamExt as _, stream};
 use rustls::ServerConfig;
@@ -26,12 +26,11 @@ use wrenn_api::{ErrorCode, HostId};
 use wrenn_rpc::{
     HOST_HEADER, fault,
     host::v1::{
-        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
-        DestroyResponse, ExecRequest, ExecResponse, ExecStreamRequest, ExecStreamResponse, Failure, Fleet,
+        __buffa::oneof::process_stream_response::Event, CreateRequest, CreateResponse, DeleteSnapshotRequest,
+        DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet,
         GetRequest, GetResponse, ListRequest, ListResponse, PauseRequest, PauseResponse, PingRequest,
-        PingResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, SnapshotRequest,
-        SnapshotResponse,
-        exec_stream_response::{Event, Start},
+        PingResponse, ProcessStreamRequest, ProcessStreamResponse, ResumeRequest, ResumeResponse, Sandbox,
+        SandboxState, SnapshotRequest, SnapshotResponse, process_stream_response::Start,
     },
 };
 
@@ -222,10 +221,10 @@ impl Agent {
             };
         }
         // Its streamed commands print nothing, and never end.
-        let run = streaming_handler_fn(|_, _: ExecStreamRequest| {
+        let run = bidi_streaming_handler_fn(|_, _: ServiceStream<ProcessStreamRequest>| {
             let start = Event::Start(Start { pid: 7, ..Default::default() }.into());
-            let started = ExecStreamResponse { event: Some(start), ..Default::default() };
-            let events: ServiceStream<ExecStreamResponse> =
+            let started = ProcessStreamResponse { event: Some(start), ..Default::default() };
+            let events: ServiceStream<ProcessStreamResponse> =
                 stream::iter([Ok(started)]).chain(stream::pending()).boxed();
             async move { Ok(Response::new(events)) }
         });
@@ -241,9 +240,9 @@ impl Agent {
             "Snapshot": SnapshotRequest => SnapshotResponse, snapshot;
             "DeleteSnapshot": DeleteSnapshotRequest => DeleteSnapshotResponse, delete_snapshot;
         };
-        router.route_server_stream::<_, ExecStreamRequest, ExecStreamResponse>(
+        router.route_bidi_stream::<_, ProcessStreamRequest, ProcessStreamResponse>(
             "host.v1.Host",
-            "ExecStream",
+            "ProcessStream",
             run,
         )
     }

@@ -157,9 +157,10 @@ impl Guest {
         self.gone.cancel();
     }
 
-    /// Creates a client with its own connection, for a command whose output may be read slowly or not at all.
+    /// Creates a client with its own connection, for a command whose output may be read slowly or not at all, and for its
+    /// input.
     pub(super) fn dedicated_processes(&self) -> Processes {
-        processes(self.uri.clone(), UNREAD, 1)
+        processes(self.uri.clone(), UNREAD, 2)
     }
 
     /// Waits until the guest has exited.

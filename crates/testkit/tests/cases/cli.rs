@@ -28,7 +28,8 @@ async fn wrenn(stack: &Arc<Stack>, args: &[&str], input: Option<&str>) -> Result
         }
         let mut child = command.spawn()?;
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-            stdin.write_all(input.as_bytes())?;
+            // It need not read all of it.
+            let _ = stdin.write_all(input.as_bytes());
         }
         Ok(child.wait_with_output()?)
     })
@@ -81,8 +82,8 @@ pub(crate) async fn the_exit_status_tells_whose_failure_it_is(stack: Arc<Stack>)
     Ok(())
 }
 
-/// With `--json` output is exact, and input that no command gets is reported, whatever the command does.
-pub(crate) async fn output_is_exact_and_input_is_not_dropped_silently(stack: Arc<Stack>) -> Result<()> {
+/// With `--json` output is exact, and input is passed on unless it is not wanted.
+pub(crate) async fn output_and_input_are_exact(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;
     let args = ["--json", "sandbox", "exec", &id, "printf", "\\211PNG\\377"];
     let ran: Value = serde_json::from_slice(&wrenn(&stack, &args, None).await?.stdout)?;
@@ -92,13 +93,51 @@ pub(crate) async fn output_is_exact_and_input_is_not_dropped_silently(stack: Arc
         "{ran}"
     );
     anyhow::ensure!(ran["duration_ms"].is_u64() && ran["cmd"] == "printf", "{ran}");
-    let told = "the command gets no input";
     let output = wrenn(&stack, &["sandbox", "exec", &id, "cat"], Some("hello")).await?;
-    anyhow::ensure!(output.status.success() && stderr(&output).contains(told), "{output:?}");
+    anyhow::ensure!(
+        output.status.success() && output.stdout == b"hello" && output.stderr.is_empty(),
+        "{output:?}"
+    );
     let output = wrenn(&stack, &["sandbox", "exec", &id, "cat"], Some("")).await?;
-    anyhow::ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    anyhow::ensure!(
+        output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    let output = wrenn(&stack, &["sandbox", "exec", "-n", &id, "cat"], Some("hello")).await?;
+    anyhow::ensure!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    // More than it reads, as `yes | head` in a pipeline.
+    let lines = "line\n".repeat(100_000);
+    let output = wrenn(&stack, &["sandbox", "exec", &id, "head", "-n", "1"], Some(&lines)).await?;
+    anyhow::ensure!(output.status.success() && output.stdout == b"line\n", "{output:?}");
     stack.give_back(id);
     Ok(())
+}
+
+/// A command is started detached, listed, attached to and ended.
+pub(crate) async fn processes_run_in_the_background(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let run = async |args: &[&str], input: Option<&str>| {
+        let output = wrenn(&stack, &[&["sandbox"], args].concat(), input).await?;
+        anyhow::Ok((output.status.code(), String::from_utf8(output.stdout.clone())?, stderr(&output)))
+    };
+    let script = "echo begun; read line; echo \"got $line\"; exit 4";
+    let started = run(&["exec", "-d", "-i", "--tag", "job", &id, "sh", "-c", script], None).await?;
+    anyhow::ensure!(started == (Some(0), "job\n".to_owned(), String::new()), "{started:?}");
+    let (code, listed, _) = run(&["ps", &id], None).await?;
+    anyhow::ensure!(
+        code == Some(0) && ["PID", "job", "sh -c"].iter().all(|text| listed.contains(text)),
+        "{listed}"
+    );
+    let attached = run(&["attach", &id, "job"], Some("this\n")).await?;
+    anyhow::ensure!(attached == (Some(4), "begun\ngot this\n".to_owned(), String::new()), "{attached:?}");
+    let (_, tag, _) = run(&["exec", "--detach", &id, "sleep", "1000"], None).await?;
+    let killed = run(&["kill", "-s", "KILL", &id, tag.trim()], None).await?;
+    anyhow::ensure!(killed.0 == Some(0) && killed.1.is_empty(), "{killed:?}");
+    let (code, _, told) = run(&["attach", "-n", &id, tag.trim()], None).await?;
+    anyhow::ensure!(code == Some(137), "{code:?}: {told}");
+    let (code, _, told) = run(&["kill", &id, "nothing"], None).await?;
+    anyhow::ensure!(code == Some(125) && told.contains("nothing"), "{code:?}: {told}");
+    stack.api.remove(&id).await.map(drop)
 }
 
 /// Files are copied into directories, keep their modes, and replace regular files only.

@@ -19,6 +19,7 @@ mod network;
 mod outages;
 mod pause;
 mod privileges;
+mod processes;
 mod secrets;
 mod slots;
 mod streams;
@@ -83,7 +84,8 @@ pub(crate) fn beside() -> Cases<Case> {
         bad_input::bodies_that_are_not_taken,
         bad_input::environments_at_their_bounds,
         cli::the_exit_status_tells_whose_failure_it_is,
-        cli::output_is_exact_and_input_is_not_dropped_silently,
+        cli::output_and_input_are_exact,
+        cli::processes_run_in_the_background,
         cli::files_are_copied_as_by_cp,
         cli::an_interrupted_create_leaves_no_sandbox,
         commands::output_and_exit_status,
@@ -128,6 +130,11 @@ pub(crate) fn beside() -> Cases<Case> {
         pause::idle_sandboxes_are_paused,
         pause::many_go_on_from_a_snapshot,
         privileges::each_process_has_its_own_and_no_more,
+        processes::one_runs_by_itself_and_is_attached_to,
+        processes::a_signal_reaches_all_descendants,
+        processes::input_arrives_whole,
+        processes::a_memory_hog_is_killed_and_the_sandbox_works_on,
+        processes::requests_that_cannot_be,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
     ]

@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
 use wrenn_api::{ExecRequest, SandboxId};
-use wrenn_client::{Client, Error, ExecEvent, ExecStream};
+use wrenn_client::{Client, Error, ProcessEvent, ProcessStream};
 use wrenn_testkit::{Stack, wait_until};
 
-async fn start(stack: &Stack, id: &str, command: &[&str]) -> Result<ExecStream> {
+async fn start(stack: &Stack, id: &str, command: &[&str]) -> Result<ProcessStream> {
     let (cmd, args) = command.split_first().context("no command")?;
     let args = args.iter().map(|&arg| arg.to_owned()).collect();
     let request = ExecRequest { cmd: (*cmd).to_owned(), args, ..ExecRequest::default() };
@@ -22,9 +22,12 @@ async fn start(stack: &Stack, id: &str, command: &[&str]) -> Result<ExecStream> 
 }
 
 /// Returns the events after the first one, which must be `Start`.
-async fn rest(stream: &mut ExecStream) -> Result<Vec<ExecEvent>> {
+async fn rest(stream: &mut ProcessStream) -> Result<Vec<ProcessEvent>> {
     let first = stream.next().await?;
-    anyhow::ensure!(matches!(first, Some(ExecEvent::Start { pid }) if pid > 1), "first came {first:?}");
+    anyhow::ensure!(
+        matches!(first, Some(ProcessEvent::Start { pid, .. }) if pid > 1),
+        "first came {first:?}"
+    );
     let mut events = Vec::new();
     while let Some(event) = stream.next().await? {
         events.push(event);
@@ -38,10 +41,10 @@ pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
     let script =
         "echo one; sleep 0.5; echo two >&2; sleep 0.5; printf 'dr\\303'; sleep 0.5; printf '\\244i'; exit 7";
     let events = rest(&mut start(&stack, &id, &["sh", "-c", script]).await?).await?;
-    let Some((ExecEvent::Exit { exit_code: 7, .. }, output)) = events.split_last() else {
+    let Some((ProcessEvent::Exit { exit_code: 7, .. }, output)) = events.split_last() else {
         anyhow::bail!("it did not end with exit 7: {events:?}")
     };
-    let [ExecEvent::Stdout(one), ExecEvent::Stderr(two), three @ ..] = output else {
+    let [ProcessEvent::Stdout(one), ProcessEvent::Stderr(two), three @ ..] = output else {
         anyhow::bail!("not in order: {events:?}")
     };
     let three: Vec<u8> = three.iter().flat_map(|event| stdout(event).to_vec()).collect();
@@ -51,9 +54,9 @@ pub(crate) async fn output_comes_in_order(stack: Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-fn stdout(event: &ExecEvent) -> &[u8] {
+fn stdout(event: &ProcessEvent) -> &[u8] {
     match event {
-        ExecEvent::Stdout(bytes) => bytes,
+        ProcessEvent::Stdout(bytes) => bytes,
         _ => &[],
     }
 }
@@ -77,7 +80,7 @@ pub(crate) async fn bytes_that_are_no_text_are_exact(stack: Arc<Stack>) -> Resul
     stack.api.write(&id, "noise", content.clone()).await?.expect(204)?;
     let events = rest(&mut start(&stack, &id, &["cat", "noise"]).await?).await?;
     anyhow::ensure!(
-        events.last() == Some(&ExecEvent::Exit { exit_code: 0, timed_out: false }),
+        events.last() == Some(&ProcessEvent::Exit { exit_code: 0, timed_out: false, out_of_memory: false }),
         "{:?}",
         events.last()
     );

@@ -51,10 +51,13 @@ refusals! {
     /// Error responses of `updateSandbox`.
     OfUpdate: NotFound TooLarge UnsupportedMediaType;
     /// Error responses of `execCommand`.
-    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState SnapshotMissing
+    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState Conflict SnapshotMissing
         SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout
         InsufficientStorage;
-    /// Error responses of `execStream`, before the connection is a WebSocket.
+    /// Error responses of `listProcesses` and `signalProcess`.
+    OfProcesses: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
+        HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `execStream` and `processStream`, before the connection is a WebSocket.
     OfExecStream: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `readFile` and `writeFile`.

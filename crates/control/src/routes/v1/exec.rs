@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Commands without streaming: the response is sent after their end.
+//! Commands without streaming: the response is sent after their end, or after their start in the background.
 
-use axum::{Extension, body::Body as HttpBody, extract::State, response::Response};
-use http::header;
-use wrenn_api::{ExecRequest, ExecResponse};
+use axum::{
+    Extension, Json,
+    body::Body as HttpBody,
+    extract::State,
+    response::{IntoResponse as _, Response},
+};
+use http::{StatusCode, header};
+use wrenn_api::{BackgroundProcess, ExecRequest, ExecResponse};
 
 use super::{
     error_responses::OfExec,
@@ -13,15 +18,17 @@ use super::{
 use crate::{
     admission::InWork,
     error::Fault,
-    sandboxes::{Finished, TimedCommand},
+    sandboxes::{BackgroundCommand, Finished, TimedCommand},
     services::Services,
     serving::Holding,
 };
 
-/// Run a command and wait until it ends.
+/// Run a command and wait until it ends, or start it in the background.
 ///
 /// The program is started directly, without a shell; for a shell, run `sh -c`. A command that runs longer than `timeout_sec`
-/// is killed with its descendants; `timed_out` is then true, and the output is what it wrote until then.
+/// is killed with its descendants; `timed_out` is then true, and the output is what it wrote until then. With `background` the
+/// response comes at once, and the process runs on: it is in the list of processes, can be read and sent input over
+/// `processes/{selector}/stream`, and is ended by `DELETE`.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/exec", operation_id = "execCommand", tag = "commands",
     params(
@@ -29,7 +36,11 @@ use crate::{
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = ExecRequest,
-    responses((status = 200, description = "The command ended, with whatever exit status.", body = ExecResponse), OfExec)
+    responses(
+        (status = 200, description = "The command ended, with whatever exit status.", body = ExecResponse),
+        (status = 202, description = "The command runs in the background.", body = BackgroundProcess),
+        OfExec
+    )
 )]
 pub(super) async fn exec(
     State(services): State<Services>,
@@ -37,6 +48,11 @@ pub(super) async fn exec(
     target: Target,
     body: Body<ExecRequest>,
 ) -> Result<Response, Fault> {
+    if body.value.background {
+        let command = BackgroundCommand::new(body.value)?;
+        let started = services.sandboxes().start_process(&target.caller, target.id, command).await?;
+        return Ok((StatusCode::ACCEPTED, Json(started)).into_response());
+    }
     let command = TimedCommand::new(body.value)?;
     if command.is_long() {
         let places = &services.state().admission.commands;

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use http::{header, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use wrenn_api::{ErrorCode, SandboxId};
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     error::Fault,
     idempotency::Idempotency,
     request_trace,
+    sandboxes::Selector,
     services::Services,
     state::State,
 };
@@ -149,16 +150,39 @@ pub(super) struct Target {
     pub(super) id: SandboxId,
 }
 
+/// The parameter `{id}` of a path.
+#[derive(Deserialize)]
+struct Named {
+    id: String,
+}
+
 impl FromRequestParts<Services> for Target {
     type Rejection = Fault;
 
     async fn from_request_parts(parts: &mut Parts, services: &Services) -> Result<Self, Fault> {
         let caller = Caller::from_request_parts(parts, services).await?;
-        let Path(text): Path<String> =
+        let Path(Named { id: text }): Path<Named> =
             parts.extract().await.map_err(|_| Fault::invalid("the sandbox id in the path is not text"))?;
         let id =
             text.parse().map_err(|error| Fault::invalid(format!("the sandbox id in the path: {error}")))?;
         request_trace::sandbox(id);
         Ok(Self { caller, id })
+    }
+}
+
+/// A process of a sandbox: the parameter `{selector}` of a path.
+pub(super) struct OfProcess(pub(super) Selector);
+
+impl FromRequestParts<Services> for OfProcess {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Services) -> Result<Self, Fault> {
+        #[derive(Deserialize)]
+        struct Named {
+            selector: String,
+        }
+        let Path(Named { selector }): Path<Named> =
+            parts.extract().await.map_err(|_| Fault::invalid("the process in the path is not text"))?;
+        selector.parse().map(Self)
     }
 }

@@ -5,7 +5,6 @@ pub(super) mod error_responses;
 mod events;
 mod exec;
 mod exec_body;
-mod exec_stream;
 mod extract;
 mod fault;
 mod files;
@@ -13,6 +12,8 @@ mod form;
 mod lifecycle;
 #[cfg(test)]
 mod overload_tests;
+mod process_stream;
+mod processes;
 mod sandboxes;
 mod snapshots;
 mod templates;
@@ -35,7 +36,10 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::resume)))
         .routes(needs(Permission::SandboxUpdate, routes!(lifecycle::ping)))
         .routes(needs(Permission::SandboxExec, routes!(exec::exec)))
-        .routes(needs(Permission::SandboxExec, routes!(exec_stream::exec_stream)))
+        .routes(needs(Permission::SandboxExec, routes!(process_stream::exec_stream)))
+        .routes(needs(Permission::SandboxExec, routes!(process_stream::process_stream)))
+        .routes(needs(Permission::SandboxExec, routes!(processes::list)))
+        .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
         .routes(needs(Permission::SnapshotCreate, routes!(snapshots::create)))

@@ -5,10 +5,12 @@
 use std::{
     net::SocketAddr,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use axum::{Router, routing::get};
-use connectrpc::{Response as RpcResponse, ServiceStream, streaming_handler_fn};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use connectrpc::{Response as RpcResponse, ServiceStream, bidi_streaming_handler_fn};
 use futures::{SinkExt as _, StreamExt as _, stream};
 use tokio::{
     io::AsyncWriteExt as _,
@@ -18,10 +20,14 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message as
 use uuid::Uuid;
 use wrenn_api::{HostId, SandboxId, TeamId};
 use wrenn_rpc::host::v1::{
-    __buffa::oneof::exec_stream_response::Event, ExecStreamRequest, ExecStreamResponse, exec_stream_response,
+    __buffa::oneof::{process_stream_request::Part, process_stream_response::Event},
+    ProcessStreamRequest, ProcessStreamResponse, process_stream_response,
 };
 
-use super::*;
+use super::{
+    frames::{FIRST_MAX, LATER_MAX, SUBPROTOCOL},
+    *,
+};
 use crate::{
     config::Limits,
     serving::{self, Bounds},
@@ -30,33 +36,63 @@ use crate::{
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-fn event(event: Event) -> ExecStreamResponse {
-    ExecStreamResponse { event: Some(event), ..Default::default() }
+fn event(event: Event) -> ProcessStreamResponse {
+    ProcessStreamResponse { event: Some(event), ..Default::default() }
 }
 
-fn started() -> ExecStreamResponse {
-    event(Event::Start(exec_stream_response::Start { pid: 7, ..Default::default() }.into()))
+fn started() -> ProcessStreamResponse {
+    event(Event::Start(process_stream_response::Start { pid: 7, ..Default::default() }.into()))
 }
 
-fn ended(lost_bytes: u64) -> ExecStreamResponse {
-    event(Event::End(exec_stream_response::End { exit_code: 0, lost_bytes, ..Default::default() }.into()))
+fn ended(lost_bytes: u64) -> ProcessStreamResponse {
+    event(Event::End(process_stream_response::End { exit_code: 0, lost_bytes, ..Default::default() }.into()))
+}
+
+/// A host whose commands produce `events`, also from what they are sent.
+fn talking<S>(
+    events: impl Fn(ServiceStream<ProcessStreamRequest>) -> S + Clone + Send + Sync + 'static,
+) -> connectrpc::Router
+where
+    S: futures::Stream<Item = ProcessStreamResponse> + Send + 'static,
+{
+    let run = bidi_streaming_handler_fn(move |_, requests: ServiceStream<ProcessStreamRequest>| {
+        let events: ServiceStream<ProcessStreamResponse> =
+            stream::iter([started()]).chain(events(requests)).map(Ok).boxed();
+        async move { Ok(RpcResponse::new(events)) }
+    });
+    connectrpc::Router::new().route_bidi_stream::<_, ProcessStreamRequest, ProcessStreamResponse>(
+        "host.v1.Host",
+        "ProcessStream",
+        run,
+    )
 }
 
 /// A host whose commands produce `events`.
 fn host<S>(events: impl Fn() -> S + Clone + Send + Sync + 'static) -> connectrpc::Router
 where
-    S: futures::Stream<Item = ExecStreamResponse> + Send + 'static,
+    S: futures::Stream<Item = ProcessStreamResponse> + Send + 'static,
 {
-    let run = streaming_handler_fn(move |_, _: ExecStreamRequest| {
-        let events: ServiceStream<ExecStreamResponse> =
-            stream::iter([started()]).chain(events()).map(Ok).boxed();
-        async move { Ok(RpcResponse::new(events)) }
-    });
-    connectrpc::Router::new().route_server_stream::<_, ExecStreamRequest, ExecStreamResponse>(
-        "host.v1.Host",
-        "ExecStream",
-        run,
-    )
+    talking(move |_| events())
+}
+
+/// A host whose commands write what they are sent, up to the end of their input.
+fn echo() -> connectrpc::Router {
+    talking(|requests| {
+        requests.filter_map(async |request| {
+            Some(event(match request.ok()?.part? {
+                Part::Input(bytes) => Event::Stdout(bytes),
+                Part::Signal(number) => Event::Stderr(number.to_string().into_bytes()),
+                Part::CloseInput(_) => return Some(ended(0)),
+                Part::Start(start) => {
+                    let command = start.command.into_option()?;
+                    Event::Stderr(format!("{} {} {}", command.cmd, command.tag, command.stdin).into_bytes())
+                }
+                Part::Attach(attach) => {
+                    Event::Stderr(format!("{:?} {:?}", attach.process.selector, attach.from).into_bytes())
+                }
+            }))
+        })
+    })
 }
 
 /// A host whose commands print nothing, and never end.
@@ -66,6 +102,14 @@ fn silent() -> connectrpc::Router {
 
 /// A server with such a host, and its state.
 async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, Services) {
+    serve(limits, host, || Subject::Command).await
+}
+
+async fn serve(
+    limits: Limits,
+    host: connectrpc::Router,
+    subject: impl Fn() -> Subject + Clone + Send + Sync + 'static,
+) -> (SocketAddr, Services) {
     let (app, agent) = testing::app(limits, host).await;
     let (shutdown, services) = (app.shutdown.clone(), Services::new(app.clone()));
     let state = services.clone();
@@ -76,7 +120,7 @@ async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, Servic
             sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new(), 0),
             connection,
         };
-        open(stream, upgrade, ())
+        open(stream, subject(), upgrade, ())
     };
     let router = Router::new().route("/", get(route));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -158,7 +202,7 @@ async fn a_reader_that_rests_gets_all_output() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_output_is_told_where_it_was_lost() {
     let half = |bytes: &[u8]| event(Event::Stdout(bytes.to_vec()));
-    let lost = || event(Event::Lost(exec_stream_response::Lost { bytes: 9, ..Default::default() }.into()));
+    let lost = || event(Event::Lost(process_stream_response::Lost { bytes: 9, ..Default::default() }.into()));
     let events = move || stream::iter([half(b"a\xc3"), lost(), half(b"\xa9b"), ended(9)]);
     let (address, _app) = server(Limits::default(), host(events)).await;
     let mut socket = run(address).await;
@@ -179,7 +223,9 @@ async fn lost_output_is_told_where_it_was_lost() {
 async fn frames_that_are_not_known_are_answered_by_an_error() {
     let (address, _app) = server(Limits::default(), silent()).await;
     for (frame, told) in [
-        (r#"{"type":"stdin","data":"x\n"}"#, "there is no standard input yet"),
+        (r#"{"type":"stdin","data":"*","encoding":"base64"}"#, "stdin is not base 64"),
+        (r#"{"type":"stdin","data":"x","encoding":"hex"}"#, "encoding: give `base64`"),
+        (r#"{"type":"signal","signal":"SIGNONE"}"#, "is no signal"),
         (r#"{"type":"resize","rows":2}"#, "the frame is not known"),
         ("no JSON", "the frame is not known"),
         (r#"{"type":"start","cmd":"x"}"#, "a command runs already"),
@@ -195,7 +241,74 @@ async fn frames_that_are_not_known_are_answered_by_an_error() {
     }
     let mut socket = connect(address).await;
     say(&mut socket, r#"{"type":"stdin","data":""}"#).await;
-    assert!(hear(&mut socket).await["data"].as_str().unwrap().contains("no standard input"));
+    assert!(hear(&mut socket).await["data"].as_str().unwrap().contains("nothing was started yet"));
+    let Some(Ok(Frame::Close(Some(close)))) = socket.next().await else {
+        panic!("it does not say why it closes")
+    };
+    assert_eq!((u16::from(close.code), close.reason.as_str()), (1008, "invalid_request"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_and_signals_reach_the_process() {
+    let (address, _app) = server(Limits::default(), echo()).await;
+    let mut socket = connect(address).await;
+    say(&mut socket, r#"{"type":"start","cmd":"x","tag":"t","stdin":true}"#).await;
+    let said = [
+        r#"{"type":"stdin","data":"one"}"#,
+        r#"{"type":"signal","signal":"INT"}"#,
+        r#"{"type":"signal","signal":9}"#,
+        r#"{"type":"stdin","data":"/w==","encoding":"base64"}"#,
+        r#"{"type":"close_stdin"}"#,
+    ];
+    for frame in said {
+        say(&mut socket, frame).await;
+    }
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|frame: &serde_json::Value| frame["type"] != "exit") {
+        heard.push(hear(&mut socket).await);
+    }
+    let heard: Vec<_> = heard.iter().map(|frame| frame["data"].as_str().unwrap_or_default()).collect();
+    assert_eq!(heard, ["", "x t true", "one", "2", "9", "/w==", ""]);
+    let Some(Ok(Frame::Close(Some(close)))) = socket.next().await else { panic!("it does not close") };
+    assert_eq!(u16::from(close.code), 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_is_attached_to_in_binary_frames() {
+    let subject = || Subject::Process("tag-1".parse().unwrap(), From::Offset(7));
+    let (address, _app) = serve(Limits::default(), echo(), subject).await;
+    let mut request = tokio_tungstenite::tungstenite::client::IntoClientRequest::into_client_request(
+        format!("ws://{address}/"),
+    )
+    .unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", SUBPROTOCOL.parse().unwrap());
+    let (mut socket, response) = tokio_tungstenite::connect_async(request).await.unwrap();
+    assert_eq!(response.headers()["sec-websocket-protocol"], SUBPROTOCOL);
+    assert_eq!(hear(&mut socket).await["type"], "start");
+    socket.send(Frame::binary([&[0][..], b"\xff\x00"].concat())).await.unwrap();
+    let mut heard = Vec::new();
+    while heard.len() < 2 {
+        if let Frame::Binary(bytes) = socket.next().await.unwrap().unwrap() {
+            heard.push(bytes);
+        }
+    }
+    let told = String::from_utf8_lossy(&heard[0][1..]).into_owned();
+    assert!(heard[0][0] == 2 && told.contains("tag-1") && told.contains("Offset(7)"), "{told}");
+    assert_eq!(heard[1].as_ref(), b"\x01\xff\x00");
+    socket.send(Frame::binary(vec![1, 2])).await.unwrap();
+    assert_eq!(hear(&mut socket).await["code"], "invalid_request");
+}
+
+#[test]
+fn where_output_begins_is_checked() {
+    let parse = |value: &str| from(&[("from".to_owned(), value.to_owned())]).map_err(|fault| fault.code);
+    assert_eq!(parse("now"), Ok(From::Now));
+    assert_eq!(parse("12"), Ok(From::Offset(12)));
+    assert_eq!(from(&[]).map_err(|fault| fault.code), Ok(From::Beginning));
+    for bad in ["", "-1", "end", "1.5", "99999999999999999999"] {
+        assert_eq!(parse(bad), Err(wrenn_api::ErrorCode::InvalidRequest), "{bad}");
+    }
+    assert!(from(&[("to".to_owned(), "now".to_owned())]).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

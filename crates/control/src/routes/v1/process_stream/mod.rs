@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Processes over a WebSocket: a command that is started so, or a process that runs, with its input and output.
+
+mod conversation;
+mod frames;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{
+        Query, State, WebSocketUpgrade, rejection::QueryRejection, ws::rejection::WebSocketUpgradeRejection,
+    },
+    response::Response,
+};
+use http::HeaderValue;
+use tracing::Span;
+
+use self::{
+    conversation::{Subject, hold},
+    frames::{Dialect, FIRST_MAX, LATER_MAX, SUBPROTOCOL},
+};
+use super::{
+    error_responses::OfExecStream,
+    extract::{OfProcess, Target},
+};
+use crate::{
+    admission::InWork,
+    caller::Caller,
+    error::Fault,
+    request_trace,
+    sandboxes::{Attached, From},
+    services::Services,
+    serving::Connection,
+};
+
+/// Size of the write buffer for pongs and frames, in bytes.
+const WRITE_MAX: usize = 256 << 10;
+/// Size of the read buffer, in bytes.
+const READ_BUFFER: usize = 16 << 10;
+
+/// Run a command and stream its input and output over a WebSocket.
+///
+/// Frames are JSON text: the client sends frames of the schema `ExecClientFrame`, first `start`; the server sends frames of
+/// the schema `ExecServerFrame`, last `exit` or `error`. With the subprotocol `wrenn.process.v1`, input and output are binary
+/// frames instead: a byte for the channel (0 standard input, 1 standard output, 2 standard error), and then the bytes. The
+/// command is killed with its descendants when the client sends `stop` or a frame that is not known, or closes the connection.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
+)]
+pub(super) async fn exec_stream(
+    State(services): State<Services>,
+    Extension(in_work): Extension<InWork>,
+    Extension(connection): Extension<Arc<Connection>>,
+    target: Target,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Fault> {
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
+    let stream = Stream { services, caller: target.caller, sandbox, connection };
+    Ok(open(stream, Subject::Command, checked(upgrade)?, in_work))
+}
+
+/// Attach to a running process over a WebSocket.
+///
+/// The frames are those of `execStream`, without `start`. Output is read from `from`, which makes it possible to go on where
+/// a stream broke off; what is not kept any more is told by a frame `lost`. The process goes on when the client leaves. One
+/// that ended less than ten minutes ago can be read, too.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}/processes/{selector}/stream", operation_id = "processStream", tag = "commands",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("selector" = String, Path, description = "The process: digits are its id, and all else is its tag.", pattern = "^[A-Za-z0-9._-]{1,128}$", example = "proc-0a1b2c3d"),
+        ("from" = Option<String>, Query, description = "Where the output begins: `beginning`, `now`, or a number of bytes since the start of the process. Default: `beginning`.",
+            pattern = "^(beginning|now|[0-9]{1,19})$", example = "now"),
+    ),
+    responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
+)]
+pub(super) async fn process_stream(
+    State(services): State<Services>,
+    Extension(in_work): Extension<InWork>,
+    Extension(connection): Extension<Arc<Connection>>,
+    target: Target,
+    OfProcess(process): OfProcess,
+    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Fault> {
+    let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
+    let Query(parameters) = parameters.map_err(malformed)?;
+    let from = from(&parameters)?;
+    let upgrade = checked(upgrade)?;
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
+    let stream = Stream { services, caller: target.caller, sandbox, connection };
+    Ok(open(stream, Subject::Process(process, from), upgrade, in_work))
+}
+
+/// Parses where output is read from.
+fn from(parameters: &[(String, String)]) -> Result<From, Fault> {
+    let mut from = From::default();
+    for (name, value) in parameters {
+        if name != "from" {
+            let name: String = name.chars().take(64).collect();
+            return Err(Fault::invalid(format!("the parameter {name:?} is not known: there is `from`")));
+        }
+        let none = |_| {
+            Fault::invalid(
+                "from: give `beginning`, `now`, or a number of bytes since the start of the process",
+            )
+        };
+        from = match value.as_str() {
+            "beginning" => From::Beginning,
+            "now" => From::Now,
+            number => From::Offset(number.parse().map_err(none)?),
+        };
+    }
+    Ok(from)
+}
+
+fn checked(upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Result<WebSocketUpgrade, Fault> {
+    upgrade.map_err(|_| Fault::invalid("this path speaks WebSocket: ask for an upgrade"))
+}
+
+/// Parameters of a stream.
+struct Stream {
+    services: Services,
+    caller: Caller,
+    sandbox: Attached,
+    connection: Arc<Connection>,
+}
+
+/// Upgrades to WebSocket, and keeps `held` until the end of the connection.
+fn open(stream: Stream, subject: Subject, upgrade: WebSocketUpgrade, held: impl Send + 'static) -> Response {
+    // If memory is short, small commands still work.
+    let all = &stream.services.state().admission.memory;
+    let begins = matches!(subject, Subject::Command);
+    let memory = if begins { all.try_take(stream.caller.team().uuid(), FIRST_MAX).ok() } else { None };
+    let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
+    let (work, span, request) = (stream.connection.work(), Span::current(), request_trace::request_id());
+    let upgrade = upgrade.protocols([SUBPROTOCOL]).max_message_size(first).max_frame_size(first);
+    let upgrade = upgrade.read_buffer_size(READ_BUFFER).write_buffer_size(0).max_write_buffer_size(WRITE_MAX);
+    let dialect = upgrade.selected_protocol().map_or(Dialect::Text, |_| Dialect::Binary);
+    stream.connection.limit_reads((first + LATER_MAX) as u64);
+    upgrade.on_upgrade(async move |socket| {
+        let _held = (held, work);
+        let conversation = hold(&stream, subject, dialect, memory, socket);
+        request_trace::follow(request.unwrap_or(HeaderValue::from_static("none")), span, conversation).await;
+    })
+}
