@@ -91,7 +91,7 @@ pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     for _ in 0..ROUNDS {
         times.push(over_the_api().await?);
     }
-    let cost = (used()? - before).as_secs_f64() * 1000.0 / ROUNDS as f64;
+    let cost = used()?.saturating_sub(before).as_secs_f64() * 1000.0 / ROUNDS as f64;
     stack.api.remove(&id).await?;
     let ratio = Row::ratio("exec /bin/true over the API ÷ directly against envd", &ours, &floor, 2.0);
     let cost = Row {

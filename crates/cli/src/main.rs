@@ -195,7 +195,11 @@ impl Cli {
     /// Whether the exit status is that of a command in a sandbox, so that Wrenn's own failures need distinct
     /// ones.
     fn passes_status_on(&self) -> bool {
-        matches!(self.command, Command::Run(_) | Command::Sandbox(sandbox::Command::Exec { .. }))
+        matches!(
+            self.command,
+            Command::Run(_)
+                | Command::Sandbox(sandbox::Command::Exec { .. } | sandbox::Command::Attach { .. })
+        )
     }
 }
 

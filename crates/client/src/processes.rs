@@ -285,7 +285,7 @@ impl ProcessStream {
             pings = 0;
             match received {
                 Some(Ok(Message::Text(text))) => return self.event(text.as_bytes()).map(Some),
-                Some(Ok(Message::Binary(bytes))) => return output(bytes).map(Some),
+                Some(Ok(Message::Binary(bytes))) => return output(&bytes).map(Some),
                 Some(Ok(Message::Close(_))) | None => return Err(broken(None)),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(broken(Some(&error))),
@@ -307,7 +307,7 @@ impl ProcessStream {
 }
 
 /// Parses a binary frame.
-fn output(frame: Bytes) -> Result<ProcessEvent> {
+fn output(frame: &Bytes) -> Result<ProcessEvent> {
     match frame.first() {
         Some(&STDOUT) => Ok(ProcessEvent::Stdout(frame.slice(1..))),
         Some(&STDERR) => Ok(ProcessEvent::Stderr(frame.slice(1..))),

@@ -136,6 +136,8 @@ pub(crate) async fn processes_run_in_the_background(stack: Arc<Stack>) -> Result
     let (code, _, told) = run(&["attach", "-n", &id, tag.trim()], None).await?;
     anyhow::ensure!(code == Some(137), "{code:?}: {told}");
     let (code, _, told) = run(&["kill", &id, "nothing"], None).await?;
+    anyhow::ensure!(code == Some(1) && told.contains("nothing"), "{code:?}: {told}");
+    let (code, _, told) = run(&["attach", &id, "nothing"], None).await?;
     anyhow::ensure!(code == Some(125) && told.contains("nothing"), "{code:?}: {told}");
     stack.api.remove(&id).await.map(drop)
 }

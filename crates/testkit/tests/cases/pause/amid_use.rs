@@ -69,7 +69,7 @@ pub(crate) async fn many_pauses_leave_an_idle_vmm(stack: Arc<Stack>) -> Result<(
     let before = processor_time(vmm)?;
     let watched = Duration::from_secs(4);
     tokio::time::sleep(watched).await;
-    let used = processor_time(vmm)? - before;
+    let used = processor_time(vmm)?.saturating_sub(before);
     // A device that finds no end takes a processor for itself, an idle guest some hundredths of one.
     ensure!(used < watched / 4, "the VMM of an idle guest used {used:?} of {watched:?}");
     delete_wholly(&stack, &id).await
