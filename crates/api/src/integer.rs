@@ -92,6 +92,8 @@ fields! {
     sandbox_timeout_sec = "timeout_sec", 0..=31_536_000;
     /// Deserializes a timeout of a command in seconds.
     command_timeout_sec = "timeout_sec", 1..=86_400;
+    /// Deserializes a number of levels of directories.
+    depth = "depth", 0..=64;
     /// Deserializes a timeout of a command whose output is streamed, in seconds.
     stream_timeout_sec = "timeout_sec", 0..=u32::MAX;
 }

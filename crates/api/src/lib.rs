@@ -2,6 +2,7 @@
 //! Types of the REST API, shared by the control plane, the client and the command line: typed ids, request
 //! and response bodies, and error codes. Does no I/O.
 
+mod entry;
 mod error;
 mod event;
 mod exec_frames;
@@ -12,6 +13,7 @@ mod sandbox;
 mod snapshot;
 mod template;
 
+pub use entry::{EntryPath, FileEntries, FileEntry, FileKind, ListFiles, MoveFile, OneEntry};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
 pub use exec_frames::{

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Client of Wrenn's REST API: sandboxes, commands, files and events over one HTTP connection pool.
 
+mod directories;
 mod error;
 mod events;
 mod files;

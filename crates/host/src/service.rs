@@ -22,11 +22,13 @@ use wrenn_rpc::{
         },
         CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
         DestroyResponse, ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host,
-        ListProcessesRequest, ListProcessesResponse, ListRequest, ListResponse, PauseRequest, PauseResponse,
-        PingRequest, PingResponse, ProcessStreamRequest, ProcessStreamResponse, ReadFileRequest,
-        ReadFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, SignalProcessRequest,
-        SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest, StartProcessResponse,
-        StepTiming, WriteFileRequest, WriteFileResponse,
+        ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse,
+        ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest,
+        MoveFileResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ProcessStreamRequest,
+        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, RemoveFileRequest, RemoveFileResponse,
+        ResumeRequest, ResumeResponse, Sandbox, SandboxState, SignalProcessRequest, SignalProcessResponse,
+        SnapshotRequest, SnapshotResponse, StartProcessRequest, StartProcessResponse, StatFileRequest,
+        StatFileResponse, StepTiming, WriteFileRequest, WriteFileResponse,
         read_file_response::Unsized,
     },
 };
@@ -40,6 +42,7 @@ use crate::{
     process_stream::{command, exchange, selector},
     sandbox::{
         actor::Handle,
+        directories,
         guest::Guest,
         phase::State,
         processes::{self, From},
@@ -473,5 +476,73 @@ impl Host for Service {
         let size = size?;
         written.map_err(|error: AgentError| ConnectError::from(error))?;
         Response::ok(WriteFileResponse { size, ..Default::default() })
+    }
+
+    async fn list_directory<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ListDirectoryRequest>,
+    ) -> ServiceResult<impl Encodable<ListDirectoryResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "list_directory", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let _memory = self.agent.shared.memory.reserve(STREAM)?;
+        let entries = directories::list(&guest, request.path, request.depth).instrument(call.span).await?;
+        Response::ok(ListDirectoryResponse { entries, ..Default::default() })
+    }
+
+    async fn stat_file<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, StatFileRequest>,
+    ) -> ServiceResult<impl Encodable<StatFileResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "stat_file", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let entry = directories::stat(&guest, request.path).instrument(call.span).await?;
+        Response::ok(StatFileResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn make_directory<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MakeDirectoryRequest>,
+    ) -> ServiceResult<impl Encodable<MakeDirectoryResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "make_directory", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let entry = directories::make(&guest, request.path).instrument(call.span).await?;
+        Response::ok(MakeDirectoryResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn move_file<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<MoveFileResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.source)?;
+        checked_path(&request.destination)?;
+        let call = self.call(&ctx, "move_file", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let entry =
+            directories::r#move(&guest, request.source, request.destination).instrument(call.span).await?;
+        Response::ok(MoveFileResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn remove_file<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, RemoveFileRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveFileResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "remove_file", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        directories::remove(&guest, request.path).instrument(call.span).await?;
+        Response::ok(RemoveFileResponse::default())
     }
 }

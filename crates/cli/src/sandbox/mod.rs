@@ -2,6 +2,7 @@
 //! `wrenn sandbox`: commands for single sandboxes.
 
 mod copy;
+mod files;
 mod local;
 
 use anyhow::{Result, anyhow};
@@ -103,6 +104,9 @@ pub(crate) enum Command {
         #[arg(long, short = 'n')]
         no_stdin: bool,
     },
+    /// Work with the files of a sandbox
+    #[command(subcommand)]
+    Files(files::Command),
     /// Copy a file into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
     Cp(copy::Args),
@@ -191,6 +195,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
+        Command::Files(what) => files::run(client, what, format).await?,
         Command::Cp(args) => {
             let copied = copy::run(client, args).await?;
             // Standard output may be the target of the copy.

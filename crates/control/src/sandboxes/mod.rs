@@ -7,6 +7,7 @@ mod attached;
 mod command;
 mod create;
 mod destroy;
+mod directories;
 mod files;
 pub(crate) mod idle;
 mod lookup;
@@ -22,7 +23,7 @@ mod step;
 mod timeout;
 
 use wrenn_api::{
-    BackgroundProcess, CreateSandbox, ErrorCode, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
+    BackgroundProcess, CreateSandbox, ErrorCode, FileEntry, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
     SandboxStatus, Signal, Signalled, UpdateSandbox,
 };
 
@@ -40,6 +41,7 @@ pub use attached::{Attached, Exit, From, ProcessEvent, ProcessEvents, ProcessInp
 #[cfg(test)]
 pub(crate) use command::run;
 pub use command::{BackgroundCommand, Finished, TimedCommand};
+pub use directories::AnyPath;
 pub use files::{Download, FilePath, Upload};
 pub use processes::Selector;
 
@@ -191,6 +193,53 @@ impl Sandboxes {
     ) -> Result<Signalled, Fault> {
         let (agent, _active) = self.reach(caller, id).await?;
         processes::signal(&agent, id, process, signal).await
+    }
+
+    /// Lists a directory of a sandbox, `depth` levels deep, by path.
+    pub async fn list_files(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        path: AnyPath,
+        depth: Option<u32>,
+    ) -> Result<Vec<FileEntry>, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::list(&agent, id, path, depth).await
+    }
+
+    /// Describes an entry of a sandbox's file system.
+    pub async fn stat_file(&self, caller: &Caller, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::stat(&agent, id, path).await
+    }
+
+    /// Creates a directory and its parents. Fails if it exists.
+    pub async fn make_directory(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        path: AnyPath,
+    ) -> Result<FileEntry, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::make(&agent, id, path).await
+    }
+
+    /// Moves an entry; a file that is there is replaced.
+    pub async fn move_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        source: AnyPath,
+        destination: AnyPath,
+    ) -> Result<FileEntry, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::r#move(&agent, id, source, destination).await
+    }
+
+    /// Removes an entry, and a directory with its content. Fails if there is none.
+    pub async fn remove_file(&self, caller: &Caller, id: SandboxId, path: AnyPath) -> Result<(), Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::remove(&agent, id, path).await
     }
 
     /// Reaches a running sandbox for one call. As long as the second value exists, the sandbox is active.

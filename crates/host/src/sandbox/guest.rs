@@ -23,7 +23,7 @@ use rand::RngCore as _;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use wrenn_api::ErrorCode;
-use wrenn_rpc::process::ProcessClient;
+use wrenn_rpc::{filesystem::FilesystemClient, process::ProcessClient};
 
 use super::spec::Spec;
 use crate::{
@@ -78,6 +78,8 @@ pub(crate) struct Guest {
     http: Client<HttpConnector, Body>,
     /// Client for calls whose responses are read at once: all share one connection and its window.
     pub(super) processes: Processes,
+    /// Client of its file system, over the same connection.
+    pub(super) files: FilesystemClient<SharedHttp2Connection>,
     gone: CancellationToken,
     /// Id of the current request, for envd's log; empty if there is none.
     request_id: String,
@@ -135,9 +137,11 @@ impl Guest {
         // A guest that has just been resumed may take seconds to get to its network.
         connector.set_connect_timeout(Some(ANSWER));
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
+        let shared = connection(uri.clone(), UNREAD_SHARED, CALLS);
         Ok(Self {
             authority,
-            processes: processes(uri.clone(), UNREAD_SHARED, CALLS),
+            processes: ProcessClient::new(shared.clone(), config(uri.clone())),
+            files: FilesystemClient::new(shared, config(uri.clone())),
             uri,
             token: token.to_owned(),
             http,
@@ -160,7 +164,7 @@ impl Guest {
     /// Creates a client with its own connection, for a command whose output may be read slowly or not at all, and for its
     /// input.
     pub(super) fn dedicated_processes(&self) -> Processes {
-        processes(self.uri.clone(), UNREAD, 2)
+        ProcessClient::new(connection(self.uri.clone(), UNREAD, 2), config(self.uri.clone()))
     }
 
     /// Waits until the guest has exited.
@@ -383,14 +387,17 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
     Err(AgentError::new(code, message))
 }
 
-fn processes(uri: Uri, unread: u32, calls: usize) -> Processes {
-    let connection = Http2Connection::builder()
+/// Opens a connection on its first use.
+fn connection(uri: Uri, unread: u32, calls: usize) -> SharedHttp2Connection {
+    Http2Connection::builder()
         .initial_stream_window_size(unread)
         .initial_connection_window_size(unread)
-        .lazy_plaintext(uri.clone())
-        .shared(calls);
-    let config = ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX);
-    ProcessClient::new(connection, config)
+        .lazy_plaintext(uri)
+        .shared(calls)
+}
+
+fn config(uri: Uri) -> ClientConfig {
+    ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX)
 }
 
 fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {

@@ -4,6 +4,7 @@
 pub(crate) mod actor;
 pub(crate) mod admit;
 pub(crate) mod boot;
+pub(crate) mod directories;
 pub(crate) mod entry;
 mod environment;
 pub(crate) mod exit;

@@ -113,8 +113,8 @@ pub(crate) async fn output_and_input_are_exact(stack: Arc<Stack>) -> Result<()> 
     Ok(())
 }
 
-/// A command is started detached, listed, attached to and ended.
-pub(crate) async fn processes_run_in_the_background(stack: Arc<Stack>) -> Result<()> {
+/// A command is started detached, listed, attached to and ended; files are listed, moved and removed.
+pub(crate) async fn processes_and_files_are_worked_with(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let run = async |args: &[&str], input: Option<&str>| {
         let output = wrenn(&stack, &[&["sandbox"], args].concat(), input).await?;
@@ -130,6 +130,22 @@ pub(crate) async fn processes_run_in_the_background(stack: Arc<Stack>) -> Result
     );
     let attached = run(&["attach", &id, "job"], Some("this\n")).await?;
     anyhow::ensure!(attached == (Some(4), "begun\ngot this\n".to_owned(), String::new()), "{attached:?}");
+    for (args, told) in [
+        (vec!["files", "mkdir", &id, "dir/sub"], ""),
+        (vec!["files", "ls", &id, "dir"], "dir/sub/"),
+        (vec!["files", "mv", &id, "dir/sub", "dir/other"], ""),
+        (vec!["files", "stat", &id, "dir/other"], "drwxr-xr-x"),
+        (vec!["files", "cat", &id, "/etc/hostname"], &id),
+        (vec!["files", "rm", &id, "dir"], ""),
+    ] {
+        let (code, listed, error) = run(&args, None).await?;
+        anyhow::ensure!(
+            code == Some(0) && listed.contains(told) && listed.is_empty() == told.is_empty(),
+            "{args:?}: {listed} {error}"
+        );
+    }
+    let (code, _, told) = run(&["files", "ls", &id, "dir"], None).await?;
+    anyhow::ensure!(code == Some(1) && told.contains("not_found"), "{code:?}: {told}");
     let (_, tag, _) = run(&["exec", "--detach", &id, "sleep", "1000"], None).await?;
     let killed = run(&["kill", "-s", "KILL", &id, tag.trim()], None).await?;
     anyhow::ensure!(killed.0 == Some(0) && killed.1.is_empty(), "{killed:?}");

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use reqwest::{
     Method,
     multipart::{Form, Part},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use wrenn_testkit::Stack;
 
 /// Writes and reads 64 MiB, with a file name that must be escaped.
@@ -106,5 +106,90 @@ pub(crate) async fn a_full_disk_of_a_guest(stack: Arc<Stack>) -> Result<()> {
     anyhow::ensure!(freed["exit_code"] == 0, "{freed}");
     stack.api.write(&id, "after", vec![1; 8 << 20]).await?.expect(204)?;
     stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// Directories are made, listed, moved and removed; entries are described as they are.
+pub(crate) async fn entries_are_listed_moved_and_removed(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.borrow_sandbox().await?;
+    let call = async |verb: &str, body: Value| {
+        stack.api.post(&format!("/v1/sandboxes/{id}/files/{verb}"), &body).await
+    };
+    let made = call("mkdir", json!({"path": "tree/a/b"})).await?.expect(200)?.json()["entry"].clone();
+    anyhow::ensure!(
+        made["type"] == "directory"
+            && made["name"] == "b"
+            && made["path"].as_str().is_some_and(|path| path.ends_with("/tree/a/b")),
+        "{made}"
+    );
+    call("mkdir", json!({"path": "tree/a"})).await?.expect_error(409, "conflict")?;
+    stack.api.write(&id, "tree/file", b"hello\n".to_vec()).await?.expect(204)?;
+    call("mkdir", json!({"path": "tree/file"})).await?.expect_error(400, "invalid_request")?;
+    stack.api.exec(&id, &["sh", "-c", "cd tree && chmod 640 file && ln -s file link && ln -s nowhere broken && mkfifo pipe && touch -d @1000 file"]).await?;
+    let owner =
+        stack.api.exec(&id, &["sh", "-c", "printf %s:%s $(id -un) $(id -gn)"]).await?["stdout"].clone();
+    let names = |listed: &Value| -> Vec<String> {
+        listed["entries"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|entry| entry["name"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let listed = call("list", json!({"path": "tree"})).await?.expect(200)?.json();
+    anyhow::ensure!(names(&listed) == ["a", "broken", "file", "link", "pipe"], "{listed}");
+    anyhow::ensure!(call("list", json!({"path": "tree", "depth": 0})).await?.expect(200)?.json() == listed);
+    let deep = call("list", json!({"path": "tree", "depth": 2})).await?.expect(200)?.json();
+    anyhow::ensure!(names(&deep) == ["a", "b", "broken", "file", "link", "pipe"], "{deep}");
+    let [_, broken, file, link, pipe] = &listed["entries"].as_array().context("entries")?[..] else {
+        anyhow::bail!("{listed}")
+    };
+    anyhow::ensure!(
+        file["type"] == "file"
+            && file["size"] == 6
+            && file["mode"] == 0o640
+            && file["permissions"] == "-rw-r-----"
+            && file["modified_at"] == 1000
+            && owner
+                == format!(
+                    "{}:{}",
+                    file["owner"].as_str().unwrap_or_default(),
+                    file["group"].as_str().unwrap_or_default()
+                ),
+        "{file}, of {owner}"
+    );
+    anyhow::ensure!(
+        link["type"] == "file" && link["symlink_target"] == file["path"] && broken["type"] == "symlink",
+        "{link} {broken}"
+    );
+    anyhow::ensure!(pipe["type"] == "file" && file.get("symlink_target").is_none(), "{pipe}");
+    anyhow::ensure!(call("stat", json!({"path": "tree/file"})).await?.expect(200)?.json()["entry"] == *file);
+
+    let moved = call("move", json!({"source": "tree/file", "destination": "tree/new/name"}))
+        .await?
+        .expect(200)?
+        .json();
+    anyhow::ensure!(moved["entry"]["name"] == "name" && moved["entry"]["mode"] == 0o640, "{moved}");
+    call("stat", json!({"path": "tree/file"})).await?.expect_error(404, "not_found")?;
+    anyhow::ensure!(stack.api.read(&id, "tree/new/name").await?.expect(200)?.bytes == b"hello\n".as_slice());
+    call("move", json!({"source": "tree/none", "destination": "x"})).await?.expect_error(404, "not_found")?;
+    call("remove", json!({"path": "tree/link"})).await?.expect(204)?;
+    call("remove", json!({"path": "tree"})).await?.expect(204)?;
+    call("remove", json!({"path": "tree"})).await?.expect_error(404, "not_found")?;
+    call("list", json!({"path": "tree"})).await?.expect_error(404, "not_found")?;
+    call("list", json!({"path": "/etc/passwd"})).await?.expect_error(400, "invalid_request")?;
+    for body in [
+        json!({}),
+        json!({"path": ""}),
+        json!({"path": "a\u{0}"}),
+        json!({"path": "a", "depth": 65}),
+        json!({"path": "a", "deep": 1}),
+    ] {
+        call("list", body.clone())
+            .await?
+            .expect_error(400, "invalid_request")
+            .with_context(|| body.to_string())?;
+    }
+    stack.give_back(id);
     Ok(())
 }

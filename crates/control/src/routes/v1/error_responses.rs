@@ -60,6 +60,9 @@ refusals! {
     /// Error responses of `execStream` and `processStream`, before the connection is a WebSocket.
     OfExecStream: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of operations on entries of a file system.
+    OfDirectories: Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+        UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `readFile` and `writeFile`.
     OfFiles: Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! REST API of version 1: it renders requests and responses of the services, strictly as documented.
 
+mod directories;
 pub(super) mod error_responses;
 mod events;
 mod exec;
@@ -42,6 +43,11 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
+        .routes(needs(Permission::FileRead, routes!(directories::list)))
+        .routes(needs(Permission::FileRead, routes!(directories::stat)))
+        .routes(needs(Permission::FileWrite, routes!(directories::mkdir)))
+        .routes(needs(Permission::FileWrite, routes!(directories::r#move)))
+        .routes(needs(Permission::FileWrite, routes!(directories::remove)))
         .routes(needs(Permission::SnapshotCreate, routes!(snapshots::create)))
         .routes(needs(Permission::SnapshotRead, routes!(snapshots::list)))
         .routes(needs(Permission::SnapshotDelete, routes!(snapshots::delete)))

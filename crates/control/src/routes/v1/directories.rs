@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Directories and entries of sandboxes: list, stat, make, move and remove.
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use wrenn_api::{EntryPath, FileEntries, ListFiles, MoveFile, OneEntry};
+
+use super::{
+    error_responses::OfDirectories,
+    extract::{Body, Target},
+};
+use crate::{error::Fault, sandboxes::AnyPath, services::Services};
+
+/// List a directory.
+///
+/// Symbolic links are not followed. Below the directory, what cannot be read is left out. A list has at most 20,000 entries.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/list", operation_id = "listFiles", tag = "files",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body = ListFiles,
+    responses((status = 200, description = "The entries, by path.", body = FileEntries), OfDirectories)
+)]
+pub(super) async fn list(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<ListFiles>,
+) -> Result<Json<FileEntries>, Fault> {
+    let ListFiles { path, depth } = body.value;
+    let path = AnyPath::new("path", path)?;
+    let entries = services.sandboxes().list_files(&target.caller, target.id, path, depth).await?;
+    Ok(Json(FileEntries { entries }))
+}
+
+/// Describe a file, a directory or a link.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/stat", operation_id = "statFile", tag = "files",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body = EntryPath,
+    responses((status = 200, description = "The entry.", body = OneEntry), OfDirectories)
+)]
+pub(super) async fn stat(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<EntryPath>,
+) -> Result<Json<OneEntry>, Fault> {
+    let path = AnyPath::new("path", body.value.path)?;
+    let entry = services.sandboxes().stat_file(&target.caller, target.id, path).await?;
+    Ok(Json(OneEntry { entry }))
+}
+
+/// Make a directory.
+///
+/// Missing parents are created, too; all belong to the template's default user. One that exists is refused with 409.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/mkdir", operation_id = "makeDirectory", tag = "files",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body = EntryPath,
+    responses((status = 200, description = "The directory was made.", body = OneEntry), OfDirectories)
+)]
+pub(super) async fn mkdir(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<EntryPath>,
+) -> Result<Json<OneEntry>, Fault> {
+    let path = AnyPath::new("path", body.value.path)?;
+    let entry = services.sandboxes().make_directory(&target.caller, target.id, path).await?;
+    Ok(Json(OneEntry { entry }))
+}
+
+/// Move a file or directory.
+///
+/// Within one file system only. A file at the destination is replaced at once, a directory only if it is empty.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/move", operation_id = "moveFile", tag = "files",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body = MoveFile,
+    responses((status = 200, description = "It was moved.", body = OneEntry), OfDirectories)
+)]
+pub(super) async fn r#move(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<MoveFile>,
+) -> Result<Json<OneEntry>, Fault> {
+    let source = AnyPath::new("source", body.value.source)?;
+    let destination = AnyPath::new("destination", body.value.destination)?;
+    let entry = services.sandboxes().move_file(&target.caller, target.id, source, destination).await?;
+    Ok(Json(OneEntry { entry }))
+}
+
+/// Remove a file, a link, or a directory with its content.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/remove", operation_id = "removeFile", tag = "files",
+    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    request_body = EntryPath,
+    responses((status = 204, description = "It is removed."), OfDirectories)
+)]
+pub(super) async fn remove(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<EntryPath>,
+) -> Result<StatusCode, Fault> {
+    let path = AnyPath::new("path", body.value.path)?;
+    services.sandboxes().remove_file(&target.caller, target.id, path).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Directories and entries of sandboxes: list, stat, make, move and remove.
+
+use std::time::Duration;
+
+use wrenn_api::{ErrorCode, FileEntry, FileKind, SandboxId};
+use wrenn_rpc::{
+    filesystem::{EntryInfo, FileType},
+    host::v1::{
+        ListDirectoryRequest, MakeDirectoryRequest, MoveFileRequest, RemoveFileRequest, StatFileRequest,
+    },
+};
+
+use crate::{
+    agents::{AgentClient, within},
+    error::Fault,
+};
+
+/// Time limit of an operation, longer than the agent's own.
+const LIMIT: Duration = Duration::from_secs(75);
+/// Maximum number of levels of a list.
+const DEPTH_MAX: u32 = 64;
+/// Maximum length of a path, in characters.
+const PATH_MAX: usize = 4096;
+
+/// Path of a file or directory in a sandbox: absolute, or relative to a home directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnyPath(String);
+
+impl AnyPath {
+    /// Checks a path as far as possible without the sandbox; `field` is its name in the request.
+    pub fn new(field: &str, path: String) -> Result<Self, Fault> {
+        if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
+            return Err(Fault::invalid(format!("{field}: 1 to {PATH_MAX} characters without NUL")));
+        }
+        Ok(Self(path))
+    }
+}
+
+/// Lists a directory.
+pub(super) async fn list(
+    agent: &AgentClient,
+    id: SandboxId,
+    path: AnyPath,
+    depth: Option<u32>,
+) -> Result<Vec<FileEntry>, Fault> {
+    let depth = depth.unwrap_or(1).max(1);
+    if depth > DEPTH_MAX {
+        return Err(Fault::invalid(format!("depth is {depth}: it must be 0 to {DEPTH_MAX}")));
+    }
+    let request =
+        ListDirectoryRequest { sandbox_id: id.to_string(), path: path.0, depth, ..Default::default() };
+    let listed = agent.list_directory_with_options(request, within(LIMIT)).await?.into_owned();
+    Ok(listed.entries.into_iter().map(entry).collect())
+}
+
+/// Describes an entry.
+pub(super) async fn stat(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
+    let request = StatFileRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+    one(agent.stat_file_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
+}
+
+/// Creates a directory and its parents.
+pub(super) async fn make(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
+    let request = MakeDirectoryRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+    one(agent.make_directory_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
+}
+
+/// Moves an entry.
+pub(super) async fn r#move(
+    agent: &AgentClient,
+    id: SandboxId,
+    source: AnyPath,
+    destination: AnyPath,
+) -> Result<FileEntry, Fault> {
+    let (source, destination) = (source.0, destination.0);
+    let request = MoveFileRequest { sandbox_id: id.to_string(), source, destination, ..Default::default() };
+    one(agent.move_file_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
+}
+
+/// Removes an entry, and a directory with its content.
+pub(super) async fn remove(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<(), Fault> {
+    let request = RemoveFileRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+    agent.remove_file_with_options(request, within(LIMIT)).await?;
+    Ok(())
+}
+
+fn one(told: Option<EntryInfo>) -> Result<FileEntry, Fault> {
+    let none = || Fault::new(ErrorCode::AgentError, "the sandbox's host described no entry; try again");
+    told.map(entry).ok_or_else(none)
+}
+
+fn entry(info: EntryInfo) -> FileEntry {
+    let kind = match info.r#type.as_known() {
+        Some(FileType::FILE_TYPE_DIRECTORY) => FileKind::Directory,
+        Some(FileType::FILE_TYPE_SYMLINK) => FileKind::Symlink,
+        _ => FileKind::File,
+    };
+    FileEntry {
+        name: info.name,
+        path: info.path,
+        kind,
+        size: u64::try_from(info.size).unwrap_or_default(),
+        mode: info.mode,
+        permissions: info.permissions,
+        owner: info.owner,
+        group: info.group,
+        modified_at: info.modified_time.as_option().map(|time| time.seconds).unwrap_or_default(),
+        symlink_target: info.symlink_target,
+    }
+}
