@@ -15,7 +15,7 @@ use rustix::termios::Winsize;
 use super::{
     cgroup::Cgroup,
     input::{Input, InputError},
-    output::{Hold, Log, OutOfRange, Reader},
+    output::{From, Hold, Log, OutOfRange, Reader},
 };
 use crate::reaper::Reaper;
 
@@ -35,17 +35,6 @@ pub(crate) struct Process {
     pub(super) cgroup: Mutex<Option<Cgroup>>,
     pub(super) timed_out: AtomicBool,
     pub(super) reaper: Arc<Reaper>,
-}
-
-/// Where a client begins to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum From {
-    /// At the beginning; what is not kept any more is lost.
-    Beginning,
-    /// At the next output.
-    Now,
-    /// After this number of bytes since the start.
-    Offset(u64),
 }
 
 impl Process {

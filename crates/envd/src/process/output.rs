@@ -15,10 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::{
-    handle::From,
-    retention::{Kept, Retention},
-};
+use super::retention::{Kept, Retention};
 
 /// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
@@ -83,6 +80,17 @@ pub(crate) enum Hold {
     Always,
     /// For [`STALL`] at most.
     Briefly,
+}
+
+/// Where a client begins to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// At the beginning; what is not kept any more is lost.
+    Beginning,
+    /// At the next output.
+    Now,
+    /// After this number of bytes since the start.
+    Offset(u64),
 }
 
 /// Error of a client that wants to begin after more bytes than were written.

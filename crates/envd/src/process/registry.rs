@@ -17,9 +17,9 @@ use tokio::{
 use super::{
     cgroup::{Cgroup, Cgroups},
     drains::{DRAINS, Drains},
-    handle::{From, Process},
+    handle::Process,
     input::Input,
-    output::{Channel, Hold, Log, Reader},
+    output::{Channel, From, Hold, Log, Reader},
     pipes::nonblocking,
     retention::{self, Retention},
     spawn::{self, Running, SpawnError, Spec},

@@ -133,8 +133,7 @@ mod tests {
     use std::time::Duration;
 
     use super::{
-        super::handle::From,
-        super::output::{CHUNK, Channel, Chunk, End, FLOOR, Hold, Item, LIMIT, Log},
+        super::output::{CHUNK, Channel, Chunk, End, FLOOR, From, Hold, Item, LIMIT, Log},
         *,
     };
 

@@ -30,9 +30,9 @@ use wrenn_rpc::process::{
 };
 
 use super::{
-    handle::{From, Process},
+    handle::Process,
     input::InputError,
-    output::{Channel, Chunk, End, Item, LIMIT, Reader},
+    output::{Channel, Chunk, End, From, Item, LIMIT, Reader},
     registry::{Registry, StartError},
     spawn::{SpawnError, Spec},
     table::{Description, Selector},
