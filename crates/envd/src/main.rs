@@ -14,6 +14,7 @@ mod identity;
 mod init;
 mod limits;
 mod log;
+mod metadata;
 mod metrics;
 mod network;
 mod paths;

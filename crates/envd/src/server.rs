@@ -53,6 +53,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .route("/init", post(init::post))
         .route("/snapshot/prepare", post(init::prepare))
         .route("/envs", get(init::envs))
+        .route("/files/compose", post(files::compose))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))

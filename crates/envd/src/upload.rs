@@ -9,9 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{filesystem::make_parents, regular, users::User};
+use crate::{filesystem::make_parents, metadata, regular, users::User};
 
 /// Maximum number of symbolic links followed to find the target, as in the kernel.
 const LINKS: usize = 40;
@@ -73,9 +74,17 @@ impl Upload {
         Ok(upload)
     }
 
-    /// Renames a temporary file to its final name.
-    pub(crate) async fn finish(mut self) -> io::Result<()> {
+    /// Replaces the metadata and renames a temporary file to its final name. Returns the metadata that the file has, which
+    /// is none on a file system that cannot keep any.
+    pub(crate) async fn finish(mut self, metadata: &metadata::Metadata) -> io::Result<metadata::Metadata> {
         self.file.flush().await?;
+        let (file, given) = (self.file.try_clone().await?.into_std().await, metadata.clone());
+        let kept = tokio::task::spawn_blocking(move || match metadata::replace(&file, &given) {
+            Ok(()) => Ok(metadata::of_file(&file)),
+            Err(Errno::NOTSUP | Errno::PERM) => Ok(metadata::Metadata::new()),
+            Err(error) => Err(io::Error::from(error)),
+        });
+        let kept = kept.await.map_err(io::Error::other)??;
         if let Some(temporary) = &self.temporary {
             if self.sync {
                 self.file.sync_all().await?;
@@ -83,7 +92,7 @@ impl Upload {
             tokio::fs::rename(temporary, &self.path).await?;
             self.temporary = None;
         }
-        Ok(())
+        Ok(kept)
     }
 }
 
@@ -100,9 +109,8 @@ fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for attempt in 0..NAMES {
-        // RandomState has new random keys each time.
-        let temporary = path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(attempt)));
+    for _ in 0..NAMES {
+        let temporary = temporary_name(path);
         match options.open(&temporary) {
             Ok(file) => return Ok((file, temporary)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
@@ -110,6 +118,12 @@ fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
         }
     }
     Err(last)
+}
+
+/// Returns an unpredictable name beside `path`.
+fn temporary_name(path: &Path) -> PathBuf {
+    // RandomState has new random keys each time.
+    path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(0)))
 }
 
 /// Resolves a path whose last part may be a symbolic link.

@@ -70,6 +70,21 @@ impl Envd {
         stream
     }
 
+    /// Sends one HTTP request; returns its whole response.
+    pub(crate) fn answer(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut all = Vec::new();
+        self.send(method, path, headers, body).read_to_end(&mut all).unwrap();
+        let end = all.windows(4).position(|end| end == b"\r\n\r\n").expect("a whole head");
+        let head = String::from_utf8(all[..end].to_vec()).unwrap();
+        let (mut body, chunked) =
+            (all.split_off(end + 4), head.to_lowercase().contains("transfer-encoding: chunked"));
+        if chunked {
+            let mut reader = BufReader::new(&body[..]);
+            body = std::iter::from_fn(|| chunk(&mut reader)).flatten().collect();
+        }
+        Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), head, body }
+    }
+
     /// Sends one HTTP request; returns status and body.
     pub(crate) fn http(
         &self,
@@ -98,20 +113,44 @@ impl Envd {
     }
 
     pub(crate) fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
+        self.stream_of(&format!("process.Process/{method}"), headers, body)
+    }
+
+    /// Calls a method of any service that answers with a stream.
+    pub(crate) fn stream_of(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
         let body = body.to_string();
         let mut message = vec![0];
         message.extend((body.len() as u32).to_be_bytes());
         message.extend(body.as_bytes());
         let mut all = vec![("content-type", "application/connect+json"), ("connect-protocol-version", "1")];
         all.extend(headers);
-        let mut reader =
-            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &message));
+        let mut reader = BufReader::new(self.send("POST", &format!("/{method}"), &all, &message));
         assert_eq!(head(&mut reader).0, 200);
         Events { reader, buffer: Vec::new() }
     }
 
     pub(crate) fn sh(&self, script: &str) -> Events {
         self.stream("Start", &[], &json!({"process": {"cmd": "sh", "args": ["-c", script]}, "stdin": false}))
+    }
+}
+
+/// A response of HTTP.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Status line and headers.
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// Returns the value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
     }
 }
 
@@ -230,4 +269,11 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 pub(crate) fn alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Resident memory in KiB.
+pub(crate) fn resident(envd: &Envd) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", envd.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

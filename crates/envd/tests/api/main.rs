@@ -4,5 +4,9 @@
 
 mod bounds;
 mod client;
+mod codings;
+mod compose;
+mod downloads;
 mod files;
+mod metadata;
 mod processes;
