@@ -8,6 +8,7 @@
 mod boot;
 mod connections;
 mod console;
+mod cors;
 mod files;
 mod filesystem;
 mod identity;

@@ -18,7 +18,7 @@ use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
     connections::{Connections, Peer},
-    files, filesystem, init, log, metrics,
+    cors, files, filesystem, init, log, metrics,
     process::{
         registry::{Bounds, Registry},
         service::Service,
@@ -37,6 +37,7 @@ pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
     // Tests and operators can wait for this line; with port 0 it has the actual port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
     let router = followed(router(&settings, &registry));
+    let router = router.layer(middleware::from_fn(cors::allow));
     axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
 

@@ -6,6 +6,7 @@ mod bounds;
 mod client;
 mod codings;
 mod compose;
+mod cors;
 mod downloads;
 mod files;
 mod metadata;
