@@ -32,6 +32,12 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     checked(file)
 }
 
+/// Opens a regular file for reading, unless a symbolic link is in its place.
+pub(crate) fn open_itself(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    checked(OpenOptions::new().read(true).custom_flags(flags).open(path))
+}
+
 /// Opens an existing regular file for writing without truncating it.
 pub(crate) fn open_to_write(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path);

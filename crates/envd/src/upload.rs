@@ -121,7 +121,7 @@ fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
 }
 
 /// Returns an unpredictable name beside `path`.
-fn temporary_name(path: &Path) -> PathBuf {
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     // RandomState has new random keys each time.
     path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(0)))
 }

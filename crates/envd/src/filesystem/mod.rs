@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Connect service `filesystem.Filesystem`.
 
+mod copy;
 mod directories;
 mod entry;
+mod permissions;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use connectrpc::{ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult};
 use wrenn_rpc::filesystem::{
-    EntryInfo, Filesystem, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest,
-    MoveResponse, RemoveRequest, RemoveResponse, StatRequest, StatResponse,
+    ChmodRequest, ChmodResponse, ChownRequest, ChownResponse, CopyRequest, CopyResponse, EntryInfo,
+    Filesystem, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest, MoveResponse,
+    RemoveRequest, RemoveResponse, StatRequest, StatResponse,
 };
 
+use self::{
+    copy::Owner,
+    permissions::{Change, Ids},
+};
 pub(crate) use self::{directories::make_parents, entry::entry};
 use crate::{
     paths,
@@ -35,7 +45,7 @@ impl Filesystem for Service {
         request: ServiceRequest<'_, StatRequest>,
     ) -> ServiceResult<impl Encodable<StatResponse> + Send + use<'a>> {
         let path = self.caller(&ctx).await?.resolve(&request.to_owned_message().path)?;
-        let entry = blocking(move || described(&path)).await?;
+        let entry = blocking(move |_| described(&path)).await?;
         Response::ok(StatResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -46,7 +56,7 @@ impl Filesystem for Service {
     ) -> ServiceResult<impl Encodable<ListDirResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let path = self.caller(&ctx).await?.resolve(&request.path)?;
-        let entries = blocking(move || directories::list(&path, request.depth.max(1))).await?;
+        let entries = blocking(move |_| directories::list(&path, request.depth.max(1))).await?;
         Response::ok(ListDirResponse { entries, ..Default::default() })
     }
 
@@ -57,7 +67,7 @@ impl Filesystem for Service {
     ) -> ServiceResult<impl Encodable<MakeDirResponse> + Send + use<'a>> {
         let caller = self.caller(&ctx).await?;
         let path = caller.resolve(&request.to_owned_message().path)?;
-        let entry = blocking(move || directories::make_dir(&path, &caller.user)).await?;
+        let entry = blocking(move |_| directories::make_dir(&path, &caller.user)).await?;
         Response::ok(MakeDirResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -69,9 +79,15 @@ impl Filesystem for Service {
         let caller = self.caller(&ctx).await?;
         let request = request.to_owned_message();
         let (from, to) = (caller.named(&request.source)?, caller.named(&request.destination)?);
-        let entry = blocking(move || {
+        let entry = blocking(move |cancelled| {
             make_parents(&to, &caller.user).map_err(|e| failed("make the parents of", &to, &e))?;
-            fs::rename(&from, &to).map_err(|e| failed("move", &from, &e))?;
+            match fs::rename(&from, &to) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    copy::copy(&from, &to, Owner::Kept, cancelled)?;
+                    remove(&from)?;
+                }
+                other => other.map_err(|e| failed("move", &from, &e))?,
+            }
             described(&to)
         })
         .await?;
@@ -84,8 +100,56 @@ impl Filesystem for Service {
         request: ServiceRequest<'_, RemoveRequest>,
     ) -> ServiceResult<impl Encodable<RemoveResponse> + Send + use<'a>> {
         let path = self.caller(&ctx).await?.named(&request.to_owned_message().path)?;
-        blocking(move || remove(&path)).await?;
+        blocking(move |_| remove(&path)).await?;
         Response::ok(RemoveResponse::default())
+    }
+
+    async fn copy<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, CopyRequest>,
+    ) -> ServiceResult<impl Encodable<CopyResponse> + Send + use<'a>> {
+        let caller = self.caller(&ctx).await?;
+        let request = request.to_owned_message();
+        let (from, to) = (caller.named(&request.source)?, caller.named(&request.destination)?);
+        let entry = blocking(move |cancelled| {
+            copy::copy(&from, &to, Owner::User(&caller.user), cancelled)?;
+            described(&to)
+        })
+        .await?;
+        Response::ok(CopyResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn chmod<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ChmodRequest>,
+    ) -> ServiceResult<impl Encodable<ChmodResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let path = self.caller(&ctx).await?.named(&request.path)?;
+        let change = Change::mode(request.mode)?;
+        let entry = blocking(move |cancelled| {
+            permissions::apply(&path, change, request.recursive, cancelled)?;
+            described(&path)
+        })
+        .await?;
+        Response::ok(ChmodResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn chown<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ChownRequest>,
+    ) -> ServiceResult<impl Encodable<ChownResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let path = self.caller(&ctx).await?.named(&request.path)?;
+        let ids = Ids::find(&request.owner, &request.group).await?;
+        let entry = blocking(move |cancelled| {
+            permissions::apply(&path, Change::Owner(ids), request.recursive, cancelled)?;
+            described(&path)
+        })
+        .await?;
+        Response::ok(ChownResponse { entry: entry.into(), ..Default::default() })
     }
 }
 
@@ -118,10 +182,31 @@ fn invalid(error: &paths::PathError) -> ConnectError {
     ConnectError::invalid_argument(error.to_string())
 }
 
+/// Set when the call is given up: its client has left, or its deadline is over.
+struct Cancel(Arc<AtomicBool>);
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Works on a blocking thread. Work that takes long ends early when the flag is set.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ConnectError> + Send + 'static,
+    work: impl FnOnce(&AtomicBool) -> Result<T, ConnectError> + Send + 'static,
 ) -> Result<T, ConnectError> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| ConnectError::internal(e.to_string()))?
+    let cancel = Cancel(Arc::default());
+    let cancelled = Arc::clone(&cancel.0);
+    let done = tokio::task::spawn_blocking(move || work(&cancelled)).await;
+    done.map_err(|e| ConnectError::internal(e.to_string()))?
+}
+
+/// Fails if the call was given up.
+fn go_on(cancelled: &AtomicBool) -> Result<(), ConnectError> {
+    if cancelled.load(Ordering::Relaxed) {
+        return Err(ConnectError::canceled("the call was given up"));
+    }
+    Ok(())
 }
 
 /// The error for a failed action on a file.

@@ -106,9 +106,11 @@ fn an_empty_path_is_the_working_directory_or_the_home() {
     let (status, _) = envd.unary("filesystem.Filesystem/Stat", &json!({"path": "file"}));
     assert_eq!(status, 404);
     // What changes the file system wants to be told what.
-    for (method, request) in
-        [("Remove", json!({"path": ""})), ("Move", json!({"source": "", "destination": "/tmp/x"}))]
-    {
+    for (method, request) in [
+        ("Remove", json!({"path": ""})),
+        ("Move", json!({"source": "", "destination": "/tmp/x"})),
+        ("Copy", json!({"source": "", "destination": "/tmp/x"})),
+    ] {
         let (status, body) = envd.unary(&format!("filesystem.Filesystem/{method}"), &request);
         assert_eq!((status, &body["code"]), (400, &json!("invalid_argument")), "{method}");
     }

@@ -9,5 +9,6 @@ mod compose;
 mod cors;
 mod downloads;
 mod files;
+mod filesystem;
 mod metadata;
 mod processes;
