@@ -27,23 +27,25 @@ use crate::{
     reaper::Reaper,
     respond::{Told, error},
     settings::Settings,
+    watch::{Limits, Watchers},
 };
 
 /// Serves until the process exits. RPC messages are limited to 4 MiB, the library's default.
-pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
+pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
     let registry = Registry::new(Reaper::start()?, bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // Tests and operators can wait for this line; with port 0 it has the actual port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
-    let router = followed(router(&settings, &registry));
+    let router = followed(router(&settings, &registry, &Watchers::new(watching)));
     let router = router.layer(middleware::from_fn(cors::allow));
     axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
 
-fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
+fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Watchers>) -> Router {
     let process = Arc::new(Service { registry: Arc::clone(registry), settings: Arc::clone(settings) });
-    let filesystem = Arc::new(filesystem::Service { settings: Arc::clone(settings) });
+    let (settings_too, watchers) = (Arc::clone(settings), Arc::clone(watchers));
+    let filesystem = Arc::new(filesystem::Service { settings: settings_too, watchers });
     let rpc = filesystem.register(process.register(connectrpc::Router::new()));
     // File requests check the token themselves: a signature in the query can replace it.
     let files = Router::new()

@@ -15,11 +15,15 @@ use std::{
     },
 };
 
-use connectrpc::{ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult};
+use connectrpc::{
+    ConnectError, Encodable, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
 use wrenn_rpc::filesystem::{
-    ChmodRequest, ChmodResponse, ChownRequest, ChownResponse, CopyRequest, CopyResponse, EntryInfo,
-    Filesystem, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest, MoveResponse,
-    RemoveRequest, RemoveResponse, StatRequest, StatResponse,
+    ChmodRequest, ChmodResponse, ChownRequest, ChownResponse, CopyRequest, CopyResponse,
+    CreateWatcherRequest, CreateWatcherResponse, EntryInfo, Filesystem, GetWatcherEventsRequest,
+    GetWatcherEventsResponse, ListDirRequest, ListDirResponse, MakeDirRequest, MakeDirResponse, MoveRequest,
+    MoveResponse, RemoveRequest, RemoveResponse, RemoveWatcherRequest, RemoveWatcherResponse, StatRequest,
+    StatResponse, WatchDirRequest, WatchDirResponse,
 };
 
 use self::{
@@ -31,11 +35,13 @@ use crate::{
     paths,
     settings::Settings,
     users::{self, Names, User},
+    watch::{Asked, Watchers},
 };
 
 /// Service over the guest's file system.
 pub(crate) struct Service {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) watchers: Arc<Watchers>,
 }
 
 impl Filesystem for Service {
@@ -102,6 +108,55 @@ impl Filesystem for Service {
         let path = self.caller(&ctx).await?.named(&request.to_owned_message().path)?;
         blocking(move |_| remove(&path)).await?;
         Response::ok(RemoveResponse::default())
+    }
+
+    async fn watch_dir(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, WatchDirRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        let asked = Asked {
+            path: self.caller(&ctx).await?.resolve(&request.path)?,
+            recursive: request.recursive,
+            entries: request.include_entry,
+            network: request.allow_network_mounts,
+        };
+        Ok(Response::new(self.watchers.stream(&ctx, asked).await?))
+    }
+
+    async fn create_watcher<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, CreateWatcherRequest>,
+    ) -> ServiceResult<impl Encodable<CreateWatcherResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let asked = Asked {
+            path: self.caller(&ctx).await?.resolve(&request.path)?,
+            recursive: request.recursive,
+            entries: request.include_entry,
+            network: request.allow_network_mounts,
+        };
+        let watcher_id = self.watchers.create(asked).await?;
+        Response::ok(CreateWatcherResponse { watcher_id, ..Default::default() })
+    }
+
+    async fn get_watcher_events<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, GetWatcherEventsRequest>,
+    ) -> ServiceResult<impl Encodable<GetWatcherEventsResponse> + Send + use<'a>> {
+        let (events, overflow) = self.watchers.take(&request.to_owned_message().watcher_id)?;
+        Response::ok(GetWatcherEventsResponse { events, overflow, ..Default::default() })
+    }
+
+    async fn remove_watcher<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, RemoveWatcherRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveWatcherResponse> + Send + use<'a>> {
+        self.watchers.remove(&request.to_owned_message().watcher_id)?;
+        Response::ok(RemoveWatcherResponse::default())
     }
 
     async fn copy<'a>(

@@ -10,5 +10,8 @@ mod cors;
 mod downloads;
 mod files;
 mod filesystem;
+mod fuse;
 mod metadata;
 mod processes;
+mod watch;
+mod watch_bounds;
