@@ -149,6 +149,22 @@ fn content_of_new_directories_is_reported_as_written() {
     }
 }
 
+/// Clients wait for a file that they write to be reported as written, by its name.
+#[test]
+fn uploads_are_reported_as_created_and_written() {
+    let envd = Envd::start();
+    let dir = tempfile::tempdir().unwrap();
+    let mut events = watch(&envd, &json!({"path": dir.path(), "recursive": true}));
+    let headers = [("content-type", "application/octet-stream")];
+    // A new file, one that exists, and one in new directories.
+    for name in ["file", "file", "new/sub/file"] {
+        let url = format!("/files?path={}/{name}", dir.path().display());
+        assert_eq!(envd.http("POST", &url, &headers, b"content").0, 200);
+        let all = until(&mut events, name, "WRITE");
+        assert!(all.iter().all(|(other, _)| !other.contains(".envd-")), "no temporary name: {all:?}");
+    }
+}
+
 #[test]
 fn trees_that_move_are_followed() {
     let envd = Envd::start();
