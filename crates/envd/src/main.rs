@@ -3,17 +3,20 @@
 //! sandbox's API.
 //!
 //! As an ordinary process (`envd --port N`) it only serves, which its tests use. Its limits can be given as
-//! options (`--kept BYTES`, `--drains N`, `--running N`); those of PID 1 depend on the machine's memory.
+//! options (`--kept BYTES`, `--drains N`, `--running N`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
+//! of PID 1 depend on the machine's memory.
 
 mod boot;
 mod connections;
 mod console;
+mod cors;
 mod files;
 mod filesystem;
 mod identity;
 mod init;
 mod limits;
 mod log;
+mod metadata;
 mod metrics;
 mod network;
 mod paths;
@@ -28,8 +31,9 @@ mod server;
 mod settings;
 mod upload;
 mod users;
+mod watch;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use process::registry::Bounds;
 
@@ -63,7 +67,7 @@ fn main() -> ExitCode {
         if first {
             runtime.spawn(power::obey());
         }
-        runtime.block_on(server::run(options.port, options.bounds))
+        runtime.block_on(server::run(options.port, options.bounds, options.watching))
     }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -76,16 +80,18 @@ fn main() -> ExitCode {
 struct Options {
     port: u16,
     bounds: Bounds,
+    watching: watch::Limits,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { port: PORT, bounds: Bounds::default() }
+        Self { port: PORT, bounds: Bounds::default(), watching: watch::Limits::default() }
     }
 }
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N]";
+    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N] [--watchers N] \
+                         [--watched-events N] [--watcher-idle SECONDS]";
     let mut options = Options::default();
     while let Some(name) = args.next() {
         let value = args.next().ok_or(USAGE)?;
@@ -97,6 +103,9 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--kept" => options.bounds.kept = number()?,
             "--drains" => options.bounds.drains = number()?,
             "--running" => options.bounds.running = number()?,
+            "--watchers" => options.watching.watchers = number()?,
+            "--watched-events" => options.watching.kept = number()?,
+            "--watcher-idle" => options.watching.idle = Duration::from_secs(number()? as u64),
             _ => return Err(USAGE.into()),
         }
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Paths in requests: absolute, relative to the user's home, or starting with `~`.
+//! Paths in requests: absolute, relative to the user's home, starting with `~`, or empty.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,7 +11,7 @@ const MAX: usize = 4096;
 /// Errors of a path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PathError {
-    #[error("the path is empty")]
+    #[error("the path is empty; name what is meant, as `~` or `.`")]
     Empty,
     #[error("the path has {0} characters; at most {MAX} are possible")]
     TooLong(usize),
@@ -19,8 +19,14 @@ pub(crate) enum PathError {
     Nul,
 }
 
-/// Resolves a path to its absolute form without `.`; `..` is resolved lexically.
-pub(crate) fn resolve(path: &str, user: &User) -> Result<PathBuf, PathError> {
+/// Resolves a path to its absolute form without `.`; `..` is resolved lexically. An empty path is the default working
+/// directory, or the user's home if there is none.
+pub(crate) fn resolve(path: &str, user: &User, workdir: Option<&str>) -> Result<PathBuf, PathError> {
+    if path.is_empty() { named(workdir.unwrap_or("~"), user) } else { named(path, user) }
+}
+
+/// Resolves a path as `resolve` does, but refuses an empty one: a client that forgot the path would remove or move the home.
+pub(crate) fn named(path: &str, user: &User) -> Result<PathBuf, PathError> {
     if path.is_empty() {
         return Err(PathError::Empty);
     }
@@ -63,11 +69,15 @@ mod tests {
             home: "/home/ann".into(),
             shell: "/bin/sh".into(),
         };
-        let text = |p| resolve(p, &user).map(|p| p.display().to_string()).ok();
+        let from = |p: &str, workdir| resolve(p, &user, workdir).map(|p| p.display().to_string()).ok();
+        let text = |p: &str| from(p, Some("/work"));
         assert_eq!(text("a/./b/../c").as_deref(), Some("/home/ann/a/c"));
         assert_eq!(text("~/x").as_deref(), Some("/home/ann/x"));
         assert_eq!(text("~").as_deref(), Some("/home/ann"));
         assert_eq!(text("/../etc").as_deref(), Some("/etc"));
-        assert_eq!((text(""), text("a\0b"), text(&"a".repeat(5000))), (None, None, None));
+        assert_eq!((text("a\0b"), text(&"a".repeat(5000))), (None, None));
+        assert_eq!((text(""), from("", None)), (Some("/work".into()), Some("/home/ann".into())));
+        assert_eq!(from("", Some("sub")).as_deref(), Some("/home/ann/sub"));
+        assert!(matches!(named("", &user), Err(PathError::Empty)));
     }
 }

@@ -18,7 +18,7 @@ use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
     connections::{Connections, Peer},
-    files, filesystem, init, log, metrics,
+    cors, files, filesystem, init, log, metrics,
     process::{
         registry::{Bounds, Registry},
         service::Service,
@@ -27,22 +27,25 @@ use crate::{
     reaper::Reaper,
     respond::{Told, error},
     settings::Settings,
+    watch::{Limits, Watchers},
 };
 
 /// Serves until the process exits. RPC messages are limited to 4 MiB, the library's default.
-pub(crate) async fn run(port: u16, bounds: Bounds) -> io::Result<()> {
+pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
     let registry = Registry::new(Reaper::start()?, bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // Tests and operators can wait for this line; with port 0 it has the actual port.
     eprintln!("envd: listening on {}", listener.local_addr()?);
-    let router = followed(router(&settings, &registry));
+    let router = followed(router(&settings, &registry, &Watchers::new(watching)));
+    let router = router.layer(middleware::from_fn(cors::allow));
     axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
 
-fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
+fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Watchers>) -> Router {
     let process = Arc::new(Service { registry: Arc::clone(registry), settings: Arc::clone(settings) });
-    let filesystem = Arc::new(filesystem::Service { settings: Arc::clone(settings) });
+    let (settings_too, watchers) = (Arc::clone(settings), Arc::clone(watchers));
+    let filesystem = Arc::new(filesystem::Service { settings: settings_too, watchers });
     let rpc = filesystem.register(process.register(connectrpc::Router::new()));
     // File requests check the token themselves: a signature in the query can replace it.
     let files = Router::new()
@@ -53,6 +56,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>) -> Router {
         .route("/init", post(init::post))
         .route("/snapshot/prepare", post(init::prepare))
         .route("/envs", get(init::envs))
+        .route("/files/compose", post(files::compose))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! File upload: written in place, or to a temporary file that is renamed when it is complete.
+//! File upload: written in place, or if it is to be atomic to a temporary file that is renamed when it is complete.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions},
@@ -9,22 +9,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{filesystem::make_parents, regular, users::User};
+use crate::{filesystem::make_parents, metadata, regular, users::User};
 
 /// Maximum number of symbolic links followed to find the target, as in the kernel.
 const LINKS: usize = 40;
 /// Maximum number of names tried for a temporary file.
 const NAMES: usize = 8;
+/// Mode of a new file.
+const NEW: u32 = 0o644;
 
-/// File being written. Dropping it before `finish` removes its temporary file.
+/// File being written. Dropping it before `finish` removes its temporary file; one that is written in place keeps what was
+/// written, as clients of the wire contract expect.
 pub(crate) struct Upload {
     pub(crate) file: tokio::fs::File,
     path: PathBuf,
     temporary: Option<PathBuf>,
-    /// Whether it is synced to disk before the rename.
-    sync: bool,
 }
 
 impl Upload {
@@ -49,41 +51,61 @@ impl Upload {
         };
         match old {
             // Kernel files cannot be replaced, only written.
-            Some((file, _)) if !atomic || regular::is_pseudo(&file)? => {
-                file.set_len(0)?;
-                Ok(Self { file: tokio::fs::File::from_std(file), path, temporary: None, sync: false })
-            }
-            old => Self::beside(path, user, old.map(|(_, meta)| meta).as_ref(), atomic),
+            Some((file, _)) if !atomic || regular::is_pseudo(&file)? => Self::over(file, path),
+            None if !atomic => Self::new(path, user),
+            old => Self::beside(path, user, old.map(|(_, meta)| meta).as_ref()),
         }
+    }
+
+    /// Writes over an existing file.
+    fn over(file: File, path: PathBuf) -> io::Result<Self> {
+        file.set_len(0)?;
+        Ok(Self { file: tokio::fs::File::from_std(file), path, temporary: None })
+    }
+
+    /// Creates a file under its name: who watches the directory is to see it created and written.
+    fn new(path: PathBuf, user: &User) -> io::Result<Self> {
+        let file = match create(&path) {
+            // Another process has created it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Self::over(regular::open_to_write(&path)?, path);
+            }
+            other => other?,
+        };
+        fchown(&file, Some(user.uid), Some(user.gid))?;
+        file.set_permissions(Permissions::from_mode(NEW))?;
+        Ok(Self { file: tokio::fs::File::from_std(file), path, temporary: None })
     }
 
     /// Creates a temporary file, so that a file never has a wrong owner.
-    fn beside(path: PathBuf, user: &User, old: Option<&Metadata>, sync: bool) -> io::Result<Self> {
+    fn beside(path: PathBuf, user: &User, old: Option<&Metadata>) -> io::Result<Self> {
         let (file, temporary) = make_temporary(&path)?;
-        let upload = Self {
-            file: tokio::fs::File::from_std(file.try_clone()?),
-            path,
-            temporary: Some(temporary),
-            sync,
-        };
+        let upload =
+            Self { file: tokio::fs::File::from_std(file.try_clone()?), path, temporary: Some(temporary) };
         let (uid, gid) = old.map_or((user.uid, user.gid), |meta| (meta.uid(), meta.gid()));
         fchown(&file, Some(uid), Some(gid))?;
         // Set the mode after the owner, because chown clears the set-id bits.
-        file.set_permissions(Permissions::from_mode(old.map_or(0o644, |meta| meta.mode() & 0o7777)))?;
+        file.set_permissions(Permissions::from_mode(old.map_or(NEW, |meta| meta.mode() & 0o7777)))?;
         Ok(upload)
     }
 
-    /// Renames a temporary file to its final name.
-    pub(crate) async fn finish(mut self) -> io::Result<()> {
+    /// Replaces the metadata and renames a temporary file to its final name. Returns the metadata that the file has, which
+    /// is none on a file system that cannot keep any.
+    pub(crate) async fn finish(mut self, metadata: &metadata::Metadata) -> io::Result<metadata::Metadata> {
         self.file.flush().await?;
+        let (file, given) = (self.file.try_clone().await?.into_std().await, metadata.clone());
+        let kept = tokio::task::spawn_blocking(move || match metadata::replace(&file, &given) {
+            Ok(()) => Ok(metadata::of_file(&file)),
+            Err(Errno::NOTSUP | Errno::PERM) => Ok(metadata::Metadata::new()),
+            Err(error) => Err(io::Error::from(error)),
+        });
+        let kept = kept.await.map_err(io::Error::other)??;
         if let Some(temporary) = &self.temporary {
-            if self.sync {
-                self.file.sync_all().await?;
-            }
+            self.file.sync_all().await?;
             tokio::fs::rename(temporary, &self.path).await?;
             self.temporary = None;
         }
-        Ok(())
+        Ok(kept)
     }
 }
 
@@ -95,21 +117,31 @@ impl Drop for Upload {
     }
 }
 
-/// Creates a temporary file beside `path` with an unpredictable name.
-fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
+/// Creates a file that nobody else can open until it has its owner and mode.
+fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    options.open(path)
+}
+
+/// Creates a temporary file beside `path` with an unpredictable name.
+fn make_temporary(path: &Path) -> io::Result<(File, PathBuf)> {
     let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
-    for attempt in 0..NAMES {
-        // RandomState has new random keys each time.
-        let temporary = path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(attempt)));
-        match options.open(&temporary) {
+    for _ in 0..NAMES {
+        let temporary = temporary_name(path);
+        match create(&temporary) {
             Ok(file) => return Ok((file, temporary)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
             Err(error) => return Err(error),
         }
     }
     Err(last)
+}
+
+/// Returns an unpredictable name beside `path`.
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
+    // RandomState has new random keys each time.
+    path.with_file_name(format!(".envd-{:016x}", RandomState::new().hash_one(0)))
 }
 
 /// Resolves a path whose last part may be a symbolic link.

@@ -32,6 +32,8 @@ pub(crate) struct User {
 pub(crate) enum UserError {
     #[error("invalid username: '{0}'")]
     Unknown(String),
+    #[error("there is no group '{0}'")]
+    UnknownGroup(String),
     #[error("the Authorization header must be `Basic` with base64 of \"user:\"")]
     Header,
 }
@@ -51,6 +53,18 @@ pub(crate) async fn find(name: String) -> Result<User, UserError> {
     let shown = name.chars().take(SHOWN).collect();
     let found = tokio::task::spawn_blocking(move || parse(&name, &read("/etc/passwd"), &read("/etc/group")));
     found.await.ok().flatten().ok_or(UserError::Unknown(shown))
+}
+
+/// Finds the id of a group by its name. Reads the file on a blocking thread.
+pub(crate) async fn find_group(name: String) -> Result<u32, UserError> {
+    let shown = name.chars().take(SHOWN).collect();
+    let found = tokio::task::spawn_blocking(move || group_id(&name, &read("/etc/group")));
+    found.await.ok().flatten().ok_or(UserError::UnknownGroup(shown))
+}
+
+fn group_id(name: &str, group: &str) -> Option<u32> {
+    let mut lines = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find(|fields| fields.len() >= 3 && fields[0] == name)?[2].parse().ok()
 }
 
 /// Reads a file; empty if it cannot be read or is not a regular file.
@@ -158,6 +172,7 @@ mod tests {
         assert_eq!(ann.shell, "/bin/sh");
         assert_eq!(parse("eve", PASSWD, GROUP), None);
         assert_eq!(parse("root", "", "").unwrap().uid, 0);
+        assert_eq!((group_id("sudo", GROUP), group_id("su", GROUP)), (Some(27), None));
     }
 
     #[test]

@@ -5,14 +5,7 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::client::{Envd, Events, alive, eventually};
-
-/// Resident memory in KiB.
-fn resident(envd: &Envd) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", envd.child.id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
+use crate::client::{Envd, Events, alive, eventually, resident};
 
 fn descriptors(envd: &Envd) -> usize {
     fs::read_dir(format!("/proc/{}/fd", envd.child.id())).unwrap().count()

@@ -70,6 +70,21 @@ impl Envd {
         stream
     }
 
+    /// Sends one HTTP request; returns its whole response.
+    pub(crate) fn answer(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut all = Vec::new();
+        self.send(method, path, headers, body).read_to_end(&mut all).unwrap();
+        let end = all.windows(4).position(|end| end == b"\r\n\r\n").expect("a whole head");
+        let head = String::from_utf8(all[..end].to_vec()).unwrap();
+        let (mut body, chunked) =
+            (all.split_off(end + 4), head.to_lowercase().contains("transfer-encoding: chunked"));
+        if chunked {
+            let mut reader = BufReader::new(&body[..]);
+            body = std::iter::from_fn(|| chunk(&mut reader)).flatten().collect();
+        }
+        Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), head, body }
+    }
+
     /// Sends one HTTP request; returns status and body.
     pub(crate) fn http(
         &self,
@@ -98,12 +113,17 @@ impl Envd {
     }
 
     pub(crate) fn stream(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
-        self.streams(method, headers, std::slice::from_ref(body))
+        self.stream_of(&format!("process.Process/{method}"), headers, body)
     }
 
     /// Sends several messages as one stream.
     pub(crate) fn messages(&self, method: &str, bodies: &[Value]) -> Events {
-        self.streams(method, &[], bodies)
+        self.streams(&format!("process.Process/{method}"), &[], bodies)
+    }
+
+    /// Calls a method of any service that answers with a stream.
+    pub(crate) fn stream_of(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Events {
+        self.streams(method, headers, std::slice::from_ref(body))
     }
 
     fn streams(&self, method: &str, headers: &[(&str, &str)], bodies: &[Value]) -> Events {
@@ -115,14 +135,33 @@ impl Envd {
         }
         let mut all = vec![("content-type", "application/connect+json"), ("connect-protocol-version", "1")];
         all.extend(headers);
-        let mut reader =
-            BufReader::new(self.send("POST", &format!("/process.Process/{method}"), &all, &messages));
+        let mut reader = BufReader::new(self.send("POST", &format!("/{method}"), &all, &messages));
         assert_eq!(head(&mut reader).0, 200);
         Events { reader, buffer: Vec::new() }
     }
 
     pub(crate) fn sh(&self, script: &str) -> Events {
         self.stream("Start", &[], &json!({"process": {"cmd": "sh", "args": ["-c", script]}, "stdin": false}))
+    }
+}
+
+/// A response of HTTP.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Status line and headers.
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// Returns the value of a header.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head.lines().filter_map(|line| line.split_once(": "));
+        headers.find(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
     }
 }
 
@@ -248,4 +287,11 @@ pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
 pub(crate) fn alive(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// Resident memory in KiB.
+pub(crate) fn resident(envd: &Envd) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", envd.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

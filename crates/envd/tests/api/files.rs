@@ -32,7 +32,9 @@ fn files_come_back_as_written_and_a_broken_upload_leaves_the_old_one() {
     assert_eq!(envd.http("GET", "/files?path=/no/such", &[], b"").0, 404);
 
     let mut stream = TcpStream::connect(&envd.address).unwrap();
-    let head = format!("POST {url} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n");
+    let head = format!(
+        "POST {url} HTTP/1.1\r\nhost: x\r\ncontent-type: application/octet-stream\r\ncontent-length: 1000000\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&vec![1; 100_000]).unwrap();
     let entries = || fs::read_dir(file.parent().unwrap()).unwrap().count();

@@ -4,5 +4,14 @@
 
 mod bounds;
 mod client;
+mod codings;
+mod compose;
+mod cors;
+mod downloads;
 mod files;
+mod filesystem;
+mod fuse;
+mod metadata;
 mod processes;
+mod watch;
+mod watch_bounds;
