@@ -16,6 +16,7 @@ from wrenn_client.models import (
     CreateSandboxEnvs,
     ErrorBody,
     ExecRequest,
+    ExecResponse,
     ReadFile,
     Sandbox,
     SandboxStatus,
@@ -37,6 +38,7 @@ def ok(answer: T | ErrorBody | None) -> T:
 def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     command = ExecRequest(cmd="sh", args=["-c", "echo $GREETING; exit 3"])
     ran = ok(exec_command.sync(sandbox.id, client=client, body=command))
+    assert isinstance(ran, ExecResponse)
     assert (ran.stdout, ran.exit_code) == ("hello\n", 3), ran
 
     content = os.urandom(3 << 20)

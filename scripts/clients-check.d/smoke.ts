@@ -27,7 +27,16 @@ try {
     params: id,
     body: { cmd: "sh", args: ["-c", "echo $GREETING; exit 3"] },
   }));
+  if (!("stdout" in ran)) throw new Error("it runs in the background");
   deepStrictEqual([ran.stdout, ran.exit_code, ran.encoding], ["hello\n", 3, "utf-8"]);
+  const started = data(await client.POST("/v1/sandboxes/{id}/exec", {
+    params: id,
+    body: { cmd: "sleep", args: ["1000"], background: true, tag: "sleeper" },
+  }));
+  const ended = data(await client.DELETE("/v1/sandboxes/{id}/processes/{selector}", {
+    params: { path: { id: sandbox.id, selector: "sleeper" }, query: { signal: "KILL" } },
+  }));
+  deepStrictEqual([ended.processes, "pid" in started && started.pid], [1, ended.pid]);
 
   const content = new Uint8Array(randomBytes(3 << 20));
   const form = new FormData();

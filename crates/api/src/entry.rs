@@ -89,6 +89,10 @@ pub struct FileEntry {
 
 /// Entries of a directory, by path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"entries": [{
+    "name": "hello.txt", "path": "/root/hello.txt", "type": "file", "size": 6, "mode": 420, "permissions": "-rw-r--r--",
+    "owner": "root", "group": "root", "modified_at": 1_764_244_800
+}]}))]
 pub struct FileEntries {
     /// The entries.
     pub entries: Vec<FileEntry>,
@@ -96,6 +100,10 @@ pub struct FileEntries {
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"entry": {
+    "name": "hello.txt", "path": "/root/hello.txt", "type": "file", "size": 6, "mode": 420, "permissions": "-rw-r--r--",
+    "owner": "root", "group": "root", "modified_at": 1_764_244_800
+}}))]
 pub struct OneEntry {
     /// The entry.
     pub entry: FileEntry,

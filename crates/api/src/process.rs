@@ -32,6 +32,10 @@ pub struct BackgroundProcess {
 
 /// The running processes of a sandbox that were started through the API.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"processes": [{
+    "pid": 321, "tag": "proc-0a1b2c3d", "cmd": "python3", "args": ["-m", "http.server"], "user": "root",
+    "started_at": "2026-11-27T12:00:00Z", "terminal": false
+}]}))]
 pub struct ProcessList {
     /// In the order of their starts.
     pub processes: Vec<ProcessInfo>,

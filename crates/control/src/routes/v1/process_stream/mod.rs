@@ -91,10 +91,9 @@ pub(super) async fn process_stream(
     let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
     let Query(parameters) = parameters.map_err(malformed)?;
     let from = from(&parameters)?;
-    let upgrade = checked(upgrade)?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let stream = Stream { services, caller: target.caller, sandbox, connection };
-    Ok(open(stream, Subject::Process(process, from), upgrade, in_work))
+    Ok(open(stream, Subject::Process(process, from), checked(upgrade)?, in_work))
 }
 
 /// Parses where output is read from.
