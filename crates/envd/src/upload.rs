@@ -12,7 +12,7 @@ use std::{
 use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{filesystem::make_parents, metadata, regular, users::User};
+use crate::{metadata, parents::make_parents, regular, users::User};
 
 /// Maximum number of symbolic links followed to find the target, as in the kernel.
 const LINKS: usize = 40;

@@ -17,8 +17,8 @@ use rustix::{
     io::Errno,
 };
 
-use super::{directories::make_parents, failed, go_on, remove};
-use crate::{metadata, regular, upload, users::User};
+use super::{go_on, remove};
+use crate::{entry::failed, metadata, parents::make_parents, regular, upload, users::User};
 
 /// Bytes after which a copy notices that it was given up.
 const STEP: u64 = 64 << 20;

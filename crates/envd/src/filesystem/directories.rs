@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Directories: listed and made.
 
-use std::{fs, io, os::unix::fs::lchown, path::Path};
+use std::{fs, path::Path};
 
 use connectrpc::ConnectError;
 use wrenn_rpc::filesystem::EntryInfo;
 
-use super::{entry::entry, failed};
-use crate::users::{Names, User};
+use crate::{
+    entry::{entry, failed},
+    parents::make_owned_dirs,
+    users::{Names, User},
+};
 
 /// Maximum number of entries in a ListDir response; more would exceed the message limit of clients.
 const MAX_ENTRIES: usize = 20_000;
@@ -62,23 +65,4 @@ pub(super) fn make_dir(path: &Path, user: &User) -> Result<EntryInfo, ConnectErr
     }
     make_owned_dirs(path, user).map_err(|e| failed("make", path, &e))?;
     entry(path, &Names::load()).map_err(|e| failed("stat", path, &e))
-}
-
-/// Creates the missing parents of a path for a user.
-pub(crate) fn make_parents(path: &Path, user: &User) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |parent| make_owned_dirs(parent, user))
-}
-
-fn make_owned_dirs(path: &Path, user: &User) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    make_parents(path, user)?;
-    match fs::create_dir(path) {
-        // lchown, because a symbolic link may have been put in its place.
-        Ok(()) => lchown(path, Some(user.uid), Some(user.gid)),
-        // Another process has created it meanwhile.
-        Err(_) if path.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
 }

@@ -3,7 +3,6 @@
 
 mod copy;
 mod directories;
-mod entry;
 mod permissions;
 
 use std::{
@@ -30,8 +29,9 @@ use self::{
     copy::Owner,
     permissions::{Change, Ids},
 };
-pub(crate) use self::{directories::make_parents, entry::entry};
 use crate::{
+    entry::{entry, failed},
+    parents::make_parents,
     paths,
     settings::Settings,
     users::{self, Names, User},
@@ -262,22 +262,6 @@ fn go_on(cancelled: &AtomicBool) -> Result<(), ConnectError> {
         return Err(ConnectError::canceled("the call was given up"));
     }
     Ok(())
-}
-
-/// The error for a failed action on a file.
-pub(crate) fn failed(action: &str, path: &Path, error: &io::Error) -> ConnectError {
-    use io::ErrorKind as K;
-    let text = format!("cannot {action} {}: {error}", path.display());
-    match error.kind() {
-        K::NotFound => ConnectError::not_found(text),
-        K::PermissionDenied | K::ReadOnlyFilesystem => ConnectError::permission_denied(text),
-        K::AlreadyExists => ConnectError::already_exists(text),
-        K::NotADirectory | K::IsADirectory | K::InvalidFilename | K::InvalidInput | K::DirectoryNotEmpty => {
-            ConnectError::invalid_argument(text)
-        }
-        K::StorageFull | K::QuotaExceeded => ConnectError::resource_exhausted(text),
-        _ => ConnectError::internal(text),
-    }
 }
 
 fn described(path: &Path) -> Result<EntryInfo, ConnectError> {

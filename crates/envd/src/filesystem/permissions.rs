@@ -15,8 +15,8 @@ use std::{
 use connectrpc::ConnectError;
 use rustix::fs::{Mode, OFlags, open};
 
-use super::{failed, go_on};
-use crate::users;
+use super::go_on;
+use crate::{entry::failed, users};
 
 /// What to change.
 #[derive(Clone, Copy)]

@@ -37,10 +37,8 @@ use super::{
     spawn::{SpawnError, Spec},
     table::{Description, Selector},
 };
-use crate::{log, settings::Settings, users};
+use crate::{keepalive, log, settings::Settings, users};
 
-/// Keepalive period when the client does not ask for one.
-const KEEPALIVE: Duration = Duration::from_secs(90);
 /// Highest number of a signal.
 const SIGNALS: i32 = 64;
 /// Set on Start by a caller that wants the process to end with its connection.
@@ -116,7 +114,7 @@ impl ProcessService for Service {
     ) -> ServiceResult<impl Encodable<SendInputResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let process = self.find(request.process.as_option(), false)?;
-        feed(&process, request.input.into_option().and_then(|input| input.input)).await?;
+        write_input(&process, request.input.into_option().and_then(|input| input.input)).await?;
         Response::ok(SendInputResponse::default())
     }
 
@@ -133,7 +131,7 @@ impl ProcessService for Service {
                     process = Some(self.find(start.process.as_option(), false)?);
                 }
                 (Some(stream_input_request::Event::Data(data)), Some(process)) => {
-                    feed(process, data.input.into_option().and_then(|input| input.input)).await?;
+                    write_input(process, data.input.into_option().and_then(|input| input.input)).await?;
                 }
                 (Some(stream_input_request::Event::Keepalive(_)) | None, _) => {}
                 (Some(_), _) => {
@@ -244,7 +242,7 @@ impl Service {
 }
 
 /// Writes input to a process.
-async fn feed(process: &Process, input: Option<Input>) -> Result<(), ConnectError> {
+async fn write_input(process: &Process, input: Option<Input>) -> Result<(), ConnectError> {
     let data = match input {
         Some(Input::Stdin(data)) if !process.pty => data,
         Some(Input::Pty(data)) if process.pty => data,
@@ -347,8 +345,7 @@ enum Stage {
 
 impl Feed {
     fn new(ctx: &RequestContext, process: Arc<Process>, reader: Reader) -> Self {
-        let asked = ctx.header("keepalive-ping-interval").and_then(|v| v.to_str().ok()?.parse().ok());
-        let keepalive = asked.filter(|s: &u64| (1..=3600).contains(s)).map_or(KEEPALIVE, Duration::from_secs);
+        let keepalive = keepalive::of_call(ctx);
         let resumes = RESUMES.load(Ordering::Relaxed);
         let (kill_on_drop, report_deadline) = (false, false);
         Self { process, reader, stage: Stage::Start, keepalive, kill_on_drop, report_deadline, resumes }

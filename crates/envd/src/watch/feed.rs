@@ -15,9 +15,7 @@ use super::{
     tree::{Change, Happened},
     watcher::Watcher,
 };
-
-/// Keepalive period when the client does not ask for one, as for processes.
-const KEEPALIVE: Duration = Duration::from_secs(90);
+use crate::keepalive;
 
 /// Messages to one client.
 pub(super) struct Feed {
@@ -38,8 +36,7 @@ enum Stage {
 impl Feed {
     /// Creates the stream of a watcher.
     pub(super) fn new(ctx: &RequestContext, watcher: Watcher) -> Self {
-        let asked = ctx.header("keepalive-ping-interval").and_then(|v| v.to_str().ok()?.parse().ok());
-        let keepalive = asked.filter(|s: &u64| (1..=3600).contains(s)).map_or(KEEPALIVE, Duration::from_secs);
+        let keepalive = keepalive::of_call(ctx);
         let deadline = ctx.deadline().map(Instant::from_std);
         Self { watcher, happened: VecDeque::new(), stage: Stage::Start, keepalive, deadline }
     }

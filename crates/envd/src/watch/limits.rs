@@ -75,7 +75,7 @@ pub(super) fn unwatchable(path: &Path, cause: rustix::io::Errno) -> ConnectError
         E::NOMEM => ConnectError::resource_exhausted(format!(
             "cannot watch {path_shown}: the kernel has no memory for that; watch fewer directories"
         )),
-        _ => crate::filesystem::failed("watch", path, &io::Error::from(cause)),
+        _ => crate::entry::failed("watch", path, &io::Error::from(cause)),
     }
 }
 

@@ -37,7 +37,7 @@ use super::{
     limits::{Places, no_instance, unwatchable},
 };
 use crate::{
-    filesystem::{entry, failed},
+    entry::{entry, failed},
     users::Names,
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Entry of a directory as clients see it.
+//! Entry of a directory as clients see it, and the error for a failed action on one.
 
 use std::{
     fs::{self, Metadata},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use buffa_types::google::protobuf::Timestamp;
+use connectrpc::ConnectError;
 use wrenn_rpc::filesystem::{EntryInfo, FileType};
 
 use crate::{metadata, users::Names};
@@ -42,6 +43,22 @@ pub(crate) fn entry(path: &Path, names: &Names) -> io::Result<EntryInfo> {
         is_symlink: link,
         ..Default::default()
     })
+}
+
+/// The error for a failed action on a file.
+pub(crate) fn failed(action: &str, path: &Path, error: &io::Error) -> ConnectError {
+    use io::ErrorKind as K;
+    let text = format!("cannot {action} {}: {error}", path.display());
+    match error.kind() {
+        K::NotFound => ConnectError::not_found(text),
+        K::PermissionDenied | K::ReadOnlyFilesystem => ConnectError::permission_denied(text),
+        K::AlreadyExists => ConnectError::already_exists(text),
+        K::NotADirectory | K::IsADirectory | K::InvalidFilename | K::InvalidInput | K::DirectoryNotEmpty => {
+            ConnectError::invalid_argument(text)
+        }
+        K::StorageFull | K::QuotaExceeded => ConnectError::resource_exhausted(text),
+        _ => ConnectError::internal(text),
+    }
 }
 
 fn kind(meta: &Metadata) -> FileType {
