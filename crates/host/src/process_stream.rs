@@ -69,7 +69,8 @@ pub(crate) fn exchange(
     running: Running,
     requests: InboundStream<ProcessStreamRequest>,
 ) -> impl Stream<Item = Result<ProcessStreamResponse, ConnectError>> + Send {
-    let Running { pid, tag, offset, events, memory, input: (input, closed) } = running;
+    let (input, closed) = running.input(&guest);
+    let Running { pid, tag, offset, events, memory, .. } = running;
     let start = Start { pid, tag, offset, ..Default::default() };
     let passing = tokio::spawn(pass_on(guest, pid, input, requests).in_current_span());
     let state =

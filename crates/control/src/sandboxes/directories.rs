@@ -11,6 +11,7 @@ use wrenn_rpc::{
     },
 };
 
+use super::files::checked_path;
 use crate::{
     agents::{AgentClient, within},
     error::Fault,
@@ -20,8 +21,6 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(75);
 /// Maximum number of levels of a list.
 const DEPTH_MAX: u32 = 64;
-/// Maximum length of a path, in characters.
-const PATH_MAX: usize = 4096;
 
 /// Path of a file or directory in a sandbox: absolute, or relative to a home directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +29,7 @@ pub struct AnyPath(String);
 impl AnyPath {
     /// Checks a path as far as possible without the sandbox; `field` is its name in the request.
     pub fn new(field: &str, path: String) -> Result<Self, Fault> {
-        if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
-            return Err(Fault::invalid(format!("{field}: 1 to {PATH_MAX} characters without NUL")));
-        }
-        Ok(Self(path))
+        checked_path(field, path).map(Self)
     }
 }
 

@@ -40,10 +40,7 @@ impl FilePath {
 
     /// Checks a path as far as possible without the sandbox.
     pub fn new(path: impl Into<String>) -> Result<Self, Fault> {
-        let path = path.into();
-        if path.is_empty() || path.chars().count() > PATH_MAX || path.contains('\0') {
-            return Err(Self::wrong_length());
-        }
+        let path = checked_path("path", path.into())?;
         let name = path.rsplit('/').next().unwrap_or_default();
         if name.bytes().all(|byte| byte == b'.') {
             return Err(Fault::invalid(
@@ -55,8 +52,18 @@ impl FilePath {
 
     /// Returns the fault of a path that is too long or no path at all.
     pub fn wrong_length() -> Fault {
-        Fault::invalid(format!("path: 1 to {PATH_MAX} characters without NUL"))
+        wrong_length("path")
     }
+}
+
+/// Checks the length of a path; `field` is its name in the request.
+pub(super) fn checked_path(field: &str, path: String) -> Result<String, Fault> {
+    let good = !path.is_empty() && path.chars().count() <= PATH_MAX && !path.contains('\0');
+    if good { Ok(path) } else { Err(wrong_length(field)) }
+}
+
+fn wrong_length(field: &str) -> Fault {
+    Fault::invalid(format!("{field}: 1 to {PATH_MAX} characters without NUL"))
 }
 
 /// Content of a file that is read.

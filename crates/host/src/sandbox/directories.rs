@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use connectrpc::{ConnectError, ErrorCode as Wire};
+use futures::{FutureExt as _, TryFutureExt as _, future::BoxFuture};
 use wrenn_api::ErrorCode;
 use wrenn_rpc::{
     Foreign,
@@ -11,7 +12,7 @@ use wrenn_rpc::{
     filesystem::{EntryInfo, ListDirRequest, MakeDirRequest, MoveRequest, RemoveRequest, StatRequest},
 };
 
-use super::guest::{Guest, shorten};
+use super::guest::{Guest, overdue, shorten, unreachable};
 use crate::error::AgentError;
 
 /// Time limit of an operation: a large tree on a slow disk takes long to list or to remove.
@@ -23,9 +24,8 @@ const LIST_MAX: usize = 16 << 20;
 pub(crate) async fn list(guest: &Guest, path: String, depth: u32) -> Result<Vec<EntryInfo>, AgentError> {
     let options = guest.options("").with_max_message_size(LIST_MAX);
     let request = ListDirRequest { path, depth, ..Default::default() };
-    let listing = async {
-        guest.files.list_dir_with_options(request, options).await.map(|listed| listed.into_owned().entries)
-    };
+    let listing = guest.files.list_dir_with_options(request, options);
+    let listing = listing.map_ok(|listed| listed.into_owned().entries).boxed();
     in_time(guest, listing).await?.map_err(|error| match error.code {
         Wire::ResourceExhausted => {
             let message =
@@ -40,16 +40,14 @@ pub(crate) async fn list(guest: &Guest, path: String, depth: u32) -> Result<Vec<
 pub(crate) async fn stat(guest: &Guest, path: String) -> Result<EntryInfo, AgentError> {
     let request = StatRequest { path, ..Default::default() };
     let asking = guest.files.stat_with_options(request, guest.options(""));
-    let told = in_time(guest, async { asking.await.map(|told| told.into_owned().entry) }).await?;
-    entry(told.map_err(|error| refused(&error))?.into_option())
+    entry(guest, asking.map_ok(|told| told.into_owned().entry.into_option()).boxed()).await
 }
 
 /// Creates a directory and its parents.
 pub(crate) async fn make(guest: &Guest, path: String) -> Result<EntryInfo, AgentError> {
     let request = MakeDirRequest { path, ..Default::default() };
     let making = guest.files.make_dir_with_options(request, guest.options(""));
-    let made = in_time(guest, async { making.await.map(|made| made.into_owned().entry) }).await?;
-    entry(made.map_err(|error| refused(&error))?.into_option())
+    entry(guest, making.map_ok(|made| made.into_owned().entry.into_option()).boxed()).await
 }
 
 /// Moves an entry.
@@ -60,8 +58,7 @@ pub(crate) async fn r#move(
 ) -> Result<EntryInfo, AgentError> {
     let request = MoveRequest { source, destination, ..Default::default() };
     let moving = guest.files.r#move_with_options(request, guest.options(""));
-    let moved = in_time(guest, async { moving.await.map(|moved| moved.into_owned().entry) }).await?;
-    entry(moved.map_err(|error| refused(&error))?.into_option())
+    entry(guest, moving.map_ok(|moved| moved.into_owned().entry.into_option()).boxed()).await
 }
 
 /// Removes an entry, and a directory with its content.
@@ -70,21 +67,20 @@ pub(crate) async fn remove(guest: &Guest, path: String) -> Result<(), AgentError
     stat(guest, path.clone()).await?;
     let request = RemoveRequest { path, ..Default::default() };
     let removing = guest.files.remove_with_options(request, guest.options(""));
-    let removed = in_time(guest, async { removing.await.map(drop) }).await?;
+    let removed = in_time(guest, removing.map_ok(drop).boxed()).await?;
     removed.map_err(|error| refused(&error))
 }
 
-async fn in_time<T>(guest: &Guest, answer: impl Future<Output = T>) -> Result<T, AgentError> {
-    let late = |_| {
-        AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
-    };
-    tokio::select! {
-        answered = tokio::time::timeout(LIMIT, answer) => answered.map_err(late),
-        error = guest.ended() => Err(error),
-    }
+async fn in_time<T>(guest: &Guest, answer: BoxFuture<'_, T>) -> Result<T, AgentError> {
+    guest.meanwhile(tokio::time::timeout(LIMIT, answer)).await?.map_err(|_| overdue())
 }
 
-fn entry(told: Option<EntryInfo>) -> Result<EntryInfo, AgentError> {
+/// Waits for the description of an entry.
+async fn entry(
+    guest: &Guest,
+    answer: BoxFuture<'_, Result<Option<EntryInfo>, ConnectError>>,
+) -> Result<EntryInfo, AgentError> {
+    let told = in_time(guest, answer).await?.map_err(|error| refused(&error))?;
     told.ok_or_else(|| AgentError::new(ErrorCode::AgentError, "the sandbox's own agent described no entry"))
 }
 
@@ -97,12 +93,7 @@ fn refused(error: &ConnectError) -> AgentError {
         Wire::InvalidArgument => ErrorCode::InvalidRequest,
         Wire::PermissionDenied => ErrorCode::Forbidden,
         Wire::ResourceExhausted => ErrorCode::InsufficientStorage,
-        Wire::Unavailable => {
-            tracing::warn!(error = %Foreign(text), "a guest's envd does not respond");
-            let message =
-                "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
-            return AgentError::new(ErrorCode::HostUnavailable, message);
-        }
+        Wire::Unavailable => return unreachable(&Foreign(text)),
         _ => {
             let message = format!("the sandbox's own agent failed: {}", shorten(text));
             return AgentError::new(ErrorCode::AgentError, message);

@@ -173,12 +173,17 @@ impl Guest {
         ended()
     }
 
-    /// Sends a request; fails if the guest exits meanwhile.
-    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+    /// Waits for an answer; fails if the guest exits meanwhile.
+    pub(super) async fn meanwhile<T>(&self, answer: impl Future<Output = T>) -> Result<T, AgentError> {
         tokio::select! {
-            response = self.http.request(request) => response.map_err(|error| unreachable(&error)),
+            answered = answer => Ok(answered),
             error = self.ended() => Err(error),
         }
+    }
+
+    /// Sends a request; fails if the guest exits meanwhile.
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+        self.meanwhile(self.http.request(request)).await?.map_err(|error| unreachable(&error))
     }
 
     /// Options of a Connect call: the token, and the user if given.
@@ -400,13 +405,15 @@ fn config(uri: Uri) -> ClientConfig {
     ClientConfig::new(uri).proto().with_default_max_message_size(MESSAGE_MAX)
 }
 
-fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
+/// The error of a guest that does not answer.
+pub(super) fn unreachable(cause: &dyn std::fmt::Display) -> AgentError {
     tracing::warn!(%cause, "envd does not answer");
     let message = "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
     AgentError::new(ErrorCode::HostUnavailable, message)
 }
 
-fn overdue() -> AgentError {
+/// The error of a guest that answers too late.
+pub(super) fn overdue() -> AgentError {
     AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
 }
 

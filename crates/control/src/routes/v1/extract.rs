@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::{
     RequestPartsExt as _,
     body::Bytes,
-    extract::{FromRequest, FromRequestParts, Path, Request},
+    extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::QueryRejection},
 };
 use bytes::BytesMut;
 use http::{header, request::Parts};
@@ -141,6 +141,34 @@ impl FromRequestParts<Services> for OptionalKey {
         // One that is no text is as wrong as an empty one.
         let key = given.map(|key| Idempotency::new(key.to_str().unwrap_or_default())).transpose()?;
         Ok(Self(key))
+    }
+}
+
+/// Parameters of the query, in their order.
+pub(super) struct Parameters(pub(super) Vec<(String, String)>);
+
+impl Parameters {
+    /// Returns the values of the only parameter that is known.
+    pub(super) fn only(self, known: &str) -> Result<Vec<String>, Fault> {
+        let value = |(name, value): (String, String)| {
+            if name == known {
+                return Ok(value);
+            }
+            let name: String = name.chars().take(64).collect();
+            Err(Fault::invalid(format!("the parameter {name:?} is not known: there is `{known}`")))
+        };
+        self.0.into_iter().map(value).collect()
+    }
+}
+
+impl FromRequestParts<Services> for Parameters {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Services) -> Result<Self, Fault> {
+        let malformed =
+            |_: QueryRejection| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
+        let Query(parameters) = parts.extract().await.map_err(malformed)?;
+        Ok(Self(parameters))
     }
 }
 

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Running processes: list and signals.
 
-use axum::{
-    Json,
-    extract::{Query, State, rejection::QueryRejection},
-};
+use axum::{Json, extract::State};
 use wrenn_api::{ProcessList, Signal, Signalled};
 
 use super::{
     error_responses::OfProcesses,
-    extract::{OfProcess, Target},
+    extract::{OfProcess, Parameters, Target},
 };
 use crate::{error::Fault, services::Services};
 
@@ -46,16 +43,10 @@ pub(super) async fn signal(
     State(services): State<Services>,
     target: Target,
     OfProcess(process): OfProcess,
-    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    parameters: Parameters,
 ) -> Result<Json<Signalled>, Fault> {
-    let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
-    let Query(parameters) = parameters.map_err(malformed)?;
     let mut signal = Signal::TERM;
-    for (name, value) in parameters {
-        if name != "signal" {
-            let name: String = name.chars().take(64).collect();
-            return Err(Fault::invalid(format!("the parameter {name:?} is not known: there is `signal`")));
-        }
+    for value in parameters.only("signal")? {
         signal = value.parse().map_err(|error| Fault::invalid(format!("signal: {error}")))?;
     }
     Ok(Json(services.sandboxes().signal_process(&target.caller, target.id, process, signal).await?))

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Sandboxes: create, list, get, delete.
 
-use axum::{
-    Extension, Json,
-    extract::{Query, State, rejection::QueryRejection},
-};
+use axum::{Extension, Json, extract::State};
 use http::{HeaderMap, HeaderName, StatusCode};
 use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId, SandboxStatus};
 use wrenn_rpc::Foreign;
 
 use super::{
     error_responses::{OfCreate, OfDelete, OfGet, OfLook},
-    extract::{Body, OptionalKey, Target},
+    extract::{Body, OptionalKey, Parameters, Target},
 };
 use crate::{caller::Caller, error::Fault, routes::dispatch::OlderPath, sandboxes::Page, services::Services};
 
@@ -58,10 +55,8 @@ pub(super) async fn create(
 pub(super) async fn list(
     State(services): State<Services>,
     caller: Caller,
-    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    Parameters(parameters): Parameters,
 ) -> Result<(HeaderMap, Json<Vec<Sandbox>>), Fault> {
-    let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
-    let Query(parameters) = parameters.map_err(malformed)?;
     let listed = services.sandboxes().list(&caller, page(parameters)?).await?;
     let mut headers = HeaderMap::new();
     if let Some(Ok(next)) = listed.next.map(|id| id.to_string().parse()) {

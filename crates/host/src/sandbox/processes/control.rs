@@ -32,26 +32,15 @@ pub(crate) async fn start(
         let mut source = stream::Source::start(&guest.processes, command.request(), options).await?;
         source.started().await
     };
-    tokio::select! {
-        started = tokio::time::timeout(START, starting) => {
-            let late = || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
-            Ok(started.map_err(|_| late())?.map_err(|error| refused(&error))?.pid)
-        }
-        error = guest.ended() => Err(error),
-    }
+    Ok(stream::in_time(guest, START, starting).await?.pid)
 }
 
 /// Lists the running processes.
 pub(crate) async fn list(guest: &Guest) -> Result<Vec<Process>, AgentError> {
     let options = guest.options("").with_max_message_size(LIST_MAX).with_timeout(LIST);
-    let listing = guest.processes.list_with_options(ListRequest::default(), options);
-    tokio::select! {
-        listed = listing => {
-            let listed = listed.map_err(|error| refused(&error))?.into_owned();
-            Ok(listed.processes.into_iter().map(describe).collect())
-        }
-        error = guest.ended() => Err(error),
-    }
+    let listed = guest.meanwhile(guest.processes.list_with_options(ListRequest::default(), options)).await?;
+    let listed = listed.map_err(|error| refused(&error))?.into_owned();
+    Ok(listed.processes.into_iter().map(describe).collect())
 }
 
 fn describe(info: ProcessInfo) -> Process {
@@ -80,13 +69,9 @@ pub(crate) async fn signal(guest: &Guest, process: &Selector, signal: u32) -> Re
         ..Default::default()
     };
     let sending = guest.processes.send_signal_with_options(request, guest.options("").with_timeout(KILL));
-    tokio::select! {
-        sent = sending => {
-            let SendSignalResponse { pid, processes, .. } = sent.map_err(|error| refused(&error))?.into_owned();
-            // Older versions of envd say neither.
-            let known = if let Selector::Pid(pid) = process { *pid } else { pid };
-            Ok((known, processes.max(1)))
-        }
-        error = guest.ended() => Err(error),
-    }
+    let sent = guest.meanwhile(sending).await?.map_err(|error| refused(&error))?;
+    let SendSignalResponse { pid, processes, .. } = sent.into_owned();
+    // Older versions of envd say neither.
+    let known = if let Selector::Pid(pid) = process { *pid } else { pid };
+    Ok((known, processes.max(1)))
 }

@@ -28,7 +28,7 @@ pub(crate) use self::{
     run::run,
     stream::{Event, Running, attach, stream},
 };
-use super::guest::shorten;
+use super::guest::{shorten, unreachable};
 use crate::error::AgentError;
 
 /// Time limit of envd for the start of a command.
@@ -138,12 +138,7 @@ fn refused(error: &ConnectError) -> AgentError {
         }
         Wire::OutOfRange => AgentError::new(ErrorCode::InvalidRequest, shorten(text)),
         Wire::PermissionDenied => AgentError::new(ErrorCode::Forbidden, shorten(text)),
-        Wire::Unavailable => {
-            tracing::warn!(error = %Foreign(text), "a guest's envd does not respond");
-            let message =
-                "the sandbox does not answer: its guest is overloaded or hangs; try again, or delete it";
-            AgentError::new(ErrorCode::HostUnavailable, message)
-        }
+        Wire::Unavailable => unreachable(&Foreign(text)),
         _ => {
             let message = format!(
                 "the sandbox's own agent failed: {}; try again, or delete the sandbox",

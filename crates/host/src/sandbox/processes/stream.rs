@@ -2,7 +2,7 @@
 //! Streams: output of a command or process as it comes, its end, and the kill of a command after its timeout or without its
 //! reader.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use connectrpc::{
@@ -71,7 +71,6 @@ pub(crate) struct End {
 }
 
 /// A running process that is read. Dropping this kills it, if it was started so.
-#[derive(Debug)]
 pub(crate) struct Running {
     /// Process id in the guest.
     pub(crate) pid: u32,
@@ -83,8 +82,21 @@ pub(crate) struct Running {
     pub(crate) events: mpsc::Receiver<Event>,
     /// Memory reserved for its output.
     pub(crate) memory: Held,
-    /// Its input, and the message of its end.
-    pub(crate) input: (Input, Closed),
+    /// Connection to envd, for its input.
+    processes: Processes,
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("pid", &self.pid).field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+impl Running {
+    /// Opens its input. Says, too, why it takes no more.
+    pub(crate) fn input(&self, guest: &Guest) -> (Input, Closed) {
+        Input::new(guest, self.processes.clone(), self.pid)
+    }
 }
 
 /// Starts a command whose output is streamed; invalid requests fail here, before it runs. Dropping the result kills it.
@@ -129,18 +141,15 @@ pub(super) async fn begin(
 }
 
 /// Waits for envd's first answer.
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     guest: &Guest,
     limit: Duration,
     answer: impl Future<Output = Result<T, ConnectError>>,
 ) -> Result<T, AgentError> {
     let late =
         || AgentError::new(ErrorCode::Timeout, "the sandbox did not start the command in time; try again");
-    let answered = tokio::select! {
-        answered = tokio::time::timeout(limit, answer) => answered.map_err(|_| late())?,
-        error = guest.ended() => return Err(error),
-    };
-    answered.map_err(|error| refused(&error))
+    let answered = guest.meanwhile(tokio::time::timeout(limit, answer)).await?;
+    answered.map_err(|_| late())?.map_err(|error| refused(&error))
 }
 
 /// Events of envd about one process.
@@ -200,7 +209,6 @@ fn follow(
     memory: Held,
 ) -> Running {
     let pid = start.pid;
-    let input = Input::new(guest, processes, pid);
     let (sender, events) = mpsc::channel(PENDING);
     let (guest, mut seen) = (guest.clone(), Seen::default());
     let passing_on = async move {
@@ -259,7 +267,7 @@ fn follow(
         }
     };
     tokio::spawn(passing_on.in_current_span());
-    Running { pid, tag: start.tag.unwrap_or_default(), offset: start.offset, events, memory, input }
+    Running { pid, tag: start.tag.unwrap_or_default(), offset: start.offset, events, memory, processes }
 }
 
 /// Progress of a running process.

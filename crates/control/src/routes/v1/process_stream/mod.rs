@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension,
-    extract::{
-        Query, State, WebSocketUpgrade, rejection::QueryRejection, ws::rejection::WebSocketUpgradeRejection,
-    },
+    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     response::Response,
 };
 use http::HeaderValue;
@@ -24,7 +22,7 @@ use self::{
 };
 use super::{
     error_responses::OfExecStream,
-    extract::{OfProcess, Target},
+    extract::{OfProcess, Parameters, Target},
 };
 use crate::{
     admission::InWork,
@@ -85,25 +83,19 @@ pub(super) async fn process_stream(
     Extension(connection): Extension<Arc<Connection>>,
     target: Target,
     OfProcess(process): OfProcess,
-    parameters: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    parameters: Parameters,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Fault> {
-    let malformed = |_| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
-    let Query(parameters) = parameters.map_err(malformed)?;
-    let from = from(&parameters)?;
+    let from = from(parameters)?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let stream = Stream { services, caller: target.caller, sandbox, connection };
     Ok(open(stream, Subject::Process(process, from), checked(upgrade)?, in_work))
 }
 
 /// Parses where output is read from.
-fn from(parameters: &[(String, String)]) -> Result<From, Fault> {
+fn from(parameters: Parameters) -> Result<From, Fault> {
     let mut from = From::default();
-    for (name, value) in parameters {
-        if name != "from" {
-            let name: String = name.chars().take(64).collect();
-            return Err(Fault::invalid(format!("the parameter {name:?} is not known: there is `from`")));
-        }
+    for value in parameters.only("from")? {
         let none = |_| {
             Fault::invalid(
                 "from: give `beginning`, `now`, or a number of bytes since the start of the process",

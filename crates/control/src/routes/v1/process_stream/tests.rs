@@ -301,14 +301,16 @@ async fn a_process_is_attached_to_in_binary_frames() {
 
 #[test]
 fn where_output_begins_is_checked() {
-    let parse = |value: &str| from(&[("from".to_owned(), value.to_owned())]).map_err(|fault| fault.code);
+    let parse = |value: &str| {
+        from(Parameters(vec![("from".to_owned(), value.to_owned())])).map_err(|fault| fault.code)
+    };
     assert_eq!(parse("now"), Ok(From::Now));
     assert_eq!(parse("12"), Ok(From::Offset(12)));
-    assert_eq!(from(&[]).map_err(|fault| fault.code), Ok(From::Beginning));
+    assert_eq!(from(Parameters(Vec::new())).map_err(|fault| fault.code), Ok(From::Beginning));
     for bad in ["", "-1", "end", "1.5", "99999999999999999999"] {
         assert_eq!(parse(bad), Err(wrenn_api::ErrorCode::InvalidRequest), "{bad}");
     }
-    assert!(from(&[("to".to_owned(), "now".to_owned())]).is_err());
+    assert!(from(Parameters(vec![("to".to_owned(), "now".to_owned())])).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
