@@ -11,6 +11,7 @@ use std::{
     process::{Command, Output},
     sync::mpsc,
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -90,7 +91,9 @@ fn a_client_asks_the_server_of_its_configuration_and_nobody_else() {
     configure(home.path(), &format!("http://{own}"));
     let listed = wrenn(dir.path(), home.path(), &["--json", "sandbox", "ls"], &[]);
     assert!(listed.status.success(), "{listed:?}");
-    assert!(requests.try_recv().unwrap().contains("x-api-key: wrn_secret"));
+    // It is told after the client has its answer.
+    let request = requests.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(request.contains("x-api-key: wrn_secret"));
     assert!(stolen.try_recv().is_err(), "the address of .env was asked");
 }
 

@@ -110,7 +110,9 @@ pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Resu
     stack.kill_and_wait("agent").await?;
     let gone = async || (!another.exists()).then_some(());
     wait_until("the removal of a damaged memory", LIMIT, gone).await?;
-    let third = create(&stack).await?;
+    // The memory is removed before the agent listens; until then, no host is online.
+    let back = async || create(&stack).await.ok();
+    let third = wait_until("a create by the host that is back", LIMIT, back).await?;
     ensure!(!resumed(&stack, &third)?, "it booted");
     identities(&stack, &third).await?;
     ids.push(third);

@@ -16,7 +16,10 @@ use crate::{error::Fault, sandboxes::AnyPath, services::Services};
 /// Symbolic links are not followed. Below the directory, what cannot be read is left out. A list has at most 20,000 entries.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/list", operation_id = "listFiles", tag = "files",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
     request_body = ListFiles,
     responses((status = 200, description = "The entries, by path.", body = FileEntries), OfDirectories)
 )]
@@ -34,7 +37,10 @@ pub(super) async fn list(
 /// Describe a file, a directory or a link.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/stat", operation_id = "statFile", tag = "files",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
     request_body = EntryPath,
     responses((status = 200, description = "The entry.", body = OneEntry), OfDirectories)
 )]
@@ -53,7 +59,10 @@ pub(super) async fn stat(
 /// Missing parents are created, too; all belong to the template's default user. One that exists is refused with 409.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/mkdir", operation_id = "makeDirectory", tag = "files",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
     request_body = EntryPath,
     responses((status = 200, description = "The directory was made.", body = OneEntry), OfDirectories)
 )]
@@ -72,7 +81,10 @@ pub(super) async fn mkdir(
 /// Within one file system only. A file at the destination is replaced at once, a directory only if it is empty.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/move", operation_id = "moveFile", tag = "files",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
     request_body = MoveFile,
     responses((status = 200, description = "It was moved.", body = OneEntry), OfDirectories)
 )]
@@ -90,7 +102,10 @@ pub(super) async fn r#move(
 /// Remove a file, a link, or a directory with its content.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/remove", operation_id = "removeFile", tag = "files",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
     request_body = EntryPath,
     responses((status = 204, description = "It is removed."), OfDirectories)
 )]
