@@ -6,13 +6,14 @@ use std::{borrow::Cow, collections::BTreeMap};
 use serde::{Deserialize, Serialize};
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{
-        Ref, RefOr, Schema,
-        schema::{Discriminator, ObjectBuilder, OneOfBuilder, Type},
-    },
+    openapi::{RefOr, Schema},
 };
 
-use crate::{ErrorCode, Signal, integer, sandbox};
+use crate::{
+    ErrorCode, Signal,
+    frame_schema::{bare, one_of, tagged},
+    integer, sandbox,
+};
 
 /// A frame from the client to the server on the WebSocket of `execStream` or `processStream`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -184,27 +185,6 @@ pub struct ExecError {
     pub code: ErrorCode,
 }
 
-/// The schema of one frame: its fields, and `type` with one of `tags`.
-fn tagged(fields: RefOr<Schema>, tags: &[&str]) -> RefOr<Schema> {
-    let RefOr::T(Schema::Object(mut object)) = fields else { return fields };
-    let tag = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(tags.iter().copied()));
-    object.properties.shift_insert(0, "type".to_owned(), RefOr::T(tag.build().into()));
-    object.required.insert(0, "type".to_owned());
-    RefOr::T(object.into())
-}
-
-/// One of the frames `names`, each with its value of `type`.
-fn one_of(description: &str, names: &[(&str, &str)]) -> RefOr<Schema> {
-    let path = |name: &str| Ref::from_schema_name(name).ref_location;
-    let mapping: Vec<_> = names.iter().map(|(tag, name)| (*tag, path(name))).collect();
-    let mut schemas: Vec<_> = names.iter().map(|(_, name)| *name).collect();
-    schemas.dedup();
-    let one =
-        schemas.into_iter().fold(OneOfBuilder::new(), |one, name| one.item(Ref::from_schema_name(name)));
-    let discriminator = Discriminator::with_mapping("type", mapping);
-    RefOr::T(one.description(Some(description)).discriminator(Some(discriminator)).build().into())
-}
-
 impl PartialSchema for ExecClientFrame {
     fn schema() -> RefOr<Schema> {
         let description = "A frame from the client to the server on the WebSocket of `execStream` or `processStream`: JSON text, \
@@ -227,9 +207,6 @@ impl ToSchema for ExecClientFrame {
     }
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        let bare = |description: &str, tag: &str| {
-            tagged(RefOr::T(ObjectBuilder::new().description(Some(description)).build().into()), &[tag])
-        };
         let stop = "Ends the stream. A command of `execStream` is killed with its descendants, a process of `processStream` goes on.";
         schemas.extend([
             ("ExecStartFrame".to_owned(), tagged(ExecStart::schema(), &["start"])),

@@ -96,6 +96,8 @@ fields! {
     depth = "depth", 0..=64;
     /// Deserializes a timeout of a command whose output is streamed, in seconds.
     stream_timeout_sec = "timeout_sec", 0..=u32::MAX;
+    /// Deserializes a time after which an idle terminal hangs up, in seconds.
+    idle_timeout_sec = "idle_timeout_sec", 0..=u32::MAX;
 }
 
 #[cfg(test)]

@@ -6,12 +6,15 @@ mod entry;
 mod error;
 mod event;
 mod exec_frames;
+mod frame_schema;
 mod id;
 mod integer;
 mod process;
 mod sandbox;
 mod snapshot;
 mod template;
+mod terminal;
+mod terminal_frames;
 
 pub use entry::{EntryPath, FileEntries, FileEntry, FileKind, ListFiles, MoveFile, OneEntry};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
@@ -28,3 +31,8 @@ pub use sandbox::{
 };
 pub use snapshot::{CreateSnapshot, Snapshot};
 pub use template::{Template, TemplateKind};
+pub use terminal::{TerminalCursor, TerminalScreen, TerminalSize};
+pub use terminal_frames::{
+    TerminalClientFrame, TerminalConnect, TerminalError, TerminalExit, TerminalInput, TerminalOutput,
+    TerminalServerFrame, TerminalStart, TerminalStarted,
+};

@@ -15,7 +15,7 @@ use crate::row::{Row, median};
 const ROUNDS: usize = 400;
 
 /// Reads the address of envd and its token from the agent's journal.
-fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
+pub(crate) fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let text = fs::read_to_string(&path).context("the sandbox has no journal")?;
     let entries: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -29,7 +29,7 @@ fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
 }
 
 /// Encodes one message as Connect streams do.
-fn framed(message: &Value) -> Vec<u8> {
+pub(crate) fn framed(message: &Value) -> Vec<u8> {
     let body = message.to_string().into_bytes();
     [&[0], (body.len() as u32).to_be_bytes().as_slice(), &body].concat()
 }

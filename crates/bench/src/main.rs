@@ -17,6 +17,7 @@ mod restore;
 mod resume;
 mod row;
 mod slots;
+mod streams;
 mod unique;
 
 use std::{
@@ -59,6 +60,14 @@ async fn with_wrenn() -> Result<Vec<Row>> {
         eprintln!("bench: leaving sandboxes idle");
         let idle = idle::agent_memory(stack).await?;
         Ok([create, exec, vec![idle]].concat())
+    })
+    .await
+}
+
+async fn streamed() -> Result<Vec<Row>> {
+    beside_wrenn(async |stack, _| {
+        eprintln!("bench: streaming");
+        streams::against_envd(stack).await
     })
     .await
 }
@@ -130,8 +139,9 @@ async fn lab() -> Result<Vec<Row>> {
 /// Measures everything that needs no lab.
 async fn all() -> Result<Vec<Row>> {
     let alone = [clones().await?, slots().await?, first_byte().await?, restores().await?];
-    let beside_wrenn = [with_wrenn().await?, pauses().await?, resumes().await?, unique().await?];
-    Ok([alone, beside_wrenn].concat().concat())
+    let beside_wrenn =
+        [with_wrenn().await?, streamed().await?, pauses().await?, resumes().await?, unique().await?];
+    Ok(alone.into_iter().chain(beside_wrenn).flatten().collect())
 }
 
 fn main() -> ExitCode {
@@ -158,6 +168,7 @@ async fn measure() -> Result<()> {
         Some("first-byte") => first_byte().await?,
         Some("restores") => restores().await?,
         Some("wrenn") => with_wrenn().await?,
+        Some("streams") => streamed().await?,
         Some("pauses") => pauses().await?,
         Some("resumes") => resumes().await?,
         Some("unique") => unique().await?,
@@ -166,7 +177,7 @@ async fn measure() -> Result<()> {
         Some("lab") => lab().await?,
         Some(other) => {
             bail!(
-                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn, pauses, resumes, unique; in the lab lab or snapshots"
+                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn, streams, pauses, resumes, unique; in the lab lab or snapshots"
             )
         }
     };

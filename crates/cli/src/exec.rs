@@ -22,6 +22,7 @@ use crate::{
     failure::TIMED_OUT,
     output::{Format, note},
     stdin,
+    terminal::{self, Leaving},
 };
 
 /// Exit status if the reader of the output has closed it.
@@ -43,7 +44,10 @@ Exit status:
   130, 143, 129  interrupted by SIGINT, SIGTERM, SIGHUP; the command is killed
 
 Standard input is passed on if it is no terminal, as in a pipeline, or with -i. In a loop that reads from standard input itself,
-use --no-stdin.";
+use --no-stdin.
+
+A terminal (-t) outlives its client. Enter ~ . leaves it, Enter ~ ~ sends a tilde; `wrenn sandbox ps` lists it, and `wrenn
+sandbox attach` shows the same screen again.";
 
 /// Command and how to run it.
 #[derive(Debug, clap::Args)]
@@ -60,6 +64,9 @@ pub(crate) struct Program {
     /// Pass standard input on even if it is a terminal
     #[arg(long, short = 'i', conflicts_with = "no_stdin")]
     interactive: bool,
+    /// Give the command a terminal, connected to this one: for shells and editors. Enter ~ . leaves it, and it goes on
+    #[arg(long, short = 't', conflicts_with = "no_stdin")]
+    tty: bool,
     /// Pass no standard input on: the command reads an empty one
     #[arg(long, short = 'n')]
     no_stdin: bool,
@@ -70,7 +77,7 @@ pub(crate) struct Program {
 
 impl Program {
     /// Builds the request with these variables in addition to the sandbox's.
-    pub(crate) fn request(&self, envs: &[(String, String)]) -> Result<ExecRequest> {
+    fn request(&self, envs: &[(String, String)]) -> Result<ExecRequest> {
         let (cmd, args) = self.command.split_first().context("no command")?;
         let envs: BTreeMap<String, String> = envs.iter().cloned().collect();
         let (cwd, user) = (self.cwd.clone(), self.user.clone());
@@ -86,11 +93,24 @@ impl Program {
         })
     }
 
+    /// Builds the command. `after` says what becomes of its terminal when the user leaves that.
+    pub(crate) fn command(&self, envs: &[(String, String)], after: Leaving) -> Result<Command> {
+        Ok(Command { request: self.request(envs)?, terminal: self.tty.then_some(after) })
+    }
+
     /// Builds the request of a command that runs in the background. It has standard input, for `attach`, with `-i`.
     pub(crate) fn background(&self, envs: &[(String, String)], tag: Option<&str>) -> Result<ExecRequest> {
         let request = self.request(envs)?;
         Ok(ExecRequest { stdin: self.interactive, tag: tag.map(str::to_owned), background: true, ..request })
     }
+}
+
+/// Command that is waited for.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) request: ExecRequest,
+    /// Whether it gets a terminal, and what becomes of that when the user leaves it.
+    terminal: Option<Leaving>,
 }
 
 /// Destination and statistics of the output.
@@ -118,15 +138,20 @@ impl End {
     }
 }
 
-/// Runs a command to its end and returns its exit status.
-pub(crate) async fn run(client: &Client, id: SandboxId, request: &ExecRequest, format: Format) -> Result<u8> {
+/// Runs a command to its end, or in a terminal until that is left, and returns its exit status.
+pub(crate) async fn run(client: &Client, id: SandboxId, command: &Command, format: Format) -> Result<u8> {
+    let Command { request, terminal } = command;
+    if let Some(after) = terminal {
+        anyhow::ensure!(format == Format::Text, "a terminal has no JSON form: leave out --json or -t");
+        return terminal::start(client, id, request, *after).await;
+    }
     let stream = client.exec_stream(id, request).await?;
     let ran = pass_through(stream, request.stdin, format).await?;
     let Some((sink, end)) = ran else { return Ok(READER_GONE) };
     if sink.silent && end.exit_code == 0 && !request.stdin && request.args.is_empty() && stdin::is_terminal()
     {
         // Probably an interactive interpreter; most other commands print something or have arguments.
-        note("wrenn: the command got no input; pass the terminal's on by -i");
+        note("wrenn: the command got no input; for a terminal use -it, for the input alone -i");
     }
     sink.finish(id, &request.cmd, &end)?;
     if end.timed_out {

@@ -30,6 +30,7 @@ mod snapshot;
 mod status;
 mod stdin;
 mod template;
+mod terminal;
 mod up;
 mod users;
 
@@ -198,7 +199,11 @@ impl Cli {
         matches!(
             self.command,
             Command::Run(_)
-                | Command::Sandbox(sandbox::Command::Exec { .. } | sandbox::Command::Attach { .. })
+                | Command::Sandbox(
+                    sandbox::Command::Exec { .. }
+                        | sandbox::Command::Attach { .. }
+                        | sandbox::Command::Connect { .. }
+                )
         )
     }
 }
@@ -359,8 +364,10 @@ mod tests {
             let cli = parse(words)?;
             assert!(!cli.global.json, "{words:?}");
             let request = match &cli.command {
-                Command::Run(args) => args.command_request()?,
-                Command::Sandbox(sandbox::Command::Exec { command, .. }) => command.request(&[])?,
+                Command::Run(args) => args.command()?.request,
+                Command::Sandbox(sandbox::Command::Exec { command, .. }) => {
+                    command.command(&[], terminal::Leaving::Stays)?.request
+                }
                 other => panic!("{other:?}"),
             };
             assert_eq!(
@@ -371,7 +378,7 @@ mod tests {
         // A second `--` is an argument, and a misspelt flag is no program.
         let cli = parse(&["wrenn", "run", "env", "--", "x"])?;
         let Command::Run(args) = &cli.command else { panic!("{cli:?}") };
-        assert_eq!(args.command_request()?.args, ["--", "x"]);
+        assert_eq!(args.command()?.request.args, ["--", "x"]);
         assert!(parse(&["wrenn", "run", "--tmeplate", "x", "true"]).is_err());
         Ok(())
     }

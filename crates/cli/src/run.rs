@@ -2,7 +2,6 @@
 //! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case.
 
 use anyhow::Result;
-use wrenn_api::ExecRequest;
 use wrenn_client::Client;
 
 use crate::{
@@ -10,6 +9,7 @@ use crate::{
     exec,
     output::{Format, note},
     signals::{Stop, exit_status},
+    terminal::Leaving,
 };
 
 /// Text after the help.
@@ -17,7 +17,9 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   wrenn run python3 -c 'print(6*7)'
   wrenn run --memory 1g -e MODE=test -- sh -c 'echo $MODE'
-  wrenn run -u root -w / mkdir /data";
+  wrenn run -u root -w / mkdir /data
+  wrenn run -it bash
+  echo hello | wrenn run cat";
 
 /// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
@@ -29,21 +31,21 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Returns the request for the command; its variables are those of the sandbox.
-    pub(crate) fn command_request(&self) -> Result<ExecRequest> {
-        self.command.request(&[])
+    /// Returns the command; its variables are those of the sandbox.
+    pub(crate) fn command(&self) -> Result<exec::Command> {
+        self.command.command(&[], Leaving::Ends)
     }
 }
 
 /// Runs `wrenn run`.
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
-    let request = args.command_request()?;
+    let command = args.command()?;
     let (sandbox, mut stopped) = create(client, &args.new.request(), &Key::own(), &mut stop).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
         tokio::select! {
-            ran = exec::run(client, sandbox.id, &request, format) => result = ran,
+            ran = exec::run(client, sandbox.id, &command, format) => result = ran,
             name = stop.received() => stopped = Some(name),
         }
     }

@@ -38,8 +38,8 @@ pub(crate) fn pass_on(input: ProcessInput) -> JoinHandle<()> {
     })
 }
 
-/// Reads standard input in a thread of its own: a read cannot be cancelled, and must not hold up the end of this program.
-fn read() -> mpsc::Receiver<Vec<u8>> {
+/// Reads standard input, piece by piece, in a thread of its own: a read cannot be cancelled, and must not hold up the end of this program.
+pub(crate) fn read() -> mpsc::Receiver<Vec<u8>> {
     let (sender, pieces) = mpsc::channel(PENDING);
     let reading = move || {
         let mut stdin = io::stdin().lock();

@@ -8,12 +8,15 @@ mod files;
 mod processes;
 mod sandboxes;
 mod sse;
+mod terminals;
 mod transport;
+mod websocket;
 
 pub use error::Error;
 pub use events::Event;
 pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
+pub use terminals::{Terminal, TerminalEvent, TerminalInput};
 pub use transport::Client;
 
 /// Result of an API call.

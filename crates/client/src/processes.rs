@@ -1,50 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes whose input and output are streamed over a WebSocket, and those that run in the background.
 
-use std::{sync::Arc, time::Duration};
-
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use futures::{
-    SinkExt as _, StreamExt as _,
-    stream::{SplitSink, SplitStream},
-};
-use reqwest::{Method, Upgraded};
+use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{sync::Mutex, time::timeout};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Error as WsError, Message,
-        handshake::{client::generate_key, derive_accept_key},
-        protocol::{Role, WebSocketConfig},
-    },
-};
+use tokio_tungstenite::tungstenite::Message;
 use wrenn_api::{
     BackgroundProcess, ErrorCode, ExecRequest, ProcessInfo, ProcessList, SandboxId, Signal, Signalled,
 };
 
 use crate::{
     Client, Error, Result,
-    transport::{ANSWER_MAX, REQUEST_LIMIT, causes, decode},
+    transport::{ANSWER_MAX, decode},
+    websocket::{Purpose, Received, Receiver, Sender},
 };
 
-/// Time without frames after which a ping is sent; a command may be silent, the server may not.
-const PING_EVERY: Duration = Duration::from_secs(30);
-/// Maximum number of unanswered pings in a row.
-const PINGS_MAX: u32 = 4;
 /// Maximum size of a list of processes in bytes.
 const LIST_MAX: usize = 8 << 20;
-/// Maximum size of a frame in bytes: the largest message of an agent, 4 MiB, with every byte escaped.
-const FRAME_MAX: usize = 25 << 20;
 /// Maximum number of bytes of input in a frame.
-const INPUT_PIECE: usize = 64 << 10;
-/// Time limit for sending a frame.
-const SEND_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const INPUT_PIECE: usize = 64 << 10;
 
-/// Subprotocol with binary input and output.
-const SUBPROTOCOL: &str = "wrenn.process.v1";
+/// The server ends a command with its connection, so that a broken one tells what became of the command.
+const PURPOSE: Purpose = Purpose {
+    subprotocol: "wrenn.process.v1",
+    broken: "the command that ran was ended",
+    silent: "the command may still run",
+};
 /// First byte of binary frames.
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -132,26 +115,22 @@ struct Output {
 #[derive(Debug)]
 pub struct ProcessStream {
     input: ProcessInput,
-    source: SplitStream<Socket>,
+    frames: Receiver,
     done: bool,
 }
 
 /// Input of a process; clones write to the same process.
 #[derive(Debug, Clone)]
 pub struct ProcessInput {
-    sink: Arc<Mutex<SplitSink<Socket, Message>>>,
-    /// Whether the server takes binary frames.
-    binary: bool,
+    sender: Sender,
 }
-
-type Socket = WebSocketStream<Upgraded>;
 
 impl Client {
     /// Starts a command; [`ProcessStream::next`] returns its output. Without `timeout_sec` there is no time limit. It has
     /// standard input if the request says so.
     pub async fn exec_stream(&self, id: SandboxId, request: &ExecRequest) -> Result<ProcessStream> {
         let stream = self.open(&format!("/v1/sandboxes/{id}/exec/stream")).await?;
-        stream.input.send(Message::text(start_frame(request).to_string())).await?;
+        stream.input.sender.send(Message::text(start_frame(request).to_string())).await?;
         Ok(stream)
     }
 
@@ -180,29 +159,8 @@ impl Client {
     }
 
     async fn open(&self, path: &str) -> Result<ProcessStream> {
-        let key = generate_key();
-        let call = self
-            .request(Method::GET, path)
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Protocol", SUBPROTOCOL)
-            .header("Sec-WebSocket-Key", &key);
-        let response = timeout(REQUEST_LIMIT, self.send(call)).await.map_err(|_| silent())??;
-        let accept = response.headers().get("sec-websocket-accept").map(|value| value.as_bytes().to_vec());
-        if response.status() != 101 || accept.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes())
-        {
-            return Err(Error::Protocol("it did not switch to a WebSocket".to_owned()));
-        }
-        let chosen = response.headers().get("sec-websocket-protocol");
-        let binary = chosen.is_some_and(|chosen| chosen.as_bytes() == SUBPROTOCOL.as_bytes());
-        let upgraded = response.upgrade().await.map_err(|error| Error::Protocol(causes(&error)))?;
-        let limits =
-            WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
-        let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(limits)).await;
-        let (sink, source) = socket.split();
-        let input = ProcessInput { sink: Arc::new(Mutex::new(sink)), binary };
-        Ok(ProcessStream { input, source, done: false })
+        let (sender, frames) = self.web_socket(path, PURPOSE).await?;
+        Ok(ProcessStream { input: ProcessInput { sender }, frames, done: false })
     }
 }
 
@@ -227,36 +185,25 @@ impl ProcessInput {
     /// Writes to standard input. Waits while the process does not read it.
     pub async fn write(&self, bytes: &[u8]) -> Result<()> {
         for piece in bytes.chunks(INPUT_PIECE) {
-            let message = if self.binary {
+            let message = if self.sender.chosen {
                 Message::binary([&[STDIN], piece].concat())
             } else {
                 let data = STANDARD.encode(piece);
                 Message::text(json!({ "type": "stdin", "data": data, "encoding": "base64" }).to_string())
             };
-            // However long the process takes: that the server is away is seen by the reader.
-            let sent = self.sink.lock().await.send(message).await;
-            sent.map_err(|error| broken(Some(&error)))?;
+            self.sender.send_slowly(message).await?;
         }
         Ok(())
     }
 
     /// Closes standard input after what was written.
     pub async fn close(&self) -> Result<()> {
-        self.send(Message::text(json!({ "type": "close_stdin" }).to_string())).await
+        self.sender.send(Message::text(json!({ "type": "close_stdin" }).to_string())).await
     }
 
     /// Sends a signal to the process and its descendants.
     pub async fn signal(&self, signal: Signal) -> Result<()> {
-        self.send(Message::text(json!({ "type": "signal", "signal": signal }).to_string())).await
-    }
-
-    async fn send(&self, message: Message) -> Result<()> {
-        let sending = async { self.sink.lock().await.send(message).await };
-        match timeout(SEND_LIMIT, sending).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(broken(Some(&error))),
-            Err(_) => Err(silent()),
-        }
+        self.sender.send(Message::text(json!({ "type": "signal", "signal": signal }).to_string())).await
     }
 }
 
@@ -268,35 +215,18 @@ impl ProcessStream {
 
     /// Returns the next event; `None` after the exit.
     pub async fn next(&mut self) -> Result<Option<ProcessEvent>> {
-        let mut pings = 0;
-        while !self.done {
-            let Ok(received) = timeout(PING_EVERY, self.source.next()).await else {
-                pings += 1;
-                if pings > PINGS_MAX {
-                    return Err(silent());
-                }
-                // While input waits for the process, the server's own pings show that it is there.
-                if let Ok(mut sink) = self.input.sink.try_lock() {
-                    let sent = timeout(SEND_LIMIT, sink.send(Message::Ping(Bytes::new()))).await;
-                    sent.map_err(|_| silent())?.map_err(|error| broken(Some(&error)))?;
-                }
-                continue;
-            };
-            pings = 0;
-            match received {
-                Some(Ok(Message::Text(text))) => return self.event(text.as_bytes()).map(Some),
-                Some(Ok(Message::Binary(bytes))) => return output(&bytes).map(Some),
-                Some(Ok(Message::Close(_))) | None => return Err(broken(None)),
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(broken(Some(&error))),
-            }
+        if self.done {
+            return Ok(None);
         }
-        Ok(None)
+        match self.frames.next().await? {
+            Received::Text(text) => self.event(&text).map(Some),
+            Received::Binary(bytes) => output(&bytes).map(Some),
+        }
     }
 
     /// Ends the stream, and a command that was started with it; [`ProcessStream::next`] still returns its exit.
     pub async fn stop(&mut self) -> Result<()> {
-        self.input.send(Message::text(json!({ "type": "stop" }).to_string())).await
+        self.input.sender.send(Message::text(json!({ "type": "stop" }).to_string())).await
     }
 
     fn event(&mut self, text: &[u8]) -> Result<ProcessEvent> {
@@ -340,22 +270,6 @@ fn bytes(output: Output) -> Result<Bytes> {
             .map(Bytes::from)
             .map_err(|error| Error::Protocol(format!("output is not base 64: {error}"))),
         Some(other) => Err(Error::Protocol(format!("output in unknown encoding {other:?}"))),
-    }
-}
-
-fn silent() -> Error {
-    Error::Lost("the API server does not answer any more; the command may still run".to_owned())
-}
-
-/// The server ends a command with its connection, so that a broken one tells what became of the command.
-fn broken(cause: Option<&WsError>) -> Error {
-    let what = "the API server went away while the command ran; the command was ended";
-    match cause {
-        Some(WsError::Capacity(error)) => {
-            Error::Protocol(format!("a frame of the command's stream: {error}"))
-        }
-        Some(WsError::Io(error)) => Error::Lost(format!("{what} ({error})")),
-        _ => Error::Lost(what.to_owned()),
     }
 }
 

@@ -76,15 +76,21 @@ struct Flow {
     of_call: u32,
     /// Unread bytes of all calls.
     of_all: u32,
+    /// Time without an answer to a ping after which the connection, with all its calls, is given up.
+    silence: Duration,
 }
 
 /// For calls whose responses are read at once.
 ///
 /// The window of all calls together is the sum of theirs, so that responses that wait for memory block no
 /// other call.
-const SHARED: Flow = Flow { calls: 1024, of_call: 64 << 10, of_all: 64 << 20 };
+///
+/// Its calls have deadlines of their own: a host that stands still for a while, such as under memory pressure, does not lose them.
+const SHARED: Flow =
+    Flow { calls: 1024, of_call: 64 << 10, of_all: 64 << 20, silence: Duration::from_secs(30) };
 /// For one stream, whose reader may be slow: unread bytes are in memory.
-const DEDICATED: Flow = Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10 };
+const DEDICATED: Flow =
+    Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10, silence: Duration::from_secs(10) };
 /// Maximum size of a message, in bytes: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 /// Maximum size of a message of a stream, in bytes.
@@ -194,7 +200,7 @@ impl Agents {
         });
         let connection = Http2Connection::builder()
             .keep_alive_interval(Duration::from_secs(5))
-            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_timeout(flow.silence)
             .initial_stream_window_size(flow.of_call)
             .initial_connection_window_size(flow.of_all)
             .lazy_with_connector(connector, self.uri.clone())

@@ -3,7 +3,7 @@
 //! sandbox's API.
 //!
 //! As an ordinary process (`envd --port N`) it only serves, which its tests use. Its limits can be given as
-//! options (`--kept BYTES`, `--drains N`, `--running N`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
+//! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
 //! of PID 1 depend on the machine's memory.
 
 mod boot;
@@ -93,7 +93,7 @@ impl Default for Options {
 }
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N] [--watchers N] \
+    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N] [--terminals N] [--watchers N] \
                          [--watched-events N] [--watcher-idle SECONDS]";
     let mut options = Options::default();
     while let Some(name) = args.next() {
@@ -106,6 +106,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--kept" => options.bounds.kept = number()?,
             "--drains" => options.bounds.drains = number()?,
             "--running" => options.bounds.running = number()?,
+            "--terminals" => options.bounds.terminals = number()?,
             "--watchers" => options.watching.watchers = number()?,
             "--watched-events" => options.watching.kept = number()?,
             "--watcher-idle" => options.watching.idle = Duration::from_secs(number()? as u64),

@@ -6,12 +6,12 @@ use std::{any::Any, io, panic::AssertUnwindSafe, sync::Arc};
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use serde_json::json;
 use tokio::net::TcpListener;
 use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
@@ -30,7 +30,12 @@ use crate::{
     watch::{Limits, Watchers},
 };
 
-/// Serves until the process exits. RPC messages are limited to 4 MiB, the library's default.
+/// Maximum size of an RPC message in bytes: the library's default.
+const MESSAGE: u64 = 4 << 20;
+/// Maximum number of bytes read of a message that is too large.
+const DISCARDED: usize = 64 << 20;
+
+/// Serves until the process exits.
 pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
     let registry = Registry::new(Reaper::start()?, bounds);
@@ -61,7 +66,8 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Wat
         .with_state(Arc::clone(settings))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))
         .fallback_service(rpc.into_axum_service())
-        .layer(DefaultBodyLimit::max(4 << 20))
+        .layer(DefaultBodyLimit::max(MESSAGE as usize))
+        .layer(middleware::from_fn(bound))
         .layer(middleware::from_fn_with_state(Arc::clone(settings), authorize))
         .merge(files)
         .route("/health", get(|| async { StatusCode::NO_CONTENT }))
@@ -98,13 +104,38 @@ async fn authorize(State(settings): State<Arc<Settings>>, request: Request, next
         return next.run(request).await;
     }
     let text = "the X-Access-Token header is missing or wrong";
-    let path = request.uri().path();
-    if path.starts_with("/process.") || path.starts_with("/filesystem.") {
+    if is_rpc(&request) {
         // Connect clients expect the name of the error code.
         let body = json!({"code": "unauthenticated", "message": text});
         return (StatusCode::UNAUTHORIZED, Json(body)).into_response();
     }
     error(StatusCode::UNAUTHORIZED, text)
+}
+
+/// Rejects calls with a message that is too large as wrong. The library's own code for them is the one that clients take for
+/// too many requests, which they would repeat.
+async fn bound(request: Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if is_rpc(&request) && length.is_some_and(|length: u64| length > MESSAGE) {
+        let text = format!("a message has at most {MESSAGE} bytes: send larger input in pieces");
+        let body = json!({"code": "invalid_argument", "message": text});
+        // Clients that send all before they read would see a broken connection instead of the answer.
+        let mut pieces = request.into_body().into_data_stream();
+        let mut left = DISCARDED;
+        while let Some(Ok(piece)) = pieces.next().await
+            && piece.len() <= left
+        {
+            left -= piece.len();
+        }
+        return (StatusCode::BAD_REQUEST, Json(body)).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_rpc(request: &Request) -> bool {
+    let path = request.uri().path();
+    path.starts_with("/process.") || path.starts_with("/filesystem.")
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Messages of the calls that concern processes: requests are checked, and a stream's input and output passed on.
 
+use std::time::Duration;
+
 use connectrpc::{ConnectError, InboundStream};
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
@@ -11,7 +13,7 @@ use wrenn_rpc::host::v1::{
     __buffa::oneof::{
         process_selector, process_stream_request::Part, process_stream_response::Event as Told,
     },
-    ProcessSelector, ProcessStreamRequest, ProcessStreamResponse,
+    ProcessSelector, ProcessStreamRequest, ProcessStreamResponse, TerminalSize,
     process_stream_response::{End as ToldEnd, InputClosed, Lost, Start},
 };
 
@@ -20,9 +22,13 @@ use crate::{
     memory::Held,
     sandbox::{
         guest::Guest,
-        processes::{self, Command, Event, Input, Running, Selector},
+        processes::{self, Command, Event, Input, Running, Selector, Size, Terminal},
     },
 };
+
+/// Maximum number of columns and rows of a terminal.
+const COLS_MAX: u32 = 1000;
+const ROWS_MAX: u32 = 500;
 
 fn invalid(message: &str) -> ConnectError {
     AgentError::new(ErrorCode::InvalidRequest, message).into()
@@ -49,7 +55,25 @@ pub(crate) fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Com
         user: given.user,
         stdin: given.stdin,
         tag: given.tag,
+        terminal: given.terminal.into_option().map(terminal).transpose()?,
     })
+}
+
+fn terminal(given: wrenn_rpc::host::v1::Terminal) -> Result<Terminal, ConnectError> {
+    let size = size(given.size.into_option().unwrap_or_default())?;
+    let idle = Some(given.idle_timeout_ms).filter(|idle| *idle > 0);
+    Ok(Terminal { size, idle: idle.map(|idle| Duration::from_millis(idle.into())) })
+}
+
+/// Checks the size of a terminal.
+pub(crate) fn size(given: TerminalSize) -> Result<Size, ConnectError> {
+    if !(1..=COLS_MAX).contains(&given.cols) || !(1..=ROWS_MAX).contains(&given.rows) {
+        return Err(invalid(&format!(
+            "a terminal has 1 to {COLS_MAX} columns and 1 to {ROWS_MAX} rows, not {} and {}",
+            given.cols, given.rows
+        )));
+    }
+    Ok(Size { cols: given.cols, rows: given.rows })
 }
 
 /// Checks a selector.
@@ -70,8 +94,9 @@ pub(crate) fn exchange(
     requests: InboundStream<ProcessStreamRequest>,
 ) -> impl Stream<Item = Result<ProcessStreamResponse, ConnectError>> + Send {
     let (input, closed) = running.input(&guest);
-    let Running { pid, tag, offset, events, memory, .. } = running;
-    let start = Start { pid, tag, offset, ..Default::default() };
+    let Running { pid, tag, offset, terminal, events, memory, .. } = running;
+    let terminal = terminal.map(TerminalSize::from).into();
+    let start = Start { pid, tag, offset, terminal, ..Default::default() };
     let passing = tokio::spawn(pass_on(guest, pid, input, requests).in_current_span());
     let state =
         Outgoing { events, closed, ended: false, _memory: memory, _passing: AbortOnDropHandle::new(passing) };
@@ -86,6 +111,10 @@ async fn pass_on(guest: Guest, pid: u32, input: Input, mut requests: InboundStre
         match message.to_owned_message().part {
             Some(Part::Input(bytes)) => input.write(bytes.into()).await,
             Some(Part::CloseInput(_)) => input.close().await,
+            Some(Part::Resize(to)) => match size(*to) {
+                Ok(size) => input.resize(size).await,
+                Err(error) => tracing::debug!(%error, pid, "a size is left out"),
+            },
             Some(Part::Signal(number)) => {
                 // One that has ended meanwhile is told by its end.
                 if let Err(error) = processes::signal(&guest, &Selector::Pid(pid), number).await {
@@ -121,6 +150,8 @@ impl Outgoing {
         Some(match event {
             Event::Stdout(bytes) => Ok(Told::Stdout(bytes.into())),
             Event::Stderr(bytes) => Ok(Told::Stderr(bytes.into())),
+            Event::Screen(bytes) => Ok(Told::Screen(bytes.into())),
+            Event::Resized(size) => Ok(Told::Resized(TerminalSize::from(size).into())),
             Event::Lost(bytes) => Ok(Told::Lost(Lost { bytes, ..Default::default() }.into())),
             Event::End(end) => {
                 self.ended = true;

@@ -25,10 +25,11 @@ use wrenn_rpc::{
         ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse,
         ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest,
         MoveFileResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ProcessStreamRequest,
-        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, RemoveFileRequest, RemoveFileResponse,
-        ResumeRequest, ResumeResponse, Sandbox, SandboxState, SignalProcessRequest, SignalProcessResponse,
-        SnapshotRequest, SnapshotResponse, StartProcessRequest, StartProcessResponse, StatFileRequest,
-        StatFileResponse, StepTiming, WriteFileRequest, WriteFileResponse,
+        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
+        RemoveFileRequest, RemoveFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState,
+        SignalProcessRequest, SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest,
+        StartProcessResponse, StatFileRequest, StatFileResponse, StepTiming, WriteFileRequest,
+        WriteFileResponse,
         read_file_response::Unsized,
     },
 };
@@ -39,7 +40,7 @@ use crate::{
     call::Call,
     error::AgentError,
     memory::STREAM,
-    process_stream::{command, exchange, selector},
+    process_stream::{command, exchange, selector, size},
     sandbox::{
         actor::Handle,
         directories,
@@ -345,16 +346,30 @@ impl Host for Service {
                 let guest = self.guest(&attach.sandbox_id, &call).await?;
                 let process = selector(attach.process.as_option())?;
                 let from = match attach.from {
-                    None | Some(attach::From::Now(false)) => From::Beginning,
+                    None | Some(attach::From::Now(false) | attach::From::Screen(false)) => From::Beginning,
+                    Some(attach::From::Screen(true)) => From::Screen,
                     Some(attach::From::Now(true)) => From::Now,
                     Some(attach::From::Offset(offset)) => From::Offset(offset),
                 };
-                let running = processes::attach(&guest, &process, from).instrument(call.span).await?;
+                let size = attach.size.into_option().map(size).transpose()?;
+                let running = processes::attach(&guest, &process, from, size).instrument(call.span).await?;
                 (guest, running)
             }
             _ => return Err(invalid("the first message must carry `start` or `attach`")),
         };
         Ok(Response::new(exchange(guest, running, requests).boxed()))
+    }
+
+    async fn read_screen<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ReadScreenRequest>,
+    ) -> ServiceResult<impl Encodable<ReadScreenResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let call = self.call(&ctx, "read_screen", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let process = selector(request.process.as_option())?;
+        Response::ok(processes::screen(&guest, &process).instrument(call.span).await?)
     }
 
     async fn start_process<'a>(

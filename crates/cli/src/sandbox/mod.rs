@@ -7,7 +7,7 @@ mod local;
 
 use anyhow::{Result, anyhow};
 use serde_json::json;
-use wrenn_api::{ExecRequest, ProcessInfo, ResumeSandbox, Sandbox, SandboxId, Signal, UpdateSandbox};
+use wrenn_api::{ProcessInfo, ResumeSandbox, Sandbox, SandboxId, Signal, UpdateSandbox};
 use wrenn_client::Client;
 
 use crate::{
@@ -18,12 +18,14 @@ use crate::{
     progress::during,
     signals::{Stop, exit_status},
     stdin,
+    terminal::{self, Leaving},
 };
 
 /// Text after the help of `exec`.
 const EXEC_EXAMPLES: &str = "\
 Examples:
   wrenn sandbox exec ID python3 -c 'print(6*7)'
+  wrenn sandbox exec -it ID bash
   wrenn sandbox exec -u root ID -- apt-get update
   tar c project | wrenn sandbox exec ID -- tar x
   wrenn sandbox exec -d --tag web ID -- python3 -m http.server";
@@ -73,6 +75,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         command: exec::Program,
     },
+    /// Open a shell in a sandbox, in a terminal
+    #[command(alias = "shell")]
+    Connect {
+        /// The sandbox's id
+        id: SandboxId,
+        /// Run as this user of the sandbox instead of the template's default one
+        #[arg(long, short = 'u', value_name = "NAME")]
+        user: Option<String>,
+    },
     /// List the running processes of a sandbox that were started through the API
     Ps {
         /// The sandbox's id
@@ -88,15 +99,17 @@ pub(crate) enum Command {
         #[arg(long, short = 's', value_name = "SIGNAL", default_value = "TERM")]
         signal: Signal,
     },
-    /// Show the output of a process and pass standard input on to it, until it ends; it goes on when this is interrupted
+    /// Show the output of a process and pass standard input on to it, until it ends; it goes on when this is interrupted. A
+    /// terminal shows the same screen again
     Attach {
         /// The sandbox's id
         id: SandboxId,
         /// The process: its id or its tag
         process: String,
-        /// Where its output begins: beginning, now, or a number of bytes since its start
-        #[arg(long, value_name = "WHERE", default_value = "beginning", value_parser = place)]
-        from: String,
+        /// Where its output begins: beginning (default), now, or a number of bytes since its start; of a terminal, its bare
+        /// output
+        #[arg(long, value_name = "WHERE", value_parser = place)]
+        from: Option<String>,
         /// Pass standard input on even if it is a terminal
         #[arg(long, short = 'i', conflicts_with = "no_stdin")]
         interactive: bool,
@@ -178,20 +191,35 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             let reached = client.signal_process(*id, process, *signal).await?;
             format.print(&reached, String::new)?;
         }
+        Command::Connect { id, user } => {
+            let mut stop = Stop::new()?;
+            return tokio::select! {
+                status = terminal::shell(client, *id, user.clone()) => status,
+                name = stop.received() => Ok(exit_status(name)),
+            };
+        }
         Command::Attach { id, process, from, interactive, no_stdin } => {
             let input = stdin::is_passed_on(*interactive, *no_stdin);
             let mut stop = Stop::new()?;
+            let attached = async {
+                if from.is_none() && format == Format::Text && terminal::is_one(client, *id, process).await? {
+                    return terminal::connect(client, *id, process).await;
+                }
+                let from = from.as_deref().unwrap_or("beginning");
+                exec::attach(client, *id, process, from, input, format).await
+            };
             return tokio::select! {
-                status = exec::attach(client, *id, process, from, input, format) => status,
+                status = attached => status,
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
         Command::Exec { id, envs, detach: false, tag, command } => {
-            let request = ExecRequest { tag: tag.clone(), ..command.request(envs)? };
+            let mut command = command.command(envs, Leaving::Stays)?;
+            command.request.tag.clone_from(tag);
             let mut stop = Stop::new()?;
             // Closing the connection kills the command.
             return tokio::select! {
-                status = exec::run(client, *id, &request, format) => status,
+                status = exec::run(client, *id, &command, format) => status,
                 name = stop.received() => Ok(exit_status(name)),
             };
         }

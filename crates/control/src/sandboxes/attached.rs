@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use connectrpc::client::{BidiRecvHalf, BidiSendHalf, ClientTransport};
-use wrenn_api::{ErrorCode, ExecStart, SandboxId, Signal};
+use wrenn_api::{ErrorCode, ExecStart, SandboxId, Signal, TerminalConnect, TerminalSize, TerminalStart};
 use wrenn_rpc::host::v1::{
     __buffa::{
         oneof::{
@@ -13,11 +13,11 @@ use wrenn_rpc::host::v1::{
         },
         view::ProcessStreamResponseView,
     },
-    ProcessStreamRequest,
+    ProcessStreamRequest, TerminalSize as SizeMessage,
     process_stream_request::{Attach, CloseInput, Start},
 };
 
-use super::{activity::Active, command, processes::Selector};
+use super::{activity::Active, command, processes::Selector, terminals};
 use crate::{
     agents::{AgentClient, Link},
     error::Fault,
@@ -57,6 +57,8 @@ pub enum ProcessEvent {
         tag: Option<String>,
         /// Number of bytes that it had written before the output that follows.
         offset: u64,
+        /// Size of its terminal, if it has one.
+        terminal: Option<TerminalSize>,
     },
     /// It wrote to standard output.
     Stdout(Bytes),
@@ -64,6 +66,10 @@ pub enum ProcessEvent {
     Stderr(Bytes),
     /// This number of bytes of its output is missing here.
     Lost(u64),
+    /// A piece of what makes an empty terminal show what its terminal shows.
+    Screen(Bytes),
+    /// Its terminal has this size now.
+    Resized(TerminalSize),
     /// It takes no more input, and why.
     InputClosed(String),
     /// It ended; this is the last event.
@@ -104,6 +110,28 @@ impl Attached {
         self.open(Part::Start(start.into())).await
     }
 
+    /// Starts a program in a new terminal. It goes on when the events are dropped.
+    pub async fn start_terminal(&self, start: TerminalStart) -> Result<(ProcessInput, ProcessEvents), Fault> {
+        let (command, timeout_ms) = terminals::command(start)?;
+        let sandbox_id = self.id.to_string();
+        let start = Start { sandbox_id, command: command.into(), timeout_ms, ..Default::default() };
+        self.open(Part::Start(start.into())).await
+    }
+
+    /// Connects to a terminal: its screen comes first. It goes on when the events are dropped.
+    pub async fn connect_terminal(
+        &self,
+        connect: TerminalConnect,
+    ) -> Result<(ProcessInput, ProcessEvents), Fault> {
+        let (process, size) = terminals::connection(connect)?;
+        let process = wrenn_rpc::host::v1::ProcessSelector::from(process);
+        let from = Some(attach::From::Screen(true));
+        let sandbox_id = self.id.to_string();
+        let size = size.map(message).into();
+        let attach = Attach { sandbox_id, process: process.into(), from, size, ..Default::default() };
+        self.open(Part::Attach(attach.into())).await
+    }
+
     /// Attaches to a process, which goes on when the events are dropped.
     pub async fn connect(
         &self,
@@ -129,6 +157,10 @@ impl Attached {
     }
 }
 
+fn message(size: TerminalSize) -> SizeMessage {
+    SizeMessage { cols: size.cols, rows: size.rows, ..Default::default() }
+}
+
 fn request(part: Part) -> ProcessStreamRequest {
     ProcessStreamRequest { part: Some(part), ..Default::default() }
 }
@@ -152,6 +184,11 @@ impl ProcessInput {
     /// Sends a signal to the process and its descendants.
     pub async fn signal(&mut self, signal: Signal) {
         self.send(Part::Signal(signal.number())).await;
+    }
+
+    /// Changes the size of the terminal.
+    pub async fn resize(&mut self, size: TerminalSize) {
+        self.send(Part::Resize(message(size).into())).await;
     }
 
     async fn send(&mut self, part: Part) {
@@ -185,11 +222,14 @@ impl std::convert::From<Event> for ProcessEvent {
             Event::Start(start) => {
                 let start = *start;
                 let tag = Some(start.tag).filter(|tag| !tag.is_empty());
-                Self::Started { pid: start.pid, tag, offset: start.offset }
+                let terminal = start.terminal.into_option().map(size);
+                Self::Started { pid: start.pid, tag, offset: start.offset, terminal }
             }
             Event::Stdout(bytes) => Self::Stdout(bytes.into()),
             Event::Stderr(bytes) => Self::Stderr(bytes.into()),
             Event::Lost(lost) => Self::Lost(lost.bytes),
+            Event::Screen(bytes) => Self::Screen(bytes.into()),
+            Event::Resized(now) => Self::Resized(size(*now)),
             Event::InputClosed(closed) => Self::InputClosed(closed.message),
             Event::End(end) => Self::Ended(Exit {
                 exit_code: end.exit_code,
@@ -200,4 +240,8 @@ impl std::convert::From<Event> for ProcessEvent {
             }),
         }
     }
+}
+
+fn size(message: SizeMessage) -> TerminalSize {
+    TerminalSize { cols: message.cols, rows: message.rows }
 }

@@ -163,7 +163,7 @@ pub(super) fn check_tag(tag: &str) -> Result<(), Fault> {
 }
 
 /// Checks a command as far as possible without its guest.
-fn check(
+pub(super) fn check(
     cmd: String,
     args: Vec<String>,
     envs: BTreeMap<String, String>,

@@ -20,11 +20,12 @@ mod resume;
 mod running;
 mod settle;
 mod step;
+mod terminals;
 mod timeout;
 
 use wrenn_api::{
     BackgroundProcess, CreateSandbox, ErrorCode, FileEntry, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
-    SandboxStatus, Signal, Signalled, UpdateSandbox,
+    SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
 };
 
 use self::activity::Active;
@@ -193,6 +194,17 @@ impl Sandboxes {
     ) -> Result<Signalled, Fault> {
         let (agent, _active) = self.reach(caller, id).await?;
         processes::signal(&agent, id, process, signal).await
+    }
+
+    /// Reads what the terminal of a process shows.
+    pub async fn screen(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        process: Selector,
+    ) -> Result<TerminalScreen, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        terminals::screen(&agent, id, process).await
     }
 
     /// Lists a directory of a sandbox, `depth` levels deep, by path.

@@ -15,7 +15,7 @@ use rustix::termios::Winsize;
 use super::{
     cgroup::Cgroup,
     input::{Input, InputError},
-    output::{From, Hold, Log, OutOfRange, Reader},
+    output::{From, Hold, Log, OutOfRange, Reader, Shown},
 };
 use crate::reaper::Reaper;
 
@@ -76,6 +76,7 @@ impl Process {
 
     /// Writes all of `data` as fast as the process reads it.
     pub(crate) async fn write(&self, data: &[u8]) -> Result<(), InputError> {
+        self.log.written_to();
         self.input.write(data).await
     }
 
@@ -87,7 +88,18 @@ impl Process {
     /// Resizes the terminal; returns false if there is none.
     pub(crate) fn resize(&self, size: Winsize) -> bool {
         let terminal = self.terminal.lock().unwrap_or_else(PoisonError::into_inner);
-        terminal.as_ref().is_some_and(|fd| rustix::termios::tcsetwinsize(fd, size).is_ok())
+        // The screen first: what a program draws for the new size comes later than the change.
+        let resized = terminal.as_ref().is_some_and(|fd| {
+            self.log.resize(size);
+            rustix::termios::tcsetwinsize(fd, size).is_ok()
+        });
+        drop(terminal);
+        resized
+    }
+
+    /// Returns what its terminal shows; `None` without one.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        self.log.shown()
     }
 
     /// Removes its cgroup, unless descendants that outlive it are there, which can be signalled as before.

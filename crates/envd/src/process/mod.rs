@@ -12,6 +12,7 @@ pub(crate) mod output;
 mod pipes;
 pub(crate) mod registry;
 pub(crate) mod retention;
+mod screen;
 pub(crate) mod service;
 pub(crate) mod spawn;
 mod supervision;

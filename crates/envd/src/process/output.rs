@@ -13,9 +13,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::termios::Winsize;
 use tokio::sync::Notify;
 
-use super::retention::{Kept, Retention};
+use super::{
+    retention::{Kept, Retention},
+    screen::{Screen, Text},
+};
 
 /// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
@@ -69,6 +73,10 @@ pub(crate) enum Item {
     Chunk(Chunk),
     /// Number of bytes missing at this position.
     Lost(u64),
+    /// Piece of what makes a terminal show what this one showed where the client began.
+    Screen(Bytes),
+    /// The terminal has this size now.
+    Resized(Winsize),
     /// Exit, and the total number of bytes that this client missed.
     End(End, u64),
 }
@@ -91,6 +99,18 @@ pub(crate) enum From {
     Now,
     /// After this number of bytes since the start.
     Offset(u64),
+    /// At the next output, after what the terminal shows; without a terminal at the beginning.
+    Screen,
+}
+
+/// What a terminal shows.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) text: Text,
+    pub(crate) size: Winsize,
+    /// Number of bytes written so far.
+    pub(crate) written: u64,
+    pub(crate) ended: bool,
 }
 
 /// Error of a client that wants to begin after more bytes than were written.
@@ -124,6 +144,10 @@ struct State {
     end: Option<End>,
     readers: HashMap<u64, Position>,
     next_reader: u64,
+    /// Screen of its terminal.
+    screen: Option<Screen>,
+    /// Time of the last output or input, or of the last reader's end.
+    active: Option<Instant>,
 }
 
 struct Position {
@@ -136,6 +160,10 @@ struct Position {
     lost: u64,
     moved: Instant,
     hold: Hold,
+    /// Pieces of the screen that come first.
+    screen: VecDeque<Bytes>,
+    /// Columns and rows that the client knows.
+    size: Option<(u16, u16)>,
 }
 
 impl State {
@@ -154,7 +182,8 @@ impl State {
     fn place(&self, from: From) -> Result<(u64, u64, usize), OutOfRange> {
         let written = self.written;
         let offset = match from {
-            From::Beginning => 0,
+            From::Screen if self.screen.is_some() => written,
+            From::Beginning | From::Screen => 0,
             From::Now => written,
             From::Offset(offset) if offset <= written => offset,
             From::Offset(offset) => return Err(OutOfRange { written, offset }),
@@ -174,6 +203,11 @@ impl State {
         Ok((chunk, offset, (offset - begin) as usize))
     }
 
+    /// Columns and rows of the terminal.
+    fn size(&self) -> Option<(u16, u16)> {
+        self.screen.as_ref().map(|screen| (screen.size().ws_col, screen.size().ws_row))
+    }
+
     /// Drops the oldest unblocked chunks until at most `target` bytes are kept; returns the number of bytes
     /// freed.
     fn shrink(&mut self, target: usize) -> usize {
@@ -189,10 +223,12 @@ impl State {
 }
 
 impl Log {
-    /// Creates the log of a process to be started, whose bytes are counted in `retention`.
-    pub(crate) fn new(retention: &Arc<Retention>) -> Arc<Self> {
+    /// Creates the log of a process to be started, whose bytes are counted in `retention`; with the screen of its terminal, if it
+    /// gets one.
+    pub(crate) fn new(retention: &Arc<Retention>, terminal: Option<Winsize>) -> Arc<Self> {
+        let state = State { screen: terminal.and_then(Screen::new), ..State::default() };
         let log = Arc::new(Self {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             retention: Arc::clone(retention),
             grown: Notify::new(),
             taken: Notify::new(),
@@ -255,6 +291,10 @@ impl Log {
         }
         state.cost += cost;
         state.written += chunk.data.len() as u64;
+        state.active = Some(Instant::now());
+        if let Some(screen) = &mut state.screen {
+            screen.feed(&chunk.data);
+        }
         state.chunks.push_back(chunk.clone());
         self.retention.release(freed);
         None
@@ -268,7 +308,12 @@ impl Log {
 
     /// Records the exit; later calls have no effect.
     pub(crate) fn finish(&self, end: End) {
-        self.lock().end.get_or_insert(end);
+        let mut state = self.lock();
+        state.end.get_or_insert(end);
+        if let Some(screen) = &mut state.screen {
+            screen.retire();
+        }
+        drop(state);
         self.grown.notify_waiters();
         self.taken.notify_waiters();
     }
@@ -282,12 +327,52 @@ impl Log {
     pub(crate) fn read(self: &Arc<Self>, hold: Hold, from: From) -> Result<Reader, OutOfRange> {
         let mut state = self.lock();
         let (chunk, byte, skip) = state.place(from)?;
+        let shown = state.screen.as_ref().filter(|_| from == From::Screen).map(Screen::replay);
+        let screen = shown.iter().flat_map(|shown| shown.chunks(CHUNK)).map(Bytes::copy_from_slice).collect();
+        let size = state.size();
         let id = state.next_reader;
         state.next_reader += 1;
-        let position = Position { chunk, byte, skip, lost: 0, moved: Instant::now(), hold };
+        let position = Position { chunk, byte, skip, lost: 0, moved: Instant::now(), hold, screen, size };
         state.readers.insert(id, position);
         drop(state);
-        Ok(Reader { log: Arc::clone(self), id, begin: byte })
+        Ok(Reader { log: Arc::clone(self), id, begin: byte, size })
+    }
+
+    /// Returns what the terminal shows.
+    pub(crate) fn shown(&self) -> Option<Shown> {
+        let state = self.lock();
+        let screen = state.screen.as_ref()?;
+        let (text, size) = (screen.text(), screen.size());
+        Some(Shown { text, size, written: state.written, ended: state.end.is_some() })
+    }
+
+    /// Changes the size of the screen, and tells it to the clients.
+    pub(crate) fn resize(&self, size: Winsize) {
+        if let Some(screen) = &mut self.lock().screen {
+            screen.resize(size);
+        }
+        self.grown.notify_waiters();
+    }
+
+    /// Notes that a client wrote to the process.
+    pub(crate) fn written_to(&self) {
+        self.lock().active = Some(Instant::now());
+    }
+
+    /// Waits until no client has read, and nothing was written to or by the process, for this time.
+    pub(crate) async fn idle(&self, limit: Duration) {
+        loop {
+            let quiet = {
+                let mut state = self.lock();
+                let now = Instant::now();
+                if !state.readers.is_empty() {
+                    state.active = Some(now);
+                }
+                now.duration_since(*state.active.get_or_insert(now))
+            };
+            let Some(left) = limit.checked_sub(quiet).filter(|left| !left.is_zero()) else { return };
+            tokio::time::sleep(left).await;
+        }
     }
 }
 
@@ -318,12 +403,18 @@ pub(crate) struct Reader {
     log: Arc<Log>,
     id: u64,
     begin: u64,
+    size: Option<(u16, u16)>,
 }
 
 impl Reader {
     /// Returns the number of bytes that were written before those that it reads.
     pub(crate) fn begin(&self) -> u64 {
         self.begin
+    }
+
+    /// Returns the columns and rows of the terminal when it began.
+    pub(crate) fn size(&self) -> Option<(u16, u16)> {
+        self.size
     }
 
     /// Returns the next output or the exit. Cancel-safe.
@@ -343,8 +434,18 @@ impl Reader {
     fn try_next(&self) -> Option<Item> {
         let mut guard = self.log.lock();
         let state = &mut *guard;
+        let size = state.size();
         let reader = state.readers.get_mut(&self.id)?;
         reader.moved = Instant::now();
+        if let Some(piece) = reader.screen.pop_front() {
+            return Some(Item::Screen(piece));
+        }
+        if reader.size != size
+            && let Some((ws_col, ws_row)) = size
+        {
+            reader.size = size;
+            return Some(Item::Resized(Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 }));
+        }
         if reader.byte < state.dropped {
             let lost = state.dropped - reader.byte;
             reader.lost += lost;
@@ -367,7 +468,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.log.lock().readers.remove(&self.id);
+        let mut state = self.log.lock();
+        state.readers.remove(&self.id);
+        state.active = Some(Instant::now());
+        drop(state);
         self.log.taken.notify_waiters();
     }
 }
@@ -392,7 +496,7 @@ mod tests {
     }
 
     fn log() -> Arc<Log> {
-        Log::new(&Retention::new(64 << 20))
+        Log::new(&Retention::new(64 << 20), None)
     }
 
     fn read(log: &Arc<Log>, hold: Hold) -> Reader {
@@ -409,6 +513,7 @@ mod tests {
                     _ => seen.push(Ok(chunk.data.len())),
                 },
                 Item::Lost(bytes) => seen.push(Err(bytes)),
+                Item::Screen(_) | Item::Resized(_) => panic!("it has no terminal"),
                 Item::End(_, lost) => return (seen, lost),
             }
         }

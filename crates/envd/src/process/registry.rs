@@ -23,7 +23,7 @@ use super::{
     pipes::nonblocking,
     retention::{self, Retention},
     spawn::{self, Running, SpawnError, Spec},
-    supervision::{Following, pump},
+    supervision::{Following, Limits, pump},
     table::{Description, Selector, Table},
 };
 use crate::reaper::Reaper;
@@ -32,6 +32,8 @@ use crate::reaper::Reaper;
 const RUNNING: usize = 4096;
 /// Memory in bytes per running process, from which their limit is computed.
 const RUNNING_MEMORY: usize = 256 << 10;
+/// Memory in bytes per terminal, whose screen is kept, from which their limit is computed.
+const TERMINAL_MEMORY: usize = 8 << 20;
 /// Additional running processes of root, so that others can be killed when the limit is reached.
 const RESERVE: usize = 16;
 
@@ -44,6 +46,8 @@ pub(crate) enum StartError {
         "{0} processes are running, the limit of this sandbox; end some, as root if need be: {RESERVE} more may be root's"
     )]
     TooMany(usize),
+    #[error("{0} terminals are open, the limit of this sandbox: end some")]
+    TooManyTerminals(usize),
     #[error("a running process has the tag '{0}': choose another one, or end that process")]
     TagTaken(String),
     #[error("cannot watch the process: {0}")]
@@ -56,7 +60,7 @@ impl StartError {
         match self {
             Self::Spawn(SpawnError::Resources { .. } | SpawnError::Hung { .. }) => false,
             Self::Spawn(_) | Self::TagTaken(_) => true,
-            Self::TooMany(_) | Self::Io(_) => false,
+            Self::TooMany(_) | Self::TooManyTerminals(_) | Self::Io(_) => false,
         }
     }
 }
@@ -70,12 +74,15 @@ pub(crate) struct Bounds {
     pub(crate) drains: usize,
     /// Maximum number of running processes.
     pub(crate) running: usize,
+    /// Maximum number of processes with a terminal.
+    pub(crate) terminals: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let running = (retention::memory() / RUNNING_MEMORY).clamp(64, RUNNING);
-        Self { kept: retention::default_limit(), drains: DRAINS, running }
+        let terminals = (retention::memory() / TERMINAL_MEMORY).clamp(8, 128);
+        Self { kept: retention::default_limit(), drains: DRAINS, running, terminals }
     }
 }
 
@@ -88,6 +95,7 @@ pub(crate) struct Registry {
     bounds: Bounds,
     places: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    terminals: Arc<Semaphore>,
     table: Mutex<Table>,
 }
 
@@ -102,6 +110,7 @@ impl Registry {
             bounds,
             places: Arc::new(Semaphore::new(bounds.running)),
             reserve: Arc::new(Semaphore::new(RESERVE)),
+            terminals: Arc::new(Semaphore::new(bounds.terminals)),
             table: Mutex::default(),
         })
     }
@@ -126,7 +135,7 @@ impl Registry {
         spec: Spec,
         description: Description,
         tag: Option<String>,
-        deadline: Option<std::time::Instant>,
+        limits: Limits,
     ) -> Result<(Arc<Process>, Reader), StartError> {
         // In a task of its own: a client that disconnects meanwhile must not leave an unregistered process.
         let registry = Arc::clone(self);
@@ -136,7 +145,7 @@ impl Registry {
             {
                 return Err(StartError::TagTaken(tag.clone()));
             }
-            let started = registry.start_tagged(spec, description, tag.clone(), deadline).await;
+            let started = registry.start_tagged(spec, description, tag.clone(), limits).await;
             tag.inspect(|tag| registry.table().release(tag));
             started
         });
@@ -149,12 +158,16 @@ impl Registry {
         spec: Spec,
         mut description: Description,
         tag: Option<String>,
-        deadline: Option<std::time::Instant>,
+        limits: Limits,
     ) -> Result<(Arc<Process>, Reader), StartError> {
         let place = self.place(spec.user.uid).ok_or(StartError::TooMany(self.bounds.running))?;
+        let terminal = spec.pty.map(|_| Arc::clone(&self.terminals).try_acquire_owned()).transpose();
+        let terminal = terminal.map_err(|_| StartError::TooManyTerminals(self.bounds.terminals))?;
         description.shorten();
-        let log = Log::new(&self.retention);
-        let reader = log.read(Hold::Always, From::Beginning).map_err(io::Error::other)?;
+        let log = Log::new(&self.retention, spec.pty);
+        // A terminal has clients that come and go, and none of them may stop it.
+        let hold = if spec.pty.is_some() { Hold::Briefly } else { Hold::Always };
+        let reader = log.read(hold, From::Beginning).map_err(io::Error::other)?;
         let (pty, user) = (spec.pty.is_some(), spec.user.name.clone());
         let (running, group) = self.spawn(spec).await?;
         let wired = match wire(running.input, running.outputs, pty) {
@@ -186,8 +199,8 @@ impl Registry {
         }
         self.table().add(Arc::clone(&process), Arc::new(description));
         let following =
-            Following { process: Arc::clone(&process), status: running.status, deadline, pumps, ended };
-        tokio::spawn(Arc::clone(self).follow(following, place));
+            Following { process: Arc::clone(&process), status: running.status, limits, pumps, ended };
+        tokio::spawn(Arc::clone(self).follow(following, (place, terminal)));
         Ok((process, reader))
     }
 
@@ -208,12 +221,16 @@ impl Registry {
         Ok((begun?, group))
     }
 
-    /// Follows a process to its end, and keeps its place until then.
-    async fn follow(self: Arc<Self>, following: Following, place: OwnedSemaphorePermit) {
+    /// Follows a process to its end, and keeps its places until then.
+    async fn follow(
+        self: Arc<Self>,
+        following: Following,
+        places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    ) {
         let process = Arc::clone(&following.process);
         following.follow().await;
         self.table().end(process);
-        drop(place);
+        drop(places);
     }
 
     /// Returns a permit to run a process of a user, or `None` at the limit.

@@ -153,7 +153,7 @@ mod tests {
     }
 
     async fn ended_with(retention: &Arc<Retention>, chunks: usize) -> Arc<Log> {
-        let log = Log::new(retention);
+        let log = Log::new(retention, None);
         for _ in 0..chunks {
             log.append(chunk()).await;
         }
@@ -183,13 +183,13 @@ mod tests {
     #[tokio::test]
     async fn a_process_without_clients_gives_way_to_others() {
         let retention = Retention::new(2 * LIMIT);
-        let quiet = [Log::new(&retention), Log::new(&retention)];
+        let quiet = [Log::new(&retention, None), Log::new(&retention, None)];
         for log in &quiet {
             for _ in 0..31 {
                 log.append(chunk()).await;
             }
         }
-        let log = Log::new(&retention);
+        let log = Log::new(&retention, None);
         let _reader = log.read(Hold::Always, From::Beginning).unwrap();
         for _ in 0..16 {
             log.append(chunk()).await;
@@ -201,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn clients_that_hold_all_room_do_not_stop_other_processes() {
         let retention = Retention::new(LIMIT);
-        let full = Log::new(&retention);
+        let full = Log::new(&retention, None);
         let _unread = full.read(Hold::Always, From::Beginning).unwrap();
         let filling = {
             let full = Arc::clone(&full);
@@ -217,9 +217,10 @@ mod tests {
         // With no client, and with one that reads.
         for mut reader in [
             None,
-            Some(Log::new(&retention)).map(|log| (log.read(Hold::Always, From::Beginning).unwrap(), log)),
+            Some(Log::new(&retention, None))
+                .map(|log| (log.read(Hold::Always, From::Beginning).unwrap(), log)),
         ] {
-            let log = reader.as_ref().map_or_else(|| Log::new(&retention), |(_, log)| Arc::clone(log));
+            let log = reader.as_ref().map_or_else(|| Log::new(&retention, None), |(_, log)| Arc::clone(log));
             for _ in 0..100 {
                 let appended = tokio::time::timeout(Duration::from_secs(30), log.append(chunk())).await;
                 assert!(appended.is_ok(), "it waits for room that others hold");

@@ -23,10 +23,11 @@ use wrenn_rpc::process::{
         process_selector, stream_input_request,
     },
     CloseStdinRequest, CloseStdinResponse, ConnectRequest, ConnectResponse, ListRequest, ListResponse, PTY,
-    Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, SendInputRequest,
-    SendInputResponse, SendSignalRequest, SendSignalResponse, StartRequest, StartResponse,
-    StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
-    process_event::{DataEvent, EndEvent, Lost, StartEvent},
+    Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, ReadScreenRequest,
+    ReadScreenResponse, SendInputRequest, SendInputResponse, SendSignalRequest, SendSignalResponse,
+    StartRequest, StartResponse, StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
+    process_event::{DataEvent, EndEvent, Lost, Resized, Screen, StartEvent},
+    pty,
 };
 
 use super::{
@@ -35,6 +36,7 @@ use super::{
     output::{Channel, Chunk, End, From, Item, LIMIT, Reader},
     registry::{Registry, StartError},
     spawn::{SpawnError, Spec},
+    supervision::Limits,
     table::{Description, Selector},
 };
 use crate::{keepalive, log, settings::Settings, users};
@@ -68,8 +70,12 @@ impl ProcessService for Service {
     ) -> ServiceResult<ServiceStream<impl Encodable<StartResponse> + Send + use<>>> {
         let mut request = request.to_owned_message();
         let tag = request.tag.take();
+        let idle =
+            Some(request.idle_timeout_ms).filter(|idle| *idle > 0 && request.pty.as_option().is_some());
+        let idle = idle.map(|idle| Duration::from_millis(idle.into()));
+        let limits = Limits { deadline: ctx.deadline(), idle };
         let (spec, description) = self.plan(&ctx, request).await?;
-        let started = self.registry.start(spec, description, tag, ctx.deadline()).await;
+        let started = self.registry.start(spec, description, tag, limits).await;
         let (process, reader) = started.map_err(|error| {
             if !error.is_callers() {
                 log::line(log::request_id(ctx.headers()), &error);
@@ -96,7 +102,10 @@ impl ProcessService for Service {
         let from = match request.from {
             Some(connect_request::From::Offset(offset)) => From::Offset(offset),
             Some(connect_request::From::Now(true)) => From::Now,
-            Some(connect_request::From::Now(false)) | None => From::Beginning,
+            Some(connect_request::From::Screen(true)) => From::Screen,
+            Some(connect_request::From::Now(false) | connect_request::From::Screen(false)) | None => {
+                From::Beginning
+            }
         };
         let reader = process.read(from).map_err(|error| ConnectError::out_of_range(error.to_string()))?;
         let events = Feed::new(&ctx, process, reader).events();
@@ -194,6 +203,28 @@ impl ProcessService for Service {
         }
         Response::ok(UpdateResponse::default())
     }
+
+    async fn read_screen<'a>(
+        &'a self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, ReadScreenRequest>,
+    ) -> ServiceResult<impl Encodable<ReadScreenResponse> + Send + use<'a>> {
+        let process = self.find(request.to_owned_message().process.as_option(), true)?;
+        let shown = process.shown().ok_or_else(|| wrong_input(&process, "has no terminal"))?;
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Response::ok(ReadScreenResponse {
+            size: size(shown.size.ws_col, shown.size.ws_row).into(),
+            rows: shown.text.rows,
+            scrollback: shown.text.scrollback,
+            cursor_row: number(shown.text.cursor.0),
+            cursor_col: number(shown.text.cursor.1),
+            cursor_visible: shown.text.cursor_visible,
+            alternate: shown.text.alternate,
+            offset: shown.written,
+            ended: shown.ended,
+            ..Default::default()
+        })
+    }
 }
 
 impl Service {
@@ -276,7 +307,9 @@ fn start_error(error: &StartError) -> ConnectError {
         }
         StartError::Spawn(SpawnError::CwdDenied { .. }) => ConnectError::permission_denied(text),
         StartError::Spawn(SpawnError::Nul(_)) => ConnectError::invalid_argument(text),
-        StartError::Spawn(SpawnError::Resources { .. }) | StartError::TooMany(_) => {
+        StartError::Spawn(SpawnError::Resources { .. })
+        | StartError::TooMany(_)
+        | StartError::TooManyTerminals(_) => {
             callers(ConnectError::resource_exhausted(text), "too_many_requests")
         }
         StartError::TagTaken(_) => callers(ConnectError::already_exists(text), "conflict"),
@@ -294,6 +327,10 @@ fn window(pty: &PTY) -> Winsize {
         ws_xpixel: 0,
         ws_ypixel: 0,
     }
+}
+
+fn size(cols: u16, rows: u16) -> pty::Size {
+    pty::Size { cols: cols.into(), rows: rows.into(), ..Default::default() }
 }
 
 fn info(process: &Process, d: &Description) -> ProcessInfo {
@@ -367,12 +404,20 @@ impl Feed {
                     offset: self.reader.begin(),
                     tag: self.process.tag.clone(),
                     pty: self.process.pty,
+                    size: self.reader.size().map(|(cols, rows)| size(cols, rows)).into(),
                     ..Default::default()
                 }))
             }
             Stage::Output => match tokio::time::timeout(self.keepalive, self.reader.next()).await {
                 Err(_) => Event::Keepalive(Box::default()),
                 Ok(Item::Chunk(chunk)) => data(&chunk),
+                Ok(Item::Screen(piece)) => {
+                    Event::Screen(Box::new(Screen { data: piece.to_vec(), ..Default::default() }))
+                }
+                Ok(Item::Resized(now)) => {
+                    let size = size(now.ws_col, now.ws_row).into();
+                    Event::Resized(Box::new(Resized { size, ..Default::default() }))
+                }
                 Ok(Item::Lost(bytes)) => Event::Lost(Box::new(Lost { bytes, ..Default::default() })),
                 Ok(Item::End(end, lost)) => {
                     self.stage =

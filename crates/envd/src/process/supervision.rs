@@ -26,11 +26,23 @@ use super::{
 /// Time that output is awaited after a process has exited while a descendant has its pipes open.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// Time between the hangup of an idle terminal and the kill of what ignores it.
+const HANGUP: Duration = Duration::from_secs(5);
+
+/// When a process is ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits {
+    /// Time at which it is killed.
+    pub(crate) deadline: Option<std::time::Instant>,
+    /// Time after which its terminal hangs up if no client reads it, and nothing is written to or by it.
+    pub(crate) idle: Option<Duration>,
+}
+
 /// State of a process's supervisor.
 pub(super) struct Following {
     pub(super) process: Arc<Process>,
     pub(super) status: oneshot::Receiver<ExitStatus>,
-    pub(super) deadline: Option<std::time::Instant>,
+    pub(super) limits: Limits,
     /// Tasks that move its output.
     pub(super) pumps: JoinSet<()>,
     /// Tells the pumps and writers of its exit.
@@ -38,12 +50,18 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Waits for the exit of the process, which it kills at its deadline, and records it after the last output.
+    /// Waits for the exit of the process, which it ends at its limits, and records it after the last output.
     pub(super) async fn follow(self) {
-        let Self { process, mut status, deadline, mut pumps, ended } = self;
+        let Self { process, mut status, limits, mut pumps, ended } = self;
         let expiry = async {
-            match deadline {
+            match limits.deadline {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let idle = async {
+            match limits.idle {
+                Some(limit) => process.log.idle(limit).await,
                 None => std::future::pending().await,
             }
         };
@@ -53,6 +71,10 @@ impl Following {
                 process.time_out();
                 status.await
             }
+            () = idle => tokio::select! {
+                result = &mut status => result,
+                () = hang_up(&process) => status.await,
+            },
         };
         ended.send_replace(true);
         process.input.close();
@@ -62,6 +84,15 @@ impl Following {
         process.terminal.lock().unwrap_or_else(PoisonError::into_inner).take();
         process.leave_cgroup();
         process.log.retire();
+    }
+}
+
+/// Ends what runs in a terminal as when a modem line is cut; shells pass the signal on to their jobs and exit.
+async fn hang_up(process: &Arc<Process>) {
+    for (signal, wait) in [(libc::SIGHUP, HANGUP), (libc::SIGKILL, Duration::ZERO)] {
+        let signalled = Arc::clone(process);
+        let _ = tokio::task::spawn_blocking(move || signalled.signal(signal)).await;
+        tokio::time::sleep(wait).await;
     }
 }
 

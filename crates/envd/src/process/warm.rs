@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{output::Item, registry::Registry, spawn::Spec, table::Description};
+use super::{output::Item, registry::Registry, spawn::Spec, supervision::Limits, table::Description};
 use crate::{respond::error, users};
 
 /// The command: the shell and the C library are what most others begin with.
@@ -36,7 +36,8 @@ async fn run(registry: &Arc<Registry>, headers: &HeaderMap) -> Result<(), String
     let (envs, cwd) = (BTreeMap::new(), String::new());
     let description = Description { cmd: cmd.clone(), args: args.to_vec(), envs: Vec::new(), cwd: None };
     let spec = Spec { cmd, args: args.to_vec(), envs, cwd, user, stdin: false, pty: None };
-    let started = registry.start(spec, description, None, Some(Instant::now() + LIMIT)).await;
+    let limits = Limits { deadline: Some(Instant::now() + LIMIT), idle: None };
+    let started = registry.start(spec, description, None, limits).await;
     let (_, mut reader) = started.map_err(|cause| cause.to_string())?;
     while !matches!(reader.next().await, Item::End(..)) {}
     Ok(())

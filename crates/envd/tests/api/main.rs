@@ -13,5 +13,6 @@ mod filesystem;
 mod fuse;
 mod metadata;
 mod processes;
+mod terminals;
 mod watch;
 mod watch_bounds;

@@ -26,6 +26,7 @@ mod streams;
 mod support;
 mod template_snapshots;
 mod tenants;
+mod terminals;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -138,6 +139,10 @@ pub(crate) fn beside() -> Cases<Case> {
         processes::requests_that_cannot_be,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
+        terminals::a_client_that_comes_back_sees_the_same_screen,
+        terminals::input_output_and_size_are_exact,
+        terminals::they_end_and_are_refused,
+        terminals::the_program_gives_a_terminal,
     ]
 }
 

@@ -54,10 +54,10 @@ refusals! {
     OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState Conflict SnapshotMissing
         SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout
         InsufficientStorage;
-    /// Error responses of `listProcesses` and `signalProcess`.
+    /// Error responses of `listProcesses`, `signalProcess` and `readScreen`.
     OfProcesses: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
-    /// Error responses of `execStream` and `processStream`, before the connection is a WebSocket.
+    /// Error responses of `execStream`, `processStream` and `terminal`, before the connection is a WebSocket.
     OfExecStream: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations on entries of a file system.

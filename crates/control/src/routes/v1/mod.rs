@@ -18,6 +18,7 @@ mod processes;
 mod sandboxes;
 mod snapshots;
 mod templates;
+mod terminals;
 mod utf8;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -39,6 +40,8 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(exec::exec)))
         .routes(needs(Permission::SandboxExec, routes!(process_stream::exec_stream)))
         .routes(needs(Permission::SandboxExec, routes!(process_stream::process_stream)))
+        .routes(needs(Permission::SandboxExec, routes!(process_stream::terminal)))
+        .routes(needs(Permission::SandboxExec, routes!(terminals::screen)))
         .routes(needs(Permission::SandboxExec, routes!(processes::list)))
         .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))

@@ -34,7 +34,7 @@ pub(super) async fn list(
     params(
         ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("selector" = String, Path, description = "The process: digits are its id, and all else is its tag.", pattern = "^[A-Za-z0-9._-]{1,128}$", example = "proc-0a1b2c3d"),
-        ("signal" = Option<String>, Query, description = "The signal: its number, 1 to 64, or its name, such as `SIGTERM` or `TERM`. Default: `SIGTERM`.",
+        ("signal" = Option<String>, Query, description = "The signal: its number, 1 to 64, or its name, such as `SIGTERM` or `TERM`. Default: `SIGKILL`.",
             pattern = "^[A-Za-z0-9]{1,16}$", example = "SIGKILL"),
     ),
     responses((status = 200, description = "The signal was sent.", body = Signalled), OfProcesses)
@@ -45,7 +45,7 @@ pub(super) async fn signal(
     OfProcess(process): OfProcess,
     parameters: Parameters,
 ) -> Result<Json<Signalled>, Fault> {
-    let mut signal = Signal::TERM;
+    let mut signal = Signal::KILL;
     for value in parameters.only("signal")? {
         signal = value.parse().map_err(|error| Fault::invalid(format!("signal: {error}")))?;
     }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 use wrenn_rpc::process::{__buffa::oneof::process_input, CloseStdinRequest, ProcessInput, SendInputRequest};
 
-use super::{Selector, refused};
+use super::{Selector, Size, refused, screen::resize};
 use crate::{
     error::AgentError,
     sandbox::guest::{Guest, Processes},
@@ -16,8 +16,14 @@ use crate::{
 /// Number of pieces that wait for the process.
 const PENDING: usize = 8;
 
-/// Piece of input, or its end.
-type Piece = Option<Bytes>;
+/// What is written, in order.
+#[derive(Debug)]
+enum Piece {
+    Bytes(Bytes),
+    End,
+    /// New size of the terminal.
+    Size(Size),
+}
 
 /// Writer of a process's input.
 #[derive(Debug)]
@@ -29,8 +35,8 @@ pub(crate) struct Input {
 pub(crate) type Closed = mpsc::Receiver<String>;
 
 impl Input {
-    /// Creates a writer to a process; its input stays open until it is closed.
-    pub(super) fn new(guest: &Guest, processes: Processes, pid: u32) -> (Self, Closed) {
+    /// Creates a writer to a process, or to its terminal; its input stays open until it is closed.
+    pub(super) fn new(guest: &Guest, processes: Processes, pid: u32, terminal: bool) -> (Self, Closed) {
         let (pieces, mut waiting) = mpsc::channel::<Piece>(PENDING);
         let (told, closed) = mpsc::channel(1);
         let guest = guest.clone();
@@ -41,7 +47,7 @@ impl Input {
                     continue;
                 }
                 let written = tokio::select! {
-                    written = pass_on(&guest, &processes, pid, piece) => written,
+                    written = pass_on(&guest, &processes, pid, terminal, piece) => written,
                     // The end of the guest is told by its output.
                     _ = guest.ended() => return,
                 };
@@ -58,25 +64,43 @@ impl Input {
     /// Writes a piece; waits while too many wait for the process.
     pub(crate) async fn write(&self, piece: Bytes) {
         // Fails if the guest is gone, which its output tells.
-        let _ = self.pieces.send(Some(piece)).await;
+        let _ = self.pieces.send(Piece::Bytes(piece)).await;
     }
 
     /// Closes the input after what was written.
     pub(crate) async fn close(&self) {
-        let _ = self.pieces.send(None).await;
+        let _ = self.pieces.send(Piece::End).await;
+    }
+
+    /// Changes the size of the terminal after what was written.
+    pub(crate) async fn resize(&self, size: Size) {
+        let _ = self.pieces.send(Piece::Size(size)).await;
     }
 }
 
-async fn pass_on(guest: &Guest, processes: &Processes, pid: u32, piece: Piece) -> Result<(), AgentError> {
+async fn pass_on(
+    guest: &Guest,
+    processes: &Processes,
+    pid: u32,
+    terminal: bool,
+    piece: Piece,
+) -> Result<(), AgentError> {
     let process = Selector::Pid(pid).message().into();
     let sent = match piece {
-        Some(bytes) => {
-            let input =
-                ProcessInput { input: Some(process_input::Input::Stdin(bytes.into())), ..Default::default() };
+        Piece::Size(size) => {
+            // A process that has ended meanwhile is told by its end.
+            if let Err(error) = resize(guest, processes, &Selector::Pid(pid), size).await {
+                tracing::debug!(%error, pid, "a terminal has kept its size");
+            }
+            return Ok(());
+        }
+        Piece::Bytes(bytes) => {
+            let to = if terminal { process_input::Input::Pty } else { process_input::Input::Stdin };
+            let input = ProcessInput { input: Some(to(bytes.into())), ..Default::default() };
             let request = SendInputRequest { process, input: input.into(), ..Default::default() };
             processes.send_input_with_options(request, guest.options("")).await.map(drop)
         }
-        None => {
+        Piece::End => {
             let request = CloseStdinRequest { process, ..Default::default() };
             processes.close_stdin_with_options(request, guest.options("")).await.map(drop)
         }
@@ -84,8 +108,8 @@ async fn pass_on(guest: &Guest, processes: &Processes, pid: u32, piece: Piece) -
     sent.map_err(|error| why(&error))
 }
 
-/// Why a process takes no input: what envd says of it, or that envd does not answer.
-fn why(error: &ConnectError) -> AgentError {
+/// Why a process does not take what is meant for it: what envd says of it, or that envd does not answer.
+pub(super) fn why(error: &ConnectError) -> AgentError {
     use wrenn_api::ErrorCode;
     match (error.code, error.message.as_deref()) {
         (Wire::FailedPrecondition, Some(text)) => {

@@ -5,6 +5,7 @@
 mod control;
 mod input;
 mod run;
+mod screen;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use wrenn_rpc::{
     fault::{self, Of},
     process::{
         __buffa::oneof::{connect_request, process_selector},
-        ConnectRequest, ProcessConfig, ProcessSelector, StartRequest,
+        ConnectRequest, PTY, ProcessConfig, ProcessSelector, StartRequest, pty,
     },
 };
 
@@ -26,6 +27,7 @@ pub(crate) use self::{
     control::{list, signal, start},
     input::Input,
     run::run,
+    screen::screen,
     stream::{Event, Running, attach, stream},
 };
 use super::guest::{shorten, unreachable};
@@ -63,6 +65,26 @@ pub(crate) struct Command {
     pub(crate) stdin: bool,
     /// Name that no other running process has; empty for none.
     pub(crate) tag: String,
+    /// Terminal instead of pipes. Its process goes on without readers.
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Terminal of a command.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terminal {
+    /// Its size.
+    pub(crate) size: Size,
+    /// Time after which it hangs up without readers, input and output.
+    pub(crate) idle: Option<Duration>,
+}
+
+/// Size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// Number of columns.
+    pub(crate) cols: u32,
+    /// Number of rows.
+    pub(crate) rows: u32,
 }
 
 /// A process of a sandbox.
@@ -82,6 +104,8 @@ pub(crate) enum From {
     Now,
     /// After this number of bytes since its start.
     Offset(u64),
+    /// From the next output on, after what its terminal shows.
+    Screen,
 }
 
 impl Command {
@@ -94,12 +118,29 @@ impl Command {
             cwd: Some(self.cwd).filter(|cwd| !cwd.is_empty()),
             ..Default::default()
         };
+        let idle = self.terminal.and_then(|terminal| terminal.idle);
         StartRequest {
             process: config.into(),
             stdin: Some(self.stdin),
             tag: Some(self.tag).filter(|tag| !tag.is_empty()),
+            pty: self.terminal.map(|terminal| terminal.size.message()).into(),
+            idle_timeout_ms: idle.map_or(0, |idle| u32::try_from(idle.as_millis()).unwrap_or(u32::MAX)),
             ..Default::default()
         }
+    }
+}
+
+impl Size {
+    /// Message to envd.
+    fn message(self) -> PTY {
+        let size = pty::Size { cols: self.cols, rows: self.rows, ..Default::default() };
+        PTY { size: size.into(), ..Default::default() }
+    }
+}
+
+impl std::convert::From<pty::Size> for Size {
+    fn from(size: pty::Size) -> Self {
+        Self { cols: size.cols, rows: size.rows }
     }
 }
 
@@ -118,6 +159,7 @@ impl Selector {
             From::Beginning => None,
             From::Now => Some(connect_request::From::Now(true)),
             From::Offset(offset) => Some(connect_request::From::Offset(offset)),
+            From::Screen => Some(connect_request::From::Screen(true)),
         };
         ConnectRequest { process: self.message().into(), from, ..Default::default() }
     }

@@ -96,6 +96,8 @@ pub(crate) async fn run(
                     memory: kept.memory,
                 });
             }
+            // It has no terminal.
+            Event::Screen(_) | Event::Resized(_) => {}
             Event::Broken(error) => return Err(error),
         }
     }

@@ -22,9 +22,11 @@ use wrenn_rpc::process::{
 };
 
 use super::{
-    Command, From, KILL, START, Selector,
+    Command, From, KILL, START, Selector, Size,
     input::{Closed, Input},
-    refused, signal,
+    refused,
+    screen::resize,
+    signal,
 };
 use crate::{
     error::AgentError,
@@ -49,6 +51,10 @@ pub(crate) enum Event {
     Stderr(Bytes),
     /// Number of bytes of output that are missing here.
     Lost(u64),
+    /// Piece of what its terminal showed where its output is read from.
+    Screen(Bytes),
+    /// Its terminal has another size.
+    Resized(Size),
     /// It has ended.
     End(End),
     /// The connection to it broke.
@@ -78,6 +84,8 @@ pub(crate) struct Running {
     pub(crate) tag: String,
     /// Number of bytes that it had written before those that are read.
     pub(crate) offset: u64,
+    /// Size of its terminal, if it has one.
+    pub(crate) terminal: Option<Size>,
     /// Events, until `End` or `Broken`.
     pub(crate) events: mpsc::Receiver<Event>,
     /// Memory reserved for its output.
@@ -95,11 +103,12 @@ impl fmt::Debug for Running {
 impl Running {
     /// Opens its input. Says, too, why it takes no more.
     pub(crate) fn input(&self, guest: &Guest) -> (Input, Closed) {
-        Input::new(guest, self.processes.clone(), self.pid)
+        Input::new(guest, self.processes.clone(), self.pid, self.terminal.is_some())
     }
 }
 
-/// Starts a command whose output is streamed; invalid requests fail here, before it runs. Dropping the result kills it.
+/// Starts a command whose output is streamed; invalid requests fail here, before it runs. Dropping the result kills it, unless it
+/// has a terminal.
 pub(crate) async fn stream(
     guest: &Guest,
     command: Command,
@@ -109,16 +118,29 @@ pub(crate) async fn stream(
     begin(guest, &guest.dedicated_processes(), command, limit, memory).await
 }
 
-/// Attaches to a running process, or to one that has ended a while ago at most. It goes on without its reader.
-pub(crate) async fn attach(guest: &Guest, process: &Selector, from: From) -> Result<Running, AgentError> {
+/// Attaches to a running process, or to one that has ended a while ago at most. It goes on without its reader. Its terminal gets
+/// another size before, if one is given.
+pub(crate) async fn attach(
+    guest: &Guest,
+    process: &Selector,
+    from: From,
+    size: Option<Size>,
+) -> Result<Running, AgentError> {
     let memory = guest.share.memory().reserve(STREAM)?;
     let processes = guest.dedicated_processes();
+    if let Some(size) = size {
+        resize(guest, &processes, process, size).await?;
+    }
     let attaching = async {
         let mut source = Source::attach(&processes, process.connect(from), guest.options("")).await?;
         let start = source.started().await?;
         Ok((source, start))
     };
     let (source, start) = in_time(guest, START, attaching).await?;
+    if from == From::Screen && !start.pty {
+        let message = format!("process {} has no terminal: attach to its output instead", start.pid);
+        return Err(AgentError::new(ErrorCode::InvalidState, message));
+    }
     Ok(follow(guest, processes, source, start, None, memory))
 }
 
@@ -130,7 +152,10 @@ pub(super) async fn begin(
     limit: Option<Duration>,
     memory: Held,
 ) -> Result<Running, AgentError> {
-    let options = guest.options(&command.user).with_header("x-wrenn-kill-on-disconnect", "1");
+    let mut options = guest.options(&command.user);
+    if command.terminal.is_none() {
+        options = options.with_header("x-wrenn-kill-on-disconnect", "1");
+    }
     let starting = async {
         let mut source = Source::start(processes, command.request(), options).await?;
         let start = source.started().await?;
@@ -267,7 +292,9 @@ fn follow(
         }
     };
     tokio::spawn(passing_on.in_current_span());
-    Running { pid, tag: start.tag.unwrap_or_default(), offset: start.offset, events, memory, processes }
+    let terminal = start.size.into_option().map(Size::from).filter(|_| start.pty);
+    let tag = start.tag.unwrap_or_default();
+    Running { pid, tag, offset: start.offset, terminal, events, memory, processes }
 }
 
 /// Progress of a running process.
@@ -292,6 +319,10 @@ impl Seen {
             process_event::Event::Lost(lost) => {
                 self.lost = self.lost.saturating_add(lost.bytes);
                 Some(Event::Lost(lost.bytes))
+            }
+            process_event::Event::Screen(screen) => Some(Event::Screen(screen.data.into())),
+            process_event::Event::Resized(resized) => {
+                Some(Event::Resized(resized.size.into_option().unwrap_or_default().into()))
             }
             process_event::Event::End(end) => {
                 self.lost = self.lost.max(end.lost_bytes);

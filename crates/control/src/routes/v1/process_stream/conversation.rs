@@ -10,13 +10,11 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use tokio::time::Instant;
-use wrenn_api::{
-    ErrorCode, ExecClientFrame as FromClient, ExecError, ExecServerFrame as ToClient, ExecStart,
-};
+use wrenn_api::ErrorCode;
 
 use super::{
     Stream,
-    frames::{Dialect, Frames, LATER_MAX, Rendering, Said, text},
+    frames::{Beginning, Dialect, Frames, LATER_MAX, Rendering, Said},
 };
 use crate::{
     admission::Held,
@@ -35,8 +33,8 @@ type Source = SplitStream<WebSocket>;
 
 /// What a stream is about.
 pub(super) enum Subject {
-    /// A command, which the client names in its first frame.
-    Command,
+    /// What the client names in its first frame.
+    Named,
     /// A process, and where its output is read from.
     Process(Selector, From),
 }
@@ -65,18 +63,17 @@ pub(super) async fn hold(
 ) {
     let (mut sink, mut source) = socket.split();
     let ended = converse(stream, subject, dialect, memory, &mut sink, &mut source).await;
-    let _ = take_leave(&mut sink, ended).await;
+    let _ = take_leave(&mut sink, dialect, ended).await;
 }
 
 /// Sends the error, if any, and closes the socket.
-async fn take_leave(sink: &mut Sink, ended: Result<(), Early>) -> Result<(), Early> {
+async fn take_leave(sink: &mut Sink, dialect: Dialect, ended: Result<(), Early>) -> Result<(), Early> {
     let (code, reason) = match ended {
         Ok(()) => (close_code::NORMAL, "the stream has ended".to_owned()),
         Err(Early::Gone) => return Err(Early::Gone),
         Err(Early::Failed(error)) => {
             let (code, reason) = (close_code_of(error.code), error.code.to_string());
-            transmit(sink, text(&ToClient::Error(ExecError { data: error.message, code: error.code })))
-                .await?;
+            transmit(sink, dialect.error(error)).await?;
             (code, reason)
         }
     };
@@ -104,20 +101,20 @@ async fn transmit(sink: &mut Sink, message: Message) -> Result<(), Early> {
     }
 }
 
-async fn first_frame(source: &mut Source, frames: &mut Frames<'_>) -> Result<Option<ExecStart>, Fault> {
+async fn first_frame(
+    source: &mut Source,
+    frames: &mut Frames<'_>,
+    expected: &str,
+) -> Result<Option<Beginning>, Fault> {
     let deadline = Instant::now() + FIRST_FRAME;
-    let expected = "send {\"type\":\"start\",…} first";
     loop {
         let late = |_| Fault::invalid(format!("the first frame did not come in time: {expected}"));
         let message = tokio::time::timeout_at(deadline, source.next()).await.map_err(late)?;
         match frames.parse(message)? {
             Said::Nothing => {}
             Said::Left => return Ok(None),
-            Said::Frame(frame) => match *frame {
-                FromClient::Start(start) => return Ok(Some(start)),
-                _ => return Err(Fault::invalid(format!("nothing was started yet: {expected}"))),
-            },
-            Said::Input(_) => return Err(Fault::invalid(format!("nothing was started yet: {expected}"))),
+            Said::Begin(beginning) => return Ok(Some(*beginning)),
+            _ => return Err(Fault::invalid(format!("nothing was started yet: {expected}"))),
         }
     }
 }
@@ -133,11 +130,16 @@ async fn converse(
     let Stream { services, caller, sandbox, connection } = stream;
     let mut frames = Frames::new(connection, dialect);
     let (input, events) = match subject {
-        Subject::Command => {
-            let Some(start) = first_frame(source, &mut frames).await? else { return Ok(()) };
+        Subject::Named => {
+            let named = first_frame(source, &mut frames, dialect.expected()).await?;
             connection.limit_reads(LATER_MAX as u64);
             drop(memory);
-            sandbox.start(start).await?
+            match named {
+                Some(Beginning::Command(start)) => sandbox.start(start).await?,
+                Some(Beginning::Terminal(start)) => sandbox.start_terminal(start).await?,
+                Some(Beginning::Connect(connect)) => sandbox.connect_terminal(connect).await?,
+                None => return Ok(()),
+            }
         }
         Subject::Process(process, from) => {
             connection.limit_reads(LATER_MAX as u64);
@@ -165,7 +167,9 @@ async fn give(mut events: ProcessEvents, mut rendering: Rendering, sink: &mut Si
         let event = tokio::select! {
             event = events.next() => event?,
             _ = ping.tick() => {
-                transmit(sink, Message::Ping(Vec::new().into())).await?;
+                for message in rendering.ping() {
+                    transmit(sink, message).await?;
+                }
                 continue;
             }
         };
@@ -186,16 +190,14 @@ async fn take(mut input: ProcessInput, mut frames: Frames<'_>, source: &mut Sour
             Said::Nothing => {}
             Said::Left => return Ok(()),
             Said::Input(bytes) => input.write(bytes).await,
-            Said::Frame(frame) => match *frame {
-                FromClient::Stop => return Ok(()),
-                FromClient::CloseStdin => input.close().await,
-                FromClient::Signal(signal) => input.signal(signal.signal).await,
-                FromClient::Start(_) | FromClient::Stdin(_) => {
-                    let message =
-                        "a command runs already in this stream: open another stream for another command";
-                    return Err(Fault::invalid(message));
-                }
-            },
+            Said::CloseInput => input.close().await,
+            Said::Signal(signal) => input.signal(signal).await,
+            Said::Resize(size) => input.resize(size).await,
+            Said::Begin(_) => {
+                let message =
+                    "a program runs already in this stream: open another stream for another program";
+                return Err(Fault::invalid(message));
+            }
         }
     }
 }

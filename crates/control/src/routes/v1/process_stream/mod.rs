@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Processes over a WebSocket: a command that is started so, or a process that runs, with its input and output.
+//! Processes over a WebSocket: a command that is started so, a process that runs, or a terminal, with input and output.
 
 mod conversation;
 mod frames;
@@ -18,7 +18,7 @@ use tracing::Span;
 
 use self::{
     conversation::{Subject, hold},
-    frames::{Dialect, FIRST_MAX, LATER_MAX, SUBPROTOCOL},
+    frames::{Dialect, FIRST_MAX, LATER_MAX, Output, SUBPROTOCOL, TERMINAL_SUBPROTOCOL},
 };
 use super::{
     error_responses::OfExecStream,
@@ -59,7 +59,8 @@ pub(super) async fn exec_stream(
 ) -> Result<Response, Fault> {
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let stream = Stream { services, caller: target.caller, sandbox, connection };
-    Ok(open(stream, Subject::Command, checked(upgrade)?, in_work))
+    let (upgrade, dialect) = of_process(checked(upgrade)?);
+    Ok(open(stream, Subject::Named, dialect, upgrade, in_work))
 }
 
 /// Attach to a running process over a WebSocket.
@@ -89,7 +90,60 @@ pub(super) async fn process_stream(
     let from = from(parameters)?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let stream = Stream { services, caller: target.caller, sandbox, connection };
-    Ok(open(stream, Subject::Process(process, from), checked(upgrade)?, in_work))
+    let (upgrade, dialect) = of_process(checked(upgrade)?);
+    Ok(open(stream, Subject::Process(process, from), dialect, upgrade, in_work))
+}
+
+/// Open a terminal over a WebSocket.
+///
+/// The client sends frames of the schema `TerminalClientFrame`, first `start` or `connect`; the server sends frames of the schema
+/// `TerminalServerFrame`, first `started`, last `exit`, or `error` with `fatal`. Output comes in binary frames, and binary
+/// frames of the client are input. The program goes on when the client leaves: who connects again by `connect` gets the lines
+/// above the screen, the screen itself, and then its further output. Several clients may be connected; the size of the
+/// terminal is the one that was set last.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}/pty", operation_id = "terminal", tag = "commands",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("output" = Option<String>, Query, description = "How output is sent: in `binary` frames, or in `base64` within frames `output`. Default: `binary`.",
+            pattern = "^(binary|base64)$", example = "binary"),
+    ),
+    responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
+)]
+pub(super) async fn terminal(
+    State(services): State<Services>,
+    Extension(in_work): Extension<InWork>,
+    Extension(connection): Extension<Arc<Connection>>,
+    target: Target,
+    parameters: Parameters,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Fault> {
+    let asked = output(parameters)?;
+    let upgrade = checked(upgrade)?.protocols([TERMINAL_SUBPROTOCOL]);
+    let output = upgrade.selected_protocol().map_or(asked, |_| Output::Typed);
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
+    let stream = Stream { services, caller: target.caller, sandbox, connection };
+    Ok(open(stream, Subject::Named, Dialect::Terminal(output), upgrade, in_work))
+}
+
+/// Parses how the output of a terminal is sent.
+fn output(parameters: Parameters) -> Result<Output, Fault> {
+    let mut output = Output::Binary;
+    for value in parameters.only("output")? {
+        output = match value.as_str() {
+            "binary" => Output::Binary,
+            "base64" => Output::Base64,
+            _ => return Err(Fault::invalid("output: give `binary` or `base64`")),
+        };
+    }
+    Ok(output)
+}
+
+/// Chooses the dialect of a process's stream.
+fn of_process(upgrade: WebSocketUpgrade) -> (WebSocketUpgrade, Dialect) {
+    let upgrade = upgrade.protocols([SUBPROTOCOL]);
+    let binary = upgrade.selected_protocol().is_some();
+    (upgrade, Dialect::Process { binary })
 }
 
 /// Parses where output is read from.
@@ -123,16 +177,21 @@ struct Stream {
 }
 
 /// Upgrades to WebSocket, and keeps `held` until the end of the connection.
-fn open(stream: Stream, subject: Subject, upgrade: WebSocketUpgrade, held: impl Send + 'static) -> Response {
+fn open(
+    stream: Stream,
+    subject: Subject,
+    dialect: Dialect,
+    upgrade: WebSocketUpgrade,
+    held: impl Send + 'static,
+) -> Response {
     // If memory is short, small commands still work.
     let all = &stream.services.state().admission.memory;
-    let begins = matches!(subject, Subject::Command);
+    let begins = matches!(subject, Subject::Named);
     let memory = if begins { all.try_take(stream.caller.team().uuid(), FIRST_MAX).ok() } else { None };
     let first = if memory.is_some() { FIRST_MAX } else { LATER_MAX };
     let (work, span, request) = (stream.connection.work(), Span::current(), request_trace::request_id());
-    let upgrade = upgrade.protocols([SUBPROTOCOL]).max_message_size(first).max_frame_size(first);
+    let upgrade = upgrade.max_message_size(first).max_frame_size(first);
     let upgrade = upgrade.read_buffer_size(READ_BUFFER).write_buffer_size(0).max_write_buffer_size(WRITE_MAX);
-    let dialect = upgrade.selected_protocol().map_or(Dialect::Text, |_| Dialect::Binary);
     stream.connection.limit_reads((first + LATER_MAX) as u64);
     upgrade.on_upgrade(async move |socket| {
         let _held = (held, work);

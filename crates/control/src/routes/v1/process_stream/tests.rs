@@ -87,6 +87,7 @@ fn echo() -> connectrpc::Router {
                     let command = start.command.into_option()?;
                     Event::Stderr(format!("{} {} {}", command.cmd, command.tag, command.stdin).into_bytes())
                 }
+                Part::Resize(size) => Event::Stderr(format!("{}x{}", size.cols, size.rows).into_bytes()),
                 Part::Attach(attach) => {
                     Event::Stderr(format!("{:?} {:?}", attach.process.selector, attach.from).into_bytes())
                 }
@@ -102,7 +103,7 @@ fn silent() -> connectrpc::Router {
 
 /// A server with such a host, and its state.
 async fn server(limits: Limits, host: connectrpc::Router) -> (SocketAddr, Services) {
-    serve(limits, host, || Subject::Command).await
+    serve(limits, host, || Subject::Named).await
 }
 
 async fn serve(
@@ -120,7 +121,8 @@ async fn serve(
             sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new(), 0),
             connection,
         };
-        open(stream, subject(), upgrade, ())
+        let (upgrade, dialect) = of_process(upgrade);
+        open(stream, subject(), dialect, upgrade, ())
     };
     let router = Router::new().route("/", get(route));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,34 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames of a process's WebSocket: what clients send is parsed and bounded, and events are rendered in their dialect.
-
-use std::time::Duration;
+//! Frames of the stream of a process with pipes: JSON, with the subprotocol `wrenn.process.v1` binary for input and output.
 
 use axum::extract::ws::Message;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use tokio::time::Instant;
+use serde::Serialize;
 use wrenn_api::{
-    ErrorCode, ExecClientFrame as FromClient, ExecExit, ExecInput, ExecLost, ExecOutput,
+    ExecClientFrame as FromClient, ExecError, ExecExit, ExecInput, ExecLost, ExecOutput,
     ExecServerFrame as ToClient, ExecStarted, ExecStdinClosed,
 };
 
-use super::super::{
-    exec_body::costly,
-    utf8::{Piece, Pieces},
+use super::{
+    super::super::{
+        exec_body::costly,
+        utf8::{Piece, Pieces},
+    },
+    Beginning, PIECE, Said,
 };
-use crate::{error::Fault, sandboxes::ProcessEvent, serving::Connection};
+use crate::{error::Fault, sandboxes::ProcessEvent};
 
 /// Subprotocol with binary input and output.
-pub(super) const SUBPROTOCOL: &str = "wrenn.process.v1";
-/// Maximum size of a client's first frame, which has the command, in bytes.
-pub(super) const FIRST_MAX: usize = 2 << 20;
-/// Maximum size of later input of a client between two frames, in bytes; also of the first frame if memory is
-/// short.
-pub(super) const LATER_MAX: usize = 128 << 10;
-/// Maximum number of a client's frames per second without input, pings included.
-const FRAMES_PER_SECOND: u32 = 64;
-/// Maximum number of output bytes per frame, before encoding.
-const PIECE: usize = 32 << 10;
+pub(in super::super) const SUBPROTOCOL: &str = "wrenn.process.v1";
 /// Size in bytes below which text is never sent as base 64.
 const SMALL: usize = 1 << 10;
 
@@ -37,77 +29,17 @@ const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 
-/// How input and output are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Dialect {
-    /// In JSON.
-    Text,
-    /// In binary frames with a byte for the channel.
-    Binary,
-}
-
-/// What a client wants.
-#[derive(Debug)]
-pub(super) enum Said {
-    /// Nothing: a ping or a pong.
-    Nothing,
-    /// To leave.
-    Left,
-    /// A frame other than input.
-    Frame(Box<FromClient>),
-    /// To write to standard input.
-    Input(Vec<u8>),
-}
-
-/// Frames of a client, of which those without input have a rate limit. Input waits for the process instead.
-pub(super) struct Frames<'a> {
-    connection: &'a Connection,
-    dialect: Dialect,
-    second: Instant,
-    count: u32,
-}
-
-impl<'a> Frames<'a> {
-    pub(super) fn new(connection: &'a Connection, dialect: Dialect) -> Self {
-        Self { connection, dialect, second: Instant::now(), count: 0 }
-    }
-
-    /// Parses and counts a message; `None` is the end of the connection.
-    pub(super) fn parse(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Said, Fault> {
-        self.connection.heard();
-        let said = match message {
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Said::Nothing,
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Said::Left,
-            Some(Ok(Message::Text(text))) => parse(text.as_bytes())?,
-            Some(Ok(Message::Binary(bytes))) if self.dialect == Dialect::Binary => binary(&bytes)?,
-            Some(Ok(Message::Binary(bytes))) => parse(&bytes)?,
-        };
-        if !matches!(said, Said::Input(_)) {
-            self.count()?;
-        }
-        Ok(said)
-    }
-
-    fn count(&mut self) -> Result<(), Fault> {
-        if self.second.elapsed() >= Duration::from_secs(1) {
-            (self.second, self.count) = (Instant::now(), 0);
-        }
-        self.count += 1;
-        if self.count > FRAMES_PER_SECOND {
-            let message =
-                format!("the client sends more than {FRAMES_PER_SECOND} frames a second without input");
-            return Err(Fault::new(ErrorCode::TooManyRequests, message));
-        }
-        Ok(())
-    }
-}
-
-fn parse(frame: &[u8]) -> Result<Said, Fault> {
-    match serde_json::from_slice(frame) {
-        Ok(FromClient::Stdin(input)) => decoded(input).map(Said::Input),
-        Ok(frame) => Ok(Said::Frame(Box::new(frame))),
-        Err(error) => Err(Fault::invalid(format!("the frame is not known: {error}"))),
-    }
+/// Parses a client's frame of JSON.
+pub(super) fn parse(frame: &[u8]) -> Result<Said, Fault> {
+    let known = serde_json::from_slice(frame);
+    let frame = known.map_err(|error| Fault::invalid(format!("the frame is not known: {error}")))?;
+    Ok(match frame {
+        FromClient::Start(start) => Said::Begin(Box::new(Beginning::Command(start))),
+        FromClient::Stdin(input) => Said::Input(decoded(input)?),
+        FromClient::CloseStdin => Said::CloseInput,
+        FromClient::Signal(signal) => Said::Signal(signal.signal),
+        FromClient::Stop => Said::Left,
+    })
 }
 
 fn decoded(input: ExecInput) -> Result<Vec<u8>, Fault> {
@@ -120,7 +52,8 @@ fn decoded(input: ExecInput) -> Result<Vec<u8>, Fault> {
     }
 }
 
-fn binary(frame: &Bytes) -> Result<Said, Fault> {
+/// Parses a client's binary frame.
+pub(super) fn binary(frame: &Bytes) -> Result<Said, Fault> {
     match frame.first() {
         Some(&STDIN) => Ok(Said::Input(frame[1..].to_vec())),
         _ => Err(Fault::invalid("a binary frame of a client begins with a byte 0, for standard input")),
@@ -128,26 +61,28 @@ fn binary(frame: &Bytes) -> Result<Said, Fault> {
 }
 
 /// Renders the events of a process.
-pub(super) struct Rendering {
-    dialect: Dialect,
+pub(in super::super) struct Rendering {
+    binary: bool,
     /// Incomplete characters at the end of both outputs.
     stdout: Pieces,
     stderr: Pieces,
 }
 
 impl Rendering {
-    pub(super) fn new(dialect: Dialect) -> Self {
-        Self { dialect, stdout: Pieces::default(), stderr: Pieces::default() }
+    pub(super) fn new(binary: bool) -> Self {
+        Self { binary, stdout: Pieces::default(), stderr: Pieces::default() }
     }
 
     /// Renders an event as messages for the client.
     pub(super) fn render(&mut self, event: ProcessEvent) -> Vec<Message> {
         match event {
-            ProcessEvent::Started { pid, tag, offset } => {
+            ProcessEvent::Started { pid, tag, offset, .. } => {
                 vec![text(&ToClient::Start(ExecStarted { pid, tag, offset }))]
             }
             ProcessEvent::Stdout(bytes) => self.output(STDOUT, &bytes),
             ProcessEvent::Stderr(bytes) => self.output(STDERR, &bytes),
+            // Of terminals: their output is passed on as it is.
+            ProcessEvent::Screen(_) | ProcessEvent::Resized(_) => Vec::new(),
             ProcessEvent::InputClosed(message) => {
                 vec![text(&ToClient::StdinClosed(ExecStdinClosed { message }))]
             }
@@ -170,7 +105,7 @@ impl Rendering {
 
     fn output(&mut self, channel: u8, bytes: &Bytes) -> Vec<Message> {
         let pieces = bytes.chunks(PIECE);
-        if self.dialect == Dialect::Binary {
+        if self.binary {
             return pieces.map(|piece| Message::Binary([&[channel], piece].concat().into())).collect();
         }
         let begun = if channel == STDOUT { &mut self.stdout } else { &mut self.stderr };
@@ -188,8 +123,13 @@ fn frame(channel: u8, piece: Piece) -> ToClient {
     if channel == STDOUT { ToClient::Stdout(piece.into()) } else { ToClient::Stderr(piece.into()) }
 }
 
+/// Renders the error that ends the stream.
+pub(super) fn error(error: Fault) -> Message {
+    text(&ToClient::Error(ExecError { data: error.message, code: error.code }))
+}
+
 /// Renders a frame of JSON.
-pub(super) fn text(frame: &ToClient) -> Message {
+pub(super) fn text(frame: &impl Serialize) -> Message {
     // Frames have no maps with keys that are no text, which is all that could fail.
     Message::Text(serde_json::to_string(frame).unwrap_or_default().into())
 }

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames of the stream of a terminal: JSON, and binary frames for input and output.
+
+use axum::extract::ws::Message;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use wrenn_api::{
+    ExecLost, Signal, TerminalClientFrame as FromClient, TerminalError, TerminalExit, TerminalOutput,
+    TerminalServerFrame as ToClient, TerminalSize, TerminalStarted,
+};
+
+use super::{Beginning, Output, PIECE, Said, process::text};
+use crate::{error::Fault, sandboxes::ProcessEvent};
+
+/// Subprotocol with all frames.
+pub(in super::super) const SUBPROTOCOL: &str = "wrenn.terminal.v1";
+
+/// Parses a client's frame of JSON.
+pub(super) fn parse(frame: &[u8]) -> Result<Said, Fault> {
+    let known = serde_json::from_slice(frame);
+    let frame = known.map_err(|error| Fault::invalid(format!("the frame is not known: {error}")))?;
+    Ok(match frame {
+        FromClient::Start(start) => Said::Begin(Box::new(Beginning::Terminal(start))),
+        FromClient::Connect(connect) => Said::Begin(Box::new(Beginning::Connect(connect))),
+        FromClient::Input(input) => {
+            let decoded = STANDARD.decode(&input.data);
+            Said::Input(decoded.map_err(|error| Fault::invalid(format!("input is not base 64: {error}")))?)
+        }
+        FromClient::Resize(size) => Said::Resize(size),
+        FromClient::Signal(signal) => Said::Signal(signal.signal),
+        FromClient::Kill => Said::Signal(Signal::KILL),
+        FromClient::Pong => Said::Nothing,
+    })
+}
+
+/// Renders the error that ends the stream.
+pub(super) fn error(error: Fault) -> Message {
+    text(&ToClient::Error(TerminalError { data: error.message, code: Some(error.code), fatal: true }))
+}
+
+/// Renders the events of a terminal.
+pub(in super::super) struct Rendering {
+    output: Output,
+}
+
+impl Rendering {
+    pub(super) const fn new(output: Output) -> Self {
+        Self { output }
+    }
+
+    /// Renders an event as messages for the client.
+    pub(super) fn render(&self, event: ProcessEvent) -> Vec<Message> {
+        let typed = self.output == Output::Typed;
+        match event {
+            ProcessEvent::Started { pid, tag, offset, terminal } => {
+                let TerminalSize { cols, rows } = terminal.unwrap_or(TerminalSize { cols: 0, rows: 0 });
+                let tag = tag.unwrap_or_else(|| pid.to_string());
+                vec![text(&ToClient::Started(TerminalStarted { tag, pid, cols, rows, offset }))]
+            }
+            ProcessEvent::Stdout(bytes) | ProcessEvent::Screen(bytes) => self.output(&bytes),
+            // Terminals have none.
+            ProcessEvent::Stderr(bytes) => self.output(&bytes),
+            ProcessEvent::Resized(size) if typed => vec![text(&ToClient::Resized(size))],
+            // The input of a terminal is closed by its end, which is told next.
+            ProcessEvent::Resized(_) | ProcessEvent::InputClosed(_) => Vec::new(),
+            ProcessEvent::Lost(bytes) if typed => vec![text(&ToClient::Lost(ExecLost { bytes }))],
+            ProcessEvent::Lost(bytes) => {
+                let data = format!("{bytes} bytes of output are missing here");
+                vec![text(&ToClient::Error(TerminalError { data, code: None, fatal: false }))]
+            }
+            ProcessEvent::Ended(exit) => {
+                vec![text(&ToClient::Exit(TerminalExit {
+                    exit_code: exit.exit_code,
+                    timed_out: exit.timed_out,
+                    signal: exit.signal,
+                    out_of_memory: exit.out_of_memory,
+                }))]
+            }
+        }
+    }
+
+    /// Renders what keeps a silent connection alive, besides pings of the protocol.
+    pub(super) fn ping(&self) -> Option<Message> {
+        (self.output != Output::Typed).then(|| text(&ToClient::Ping))
+    }
+
+    fn output(&self, bytes: &Bytes) -> Vec<Message> {
+        let message = |piece: &[u8]| match self.output {
+            Output::Base64 => text(&ToClient::Output(TerminalOutput { data: STANDARD.encode(piece) })),
+            Output::Binary | Output::Typed => Message::Binary(piece.to_vec().into()),
+        };
+        bytes.chunks(PIECE).map(message).collect()
+    }
+}
