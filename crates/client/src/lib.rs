@@ -11,9 +11,10 @@ mod sse;
 mod transport;
 
 pub use error::Error;
-pub use events::Event;
+pub use events::{Event, EventFilter};
 pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
+pub use sandboxes::SandboxFilter;
 pub use transport::Client;
 
 /// Result of an API call.
