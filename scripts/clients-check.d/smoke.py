@@ -51,7 +51,7 @@ def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     missing = read_file.sync(sandbox.id, client=client, body=ReadFile(path="nothing"))
     assert isinstance(missing, ErrorBody) and missing.error.code == "not_found", missing
 
-    listed = ok(list_sandboxes.sync(client=client, limit=100, status=SandboxStatus.RUNNING))
+    listed = ok(list_sandboxes.sync(client=client, limit=100, status=[SandboxStatus.RUNNING]))
     assert sandbox.id in [one.id for one in listed], listed
 
 

@@ -57,7 +57,7 @@ try {
   const missing = await client.POST("/v1/sandboxes/{id}/files/read", { params: id, body: { path: "nothing" } });
   deepStrictEqual([missing.response.status, missing.error?.error.code], [404, "not_found"]);
 
-  const listed = data(await client.GET("/v1/sandboxes", { params: { query: { limit: 100, status: "running" } } }));
+  const listed = data(await client.GET("/v1/sandboxes", { params: { query: { limit: 100, status: ["running"] } } }));
   strictEqual(listed.some((one) => one.id === sandbox.id), true);
 } finally {
   data(await client.DELETE("/v1/sandboxes/{id}", { params: id }));

@@ -92,6 +92,10 @@ error_codes! {
     NameReserved = "name_reserved", 409;
     /// Another snapshot of the team has the name.
     NameTaken = "template_name_taken", 409;
+    /// Another sandbox of the team has the name.
+    SandboxNameTaken = "sandbox_name_taken", 409;
+    /// The beginning of an id is that of several sandboxes; the message lists them.
+    AmbiguousId = "ambiguous_id", 409;
     /// The sandbox is larger than any host allows.
     ExceedsCapacity = "exceeds_capacity", 409;
     /// The idempotency key was used before with a different request.

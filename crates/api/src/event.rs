@@ -5,7 +5,13 @@ use std::{fmt, fmt::Display, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, Type},
+    },
+};
 
 use crate::{Sandbox, SandboxStatus};
 
@@ -31,7 +37,7 @@ pub struct ServerSentEvent {
 #[serde(untagged)]
 pub enum Event {
     /// The status of a sandbox changed.
-    Sandbox(SandboxEvent),
+    Sandbox(Box<SandboxEvent>),
     /// Events may be missing.
     Resync(Resync),
 }
@@ -69,14 +75,27 @@ pub enum EventKind {
     Resync,
 }
 
+/// Type of an event of a sandbox, as a parameter.
+#[derive(Debug)]
+pub struct SandboxEventKind;
+
+impl PartialSchema for SandboxEventKind {
+    fn schema() -> RefOr<Schema> {
+        let kinds = SandboxStatus::ALL.map(|status| EventKind::Sandbox(status).to_string());
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(kinds)).into()
+    }
+}
+
+impl ToSchema for SandboxEventKind {}
+
 impl Event {
     /// Creates the event of a sandbox whose status changed last.
     pub fn changed(sandbox: Sandbox) -> Self {
-        Self::Sandbox(SandboxEvent {
+        Self::Sandbox(Box::new(SandboxEvent {
             kind: EventKind::Sandbox(sandbox.status),
             at: sandbox.last_updated,
             sandbox,
-        })
+        }))
     }
 
     /// Creates the event for a reader that may have missed events.
@@ -85,7 +104,7 @@ impl Event {
     }
 
     /// Type of the event.
-    pub const fn kind(&self) -> EventKind {
+    pub fn kind(&self) -> EventKind {
         match self {
             Self::Sandbox(event) => event.kind,
             Self::Resync(event) => event.kind,

@@ -132,6 +132,22 @@ typed_id!(
     HostId, "host"
 );
 
+impl SandboxId {
+    /// Minimum length of the beginning of an id: a shorter one is too easily a typing error.
+    pub const BEGINNING_MIN: usize = 6;
+
+    /// Returns the first and the last id with this beginning, and `None` if no id has it, or if it is too short.
+    pub fn range(beginning: &str) -> Option<(Self, Self)> {
+        let length = Self::PREFIX.len() + DIGITS;
+        if !(Self::BEGINNING_MIN..=length).contains(&beginning.len()) || !beginning.is_ascii() {
+            return None;
+        }
+        let first = format!("{beginning:0<length$}").parse().ok()?;
+        let largest = Self(Uuid::from_u128(u128::MAX));
+        Some((first, format!("{beginning:z<length$}").parse().unwrap_or(largest)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,7 +174,30 @@ mod tests {
         assert_eq!(team.parse::<SandboxId>(), Err(IdError::Prefix("sb")));
     }
 
+    #[test]
+    fn beginnings_are_ranges_of_ids() {
+        let id = |text: &str| text.parse::<SandboxId>().expect("an id");
+        let first_and_last = |text: &str| SandboxId::range(text).map(|(a, b)| (a.to_string(), b.to_string()));
+        let all = (id("sb03hal00000000000000000000"), id("sb03halzzzzzzzzzzzzzzzzzzzz"));
+        assert_eq!(SandboxId::range("sb03hal"), Some(all));
+        // The largest id is not of `z` alone.
+        let last = first_and_last("sbf5lxx").map(|(_, last)| last);
+        assert_eq!(last.as_deref(), Some("sbf5lxx1zz5pnorynqglhzmsp33"));
+        for none in
+            ["", "sb", "sb03h", "xb03hal", "sb03HAL", "sb03hä", "sbzzzz", "sb03hal0000000000000000000000"]
+        {
+            assert_eq!(SandboxId::range(none), None, "{none}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn an_id_is_in_the_ranges_of_its_beginnings(value: u128, length in 6_usize..=27) {
+            let id = SandboxId::from(Uuid::from_u128(value));
+            let (first, last) = SandboxId::range(&id.to_string()[..length]).expect("a range");
+            prop_assert!(first.uuid() <= id.uuid() && id.uuid() <= last.uuid());
+        }
+
         #[test]
         fn every_id_survives_its_text_form(value: u128) {
             let id = SandboxId::from(Uuid::from_u128(value));

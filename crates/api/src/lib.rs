@@ -10,6 +10,7 @@ mod frame_schema;
 mod id;
 mod integer;
 mod process;
+mod reference;
 mod sandbox;
 mod snapshot;
 mod template;
@@ -18,16 +19,17 @@ mod terminal_frames;
 
 pub use entry::{EntryPath, FileEntries, FileEntry, FileKind, ListFiles, MoveFile, OneEntry};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
-pub use event::{Event, EventKind, Resync, SandboxEvent, ServerSentEvent};
+pub use event::{Event, EventKind, Resync, SandboxEvent, SandboxEventKind, ServerSentEvent};
 pub use exec_frames::{
     ExecClientFrame, ExecError, ExecExit, ExecInput, ExecLost, ExecOutput, ExecServerFrame, ExecSignal,
     ExecStart, ExecStarted, ExecStdinClosed,
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
 pub use process::{BackgroundProcess, ProcessInfo, ProcessList, Signal, SignalError, Signalled};
+pub use reference::{ReferenceError, SandboxRef};
 pub use sandbox::{
-    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, PauseSandbox, PingSandbox,
-    ReadFile, ResumeSandbox, Sandbox, SandboxStatus, UpdateSandbox,
+    CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, LabelFilter, OnTimeout,
+    PauseSandbox, PingSandbox, ReadFile, ResumeSandbox, Sandbox, SandboxStatus, UpdateSandbox,
 };
 pub use snapshot::{CreateSnapshot, Snapshot};
 pub use template::{Template, TemplateKind};

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::{
-    ToSchema,
+    PartialSchema, ToSchema,
     openapi::{
         RefOr, Schema,
-        schema::{ArrayBuilder, ObjectBuilder, Type},
+        schema::{ArrayBuilder, ObjectBuilder, SchemaType, Type},
     },
 };
 
@@ -83,16 +83,50 @@ impl std::str::FromStr for SandboxStatus {
     }
 }
 
+/// What becomes of a sandbox that was idle for its timeout.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    /// It is paused.
+    #[default]
+    Pause,
+    /// It is deleted with its disk.
+    Delete,
+}
+
+impl OnTimeout {
+    /// The value as it stands in requests, responses and the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+impl std::str::FromStr for OnTimeout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Pause, Self::Delete];
+        let found = all.into_iter().find(|value| value.as_str() == text);
+        found.ok_or_else(|| "write pause or delete".to_owned())
+    }
+}
+
 /// A sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+    "name": "web",
+    "labels": {"branch": "main"},
     "status": "running",
     "template": "minimal",
     "vcpus": 1,
     "memory_mb": 512,
     "disk_size_mb": 5120,
     "timeout_sec": 600,
+    "on_timeout": "pause",
     "auto_resume": false,
     "created_at": "2026-01-31T09:30:00.000000Z",
     "started_at": "2026-01-31T09:30:02.500000Z",
@@ -105,6 +139,13 @@ pub struct Sandbox {
     /// The id: `sb` and 25 digits or lower-case letters.
     #[schema(value_type = String, pattern = "^sb[0-9a-z]{25}$")]
     pub id: SandboxId,
+    /// The name; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub name: Option<String>,
+    /// The labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// The status.
     pub status: SandboxStatus,
     /// The template that the sandbox was created from.
@@ -115,9 +156,12 @@ pub struct Sandbox {
     pub memory_mb: u32,
     /// Size of the disk in MiB.
     pub disk_size_mb: u32,
-    /// Seconds without activity after which it is paused; 0: never.
+    /// Seconds without activity after which it is paused or deleted; 0: never.
     #[serde(default)]
     pub timeout_sec: u32,
+    /// What becomes of it then.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
     /// Whether a command or a file request resumes it when it is paused.
     #[serde(default)]
     pub auto_resume: bool,
@@ -130,7 +174,7 @@ pub struct Sandbox {
     /// Without a timeout, commands and file requests are not noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_active_at: Option<DateTime<Utc>>,
-    /// When it will be paused if it is not used before; absent if it does not run or has no timeout.
+    /// When it will be paused or deleted if it is not used before; absent if it does not run or has no timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<DateTime<Utc>>,
     /// When the status last changed.
@@ -173,7 +217,16 @@ pub struct CreateSandbox {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(schema_with = environment)]
     pub envs: BTreeMap<String, String>,
-    /// Seconds without activity after which the sandbox is paused, at most 31536000 (a year). 0: never. Default: 0.
+    /// Name of the sandbox, by which it can be referred to instead of by its id: a label of DNS, and no id. No other sandbox
+    /// of the team has it until this one is deleted. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = new_name)]
+    pub name: Option<String>,
+    /// Labels to find it by: at most 32. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = new_labels)]
+    pub labels: BTreeMap<String, String>,
+    /// Seconds without activity after which the sandbox is paused or deleted, at most 31536000 (a year). 0: never. Default: 0.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -181,6 +234,9 @@ pub struct CreateSandbox {
     )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
+    /// What becomes of the sandbox after `timeout_sec` without activity. Default: `pause`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<OnTimeout>,
     /// Whether a command or a file request to the sandbox resumes it when it is paused, and is then served. Default: false,
     /// such a request is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,9 +276,17 @@ pub struct PingSandbox {}
 
 /// What to change of a sandbox; what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({"timeout_sec": 600}))]
+#[schema(example = json!({"timeout_sec": 600, "labels": {"branch": "main", "reviewed": null}}))]
 #[serde(deny_unknown_fields)]
 pub struct UpdateSandbox {
+    /// New name of the sandbox, as in the request that creates it; empty to take its name away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = changed_name)]
+    pub name: Option<String>,
+    /// Labels to add or to change; `null` removes one. The others stay. It has at most 32 then.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = changed_labels)]
+    pub labels: BTreeMap<String, Option<String>>,
     /// New timeout of the sandbox, as in the request that creates it.
     #[serde(
         default,
@@ -231,9 +295,66 @@ pub struct UpdateSandbox {
     )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
+    /// New `on_timeout` of the sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<OnTimeout>,
     /// Whether a command or a file request resumes the sandbox when it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+}
+
+fn name(description: &str, pattern: &str) -> RefOr<Schema> {
+    let name = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
+    RefOr::T(name.description(Some(description)).pattern(Some(pattern)).max_length(Some(63)).build().into())
+}
+
+/// Name of a new sandbox. `schema_with` drops the field's doc comment, so the description is here.
+fn new_name() -> RefOr<Schema> {
+    let description = "Name of the sandbox, by which it can be referred to instead of by its id: a label of DNS, and no id. \
+                       No other sandbox of the team has it until this one is deleted. Default: none.";
+    name(description, "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+}
+
+/// New name of a sandbox, or none.
+fn changed_name() -> RefOr<Schema> {
+    let description =
+        "New name of the sandbox, as in the request that creates it; empty to take its name away.";
+    name(description, "^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
+}
+
+fn labels(description: &str, values: SchemaType) -> RefOr<Schema> {
+    let name = ObjectBuilder::new().schema_type(Type::String).max_length(Some(63));
+    let name = name.pattern(Some("^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")).build();
+    let value = ObjectBuilder::new().schema_type(values).max_length(Some(256));
+    let value = value.pattern(Some("^[^\\x00-\\x1f\\x7f-\\x9f]*$")).build();
+    let labels = ObjectBuilder::new().description(Some(description)).property_names(Some(name));
+    let labels = labels.additional_properties(Some(RefOr::T(Schema::from(value))));
+    RefOr::T(labels.max_properties(Some(32)).build().into())
+}
+
+/// A label that sandboxes of a list have: `NAME=VALUE`, or `NAME` for any value.
+#[derive(Debug)]
+pub struct LabelFilter;
+
+impl PartialSchema for LabelFilter {
+    fn schema() -> RefOr<Schema> {
+        let label = "^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?(=[^\\x00-\\x1f\\x7f-\\x9f]{0,256})?$";
+        ObjectBuilder::new().schema_type(Type::String).pattern(Some(label)).into()
+    }
+}
+
+impl ToSchema for LabelFilter {}
+
+/// Labels of a new sandbox.
+fn new_labels() -> RefOr<Schema> {
+    labels("Labels to find it by: at most 32. Default: none.", Type::String.into())
+}
+
+/// Labels to change.
+fn changed_labels() -> RefOr<Schema> {
+    let description =
+        "Labels to add or to change; `null` removes one. The others stay. It has at most 32 then.";
+    labels(description, SchemaType::from_iter([Type::String, Type::Null]))
 }
 
 /// Text without NUL, which the kernel does not accept in arguments and environments.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use insta::{assert_json_snapshot, assert_snapshot};
 use wrenn_api::{
-    DriverHealth, ErrorBody, ErrorCode, ErrorDetail, Event, EventKind, Health, Sandbox, SandboxStatus,
+    DriverHealth, ErrorBody, ErrorCode, ErrorDetail, Event, EventKind, Health, OnTimeout, Sandbox,
+    SandboxStatus,
 };
 
 fn sandbox(status: SandboxStatus) -> Sandbox {
@@ -13,12 +14,15 @@ fn sandbox(status: SandboxStatus) -> Sandbox {
     let failed = status == SandboxStatus::Error;
     Sandbox {
         id: "sb03halx8fdhw2fu3txwbd0kdw0".parse().expect("an id"),
+        name: (status == SandboxStatus::Running).then(|| "web".into()),
+        labels: if failed { BTreeMap::new() } else { BTreeMap::from([("branch".into(), "main".into())]) },
         status,
         template: "minimal".into(),
         vcpus: 1,
         memory_mb: 512,
         disk_size_mb: 5120,
         timeout_sec: 600,
+        on_timeout: if failed { OnTimeout::Delete } else { OnTimeout::Pause },
         auto_resume: false,
         created_at: at("2026-01-31T09:30:00.125Z"),
         started_at: (status == SandboxStatus::Running).then(|| at("2026-01-31T09:30:02.5Z")),
@@ -39,12 +43,17 @@ fn a_running_and_a_failed_sandbox() {
     assert_json_snapshot!(sandbox(SandboxStatus::Running), @r#"
     {
       "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+      "name": "web",
+      "labels": {
+        "branch": "main"
+      },
       "status": "running",
       "template": "minimal",
       "vcpus": 1,
       "memory_mb": 512,
       "disk_size_mb": 5120,
       "timeout_sec": 600,
+      "on_timeout": "pause",
       "auto_resume": false,
       "created_at": "2026-01-31T09:30:00.125Z",
       "started_at": "2026-01-31T09:30:02.500Z",
@@ -59,12 +68,14 @@ fn a_running_and_a_failed_sandbox() {
     assert_json_snapshot!(sandbox(SandboxStatus::Error), @r#"
     {
       "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+      "labels": {},
       "status": "error",
       "template": "minimal",
       "vcpus": 1,
       "memory_mb": 512,
       "disk_size_mb": 5120,
       "timeout_sec": 600,
+      "on_timeout": "delete",
       "auto_resume": false,
       "created_at": "2026-01-31T09:30:00.125Z",
       "last_updated": "2026-01-31T09:30:02.500001Z",
@@ -139,12 +150,17 @@ fn events() {
       "at": "2026-01-31T09:30:02.500001Z",
       "sandbox": {
         "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+        "name": "web",
+        "labels": {
+          "branch": "main"
+        },
         "status": "running",
         "template": "minimal",
         "vcpus": 1,
         "memory_mb": 512,
         "disk_size_mb": 5120,
         "timeout_sec": 600,
+        "on_timeout": "pause",
         "auto_resume": false,
         "created_at": "2026-01-31T09:30:00.125Z",
         "started_at": "2026-01-31T09:30:02.500Z",
@@ -163,12 +179,14 @@ fn events() {
       "at": "2026-01-31T09:30:02.500001Z",
       "sandbox": {
         "id": "sb03halx8fdhw2fu3txwbd0kdw0",
+        "labels": {},
         "status": "error",
         "template": "minimal",
         "vcpus": 1,
         "memory_mb": 512,
         "disk_size_mb": 5120,
         "timeout_sec": 600,
+        "on_timeout": "delete",
         "auto_resume": false,
         "created_at": "2026-01-31T09:30:00.125Z",
         "last_updated": "2026-01-31T09:30:02.500001Z",

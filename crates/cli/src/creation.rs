@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::time::sleep;
-use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId};
+use wrenn_api::{CreateSandbox, ErrorCode, OnTimeout, Sandbox, SandboxId};
 use wrenn_client::{Client, Error};
 
 use crate::{output::note, signals::Stop};
@@ -24,8 +24,14 @@ pub(crate) struct New {
     /// The template or snapshot to start from [default: minimal]
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
-    /// Set a variable for every process in the sandbox; may be repeated
-    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = variable)]
+    /// Name of the sandbox, by which other commands take it: lower-case letters, digits and '-'
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Label to find the sandbox by; may be repeated
+    #[arg(long = "label", short = 'l', value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// Set a variable for every process in the sandbox, or pass one on by its NAME alone; may be repeated
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = environment)]
     envs: Vec<(String, String)>,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
@@ -36,9 +42,12 @@ pub(crate) struct New {
     /// Size of the root file system in MiB, or with a unit, such as 10g [default: 5120]
     #[arg(long, visible_alias = "disk", value_name = "MIB", value_parser = mebibytes)]
     disk_size_mb: Option<u32>,
-    /// Pause the sandbox when it was not used for so long: seconds, or with a unit, such as 10m [default: never]
+    /// Pause the sandbox when it was not used for so long: seconds, or with a unit, such as 10m; 0 is never
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     idle_timeout: Option<u32>,
+    /// What becomes of the sandbox then: pause or delete
+    #[arg(long, value_name = "ACTION")]
+    on_timeout: Option<OnTimeout>,
     /// Resume the paused sandbox when a command or a file request comes
     #[arg(long)]
     auto_resume: bool,
@@ -53,7 +62,10 @@ impl New {
             memory_mb: self.memory_mb,
             disk_size_mb: self.disk_size_mb,
             envs: self.envs.iter().cloned().collect(),
+            name: self.name.clone(),
+            labels: self.labels.iter().cloned().collect(),
             timeout_sec: self.idle_timeout,
+            on_timeout: self.on_timeout,
             auto_resume: self.auto_resume.then_some(true),
         }
     }
@@ -65,6 +77,27 @@ pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
     }
+}
+
+/// Parses `NAME=VALUE`, or `NAME` of a variable of this program.
+pub(crate) fn environment(text: &str) -> Result<(String, String), String> {
+    if text.is_empty() || text.contains('=') {
+        return variable(text);
+    }
+    match std::env::var(text) {
+        Ok(value) => Ok((text.to_owned(), value)),
+        Err(std::env::VarError::NotPresent) => Err(format!("{text} is not set here: write NAME=VALUE")),
+        Err(std::env::VarError::NotUnicode(_)) => Err(format!("the value of {text} is no UTF-8")),
+    }
+}
+
+/// Parses a label: `NAME=VALUE`, or `NAME` for one with an empty value.
+pub(crate) fn label(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').unwrap_or((text, ""));
+    if name.is_empty() {
+        return Err("write NAME=VALUE".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Parses a size: a number of MiB, or a number with the unit `m` or `g`.
@@ -215,6 +248,13 @@ mod tests {
     fn variables_need_a_name() {
         assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
         assert!(variable("=x").is_err() && variable("A").is_err());
+        assert_eq!(environment("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
+        assert_eq!(environment("PATH").ok().map(|(_, value)| value), std::env::var("PATH").ok());
+        assert!(environment("WRENN_NOT_SET_ANYWHERE").is_err_and(|error| error.contains("is not set here")));
+        assert!(environment("").is_err() && environment("=x").is_err());
+        assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(label("a"), Ok(("a".to_owned(), String::new())));
+        assert!(label("=b").is_err());
     }
 
     #[test]

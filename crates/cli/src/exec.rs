@@ -19,6 +19,7 @@ use wrenn_api::{Encoding, ExecRequest, SandboxId};
 use wrenn_client::{Client, ProcessEvent, ProcessStream};
 
 use crate::{
+    creation::seconds,
     failure::TIMED_OUT,
     output::{Format, note},
     stdin,
@@ -30,7 +31,7 @@ const READER_GONE: u8 = 141;
 /// Maximum number of bytes kept of each output with `--json`.
 const KEPT_MAX: usize = 16 << 20;
 /// Maximum value of `--timeout` in seconds: a day.
-const TIMEOUT_MAX: i64 = 86_400;
+const TIMEOUT_MAX: u32 = 86_400;
 
 /// Help text about the exit status of `run` and `exec`.
 pub(crate) const EXIT_STATUS: &str = "\
@@ -58,8 +59,8 @@ pub(crate) struct Program {
     /// Start in this directory of the sandbox instead of the user's home
     #[arg(long, short = 'w', value_name = "DIR")]
     cwd: Option<String>,
-    /// Kill the command after this many seconds; default: no limit
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=TIMEOUT_MAX))]
+    /// Kill the command after this time: seconds, or with a unit, such as 10m; default: no limit
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
     timeout: Option<u32>,
     /// Pass standard input on even if it is a terminal
     #[arg(long, short = 'i', conflicts_with = "no_stdin")]
@@ -111,6 +112,15 @@ pub(crate) struct Command {
     pub(crate) request: ExecRequest,
     /// Whether it gets a terminal, and what becomes of that when the user leaves it.
     terminal: Option<Leaving>,
+}
+
+/// Parses the time limit of a command.
+fn time_limit(text: &str) -> Result<u32, String> {
+    let seconds = seconds(text)?;
+    if (1..=TIMEOUT_MAX).contains(&seconds) {
+        return Ok(seconds);
+    }
+    Err("a command may run for 1 s to a day".to_owned())
 }
 
 /// Destination and statistics of the output.
@@ -291,6 +301,16 @@ async fn write(output: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_limits_have_units_and_bounds() {
+        for (text, time) in [("1", 1), ("10m", 600), ("24h", 86_400), ("1d", 86_400)] {
+            assert_eq!(time_limit(text), Ok(time), "{text}");
+        }
+        for text in ["0", "86401", "2d", "x", ""] {
+            assert!(time_limit(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn bytes_that_are_no_text_stay_exact() {

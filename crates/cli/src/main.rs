@@ -2,6 +2,7 @@
 //! The `wrenn` program: runs Wrenn, and is a client of its API.
 
 mod client_config;
+mod completion;
 mod config;
 mod creation;
 mod doctor;
@@ -50,17 +51,21 @@ const MORE: &str = "\
 Examples:
   wrenn up --detach                            start Wrenn (as root)
   wrenn run python3 -c 'print(6*7)'            run a command in a sandbox of its own
-  id=$(wrenn sandbox create)                   create a sandbox that stays
-  wrenn sandbox exec $id -- sh -c 'ls | wc'    run a command in it
-  wrenn sandbox rm $id                         remove it
+  wrenn create --name web                      create a sandbox that stays
+  wrenn exec web sh -c 'ls | wc'               run a command in it
+  wrenn rm web                                 remove it
   source <(wrenn completion bash)              complete commands on Tab
+
+Commands of `wrenn sandbox` work without this word too: `wrenn ls` is `wrenn sandbox ls`. They take a sandbox by its id, by the
+beginning of its id, or by its name.
 
 Environment:
   WRENN_URL, WRENN_API_KEY   address and key of the API; else from ~/.config/wrenn/config.toml (or WRENN_CONFIG).
                              A key from that file is sent only to the URL in that file
   Other keys and their variables: docs/operations.md. No file of the working directory is read.
 
-Exit status: 0 success; 1 failure; 2 wrong command line. `run` and `sandbox exec` pass the command's on: see their --help.";
+Exit status: 0 success; 1 failure; 2 wrong command line. `run`, `exec` and `attach` pass the command's on, and have 125 for a
+failure of Wrenn: see their --help. With --json an error is an object on standard output.";
 
 /// Runs untrusted code in microVMs.
 #[derive(Debug, Parser)]
@@ -119,6 +124,8 @@ enum Command {
     /// Create, list, use and remove sandboxes
     #[command(subcommand)]
     Sandbox(sandbox::Command),
+    #[command(flatten)]
+    Direct(sandbox::Command),
     /// Make, list and remove snapshots of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -126,6 +133,7 @@ enum Command {
     #[command(subcommand)]
     Template(template::Command),
     /// Stream sandbox events until interrupted
+    #[command(after_help = events::EXAMPLES)]
     Events(events::Args),
     /// Start Wrenn on this machine
     Up {
@@ -152,7 +160,8 @@ enum Command {
     Migrate(Service),
     /// Print the API's description (OpenAPI; YAML, or JSON with --json)
     Openapi,
-    /// Print a completion script for a shell
+    /// Print a completion script for a shell; it completes sandboxes and templates too
+    #[command(after_help = completion::EXAMPLES)]
     Completion {
         /// The shell
         shell: clap_complete::Shell,
@@ -196,16 +205,27 @@ impl Cli {
     /// Whether the exit status is that of a command in a sandbox, so that Wrenn's own failures need distinct
     /// ones.
     fn passes_status_on(&self) -> bool {
-        matches!(
-            self.command,
-            Command::Run(_)
-                | Command::Sandbox(
-                    sandbox::Command::Exec { .. }
-                        | sandbox::Command::Attach { .. }
-                        | sandbox::Command::Connect { .. }
-                )
-        )
+        match &self.command {
+            Command::Run(_) => true,
+            Command::Sandbox(what) | Command::Direct(what) => matches!(
+                what,
+                sandbox::Command::Exec { .. }
+                    | sandbox::Command::Attach { .. }
+                    | sandbox::Command::Connect { .. }
+            ),
+            _ => false,
+        }
     }
+}
+
+/// Commands of `wrenn sandbox` that the help of `wrenn` lists too.
+const SHOWN: &[&str] = &["create", "ls", "exec", "cp", "logs", "rm"];
+
+/// Names of the commands of `wrenn sandbox`.
+fn sandbox_commands(command: &clap::Command) -> Vec<String> {
+    let sandbox = command.find_subcommand("sandbox");
+    let commands = sandbox.into_iter().flat_map(clap::Command::get_subcommands);
+    commands.map(|command| command.get_name().to_owned()).collect()
 }
 
 /// Builds the command line; the help of each command shows only the global options that it uses.
@@ -216,6 +236,10 @@ fn command_line() -> clap::Command {
         options.map(|option| option.clone().hide(true)).collect()
     };
     let (machine, client) = (hide(MACHINE_OPTIONS, &command), hide(CLIENT_OPTIONS, &command));
+    for name in sandbox_commands(&command) {
+        let shown = SHOWN.contains(&name.as_str());
+        command = command.mut_subcommand(name, |command| command.args(&machine).hide(!shown));
+    }
     for (commands, hidden) in [
         (CLIENT_COMMANDS, &machine),
         (MACHINE_COMMANDS, &client),
@@ -226,7 +250,7 @@ fn command_line() -> clap::Command {
             command = command.mut_subcommand(name, |command| command.args(hidden));
         }
     }
-    command
+    completion::with_values(command)
 }
 
 fn main() -> ExitCode {
@@ -244,6 +268,8 @@ fn main() -> ExitCode {
     let _ = rustix::thread::set_name(c"wrenn");
     // An error only means that one is already installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // Ends the program if the shell asks for a completion.
+    completion::answer(command_line);
     let parsed = command_line().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -286,7 +312,7 @@ fn start(cli: &Cli) -> Result<u8> {
     // These need no configuration, so they work with an invalid one.
     match &cli.command {
         Command::Openapi => return openapi(cli.global.format()),
-        Command::Completion { shell } => return completion(*shell),
+        Command::Completion { shell } => return completion::print(*shell),
         _ => {}
     }
     let config = Config::load(cli.request())?;
@@ -311,7 +337,9 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         Command::Status => status::run(config, format).await,
         Command::Doctor => doctor::run(config, format).await,
         Command::Run(args) => run::run(&sandbox::client(config)?, args, format).await,
-        Command::Sandbox(what) => sandbox::run(&sandbox::client(config)?, what, format).await,
+        Command::Sandbox(what) | Command::Direct(what) => {
+            sandbox::run(&sandbox::client(config)?, what, format).await
+        }
         Command::Snapshot(what) => snapshot::run(&sandbox::client(config)?, what, format).await,
         Command::Template(what) => template::run(&sandbox::client(config)?, what, format).await,
         Command::Events(args) => events::run(&sandbox::client(config)?, args, format).await,
@@ -330,12 +358,6 @@ fn openapi(format: Format) -> Result<u8> {
         Format::Json => document.to_pretty_json().context("cannot write JSON")?,
     };
     output::line(text.trim_end()).map(|()| 0)
-}
-
-fn completion(shell: clap_complete::Shell) -> Result<u8> {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut command_line(), "wrenn", &mut text);
-    output::line(String::from_utf8_lossy(&text).trim_end()).map(|()| 0)
 }
 
 #[cfg(test)]
@@ -359,13 +381,15 @@ mod tests {
             &["wrenn", "run", "--env", "A=b", "--", "sh", "-c", "--json"][..],
             &["wrenn", "run", "--env", "A=b", "sh", "-c", "--json"],
             &["wrenn", "sandbox", "exec", &id, "sh", "-c", "--json"],
+            &["wrenn", "exec", "web", "sh", "-c", "--json"],
             &["wrenn", "sandbox", "exec", "-u", "root", &id, "--", "sh", "-c", "--json"],
         ] {
             let cli = parse(words)?;
             assert!(!cli.global.json, "{words:?}");
             let request = match &cli.command {
                 Command::Run(args) => args.command()?.request,
-                Command::Sandbox(sandbox::Command::Exec { command, .. }) => {
+                Command::Sandbox(sandbox::Command::Exec { command, .. })
+                | Command::Direct(sandbox::Command::Exec { command, .. }) => {
                     command.command(&[], terminal::Leaving::Stays)?.request
                 }
                 other => panic!("{other:?}"),
@@ -380,6 +404,53 @@ mod tests {
         let Command::Run(args) = &cli.command else { panic!("{cli:?}") };
         assert_eq!(args.command()?.request.args, ["--", "x"]);
         assert!(parse(&["wrenn", "run", "--tmeplate", "x", "true"]).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn commands_of_sandbox_need_not_that_word_and_have_the_names_that_hands_know() -> Result<()> {
+        for words in [
+            &["ls", "--label", "a=b", "--status", "running,paused", "-q"][..],
+            &["list", "-a"],
+            &["ps"],
+            &["ps", "web"],
+            &["rm", "web", "sb03hal"],
+            &["delete", "-f", "web"],
+            &["rm", "--all", "--yes"],
+            &["rm", "--label", "a"],
+            &["prune", "-y"],
+            &["cp", "a", "b"],
+            &["logs", "web", "job", "-f"],
+            &[
+                "create",
+                "--name",
+                "web",
+                "--label",
+                "a=b",
+                "--memory",
+                "1g",
+                "--disk",
+                "20G",
+                "--idle-timeout",
+                "10m",
+            ],
+            &["set", "web", "--name", "", "--label", "a=b", "--remove-label", "c"],
+        ] {
+            let direct = parse(&[&["wrenn"], words].concat())?;
+            let whole = parse(&[&["wrenn", "sandbox"], words].concat())?;
+            let (Command::Direct(direct), Command::Sandbox(whole)) = (&direct.command, &whole.command) else {
+                panic!("{words:?}: {direct:?}, {whole:?}")
+            };
+            assert_eq!(format!("{direct:?}"), format!("{whole:?}"));
+        }
+        for words in
+            [&["rm"][..], &["rm", "--all", "web"], &["ls", "--status", "flying"], &["get", "Not A Name"]]
+        {
+            assert!(parse(&[&["wrenn"], words].concat()).is_err(), "{words:?}");
+        }
+        let help = command_line().render_help().to_string();
+        let listed = |name: &str| help.lines().any(|line| line.trim_start().starts_with(&format!("{name} ")));
+        assert!(SHOWN.iter().all(|name| listed(name)) && !listed("ping"), "{help}");
         Ok(())
     }
 
@@ -404,7 +475,7 @@ mod tests {
             }
             Ok(found.render_long_help().to_string())
         };
-        for words in [&["run"][..], &["sandbox", "exec"], &["sandbox", "ls"]] {
+        for words in [&["run"][..], &["sandbox", "exec"], &["sandbox", "ls"], &["ls"]] {
             let text = help(words)?;
             assert!(text.contains("Global options:") && text.contains("--url"), "{text}");
             assert!(!text.contains("--state-dir") && !text.contains("--set"), "{text}");

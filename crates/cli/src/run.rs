@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case.
+//! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case: if this program is killed, the control
+//! plane does, once the sandbox was idle for a while.
 
 use anyhow::Result;
+use wrenn_api::{CreateSandbox, OnTimeout};
 use wrenn_client::Client;
 
 use crate::{
     creation::{self, Key, New, create},
     exec,
     output::{Format, note},
+    progress::during,
     signals::{Stop, exit_status},
     terminal::Leaving,
 };
+
+/// Time without use in seconds after which the sandbox is deleted. A command that runs is a use.
+const IDLE: u32 = 120;
 
 /// Text after the help.
 pub(crate) const EXAMPLES: &str = "\
@@ -19,7 +25,9 @@ Examples:
   wrenn run --memory 1g -e MODE=test -- sh -c 'echo $MODE'
   wrenn run -u root -w / mkdir /data
   wrenn run -it bash
-  echo hello | wrenn run cat";
+  echo hello | wrenn run cat
+
+The sandbox is removed when the command ends, or this program is interrupted; if this program is killed, once it was not used for 2 minutes (--idle-timeout).";
 
 /// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +39,14 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Returns the request for the sandbox, which does not stay if this program does not remove it.
+    fn sandbox_request(&self) -> CreateSandbox {
+        let mut request = self.new.request();
+        request.timeout_sec.get_or_insert(IDLE);
+        request.on_timeout.get_or_insert(OnTimeout::Delete);
+        request
+    }
+
     /// Returns the command; its variables are those of the sandbox.
     pub(crate) fn command(&self) -> Result<exec::Command> {
         self.command.command(&[], Leaving::Ends)
@@ -41,7 +57,9 @@ impl Args {
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
     let command = args.command()?;
-    let (sandbox, mut stopped) = create(client, &args.new.request(), &Key::own(), &mut stop).await?;
+    let (wanted, key) = (args.sandbox_request(), Key::own());
+    let (sandbox, mut stopped) =
+        during("creating the sandbox", create(client, &wanted, &key, &mut stop)).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
         tokio::select! {

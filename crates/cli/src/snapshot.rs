@@ -3,12 +3,13 @@
 
 use anyhow::Result;
 use serde_json::json;
-use wrenn_api::{CreateSnapshot, SandboxId, Snapshot};
+use wrenn_api::{CreateSnapshot, SandboxRef, Snapshot};
 use wrenn_client::Client;
 
 use crate::{
     output::{self, Format, time},
     progress::during,
+    sandbox::find,
 };
 
 /// Subcommands of `wrenn snapshot`.
@@ -16,8 +17,8 @@ use crate::{
 pub(crate) enum Command {
     /// Make a snapshot of a sandbox and print its name; create sandboxes from it by `sandbox create --template NAME`
     Create {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Name of the snapshot [default: made up]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
@@ -38,7 +39,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Result<u8> {
     match what {
         Command::Create { id, name } => {
-            let new = CreateSnapshot { sandbox_id: *id, name: name.clone() };
+            let new = CreateSnapshot { sandbox_id: find(client, id).await?, name: name.clone() };
             let snapshot = during("making the snapshot", client.create_snapshot(&new)).await?;
             format.print(&snapshot, || snapshot.name.clone())?;
         }

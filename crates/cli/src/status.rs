@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
-use wrenn_client::Client;
+use wrenn_client::{Client, SandboxFilter};
 
 use crate::{config::Config, down::PARTS, layout::Layout, output::Format, process::Record, running_agent};
 
@@ -70,7 +70,7 @@ async fn look(config: &Config) -> Result<Status> {
         let client = Client::new(&url, key)?;
         health = client.health().await.map_or_else(|error| error.to_string(), |health| health.status);
         if key.is_some() {
-            sandboxes = client.list_all().await.ok().map(|all| all.len());
+            sandboxes = client.list_all(&SandboxFilter::default()).await.ok().map(|all| all.len());
         }
     }
     let driver = running_agent::driver(config, &layout).await;

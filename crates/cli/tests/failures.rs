@@ -61,7 +61,7 @@ fn with_json_an_error_is_an_object() {
         (vec!["--json", "sandbox", "ls", "--url", &url], "unreachable"),
         (vec!["--json", "sandbox", "ls", "--url", "localhost"], "invalid_url"),
         (vec!["--json", "sandbox", "ls", "--set", "no.such=key"], "invalid_configuration"),
-        (vec!["--json", "sandbox", "get", "nonsense"], "usage"),
+        (vec!["--json", "sandbox", "get", "No Sense"], "usage"),
         (vec!["--json", "run"], "usage"),
     ] {
         let output = wrenn(&arguments);

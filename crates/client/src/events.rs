@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt as _, stream};
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
+use wrenn_api::{EventKind, SandboxRef};
 
 use crate::{
     Client, Error, Result,
@@ -24,7 +25,7 @@ const ATTEMPTS_MAX: u32 = 12;
 /// Event of the stream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {
-    /// Event id: pass it to [`Client::events`] to resume after this event.
+    /// Event id: pass it to [`Client::events`] as `after` to resume after this event.
     pub id: Option<String>,
     /// Event type, such as `sandbox.running`.
     pub event: String,
@@ -32,10 +33,33 @@ pub struct Event {
     pub data: serde_json::Value,
 }
 
+/// Which events a stream has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Begin after the event with this id.
+    pub after: Option<String>,
+    /// Begin with the events since this time, in the form of RFC 3339. Default: only new events.
+    pub since: Option<String>,
+    /// Only events of this sandbox.
+    pub sandbox: Option<SandboxRef>,
+    /// Only events of these types. Default: all.
+    pub kinds: Vec<EventKind>,
+}
+
+impl EventFilter {
+    fn query(&self) -> Vec<(&'static str, String)> {
+        let since = self.since.iter().map(|since| ("since", since.clone()));
+        let sandbox = self.sandbox.iter().map(|sandbox| ("sandbox", sandbox.to_string()));
+        let kinds = self.kinds.iter().map(|kind| ("type", kind.to_string()));
+        since.chain(sandbox).chain(kinds).collect()
+    }
+}
+
 type Pieces = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
 
 struct Source {
     client: Client,
+    filter: EventFilter,
     last_id: Option<String>,
     pieces: Option<Pieces>,
     parser: Parser,
@@ -44,15 +68,16 @@ struct Source {
 }
 
 impl Client {
-    /// Streams events, after `last_event_id` if given. Reconnects after the last event if the connection
-    /// breaks; ends with an error if that fails for too long.
+    /// Streams events. Reconnects after the last event if the connection breaks; ends with an error if that fails for too
+    /// long.
     pub async fn events(
         &self,
-        last_event_id: Option<&str>,
+        filter: &EventFilter,
     ) -> Result<impl Stream<Item = Result<Event>> + Send + Unpin + use<>> {
         let mut source = Source {
             client: self.clone(),
-            last_id: last_event_id.map(str::to_owned),
+            filter: filter.clone(),
+            last_id: filter.after.clone(),
             pieces: None,
             parser: Parser::default(),
             ready: VecDeque::new(),
@@ -71,7 +96,7 @@ impl Client {
 impl Source {
     async fn connect(&mut self) -> Result<()> {
         let mut call = self.client.request(Method::GET, "/v1/events/stream");
-        call = call.header("Accept", "text/event-stream");
+        call = call.header("Accept", "text/event-stream").query(&self.filter.query());
         if let Some(id) = &self.last_id {
             call = call.header("Last-Event-ID", id);
         }

@@ -13,9 +13,10 @@ mod transport;
 mod websocket;
 
 pub use error::Error;
-pub use events::Event;
+pub use events::{Event, EventFilter};
 pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
+pub use sandboxes::SandboxFilter;
 pub use terminals::{Terminal, TerminalEvent, TerminalInput};
 pub use transport::Client;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use wrenn_api::{
     CreateSandbox, CreateSnapshot, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId,
-    Snapshot, Template, UpdateSandbox,
+    SandboxRef, SandboxStatus, Snapshot, Template, UpdateSandbox,
 };
 
 use crate::{
@@ -37,6 +37,29 @@ const ESCAPE_MAX: usize = 6;
 /// Maximum size of the response to an exec in bytes: two outputs with every byte escaped.
 const EXEC_MAX: usize = 2 * OUTPUT_MAX * ESCAPE_MAX + ANSWER_MAX;
 
+/// Which sandboxes a list has: those that pass all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SandboxFilter {
+    /// One of these statuses. Default: every one but `stopped`.
+    pub statuses: Vec<SandboxStatus>,
+    /// This name.
+    pub name: Option<String>,
+    /// Created from this template or snapshot.
+    pub template: Option<String>,
+    /// All these labels: `NAME=VALUE`, or `NAME` for any value.
+    pub labels: Vec<String>,
+}
+
+impl SandboxFilter {
+    fn query(&self) -> Vec<(&'static str, &str)> {
+        let statuses = self.statuses.iter().map(|status| ("status", status.as_str()));
+        let name = self.name.iter().map(|name| ("name", name.as_str()));
+        let template = self.template.iter().map(|template| ("template", template.as_str()));
+        let labels = self.labels.iter().map(|label| ("label", label.as_str()));
+        statuses.chain(name).chain(template).chain(labels).collect()
+    }
+}
+
 impl Client {
     /// Creates a sandbox and waits until it can run commands. A repeated request with the same
     /// `idempotency_key` returns the sandbox of the first one.
@@ -49,9 +72,15 @@ impl Client {
     }
 
     /// Lists one page of sandboxes, newest first; also returns the cursor of the next page.
-    pub async fn list(&self, limit: u32, cursor: Option<&str>) -> Result<(Vec<Sandbox>, Option<String>)> {
+    pub async fn list(
+        &self,
+        filter: &SandboxFilter,
+        limit: u32,
+        cursor: Option<&str>,
+    ) -> Result<(Vec<Sandbox>, Option<String>)> {
         let limit = limit.to_string();
-        let mut query = vec![("limit", limit.as_str())];
+        let mut query = filter.query();
+        query.push(("limit", limit.as_str()));
         query.extend(cursor.map(|cursor| ("cursor", cursor)));
         let call = self.request(Method::GET, "/v1/sandboxes").timeout(REQUEST_LIMIT).query(&query);
         let response = self.send(call).await?;
@@ -60,11 +89,11 @@ impl Client {
         Ok((decode(&read_all(response, LIST_MAX).await?)?, next))
     }
 
-    /// Lists all sandboxes, newest first.
-    pub async fn list_all(&self) -> Result<Vec<Sandbox>> {
+    /// Lists all sandboxes that pass the filter, newest first.
+    pub async fn list_all(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>> {
         let (mut all, mut cursor) = (Vec::new(), None);
         for _ in 0..PAGES_MAX {
-            let (page, next) = self.list(PAGE, cursor.as_deref()).await?;
+            let (page, next) = self.list(filter, PAGE, cursor.as_deref()).await?;
             all.extend(page);
             if next.is_none() {
                 return Ok(all);
@@ -74,9 +103,9 @@ impl Client {
         Err(Error::Protocol(format!("the list of sandboxes does not end after {PAGES_MAX} pages")))
     }
 
-    /// Returns one sandbox.
-    pub async fn get(&self, id: SandboxId) -> Result<Sandbox> {
-        let call = self.request(Method::GET, &format!("/v1/sandboxes/{id}"));
+    /// Returns one sandbox, by its id, by the beginning of its id, or by its name.
+    pub async fn get(&self, sandbox: impl Into<SandboxRef>) -> Result<Sandbox> {
+        let call = self.request(Method::GET, &format!("/v1/sandboxes/{}", sandbox.into()));
         self.json(call.timeout(REQUEST_LIMIT), ANSWER_MAX).await
     }
 

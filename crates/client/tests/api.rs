@@ -27,8 +27,8 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
-use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, SandboxId};
-use wrenn_client::{Client, Error, ProcessEvent};
+use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, SandboxId, SandboxStatus};
+use wrenn_client::{Client, Error, EventFilter, ProcessEvent, SandboxFilter};
 
 #[derive(Clone, Default)]
 struct Fake {
@@ -58,6 +58,21 @@ async fn create(headers: HeaderMap, Json(_): Json<Value>) -> Response {
 
 async fn list(Query(query): Query<Vec<(String, String)>>) -> Response {
     let cursor = query.iter().find(|(name, _)| name == "cursor");
+    if query.iter().any(|(name, _)| name == "label") {
+        let filters: Vec<_> = query.iter().filter(|(name, _)| name != "limit" && name != "cursor").collect();
+        let expected = [
+            ("status", "running"),
+            ("status", "paused"),
+            ("name", "web"),
+            ("template", "minimal"),
+            ("label", "a=b&c"),
+            ("label", "d"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(filters.into_iter().eq(&expected), "{query:?}");
+        let next = if cursor.is_none() { "two&=" } else { "" };
+        return ([("x-next-cursor", next)], Json(json!([sandbox()]))).into_response();
+    }
     let next = if cursor.is_none() { "two&=" } else { "" };
     if let Some((_, cursor)) = cursor {
         assert_eq!(cursor, "two&=");
@@ -172,7 +187,14 @@ async fn sandboxes_are_created_and_listed_over_pages() {
     let (client, _) = start().await;
     let sandbox = client.create(&CreateSandbox::default(), Some("once")).await.unwrap();
     assert_eq!(sandbox.template, "minimal");
-    assert_eq!(client.list_all().await.unwrap().len(), 4);
+    assert_eq!(client.list_all(&SandboxFilter::default()).await.unwrap().len(), 4);
+    let filter = SandboxFilter {
+        statuses: vec![SandboxStatus::Running, SandboxStatus::Paused],
+        name: Some("web".to_owned()),
+        template: Some("minimal".to_owned()),
+        labels: vec!["a=b&c".to_owned(), "d".to_owned()],
+    };
+    assert_eq!(client.list_all(&filter).await.unwrap().len(), 2, "the server saw every filter on every page");
 }
 
 #[tokio::test]
@@ -206,7 +228,11 @@ async fn files_are_streamed_both_ways() {
 #[tokio::test]
 async fn events_go_on_behind_the_last_one_after_a_disconnect() {
     let (client, fake) = start().await;
-    let events = client.events(Some("10")).await.unwrap().take(3);
+    let events = client
+        .events(&EventFilter { after: Some("10".to_owned()), ..EventFilter::default() })
+        .await
+        .unwrap()
+        .take(3);
     let events: Vec<_> = events.try_collect().await.unwrap();
     let ids: Vec<_> = events.iter().filter_map(|event| event.id.as_deref()).collect();
     assert_eq!(ids, ["11", "12", "13"]);
@@ -277,7 +303,7 @@ async fn the_largest_output_of_a_command_is_taken() {
 async fn a_redirect_is_told_and_gets_no_key() {
     let (client, _) = start().await;
     let client = Client::new(&format!("{}/moved", client.url()), Some("key")).unwrap();
-    let error = client.list(1, None).await.unwrap_err().to_string();
+    let error = client.list(&SandboxFilter::default(), 1, None).await.unwrap_err().to_string();
     assert!(error.contains("redirects to http://127.0.0.1:1/"), "{error}");
 }
 
@@ -306,6 +332,6 @@ async fn an_answer_that_is_lost_is_not_taken_for_a_server_that_is_away() {
 async fn tls_to_a_server_without_it_is_told_as_that() {
     let url = format!("https://{}", hang_up(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
     let client = Client::new(&url, Some("key")).unwrap();
-    let error = client.list(1, None).await.unwrap_err();
+    let error = client.list(&SandboxFilter::default(), 1, None).await.unwrap_err();
     assert!(!error.may_have_happened() && error.to_string().contains("use http://"), "{error}");
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use redis::{
     AsyncCommands as _, Client, FromRedisValue as _,
     aio::{ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
@@ -49,6 +50,18 @@ impl Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.time, self.sequence)
     }
+}
+
+/// Where a reader begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With new events.
+    #[default]
+    New,
+    /// After this event.
+    After(EventId),
+    /// With the first event that was stored at this time or later.
+    Since(DateTime<Utc>),
 }
 
 /// An event, and its id, from which a reader continues.
@@ -118,21 +131,19 @@ impl EventStore {
             .map(drop)
     }
 
-    /// Returns a reader of a team's events after `id`; without an id, of new events only.
-    pub(crate) async fn reader(&self, team: Uuid, id: Option<EventId>) -> Result<Reader, redis::RedisError> {
+    /// Returns a reader of a team's events.
+    pub(crate) async fn reader(&self, team: Uuid, start: Start) -> Result<Reader, redis::RedisError> {
         let config = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(WAIT + ANSWER));
         let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut reader = Reader {
-            connection,
-            stream: stream_of(team),
-            last: id.unwrap_or_default(),
-            behind: id.is_some(),
-        };
-        if id.is_none() {
+        let last = EventId::default();
+        let mut reader = Reader { connection, stream: stream_of(team), last, behind: false, notice: None };
+        match start {
             // With `$` events between two reads would be lost.
-            reader.last = reader.edge(true).await?.unwrap_or_default();
+            Start::New => reader.last = reader.edge(true).await?.unwrap_or_default(),
+            Start::After(id) => (reader.last, reader.behind) = (id, true),
+            Start::Since(time) => reader.begin_at(time).await?,
         }
         Ok(reader)
     }
@@ -146,9 +157,27 @@ pub(crate) struct Reader {
     last: EventId,
     /// Whether more events may be available than one read returns: they may be trimmed before they are read.
     behind: bool,
+    /// What comes before the next event.
+    notice: Option<Stored>,
 }
 
 impl Reader {
+    /// Begins with the first event that was stored at this time or later. If some of these are no longer kept, it begins
+    /// with a `resync` and all that are.
+    async fn begin_at(&mut self, time: DateTime<Utc>) -> Result<(), redis::RedisError> {
+        let before = u64::try_from(time.timestamp_millis()).unwrap_or_default().checked_sub(1);
+        let before = before.map_or_else(EventId::default, |time| EventId { time, sequence: u64::MAX });
+        let newest = self.edge(true).await?.unwrap_or_default();
+        let oldest = self.edge(false).await?.unwrap_or_default();
+        self.last = before.min(newest);
+        if before < oldest && !self.is_whole().await? {
+            self.last = EventId::default();
+            let event = Event::resync("events since then are no longer kept");
+            self.notice = Some(Stored { id: self.last, event });
+        }
+        Ok(())
+    }
+
     /// Returns the id of the newest or the oldest stored event.
     async fn edge(&mut self, newest: bool) -> Result<Option<EventId>, redis::RedisError> {
         let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
@@ -188,6 +217,9 @@ impl Reader {
 
     /// Returns the next events; none after a while without events.
     pub(crate) async fn next(&mut self) -> Result<Vec<Stored>, redis::RedisError> {
+        if let Some(notice) = self.notice.take() {
+            return Ok(vec![notice]);
+        }
         if self.behind {
             self.behind = false;
             if let Some(event) = self.missing().await? {

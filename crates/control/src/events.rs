@@ -3,7 +3,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
-use wrenn_api::Event;
+use wrenn_api::{Event, EventKind, SandboxId};
 
 use crate::{
     caller::Caller,
@@ -12,7 +12,24 @@ use crate::{
     state::State,
 };
 
-pub use crate::event_store::EventId;
+pub use crate::event_store::{EventId, Start};
+
+/// Which events a subscriber gets. `resync` it gets in any case.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Only events of this sandbox.
+    pub sandbox: Option<SandboxId>,
+    /// Only events of these types. Default: all.
+    pub kinds: Vec<EventKind>,
+}
+
+impl EventFilter {
+    fn passes(&self, event: &Event) -> bool {
+        let Event::Sandbox(event) = event else { return true };
+        self.sandbox.is_none_or(|id| event.sandbox.id == id)
+            && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+    }
+}
 
 /// Events of teams.
 #[derive(Clone)]
@@ -25,12 +42,17 @@ impl Events {
         Self { state }
     }
 
-    /// Subscribes to the events of the caller's team: to those after an event, or to new ones only.
-    pub async fn subscribe(&self, caller: &Caller, after: Option<EventId>) -> Result<Subscription, Fault> {
-        let reader = self.state.events.reader(caller.team().uuid(), after).await?;
+    /// Subscribes to the events of the caller's team.
+    pub async fn subscribe(
+        &self,
+        caller: &Caller,
+        start: Start,
+        filter: EventFilter,
+    ) -> Result<Subscription, Fault> {
+        let reader = self.state.events.reader(caller.team().uuid(), start).await?;
         let (state, caller) = (self.state.clone(), *caller);
         let revoked = Box::pin(async move { state.keys.revoked(&caller).await });
-        Ok(Subscription { state: self.state.clone(), reader, revoked })
+        Ok(Subscription { state: self.state.clone(), reader, filter, revoked })
     }
 }
 
@@ -38,6 +60,7 @@ impl Events {
 pub struct Subscription {
     state: Arc<State>,
     reader: Reader,
+    filter: EventFilter,
     revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -50,7 +73,8 @@ impl Subscription {
             () = self.state.shutdown.cancelled() => None,
             () = &mut self.revoked => None,
             stored = self.reader.next() => {
-                Some(stored.ok()?.into_iter().map(|Stored { id, event }| (id, event)).collect())
+                let events = stored.ok()?.into_iter().map(|Stored { id, event }| (id, event));
+                Some(events.filter(|(_, event)| self.filter.passes(event)).collect())
             }
         }
     }

@@ -40,7 +40,7 @@ pub use admin::{Admin, describe_database};
 pub use caller::{Caller, Permission, Permissions, Principal};
 pub use config::{AgentTls, Config, Limits, Settings};
 pub use error::Fault;
-pub use events::{EventId, Events, Subscription};
+pub use events::{EventFilter, EventId, Events, Start, Subscription};
 pub use extension::Extension;
 pub use hosts::Hosts;
 pub use idempotency::Idempotency;

@@ -148,6 +148,8 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         | ErrorCode::IdempotencyMismatch
         | ErrorCode::NameReserved
         | ErrorCode::NameTaken
+        | ErrorCode::SandboxNameTaken
+        | ErrorCode::AmbiguousId
         | ErrorCode::IdempotencyInProgress
         | ErrorCode::IdempotencySandboxDeleted
         | ErrorCode::TooLarge

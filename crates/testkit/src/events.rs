@@ -30,7 +30,12 @@ pub struct Events {
 impl Events {
     /// Opens the stream after event `last`, or after the newest event.
     pub async fn open(api: &Api, last: Option<&str>) -> Result<Self> {
-        let mut request = api.request(Method::GET, "/v1/events/stream");
+        Self::open_at(api, "/v1/events/stream", last).await
+    }
+
+    /// Opens the stream at a path with parameters.
+    pub async fn open_at(api: &Api, path: &str, last: Option<&str>) -> Result<Self> {
+        let mut request = api.request(Method::GET, path);
         if let Some(id) = last {
             request = request.header("Last-Event-ID", id);
         }

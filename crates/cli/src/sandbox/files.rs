@@ -5,9 +5,10 @@ use anyhow::Result;
 use futures::TryStreamExt as _;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
-use wrenn_api::{FileEntry, FileKind, SandboxId};
+use wrenn_api::{FileEntry, FileKind, SandboxRef};
 use wrenn_client::Client;
 
+use super::find;
 use crate::output::{self, Format, time};
 
 /// Subcommands of `wrenn sandbox files`.
@@ -16,8 +17,8 @@ pub(crate) enum Command {
     /// List a directory
     #[command(visible_alias = "list")]
     Ls {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// The directory; relative to the home directory
         #[arg(default_value = ".")]
         path: String,
@@ -27,29 +28,29 @@ pub(crate) enum Command {
     },
     /// Describe a file, a directory or a link
     Stat {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Its path
         path: String,
     },
     /// Write a file to standard output
     Cat {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Its path
         path: String,
     },
     /// Make a directory and its parents
     Mkdir {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Its path
         path: String,
     },
     /// Move a file or directory
     Mv {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Its path
         source: String,
         /// Its new path, and not the directory for it
@@ -58,8 +59,8 @@ pub(crate) enum Command {
     /// Remove a file, a link, or a directory with its content
     #[command(visible_alias = "delete")]
     Rm {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Its path
         path: String,
     },
@@ -69,15 +70,15 @@ pub(crate) enum Command {
 pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Result<()> {
     match what {
         Command::Ls { id, path, depth } => {
-            let entries = client.list_files(*id, path, *depth).await?;
+            let entries = client.list_files(find(client, id).await?, path, *depth).await?;
             format.print(&entries, || table(&entries))
         }
         Command::Stat { id, path } => {
-            let entry = client.stat_file(*id, path).await?;
+            let entry = client.stat_file(find(client, id).await?, path).await?;
             format.print(&entry, || table(std::slice::from_ref(&entry)))
         }
         Command::Cat { id, path } => {
-            let mut content = std::pin::pin!(client.read_file(*id, path).await?);
+            let mut content = std::pin::pin!(client.read_file(find(client, id).await?, path).await?);
             let mut stdout = tokio::io::stdout();
             while let Some(piece) = content.try_next().await? {
                 stdout.write_all(&piece).await?;
@@ -85,15 +86,15 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             Ok(stdout.flush().await?)
         }
         Command::Mkdir { id, path } => {
-            let entry = client.make_directory(*id, path).await?;
+            let entry = client.make_directory(find(client, id).await?, path).await?;
             format.print(&entry, String::new)
         }
         Command::Mv { id, source, destination } => {
-            let entry = client.move_file(*id, source, destination).await?;
+            let entry = client.move_file(find(client, id).await?, source, destination).await?;
             format.print(&entry, String::new)
         }
         Command::Rm { id, path } => {
-            client.remove_file(*id, path).await?;
+            client.remove_file(find(client, id).await?, path).await?;
             format.print(&json!({ "removed": path }), String::new)
         }
     }

@@ -3,17 +3,21 @@
 
 mod copy;
 mod files;
+mod list;
 mod local;
+mod logs;
+mod reference;
+mod remove;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use serde_json::json;
-use wrenn_api::{ProcessInfo, ResumeSandbox, Sandbox, SandboxId, Signal, UpdateSandbox};
+use wrenn_api::{OnTimeout, ProcessInfo, ResumeSandbox, Sandbox, SandboxRef, Signal, UpdateSandbox};
 use wrenn_client::Client;
 
+pub(crate) use self::reference::find;
 use crate::{
-    creation::{self, Key, New, seconds, variable},
+    creation::{self, Key, New, environment, label, seconds},
     exec,
-    failure::Report,
     output::{self, Format, note, time},
     progress::during,
     signals::{Stop, exit_status},
@@ -24,7 +28,7 @@ use crate::{
 /// Text after the help of `exec`.
 const EXEC_EXAMPLES: &str = "\
 Examples:
-  wrenn sandbox exec ID python3 -c 'print(6*7)'
+  wrenn sandbox exec ID python3 -c 'print(6*7)'     ID is the sandbox's id, the beginning of it, or its name
   wrenn sandbox exec -it ID bash
   wrenn sandbox exec -u root ID -- apt-get update
   tar c project | wrenn sandbox exec ID -- tar x
@@ -39,6 +43,23 @@ Examples:
   wrenn sandbox cp ID:/etc/hostname -       to standard output
   tar cz -C project . | wrenn sandbox cp - ID:project.tgz";
 
+/// Text after the help of `ls`.
+const LS_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox ls --label branch=main --status running
+  wrenn sandbox ls --all                            deleted ones too, of which records are kept
+  for id in $(wrenn sandbox ls -q); do ...; done
+
+Without --quiet and --json, ids are cut where they are still different; every command takes them so.";
+/// Text after the help of `rm`.
+const RM_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox rm web sb03halx8f                   by name, and by the beginning of an id
+  wrenn sandbox rm --label branch=main --yes
+  wrenn sandbox rm --all
+
+Exit status: 0 if all were removed, 1 if not, 2 if the command line is wrong.";
+
 /// Subcommands of `wrenn sandbox`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -51,20 +72,20 @@ pub(crate) enum Command {
         idempotency_key: Option<String>,
     },
     /// List the sandboxes
-    #[command(visible_alias = "list")]
-    Ls,
+    #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
+    Ls(list::Args),
     /// Show one sandbox
     Get {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
     },
     /// Run a command in a sandbox
     #[command(after_help = EXEC_EXAMPLES, after_long_help = format!("{EXEC_EXAMPLES}\n\n{}", exec::EXIT_STATUS))]
     Exec {
-        /// The sandbox's id
-        id: SandboxId,
-        /// Set a variable for the command; may be repeated
-        #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = variable)]
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
+        /// Set a variable for the command, or pass one on by its NAME alone; may be repeated
+        #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = environment)]
         envs: Vec<(String, String)>,
         /// Start the command in the background and print its tag; it runs on by itself
         #[arg(long, short = 'd')]
@@ -78,21 +99,24 @@ pub(crate) enum Command {
     /// Open a shell in a sandbox, in a terminal
     #[command(alias = "shell")]
     Connect {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Run as this user of the sandbox instead of the template's default one
         #[arg(long, short = 'u', value_name = "NAME")]
         user: Option<String>,
     },
-    /// List the running processes of a sandbox that were started through the API
+    /// List the running processes of a sandbox that were started through the API; without a sandbox, list the sandboxes
     Ps {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: Option<SandboxRef>,
     },
+    /// Show the output of a process that runs in the background
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(logs::Args),
     /// End a process of a sandbox with all its descendants, or send them another signal
     Kill {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// The process: its id or its tag
         process: String,
         /// The signal, by name or number
@@ -102,8 +126,8 @@ pub(crate) enum Command {
     /// Show the output of a process and pass standard input on to it, until it ends; it goes on when this is interrupted. A
     /// terminal shows the same screen again
     Attach {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// The process: its id or its tag
         process: String,
         /// Where its output begins: beginning (default), now, or a number of bytes since its start; of a terminal, its bare
@@ -125,13 +149,13 @@ pub(crate) enum Command {
     Cp(copy::Args),
     /// Pause a sandbox: its memory is written to the disk, and it runs nothing
     Pause {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
     },
     /// Resume a paused sandbox: its processes go on
     Resume {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// Boot it from its disk instead of letting it go on; also for one that has failed
         #[arg(long)]
         from_disk: bool,
@@ -141,27 +165,37 @@ pub(crate) enum Command {
     },
     /// Put off the pause of a sandbox with an idle timeout
     Ping {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
     },
     /// Change a sandbox
     Set {
-        /// The sandbox's id
-        id: SandboxId,
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
         /// The time without use after which it is paused: seconds, or with a unit, such as 10m; 0 is never
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         idle_timeout: Option<u32>,
+        /// What becomes of it then: pause or delete
+        #[arg(long, value_name = "ACTION")]
+        on_timeout: Option<OnTimeout>,
+        /// New name; an empty one takes its name away
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Add or change a label; may be repeated
+        #[arg(long = "label", short = 'l', value_name = "NAME=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// Remove a label; may be repeated
+        #[arg(long = "remove-label", value_name = "NAME")]
+        removed_labels: Vec<String>,
         /// Whether a command or a file request resumes it when it is paused
         #[arg(long, value_name = "BOOL")]
         auto_resume: Option<bool>,
     },
     /// Remove sandboxes
-    #[command(visible_alias = "delete")]
-    Rm {
-        /// The sandboxes' ids
-        #[arg(required = true, value_name = "ID")]
-        ids: Vec<SandboxId>,
-    },
+    #[command(visible_alias = "delete", after_help = RM_EXAMPLES)]
+    Rm(remove::Args),
+    /// Remove the sandboxes that have failed, also their disks; the records of removed ones go by themselves
+    Prune(remove::PruneArgs),
 }
 
 /// Runs `wrenn sandbox`.
@@ -170,43 +204,43 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         Command::Create { new, idempotency_key } => {
             return create(client, new, idempotency_key.as_deref(), format).await;
         }
-        Command::Ls => {
-            let all = client.list_all().await?;
-            format.print(&all, || table(&all))?;
-        }
+        Command::Ls(args) => list::run(client, args, format).await?,
+        Command::Ps { id: None } => list::run(client, &list::Args::default(), format).await?,
         Command::Get { id } => {
-            let sandbox = client.get(*id).await?;
+            let sandbox = client.get(id.clone()).await?;
             format.print(&sandbox, || text(&sandbox))?;
         }
         Command::Exec { id, envs, detach: true, tag, command } => {
             let request = command.background(envs, tag.as_deref())?;
-            let started = client.start_process(*id, &request).await?;
+            let started = client.start_process(find(client, id).await?, &request).await?;
             format.print(&started, || started.tag.clone())?;
         }
-        Command::Ps { id } => {
-            let all = client.processes(*id).await?;
+        Command::Logs(args) => return logs::run(client, args).await,
+        Command::Ps { id: Some(id) } => {
+            let all = client.processes(find(client, id).await?).await?;
             format.print(&all, || processes(&all))?;
         }
         Command::Kill { id, process, signal } => {
-            let reached = client.signal_process(*id, process, *signal).await?;
+            let reached = client.signal_process(find(client, id).await?, process, *signal).await?;
             format.print(&reached, String::new)?;
         }
         Command::Connect { id, user } => {
+            let id = find(client, id).await?;
             let mut stop = Stop::new()?;
             return tokio::select! {
-                status = terminal::shell(client, *id, user.clone()) => status,
+                status = terminal::shell(client, id, user.clone()) => status,
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
         Command::Attach { id, process, from, interactive, no_stdin } => {
-            let input = stdin::is_passed_on(*interactive, *no_stdin);
+            let (id, input) = (find(client, id).await?, stdin::is_passed_on(*interactive, *no_stdin));
             let mut stop = Stop::new()?;
             let attached = async {
-                if from.is_none() && format == Format::Text && terminal::is_one(client, *id, process).await? {
-                    return terminal::connect(client, *id, process).await;
+                if from.is_none() && format == Format::Text && terminal::is_one(client, id, process).await? {
+                    return terminal::connect(client, id, process).await;
                 }
                 let from = from.as_deref().unwrap_or("beginning");
-                exec::attach(client, *id, process, from, input, format).await
+                exec::attach(client, id, process, from, input, format).await
             };
             return tokio::select! {
                 status = attached => status,
@@ -216,10 +250,11 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         Command::Exec { id, envs, detach: false, tag, command } => {
             let mut command = command.command(envs, Leaving::Stays)?;
             command.request.tag.clone_from(tag);
+            let id = find(client, id).await?;
             let mut stop = Stop::new()?;
             // Closing the connection kills the command.
             return tokio::select! {
-                status = exec::run(client, *id, &command, format) => status,
+                status = exec::run(client, id, &command, format) => status,
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
@@ -232,24 +267,35 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             }
         }
         Command::Pause { id } => {
-            let sandbox = during("pausing the sandbox", client.pause(*id)).await?;
+            let sandbox = during("pausing the sandbox", client.pause(find(client, id).await?)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }
         Command::Resume { id, from_disk, idle_timeout } => {
             let how = ResumeSandbox { timeout_sec: *idle_timeout, memory: from_disk.then_some(false) };
-            let sandbox = during("resuming the sandbox", client.resume(*id, &how)).await?;
+            let sandbox =
+                during("resuming the sandbox", client.resume(find(client, id).await?, &how)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }
         Command::Ping { id } => {
-            client.ping(*id).await?;
+            let id = find(client, id).await?;
+            client.ping(id).await?;
             format.print(&json!({ "id": id }), || id.to_string())?;
         }
-        Command::Set { id, idle_timeout, auto_resume } => {
-            let update = UpdateSandbox { timeout_sec: *idle_timeout, auto_resume: *auto_resume };
-            let sandbox = client.update(*id, &update).await?;
+        Command::Set { id, idle_timeout, on_timeout, name, labels, removed_labels, auto_resume } => {
+            let added = labels.iter().cloned().map(|(name, value)| (name, Some(value)));
+            let removed = removed_labels.iter().cloned().map(|name| (name, None));
+            let update = UpdateSandbox {
+                name: name.clone(),
+                labels: added.chain(removed).collect(),
+                timeout_sec: *idle_timeout,
+                on_timeout: *on_timeout,
+                auto_resume: *auto_resume,
+            };
+            let sandbox = client.update(find(client, id).await?, &update).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }
-        Command::Rm { ids } => return remove(client, ids, format).await,
+        Command::Rm(args) => return remove::run(client, args, format).await,
+        Command::Prune(args) => return remove::prune(client, args, format).await,
     }
     Ok(0)
 }
@@ -274,24 +320,6 @@ async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -
     Ok(0)
 }
 
-async fn remove(client: &Client, ids: &[SandboxId], format: Format) -> Result<u8> {
-    let (mut removed, mut failed) = (Vec::new(), Vec::new());
-    for id in ids {
-        match client.delete(*id).await {
-            Ok(()) => removed.push(id.to_string()),
-            // The other sandboxes are removed all the same.
-            Err(error) => {
-                let text = error.to_string();
-                let subject = if text.contains(&id.to_string()) { String::new() } else { format!("{id}: ") };
-                note(&format!("wrenn: {subject}{text}"));
-                failed.push(json!({ "id": id, "error": Report::of(&anyhow!(error)) }));
-            }
-        }
-    }
-    format.print(&json!({ "removed": removed, "failed": failed }), || removed.join("\n"))?;
-    Ok(u8::from(!failed.is_empty()))
-}
-
 /// Checks where the output of a process begins.
 fn place(text: &str) -> Result<String, String> {
     let known = ["beginning", "now"].contains(&text) || text.parse::<u64>().is_ok();
@@ -310,21 +338,6 @@ fn processes(all: &[ProcessInfo]) -> String {
         ]
     });
     output::table(["PID", "TAG", "USER", "STARTED", "COMMAND"], rows)
-}
-
-fn table(all: &[Sandbox]) -> String {
-    let rows = all.iter().map(|sandbox| {
-        [
-            sandbox.id.to_string(),
-            sandbox.status.as_str().to_owned(),
-            sandbox.template.clone(),
-            sandbox.vcpus.to_string(),
-            format!("{} MiB", sandbox.memory_mb),
-            format!("{} MiB", sandbox.disk_size_mb),
-            time(sandbox.created_at),
-        ]
-    });
-    output::table(["ID", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "DISK", "CREATED"], rows)
 }
 
 /// Formats all present fields, one per line.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use tokio::time::sleep;
-use wrenn_client::Client;
+use wrenn_client::{Client, SandboxFilter};
 
 use super::{
     READY,
@@ -79,7 +79,7 @@ async fn serves(config: &Config, layout: &Layout) -> bool {
         let client = Client::new(&config.local_url(), Some(key))?;
         let health = client.health().await?;
         let ready = health.status == "ok" && health.hosts_online > 0;
-        Ok(ready && client.list(1, None).await.is_ok())
+        Ok(ready && client.list(&SandboxFilter::default(), 1, None).await.is_ok())
     };
     ask().await.unwrap_or(false)
 }

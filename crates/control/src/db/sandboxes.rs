@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, ErrorDetail, Event, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{ErrorCode, ErrorDetail, Event, OnTimeout, Sandbox, SandboxId, SandboxStatus};
 
 use super::outbox;
 
@@ -26,7 +26,10 @@ pub(crate) struct Row {
     pub(crate) error_code: Option<String>,
     pub(crate) error_message: Option<String>,
     pub(crate) metadata: serde_json::Value,
+    pub(crate) name: Option<String>,
+    pub(crate) labels: serde_json::Value,
     pub(crate) timeout_sec: i32,
+    pub(crate) on_timeout: String,
     pub(crate) auto_resume: bool,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) started_at: Option<DateTime<Utc>>,
@@ -41,7 +44,8 @@ macro_rules! row {
             Row,
             $before
                 + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
-                error_message, metadata, timeout_sec, auto_resume, created_at, started_at, last_active_at, last_updated "
+                error_message, metadata, name, labels, timeout_sec, on_timeout, auto_resume, created_at, started_at,
+                last_active_at, last_updated "
                 + $after,
             $($argument),*
         )
@@ -60,6 +64,8 @@ pub(crate) struct Known {
     pub(crate) error_message: Option<String>,
     /// When it first ran.
     pub(crate) started_at: Option<DateTime<Utc>>,
+    /// What becomes of it when it was idle for its timeout.
+    pub(crate) on_timeout: String,
 }
 
 /// Selects the columns for a change: `known!(after, arguments)`.
@@ -67,7 +73,7 @@ macro_rules! known {
     ($after:literal, $($argument:expr),*) => {
         sqlx::query_as!(
             Known,
-            "SELECT id, host_id, status, version, lease_until, error_message, started_at FROM sandboxes " + $after,
+            "SELECT id, host_id, status, version, lease_until, error_message, started_at, on_timeout FROM sandboxes " + $after,
             $($argument),*
         )
     };
@@ -87,6 +93,11 @@ impl Known {
     /// Returns the status.
     pub(crate) fn status(&self) -> SandboxStatus {
         status(&self.status)
+    }
+
+    /// What becomes of it when it was idle for its timeout.
+    pub(crate) fn on_timeout(&self) -> OnTimeout {
+        self.on_timeout.parse().unwrap_or_default()
     }
 
     /// Whether the lease of its transitional status has expired.
@@ -116,10 +127,16 @@ impl Row {
             lease_until: None,
             error_message: self.error_message.clone(),
             started_at: self.started_at,
+            on_timeout: self.on_timeout.clone(),
         }
     }
 
-    /// When it will be paused if it is not used before.
+    /// Returns the labels.
+    pub(crate) fn labels(&self) -> BTreeMap<String, String> {
+        serde_json::from_value(self.labels.clone()).unwrap_or_default()
+    }
+
+    /// When it will be paused or deleted if it is not used before.
     fn expires_at(&self) -> Option<DateTime<Utc>> {
         let timed = self.timeout_sec > 0 && self.status() == SandboxStatus::Running;
         timed.then(|| self.last_active_at + TimeDelta::seconds(self.timeout_sec.into()))
@@ -136,12 +153,15 @@ impl Row {
         });
         Sandbox {
             id: self.public_id(),
+            name: self.name.clone(),
+            labels: self.labels(),
             status: self.status(),
             template: self.template.clone(),
             vcpus: self.vcpus as u32,
             memory_mb: self.memory_mb as u32,
             disk_size_mb: self.disk_size_mb as u32,
             timeout_sec: self.timeout_sec as u32,
+            on_timeout: self.on_timeout.parse().unwrap_or_default(),
             auto_resume: self.auto_resume,
             created_at: self.created_at,
             started_at: self.started_at,
@@ -164,16 +184,26 @@ pub(crate) struct New<'a> {
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
     pub(crate) disk_size_mb: i32,
+    pub(crate) name: Option<&'a str>,
+    pub(crate) labels: &'a BTreeMap<String, String>,
     pub(crate) timeout_sec: i32,
+    pub(crate) on_timeout: OnTimeout,
     pub(crate) auto_resume: bool,
 }
 
-/// Inserts a sandbox as `starting`, whose resources are reserved on its host.
-pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration) -> sqlx::Result<Row> {
+/// Inserts a sandbox as `starting`, whose resources are reserved on its host; `None` if another one of the team has its
+/// name.
+pub(crate) async fn insert(
+    tx: &mut PgConnection,
+    new: &New<'_>,
+    lease: Duration,
+) -> sqlx::Result<Option<Row>> {
+    let labels = serde_json::to_value(new.labels).unwrap_or_default();
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
-            reserved, timeout_sec, auto_resume)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10) RETURNING",
+            reserved, timeout_sec, auto_resume, name, labels, on_timeout)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11, $12, $13)
+         ON CONFLICT (team_id, name) WHERE name IS NOT NULL AND status NOT IN ('stopping', 'stopped') DO NOTHING RETURNING",
         "",
         new.id,
         new.team_id,
@@ -184,12 +214,16 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration
         new.disk_size_mb,
         lease.as_secs_f64(),
         new.timeout_sec,
-        new.auto_resume
+        new.auto_resume,
+        new.name,
+        labels,
+        new.on_timeout.as_str()
     )
-    .fetch_one(&mut *tx)
+    .fetch_optional(&mut *tx)
     .await?;
+    let Some(row) = row else { return Ok(None) };
     outbox::put(tx, row.team_id, &Event::changed(row.public())).await?;
-    Ok(row)
+    Ok(Some(row))
 }
 
 /// Number of a team's sandboxes that have something on a host, paused ones included. Other creates of the team wait until the
@@ -217,25 +251,103 @@ pub(crate) async fn known(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Opt
     known!("WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
 }
 
-/// Returns a page of a team's sandboxes older than `before`, newest first: with one status, or all that are
-/// not stopped.
+/// What a list of sandboxes has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// Statuses; none: every one but `stopped`.
+    pub(crate) statuses: Vec<SandboxStatus>,
+    pub(crate) name: Option<String>,
+    pub(crate) template: Option<String>,
+    /// Labels with their values: of each a JSON object.
+    pub(crate) labels: Vec<serde_json::Value>,
+    /// Labels with any value.
+    pub(crate) labelled: Vec<String>,
+}
+
+/// Returns a page of a team's sandboxes older than `before`, newest first.
 pub(crate) async fn page(
     db: &PgPool,
     team: Uuid,
-    status: Option<SandboxStatus>,
+    filter: &Filter,
     before: Option<Uuid>,
     limit: i64,
 ) -> sqlx::Result<Vec<Row>> {
+    let statuses: Vec<String> = filter.statuses.iter().map(|status| status.as_str().to_owned()).collect();
+    let (name, template) = (filter.name.as_deref(), filter.template.as_deref());
+    let (statuses, labels, labelled) = (&statuses[..], &filter.labels[..], &filter.labelled[..]);
+    if filter.statuses.contains(&SandboxStatus::Stopped) {
+        return row!(
+            "SELECT",
+            "FROM sandboxes
+             WHERE team_id = $1 AND ($2::uuid IS NULL OR id < $2) AND status = ANY($4)
+                 AND ($5::text IS NULL OR name = $5) AND ($6::text IS NULL OR template = $6)
+                 AND labels @> ALL($7::jsonb[]) AND labels ?& $8
+             ORDER BY id DESC LIMIT $3",
+            team,
+            before,
+            limit,
+            statuses,
+            name,
+            template,
+            labels,
+            labelled
+        )
+        .fetch_all(db)
+        .await;
+    }
+    // A statement of its own, because most records are of stopped sandboxes, and an index leaves them out.
     row!(
         "SELECT",
         "FROM sandboxes
-         WHERE team_id = $1 AND ($2::uuid IS NULL OR id < $2)
-             AND CASE WHEN $4::text IS NULL THEN status <> 'stopped' ELSE status = $4 END
+         WHERE team_id = $1 AND ($2::uuid IS NULL OR id < $2) AND status <> 'stopped'
+             AND (cardinality($4::text[]) = 0 OR status = ANY($4))
+             AND ($5::text IS NULL OR name = $5) AND ($6::text IS NULL OR template = $6)
+             AND labels @> ALL($7::jsonb[]) AND labels ?& $8
          ORDER BY id DESC LIMIT $3",
         team,
         before,
         limit,
-        status.map(SandboxStatus::as_str)
+        statuses,
+        name,
+        template,
+        labels,
+        labelled
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// A sandbox that a reference may mean.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) id: Uuid,
+    pub(crate) name: Option<String>,
+    pub(crate) status: String,
+    /// Whether the reference is its name.
+    pub(crate) named: bool,
+}
+
+/// Returns up to `limit` sandboxes of a team, of those that are not deleted, with this name, or with an id in this range;
+/// the one with the name is first.
+pub(crate) async fn candidates(
+    db: &PgPool,
+    team: Uuid,
+    name: &str,
+    ids: Option<(Uuid, Uuid)>,
+    limit: i64,
+) -> sqlx::Result<Vec<Candidate>> {
+    let (first, last) = ids.unzip();
+    sqlx::query_as!(
+        Candidate,
+        r#"SELECT id, name, status, (name IS NOT NULL AND name = $2 AND status <> 'stopping') AS "named!" FROM sandboxes
+         WHERE team_id = $1 AND status <> 'stopped'
+             AND ((name = $2 AND status <> 'stopping') OR id BETWEEN $3 AND $4)
+         ORDER BY (name IS NOT NULL AND name = $2 AND status <> 'stopping') DESC, id DESC LIMIT $5"#,
+        team,
+        name,
+        first,
+        last,
+        limit
     )
     .fetch_all(db)
     .await
@@ -384,24 +496,72 @@ pub(crate) async fn change_in(
     Ok(Some(changed))
 }
 
-/// Changes the timeout of a sandbox, and whether requests resume it.
+/// What users change of a sandbox.
+#[derive(Debug, Default)]
+pub(crate) struct Update {
+    /// New name; an empty one takes it away.
+    pub(crate) name: Option<String>,
+    /// Labels to add or to change.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Labels to remove.
+    pub(crate) unlabelled: Vec<String>,
+    pub(crate) timeout_sec: Option<i32>,
+    pub(crate) on_timeout: Option<OnTimeout>,
+    pub(crate) auto_resume: Option<bool>,
+}
+
+/// Result of an update.
+#[derive(Debug)]
+pub(crate) enum Updated {
+    Done(Box<Row>),
+    /// Another sandbox of the team has the name.
+    NameTaken,
+    /// It has so many labels then, which are too many.
+    TooManyLabels(usize),
+    /// It was deleted.
+    Stopped,
+}
+
+/// Changes what users may change of a sandbox, which then has at most `labels_max` labels.
 pub(crate) async fn update(
     db: &PgPool,
     row: &Row,
-    timeout_sec: Option<i32>,
-    auto_resume: Option<bool>,
-) -> sqlx::Result<Option<Row>> {
-    row!(
+    update: &Update,
+    labels_max: usize,
+) -> sqlx::Result<Updated> {
+    let labels = serde_json::to_value(&update.labels).unwrap_or_default();
+    let mut tx = db.begin().await?;
+    let updated = row!(
         "UPDATE sandboxes SET timeout_sec = coalesce($2, timeout_sec), auto_resume = coalesce($3, auto_resume),
-            last_active_at = CASE WHEN $2 IS NULL THEN last_active_at ELSE now() END
+            last_active_at = CASE WHEN $2 IS NULL THEN last_active_at ELSE now() END,
+            name = CASE WHEN $4::text IS NULL THEN name ELSE nullif($4, '') END,
+            labels = (labels || $5) - $6::text[], on_timeout = coalesce($7, on_timeout)
          WHERE id = $1 AND status <> 'stopped' RETURNING",
         "",
         row.id,
-        timeout_sec,
-        auto_resume
+        update.timeout_sec,
+        update.auto_resume,
+        update.name.as_deref(),
+        labels,
+        &update.unlabelled[..],
+        update.on_timeout.map(OnTimeout::as_str)
     )
-    .fetch_optional(db)
-    .await
+    .fetch_optional(&mut *tx)
+    .await;
+    let updated = match updated {
+        Ok(Some(row)) => row,
+        Ok(None) => return Ok(Updated::Stopped),
+        Err(sqlx::Error::Database(error)) if error.constraint() == Some("sandboxes_name") => {
+            return Ok(Updated::NameTaken);
+        }
+        Err(error) => return Err(error),
+    };
+    let count = updated.labels().len();
+    if count > labels_max {
+        return Ok(Updated::TooManyLabels(count));
+    }
+    tx.commit().await?;
+    Ok(Updated::Done(Box::new(updated)))
 }
 
 /// Notes that a running sandbox is in use; false if it does not run.

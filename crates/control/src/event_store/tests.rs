@@ -66,7 +66,11 @@ fn label(stored: &Stored) -> String {
 }
 
 async fn after(events: &EventStore, team: Uuid, id: EventId) -> Vec<(EventId, String)> {
-    let mut reader = events.reader(team, Some(id)).await.unwrap();
+    from(events, team, Start::After(id)).await
+}
+
+async fn from(events: &EventStore, team: Uuid, start: Start) -> Vec<(EventId, String)> {
+    let mut reader = events.reader(team, start).await.unwrap();
     reader.next().await.unwrap().iter().map(|event| (event.id, label(event))).collect()
 }
 
@@ -87,7 +91,7 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     // An id in the future, as after a loss of Redis, or from another server.
     let future = EventId { time: all[3].0.time + 31_536_000_000, sequence: 0 };
     assert_eq!(after(&events, team, future).await, [(all[3].0, "resync".to_owned())]);
-    let mut reader = events.reader(team, Some(future)).await.unwrap();
+    let mut reader = events.reader(team, Start::After(future)).await.unwrap();
     reader.next().await.unwrap();
     append(&events, team, 1).await;
     assert_eq!(label(&reader.next().await.unwrap()[0]), "0", "it goes on with what is new");
@@ -113,6 +117,35 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
 
     // No event is stored.
     assert_eq!(labels(&after(&events, Uuid::now_v7(), all[0].0).await), ["resync"]);
+}
+
+#[tokio::test]
+async fn a_reader_begins_at_a_time() {
+    let (_redis, events) = Redis::start().await;
+    let (team, begin) = (Uuid::now_v7(), Utc::now() - chrono::TimeDelta::minutes(1));
+    append(&events, team, 3).await;
+    let since = async |time| from(&events, team, Start::Since(time)).await;
+    let all = since(begin).await;
+    assert_eq!(labels(&all), ["0", "1", "2"]);
+    let time = |id: EventId| DateTime::from_timestamp_millis(id.time as i64).unwrap();
+    // The first event of its millisecond is one of them.
+    let first = all.iter().position(|(id, _)| id.time == all[2].0.time).unwrap();
+    assert_eq!(since(time(all[2].0)).await, all[first..]);
+
+    // Later than all: only what comes is told, without a `resync`.
+    let mut reader =
+        events.reader(team, Start::Since(Utc::now() + chrono::TimeDelta::hours(1))).await.unwrap();
+    append(&events, team, 1).await;
+    assert_eq!(label(&reader.next().await.unwrap()[0]), "0");
+
+    // What was trimmed is told, and then comes what is kept.
+    let mut connection = events.shared().await.unwrap();
+    let mut trim = redis::cmd("XTRIM");
+    trim.arg(stream_of(team)).arg("MAXLEN").arg(2).exec_async(&mut connection).await.unwrap();
+    let mut reader = events.reader(team, Start::Since(begin)).await.unwrap();
+    assert_eq!(label(&reader.next().await.unwrap()[0]), "resync");
+    let rest: Vec<_> = reader.next().await.unwrap().iter().map(label).collect();
+    assert_eq!(rest, ["2", "0"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 use uuid::Uuid;
-use wrenn_api::{CreateSandbox, ErrorCode, HostId, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, ErrorCode, HostId, OnTimeout, SandboxId, SandboxStatus};
 use wrenn_rpc::{
     fault::Of,
     host::v1::{CreateRequest, CreateResponse, DestroyRequest},
@@ -45,7 +45,13 @@ struct Wanted {
     disk_size_mb: u32,
     envs: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "is_default")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "is_default")]
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
     timeout_sec: u32,
+    #[serde(skip_serializing_if = "is_default")]
+    on_timeout: OnTimeout,
     #[serde(skip_serializing_if = "is_default")]
     auto_resume: bool,
     /// Snapshot that it goes on from, and the snapshot's host.
@@ -69,13 +75,18 @@ impl Wanted {
             return Err(Fault::invalid(format!("template: {}", names::RULE)));
         }
         check_envs(&request.envs)?;
+        names::check_labels(&request.labels)?;
+        request.name.iter().try_for_each(|name| names::check_sandbox_name(name))?;
         Ok(Self {
             template,
             vcpus: within_bounds("vcpus", request.vcpus, 1, 1, 64)?,
             memory_mb: within_bounds("memory_mb", request.memory_mb, 512, 128, 1 << 20)?,
             disk_size_mb: within_bounds("disk_size_mb", request.disk_size_mb, 5120, 512, 1 << 20)?,
             envs: request.envs,
+            name: request.name,
+            labels: request.labels,
             timeout_sec: timeout::check(request.timeout_sec)?.unwrap_or_default(),
+            on_timeout: request.on_timeout.unwrap_or_default(),
             auto_resume: request.auto_resume.unwrap_or_default(),
             snapshot: snapshot.map(|snapshot| (snapshot.id, snapshot.host_id)),
         })
@@ -233,10 +244,15 @@ async fn claim_on(
         vcpus: need.vcpus,
         memory_mb: need.memory_mb,
         disk_size_mb: need.disk_size_mb,
+        name: wanted.name.as_deref(),
+        labels: &wanted.labels,
         timeout_sec: wanted.timeout_sec as i32,
+        on_timeout: wanted.on_timeout,
         auto_resume: wanted.auto_resume,
     };
-    let row = sandboxes::insert(&mut tx, &new, app.limits.lease).await?;
+    let Some(row) = sandboxes::insert(&mut tx, &new, app.limits.lease).await? else {
+        return Err(names::taken(wanted.name.as_deref().unwrap_or_default()));
+    };
     tx.commit().await?;
     Ok(Claim::Made(Box::new(row), address))
 }

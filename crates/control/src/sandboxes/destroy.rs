@@ -53,6 +53,16 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
     Err(Fault::new(wrenn_api::ErrorCode::Conflict, message))
 }
 
+/// Deletes a sandbox if it is still idle, and nobody else changes its status meanwhile.
+pub(super) async fn destroy_idle(app: &App, row: &Known) -> Result<(), Fault> {
+    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Stopping) };
+    let Some(row) = sandboxes::change(&app.db, row, change, app.limits.lease).await? else {
+        return Ok(());
+    };
+    app.outbox.notify_one();
+    finish(app, &row.known()).await
+}
+
 /// Calls the agent to remove a `stopping` sandbox, and records that it is stopped.
 pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), Fault> {
     if let Some(host) = row.host_id {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Pauses of sandboxes that were idle for their timeout. One whose pause fails runs on, says why, and is tried again
-//! later, less and less often.
+//! Pauses and deletions of sandboxes that were idle for their timeout. One whose pause fails runs on, says why, and is
+//! tried again later, less and less often; the reconciler completes a deletion.
 
 use std::{
     collections::HashMap,
@@ -9,9 +9,9 @@ use std::{
 
 use futures::stream::{self, StreamExt as _};
 use uuid::Uuid;
-use wrenn_api::SandboxStatus;
+use wrenn_api::{OnTimeout, SandboxStatus};
 
-use super::pause::pause_idle;
+use super::{destroy::destroy_idle, pause::pause_idle};
 use crate::{
     db::sandboxes::{self, Change, Known},
     error::Fault,
@@ -29,7 +29,7 @@ const DELAYS: (Duration, Duration) = (Duration::from_secs(4), Duration::from_sec
 /// Delays of the sandboxes whose last pause failed: time of the next attempt, and the delay before it.
 type Delays = HashMap<Uuid, (Instant, Duration)>;
 
-/// Pauses idle sandboxes until the server stops.
+/// Pauses or deletes idle sandboxes until the server stops.
 pub(crate) async fn run(app: App) {
     let mut delays = Delays::new();
     loop {
@@ -61,9 +61,16 @@ async fn round(app: &App, delays: &mut Delays) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Pauses a sandbox; returns whether that failed.
+/// Pauses or deletes a sandbox; returns whether that failed.
 async fn attempt(app: &App, row: Known) -> (Uuid, bool) {
     let id = row.id;
+    if row.on_timeout() == OnTimeout::Delete {
+        let deleted = destroy_idle(app, &row).await;
+        if let Err(error) = &deleted {
+            tracing::warn!(sandbox_id = %row.public_id(), code = %error.code, %error, "the delete of an idle sandbox waits for its host");
+        }
+        return (id, deleted.is_err());
+    }
     let Err(error) = pause_idle(app, &row).await else { return (id, false) };
     tracing::warn!(sandbox_id = %row.public_id(), code = %error.code, %error, "an idle sandbox cannot be paused");
     if let Err(untold) = tell(app, id, error).await {

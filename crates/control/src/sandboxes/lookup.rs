@@ -2,17 +2,48 @@
 //! Sandboxes and their agents, as operations and the reconciler find them.
 
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, SandboxId};
+use wrenn_api::{ErrorCode, SandboxId, SandboxRef};
 
 use crate::{
     agents::AgentClient,
     db::{
         hosts,
-        sandboxes::{self, Known, Row},
+        sandboxes::{self, Candidate, Known, Row},
     },
     error::Fault,
     state::App,
 };
+
+/// Maximum number of sandboxes that the error of an ambiguous reference lists.
+const LISTED: usize = 8;
+
+/// Returns the id of the sandbox that a reference means: that with the name, else the only one whose id begins so.
+pub(super) async fn resolve(app: &App, team: Uuid, reference: &SandboxRef) -> Result<SandboxId, Fault> {
+    let text = match reference {
+        SandboxRef::Id(id) => return Ok(*id),
+        SandboxRef::Lookup(text) => text,
+    };
+    let ids = SandboxId::range(text).map(|(first, last)| (first.uuid(), last.uuid()));
+    let found = sandboxes::candidates(&app.db, team, text, ids, LISTED as i64 + 1).await?;
+    match found.as_slice() {
+        [] => Err(Fault::new(ErrorCode::NotFound, format!("there is no sandbox {text}"))),
+        [one] => Ok(one.id.into()),
+        [first, ..] if first.named => Ok(first.id.into()),
+        several => Err(ambiguous(text, several)),
+    }
+}
+
+fn ambiguous(text: &str, candidates: &[Candidate]) -> Fault {
+    let shown = candidates.iter().take(LISTED).map(|one| {
+        let name = one.name.as_ref().map(|name| format!(" {name:?}")).unwrap_or_default();
+        format!("{}{name} ({})", SandboxId::from(one.id), one.status)
+    });
+    let shown: Vec<_> = shown.collect();
+    let more = if candidates.len() > LISTED { ", and others" } else { "" };
+    let message =
+        format!("several sandboxes begin with {text}: {}{more}; write more of the id", shown.join(", "));
+    Fault::new(ErrorCode::AmbiguousId, message)
+}
 
 /// Returns a team's sandbox.
 pub(super) async fn find(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Fault> {

@@ -22,9 +22,11 @@ mod settle;
 mod step;
 mod terminals;
 mod timeout;
+mod update;
 
+use serde_json::json;
 use wrenn_api::{
-    BackgroundProcess, CreateSandbox, ErrorCode, FileEntry, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
+    BackgroundProcess, CreateSandbox, FileEntry, ProcessInfo, ResumeSandbox, Sandbox, SandboxId, SandboxRef,
     SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
 };
 
@@ -32,7 +34,7 @@ use self::activity::Active;
 use crate::{
     agents::{AgentClient, ResponseMemory},
     caller::Caller,
-    db,
+    db::{self, sandboxes::Filter},
     error::Fault,
     idempotency::Idempotency,
     state::App,
@@ -53,14 +55,20 @@ pub struct Sandboxes {
 }
 
 /// Part of a list of sandboxes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
     /// Maximum number of sandboxes, at most [`Page::MAX`].
     pub limit: u32,
     /// Only sandboxes older than this one.
     pub before: Option<SandboxId>,
-    /// Only sandboxes of this status. Default: all that are not stopped.
-    pub status: Option<SandboxStatus>,
+    /// Only sandboxes of these statuses. Default: all that are not stopped.
+    pub statuses: Vec<SandboxStatus>,
+    /// Only the sandbox with this name.
+    pub name: Option<String>,
+    /// Only sandboxes from this template or snapshot.
+    pub template: Option<String>,
+    /// Only sandboxes with all these labels, with this value or with any one.
+    pub labels: Vec<(String, Option<String>)>,
 }
 
 impl Page {
@@ -70,7 +78,7 @@ impl Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self { limit: 50, before: None, status: None }
+        Self { limit: 50, before: None, statuses: Vec::new(), name: None, template: None, labels: Vec::new() }
     }
 }
 
@@ -104,12 +112,26 @@ impl Sandboxes {
     pub async fn list(&self, caller: &Caller, page: Page) -> Result<Listed, Fault> {
         let limit = page.limit.min(Page::MAX) as usize;
         let (team, before) = (caller.team().uuid(), page.before.map(SandboxId::uuid));
+        let mut filter =
+            Filter { statuses: page.statuses, name: page.name, template: page.template, ..Filter::default() };
+        for (name, value) in page.labels {
+            match value {
+                Some(value) => filter.labels.push(json!({ name: value })),
+                None => filter.labelled.push(name),
+            }
+        }
         // One more row than requested shows whether there is another page.
-        let mut rows = db::sandboxes::page(&self.app.db, team, page.status, before, limit as i64 + 1).await?;
+        let mut rows = db::sandboxes::page(&self.app.db, team, &filter, before, limit as i64 + 1).await?;
         let more = rows.len() > limit;
         rows.truncate(limit);
         let next = rows.last().filter(|_| more).map(db::sandboxes::Row::public_id);
         Ok(Listed { sandboxes: rows.iter().map(db::sandboxes::Row::public).collect(), next })
+    }
+
+    /// Returns the id of a sandbox of the team that is not deleted, by its name or by the beginning of its id. Fails if
+    /// several ids begin so. An id is returned as it is.
+    pub async fn resolve(&self, caller: &Caller, reference: &SandboxRef) -> Result<SandboxId, Fault> {
+        lookup::resolve(&self.app, caller.team().uuid(), reference).await
     }
 
     /// Returns a sandbox of the team, also one that was deleted.
@@ -147,11 +169,7 @@ impl Sandboxes {
         id: SandboxId,
         update: UpdateSandbox,
     ) -> Result<Sandbox, Fault> {
-        let timeout = timeout::check(update.timeout_sec)?.map(|seconds| seconds as i32);
-        let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
-        let updated = db::sandboxes::update(&self.app.db, &row, timeout, update.auto_resume).await?;
-        let deleted = || Fault::new(ErrorCode::NotFound, format!("sandbox {id} was deleted"));
-        Ok(updated.ok_or_else(deleted)?.public())
+        update::update(&self.app, caller.team().uuid(), id, update).await
     }
 
     /// Runs a command and waits until it ends.

@@ -217,6 +217,7 @@ mod tests {
             lease_until: (!abandoned).then(|| Utc::now() + chrono::TimeDelta::minutes(1)),
             error_message: None,
             started_at: None,
+            on_timeout: "pause".to_owned(),
         }
     }
 

@@ -14,6 +14,7 @@ mod fleets;
 mod hosts;
 mod idempotency;
 mod keys;
+mod names;
 mod records;
 mod resumes;
 mod snapshots;
@@ -75,6 +76,14 @@ fn main() -> ExitCode {
         idempotency::a_deleted_sandbox_is_told,
         idempotency::a_failed_create_frees_its_key,
         keys::a_revoked_key_ends_its_streams,
+        names::a_name_is_of_one_sandbox,
+        names::of_many_creates_at_once_one_gets_the_name,
+        names::sandboxes_are_found_by_name_and_beginning,
+        names::labels_are_added_changed_and_removed,
+        names::lists_are_filtered,
+        names::pages_skip_nothing_while_sandboxes_come_and_go,
+        names::events_are_filtered,
+        names::what_is_idle_is_deleted_if_so_wished,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
         resumes::a_refused_resume_is_told_until_it_succeeds,

@@ -158,6 +158,156 @@ pub(crate) async fn processes_and_files_are_worked_with(stack: Arc<Stack>) -> Re
     stack.api.remove(&id).await.map(drop)
 }
 
+/// Sandboxes are named, found by names, beginnings of ids and labels, and removed together.
+pub(crate) async fn names_and_labels_find_sandboxes(stack: Arc<Stack>) -> Result<()> {
+    let run = async |args: &[&str]| {
+        let output = wrenn(&stack, args, None).await?;
+        anyhow::Ok((output.status.code(), String::from_utf8(output.stdout.clone())?, stderr(&output)))
+    };
+    let create = ["create", "--memory", "256m", "--disk", "1g", "--label", "suite=cli-names"];
+    let (code, id, told) =
+        run(&[&create[..], &["--name", "cli-web", "--idle-timeout", "1h"]].concat()).await?;
+    anyhow::ensure!(code == Some(0), "{told}");
+    let id = id.trim();
+    let (code, _, told) = run(&[&create[..], &["--name", "cli-web"]].concat()).await?;
+    anyhow::ensure!(code == Some(1) && told.contains("sandbox_name_taken"), "{told}");
+    for reference in ["cli-web", &id[..26], id] {
+        let (code, out, told) = run(&["exec", "-n", reference, "hostname"]).await?;
+        anyhow::ensure!(code == Some(0) && out.trim() == id, "{reference}: {out} {told}");
+    }
+    let (code, _, told) = run(&["exec", "-n", "cli-nobody", "true"]).await?;
+    anyhow::ensure!(code == Some(125) && told.contains("cli-nobody"), "{code:?} {told}");
+    let (_, table, _) = run(&["ls", "-l", "suite=cli-names"]).await?;
+    let row: Vec<_> = table.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    anyhow::ensure!(
+        row.len() == 11 && id.starts_with(row[0]) && row[1..3] == ["cli-web", "running"],
+        "{table}"
+    );
+    anyhow::ensure!(row[4..9] == ["1", "256", "MiB", "1", "GiB"] && row[10] == "suite=cli-names", "{table}");
+    for (args, expected) in [
+        (&["ls", "-q", "--name", "cli-web"][..], id),
+        (&["ls", "-q", "-l", "suite=cli-names", "--status", "paused,error"], ""),
+        (&["set", "cli-web", "--name", "cli-renamed", "--label", "more=1"], id),
+        (&["ls", "-q", "--label", "more"], id),
+        (&["set", "cli-renamed", "--remove-label", "more"], id),
+        (&["ls", "-q", "--label", "more"], ""),
+        (
+            &[
+                "exec",
+                "-d",
+                "--tag",
+                "job",
+                "cli-renamed",
+                "sh",
+                "-c",
+                "echo out; echo err >&2; exec sleep 1000",
+            ],
+            "job",
+        ),
+    ] {
+        let (code, out, told) = run(args).await?;
+        anyhow::ensure!(code == Some(0) && out.trim() == expected, "{args:?}: {out:?} {told}");
+    }
+    // What is there is shown, and not waited for; the only process need not be named.
+    let shown = async || {
+        let logs = run(&["logs", "cli-renamed"]).await.ok()?;
+        (logs == (Some(0), "out\n".to_owned(), "err\n".to_owned())).then_some(())
+    };
+    wait_until("the output of the job", Duration::from_secs(30), shown).await?;
+    run(&["kill", "cli-renamed", "job"]).await?;
+    let (code, out, _) = run(&["logs", "-f", "cli-renamed", "job"]).await?;
+    anyhow::ensure!(code == Some(0) && out == "out\n", "{code:?} {out:?}");
+    // Without a terminal nothing is removed that was not named.
+    let (code, _, told) = run(&["rm", "--label", "suite=cli-names"]).await?;
+    anyhow::ensure!(code == Some(1) && told.contains("--yes") && told.contains(id), "{told}");
+    let (code, out, told) = run(&["rm", "--label", "suite=cli-names", "--yes"]).await?;
+    anyhow::ensure!(code == Some(0) && out.trim() == id, "{out} {told}");
+    let (code, out, told) = run(&["rm", "--label", "suite=cli-names", "--yes"]).await?;
+    anyhow::ensure!(code == Some(0) && out.is_empty(), "{out} {told}");
+    let (_, out, _) = run(&["ls", "-q", "--all", "--label", "suite=cli-names"]).await?;
+    anyhow::ensure!(out.trim() == id, "{out}");
+    Ok(())
+}
+
+/// Events are lines that can be read, of one sandbox or type, from some time ago.
+pub(crate) async fn events_are_lines(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "name": "cli-events"})).await?;
+    let mut command = stack.command(&["events", "--since", "10m", "-s", "cli-events", "-t", "running"])?;
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
+    let mut stdout = child.stdout.take().context("no output")?;
+    let line = tokio::task::spawn_blocking(move || {
+        let mut text = Vec::new();
+        let mut byte = [0];
+        while std::io::Read::read(&mut stdout, &mut byte)? == 1 && byte != *b"\n" {
+            text.extend(byte);
+        }
+        anyhow::Ok(String::from_utf8(text)?)
+    });
+    let line = tokio::time::timeout(Duration::from_secs(30), line).await;
+    child.kill()?;
+    child.wait()?;
+    let line = line.context("no event")???;
+    let words: Vec<_> = line.split_whitespace().collect();
+    anyhow::ensure!(words.len() == 5 && words[0].ends_with('Z'), "{line}");
+    anyhow::ensure!(words[1..] == ["running", id.as_str(), "cli-events", "minimal"], "{line}");
+    let output = wrenn(&stack, &["events", "-s", "cli-nobody"], None).await?;
+    anyhow::ensure!(stderr(&output).contains("not_found"), "{output:?}");
+    stack.api.remove(&id).await.map(drop)
+}
+
+/// The sandbox of a `wrenn run` that was killed is deleted when it was idle.
+pub(crate) async fn a_killed_run_leaves_no_sandbox(stack: Arc<Stack>) -> Result<()> {
+    let mut command =
+        stack.command(&["run", "--memory-mb", "261", "--idle-timeout", "10", "sleep", "1000"])?;
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let of_it = async || {
+        let ids = with_memory(&stack, 261).await.ok()?;
+        let id = ids.first()?;
+        let record = stack.api.get(&format!("/v1/sandboxes/{id}")).await.ok()?.json();
+        let processes = stack.api.get(&format!("/v1/sandboxes/{id}/processes")).await.ok()?.json();
+        let runs = record["status"] == "running" && processes["processes"][0]["cmd"] == "sleep";
+        runs.then_some(record)
+    };
+    let record = wait_until("the command", Duration::from_secs(60), of_it).await;
+    child.kill()?;
+    child.wait()?;
+    let record = record?;
+    anyhow::ensure!(record["on_timeout"] == "delete" && record["timeout_sec"] == 10, "{record}");
+    let gone = async || with_memory(&stack, 261).await.ok().filter(Vec::is_empty);
+    wait_until("no sandbox", Duration::from_secs(60), gone).await.map(drop)
+}
+
+/// The shell is offered sandboxes and templates.
+pub(crate) async fn values_are_completed(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256, "name": "cli-completed"})).await?;
+    let complete = async |words: &[&str]| {
+        let stack = stack.clone();
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        tokio::task::spawn_blocking(move || {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let mut command = stack.command(&[&["--", "wrenn"], words.as_slice()].concat())?;
+            let last = words.len().to_string();
+            // As the script for bash asks.
+            command.envs([("WRENN_COMPLETE", "bash"), ("_CLAP_COMPLETE_INDEX", &last), ("_CLAP_IFS", "\n")]);
+            command.envs([("_CLAP_COMPLETE_COMP_TYPE", "9"), ("_CLAP_COMPLETE_SPACE", "false")]);
+            let output = command.output()?;
+            anyhow::ensure!(output.status.success(), "{output:?}");
+            Ok(String::from_utf8(output.stdout)?)
+        })
+        .await?
+    };
+    for (words, expected) in [
+        (&["exec", "cli-comp"][..], "cli-completed"),
+        (&["sandbox", "rm", &id[..20]], id.as_str()),
+        (&["run", "--template", "mini"], "minimal"),
+        (&["sandbo"], "sandbox"),
+    ] {
+        let offered = complete(words).await?;
+        anyhow::ensure!(offered.lines().any(|line| line.trim() == expected), "{words:?}: {offered:?}");
+    }
+    stack.api.remove(&id).await.map(drop)
+}
+
 /// Files are copied into directories, keep their modes, and replace regular files only.
 pub(crate) async fn files_are_copied_as_by_cp(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;

@@ -17,7 +17,7 @@ use crate::{error::Fault, sandboxes::AnyPath, services::Services};
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/list", operation_id = "listFiles", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = ListFiles,
@@ -38,7 +38,7 @@ pub(super) async fn list(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/stat", operation_id = "statFile", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = EntryPath,
@@ -60,7 +60,7 @@ pub(super) async fn stat(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/mkdir", operation_id = "makeDirectory", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = EntryPath,
@@ -82,7 +82,7 @@ pub(super) async fn mkdir(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/move", operation_id = "moveFile", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = MoveFile,
@@ -103,7 +103,7 @@ pub(super) async fn r#move(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/remove", operation_id = "removeFile", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = EntryPath,

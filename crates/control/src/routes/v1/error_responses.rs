@@ -28,43 +28,45 @@ macro_rules! refusals {
 
 refusals! {
     /// Error responses of `createSandbox`.
-    OfCreate: NotFound Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible ExceedsCapacity IdempotencyMismatch IdempotencyInProgress IdempotencySandboxDeleted TooLarge UnsupportedMediaType
+    OfCreate: NotFound SandboxNameTaken Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible ExceedsCapacity IdempotencyMismatch IdempotencyInProgress IdempotencySandboxDeleted TooLarge UnsupportedMediaType
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations that read the control plane's database only.
     OfLook:;
+    /// Error responses of `streamEvents`.
+    OfEvents: NotFound AmbiguousId;
     /// Error responses of `getSandbox`.
-    OfGet: NotFound;
+    OfGet: NotFound AmbiguousId;
     /// Error responses of `deleteSandbox`.
-    OfDelete: NotFound Conflict;
+    OfDelete: NotFound AmbiguousId Conflict;
     /// Error responses of `pauseSandbox`.
-    OfPause: NotFound InvalidState TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
+    OfPause: NotFound AmbiguousId InvalidState TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `resumeSandbox`.
-    OfResume: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType
+    OfResume: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType
         AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `pingSandbox`.
-    OfPing: NotFound InvalidState TooLarge UnsupportedMediaType;
+    OfPing: NotFound AmbiguousId InvalidState TooLarge UnsupportedMediaType;
     /// Error responses of `createSnapshot`.
     OfCreateSnapshot: NotFound InvalidState NameReserved NameTaken Conflict IdempotencyMismatch IdempotencyInProgress
         IdempotencySandboxDeleted TooLarge UnsupportedMediaType AgentError HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `deleteSnapshot`.
     OfDeleteSnapshot: NotFound Forbidden;
     /// Error responses of `updateSandbox`.
-    OfUpdate: NotFound TooLarge UnsupportedMediaType;
+    OfUpdate: NotFound AmbiguousId SandboxNameTaken TooLarge UnsupportedMediaType;
     /// Error responses of `execCommand`.
-    OfExec: NotFound ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState Conflict SnapshotMissing
+    OfExec: NotFound AmbiguousId ProgramNotFound UserNotFound DirectoryNotFound ProgramNotExecutable InvalidState Conflict SnapshotMissing
         SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout
         InsufficientStorage;
     /// Error responses of `listProcesses`, `signalProcess` and `readScreen`.
-    OfProcesses: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
+    OfProcesses: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `execStream`, `processStream` and `terminal`, before the connection is a WebSocket.
-    OfExecStream: NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
+    OfExecStream: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations on entries of a file system.
-    OfDirectories: Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+    OfDirectories: Forbidden NotFound AmbiguousId InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `readFile` and `writeFile`.
-    OfFiles: Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+    OfFiles: Forbidden NotFound AmbiguousId InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
 }
 
@@ -127,6 +129,13 @@ fn message(code: ErrorCode) -> &'static str {
         }
         ErrorCode::NameTaken => {
             "the team has a snapshot named \"after-setup\": choose another name, or delete it"
+        }
+        ErrorCode::SandboxNameTaken => {
+            "the team has a sandbox named \"web\": choose another name, or delete that one or rename it"
+        }
+        ErrorCode::AmbiguousId => {
+            "several sandboxes begin with sb03hal: sb03halx8fdhw2fu3txwbd0kdw0 \"web\" (running), sb03haly0c2k7v9m4qz1r8t5n6p \
+             (paused); write more of the id"
         }
         ErrorCode::SnapshotMissing => {
             "its memory was lost when its host was restarted; resume it with memory false, which boots it from its disk"

@@ -13,7 +13,7 @@ use http::{header, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, de::DeserializeOwned};
-use wrenn_api::{ErrorCode, SandboxId};
+use wrenn_api::{ErrorCode, SandboxId, SandboxRef};
 
 use crate::{
     admission::{Held, UNCOUNTED},
@@ -190,9 +190,10 @@ impl FromRequestParts<Services> for Target {
     async fn from_request_parts(parts: &mut Parts, services: &Services) -> Result<Self, Fault> {
         let caller = Caller::from_request_parts(parts, services).await?;
         let Path(Named { id: text }): Path<Named> =
-            parts.extract().await.map_err(|_| Fault::invalid("the sandbox id in the path is not text"))?;
-        let id =
-            text.parse().map_err(|error| Fault::invalid(format!("the sandbox id in the path: {error}")))?;
+            parts.extract().await.map_err(|_| Fault::invalid("the sandbox in the path is not text"))?;
+        let wrong = |error| Fault::invalid(format!("the sandbox in the path: {error}"));
+        let reference: SandboxRef = text.parse().map_err(wrong)?;
+        let id = services.sandboxes().resolve(&caller, &reference).await?;
         request_trace::sandbox(id);
         Ok(Self { caller, id })
     }

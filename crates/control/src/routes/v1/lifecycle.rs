@@ -18,7 +18,7 @@ use crate::{error::Fault, services::Services};
 /// resume. A paused sandbox stays as it is and is returned. If the pause fails, the sandbox runs on.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/pause", operation_id = "pauseSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     request_body(content = Option<PauseSandbox>, example = json!({})),
     responses((status = 200, description = "The sandbox is paused.", body = Sandbox), OfPause)
 )]
@@ -38,7 +38,7 @@ pub(super) async fn pause(
 /// of the sandbox says so, too.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/resume", operation_id = "resumeSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     request_body(content = Option<ResumeSandbox>, example = json!({"timeout_sec": 600, "memory": true})),
     responses((status = 200, description = "The sandbox is running.", body = Sandbox), OfResume)
 )]
@@ -52,10 +52,10 @@ pub(super) async fn resume(
 
 /// Note that a running sandbox is in use.
 ///
-/// It puts off the pause of a sandbox with `timeout_sec`.
+/// It puts off the pause or the deletion of a sandbox with `timeout_sec`.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/ping", operation_id = "pingSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     request_body(content = Option<PingSandbox>, example = json!({})),
     responses((status = 204, description = "The timeout begins now."), OfPing)
 )]
@@ -68,12 +68,12 @@ pub(super) async fn ping(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Change the timeout of a sandbox, or whether requests resume it.
+/// Change the name, the labels or the timeout of a sandbox, or whether requests resume it.
 ///
-/// A new timeout begins now.
+/// A new timeout begins now. A change makes no event; the next event of the sandbox has it.
 #[utoipa::path(
     patch, path = "/v1/sandboxes/{id}", operation_id = "updateSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     request_body = UpdateSandbox,
     responses((status = 200, description = "The changed sandbox.", body = Sandbox), OfUpdate)
 )]

@@ -15,7 +15,7 @@ use crate::{error::Fault, services::Services};
 /// Only those that were started through the API, and not their descendants.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/processes", operation_id = "listProcesses", tag = "commands",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     responses((status = 200, description = "All processes.", body = ProcessList), OfProcesses)
 )]
 pub(super) async fn list(
@@ -32,7 +32,7 @@ pub(super) async fn list(
 #[utoipa::path(
     delete, path = "/v1/sandboxes/{id}/processes/{selector}", operation_id = "signalProcess", tag = "commands",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("selector" = String, Path, description = "The process: digits are its id, and all else is its tag.", pattern = "^[A-Za-z0-9._-]{1,128}$", example = "proc-0a1b2c3d"),
         ("signal" = Option<String>, Query, description = "The signal: its number, 1 to 64, or its name, such as `SIGTERM` or `TERM`. Default: `SIGKILL`.",
             pattern = "^[A-Za-z0-9]{1,16}$", example = "SIGKILL"),

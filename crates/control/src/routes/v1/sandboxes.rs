@@ -3,14 +3,16 @@
 
 use axum::{Extension, Json, extract::State};
 use http::{HeaderMap, HeaderName, StatusCode};
-use wrenn_api::{CreateSandbox, ErrorCode, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{CreateSandbox, ErrorCode, LabelFilter, Sandbox, SandboxId, SandboxStatus};
 use wrenn_rpc::Foreign;
 
 use super::{
     error_responses::{OfCreate, OfDelete, OfGet, OfLook},
     extract::{Body, OptionalKey, Parameters, Target},
 };
-use crate::{caller::Caller, error::Fault, routes::dispatch::OlderPath, sandboxes::Page, services::Services};
+use crate::{
+    caller::Caller, error::Fault, names, routes::dispatch::OlderPath, sandboxes::Page, services::Services,
+};
 
 const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 
@@ -41,13 +43,16 @@ pub(super) async fn create(
 
 /// List the team's sandboxes, newest first.
 ///
-/// Without `status`, sandboxes of every status but `stopped` are listed.
+/// Without `status`, sandboxes of every status but `stopped` are listed. With several filters, a sandbox passes all of them.
 #[utoipa::path(
     get, path = "/v1/sandboxes", operation_id = "listSandboxes", tag = "sandboxes",
     params(
         ("limit" = Option<u32>, Query, description = "Maximum number of sandboxes in the response. Default: 50.", minimum = 1, maximum = 100),
         ("cursor" = Option<String>, Query, description = "The header `x-next-cursor` of the previous page.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
-        ("status" = Option<SandboxStatus>, Query, description = "List only sandboxes of this status; `stopped` lists deleted ones."),
+        ("status" = Option<Vec<SandboxStatus>>, Query, description = "List only sandboxes of this status; `stopped` lists deleted ones. May be repeated."),
+        ("name" = Option<String>, Query, description = "List only the sandbox with this name.", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
+        ("template" = Option<String>, Query, description = "List only sandboxes from this template or snapshot.", pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$"),
+        ("label" = inline(Option<Vec<LabelFilter>>), Query, description = "List only sandboxes with this label: `NAME=VALUE`, or `NAME` for any value. May be repeated up to 32 times.", max_items = 32),
     ),
     responses((status = 200, description = "A page of sandboxes.", body = Vec<Sandbox>,
         headers(("x-next-cursor" = String, description = "Pass it as `cursor` to get the next page; absent on the last page."))), OfLook)
@@ -67,7 +72,7 @@ pub(super) async fn list(
 
 /// Parses the parameters of a list one by one, so that each error names the parameter and its allowed values.
 fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
-    let (mut limit, mut cursor, mut status) = (None, None, None);
+    let (mut limit, mut cursor, mut page) = (None, None, Page::default());
     for (name, value) in parameters {
         let shown = Foreign(&value);
         let repeated = match name.as_str() {
@@ -83,11 +88,35 @@ fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
             "status" => {
                 let all = SandboxStatus::ALL.map(SandboxStatus::as_str).join(", ");
                 let wrong = |()| Fault::invalid(format!("status is {shown}: it must be one of {all}"));
-                status.replace(value.parse::<SandboxStatus>().map_err(wrong)?).is_some()
+                let status = value.parse().map_err(wrong)?;
+                if !page.statuses.contains(&status) {
+                    page.statuses.push(status);
+                }
+                false
+            }
+            "name" => {
+                names::check_sandbox_name(&value)?;
+                page.name.replace(value).is_some()
+            }
+            "template" => {
+                if !names::is_template_name(&value) {
+                    return Err(Fault::invalid(format!("template: {}", names::RULE)));
+                }
+                page.template.replace(value).is_some()
+            }
+            "label" => {
+                if page.labels.len() == names::LABELS_MAX {
+                    let message = format!("label is given more than {} times", names::LABELS_MAX);
+                    return Err(Fault::invalid(message));
+                }
+                page.labels.push(label(&value)?);
+                false
             }
             other => {
-                let message =
-                    format!("there is no parameter {}: use limit, cursor and status", Foreign(other));
+                let message = format!(
+                    "there is no parameter {}: use limit, cursor, status, name, template and label",
+                    Foreign(other)
+                );
                 return Err(Fault::invalid(message));
             }
         };
@@ -95,8 +124,17 @@ fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
             return Err(Fault::invalid(format!("{name} is given twice")));
         }
     }
-    let limit = limit.unwrap_or(Page::default().limit);
-    Ok(Page { limit, before: cursor, status })
+    Ok(Page { limit: limit.unwrap_or(page.limit), before: cursor, ..page })
+}
+
+/// Parses the filter `NAME=VALUE` or `NAME`.
+fn label(text: &str) -> Result<(String, Option<String>), Fault> {
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    names::check_label_name(name)?;
+    if let Some(value) = value {
+        names::check_label_value(name, value)?;
+    }
+    Ok((name.to_owned(), value.map(str::to_owned)))
 }
 
 /// Get a sandbox.
@@ -105,7 +143,7 @@ fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
 /// returns the record, as the clients of that path expect.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}", operation_id = "getSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     responses((status = 200, description = "The sandbox.", body = Sandbox), OfGet)
 )]
 pub(super) async fn get(
@@ -125,7 +163,7 @@ pub(super) async fn get(
 /// Repeating it is safe. If the host is offline, the sandbox stays in `stopping` and is deleted when the host comes back.
 #[utoipa::path(
     delete, path = "/v1/sandboxes/{id}", operation_id = "deleteSandbox", tag = "sandboxes",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     responses((status = 204, description = "The sandbox is deleted, or will be when its host comes back."), OfDelete)
 )]
 pub(super) async fn delete(State(services): State<Services>, target: Target) -> Result<StatusCode, Fault> {
@@ -146,14 +184,26 @@ mod tests {
     #[test]
     fn wrong_parameters_are_named_with_what_they_may_be() {
         assert_eq!(parsed(""), Ok(Page::default()));
-        let status = Some(SandboxStatus::Stopped);
-        assert_eq!(parsed("limit=100&status=stopped"), Ok(Page { limit: 100, status, before: None }));
+        let (statuses, default) = (vec![SandboxStatus::Stopped, SandboxStatus::Error], Page::default());
+        let expected = Page { limit: 100, statuses, ..default.clone() };
+        assert_eq!(parsed("limit=100&status=stopped&status=error&status=error"), Ok(expected));
+        let labels = vec![("a".to_owned(), Some("b=c".to_owned())), ("d".to_owned(), None)];
+        let (name, template) = (Some("web".to_owned()), Some("minimal".to_owned()));
+        let expected = Page { name, template, labels, ..default };
+        assert_eq!(parsed("name=web&template=minimal&label=a=b=c&label=d"), Ok(expected));
         for (query, message) in [
             ("status=nope", r#"status is "nope": it must be one of pending, starting, running"#),
             ("limit=0", r#"limit is "0": it must be 1 to 100"#),
             ("limit=x", r#"limit is "x": it must be 1 to 100"#),
             ("cursor=x", r#"cursor is "x": "#),
-            ("order=x", r#"there is no parameter "order": use limit, cursor and status"#),
+            (
+                "order=x",
+                r#"there is no parameter "order": use limit, cursor, status, name, template and label"#,
+            ),
+            ("name=Web", "name: the name of a sandbox has 1 to 63"),
+            ("template=..", "template: a name has"),
+            ("label==x", r#"labels: "" cannot be the name of a label"#),
+            (&["label=a"; 33].join("&"), "label is given more than 32 times"),
             ("limit=1&limit=1", "limit is given twice"),
         ] {
             let told = parsed(query).err().unwrap_or_default();

@@ -47,7 +47,7 @@ const READ_BUFFER: usize = 16 << 10;
 /// command is killed with its descendants when the client sends `stop` or a frame that is not known, or closes the connection.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/exec/stream", operation_id = "execStream", tag = "commands",
-    params(("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
+    params(("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0")),
     responses((status = 101, description = "The connection is a WebSocket now."), OfExecStream)
 )]
 pub(super) async fn exec_stream(
@@ -71,7 +71,7 @@ pub(super) async fn exec_stream(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/processes/{selector}/stream", operation_id = "processStream", tag = "commands",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("selector" = String, Path, description = "The process: digits are its id, and all else is its tag.", pattern = "^[A-Za-z0-9._-]{1,128}$", example = "proc-0a1b2c3d"),
         ("from" = Option<String>, Query, description = "Where the output begins: `beginning`, `now`, or a number of bytes since the start of the process. Default: `beginning`.",
             pattern = "^(beginning|now|[0-9]{1,19})$", example = "now"),
