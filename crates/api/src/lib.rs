@@ -12,6 +12,7 @@ mod process;
 mod sandbox;
 mod snapshot;
 mod template;
+mod transfer;
 
 pub use entry::{EntryPath, FileEntries, FileEntry, FileKind, ListFiles, MoveFile, OneEntry};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
@@ -28,3 +29,6 @@ pub use sandbox::{
 };
 pub use snapshot::{CreateSnapshot, Snapshot};
 pub use template::{Template, TemplateKind};
+pub use transfer::{
+    ChangeFile, CopyFile, FileOperation, FileWatchFrame, SignFile, SignedFile, WrittenArchive, WrittenFile,
+};

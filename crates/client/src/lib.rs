@@ -7,14 +7,18 @@ mod events;
 mod files;
 mod processes;
 mod sandboxes;
+mod socket;
 mod sse;
 mod transport;
+mod watch;
 
 pub use error::Error;
 pub use events::Event;
+pub use files::{FileContent, ReadOptions, WriteOptions};
 pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
 pub use transport::Client;
+pub use watch::FileChanges;
 
 /// Result of an API call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -9,25 +9,19 @@ use futures::{
     SinkExt as _, StreamExt as _,
     stream::{SplitSink, SplitStream},
 };
-use reqwest::{Method, Upgraded};
+use reqwest::Method;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{sync::Mutex, time::timeout};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{
-        Error as WsError, Message,
-        handshake::{client::generate_key, derive_accept_key},
-        protocol::{Role, WebSocketConfig},
-    },
-};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use wrenn_api::{
     BackgroundProcess, ErrorCode, ExecRequest, ProcessInfo, ProcessList, SandboxId, Signal, Signalled,
 };
 
 use crate::{
     Client, Error, Result,
-    transport::{ANSWER_MAX, REQUEST_LIMIT, causes, decode},
+    socket::Socket,
+    transport::{ANSWER_MAX, decode},
 };
 
 /// Time without frames after which a ping is sent; a command may be silent, the server may not.
@@ -144,8 +138,6 @@ pub struct ProcessInput {
     binary: bool,
 }
 
-type Socket = WebSocketStream<Upgraded>;
-
 impl Client {
     /// Starts a command; [`ProcessStream::next`] returns its output. Without `timeout_sec` there is no time limit. It has
     /// standard input if the request says so.
@@ -180,26 +172,7 @@ impl Client {
     }
 
     async fn open(&self, path: &str) -> Result<ProcessStream> {
-        let key = generate_key();
-        let call = self
-            .request(Method::GET, path)
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Protocol", SUBPROTOCOL)
-            .header("Sec-WebSocket-Key", &key);
-        let response = timeout(REQUEST_LIMIT, self.send(call)).await.map_err(|_| silent())??;
-        let accept = response.headers().get("sec-websocket-accept").map(|value| value.as_bytes().to_vec());
-        if response.status() != 101 || accept.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes())
-        {
-            return Err(Error::Protocol("it did not switch to a WebSocket".to_owned()));
-        }
-        let chosen = response.headers().get("sec-websocket-protocol");
-        let binary = chosen.is_some_and(|chosen| chosen.as_bytes() == SUBPROTOCOL.as_bytes());
-        let upgraded = response.upgrade().await.map_err(|error| Error::Protocol(causes(&error)))?;
-        let limits =
-            WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
-        let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(limits)).await;
+        let (socket, binary) = self.socket(path, Some(SUBPROTOCOL), FRAME_MAX).await?;
         let (sink, source) = socket.split();
         let input = ProcessInput { sink: Arc::new(Mutex::new(sink)), binary };
         Ok(ProcessStream { input, source, done: false })

@@ -20,7 +20,7 @@ use utoipa::{
     },
 };
 use utoipa_swagger_ui::Config;
-use wrenn_api::{ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent};
+use wrenn_api::{ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent};
 
 use super::{
     permission::{SCHEME, operations},
@@ -39,7 +39,7 @@ use crate::services::Services;
         (url = "/", description = "The server that this document comes from."),
         (url = "http://127.0.0.1:9725", description = "The default address of `wrenn up`."),
     ),
-    components(schemas(ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent)),
+    components(schemas(ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent)),
     tags(
         (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),
         (name = "commands", description = "Commands in sandboxes."),

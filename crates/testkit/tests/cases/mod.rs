@@ -26,6 +26,7 @@ mod streams;
 mod support;
 mod template_snapshots;
 mod tenants;
+mod transfers;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -138,6 +139,14 @@ pub(crate) fn beside() -> Cases<Case> {
         processes::requests_that_cannot_be,
         tenants::another_teams_sandbox_does_not_exist,
         tenants::lists_come_in_pages,
+        transfers::content_is_read_as_http_has_it,
+        transfers::a_failed_upload_leaves_the_old_file,
+        transfers::files_have_the_rights_that_are_given,
+        transfers::a_directory_comes_back_as_it_went_out,
+        transfers::hostile_archives_write_nothing_outside,
+        transfers::changes_are_told_as_they_happen,
+        transfers::the_command_line_copies_directories,
+        transfers::the_command_line_works_with_files,
     ]
 }
 
@@ -158,6 +167,9 @@ pub(crate) fn alone() -> Cases<Case> {
         pause::snapshots_amid_writes_are_whole,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
+        transfers::a_large_file_is_streamed_both_ways,
+        // It replaces the key of all.
+        transfers::a_signed_url_opens_one_file,
     ]
 }
 

@@ -117,7 +117,7 @@ async fn serve(
         let stream = Stream {
             services: state,
             caller: testing::caller(TeamId::new()),
-            sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new(), 0),
+            sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new()),
             connection,
         };
         open(stream, subject(), upgrade, ())
