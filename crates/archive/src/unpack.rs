@@ -205,6 +205,11 @@ impl<R: Read> Work<R> {
             None => None,
         };
         let (parent, name) = self.parent(inner)?;
+        let there = statat(parent, &name, AtFlags::SYMLINK_NOFOLLOW);
+        let is_pipe = |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
+        if header.kind == Kind::Fifo && there.is_ok_and(is_pipe) {
+            return Ok(());
+        }
         replaceable(parent, &name, &header.name)?;
         let made = match (&source, header.kind) {
             (Some((from, first)), _) => linkat(from, first, parent, &temporary, AtFlags::empty()),
