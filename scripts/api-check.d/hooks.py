@@ -21,14 +21,14 @@ KEPT = 30
 def filter_case(context, case):
     # A form has nothing but text: whatever was generated as an upload's path arrives as one.
     path = case.body.get("path", "") if isinstance(case.body, dict) else ""
-    return not case.path.endswith("/files/write") or isinstance(path, (str, bytes))
+    return not case.path.endswith("/write") or isinstance(path, (str, bytes))
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
     components = case.meta.components.items() if case.meta else ()
     refused = any("query" in str(place).lower() and "negative" in str(part.mode).lower() for place, part in components)
-    if case.path.endswith("/files/write") and case.query and not refused:
+    if case.path.endswith("/write") and case.query and not refused:
         # An upload has its path in the form or in the query, which the document cannot express.
         case.query.pop("path", None)
     if case.meta and "coverage" in str(case.meta.phase.name).lower():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uses the generated Python client against a running Wrenn: create, run, write, read, list, delete."""
 
+import hashlib
 import os
 import sys
 import uuid
@@ -9,18 +10,30 @@ from typing import TypeVar
 
 from wrenn_client import AuthenticatedClient
 from wrenn_client.api.commands import exec_command
-from wrenn_client.api.files import read_file, write_file
+from wrenn_client.api.files import (
+    copy_file,
+    read_archive,
+    read_content,
+    read_file,
+    write_archive,
+    write_content,
+    write_file,
+)
 from wrenn_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, list_sandboxes
 from wrenn_client.models import (
+    CopyFile,
     CreateSandbox,
     CreateSandboxEnvs,
     ErrorBody,
     ExecRequest,
     ExecResponse,
+    OneEntry,
     ReadFile,
     Sandbox,
     SandboxStatus,
     Upload,
+    WrittenArchive,
+    WrittenFile,
 )
 from wrenn_client.types import File
 
@@ -47,6 +60,16 @@ def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     assert written.status_code == 204, written.content
     read = ok(read_file.sync(sandbox.id, client=client, body=ReadFile(path="dir/content")))
     assert read.payload.read() == content
+
+    put = ok(write_content.sync(sandbox.id, client=client, body=File(payload=BytesIO(content)), path="dir/raw", mode="0640"))
+    assert isinstance(put, WrittenFile) and put.sha256 == hashlib.sha256(content).hexdigest(), put
+    raw = ok(read_content.sync(sandbox.id, client=client, path="dir/raw"))
+    assert raw.payload.read() == content
+    copied = ok(copy_file.sync(sandbox.id, client=client, body=CopyFile(source="dir/raw", destination="dir/copy")))
+    assert isinstance(copied, OneEntry) and copied.entry.mode == 0o640, copied
+    archive = ok(read_archive.sync(sandbox.id, client=client, path="dir"))
+    unpacked = ok(write_archive.sync(sandbox.id, client=client, body=archive, path="back"))
+    assert isinstance(unpacked, WrittenArchive) and unpacked.entries == 4, unpacked
 
     missing = read_file.sync(sandbox.id, client=client, body=ReadFile(path="nothing"))
     assert isinstance(missing, ErrorBody) and missing.error.code == "not_found", missing

@@ -54,6 +54,24 @@ try {
   }));
   strictEqual(Buffer.compare(Buffer.from(read), content), 0);
 
+  const put = data(await client.PUT("/v1/sandboxes/{id}/files/content", {
+    params: { ...id, query: { path: "dir/raw", mode: "0640" } },
+    body: "",
+    bodySerializer: () => content,
+    headers: { "Content-Type": "application/octet-stream" },
+  }));
+  strictEqual(put.size, content.length);
+  const raw = data(await client.GET("/v1/sandboxes/{id}/files/content", {
+    params: { ...id, query: { path: "dir/raw" } },
+    parseAs: "arrayBuffer",
+  }));
+  strictEqual(Buffer.compare(Buffer.from(raw), content), 0);
+  const signed = data(await client.POST("/v1/sandboxes/{id}/files/sign", {
+    params: id,
+    body: { path: "dir/raw", operation: "read" },
+  }));
+  strictEqual((await fetch(new URL(signed.url, baseUrl))).status, 200);
+
   const missing = await client.POST("/v1/sandboxes/{id}/files/read", { params: id, body: { path: "nothing" } });
   deepStrictEqual([missing.response.status, missing.error?.error.code], [404, "not_found"]);
 

@@ -25,9 +25,14 @@ pub struct ListFiles {
 #[schema(example = json!({"path": "project/src"}))]
 #[serde(deny_unknown_fields)]
 pub struct EntryPath {
-    /// Path of the entry: absolute, or relative to the home directory of the template's default user.
+    /// Path of the entry: absolute, or relative to a home directory.
     #[schema(min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$")]
     pub path: String,
+    /// The user from whose home directory a relative path begins, and whom what is made belongs to. Default: the template's
+    /// default user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256, pattern = "^[^\\x00]+$")]
+    pub user: Option<String>,
 }
 
 /// What to move, and where.

@@ -60,6 +60,10 @@ macro_rules! error_codes {
 error_codes! {
     /// The request is malformed, or a value is out of range.
     InvalidRequest = "invalid_request", 400;
+    /// The path leads to a directory, and the operation needs a regular file.
+    IsADirectory = "is_a_directory", 400;
+    /// The path leads to something else than a directory, which the operation needs.
+    NotADirectory = "not_a_directory", 400;
     /// The API key is missing or not valid.
     Unauthorized = "unauthorized", 401;
     /// The API key, or the user in the sandbox, does not have the permission.
@@ -67,6 +71,11 @@ error_codes! {
     /// The sandbox has the program but cannot execute it: it is a directory, its mode or format does not allow it, or the
     /// interpreter in its first line does not exist.
     ProgramNotExecutable = "program_not_executable", 403;
+    /// The signature of the URL is missing or not right: it is for another method, path, user or sandbox, or was changed; or
+    /// the sandbox is gone.
+    SignatureInvalid = "signature_invalid", 403;
+    /// The time of the signed URL is over.
+    SignatureExpired = "signature_expired", 403;
     /// The sandbox, template or file does not exist, or belongs to another team.
     NotFound = "not_found", 404;
     /// The sandbox does not have the program.
@@ -108,6 +117,8 @@ error_codes! {
     TooLarge = "too_large", 413;
     /// The body does not have the documented media type.
     UnsupportedMediaType = "unsupported_media_type", 415;
+    /// The file has no such part.
+    RangeNotSatisfiable = "range_not_satisfiable", 416;
     /// The limit on concurrent requests, open streams or sandboxes of the team was reached; try again later.
     TooManyRequests = "too_many_requests", 429;
     /// The control plane failed; its log has the reason under the request id.

@@ -94,6 +94,8 @@ fields! {
     command_timeout_sec = "timeout_sec", 1..=86_400;
     /// Deserializes a number of levels of directories.
     depth = "depth", 0..=64;
+    /// Deserializes a lifetime of a signed URL in seconds.
+    expires_in_sec = "expires_in_sec", 1..=604_800;
     /// Deserializes a timeout of a command whose output is streamed, in seconds.
     stream_timeout_sec = "timeout_sec", 0..=u32::MAX;
     /// Deserializes a time after which an idle terminal hangs up, in seconds.
@@ -105,7 +107,7 @@ mod tests {
     use serde_json::{Value, json};
     use utoipa::PartialSchema;
 
-    use crate::{CreateSandbox, ExecRequest, ResumeSandbox, UpdateSandbox};
+    use crate::{CreateSandbox, ExecRequest, ResumeSandbox, SignFile, UpdateSandbox};
 
     fn vcpus(json: &str) -> Result<Option<u32>, ()> {
         let parsed = serde_json::from_str::<CreateSandbox>(&format!(r#"{{"vcpus":{json}}}"#));
@@ -146,5 +148,6 @@ mod tests {
         assert_eq!(errors_name_the_bounds::<ResumeSandbox>(&json!({})), 1);
         assert_eq!(errors_name_the_bounds::<UpdateSandbox>(&json!({})), 1);
         assert_eq!(errors_name_the_bounds::<ExecRequest>(&json!({"cmd": "true"})), 1);
+        assert_eq!(errors_name_the_bounds::<SignFile>(&json!({"path": "a", "operation": "read"})), 1);
     }
 }

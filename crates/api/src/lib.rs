@@ -16,6 +16,7 @@ mod snapshot;
 mod template;
 mod terminal;
 mod terminal_frames;
+mod transfer;
 
 pub use entry::{EntryPath, FileEntries, FileEntry, FileKind, ListFiles, MoveFile, OneEntry};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
@@ -37,4 +38,7 @@ pub use terminal::{TerminalCursor, TerminalScreen, TerminalSize};
 pub use terminal_frames::{
     TerminalClientFrame, TerminalConnect, TerminalError, TerminalExit, TerminalInput, TerminalOutput,
     TerminalServerFrame, TerminalStart, TerminalStarted,
+};
+pub use transfer::{
+    ChangeFile, CopyFile, FileOperation, FileWatchFrame, SignFile, SignedFile, WrittenArchive, WrittenFile,
 };

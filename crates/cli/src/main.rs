@@ -105,7 +105,7 @@ const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
 const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
 const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "snapshot", "template", "events"];
 const MACHINE_COMMANDS: &[&str] =
-    &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate"];
+    &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate", "rotate-signing-key"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
 
 /// Additional options of long-running commands.
@@ -158,6 +158,14 @@ enum Command {
     Agent(Service),
     /// Bring the database to this version
     Migrate(Service),
+    /// Replace the key with which URLs of files are signed
+    RotateSigningKey {
+        #[command(flatten)]
+        service: Service,
+        /// Let the URLs that were signed before end now
+        #[arg(long)]
+        revoke: bool,
+    },
     /// Print the API's description (OpenAPI; YAML, or JSON with --json)
     Openapi,
     /// Print a completion script for a shell; it completes sandboxes and templates too
@@ -192,6 +200,7 @@ impl Cli {
             Command::Up { service, .. }
             | Command::Server(service)
             | Command::Agent(service)
+            | Command::RotateSigningKey { service, .. }
             | Command::Migrate(service) => Some(service),
             _ => None,
         };
@@ -347,6 +356,7 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         Command::Server(_) => serve::server(config).await,
         Command::Agent(_) => serve::agent(config).await,
         Command::Migrate(_) => serve::migrate(config).await,
+        Command::RotateSigningKey { revoke, .. } => serve::rotate_signing_key(config, *revoke).await,
         Command::Openapi | Command::Completion { .. } => Ok(0),
     }
 }

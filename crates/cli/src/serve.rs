@@ -34,6 +34,13 @@ pub(crate) async fn migrate(config: &Config) -> Result<u8> {
     Ok(0)
 }
 
+/// Replaces the key with which URLs of files are signed.
+pub(crate) async fn rotate_signing_key(config: &Config, revoke: bool) -> Result<u8> {
+    logging::start(config);
+    Admin::new(&database_url(config))?.rotate_signing_key(revoke).await?;
+    Ok(0)
+}
+
 fn database_url(config: &Config) -> String {
     let machine = config.machine();
     machine.database_url.unwrap_or_else(|| Layout::new(&machine.state_dir).database_url())

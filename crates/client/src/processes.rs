@@ -24,7 +24,7 @@ pub(crate) const INPUT_PIECE: usize = 64 << 10;
 
 /// The server ends a command with its connection, so that a broken one tells what became of the command.
 const PURPOSE: Purpose = Purpose {
-    subprotocol: "wrenn.process.v1",
+    subprotocol: Some("wrenn.process.v1"),
     broken: "the command that ran was ended",
     silent: "the command may still run",
 };

@@ -18,7 +18,7 @@ use crate::{
 
 /// A terminal outlives its connections.
 const PURPOSE: Purpose = Purpose {
-    subprotocol: "wrenn.terminal.v1",
+    subprotocol: Some("wrenn.terminal.v1"),
     broken: "the terminal goes on",
     silent: "the terminal goes on",
 };

@@ -47,7 +47,8 @@ pub(crate) struct Sender {
 /// What a WebSocket is for, and what becomes of that without it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Purpose {
-    pub(crate) subprotocol: &'static str,
+    /// Subprotocol that is offered.
+    pub(crate) subprotocol: Option<&'static str>,
     /// What becomes of it if the server goes away.
     pub(crate) broken: &'static str,
     /// What becomes of it if the server is silent.
@@ -72,13 +73,15 @@ impl Client {
     /// Opens a WebSocket, and offers its subprotocol.
     pub(crate) async fn web_socket(&self, path: &str, purpose: Purpose) -> Result<(Sender, Receiver)> {
         let key = generate_key();
-        let call = self
+        let mut call = self
             .request(Method::GET, path)
             .header("Connection", "Upgrade")
             .header("Upgrade", "websocket")
             .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Protocol", purpose.subprotocol)
             .header("Sec-WebSocket-Key", &key);
+        if let Some(subprotocol) = purpose.subprotocol {
+            call = call.header("Sec-WebSocket-Protocol", subprotocol);
+        }
         let response = timeout(REQUEST_LIMIT, self.send(call)).await.map_err(|_| purpose.silent())??;
         let accept = response.headers().get("sec-websocket-accept").map(|value| value.as_bytes().to_vec());
         if response.status() != 101 || accept.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes())
@@ -86,7 +89,8 @@ impl Client {
             return Err(Error::Protocol("it did not switch to a WebSocket".to_owned()));
         }
         let protocol = response.headers().get("sec-websocket-protocol");
-        let chosen = protocol.is_some_and(|chosen| chosen.as_bytes() == purpose.subprotocol.as_bytes());
+        let chosen = protocol.and_then(|chosen| chosen.to_str().ok());
+        let chosen = chosen.is_some() && chosen == purpose.subprotocol;
         let upgraded = response.upgrade().await.map_err(|error| Error::Protocol(causes(&error)))?;
         let limits =
             WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));

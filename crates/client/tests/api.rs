@@ -14,7 +14,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{
-        Multipart, Path, Query, State,
+        Path, Query, State,
         ws::{Message, WebSocket, WebSocketUpgrade},
     },
     http::{HeaderMap, StatusCode},
@@ -27,8 +27,8 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
-use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, SandboxId, SandboxStatus};
-use wrenn_client::{Client, Error, EventFilter, ProcessEvent, SandboxFilter};
+use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, FileWatchFrame, SandboxId, SandboxStatus};
+use wrenn_client::{Client, Error, EventFilter, ProcessEvent, ReadOptions, SandboxFilter, WriteOptions};
 
 #[derive(Clone, Default)]
 struct Fake {
@@ -80,23 +80,42 @@ async fn list(Query(query): Query<Vec<(String, String)>>) -> Response {
     ([("x-next-cursor", next)], Json(json!([sandbox(), sandbox()]))).into_response()
 }
 
-async fn write(State(fake): State<Fake>, mut form: Multipart) -> Response {
-    let path = form.next_field().await.unwrap().unwrap();
-    assert_eq!(path.name(), Some("path"), "the path comes first");
-    let path = path.text().await.unwrap();
-    let content = form.next_field().await.unwrap().unwrap();
-    assert_eq!(content.name(), Some("file"));
-    let size = content.bytes().await.unwrap().len();
-    fake.written.lock().unwrap().push((path, size));
-    StatusCode::NO_CONTENT.into_response()
+async fn write(
+    State(fake): State<Fake>,
+    Query(query): Query<Vec<(String, String)>>,
+    body: Bytes,
+) -> Response {
+    assert_eq!(query[1..], [("user".to_owned(), "ann".to_owned()), ("mode".to_owned(), "0750".to_owned())]);
+    fake.written.lock().unwrap().push((query[0].1.clone(), body.len()));
+    Json(json!({ "size": body.len(), "sha256": "00" })).into_response()
 }
 
-async fn read(Json(body): Json<Value>) -> Response {
-    if body["path"] != "/big" {
+async fn read(Query(query): Query<Vec<(String, String)>>, headers: HeaderMap) -> Response {
+    if query[0] != ("path".to_owned(), "/big & ä".to_owned()) {
         return refused(404, "not_found");
+    }
+    let part = headers.get("range").is_some_and(|range| range == "bytes=1-2");
+    if part {
+        return (StatusCode::PARTIAL_CONTENT, "bc").into_response();
     }
     let pieces = stream::iter((0..64).map(|_| Ok::<_, Infallible>(Bytes::from(vec![7_u8; 65_536]))));
     axum::body::Body::from_stream(pieces).into_response()
+}
+
+async fn watch(Query(query): Query<Vec<(String, String)>>, upgrade: WebSocketUpgrade) -> Response {
+    let wanted =
+        [("path", "a & b"), ("recursive", "true")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(query, wanted);
+    upgrade.on_upgrade(async |mut socket| {
+        for frame in [
+            json!({"type": "start"}),
+            json!({"type": "rename", "name": "x"}),
+            json!({"type": "overflow"}),
+            json!({"type": "error", "data": "it was paused", "code": "invalid_state"}),
+        ] {
+            socket.send(Message::text(frame.to_string())).await.unwrap();
+        }
+    })
 }
 
 async fn health() -> Response {
@@ -167,8 +186,8 @@ async fn start() -> (Client, Fake) {
     let fake = Fake::default();
     let router = Router::new()
         .route("/v1/sandboxes", get(list).post(create))
-        .route("/v1/sandboxes/{id}/files/write", post(write))
-        .route("/v1/sandboxes/{id}/files/read", post(read))
+        .route("/v1/sandboxes/{id}/files/content", get(read).put(write))
+        .route("/v1/sandboxes/{id}/files/watch", get(watch))
         .route("/v1/sandboxes/{id}/exec", post(run))
         .route("/v1/sandboxes/{id}/exec/stream", get(exec))
         .route("/moved/v1/sandboxes", get(elsewhere))
@@ -217,12 +236,36 @@ async fn files_are_streamed_both_ways() {
     let (client, fake) = start().await;
     let id = SandboxId::new();
     let pieces = stream::iter((0..32).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1_u8; 65_536]))));
-    client.write_file(id, "a/b", wrenn_client::Body::wrap_stream(pieces), None).await.unwrap();
+    let options = WriteOptions {
+        user: Some("ann".to_owned()),
+        mode: Some(0o750),
+        size: Some(2 << 20),
+        ..WriteOptions::default()
+    };
+    let written =
+        client.write_file(id, "a/b", &options, wrenn_client::Body::wrap_stream(pieces)).await.unwrap();
+    assert_eq!((written.size, written.sha256.as_str()), (2 << 20, "00"));
     assert_eq!(*fake.written.lock().unwrap(), [("a/b".to_owned(), 2 << 20)]);
-    let pieces: Vec<Bytes> = client.read_file(id, "/big").await.unwrap().try_collect().await.unwrap();
+    let whole = client.read_file(id, "/big & ä", &ReadOptions::default()).await.unwrap();
+    let pieces: Vec<Bytes> = whole.pieces.try_collect().await.unwrap();
     assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), 4 << 20);
-    let error = client.read_file(id, "/none").await.err().unwrap();
+    let part = ReadOptions { range: Some("bytes=1-2".to_owned()), ..ReadOptions::default() };
+    let part = client.read_file(id, "/big & ä", &part).await.unwrap();
+    assert_eq!(part.size, Some(2));
+    assert_eq!(part.pieces.try_collect::<Vec<_>>().await.unwrap(), ["bc"]);
+    let error = client.read_file(id, "/none", &ReadOptions::default()).await.err().unwrap();
     assert_eq!(error.code(), Some("not_found"));
+}
+
+#[tokio::test]
+async fn changes_are_told_until_the_watch_ends_with_its_reason() {
+    let (client, _) = start().await;
+    let mut changes = client.watch_files(SandboxId::new(), "a & b", true).await.unwrap();
+    assert_eq!(changes.next().await.unwrap(), FileWatchFrame::Start);
+    assert_eq!(changes.next().await.unwrap(), FileWatchFrame::Rename { name: "x".to_owned() });
+    assert_eq!(changes.next().await.unwrap(), FileWatchFrame::Overflow);
+    let error = changes.next().await.unwrap_err();
+    assert_eq!(error.code(), Some("invalid_state"));
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use rand::Rng as _;
+use rand::{Rng as _, RngCore as _};
 use sqlx::PgPool;
 use wrenn_api::{ApiKeyId, HostId, SandboxStatus, TeamId};
 
@@ -14,8 +14,10 @@ use crate::{
     db::{
         self, hosts, keys,
         sandboxes::{self, Change},
+        signing_keys,
     },
     keys::hash,
+    signatures::LONGEST,
 };
 
 /// Database of a control plane.
@@ -48,6 +50,15 @@ impl Admin {
         let key = secret();
         keys::insert(&self.db, ApiKeyId::new().uuid(), team, "wrenn up", &key[..8], &hash(&key)).await?;
         Ok(key)
+    }
+
+    /// Replaces the key with which URLs of files are signed. Those that were signed before stay valid, or with `revoke` are not
+    /// any more.
+    pub async fn rotate_signing_key(&self, revoke: bool) -> anyhow::Result<()> {
+        let mut secret = [0_u8; 32];
+        rand::rng().fill_bytes(&mut secret);
+        let kept = if revoke { 0.0 } else { LONGEST.as_secs_f64() };
+        signing_keys::rotate(&self.db, &secret, kept).await.context("the key cannot be replaced")
     }
 
     /// Registers the host with this address.

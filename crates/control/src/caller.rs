@@ -4,7 +4,7 @@
 
 use std::{fmt, fmt::Display};
 
-use wrenn_api::{ApiKeyId, ErrorCode, TeamId};
+use wrenn_api::{ApiKeyId, ErrorCode, SandboxId, TeamId};
 
 use crate::error::Fault;
 
@@ -22,6 +22,8 @@ pub struct Caller {
 pub enum Principal {
     /// An API key.
     Key(ApiKeyId),
+    /// Somebody with a signed URL for a file of this sandbox.
+    SignedUrl(SandboxId),
 }
 
 impl Caller {

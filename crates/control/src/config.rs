@@ -52,7 +52,7 @@ settings! {
         pub key_check: Duration = seconds("server.key_check_sec", 1..=3600).or(Duration::from_secs(60)),
         /// Maximum body of a JSON request.
         pub json_body: usize = bytes("server.json_body", 1024..=1 << 30).or(2 << 20),
-        /// Maximum body of an upload.
+        /// Maximum size of a file in a form (`files/write`).
         pub upload_body: usize = bytes("server.upload_body", 1024..=1 << 40).or(100 << 20),
         /// Maximum number of a team's sandboxes that have something on a host: all that are not stopped and have not failed
         /// before they ran.

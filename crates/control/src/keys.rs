@@ -77,16 +77,16 @@ impl Keys {
 
     /// Records that a key is in use. Only informational: a failure is no reason to reject the request.
     async fn note_use(&self, caller: &Caller) {
-        let Principal::Key(key) = caller.principal();
+        let Principal::Key(key) = caller.principal() else { return };
         if let Err(error) = keys::used(&self.db, key.uuid()).await {
             tracing::warn!(%error, %key, "the use of a key could not be noted");
         }
     }
 
     /// Waits until the key of a caller, who has an open stream, is no longer valid. While the database does
-    /// not respond, it counts as valid.
+    /// not respond, it counts as valid. What is no key is not revoked.
     pub async fn revoked(&self, caller: &Caller) {
-        let Principal::Key(key) = caller.principal();
+        let Principal::Key(key) = caller.principal() else { return std::future::pending().await };
         loop {
             tokio::time::sleep(self.check).await;
             match keys::is_valid(&self.db, key.uuid()).await {

@@ -28,6 +28,7 @@ pub mod sandboxes;
 mod server;
 mod services;
 mod serving;
+mod signatures;
 mod snapshots;
 mod stall;
 mod state;

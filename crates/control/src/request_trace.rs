@@ -59,8 +59,9 @@ fn record(field: &str, value: impl Display) {
 /// Records team and key in the span.
 pub(crate) fn caller(caller: &Caller) {
     record("team", caller.team());
-    let Principal::Key(key) = caller.principal();
-    record("key", key);
+    if let Principal::Key(key) = caller.principal() {
+        record("key", key);
+    }
 }
 
 /// Records the sandbox in the span.

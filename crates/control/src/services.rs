@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, snapshots::Snapshots, state::State,
+    events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, signatures::Signatures,
+    snapshots::Snapshots, state::State,
 };
 
 /// All services of a server; cheap to clone.
@@ -43,6 +44,11 @@ impl Services {
     /// API keys.
     pub fn keys(&self) -> &Keys {
         &self.state.keys
+    }
+
+    /// Signatures of URLs of files.
+    pub(crate) fn signatures(&self) -> &Signatures {
+        &self.state.signatures
     }
 
     /// Cancelled when the server stops.

@@ -15,6 +15,7 @@ use crate::{
     db,
     event_store::EventStore,
     keys::Keys,
+    signatures::Signatures,
     telemetry::Telemetry,
 };
 
@@ -30,6 +31,8 @@ pub(crate) struct State {
     pub(crate) events: EventStore,
     pub(crate) agents: Agents,
     pub(crate) keys: Keys,
+    /// Signatures of URLs of files.
+    pub(crate) signatures: Signatures,
     pub(crate) limits: Limits,
     /// Limits on requests and their memory.
     pub(crate) admission: Admission,
@@ -60,6 +63,7 @@ impl State {
     ) -> anyhow::Result<Self> {
         Ok(Self {
             keys: Keys::new(access.clone(), limits.key_check),
+            signatures: Signatures::new(access.clone()),
             db,
             access,
             events,

@@ -30,6 +30,7 @@ mod reaper;
 mod regular;
 mod reset;
 mod respond;
+mod rights;
 mod server;
 mod settings;
 mod upload;

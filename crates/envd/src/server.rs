@@ -62,6 +62,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Wat
         .route("/snapshot/prepare", post(init::prepare))
         .route("/envs", get(init::envs))
         .route("/files/compose", post(files::compose))
+        .route("/files/archive", get(files::get_archive).put(files::put_archive))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))

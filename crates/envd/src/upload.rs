@@ -12,7 +12,12 @@ use std::{
 use rustix::io::Errno;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::{metadata, parents::make_parents, regular, users::User};
+use crate::{
+    metadata,
+    parents::make_parents,
+    regular,
+    users::{Ids, User},
+};
 
 /// Maximum number of symbolic links followed to find the target, as in the kernel.
 const LINKS: usize = 40;
@@ -20,6 +25,24 @@ const LINKS: usize = 40;
 const NAMES: usize = 8;
 /// Mode of a new file.
 const NEW: u32 = 0o644;
+
+/// What a file gets when it is complete, instead of what it would have.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rights {
+    /// Permission bits.
+    pub(crate) mode: Option<u32>,
+    pub(crate) ids: Ids,
+}
+
+impl Rights {
+    fn give(self, file: &File) -> io::Result<()> {
+        if self.ids != Ids::default() {
+            fchown(file, self.ids.user, self.ids.group)?;
+        }
+        // Set the mode after the owner, because chown clears the set-id bits.
+        self.mode.map_or(Ok(()), |mode| file.set_permissions(Permissions::from_mode(mode)))
+    }
+}
 
 /// File being written. Dropping it before `finish` removes its temporary file; one that is written in place keeps what was
 /// written, as clients of the wire contract expect.
@@ -89,15 +112,22 @@ impl Upload {
         Ok(upload)
     }
 
-    /// Replaces the metadata and renames a temporary file to its final name. Returns the metadata that the file has, which
-    /// is none on a file system that cannot keep any.
-    pub(crate) async fn finish(mut self, metadata: &metadata::Metadata) -> io::Result<metadata::Metadata> {
+    /// Replaces the metadata, sets the rights, and renames a temporary file to its final name. Returns the metadata that the
+    /// file has, which is none on a file system that cannot keep any.
+    pub(crate) async fn finish(
+        mut self,
+        metadata: &metadata::Metadata,
+        rights: Rights,
+    ) -> io::Result<metadata::Metadata> {
         self.file.flush().await?;
         let (file, given) = (self.file.try_clone().await?.into_std().await, metadata.clone());
-        let kept = tokio::task::spawn_blocking(move || match metadata::replace(&file, &given) {
-            Ok(()) => Ok(metadata::of_file(&file)),
-            Err(Errno::NOTSUP | Errno::PERM) => Ok(metadata::Metadata::new()),
-            Err(error) => Err(io::Error::from(error)),
+        let kept = tokio::task::spawn_blocking(move || {
+            rights.give(&file)?;
+            match metadata::replace(&file, &given) {
+                Ok(()) => Ok(metadata::of_file(&file)),
+                Err(Errno::NOTSUP | Errno::PERM) => Ok(metadata::Metadata::new()),
+                Err(error) => Err(io::Error::from(error)),
+            }
         });
         let kept = kept.await.map_err(io::Error::other)??;
         if let Some(temporary) = &self.temporary {

@@ -62,6 +62,31 @@ pub(crate) async fn find_group(name: String) -> Result<u32, UserError> {
     found.await.ok().flatten().ok_or(UserError::UnknownGroup(shown))
 }
 
+/// User and group of a file; `None` is as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) user: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+impl Ids {
+    /// Finds user and group by name or number; empty is as it is.
+    pub(crate) async fn find(user: &str, group: &str) -> Result<Self, UserError> {
+        let number = |text: &str| text.parse::<u32>().ok();
+        let user = match (user, number(user)) {
+            ("", _) => None,
+            (_, Some(id)) => Some(id),
+            (name, None) => Some(find(name.into()).await?.uid),
+        };
+        let group = match (group, number(group)) {
+            ("", _) => None,
+            (_, Some(id)) => Some(id),
+            (name, None) => Some(find_group(name.into()).await?),
+        };
+        Ok(Self { user, group })
+    }
+}
+
 fn group_id(name: &str, group: &str) -> Option<u32> {
     let mut lines = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
     lines.find(|fields| fields.len() >= 3 && fields[0] == name)?[2].parse().ok()

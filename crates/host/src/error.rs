@@ -123,7 +123,9 @@ impl From<AgentError> for ConnectError {
 /// succeed, or the caller's.
 fn class(code: ErrorCode) -> (Wire, Of) {
     match code {
-        ErrorCode::InvalidRequest => (Wire::InvalidArgument, Of::OF_CALLER),
+        ErrorCode::InvalidRequest | ErrorCode::IsADirectory | ErrorCode::NotADirectory => {
+            (Wire::InvalidArgument, Of::OF_CALLER)
+        }
         ErrorCode::NotFound
         | ErrorCode::ProgramNotFound
         | ErrorCode::UserNotFound
@@ -152,6 +154,9 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         | ErrorCode::AmbiguousId
         | ErrorCode::IdempotencyInProgress
         | ErrorCode::IdempotencySandboxDeleted
+        | ErrorCode::SignatureInvalid
+        | ErrorCode::SignatureExpired
+        | ErrorCode::RangeNotSatisfiable
         | ErrorCode::TooLarge
         | ErrorCode::UnsupportedMediaType => (Wire::Internal, Of::OF_CALLER),
     }

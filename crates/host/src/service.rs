@@ -12,25 +12,26 @@ use connectrpc::{
     ServiceStream,
 };
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
+use sha2::{Digest as _, Sha256};
 use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
 use wrenn_rpc::{
     OUTPUT_HEADER,
+    filesystem::WatchDirResponse,
     host::v1::{
         __buffa::oneof::{
             process_stream_request, process_stream_request::attach, read_file_response, write_file_request,
         },
-        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
-        DestroyResponse, ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host,
-        ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse,
-        ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest,
-        MoveFileResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ProcessStreamRequest,
-        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
-        RemoveFileRequest, RemoveFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState,
-        SignalProcessRequest, SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest,
-        StartProcessResponse, StatFileRequest, StatFileResponse, StepTiming, WriteFileRequest,
-        WriteFileResponse,
-        read_file_response::Unsized,
+        ChangeFileRequest, ChangeFileResponse, CopyFileRequest, CopyFileResponse, CreateRequest,
+        CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest, DestroyResponse,
+        ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host, ListDirectoryRequest,
+        ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse, ListRequest, ListResponse,
+        MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest, MoveFileResponse, PauseRequest,
+        PauseResponse, PingRequest, PingResponse, ProcessStreamRequest, ProcessStreamResponse,
+        ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse, RemoveFileRequest, RemoveFileResponse, ResumeRequest,
+        ResumeResponse, Sandbox, SandboxState, SignalProcessRequest, SignalProcessResponse, SnapshotRequest,
+        SnapshotResponse, StartProcessRequest, StartProcessResponse, StatFileRequest, StatFileResponse,
+        StepTiming, WatchFilesRequest, WriteFileRequest, WriteFileResponse,
     },
 };
 
@@ -43,10 +44,11 @@ use crate::{
     process_stream::{command, exchange, selector, size},
     sandbox::{
         actor::Handle,
-        directories,
+        directories, files,
         guest::Guest,
         phase::State,
         processes::{self, From},
+        watch,
     },
 };
 
@@ -421,13 +423,8 @@ impl Host for Service {
         let call = self.call(&ctx, "read_file", &request.sandbox_id)?;
         let guest = self.guest(&request.sandbox_id, &call).await?;
         let memory = self.agent.shared.memory.reserve(STREAM)?;
-        let (size, content) = guest.read_file(&request.path, &request.user).instrument(call.span).await?;
-        let first = stream::once(async move {
-            Ok(size.map_or_else(
-                || read_file_response::Part::Unsized(Unsized::default().into()),
-                read_file_response::Part::Size,
-            ))
-        });
+        let (head, content) = files::read(&guest, &request).instrument(call.span).await?;
+        let first = stream::once(async move { Ok(read_file_response::Part::Head(head.into())) });
         let rest = content.map(|piece| match piece {
             Ok(bytes) => Ok(read_file_response::Part::Chunk(bytes.into())),
             Err(error) => Err(ConnectError::from(error)),
@@ -454,10 +451,9 @@ impl Host for Service {
         let guest = self.guest(&open.sandbox_id, &call).await?;
         let _memory = self.agent.shared.memory.reserve(STREAM)?;
         let (mut pieces, content) = mpsc::channel::<Result<Bytes, std::io::Error>>(PENDING);
-        let (path, user) = (open.path.clone(), open.user.clone());
-        let writing = guest.write_file(&path, &user, content);
+        let writing = files::write(&guest, &open, content);
         let feeding = async move {
-            let mut size = 0;
+            let (mut size, mut sum) = (0, Sha256::new());
             loop {
                 let message = requests.next().await.transpose();
                 let part = match message {
@@ -471,12 +467,13 @@ impl Host for Service {
                 match part {
                     Some(write_file_request::Part::Chunk(bytes)) => {
                         size += bytes.len() as u64;
+                        sum.update(&bytes);
                         if pieces.send(Ok(bytes.into())).await.is_err() {
                             // The guest rejected the file; its response has the reason.
-                            return Ok(size);
+                            return Ok((size, sum));
                         }
                     }
-                    Some(write_file_request::Part::Commit(_)) => return Ok(size),
+                    Some(write_file_request::Part::Commit(_)) => return Ok((size, sum)),
                     Some(write_file_request::Part::Open(_)) | None => {
                         let _ = pieces.send(Err(std::io::ErrorKind::UnexpectedEof.into())).await;
                         return Err(invalid(
@@ -486,11 +483,12 @@ impl Host for Service {
                 }
             }
         };
-        let (written, size) = async { futures::join!(writing, feeding) }.instrument(call.span).await;
+        let (written, fed) = async { futures::join!(writing, feeding) }.instrument(call.span).await;
         // If the upload broke off, the guest's error is only a consequence.
-        let size = size?;
-        written.map_err(|error: AgentError| ConnectError::from(error))?;
-        Response::ok(WriteFileResponse { size, ..Default::default() })
+        let (size, sum) = fed?;
+        let entries = written.map_err(|error: AgentError| ConnectError::from(error))?;
+        let sha256 = sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Response::ok(WriteFileResponse { size, sha256, entries, ..Default::default() })
     }
 
     async fn list_directory<'a>(
@@ -516,7 +514,7 @@ impl Host for Service {
         checked_path(&request.path)?;
         let call = self.call(&ctx, "stat_file", &request.sandbox_id)?;
         let guest = self.guest(&request.sandbox_id, &call).await?;
-        let entry = directories::stat(&guest, request.path).instrument(call.span).await?;
+        let entry = directories::stat(&guest, request.path, &request.user).instrument(call.span).await?;
         Response::ok(StatFileResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -529,7 +527,7 @@ impl Host for Service {
         checked_path(&request.path)?;
         let call = self.call(&ctx, "make_directory", &request.sandbox_id)?;
         let guest = self.guest(&request.sandbox_id, &call).await?;
-        let entry = directories::make(&guest, request.path).instrument(call.span).await?;
+        let entry = directories::make(&guest, request.path, &request.user).instrument(call.span).await?;
         Response::ok(MakeDirectoryResponse { entry: entry.into(), ..Default::default() })
     }
 
@@ -557,7 +555,47 @@ impl Host for Service {
         checked_path(&request.path)?;
         let call = self.call(&ctx, "remove_file", &request.sandbox_id)?;
         let guest = self.guest(&request.sandbox_id, &call).await?;
-        directories::remove(&guest, request.path).instrument(call.span).await?;
+        directories::remove(&guest, request.path, &request.user).instrument(call.span).await?;
         Response::ok(RemoveFileResponse::default())
+    }
+
+    async fn copy_file<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, CopyFileRequest>,
+    ) -> ServiceResult<impl Encodable<CopyFileResponse> + Send + use<'a>> {
+        let CopyFileRequest { sandbox_id, source, destination, user, .. } = request.to_owned_message();
+        checked_path(&source)?;
+        checked_path(&destination)?;
+        let call = self.call(&ctx, "copy_file", &sandbox_id)?;
+        let guest = self.guest(&sandbox_id, &call).await?;
+        let entry = directories::copy(&guest, source, destination, &user).instrument(call.span).await?;
+        Response::ok(CopyFileResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn change_file<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ChangeFileRequest>,
+    ) -> ServiceResult<impl Encodable<ChangeFileResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "change_file", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let entry = directories::change(&guest, request).instrument(call.span).await?;
+        Response::ok(ChangeFileResponse { entry: entry.into(), ..Default::default() })
+    }
+
+    async fn watch_files(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, WatchFilesRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<WatchDirResponse> + Send + use<>>> {
+        let request = request.to_owned_message();
+        checked_path(&request.path)?;
+        let call = self.call(&ctx, "watch_files", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let events = watch::watch(&guest, request.path, &request.user, request.recursive);
+        Ok(Response::new(events.instrument(call.span).await?.boxed()))
     }
 }

@@ -4,7 +4,6 @@
 mod copy;
 mod files;
 mod list;
-mod local;
 mod logs;
 mod reference;
 mod remove;
@@ -35,13 +34,16 @@ Examples:
   wrenn sandbox exec -d --tag web ID -- python3 -m http.server";
 /// Text after the help of `cp`.
 const CP_EXAMPLES: &str = "\
-One regular file is copied; its mode is kept. `-` is standard input or output.
+Files and directories are copied with their modes, into a directory that exists, and else as the destination. DIR/. is what is
+in a directory. `-` is standard input or output; a directory goes to standard output as a tar archive.
 
 Examples:
   wrenn sandbox cp main.py ID:              into the home directory
-  wrenn sandbox cp main.py ID:/tmp/         into a directory
+  wrenn sandbox cp src/*.py tests ID:/tmp/  into a directory
+  wrenn sandbox cp project/. ID:/work       what is in a directory
+  wrenn sandbox cp 'ID:/var/log/*.log' logs
   wrenn sandbox cp ID:/etc/hostname -       to standard output
-  tar cz -C project . | wrenn sandbox cp - ID:project.tgz";
+  wrenn sandbox cp ID:/etc - | tar t";
 
 /// Text after the help of `ls`.
 const LS_EXAMPLES: &str = "\
@@ -144,7 +146,7 @@ pub(crate) enum Command {
     /// Work with the files of a sandbox
     #[command(subcommand)]
     Files(files::Command),
-    /// Copy a file into or out of a sandbox
+    /// Copy files and directories into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
     Cp(copy::Args),
     /// Pause a sandbox: its memory is written to the disk, and it runs nothing
@@ -258,9 +260,14 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
-        Command::Files(what) => files::run(client, what, format).await?,
+        Command::Files(what) => return files::run(client, what, format).await,
         Command::Cp(args) => {
-            let copied = copy::run(client, args).await?;
+            let mut stop = Stop::new()?;
+            let copied = tokio::select! {
+                copied = copy::run(client, args) => copied?,
+                // What is not complete is removed.
+                name = stop.received() => return Ok(exit_status(name)),
+            };
             // Standard output may be the target of the copy.
             if !args.to_stdout() {
                 format.print(&copied, String::new)?;

@@ -8,6 +8,7 @@ pub(crate) mod keys;
 mod migrations;
 pub(crate) mod outbox;
 pub(crate) mod sandboxes;
+pub(crate) mod signing_keys;
 pub(crate) mod snapshots;
 
 pub(crate) use migrations::migrate;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Authentication of requests: the first authenticator that finds its kind of credential decides who the
-//! caller is.
+//! caller is, and without one, the signature of the URL.
 
 use std::sync::Arc;
 
 use axum::{
-    extract::{FromRequestParts, Request, State},
+    extract::{FromRequestParts, MatchedPath, Request, State},
     middleware::Next,
     response::Response,
 };
@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use http::{HeaderMap, request::Parts};
 use wrenn_api::ErrorCode;
 
+use super::v1::file_urls;
 use crate::{caller::Caller, error::Fault, request_trace, services::Services};
 
 /// Authenticator of one kind of credential.
@@ -43,8 +44,18 @@ impl Authenticator for ApiKey {
     }
 }
 
-/// All authenticators of a server, in their order.
-pub(super) type Authenticators = Arc<[Arc<dyn Authenticator>]>;
+/// All authenticators of a server, in their order, and its services, which know signatures.
+#[derive(Clone)]
+pub(super) struct Authenticators {
+    all: Arc<[Arc<dyn Authenticator>]>,
+    services: Services,
+}
+
+impl Authenticators {
+    pub(super) fn new(all: Arc<[Arc<dyn Authenticator>]>, services: Services) -> Self {
+        Self { all, services }
+    }
+}
 
 /// Rejects requests without a valid credential, and gives the caller to the others.
 pub(super) async fn required(
@@ -52,19 +63,27 @@ pub(super) async fn required(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Fault> {
-    let caller = authenticate(&authenticators, request.headers()).await?;
+    let caller = match authenticate(&authenticators.all, request.headers()).await? {
+        Some(caller) => caller,
+        None => {
+            let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            let (method, uri) = (request.method(), request.uri());
+            let signed = file_urls::caller(&authenticators.services, method, uri, route).await?;
+            signed.ok_or_else(refused)?
+        }
+    };
     request_trace::caller(&caller);
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }
 
-async fn authenticate(all: &[Arc<dyn Authenticator>], headers: &HeaderMap) -> Result<Caller, Fault> {
+async fn authenticate(all: &[Arc<dyn Authenticator>], headers: &HeaderMap) -> Result<Option<Caller>, Fault> {
     for authenticator in all {
         if let Some(caller) = authenticator.caller(headers).await? {
-            return Ok(caller);
+            return Ok(Some(caller));
         }
     }
-    Err(refused())
+    Ok(None)
 }
 
 fn refused() -> Fault {

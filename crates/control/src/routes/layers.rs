@@ -94,7 +94,7 @@ fn places<'a>(admission: &'a Admission, method: &Method, route: &str, has_caller
     match route {
         _ if !has_caller && PROBES.contains(&route) => &admission.probes,
         _ if !has_caller => &admission.pages,
-        _ if route.ends_with("/stream") => &admission.streams,
+        _ if route.ends_with("/stream") || route.ends_with("/watch") => &admission.streams,
         _ if method == Method::DELETE => &admission.deletes,
         _ => &admission.requests,
     }

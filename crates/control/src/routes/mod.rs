@@ -66,7 +66,8 @@ impl Routes {
     /// authenticators.
     pub(crate) fn service(&self, services: &Services, others: Vec<Arc<dyn Authenticator>>) -> HttpService {
         let api_key: Arc<dyn Authenticator> = Arc::new(auth::ApiKey::new(services.clone()));
-        let authenticators: auth::Authenticators = std::iter::once(api_key).chain(others).collect();
+        let all = std::iter::once(api_key).chain(others).collect();
+        let authenticators = auth::Authenticators::new(all, services.clone());
         let bound = middleware::from_fn_with_state(services.clone(), layers::bound);
         // Authentication first: requests without a valid key use no permit.
         let protected = self

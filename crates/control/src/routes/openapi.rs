@@ -21,7 +21,8 @@ use utoipa::{
 };
 use utoipa_swagger_ui::Config;
 use wrenn_api::{
-    ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent, TerminalClientFrame, TerminalServerFrame,
+    ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent, TerminalClientFrame,
+    TerminalServerFrame,
 };
 
 use super::{
@@ -42,7 +43,8 @@ use crate::services::Services;
         (url = "http://127.0.0.1:9725", description = "The default address of `wrenn up`."),
     ),
     components(schemas(
-        ErrorBody, ExecClientFrame, ExecServerFrame, SandboxEvent, TerminalClientFrame, TerminalServerFrame
+        ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent, TerminalClientFrame,
+        TerminalServerFrame
     )),
     tags(
         (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),

@@ -27,8 +27,6 @@ use crate::{
 pub struct Attached {
     pub(super) agent: AgentClient,
     pub(super) id: SandboxId,
-    /// Maximum size of a file that is written, in bytes.
-    pub(super) upload_max: usize,
     /// As long as it is attached, the sandbox is active.
     _active: Option<Active>,
 }
@@ -93,8 +91,8 @@ pub struct Exit {
 }
 
 impl Attached {
-    pub(crate) const fn new(agent: AgentClient, id: SandboxId, upload_max: usize) -> Self {
-        Self { agent, id, upload_max, _active: None }
+    pub(crate) const fn new(agent: AgentClient, id: SandboxId) -> Self {
+        Self { agent, id, _active: None }
     }
 
     /// Keeps the sandbox active as long as it is attached.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Directories and entries of sandboxes: list, stat, make, move and remove.
+//! Directories and entries of sandboxes: list, stat, make, move, copy, change and remove.
 
 use std::time::Duration;
 
@@ -7,11 +7,15 @@ use wrenn_api::{ErrorCode, FileEntry, FileKind, SandboxId};
 use wrenn_rpc::{
     filesystem::{EntryInfo, FileType},
     host::v1::{
-        ListDirectoryRequest, MakeDirectoryRequest, MoveFileRequest, RemoveFileRequest, StatFileRequest,
+        ChangeFileRequest, CopyFileRequest, ListDirectoryRequest, MakeDirectoryRequest, MoveFileRequest,
+        RemoveFileRequest, StatFileRequest,
     },
 };
 
-use super::files::checked_path;
+use super::{
+    paths::AnyPath,
+    rights::{OfUser, Rights},
+};
 use crate::{
     agents::{AgentClient, within},
     error::Fault,
@@ -19,19 +23,10 @@ use crate::{
 
 /// Time limit of an operation, longer than the agent's own.
 const LIMIT: Duration = Duration::from_secs(75);
+/// Time limit of a copy, and of a change of all that is in a directory, longer than the agent's own.
+const LONG: Duration = Duration::from_secs(315);
 /// Maximum number of levels of a list.
 const DEPTH_MAX: u32 = 64;
-
-/// Path of a file or directory in a sandbox: absolute, or relative to a home directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnyPath(String);
-
-impl AnyPath {
-    /// Checks a path as far as possible without the sandbox; `field` is its name in the request.
-    pub fn new(field: &str, path: String) -> Result<Self, Fault> {
-        checked_path(field, path).map(Self)
-    }
-}
 
 /// Lists a directory.
 pub(super) async fn list(
@@ -44,21 +39,37 @@ pub(super) async fn list(
     if depth > DEPTH_MAX {
         return Err(Fault::invalid(format!("depth is {depth}: it must be 0 to {DEPTH_MAX}")));
     }
-    let request =
-        ListDirectoryRequest { sandbox_id: id.to_string(), path: path.0, depth, ..Default::default() };
+    let request = ListDirectoryRequest {
+        sandbox_id: id.to_string(),
+        path: path.into_text(),
+        depth,
+        ..Default::default()
+    };
     let listed = agent.list_directory_with_options(request, within(LIMIT)).await?.into_owned();
     Ok(listed.entries.into_iter().map(entry).collect())
 }
 
 /// Describes an entry.
-pub(super) async fn stat(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
-    let request = StatFileRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+pub(super) async fn stat(
+    agent: &AgentClient,
+    id: SandboxId,
+    path: AnyPath,
+    user: OfUser,
+) -> Result<FileEntry, Fault> {
+    let (sandbox_id, path, user) = (id.to_string(), path.into_text(), user.into_name());
+    let request = StatFileRequest { sandbox_id, path, user, ..Default::default() };
     one(agent.stat_file_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
 }
 
 /// Creates a directory and its parents.
-pub(super) async fn make(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
-    let request = MakeDirectoryRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+pub(super) async fn make(
+    agent: &AgentClient,
+    id: SandboxId,
+    path: AnyPath,
+    user: OfUser,
+) -> Result<FileEntry, Fault> {
+    let (sandbox_id, path, user) = (id.to_string(), path.into_text(), user.into_name());
+    let request = MakeDirectoryRequest { sandbox_id, path, user, ..Default::default() };
     one(agent.make_directory_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
 }
 
@@ -69,16 +80,55 @@ pub(super) async fn r#move(
     source: AnyPath,
     destination: AnyPath,
 ) -> Result<FileEntry, Fault> {
-    let (source, destination) = (source.0, destination.0);
+    let (source, destination) = (source.into_text(), destination.into_text());
     let request = MoveFileRequest { sandbox_id: id.to_string(), source, destination, ..Default::default() };
     one(agent.move_file_with_options(request, within(LIMIT)).await?.into_owned().entry.into_option())
 }
 
 /// Removes an entry, and a directory with its content.
-pub(super) async fn remove(agent: &AgentClient, id: SandboxId, path: AnyPath) -> Result<(), Fault> {
-    let request = RemoveFileRequest { sandbox_id: id.to_string(), path: path.0, ..Default::default() };
+pub(super) async fn remove(
+    agent: &AgentClient,
+    id: SandboxId,
+    path: AnyPath,
+    user: OfUser,
+) -> Result<(), Fault> {
+    let (sandbox_id, path, user) = (id.to_string(), path.into_text(), user.into_name());
+    let request = RemoveFileRequest { sandbox_id, path, user, ..Default::default() };
     agent.remove_file_with_options(request, within(LIMIT)).await?;
     Ok(())
+}
+
+/// Copies an entry, and a directory with its content.
+pub(super) async fn copy(
+    agent: &AgentClient,
+    id: SandboxId,
+    source: AnyPath,
+    destination: AnyPath,
+    user: OfUser,
+) -> Result<FileEntry, Fault> {
+    let (source, destination, user) = (source.into_text(), destination.into_text(), user.into_name());
+    let request =
+        CopyFileRequest { sandbox_id: id.to_string(), source, destination, user, ..Default::default() };
+    one(agent.copy_file_with_options(request, within(LONG)).await?.into_owned().entry.into_option())
+}
+
+/// Changes mode, owner and group of an entry, and of all below it.
+pub(super) async fn change(
+    agent: &AgentClient,
+    id: SandboxId,
+    path: AnyPath,
+    user: OfUser,
+    rights: Rights,
+    recursive: bool,
+) -> Result<FileEntry, Fault> {
+    if rights == Rights::default() {
+        return Err(Fault::invalid("there is nothing to change: give at least one of mode, owner and group"));
+    }
+    let (mode, owner, group) = rights.into_parts();
+    let (sandbox_id, path, user) = (id.to_string(), path.into_text(), user.into_name());
+    let request =
+        ChangeFileRequest { sandbox_id, path, user, mode, owner, group, recursive, ..Default::default() };
+    one(agent.change_file_with_options(request, within(LONG)).await?.into_owned().entry.into_option())
 }
 
 fn one(told: Option<EntryInfo>) -> Result<FileEntry, Fault> {

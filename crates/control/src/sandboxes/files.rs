@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files of sandboxes, streamed: no file is ever in memory as a whole.
+//! Files and archives of sandboxes, streamed: none is ever in memory as a whole.
 
 use std::{pin::pin, time::Duration};
 
@@ -13,83 +13,89 @@ use futures::{
 use wrenn_api::ErrorCode;
 use wrenn_rpc::host::v1::{
     __buffa::oneof::{read_file_response, write_file_request::Part},
-    ReadFileRequest, WriteFileRequest,
+    FileForm, ReadFileRequest, WriteFileRequest, WriteFileResponse,
+    read_file_response::State,
     write_file_request::{Commit, Open},
 };
 
-use super::attached::Attached;
+use super::{
+    attached::Attached,
+    paths::{AnyPath, FilePath},
+    rights::{OfUser, Rights},
+};
 use crate::{
     error::Fault,
     stall::{By, moving},
 };
 
-/// Maximum length of a path, in characters.
-const PATH_MAX: usize = 4096;
-/// Number of buffered pieces of an upload.
+/// Number of buffered pieces of an upload, and the maximum size of one, in bytes.
 const PENDING: usize = 4;
+const PIECE: usize = 128 << 10;
 /// Time limit for a guest to write the whole file to its disk, which may be slow.
 const SETTLE: Duration = Duration::from_secs(600);
 
-/// Path of a file in a sandbox: absolute, or relative to a home directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FilePath(String);
-
-impl FilePath {
-    /// Maximum length of a path, in bytes.
-    pub const MAX: usize = PATH_MAX * 4;
-
-    /// Checks a path as far as possible without the sandbox.
-    pub fn new(path: impl Into<String>) -> Result<Self, Fault> {
-        let path = checked_path("path", path.into())?;
-        let name = path.rsplit('/').next().unwrap_or_default();
-        if name.bytes().all(|byte| byte == b'.') {
-            return Err(Fault::invalid(
-                "path: it ends with '/' or with dots only, so it names a directory, not a file",
-            ));
-        }
-        Ok(Self(path))
-    }
-
-    /// Returns the fault of a path that is too long or no path at all.
-    pub fn wrong_length() -> Fault {
-        wrong_length("path")
-    }
+/// Conditions under which a file is read, and which part of it: fields of HTTP (RFC 9110); empty if the client sent none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// The part.
+    pub range: String,
+    /// The version of which the client has another part.
+    pub if_range: String,
+    /// Versions that the client has.
+    pub if_none_match: String,
+    /// The time of the version that the client has.
+    pub if_modified_since: String,
 }
 
-/// Checks the length of a path; `field` is its name in the request.
-pub(super) fn checked_path(field: &str, path: String) -> Result<String, Fault> {
-    let good = !path.is_empty() && path.chars().count() <= PATH_MAX && !path.contains('\0');
-    if good { Ok(path) } else { Err(wrong_length(field)) }
+/// What is sent of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it.
+    Whole,
+    /// A part: where it begins, and its length.
+    Part(u64, u64),
+    /// Nothing, because the client has this version.
+    Unchanged,
+    /// Nothing, because there is no such part.
+    NoSuchPart,
 }
 
-fn wrong_length(field: &str) -> Fault {
-    Fault::invalid(format!("{field}: 1 to {PATH_MAX} characters without NUL"))
-}
-
-/// Content of a file that is read.
+/// Content of a file or an archive that is read.
 pub struct Download {
-    /// Size in bytes, if it is known in advance.
+    /// What is sent of it.
+    pub sent: Sent,
+    /// Size of the whole file in bytes, if it is known in advance.
     pub size: Option<u64>,
-    /// The content, exactly of this size. If it breaks off, its last item is a fault.
+    /// Version of the content, as fields of HTTP; empty if there is none. What it says comes from the sandbox.
+    pub etag: String,
+    /// Time of the version.
+    pub last_modified: String,
+    /// The content, exactly of the size that was told. If it breaks off, its last item is a fault.
     pub content: BoxStream<'static, Result<Bytes, Fault>>,
 }
 
-/// Content of a file that is written.
+/// Content of a file or an archive that is written.
 pub struct Upload {
     pieces: mpsc::Sender<WriteFileRequest>,
-    max: usize,
+    max: Option<usize>,
     sent: usize,
 }
 
 impl Upload {
     /// Sends a piece of the content; false if the sandbox takes no more, because it has rejected the file.
-    pub async fn send(&mut self, piece: Bytes) -> Result<bool, Fault> {
-        self.sent += piece.len();
-        if self.sent > self.max {
-            let message = format!("the file is larger than {} bytes (server.upload_body)", self.max);
+    pub async fn send(&mut self, mut bytes: Bytes) -> Result<bool, Fault> {
+        self.sent = self.sent.saturating_add(bytes.len());
+        if let Some(max) = self.max.filter(|max| self.sent > *max) {
+            let message = format!("the file is larger than {max} bytes (server.upload_body)");
             return Err(Fault::new(ErrorCode::TooLarge, message));
         }
-        self.pass(message(Part::Chunk(piece.into()))).await
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE));
+            if !self.pass(message(Part::Chunk(piece.into()))).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn pass(&mut self, request: WriteFileRequest) -> Result<bool, Fault> {
@@ -97,51 +103,131 @@ impl Upload {
     }
 }
 
+/// What is written, and where.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    open: Open,
+    max: Option<usize>,
+}
+
+impl Destination {
+    /// A file. Missing parents are created.
+    pub fn file(path: FilePath, user: OfUser, rights: Rights) -> Self {
+        let (mode, owner, group) = rights.into_parts();
+        let open =
+            Open { path: path.into_text(), user: user.into_name(), mode, owner, group, ..Default::default() };
+        Self { open, max: None }
+    }
+
+    /// A directory into which an archive is unpacked. It is created if it is missing.
+    pub fn directory(path: AnyPath, user: OfUser) -> Self {
+        let form = FileForm::FILE_FORM_TAR.into();
+        Self {
+            open: Open { path: path.into_text(), user: user.into_name(), form, ..Default::default() },
+            max: None,
+        }
+    }
+
+    /// Refuses more than this number of bytes.
+    #[must_use]
+    pub fn of_at_most(self, bytes: usize) -> Self {
+        Self { max: Some(bytes), ..self }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Number of bytes.
+    pub size: u64,
+    /// Their SHA-256, in hexadecimal digits.
+    pub sha256: String,
+    /// Number of entries of an archive.
+    pub entries: u64,
+}
+
 impl Attached {
-    /// Writes a file, which is replaced only when its content is complete. `content` sends it, and gives the
-    /// upload back at its end; if it fails, the old file stays. If the sandbox rejects the file early, `content` is
-    /// dropped.
-    pub async fn write_file<F>(&self, path: FilePath, content: impl FnOnce(Upload) -> F) -> Result<(), Fault>
+    /// Writes a file, which is replaced only when its content is complete, or unpacks an archive. `content` sends it, and
+    /// gives the upload back at its end; if it fails, the old file stays. If the sandbox rejects the file early, `content`
+    /// is dropped.
+    pub async fn write_file<F>(
+        &self,
+        to: Destination,
+        content: impl FnOnce(Upload) -> F,
+    ) -> Result<Written, Fault>
     where
         F: Future<Output = Result<Upload, Fault>>,
     {
         let (mut pieces, requests) = mpsc::channel(PENDING);
-        let open = Open { sandbox_id: self.id.to_string(), path: path.0, ..Default::default() };
+        let open = Open { sandbox_id: self.id.to_string(), ..to.open };
         let _ = pieces.send(message(Part::Open(open.into()))).await;
-        let sending = content(Upload { pieces, max: self.upload_max, sent: 0 });
+        let sending = content(Upload { pieces, max: to.max, sent: 0 });
         let mut writing = pin!(self.agent.write_file(requests));
         let mut sending = pin!(async move {
             // If the upload is dropped without a commit, the agent leaves the file unchanged.
             let mut upload = sending.await?;
             upload.pass(message(Part::Commit(Commit::default().into()))).await
         });
-        tokio::select! {
+        let written = tokio::select! {
             written = &mut writing => {
                 // Rejected, or else the rest of what is sent has no effect.
-                written?;
+                let written = written?;
                 sending.await?;
+                written
             }
             sent = &mut sending => {
                 sent?;
-                settled(writing).await?;
+                settled(writing).await?
             }
-        }
-        Ok(())
+        };
+        let WriteFileResponse { size, sha256, entries, .. } = written.into_owned();
+        Ok(Written { size, sha256, entries })
     }
 
-    /// Reads a file.
-    pub async fn read_file(self, path: FilePath) -> Result<Download, Fault> {
-        let request = ReadFileRequest { sandbox_id: self.id.to_string(), path: path.0, ..Default::default() };
+    /// Reads a file, or a part of it.
+    pub async fn read_file(
+        self,
+        path: FilePath,
+        user: OfUser,
+        conditions: Conditions,
+    ) -> Result<Download, Fault> {
+        let Conditions { range, if_range, if_none_match, if_modified_since } = conditions;
+        let request = ReadFileRequest {
+            sandbox_id: self.id.to_string(),
+            path: path.into_text(),
+            user: user.into_name(),
+            range,
+            if_range,
+            if_none_match,
+            if_modified_since,
+            ..Default::default()
+        };
+        self.read(request).await
+    }
+
+    /// Reads a directory with its content, as a tar archive.
+    pub async fn read_archive(self, path: AnyPath, user: OfUser) -> Result<Download, Fault> {
+        let form = FileForm::FILE_FORM_TAR.into();
+        let (sandbox_id, path) = (self.id.to_string(), path.into_text());
+        let user = user.into_name();
+        self.read(ReadFileRequest { sandbox_id, path, user, form, ..Default::default() }).await
+    }
+
+    async fn read(self, request: ReadFileRequest) -> Result<Download, Fault> {
         let mut parts = moving(By::SandboxSends, self.agent.read_file(request)).await??;
         let nothing = || Fault::new(ErrorCode::AgentError, "the sandbox's host sent no file; try again");
         let first =
             moving(By::SandboxSends, parts.message()).await??.ok_or_else(nothing)?.to_owned_message().part;
-        let size = match first {
-            Some(read_file_response::Part::Size(size)) => Some(size),
-            Some(read_file_response::Part::Unsized(_)) => None,
-            _ => return Err(nothing()),
+        let Some(read_file_response::Part::Head(head)) = first else { return Err(nothing()) };
+        let head = *head;
+        let (sent, left) = match head.state.as_known() {
+            Some(State::STATE_WHOLE) => (Sent::Whole, head.size),
+            Some(State::STATE_PART) => (Sent::Part(head.start, head.length), Some(head.length)),
+            Some(State::STATE_UNCHANGED) => (Sent::Unchanged, Some(0)),
+            Some(State::STATE_NO_SUCH_PART) => (Sent::NoSuchPart, Some(0)),
+            None => return Err(nothing()),
         };
-        let content = stream::try_unfold((parts, size), async |(mut parts, left)| {
+        let content = stream::try_unfold((parts, left), async |(mut parts, left)| {
             loop {
                 let Some(message) = moving(By::SandboxSends, parts.message()).await?? else {
                     return match left {
@@ -163,7 +249,8 @@ impl Attached {
         let content = content.inspect(move |_| {
             let _ = &self;
         });
-        Ok(Download { size, content: content.boxed() })
+        let (etag, last_modified) = (head.etag, head.last_modified);
+        Ok(Download { sent, size: head.size, etag, last_modified, content: content.boxed() })
     }
 }
 
@@ -172,7 +259,7 @@ fn message(part: Part) -> WriteFileRequest {
 }
 
 /// Waits for the response to a write that was sent completely.
-async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> Result<(), Fault> {
+async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> Result<T, Fault> {
     let late = |_| {
         let message = format!(
             "the sandbox did not bring the file to its disk within {} s; try again, or see whether its guest works",
@@ -180,8 +267,7 @@ async fn settled<T>(writing: impl Future<Output = Result<T, ConnectError>>) -> R
         );
         Fault::new(ErrorCode::Timeout, message)
     };
-    tokio::time::timeout(SETTLE, writing).await.map_err(late)??;
-    Ok(())
+    Ok(tokio::time::timeout(SETTLE, writing).await.map_err(late)??)
 }
 
 fn shrunk() -> Fault {

@@ -12,22 +12,26 @@ mod files;
 pub(crate) mod idle;
 mod lookup;
 mod metadata;
+mod paths;
 mod pause;
 mod place;
 mod processes;
 pub(crate) mod reconcile;
 mod resume;
+mod rights;
 mod running;
 mod settle;
+mod signed;
 mod step;
 mod terminals;
 mod timeout;
 mod update;
+mod watch;
 
 use serde_json::json;
 use wrenn_api::{
-    BackgroundProcess, CreateSandbox, FileEntry, ProcessInfo, ResumeSandbox, Sandbox, SandboxId, SandboxRef,
-    SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
+    BackgroundProcess, CreateSandbox, FileEntry, FileOperation, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
+    SandboxRef, SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
 };
 
 use self::activity::Active;
@@ -37,6 +41,7 @@ use crate::{
     db::{self, sandboxes::Filter},
     error::Fault,
     idempotency::Idempotency,
+    signatures::{Signature, Subject},
     state::App,
 };
 
@@ -44,9 +49,11 @@ pub use attached::{Attached, Exit, From, ProcessEvent, ProcessEvents, ProcessInp
 #[cfg(test)]
 pub(crate) use command::run;
 pub use command::{BackgroundCommand, Finished, TimedCommand};
-pub use directories::AnyPath;
-pub use files::{Download, FilePath, Upload};
+pub use files::{Conditions, Destination, Download, Sent, Upload, Written};
+pub use paths::{AnyPath, FilePath};
 pub use processes::Selector;
+pub use rights::{OfUser, Rights};
+pub use watch::FileChanges;
 
 /// Sandboxes of teams.
 #[derive(Clone)]
@@ -238,9 +245,15 @@ impl Sandboxes {
     }
 
     /// Describes an entry of a sandbox's file system.
-    pub async fn stat_file(&self, caller: &Caller, id: SandboxId, path: AnyPath) -> Result<FileEntry, Fault> {
+    pub async fn stat_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        path: AnyPath,
+        user: OfUser,
+    ) -> Result<FileEntry, Fault> {
         let (agent, _active) = self.reach(caller, id).await?;
-        directories::stat(&agent, id, path).await
+        directories::stat(&agent, id, path, user).await
     }
 
     /// Creates a directory and its parents. Fails if it exists.
@@ -249,9 +262,10 @@ impl Sandboxes {
         caller: &Caller,
         id: SandboxId,
         path: AnyPath,
+        user: OfUser,
     ) -> Result<FileEntry, Fault> {
         let (agent, _active) = self.reach(caller, id).await?;
-        directories::make(&agent, id, path).await
+        directories::make(&agent, id, path, user).await
     }
 
     /// Moves an entry; a file that is there is replaced.
@@ -267,9 +281,54 @@ impl Sandboxes {
     }
 
     /// Removes an entry, and a directory with its content. Fails if there is none.
-    pub async fn remove_file(&self, caller: &Caller, id: SandboxId, path: AnyPath) -> Result<(), Fault> {
+    pub async fn remove_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        path: AnyPath,
+        user: OfUser,
+    ) -> Result<(), Fault> {
         let (agent, _active) = self.reach(caller, id).await?;
-        directories::remove(&agent, id, path).await
+        directories::remove(&agent, id, path, user).await
+    }
+
+    /// Copies an entry, and a directory with its content, to a path where nothing is.
+    pub async fn copy_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        source: AnyPath,
+        destination: AnyPath,
+        user: OfUser,
+    ) -> Result<FileEntry, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::copy(&agent, id, source, destination, user).await
+    }
+
+    /// Changes mode, owner and group of an entry; with `recursive` also of all below it.
+    pub async fn change_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        path: AnyPath,
+        user: OfUser,
+        rights: Rights,
+        recursive: bool,
+    ) -> Result<FileEntry, Fault> {
+        let (agent, _active) = self.reach(caller, id).await?;
+        directories::change(&agent, id, path, user, rights, recursive).await
+    }
+
+    /// Signs a URL with which a file is read or written without an API key, for a number of seconds.
+    pub async fn sign_file(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        file: (FilePath, OfUser),
+        operation: FileOperation,
+        seconds: Option<u32>,
+    ) -> Result<(Subject, Signature), Fault> {
+        signed::sign(&self.app, caller, id, file, operation, seconds).await
     }
 
     /// Reaches a running sandbox for one call. As long as the second value exists, the sandbox is active.
@@ -282,6 +341,6 @@ impl Sandboxes {
     /// Attaches to a running sandbox for one stream: a process with its input and output, or a file.
     pub async fn attach(&self, caller: &Caller, id: SandboxId) -> Result<Attached, Fault> {
         let (agent, active) = running::dedicated(&self.app, caller.team().uuid(), id).await?;
-        Ok(Attached::new(agent, id, self.app.limits.upload_body).keeping(active))
+        Ok(Attached::new(agent, id).keeping(active))
     }
 }

@@ -19,7 +19,13 @@ use axum::{
 use serde::Deserialize;
 
 use super::{Caller, failed, unreadable, write::described};
-use crate::{metadata::Metadata, regular, respond::error, settings::Settings, upload::Upload};
+use crate::{
+    metadata::Metadata,
+    regular,
+    respond::error,
+    settings::Settings,
+    upload::{Rights, Upload},
+};
 
 /// Request body.
 #[derive(Deserialize)]
@@ -68,7 +74,10 @@ async fn join(settings: &Settings, headers: &HeaderMap, body: &[u8]) -> Result<R
         Ok::<_, Response>(sources)
     });
     let sources = copied.await.map_err(lost)??;
-    let kept = upload.finish(&Metadata::new()).await.map_err(|e| failed("write", &destination, &e))?;
+    let kept = upload
+        .finish(&Metadata::new(), Rights::default())
+        .await
+        .map_err(|e| failed("write", &destination, &e))?;
     let removed = tokio::task::spawn_blocking(move || {
         // One that was named twice, or that somebody else has removed, is gone already.
         sources.iter().for_each(|source| drop(fs::remove_file(source)));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `/files` and `/files/compose`: whole files over plain HTTP, streamed in pieces of bounded size. Here is what all of their
-//! methods share: parameters, who may call, and errors.
+//! `/files`, `/files/archive` and `/files/compose`: whole files and directories over plain HTTP, streamed in pieces of bounded
+//! size. Here is what all of their methods share: parameters, who may call, and errors.
 
+mod archive;
 mod coding;
 mod compose;
 mod content;
@@ -25,10 +26,15 @@ use base64::Engine as _;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::{compose::post as compose, read::get, write::post};
+pub(crate) use self::{
+    archive::{get as get_archive, put as put_archive},
+    compose::post as compose,
+    read::get,
+    write::post,
+};
 use crate::{
     paths,
-    respond::error,
+    respond::{error, error_with_reason},
     settings::{self, Settings},
     users::{self, User},
 };
@@ -47,6 +53,10 @@ pub(crate) struct Params {
     /// Whether to write a temporary file, sync and rename it, so that an interrupted upload leaves the old
     /// file.
     atomic: bool,
+    /// Extension, only with the token: permission bits in octal digits, owner and group by name or number.
+    mode: Option<String>,
+    owner: Option<String>,
+    group: Option<String>,
 }
 
 /// Who calls: the user, and where the user's empty path leads.
@@ -69,7 +79,9 @@ impl Caller {
         };
         let values = settings.snapshot();
         let name = named.or(values.default_user).unwrap_or_else(|| "root".into());
-        let user = users::find(name).await.map_err(unauthorized)?;
+        let user = users::find(name)
+            .await
+            .map_err(|e| error_with_reason(StatusCode::UNAUTHORIZED, "user_not_found", e.to_string()))?;
         Ok(Self { user, workdir: values.default_workdir })
     }
 
@@ -121,7 +133,11 @@ fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
         K::NotFound => StatusCode::NOT_FOUND,
         K::PermissionDenied | K::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
         K::StorageFull | K::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
-        K::IsADirectory | K::InvalidInput => StatusCode::BAD_REQUEST,
+        K::IsADirectory => {
+            let text = format!("cannot {action} {}: it is a directory", path.display());
+            return error_with_reason(StatusCode::BAD_REQUEST, "is_a_directory", text);
+        }
+        K::InvalidInput => StatusCode::BAD_REQUEST,
         // When reading, such a file cannot exist; when writing, an existing file is in the way.
         K::NotADirectory | K::InvalidFilename if action == "read" => StatusCode::NOT_FOUND,
         K::NotADirectory | K::InvalidFilename => StatusCode::CONFLICT,
@@ -134,7 +150,10 @@ fn failed(action: &str, path: &Path, cause: &io::Error) -> Response {
 fn unreadable(path: &Path, cause: &io::Error) -> Response {
     let refused = |what| error(StatusCode::BAD_REQUEST, format!("{} is {what}", path.display()));
     match cause.kind() {
-        io::ErrorKind::IsADirectory => refused("a directory"),
+        io::ErrorKind::IsADirectory => {
+            let text = format!("{} is a directory", path.display());
+            error_with_reason(StatusCode::BAD_REQUEST, "is_a_directory", text)
+        }
         io::ErrorKind::InvalidInput => refused("not a regular file"),
         _ => failed("read", path, cause),
     }

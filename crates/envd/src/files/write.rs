@@ -15,7 +15,7 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{FromRequest as _, Multipart, Query, Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use futures::{Stream, StreamExt as _};
@@ -28,7 +28,8 @@ use crate::{
     metadata::{self, Metadata},
     respond::error,
     settings::Settings,
-    upload::Upload,
+    upload::{Rights, Upload},
+    users::Ids,
 };
 
 /// Bytes of a form in which its parser may find nothing.
@@ -52,7 +53,8 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
         .map_err(|coding| bad(format!("Content-Encoding '{coding}' is not supported; send gzip or none")))?;
     let request = if gzipped { decompressed(request) } else { request };
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let writer = Writer { caller, metadata, atomic: params.atomic, request: request_id(&request) };
+    let rights = rights(settings, params, request.headers()).await?;
+    let writer = Writer { caller, metadata, rights, atomic: params.atomic, request: request_id(&request) };
     let written = match kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/octet-stream" => {
             let path = params.path.as_deref().ok_or_else(|| bad("?path is missing".into()))?;
@@ -69,6 +71,24 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
         }
     };
     Ok(Json(written).into_response())
+}
+
+/// Reads the rights that the files get. Signatures do not cover them, so that they need the token.
+async fn rights(settings: &Settings, params: &Params, headers: &HeaderMap) -> Result<Rights, Response> {
+    let Params { mode, owner, group, .. } = params;
+    if [mode, owner, group].iter().all(|given| given.is_none()) {
+        return Ok(Rights::default());
+    }
+    if !settings.admits(headers.get("x-access-token").and_then(|v| v.to_str().ok())) {
+        let text = "mode, owner and group need the X-Access-Token header: a signature does not cover them";
+        return Err(error(StatusCode::UNAUTHORIZED, text));
+    }
+    let octal = |text: &String| u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+    let none = || bad("mode must be 0 to 7777 in octal digits".into());
+    let mode = mode.as_ref().map(|text| octal(text).ok_or_else(none)).transpose()?;
+    let name = |text: &Option<String>| text.clone().unwrap_or_default();
+    let ids = Ids::find(&name(owner), &name(group)).await.map_err(|e| bad(e.to_string()))?;
+    Ok(Rights { mode, ids })
 }
 
 fn bad(text: String) -> Response {
@@ -120,6 +140,7 @@ fn without_endless_headers(request: Request, pending: &Arc<AtomicUsize>) -> Requ
 struct Writer {
     caller: Caller,
     metadata: Metadata,
+    rights: Rights,
     atomic: bool,
     /// Id of the request, for the log.
     request: Option<String>,
@@ -175,7 +196,8 @@ impl Writer {
             let piece = piece.map_err(|e| bad(format!("the upload broke off: {e}")))?;
             upload.file.write_all(&piece).await.map_err(|e| failed("write", &path, &e))?;
         }
-        let kept = upload.finish(&self.metadata).await.map_err(|e| failed("write", &path, &e))?;
+        let kept =
+            upload.finish(&self.metadata, self.rights).await.map_err(|e| failed("write", &path, &e))?;
         if kept != self.metadata {
             let text = format_args!("{} keeps no metadata: its file system has none", path.display());
             log::line(self.request.as_deref(), text);

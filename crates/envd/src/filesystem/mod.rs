@@ -25,10 +25,7 @@ use wrenn_rpc::filesystem::{
     StatResponse, WatchDirRequest, WatchDirResponse,
 };
 
-use self::{
-    copy::Owner,
-    permissions::{Change, Ids},
-};
+use self::{copy::Owner, permissions::Change};
 use crate::{
     entry::{entry, failed},
     parents::make_parents,
@@ -198,7 +195,7 @@ impl Filesystem for Service {
     ) -> ServiceResult<impl Encodable<ChownResponse> + Send + use<'a>> {
         let request = request.to_owned_message();
         let path = self.caller(&ctx).await?.named(&request.path)?;
-        let ids = Ids::find(&request.owner, &request.group).await?;
+        let ids = permissions::ids(&request.owner, &request.group).await?;
         let entry = blocking(move |cancelled| {
             permissions::apply(&path, Change::Owner(ids), request.recursive, cancelled)?;
             described(&path)

@@ -16,20 +16,13 @@ use connectrpc::ConnectError;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::go_on;
-use crate::{entry::failed, users};
+use crate::{entry::failed, users::Ids};
 
 /// What to change.
 #[derive(Clone, Copy)]
 pub(super) enum Change {
     Mode(u32),
     Owner(Ids),
-}
-
-/// User and group; `None` is as it is.
-#[derive(Clone, Copy)]
-pub(super) struct Ids {
-    user: Option<u32>,
-    group: Option<u32>,
 }
 
 impl Change {
@@ -59,26 +52,12 @@ impl Change {
     }
 }
 
-impl Ids {
-    /// Finds user and group by name or number; empty is as it is.
-    pub(super) async fn find(user: &str, group: &str) -> Result<Self, ConnectError> {
-        let unknown = |e: users::UserError| ConnectError::invalid_argument(e.to_string());
-        let number = |text: &str| text.parse::<u32>().ok();
-        if user.is_empty() && group.is_empty() {
-            return Err(ConnectError::invalid_argument("neither owner nor group is given"));
-        }
-        let user = match (user, number(user)) {
-            ("", _) => None,
-            (_, Some(id)) => Some(id),
-            (name, None) => Some(users::find(name.into()).await.map_err(unknown)?.uid),
-        };
-        let group = match (group, number(group)) {
-            ("", _) => None,
-            (_, Some(id)) => Some(id),
-            (name, None) => Some(users::find_group(name.into()).await.map_err(unknown)?),
-        };
-        Ok(Self { user, group })
+/// Finds user and group by name or number; empty is as it is, but not both.
+pub(super) async fn ids(user: &str, group: &str) -> Result<Ids, ConnectError> {
+    if user.is_empty() && group.is_empty() {
+        return Err(ConnectError::invalid_argument("neither owner nor group is given"));
     }
+    Ids::find(user, group).await.map_err(|error| ConnectError::invalid_argument(error.to_string()))
 }
 
 /// Changes what a path leads to, and if `recursive` what is below it. Symbolic links are followed only at the top.

@@ -2,6 +2,7 @@
 //! Runs the real envd as an ordinary process and calls it like sandbox clients.
 #![allow(clippy::unwrap_used)]
 
+mod archives;
 mod bounds;
 mod client;
 mod codings;

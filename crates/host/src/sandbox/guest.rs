@@ -11,10 +11,9 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
-use futures::{Stream, StreamExt as _, stream};
 use http::{Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
@@ -39,11 +38,11 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Delay between readiness checks.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Time limit for envd's response to `/init`, and for its first response to any call.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// Maximum number of bytes read of envd's error response.
 const ERROR_TEXT: usize = 64 << 10;
 /// Maximum number of characters of envd's error that are passed on.
-const ERROR_SHOWN: usize = 512;
+pub(super) const ERROR_SHOWN: usize = 512;
 /// Maximum number of concurrent calls on one connection to a guest; further ones wait.
 const CALLS: usize = 256;
 /// Flow control window in bytes of a connection with a command's streamed output.
@@ -52,6 +51,9 @@ const UNREAD: u32 = 128 << 10;
 const UNREAD_SHARED: u32 = 1 << 20;
 /// Maximum message size of envd: a piece of output of at most 64 KiB and its framing.
 const MESSAGE_MAX: usize = (64 << 10) + 4096;
+
+/// Codes that envd may give as the reason of a refusal.
+const REASONS: [ErrorCode; 3] = [ErrorCode::IsADirectory, ErrorCode::NotADirectory, ErrorCode::UserNotFound];
 
 /// Time limit for a first command.
 const WARM: Duration = Duration::from_secs(15);
@@ -64,7 +66,8 @@ const PREPARE: Duration = Duration::from_secs(10);
 const CLOCK_PRECISION: Duration = Duration::from_millis(500);
 const CLOCK_ATTEMPTS: u32 = 3;
 
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+/// Body of a request to envd.
+pub(super) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// Client of envd's process service.
 pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
@@ -167,6 +170,16 @@ impl Guest {
         ProcessClient::new(connection(self.uri.clone(), UNREAD, 2), config(self.uri.clone()))
     }
 
+    /// Creates a client of its file system with its own connection, for a stream that may be read slowly or not at all.
+    pub(super) fn dedicated_files(&self) -> FilesystemClient<SharedHttp2Connection> {
+        FilesystemClient::new(connection(self.uri.clone(), UNREAD, 2), config(self.uri.clone()))
+    }
+
+    /// Cancelled when the guest has exited.
+    pub(super) fn gone(&self) -> CancellationToken {
+        self.gone.clone()
+    }
+
     /// Waits until the guest has exited.
     pub(super) async fn ended(&self) -> AgentError {
         self.gone.cancelled().await;
@@ -182,7 +195,7 @@ impl Guest {
     }
 
     /// Sends a request; fails if the guest exits meanwhile.
-    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+    pub(super) async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
         self.meanwhile(self.http.request(request)).await?.map_err(|error| unreachable(&error))
     }
 
@@ -198,7 +211,12 @@ impl Guest {
         options.with_header("authorization", basic(user))
     }
 
-    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, AgentError> {
+    pub(super) fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Request<Body>, AgentError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.authority))
@@ -289,52 +307,6 @@ impl Guest {
         let answered = tokio::time::timeout(PREPARE, self.answer(request)).await;
         checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
-
-    fn file_query(path: &str, user: &str) -> String {
-        let mut query = format!("/files?path={}", escape(path));
-        if !user.is_empty() {
-            query.push_str(&format!("&username={}", escape(user)));
-        }
-        query
-    }
-
-    /// Opens a file for reading; returns its size, if the guest knows it, and its content.
-    pub(crate) async fn read_file(
-        &self,
-        path: &str,
-        user: &str,
-    ) -> Result<(Option<u64>, impl Stream<Item = Result<Bytes, AgentError>> + Send + use<>), AgentError> {
-        let request = self.request(Method::GET, &Self::file_query(path, user), empty())?;
-        let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
-        let response = checked(answered.map_err(|_| overdue())??).await?;
-        let length = response.headers().get(header::CONTENT_LENGTH);
-        let size = length.and_then(|value| value.to_str().ok()?.parse().ok());
-        let content = BodyStream::new(response.into_body()).filter_map(|frame| async {
-            match frame {
-                Ok(frame) => frame.into_data().ok().map(Ok),
-                Err(error) => Some(Err(unreachable(&error))),
-            }
-        });
-        let (gone, broken) = (self.gone.clone(), self.gone.clone());
-        let content = content.take_until(gone.cancelled_owned());
-        let last = stream::once(async move { broken.is_cancelled().then(|| Err(ended())) });
-        Ok((size, content.chain(last.filter_map(async |error| error))))
-    }
-
-    /// Writes a file: it replaces the old one only if `content` ends without an error.
-    pub(crate) async fn write_file(
-        &self,
-        path: &str,
-        user: &str,
-        content: impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
-    ) -> Result<(), AgentError> {
-        let body = StreamBody::new(content.map(|piece| piece.map(Frame::data))).boxed_unsync();
-        let query = format!("{}&atomic=true", Self::file_query(path, user));
-        let mut request = self.request(Method::POST, &query, body)?;
-        let kind = header::HeaderValue::from_static("application/octet-stream");
-        request.headers_mut().insert(header::CONTENT_TYPE, kind);
-        checked(self.answer(request).await?).await.map(drop)
-    }
 }
 
 /// Header with which envd is told the user of a call.
@@ -365,7 +337,7 @@ pub(super) fn shorten(text: &str) -> String {
 }
 
 /// Returns a successful response, or converts envd's error.
-async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
+pub(super) async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
@@ -377,11 +349,16 @@ async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, Age
     .await
     .map_err(|_| overdue())?;
     let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let message = serde_json::from_slice::<serde_json::Value>(&text)
-        .ok()
-        .and_then(|body| body["message"].as_str().map(shorten))
-        .unwrap_or_else(|| format!("the sandbox answered with status {status}"));
+    let body = serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_default();
+    let message = body["message"].as_str().map(shorten);
+    let message = message.unwrap_or_else(|| format!("the sandbox answered with status {status}"));
+    let reason = body["reason"].as_str().and_then(|reason| reason.parse().ok());
     let code = match status {
+        StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED
+            if reason.is_some_and(|reason| REASONS.contains(&reason)) =>
+        {
+            reason.unwrap_or(ErrorCode::InvalidRequest)
+        }
         StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED => ErrorCode::InvalidRequest,
         StatusCode::FORBIDDEN => ErrorCode::Forbidden,
         StatusCode::CONFLICT => ErrorCode::Conflict,
@@ -417,15 +394,16 @@ pub(super) fn overdue() -> AgentError {
     AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
 }
 
-fn ended() -> AgentError {
+pub(super) fn ended() -> AgentError {
     AgentError::new(ErrorCode::InvalidState, "the sandbox ended or was paused while this was in work")
 }
 
-fn empty() -> Body {
+pub(super) fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
 
-fn escape(text: &str) -> String {
+/// Escapes a value of a query.
+pub(super) fn escape(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
             out.push(byte as char);
@@ -434,70 +412,4 @@ fn escape(text: &str) -> String {
         }
         out
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use proptest::{prop_assert, proptest};
-    use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpListener,
-    };
-    use wrenn_testkit::fuzz;
-
-    use super::*;
-
-    const ANSWERS: &[&str] = &[
-        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        "HTTP/1.1 404 Not Found\r\ncontent-length: 34\r\n\r\n{\"code\":404,\"message\":\"no\\nfile\"}  ",
-        "HTTP/1.1 507 \r\ncontent-length: 0\r\n\r\n",
-    ];
-
-    /// Answers every request with these bytes, and closes.
-    async fn serve(listener: TcpListener, answer: Vec<u8>) {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let _ = stream.read(&mut [0; 4096]).await;
-            // It fails if the other side has given up.
-            let _ = stream.write_all(&answer).await;
-        }
-    }
-
-    async fn read(address: SocketAddr) -> Result<usize, AgentError> {
-        let share = Share::of(Memory::new(1 << 20));
-        let guest = Guest::at(address.to_string(), "", share)?;
-        let (_, content) = guest.read_file("/x", "").await?;
-        let pieces: Vec<_> = content.collect().await;
-        pieces.into_iter().try_fold(0, |size, piece| Ok(size + piece?.len()))
-    }
-
-    proptest! {
-        #![proptest_config(fuzz::config())]
-
-        /// A hostile guest answers what it likes: the request ends, and an error is one short line.
-        #[test]
-        fn whatever_a_guest_answers_the_request_ends(answer in fuzz::damaged(ANSWERS)) {
-            let size = answer.len();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let read = runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-                let address = listener.local_addr().unwrap();
-                tokio::select! {
-                    read = read(address) => read,
-                    () = serve(listener, answer) => unreachable!("it serves for ever"),
-                }
-            });
-            match read {
-                Ok(read) => prop_assert!(read <= size, "{read} bytes of {size}"),
-                Err(error) => {
-                    let message = error.message;
-                    prop_assert!(error.code != ErrorCode::Timeout, "{message}");
-                    prop_assert!(!message.contains(char::is_control), "{message:?}");
-                    prop_assert!(message.chars().count() <= 2 * ERROR_SHOWN, "{message:?}");
-                }
-            }
-        }
-    }
 }

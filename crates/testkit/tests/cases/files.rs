@@ -71,7 +71,7 @@ pub(crate) async fn the_path_may_be_in_the_query(stack: Arc<Stack>) -> Result<()
 pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;
     stack.api.read(&id, "/no/such/file").await?.expect_error(404, "not_found")?;
-    stack.api.read(&id, "/etc").await?.expect_error(400, "invalid_request")?;
+    stack.api.read(&id, "/etc").await?.expect_error(400, "is_a_directory")?;
     let huge = vec![0; 101 << 20];
     stack.api.write(&id, "huge", huge).await?.expect_error(413, "too_large")?;
     let absent = stack.api.exec(&id, &["test", "-e", "huge"]).await?;

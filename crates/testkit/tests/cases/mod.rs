@@ -27,6 +27,7 @@ mod support;
 mod template_snapshots;
 mod tenants;
 mod terminals;
+mod transfers;
 
 use std::{pin::Pin, sync::Arc};
 
@@ -147,6 +148,14 @@ pub(crate) fn beside() -> Cases<Case> {
         terminals::input_output_and_size_are_exact,
         terminals::they_end_and_are_refused,
         terminals::the_program_gives_a_terminal,
+        transfers::content_is_read_as_http_has_it,
+        transfers::a_failed_upload_leaves_the_old_file,
+        transfers::files_have_the_rights_that_are_given,
+        transfers::a_directory_comes_back_as_it_went_out,
+        transfers::hostile_archives_write_nothing_outside,
+        transfers::changes_are_told_as_they_happen,
+        transfers::the_command_line_copies_directories,
+        transfers::the_command_line_works_with_files,
     ]
 }
 
@@ -167,6 +176,9 @@ pub(crate) fn alone() -> Cases<Case> {
         pause::snapshots_amid_writes_are_whole,
         faults::at_every_step,
         secrets::none_in_logs_or_command_lines,
+        transfers::a_large_file_is_streamed_both_ways,
+        // It replaces the key of all.
+        transfers::a_signed_url_opens_one_file,
     ]
 }
 

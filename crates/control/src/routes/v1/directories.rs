@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Directories and entries of sandboxes: list, stat, make, move and remove.
+//! Directories and entries of sandboxes: list, stat, make, move, copy, change and remove.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
-use wrenn_api::{EntryPath, FileEntries, ListFiles, MoveFile, OneEntry};
+use wrenn_api::{ChangeFile, CopyFile, EntryPath, FileEntries, ListFiles, MoveFile, OneEntry};
 
 use super::{
     error_responses::OfDirectories,
     extract::{Body, Target},
 };
-use crate::{error::Fault, sandboxes::AnyPath, services::Services};
+use crate::{
+    error::Fault,
+    sandboxes::{AnyPath, OfUser, Rights},
+    services::Services,
+};
 
 /// List a directory.
 ///
@@ -49,8 +53,9 @@ pub(super) async fn stat(
     target: Target,
     body: Body<EntryPath>,
 ) -> Result<Json<OneEntry>, Fault> {
-    let path = AnyPath::new("path", body.value.path)?;
-    let entry = services.sandboxes().stat_file(&target.caller, target.id, path).await?;
+    let EntryPath { path, user } = body.value;
+    let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
+    let entry = services.sandboxes().stat_file(&target.caller, target.id, path, user).await?;
     Ok(Json(OneEntry { entry }))
 }
 
@@ -71,8 +76,9 @@ pub(super) async fn mkdir(
     target: Target,
     body: Body<EntryPath>,
 ) -> Result<Json<OneEntry>, Fault> {
-    let path = AnyPath::new("path", body.value.path)?;
-    let entry = services.sandboxes().make_directory(&target.caller, target.id, path).await?;
+    let EntryPath { path, user } = body.value;
+    let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
+    let entry = services.sandboxes().make_directory(&target.caller, target.id, path, user).await?;
     Ok(Json(OneEntry { entry }))
 }
 
@@ -114,7 +120,56 @@ pub(super) async fn remove(
     target: Target,
     body: Body<EntryPath>,
 ) -> Result<StatusCode, Fault> {
-    let path = AnyPath::new("path", body.value.path)?;
-    services.sandboxes().remove_file(&target.caller, target.id, path).await?;
+    let EntryPath { path, user } = body.value;
+    let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
+    services.sandboxes().remove_file(&target.caller, target.id, path, user).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Copy a file or directory.
+///
+/// The copy keeps modes, links and metadata, and belongs to the user. It appears when it is complete; what is at the destination
+/// is not replaced (409).
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/copy", operation_id = "copyFile", tag = "files",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
+    request_body = CopyFile,
+    responses((status = 200, description = "It was copied.", body = OneEntry), OfDirectories)
+)]
+pub(super) async fn copy(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<CopyFile>,
+) -> Result<Json<OneEntry>, Fault> {
+    let CopyFile { source, destination, user } = body.value;
+    let (source, destination) = (AnyPath::new("source", source)?, AnyPath::new("destination", destination)?);
+    let user = OfUser::new(user)?;
+    let entry = services.sandboxes().copy_file(&target.caller, target.id, source, destination, user).await?;
+    Ok(Json(OneEntry { entry }))
+}
+
+/// Change mode, owner and group of a file or directory.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/permissions", operation_id = "changeFile", tag = "files",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
+    request_body = ChangeFile,
+    responses((status = 200, description = "It was changed.", body = OneEntry), OfDirectories)
+)]
+pub(super) async fn change(
+    State(services): State<Services>,
+    target: Target,
+    body: Body<ChangeFile>,
+) -> Result<Json<OneEntry>, Fault> {
+    let ChangeFile { path, mode, owner, group, recursive, user } = body.value;
+    let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
+    let rights = Rights::new(mode.as_deref(), owner, group)?;
+    let sandboxes = services.sandboxes();
+    let changing = sandboxes.change_file(&target.caller, target.id, path, user, rights, recursive);
+    Ok(Json(OneEntry { entry: changing.await? }))
 }

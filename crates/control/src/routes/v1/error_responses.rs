@@ -63,10 +63,22 @@ refusals! {
     OfExecStream: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations on entries of a file system.
-    OfDirectories: Forbidden NotFound AmbiguousId InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+    OfDirectories: UserNotFound AmbiguousId Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
-    /// Error responses of `readFile` and `writeFile`.
-    OfFiles: Forbidden NotFound AmbiguousId InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
+    /// Error responses of `readContent` and `writeContent`, which signed URLs lead to, too.
+    OfContent: IsADirectory SignatureInvalid SignatureExpired UserNotFound AmbiguousId Forbidden NotFound InvalidState Conflict
+        SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge UnsupportedMediaType RangeNotSatisfiable AgentError
+        NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `signFile`.
+    OfSign: Forbidden NotFound AmbiguousId TooLarge UnsupportedMediaType;
+    /// Error responses of `readArchive` and `writeArchive`.
+    OfArchives: NotADirectory UserNotFound AmbiguousId Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged
+        SnapshotIncompatible UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `watchFiles`, before the connection is a WebSocket.
+    OfWatch: UserNotFound AmbiguousId Forbidden NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError
+        NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of operations on files in forms and by requests in JSON.
+    OfFiles: IsADirectory Forbidden NotFound AmbiguousId InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
 }
 
@@ -114,6 +126,13 @@ pub(in crate::routes) fn examples() -> impl Iterator<Item = (String, Example)> {
 fn message(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::InvalidRequest => "vcpus is 0: it must be 1 to 64",
+        ErrorCode::IsADirectory => "/etc is a directory",
+        ErrorCode::NotADirectory => "cannot read /etc/passwd: it is not a directory",
+        ErrorCode::SignatureInvalid => {
+            "the signature does not fit the method, path, user and time of the URL: sign another one"
+        }
+        ErrorCode::SignatureExpired => "the time of the signed URL is over: sign another one",
+        ErrorCode::RangeNotSatisfiable => "the file has 6 bytes, and no part as it is asked for",
         ErrorCode::Unauthorized => "Missing or invalid API key. Send it in the header X-API-Key.",
         ErrorCode::Forbidden => "cannot write /proc/version: permission denied",
         ErrorCode::ProgramNotExecutable => "/etc/passwd: permission denied",

@@ -12,6 +12,7 @@ use bytes::BytesMut;
 use http::{header, request::Parts};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, de::DeserializeOwned};
 use wrenn_api::{ErrorCode, SandboxId, SandboxRef};
 
@@ -159,6 +160,29 @@ impl Parameters {
         };
         self.0.into_iter().map(value).collect()
     }
+
+    /// Returns the values of these parameters. Fails if there is another one, or one of them twice.
+    pub(super) fn known<const N: usize>(self, names: [&str; N]) -> Result<[Option<String>; N], Fault> {
+        let mut values = [const { None }; N];
+        for (name, value) in self.0 {
+            let place = names.iter().position(|known| *known == name);
+            let shown = || name.chars().take(64).collect::<String>();
+            let Some(place) = place else {
+                let all = names.join(", ");
+                return Err(Fault::invalid(format!(
+                    "the parameter {:?} is not known: there are {all}",
+                    shown()
+                )));
+            };
+            if values[place].replace(value).is_some() {
+                return Err(Fault::invalid(format!(
+                    "the parameter {} is there twice: send it once",
+                    shown()
+                )));
+            }
+        }
+        Ok(values)
+    }
 }
 
 impl FromRequestParts<Services> for Parameters {
@@ -168,6 +192,10 @@ impl FromRequestParts<Services> for Parameters {
         let malformed =
             |_: QueryRejection| Fault::invalid("the query is malformed: send name=value pairs in UTF-8");
         let Query(parameters) = parts.extract().await.map_err(malformed)?;
+        // The parser replaces invalid bytes, and what is meant would be something else.
+        if percent_decode_str(parts.uri.query().unwrap_or_default()).decode_utf8().is_err() {
+            return Err(Fault::invalid("the query is malformed: send name=value pairs in UTF-8"));
+        }
         Ok(Self(parameters))
     }
 }

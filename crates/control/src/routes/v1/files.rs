@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Upload and download of files, streamed from and to the client.
+//! Upload of files in forms, and download by requests in JSON, streamed from and to the client.
 
 use axum::{
-    body::Body as HttpBody,
     extract::{Query, RawQuery, Request, State, rejection::QueryRejection},
     response::Response,
 };
-use http::{StatusCode, header};
+use http::StatusCode;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -14,13 +13,14 @@ use wrenn_api::ReadFile;
 use wrenn_rpc::Foreign;
 
 use super::{
+    download::{BYTES, Content, render},
     error_responses::OfFiles,
     extract::{Body, Target},
     form::{Form, Part},
 };
 use crate::{
     error::Fault,
-    sandboxes::{Attached, Download, FilePath, Upload},
+    sandboxes::{Attached, Conditions, Destination, FilePath, OfUser, Rights, Upload},
     services::Services,
 };
 
@@ -41,12 +41,6 @@ pub(super) struct UploadForm {
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
-
-/// Content of a file.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = Binary)]
-#[allow(dead_code, reason = "describes the body, which is streamed")]
-pub(super) struct Content(Vec<u8>);
 
 /// Query parameters for clients that cannot send the part `path` first.
 #[derive(Debug, Deserialize)]
@@ -77,6 +71,48 @@ pub(super) async fn write(
     RawQuery(query): RawQuery,
     request: Request,
 ) -> Result<StatusCode, Fault> {
+    let max = Some(services.state().limits.upload_body);
+    write_form(&services, &target, Where { to, query }, request, max).await
+}
+
+/// Write a file of any size.
+///
+/// As `writeFile`, but a file may be as large as the disk of the sandbox; one of more than 1 MiB comes after the part `path`.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/stream/write", operation_id = "streamWriteFile", tag = "files",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("path" = Option<String>, Query, description = "Where to write the file. With it the parts of the form may come in any order; without it the part `path` comes before a file of more than 1 MiB.",
+            min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
+    request_body(content = UploadForm, content_type = "multipart/form-data"),
+    responses((status = 204, description = "The file is written."), OfFiles)
+)]
+pub(super) async fn stream_write(
+    State(services): State<Services>,
+    target: Target,
+    to: Result<Query<WriteTo>, QueryRejection>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<StatusCode, Fault> {
+    write_form(&services, &target, Where { to, query }, request, None).await
+}
+
+/// The query of a form, parsed and as it came.
+struct Where {
+    to: Result<Query<WriteTo>, QueryRejection>,
+    query: Option<String>,
+}
+
+/// Writes the file of a form, of at most `max` bytes.
+async fn write_form(
+    services: &Services,
+    target: &Target,
+    Where { to, query }: Where,
+    request: Request,
+    max: Option<usize>,
+) -> Result<StatusCode, Fault> {
     let malformed = || Fault::invalid("the query is malformed: the only parameter is path, in UTF-8");
     let Query(to) = to.map_err(|_| malformed())?;
     // The parser of queries replaces invalid bytes: the file would be written to another path.
@@ -87,21 +123,21 @@ pub(super) async fn write(
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let mut form = Form::of(request).await?;
     if let Some(path) = path {
-        return write_streamed(&sandbox, path, false, form).await;
+        return write_streamed(&sandbox, path, max, false, form).await;
     }
     let mut first = form.next().await?.ok_or_else(missing)?;
     match first.name() {
         Some("path") => {
             let path = path_of(&mut first).await?;
             drop(first);
-            write_streamed(&sandbox, path, true, form).await
+            write_streamed(&sandbox, path, max, true, form).await
         }
         Some("file") => {
             let team = target.caller.team().uuid();
             let _held = services.state().admission.memory.try_take(team, EARLY_MAX)?;
             let content = read_all(&mut first, EARLY_MAX, early_too_large).await?;
             drop(first);
-            write_early(&sandbox, content, form).await
+            write_early(&sandbox, content, max, form).await
         }
         _ => Err(missing()),
     }
@@ -125,20 +161,28 @@ pub(super) async fn read(
 ) -> Result<Response, Fault> {
     let path = FilePath::new(body.value.path)?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
-    render(sandbox.read_file(path).await?)
+    render(sandbox.read_file(path, OfUser::default(), Conditions::default()).await?, BYTES)
 }
 
-/// Renders a file as a response body. If the content breaks off, so does the response: a client must not take
-/// it for the whole file.
-pub(super) fn render(file: Download) -> Result<Response, Fault> {
-    let mut response = Response::builder().header(header::CONTENT_TYPE, "application/octet-stream");
-    if let Some(size) = file.size {
-        response = response.header(header::CONTENT_LENGTH, size);
-    }
-    response.body(HttpBody::from_stream(file.content)).map_err(|error| {
-        tracing::error!(%error, "an answer cannot be made");
-        Fault::internal()
-    })
+/// Read a file of any size.
+///
+/// The same as `readFile`. What fails before the first byte is an error; what breaks off later breaks the response off.
+#[utoipa::path(
+    post, path = "/v1/sandboxes/{id}/files/stream/read", operation_id = "streamReadFile", tag = "files",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
+    request_body = ReadFile,
+    responses((status = 200, description = "The content of the file.", body = inline(Content),
+        content_type = "application/octet-stream"), OfFiles)
+)]
+pub(super) async fn stream_read(
+    state: State<Services>,
+    target: Target,
+    body: Body<ReadFile>,
+) -> Result<Response, Fault> {
+    read(state, target, body).await
 }
 
 /// Writes a file whose path is known, which is the usual case. `named` is true if the form itself contained
@@ -146,11 +190,12 @@ pub(super) fn render(file: Download) -> Result<Response, Fault> {
 async fn write_streamed(
     sandbox: &Attached,
     path: FilePath,
+    max: Option<usize>,
     named: bool,
     form: Form,
 ) -> Result<StatusCode, Fault> {
     let known = path.clone();
-    sandbox.write_file(path, |upload| pass_on(form, known, named, upload)).await?;
+    sandbox.write_file(destination(path, max), |upload| pass_on(form, known, named, upload)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -194,7 +239,12 @@ async fn feed(part: &mut Part<'_>, upload: &mut Upload) -> Result<bool, Fault> {
 }
 
 /// Writes a small file that the form has before its path.
-async fn write_early(sandbox: &Attached, content: Vec<u8>, mut form: Form) -> Result<StatusCode, Fault> {
+async fn write_early(
+    sandbox: &Attached,
+    content: Vec<u8>,
+    max: Option<usize>,
+    mut form: Form,
+) -> Result<StatusCode, Fault> {
     let mut second = form.next().await?.ok_or_else(missing)?;
     if second.name() != Some("path") {
         return Err(unexpected(&second));
@@ -208,8 +258,16 @@ async fn write_early(sandbox: &Attached, content: Vec<u8>, mut form: Form) -> Re
         upload.send(content.into()).await?;
         Ok(upload)
     };
-    sandbox.write_file(path, sending).await?;
+    sandbox.write_file(destination(path, max), sending).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn destination(path: FilePath, max: Option<usize>) -> Destination {
+    let to = Destination::file(path, OfUser::default(), Rights::default());
+    match max {
+        Some(max) => to.of_at_most(max),
+        None => to,
+    }
 }
 
 fn missing() -> Fault {

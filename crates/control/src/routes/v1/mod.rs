@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! REST API of version 1: it renders requests and responses of the services, strictly as documented.
 
+mod content;
 mod directories;
+mod download;
 pub(super) mod error_responses;
 mod events;
 mod exec;
 mod exec_body;
 mod extract;
 mod fault;
+pub(super) mod file_urls;
+mod file_watch;
 mod files;
 mod form;
 mod lifecycle;
@@ -46,11 +50,21 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
+        .routes(needs(Permission::FileWrite, routes!(files::stream_write)))
+        .routes(needs(Permission::FileRead, routes!(files::stream_read)))
+        .routes(needs(Permission::FileRead, routes!(content::read)))
+        .routes(needs(Permission::FileWrite, routes!(content::write)))
+        .routes(needs(Permission::FileRead, routes!(content::read_archive)))
+        .routes(needs(Permission::FileWrite, routes!(content::write_archive)))
+        .routes(needs(Permission::FileRead, routes!(file_watch::watch)))
+        .routes(needs(Permission::FileRead, routes!(file_urls::sign)))
         .routes(needs(Permission::FileRead, routes!(directories::list)))
         .routes(needs(Permission::FileRead, routes!(directories::stat)))
         .routes(needs(Permission::FileWrite, routes!(directories::mkdir)))
         .routes(needs(Permission::FileWrite, routes!(directories::r#move)))
         .routes(needs(Permission::FileWrite, routes!(directories::remove)))
+        .routes(needs(Permission::FileWrite, routes!(directories::copy)))
+        .routes(needs(Permission::FileWrite, routes!(directories::change)))
         .routes(needs(Permission::SnapshotCreate, routes!(snapshots::create)))
         .routes(needs(Permission::SnapshotRead, routes!(snapshots::list)))
         .routes(needs(Permission::SnapshotDelete, routes!(snapshots::delete)))

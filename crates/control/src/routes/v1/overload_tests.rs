@@ -22,16 +22,16 @@ use wrenn_rpc::{
     OUTPUT_HEADER,
     host::v1::{
         __buffa::oneof::read_file_response::Part, ExecRequest, ExecResponse, ReadFileRequest,
-        ReadFileResponse, read_file_response::Unsized,
+        ReadFileResponse, read_file_response::Head,
     },
 };
 
-use super::{exec, files};
+use super::{download, exec};
 use crate::{
     agents::ResponseMemory,
     config::Limits,
     routes::Routes,
-    sandboxes::{self, Attached, FilePath, TimedCommand},
+    sandboxes::{self, Attached, Conditions, FilePath, OfUser, TimedCommand},
     services::Services,
     serving::{self, Bounds},
     state::App,
@@ -241,8 +241,9 @@ async fn download(parts: Vec<Result<Part, ConnectError>>) -> (String, Bytes) {
     let state = app.clone();
     let read = async move || {
         let agent = state.agents.dedicated(wrenn_api::HostId::new(), &agent);
-        let sandbox = Attached::new(agent, SandboxId::new(), 0);
-        files::render(sandbox.read_file(FilePath::new("x")?).await?)
+        let sandbox = Attached::new(agent, SandboxId::new());
+        let file = sandbox.read_file(FilePath::new("x")?, OfUser::default(), Conditions::default());
+        download::render(file.await?, download::BYTES)
     };
     let address = serve(&app, Router::new().route("/", axum::routing::get(read))).await;
     let bytes = answer(send(address, &head("GET", "/", "", "")).await).await;
@@ -258,13 +259,18 @@ fn chunk(text: &str) -> Result<Part, ConnectError> {
     Ok(Part::Chunk(text.as_bytes().to_vec()))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it stands beside parts that fail")]
+fn size(bytes: u64) -> Result<Part, ConnectError> {
+    Ok(Part::Head(Head { size: Some(bytes), ..Default::default() }.into()))
+}
+
 fn broken() -> Result<Part, ConnectError> {
     Err(ConnectError::unavailable("gone"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_whose_size_nobody_knows_are_read_whole_or_visibly_not() {
-    let no_size = || Ok(Part::Unsized(Unsized::default().into()));
+    let no_size = || Ok(Part::Head(Head::default().into()));
     let (head, body) = download(vec![no_size(), chunk("ab"), chunk("c")]).await;
     assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
     assert!(body.ends_with(b"0\r\n\r\n"), "{body:?}");
@@ -274,11 +280,11 @@ async fn files_whose_size_nobody_knows_are_read_whole_or_visibly_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_change_while_they_are_read_are_no_longer_and_never_silently_shorter() {
-    let (head, body) = download(vec![Ok(Part::Size(3)), chunk("ab"), chunk("cdef")]).await;
+    let (head, body) = download(vec![size(3), chunk("ab"), chunk("cdef")]).await;
     assert!(head.contains("content-length: 3"), "{head}");
     assert_eq!(body, "abc");
     for end in [vec![], vec![broken()]] {
-        let mut parts = vec![Ok(Part::Size(5)), chunk("abc")];
+        let mut parts = vec![size(5), chunk("abc")];
         parts.extend(end);
         let (head, body) = download(parts).await;
         assert!(head.is_empty() || head.contains("content-length: 5"), "{head}");

@@ -118,7 +118,7 @@ async fn serve(
         let stream = Stream {
             services: state,
             caller: testing::caller(TeamId::new()),
-            sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new(), 0),
+            sandbox: Attached::new(app.agents.dedicated(HostId::new(), &agent), SandboxId::new()),
             connection,
         };
         let (upgrade, dialect) = of_process(upgrade);

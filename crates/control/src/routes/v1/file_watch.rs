@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Changes in a directory over a WebSocket, until the client leaves, the directory or the sandbox is gone, its key is revoked
+//! or the server stops.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    extract::{
+        State, WebSocketUpgrade,
+        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+    },
+    response::Response,
+};
+use futures::{
+    SinkExt as _, StreamExt as _,
+    stream::{SplitSink, SplitStream},
+};
+use http::HeaderValue;
+use tracing::Span;
+use wrenn_api::{ErrorCode, FileWatchFrame};
+
+use super::{
+    error_responses::OfWatch,
+    extract::{Parameters, Target},
+};
+use crate::{
+    admission::InWork,
+    caller::Caller,
+    error::Fault,
+    request_trace,
+    sandboxes::{AnyPath, FileChanges, OfUser},
+    services::Services,
+    serving::Connection,
+    stall::{By, moving},
+};
+
+/// Interval between WebSocket pings, so that proxies do not close an idle connection.
+const PING: Duration = Duration::from_secs(20);
+/// Maximum size of what a client sends at once, in bytes: pings.
+const READ_MAX: usize = 4 << 10;
+/// Size of the write buffer, in bytes.
+const WRITE_MAX: usize = 64 << 10;
+
+/// Watch a directory over a WebSocket.
+///
+/// The server sends frames of the schema `FileWatchFrame` as JSON text: first `start`, and then what changes. If there is more
+/// than is read, some is left out, and `overflow` says so. The last frame is `error`: the directory was removed, or the sandbox
+/// ended or was paused. The client sends nothing.
+#[utoipa::path(
+    get, path = "/v1/sandboxes/{id}/files/watch", operation_id = "watchFiles", tag = "files",
+    params(
+        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("path" = String, Query, description = "Path of the directory: absolute, or relative to a home directory.",
+            min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$", example = "project"),
+        ("recursive" = Option<bool>, Query, description = "Whether to watch the directories below it, too, also those that come later. Default: false."),
+        ("user" = Option<String>, Query, description = "The user from whose home directory a relative path begins. Default: the template's default user.",
+            min_length = 1, max_length = 256, pattern = "^[^\\x00]+$"),
+        ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
+    ),
+    responses((status = 101, description = "The connection is a WebSocket now."), OfWatch)
+)]
+pub(super) async fn watch(
+    State(services): State<Services>,
+    Extension(in_work): Extension<InWork>,
+    Extension(connection): Extension<Arc<Connection>>,
+    target: Target,
+    parameters: Parameters,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Fault> {
+    let [path, recursive, user] = parameters.known(["path", "recursive", "user"])?;
+    let path = path.ok_or_else(|| Fault::invalid("the parameter path is missing: name the directory"))?;
+    let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
+    let recursive = match recursive.as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(Fault::invalid("recursive: give true or false")),
+    };
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
+    let upgrade = upgrade.map_err(|_| Fault::invalid("this path speaks WebSocket: ask for an upgrade"))?;
+    let changes = sandbox.watch_files(path, user, recursive).await?;
+    let (work, span, request) = (connection.work(), Span::current(), request_trace::request_id());
+    connection.limit_reads(READ_MAX as u64 * 2);
+    let upgrade = upgrade.max_message_size(READ_MAX).max_frame_size(READ_MAX);
+    let upgrade = upgrade.read_buffer_size(READ_MAX).write_buffer_size(0).max_write_buffer_size(WRITE_MAX);
+    Ok(upgrade.on_upgrade(async move |socket| {
+        let _held = (in_work, work);
+        let told = tell(&services, &target.caller, &connection, changes, socket);
+        request_trace::follow(request.unwrap_or(HeaderValue::from_static("none")), span, told).await;
+    }))
+}
+
+/// Tells the changes to the client, and at their end why.
+async fn tell(
+    services: &Services,
+    caller: &Caller,
+    connection: &Connection,
+    changes: FileChanges,
+    socket: WebSocket,
+) {
+    let (mut sink, mut source) = socket.split();
+    let mut revoked = pin!(services.keys().revoked(caller));
+    let ended = tokio::select! {
+        ended = give(changes, &mut sink) => ended,
+        ended = listen(connection, &mut source) => ended,
+        () = &mut revoked => {
+            Some(Fault::new(ErrorCode::Unauthorized, "the API key was revoked while the directory was watched"))
+        }
+        () = services.shutdown().cancelled() => {
+            let message = "the control plane is restarting; watch the directory again";
+            Some(Fault::new(ErrorCode::ServiceUnavailable, message))
+        }
+    };
+    let (code, reason) = match ended {
+        None => (close_code::NORMAL, "the stream has ended".to_owned()),
+        Some(fault) => {
+            let (code, reason) = (close_code_of(fault.code), fault.code.to_string());
+            let frame = FileWatchFrame::Error { data: fault.message, code: fault.code };
+            if send(&mut sink, text(&frame)).await.is_err() {
+                return;
+            }
+            (code, reason)
+        }
+    };
+    let _ = send(&mut sink, Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+}
+
+/// Code of RFC 6455 with which a socket is closed after an error.
+const fn close_code_of(code: ErrorCode) -> u16 {
+    match code {
+        ErrorCode::ServiceUnavailable => close_code::RESTART,
+        ErrorCode::TooManyRequests => close_code::AGAIN,
+        ErrorCode::Unauthorized | ErrorCode::InvalidRequest => close_code::POLICY,
+        _ => close_code::ERROR,
+    }
+}
+
+/// Sends changes until there are no more; returns why, unless the client is gone.
+async fn give(mut changes: FileChanges, sink: &mut SplitSink<WebSocket, Message>) -> Option<Fault> {
+    let mut ping = tokio::time::interval(PING);
+    loop {
+        let message = tokio::select! {
+            change = changes.next() => match change {
+                Ok(frame) => text(&frame),
+                Err(fault) => return Some(fault),
+            },
+            _ = ping.tick() => Message::Ping(Vec::new().into()),
+        };
+        if send(sink, message).await.is_err() {
+            return None;
+        }
+    }
+}
+
+fn text(frame: &FileWatchFrame) -> Message {
+    Message::text(serde_json::to_string(frame).unwrap_or_default())
+}
+
+/// Sends a message; an error if the client is gone or does not read.
+async fn send(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), ()> {
+    match moving(By::ClientTakes, sink.send(message)).await {
+        Ok(sent) => sent.map_err(drop),
+        Err(error) => {
+            tracing::warn!(%error, "a stream of changes that nobody reads is ended");
+            Err(())
+        }
+    }
+}
+
+/// Waits until the client leaves, or says something.
+async fn listen(connection: &Connection, source: &mut SplitStream<WebSocket>) -> Option<Fault> {
+    loop {
+        let message = source.next().await;
+        connection.heard();
+        match message {
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+            Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+                return Some(Fault::invalid(
+                    "the client sends no frames here: close the connection to leave",
+                ));
+            }
+        }
+    }
+}
