@@ -10,6 +10,7 @@ from typing import TypeVar
 from wrenn_client import AuthenticatedClient
 from wrenn_client.api.commands import exec_command
 from wrenn_client.api.files import read_file, write_file
+from wrenn_client.api.ports import get_port
 from wrenn_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, list_sandboxes
 from wrenn_client.models import (
     CreateSandbox,
@@ -17,6 +18,7 @@ from wrenn_client.models import (
     ErrorBody,
     ExecRequest,
     ExecResponse,
+    PortAddress,
     ReadFile,
     Sandbox,
     SandboxStatus,
@@ -47,6 +49,9 @@ def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     assert written.status_code == 204, written.content
     read = ok(read_file.sync(sandbox.id, client=client, body=ReadFile(path="dir/content")))
     assert read.payload.read() == content
+
+    port = ok(get_port.sync(sandbox.id, 8000, client=client))
+    assert isinstance(port, PortAddress) and port.token and port.token in port.browser_url, port
 
     missing = read_file.sync(sandbox.id, client=client, body=ReadFile(path="nothing"))
     assert isinstance(missing, ErrorBody) and missing.error.code == "not_found", missing

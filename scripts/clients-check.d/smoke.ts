@@ -54,6 +54,11 @@ try {
   }));
   strictEqual(Buffer.compare(Buffer.from(read), content), 0);
 
+  const port = data(await client.GET("/v1/sandboxes/{id}/ports/{port}", {
+    params: { path: { id: sandbox.id, port: 8000 } },
+  }));
+  deepStrictEqual([port.public, port.browser_url], [false, `${port.url}/?wrenn_traffic_token=${port.token}`]);
+
   const missing = await client.POST("/v1/sandboxes/{id}/files/read", { params: id, body: { path: "nothing" } });
   deepStrictEqual([missing.response.status, missing.error?.error.code], [404, "not_found"]);
 

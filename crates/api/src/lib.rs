@@ -8,6 +8,7 @@ mod event;
 mod exec_frames;
 mod id;
 mod integer;
+mod port;
 mod process;
 mod sandbox;
 mod snapshot;
@@ -21,6 +22,7 @@ pub use exec_frames::{
     ExecStart, ExecStarted, ExecStdinClosed,
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
+pub use port::PortAddress;
 pub use process::{BackgroundProcess, ProcessInfo, ProcessList, Signal, SignalError, Signalled};
 pub use sandbox::{
     CreateSandbox, DriverHealth, Encoding, ExecRequest, ExecResponse, Health, PauseSandbox, PingSandbox,

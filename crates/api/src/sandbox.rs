@@ -94,6 +94,7 @@ impl std::str::FromStr for SandboxStatus {
     "disk_size_mb": 5120,
     "timeout_sec": 600,
     "auto_resume": false,
+    "public_ports": false,
     "created_at": "2026-01-31T09:30:00.000000Z",
     "started_at": "2026-01-31T09:30:02.500000Z",
     "last_active_at": "2026-01-31T09:31:10.000000Z",
@@ -118,9 +119,12 @@ pub struct Sandbox {
     /// Seconds without activity after which it is paused; 0: never.
     #[serde(default)]
     pub timeout_sec: u32,
-    /// Whether a command or a file request resumes it when it is paused.
+    /// Whether a command, a file request or a request to a port resumes it when it is paused.
     #[serde(default)]
     pub auto_resume: bool,
+    /// Whether everybody may use its ports through the proxy; otherwise who has its traffic token.
+    #[serde(default)]
+    pub public_ports: bool,
     /// When the request to create it was accepted.
     pub created_at: DateTime<Utc>,
     /// When it became `running`; absent before.
@@ -181,10 +185,13 @@ pub struct CreateSandbox {
     )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
-    /// Whether a command or a file request to the sandbox resumes it when it is paused, and is then served. Default: false,
-    /// such a request is refused.
+    /// Whether a command, a file request or a request to a port of the sandbox resumes it when it is paused, and is then
+    /// served. Default: false, such a request is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+    /// Whether everybody may use its ports through the proxy. Default: false, only who has its traffic token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ports: Option<bool>,
 }
 
 /// How to resume a sandbox. Every field has a default, so `{}` is a valid request, and so is no body.
@@ -231,9 +238,12 @@ pub struct UpdateSandbox {
     )]
     #[schema(minimum = 0, maximum = 31_536_000)]
     pub timeout_sec: Option<u32>,
-    /// Whether a command or a file request resumes the sandbox when it is paused.
+    /// Whether a command, a file request or a request to a port resumes the sandbox when it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+    /// Whether everybody may use its ports through the proxy; a change takes a few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ports: Option<bool>,
 }
 
 /// Text without NUL, which the kernel does not accept in arguments and environments.

@@ -39,9 +39,12 @@ pub(crate) struct New {
     /// Pause the sandbox when it was not used for so long: seconds, or with a unit, such as 10m [default: never]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     idle_timeout: Option<u32>,
-    /// Resume the paused sandbox when a command or a file request comes
+    /// Resume the paused sandbox when a command, a file request or a request to a port comes
     #[arg(long)]
     auto_resume: bool,
+    /// Let everybody use its ports; otherwise only who has the token in their URLs
+    #[arg(long)]
+    public_ports: bool,
 }
 
 impl New {
@@ -55,6 +58,7 @@ impl New {
             envs: self.envs.iter().cloned().collect(),
             timeout_sec: self.idle_timeout,
             auto_resume: self.auto_resume.then_some(true),
+            public_ports: self.public_ports.then_some(true),
         }
     }
 }

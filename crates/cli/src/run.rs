@@ -17,13 +17,17 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   wrenn run python3 -c 'print(6*7)'
   wrenn run --memory 1g -e MODE=test -- sh -c 'echo $MODE'
-  wrenn run -u root -w / mkdir /data";
+  wrenn run -u root -w / mkdir /data
+  wrenn run --port 8000 -- python3 -m http.server 8000";
 
 /// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     new: New,
+    /// Print the URL of this port of the sandbox to standard error; may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    ports: Vec<u16>,
     #[command(flatten)]
     command: exec::Program,
 }
@@ -42,8 +46,15 @@ pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<
     let (sandbox, mut stopped) = create(client, &args.new.request(), &Key::own(), &mut stop).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
+        let ran = async {
+            for port in &args.ports {
+                let url = client.port(sandbox.id, *port).await?.browser_url;
+                note(&format!("wrenn: port {port} is {url}"));
+            }
+            exec::run(client, sandbox.id, &request, format).await
+        };
         tokio::select! {
-            ran = exec::run(client, sandbox.id, &request, format) => result = ran,
+            ran = ran => result = ran,
             name = stop.received() => stopped = Some(name),
         }
     }

@@ -5,6 +5,7 @@ mod directories;
 mod error;
 mod events;
 mod files;
+mod ports;
 mod processes;
 mod sandboxes;
 mod sse;
@@ -12,6 +13,7 @@ mod transport;
 
 pub use error::Error;
 pub use events::Event;
+pub use ports::PortConnection;
 pub use processes::{ProcessEvent, ProcessInput, ProcessStream};
 pub use reqwest::Body;
 pub use transport::Client;

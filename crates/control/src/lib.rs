@@ -21,6 +21,7 @@ mod idempotency;
 mod keys;
 mod lease;
 mod names;
+mod proxy;
 mod relay;
 mod request_trace;
 mod routes;
@@ -38,7 +39,7 @@ mod workers;
 
 pub use admin::{Admin, describe_database};
 pub use caller::{Caller, Permission, Permissions, Principal};
-pub use config::{AgentTls, Config, Limits, Settings};
+pub use config::{AgentTls, Config, Limits, ProxySettings, Settings};
 pub use error::Fault;
 pub use events::{EventId, Events, Subscription};
 pub use extension::Extension;

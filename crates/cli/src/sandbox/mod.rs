@@ -3,6 +3,7 @@
 
 mod copy;
 mod files;
+mod forward;
 mod local;
 
 use anyhow::{Result, anyhow};
@@ -36,6 +37,12 @@ Examples:
   wrenn sandbox cp main.py ID:/tmp/         into a directory
   wrenn sandbox cp ID:/etc/hostname -       to standard output
   tar cz -C project . | wrenn sandbox cp - ID:project.tgz";
+
+/// Text after the help of `forward`.
+const FORWARD_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox forward ID 8080:8000        http://127.0.0.1:8080 is port 8000 of the sandbox
+  wrenn sandbox forward ID 5432             psql -h 127.0.0.1 reaches the sandbox's database";
 
 /// Subcommands of `wrenn sandbox`.
 #[derive(Debug, clap::Subcommand)]
@@ -110,6 +117,23 @@ pub(crate) enum Command {
     /// Copy a file into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
     Cp(copy::Args),
+    /// Print the URL of a port of a sandbox; unless its ports are public, the URL has the token that it needs
+    Url {
+        /// The sandbox's id
+        id: SandboxId,
+        /// The port
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+    },
+    /// Forward a TCP port of this machine to a port of a sandbox, until interrupted
+    #[command(after_help = FORWARD_EXAMPLES)]
+    Forward {
+        /// The sandbox's id
+        id: SandboxId,
+        /// The port of this machine, on 127.0.0.1, and that of the sandbox; one number for both
+        #[arg(value_name = "LOCAL:REMOTE")]
+        ports: forward::Pair,
+    },
     /// Pause a sandbox: its memory is written to the disk, and it runs nothing
     Pause {
         /// The sandbox's id
@@ -138,9 +162,12 @@ pub(crate) enum Command {
         /// The time without use after which it is paused: seconds, or with a unit, such as 10m; 0 is never
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         idle_timeout: Option<u32>,
-        /// Whether a command or a file request resumes it when it is paused
+        /// Whether a command, a file request or a request to a port resumes it when it is paused
         #[arg(long, value_name = "BOOL")]
         auto_resume: Option<bool>,
+        /// Whether everybody may use its ports
+        #[arg(long, value_name = "BOOL")]
+        public_ports: Option<bool>,
     },
     /// Remove sandboxes
     #[command(visible_alias = "delete")]
@@ -203,6 +230,17 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 format.print(&copied, String::new)?;
             }
         }
+        Command::Url { id, port } => {
+            let address = client.port(*id, *port).await?;
+            format.print(&address, || address.browser_url.clone())?;
+        }
+        Command::Forward { id, ports } => {
+            let mut stop = Stop::new()?;
+            return tokio::select! {
+                ended = forward::run(client, *id, *ports, format) => ended.map(|()| 0),
+                name = stop.received() => Ok(exit_status(name)),
+            };
+        }
         Command::Pause { id } => {
             let sandbox = during("pausing the sandbox", client.pause(*id)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
@@ -216,8 +254,12 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             client.ping(*id).await?;
             format.print(&json!({ "id": id }), || id.to_string())?;
         }
-        Command::Set { id, idle_timeout, auto_resume } => {
-            let update = UpdateSandbox { timeout_sec: *idle_timeout, auto_resume: *auto_resume };
+        Command::Set { id, idle_timeout, auto_resume, public_ports } => {
+            let update = UpdateSandbox {
+                timeout_sec: *idle_timeout,
+                auto_resume: *auto_resume,
+                public_ports: *public_ports,
+            };
             let sandbox = client.update(*id, &update).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
         }

@@ -28,6 +28,7 @@ pub(crate) struct Row {
     pub(crate) metadata: serde_json::Value,
     pub(crate) timeout_sec: i32,
     pub(crate) auto_resume: bool,
+    pub(crate) public_ports: bool,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) started_at: Option<DateTime<Utc>>,
     pub(crate) last_active_at: DateTime<Utc>,
@@ -41,7 +42,7 @@ macro_rules! row {
             Row,
             $before
                 + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
-                error_message, metadata, timeout_sec, auto_resume, created_at, started_at, last_active_at, last_updated "
+                error_message, metadata, timeout_sec, auto_resume, public_ports, created_at, started_at, last_active_at, last_updated "
                 + $after,
             $($argument),*
         )
@@ -143,6 +144,7 @@ impl Row {
             disk_size_mb: self.disk_size_mb as u32,
             timeout_sec: self.timeout_sec as u32,
             auto_resume: self.auto_resume,
+            public_ports: self.public_ports,
             created_at: self.created_at,
             started_at: self.started_at,
             last_active_at: self.started_at.map(|_| self.last_active_at),
@@ -166,14 +168,15 @@ pub(crate) struct New<'a> {
     pub(crate) disk_size_mb: i32,
     pub(crate) timeout_sec: i32,
     pub(crate) auto_resume: bool,
+    pub(crate) public_ports: bool,
 }
 
 /// Inserts a sandbox as `starting`, whose resources are reserved on its host.
 pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration) -> sqlx::Result<Row> {
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
-            reserved, timeout_sec, auto_resume)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10) RETURNING",
+            reserved, timeout_sec, auto_resume, public_ports)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11) RETURNING",
         "",
         new.id,
         new.team_id,
@@ -184,7 +187,8 @@ pub(crate) async fn insert(tx: &mut PgConnection, new: &New<'_>, lease: Duration
         new.disk_size_mb,
         lease.as_secs_f64(),
         new.timeout_sec,
-        new.auto_resume
+        new.auto_resume,
+        new.public_ports
     )
     .fetch_one(&mut *tx)
     .await?;
@@ -210,6 +214,27 @@ pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64
 /// Returns a sandbox of a team.
 pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Row>> {
     row!("SELECT", "FROM sandboxes WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
+}
+
+/// Who may use the ports of a sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct PortAccess {
+    pub(crate) team_id: Uuid,
+    /// Whether everybody may.
+    pub(crate) public_ports: bool,
+    /// Otherwise, those who have this.
+    pub(crate) traffic_token: String,
+}
+
+/// Returns who may use the ports of a sandbox of any team.
+pub(crate) async fn port_access(db: &PgPool, id: Uuid) -> sqlx::Result<Option<PortAccess>> {
+    sqlx::query_as!(
+        PortAccess,
+        "SELECT team_id, public_ports, traffic_token FROM sandboxes WHERE id = $1 AND status <> 'stopped'",
+        id
+    )
+    .fetch_optional(db)
+    .await
 }
 
 /// Returns the columns for a change of a team's sandbox.
@@ -384,21 +409,24 @@ pub(crate) async fn change_in(
     Ok(Some(changed))
 }
 
-/// Changes the timeout of a sandbox, and whether requests resume it.
+/// Changes the timeout of a sandbox, whether requests resume it, and whether everybody may use its ports.
 pub(crate) async fn update(
     db: &PgPool,
     row: &Row,
     timeout_sec: Option<i32>,
     auto_resume: Option<bool>,
+    public_ports: Option<bool>,
 ) -> sqlx::Result<Option<Row>> {
     row!(
         "UPDATE sandboxes SET timeout_sec = coalesce($2, timeout_sec), auto_resume = coalesce($3, auto_resume),
+            public_ports = coalesce($4, public_ports),
             last_active_at = CASE WHEN $2 IS NULL THEN last_active_at ELSE now() END
          WHERE id = $1 AND status <> 'stopped' RETURNING",
         "",
         row.id,
         timeout_sec,
-        auto_resume
+        auto_resume,
+        public_ports
     )
     .fetch_optional(db)
     .await

@@ -48,6 +48,8 @@ struct Wanted {
     timeout_sec: u32,
     #[serde(skip_serializing_if = "is_default")]
     auto_resume: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    public_ports: bool,
     /// Snapshot that it goes on from, and the snapshot's host.
     #[serde(skip_serializing_if = "is_default")]
     snapshot: Option<(Uuid, Uuid)>,
@@ -77,6 +79,7 @@ impl Wanted {
             envs: request.envs,
             timeout_sec: timeout::check(request.timeout_sec)?.unwrap_or_default(),
             auto_resume: request.auto_resume.unwrap_or_default(),
+            public_ports: request.public_ports.unwrap_or_default(),
             snapshot: snapshot.map(|snapshot| (snapshot.id, snapshot.host_id)),
         })
     }
@@ -235,6 +238,7 @@ async fn claim_on(
         disk_size_mb: need.disk_size_mb,
         timeout_sec: wanted.timeout_sec as i32,
         auto_resume: wanted.auto_resume,
+        public_ports: wanted.public_ports,
     };
     let row = sandboxes::insert(&mut tx, &new, app.limits.lease).await?;
     tx.commit().await?;

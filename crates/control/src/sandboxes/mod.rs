@@ -14,6 +14,7 @@ mod lookup;
 mod metadata;
 mod pause;
 mod place;
+mod ports;
 mod processes;
 pub(crate) mod reconcile;
 mod resume;
@@ -43,6 +44,8 @@ pub(crate) use command::run;
 pub use command::{BackgroundCommand, Finished, TimedCommand};
 pub use directories::AnyPath;
 pub use files::{Download, FilePath, Upload};
+pub use ports::PortPipe;
+pub(crate) use ports::{ENVD_PORT, Reached};
 pub use processes::Selector;
 
 /// Sandboxes of teams.
@@ -148,7 +151,9 @@ impl Sandboxes {
     ) -> Result<Sandbox, Fault> {
         let timeout = timeout::check(update.timeout_sec)?.map(|seconds| seconds as i32);
         let row = lookup::find(&self.app, caller.team().uuid(), id).await?;
-        let updated = db::sandboxes::update(&self.app.db, &row, timeout, update.auto_resume).await?;
+        let updated =
+            db::sandboxes::update(&self.app.db, &row, timeout, update.auto_resume, update.public_ports)
+                .await?;
         let deleted = || Fault::new(ErrorCode::NotFound, format!("sandbox {id} was deleted"));
         Ok(updated.ok_or_else(deleted)?.public())
     }

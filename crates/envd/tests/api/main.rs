@@ -12,6 +12,7 @@ mod files;
 mod filesystem;
 mod fuse;
 mod metadata;
+mod ports;
 mod processes;
 mod watch;
 mod watch_bounds;

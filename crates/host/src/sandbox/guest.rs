@@ -72,7 +72,7 @@ pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
 /// Client of one guest's envd.
 #[derive(Clone)]
 pub(crate) struct Guest {
-    authority: String,
+    pub(super) authority: String,
     uri: Uri,
     token: String,
     http: Client<HttpConnector, Body>,
@@ -168,7 +168,7 @@ impl Guest {
     }
 
     /// Waits until the guest has exited.
-    pub(super) async fn ended(&self) -> AgentError {
+    pub(crate) async fn ended(&self) -> AgentError {
         self.gone.cancelled().await;
         ended()
     }
@@ -182,7 +182,7 @@ impl Guest {
     }
 
     /// Sends a request; fails if the guest exits meanwhile.
-    async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
+    pub(super) async fn answer(&self, request: Request<Body>) -> Result<Response<Incoming>, AgentError> {
         self.meanwhile(self.http.request(request)).await?.map_err(|error| unreachable(&error))
     }
 
@@ -198,7 +198,12 @@ impl Guest {
         options.with_header("authorization", basic(user))
     }
 
-    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, AgentError> {
+    pub(super) fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Request<Body>, AgentError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://{}{path}", self.authority))
@@ -365,7 +370,7 @@ pub(super) fn shorten(text: &str) -> String {
 }
 
 /// Returns a successful response, or converts envd's error.
-async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
+pub(super) async fn checked(response: Response<Incoming>) -> Result<Response<Incoming>, AgentError> {
     let status = response.status();
     if status.is_success() {
         return Ok(response);
@@ -421,7 +426,7 @@ fn ended() -> AgentError {
     AgentError::new(ErrorCode::InvalidState, "the sandbox ended or was paused while this was in work")
 }
 
-fn empty() -> Body {
+pub(super) fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
 

@@ -13,6 +13,7 @@ mod form;
 mod lifecycle;
 #[cfg(test)]
 mod overload_tests;
+mod ports;
 mod process_stream;
 mod processes;
 mod sandboxes;
@@ -41,6 +42,8 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(process_stream::process_stream)))
         .routes(needs(Permission::SandboxExec, routes!(processes::list)))
         .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
+        .routes(needs(Permission::SandboxExec, routes!(ports::get)))
+        .routes(needs(Permission::SandboxExec, routes!(ports::stream)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
         .routes(needs(Permission::FileRead, routes!(directories::list)))
