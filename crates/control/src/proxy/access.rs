@@ -20,7 +20,8 @@ const COOKIE_AGE: u32 = 12 * 3600;
 pub(super) struct Given {
     pub(super) header: Option<String>,
     pub(super) query: Option<String>,
-    pub(super) cookie: Option<String>,
+    /// Another sandbox of the domain may have set one, too.
+    pub(super) cookies: Vec<String>,
 }
 
 /// How a token came.
@@ -45,16 +46,20 @@ impl Given {
             given.query = Some(token);
             *uri = without;
         }
-        given.cookie = take_cookie(headers);
+        given.cookies = take_cookies(headers);
         given
     }
 
     /// Returns how the right token came.
     pub(super) fn proves(&self, token: &str) -> Option<By> {
-        let ways = [(&self.header, By::Header), (&self.query, By::Query), (&self.cookie, By::Cookie)];
-        let mut right =
-            ways.into_iter().filter(|(given, _)| given.as_deref().is_some_and(|given| same(given, token)));
-        right.next().map(|(_, by)| by)
+        let right = |given: &String| same(given, token);
+        if self.header.as_ref().is_some_and(right) {
+            Some(By::Header)
+        } else if self.query.as_ref().is_some_and(right) {
+            Some(By::Query)
+        } else {
+            self.cookies.iter().any(right).then_some(By::Cookie)
+        }
     }
 }
 
@@ -79,27 +84,27 @@ fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Takes the token out of the cookies; the others stay as they are written. They need not be text.
-fn take_cookie(headers: &mut HeaderMap) -> Option<String> {
+/// Takes the tokens out of the cookies; the others stay as they are written. They need not be text.
+fn take_cookies(headers: &mut HeaderMap) -> Vec<String> {
     let all: Vec<HeaderValue> = headers.get_all(header::COOKIE).iter().cloned().collect();
     let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
         value.as_bytes().split(|byte| *byte == b';').map(|pair| pair.trim_ascii().to_vec()).collect()
     };
     if !all.iter().any(|value| pairs(value).iter().any(|pair| token_of_cookie(pair).is_some())) {
-        return None;
+        return Vec::new();
     }
     headers.remove(header::COOKIE);
-    let mut token = None;
+    let mut tokens = Vec::new();
     for value in all {
         let (ours, others): (Vec<_>, Vec<_>) =
             pairs(&value).into_iter().partition(|pair| token_of_cookie(pair).is_some());
-        token = token.or_else(|| ours.first().and_then(|pair| token_of_cookie(pair)));
+        tokens.extend(ours.iter().filter_map(|pair| token_of_cookie(pair)));
         let rest = HeaderValue::from_bytes(&others.join(&b"; "[..]));
         if let Some(rest) = rest.ok().filter(|rest| !rest.is_empty()) {
             headers.append(header::COOKIE, rest);
         }
     }
-    token
+    tokens
 }
 
 /// Returns the token, if this pair is its cookie.
@@ -160,7 +165,10 @@ mod tests {
             &[("e2b-traffic-access-token", "h"), cookies, ("cookie", "wrenn-traffic-token=d")],
         );
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(given, Given { header: some("h"), query: some("q+"), cookie: some("c") });
+        assert_eq!(
+            given,
+            Given { header: some("h"), query: some("q+"), cookies: vec!["c".to_owned(), "d".to_owned()] }
+        );
         assert_eq!((uri.as_str(), left), ("/x%2Fy?z=%20", vec!["cookie: a=1; b=2".to_owned()]));
         let (given, uri, left) = take("/?wrenn_traffic_token=q", &[("cookie", "a=1;b=2")]);
         assert_eq!((given.query, uri.as_str(), left), (some("q"), "/", vec!["cookie: a=1;b=2".to_owned()]));
@@ -171,13 +179,18 @@ mod tests {
     fn the_right_token_counts_however_it_came() {
         let given = |header: &str, query: &str, cookie: &str| {
             let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-            Given { header: some(header), query: some(query), cookie: some(cookie) }
+            Given {
+                header: some(header),
+                query: some(query),
+                cookies: cookie.split(',').map(str::to_owned).collect(),
+            }
         };
         assert_eq!(given("right", "", "").proves("right"), Some(By::Header));
         assert_eq!(given("wrong", "right", "right").proves("right"), Some(By::Query));
         assert_eq!(given("", "", "right").proves("right"), Some(By::Cookie));
+        assert_eq!(given("", "", "another,right").proves("right"), Some(By::Cookie));
         assert_eq!(given("wrong", "rightx", "righ").proves("right"), None);
-        assert_eq!(given("", "", "").proves(""), None);
+        assert_eq!(Given::default().proves(""), None);
     }
 
     #[test]
@@ -205,7 +218,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_str(&text) {
                 headers.insert(header::COOKIE, value);
-                take_cookie(&mut headers);
+                take_cookies(&mut headers);
                 let left = headers.get(header::COOKIE).map(HeaderValue::as_bytes).unwrap_or_default();
                 let mut pairs = left.split(|byte| *byte == b';');
                 prop_assert!(pairs.all(|pair| token_of_cookie(pair.trim_ascii()).is_none()), "{left:?}");

@@ -17,7 +17,7 @@ use wrenn_rpc::{
 };
 
 use super::*;
-use crate::{config::Limits, state::App, testing};
+use crate::{config::Limits, serving, state::App, testing};
 
 const TOKEN: &str = "secret";
 /// Ports: one on which nothing listens, one that never answers, one whose server speaks no HTTP; all others answer.
@@ -123,4 +123,76 @@ async fn one_sandbox_has_so_many_requests_at_a_time() {
     assert!(status == 429 && text.contains("too_many_requests"), "{text}");
     held.pop();
     assert_eq!(ask(&proxy, get(id, 8000, "/")).await.0, 200);
+}
+
+/// Sends a request over TLS with this protocol, and returns status and body.
+async fn ask_over_tls(
+    at: std::net::SocketAddr,
+    roots: rustls::RootCertStore,
+    protocol: &[u8],
+    id: SandboxId,
+) -> (u16, String) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = config.unwrap().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let host = format!("8000-{id}.ports.example");
+    let name = rustls::pki_types::ServerName::try_from(host.clone()).unwrap();
+    let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+    let request = http::Request::get(format!("https://{host}/x")).header("x-wrenn-traffic-token", TOKEN);
+    let response = if protocol == b"h2" {
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap()
+    } else {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = request.uri("/x").header("host", &host);
+        sender.send_request(request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_serves_both_versions_of_http() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(vec!["*.ports.example".to_owned()])
+        .unwrap()
+        .self_signed(&pair)
+        .unwrap();
+    std::fs::write(&cert, made.pem()).unwrap();
+    std::fs::write(&key, pair.serialize_pem()).unwrap();
+    let settings = ProxySettings { tls_cert: Some(cert), tls_key: Some(key), ..ProxySettings::default() };
+    let (proxy, id, app) = proxy(&settings).await;
+    let acceptor = tls::Certificate::of(&settings).unwrap().unwrap().acceptor().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let long = Duration::from_secs(600);
+    let bounds = serving::Bounds {
+        connections: 64,
+        per_address: 64,
+        head: long,
+        idle: long,
+        stall: long,
+        linger: long,
+    };
+    tokio::spawn(serving::serve(listener, proxy, bounds, Some(acceptor), app.shutdown.clone()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.der().clone()).unwrap();
+    for protocol in [&b"http/1.1"[..], b"h2"] {
+        let (status, text) = ask_over_tls(at, roots.clone(), protocol, id).await;
+        assert_eq!(status, 200, "{text}");
+        assert!(text.contains(&format!("host: 8000-{id}.ports.example\r\n")), "{text}");
+        assert!(text.contains("x-forwarded-proto: https\r\n"), "{text}");
+    }
+    app.shutdown.cancel();
 }
