@@ -19,6 +19,7 @@ from wrenn_client.api.files import (
     write_content,
     write_file,
 )
+from wrenn_client.api.ports import get_port
 from wrenn_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, list_sandboxes
 from wrenn_client.models import (
     CopyFile,
@@ -28,6 +29,7 @@ from wrenn_client.models import (
     ExecRequest,
     ExecResponse,
     OneEntry,
+    PortAddress,
     ReadFile,
     Sandbox,
     SandboxStatus,
@@ -70,6 +72,8 @@ def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     archive = ok(read_archive.sync(sandbox.id, client=client, path="dir"))
     unpacked = ok(write_archive.sync(sandbox.id, client=client, body=archive, path="back"))
     assert isinstance(unpacked, WrittenArchive) and unpacked.entries == 4, unpacked
+    port = ok(get_port.sync(sandbox.id, 8000, client=client))
+    assert isinstance(port, PortAddress) and port.token and port.token in port.browser_url, port
 
     missing = read_file.sync(sandbox.id, client=client, body=ReadFile(path="nothing"))
     assert isinstance(missing, ErrorBody) and missing.error.code == "not_found", missing

@@ -71,6 +71,10 @@ try {
     body: { path: "dir/raw", operation: "read" },
   }));
   strictEqual((await fetch(new URL(signed.url, baseUrl))).status, 200);
+  const port = data(await client.GET("/v1/sandboxes/{id}/ports/{port}", {
+    params: { path: { id: sandbox.id, port: 8000 } },
+  }));
+  deepStrictEqual([port.public, port.browser_url], [false, `${port.url}/?wrenn_traffic_token=${port.token}`]);
 
   const missing = await client.POST("/v1/sandboxes/{id}/files/read", { params: id, body: { path: "nothing" } });
   deepStrictEqual([missing.response.status, missing.error?.error.code], [404, "not_found"]);

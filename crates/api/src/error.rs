@@ -125,6 +125,10 @@ error_codes! {
     InternalError = "internal_error", 500;
     /// The host failed; its log has the reason.
     AgentError = "agent_error", 502;
+    /// The sandbox runs, but nothing in it listens on the port.
+    PortNotOpen = "port_not_open", 502;
+    /// The server on the port of the sandbox broke the connection off, or does not speak HTTP.
+    PortFailed = "port_failed", 502;
     /// No host has room for the sandbox now; try again later.
     NoHostsAvailable = "no_hosts_available", 503;
     /// The host of the sandbox does not respond; try again later.

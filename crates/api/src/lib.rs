@@ -9,6 +9,7 @@ mod exec_frames;
 mod frame_schema;
 mod id;
 mod integer;
+mod port;
 mod process;
 mod reference;
 mod sandbox;
@@ -26,6 +27,7 @@ pub use exec_frames::{
     ExecStart, ExecStarted, ExecStdinClosed,
 };
 pub use id::{ApiKeyId, HostId, IdError, SandboxId, TeamId};
+pub use port::PortAddress;
 pub use process::{BackgroundProcess, ProcessInfo, ProcessList, Signal, SignalError, Signalled};
 pub use reference::{ReferenceError, SandboxRef};
 pub use sandbox::{

@@ -128,6 +128,7 @@ impl std::str::FromStr for OnTimeout {
     "timeout_sec": 600,
     "on_timeout": "pause",
     "auto_resume": false,
+    "public_ports": false,
     "created_at": "2026-01-31T09:30:00.000000Z",
     "started_at": "2026-01-31T09:30:02.500000Z",
     "last_active_at": "2026-01-31T09:31:10.000000Z",
@@ -162,9 +163,12 @@ pub struct Sandbox {
     /// What becomes of it then.
     #[serde(default)]
     pub on_timeout: OnTimeout,
-    /// Whether a command or a file request resumes it when it is paused.
+    /// Whether a command, a file request or a request to a port resumes it when it is paused.
     #[serde(default)]
     pub auto_resume: bool,
+    /// Whether everybody may use its ports through the proxy; otherwise who has its traffic token.
+    #[serde(default)]
+    pub public_ports: bool,
     /// When the request to create it was accepted.
     pub created_at: DateTime<Utc>,
     /// When it became `running`; absent before.
@@ -237,10 +241,13 @@ pub struct CreateSandbox {
     /// What becomes of the sandbox after `timeout_sec` without activity. Default: `pause`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<OnTimeout>,
-    /// Whether a command or a file request to the sandbox resumes it when it is paused, and is then served. Default: false,
-    /// such a request is refused.
+    /// Whether a command, a file request or a request to a port of the sandbox resumes it when it is paused, and is then
+    /// served. Default: false, such a request is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+    /// Whether everybody may use its ports through the proxy. Default: false, only who has its traffic token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ports: Option<bool>,
 }
 
 /// How to resume a sandbox. Every field has a default, so `{}` is a valid request, and so is no body.
@@ -298,9 +305,12 @@ pub struct UpdateSandbox {
     /// New `on_timeout` of the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_timeout: Option<OnTimeout>,
-    /// Whether a command or a file request resumes the sandbox when it is paused.
+    /// Whether a command, a file request or a request to a port resumes the sandbox when it is paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto_resume: Option<bool>,
+    /// Whether everybody may use its ports through the proxy; a change takes a few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_ports: Option<bool>,
 }
 
 fn name(description: &str, pattern: &str) -> RefOr<Schema> {

@@ -48,9 +48,12 @@ pub(crate) struct New {
     /// What becomes of the sandbox then: pause or delete
     #[arg(long, value_name = "ACTION")]
     on_timeout: Option<OnTimeout>,
-    /// Resume the paused sandbox when a command or a file request comes
+    /// Resume the paused sandbox when a command, a file request or a request to a port comes
     #[arg(long)]
     auto_resume: bool,
+    /// Let everybody use its ports; otherwise only who has the token in their URLs
+    #[arg(long)]
+    public_ports: bool,
 }
 
 impl New {
@@ -67,6 +70,7 @@ impl New {
             timeout_sec: self.idle_timeout,
             on_timeout: self.on_timeout,
             auto_resume: self.auto_resume.then_some(true),
+            public_ports: self.public_ports.then_some(true),
         }
     }
 }

@@ -26,6 +26,7 @@ Examples:
   wrenn run -u root -w / mkdir /data
   wrenn run -it bash
   echo hello | wrenn run cat
+  wrenn run --port 8000 -- python3 -m http.server 8000
 
 The sandbox is removed when the command ends, or this program is interrupted; if this program is killed, once it was not used for 2 minutes (--idle-timeout).";
 
@@ -34,6 +35,9 @@ The sandbox is removed when the command ends, or this program is interrupted; if
 pub(crate) struct Args {
     #[command(flatten)]
     new: New,
+    /// Print the URL of this port of the sandbox to standard error; may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    ports: Vec<u16>,
     #[command(flatten)]
     command: exec::Program,
 }
@@ -62,8 +66,15 @@ pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<
         during("creating the sandbox", create(client, &wanted, &key, &mut stop)).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
+        let ran = async {
+            for port in &args.ports {
+                let url = client.port(sandbox.id, *port).await?.browser_url;
+                note(&format!("wrenn: port {port} is {url}"));
+            }
+            exec::run(client, sandbox.id, &command, format).await
+        };
         tokio::select! {
-            ran = exec::run(client, sandbox.id, &command, format) => result = ran,
+            ran = ran => result = ran,
             name = stop.received() => stopped = Some(name),
         }
     }

@@ -14,8 +14,7 @@ use axum::{Extension, Json, extract::State};
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use wrenn_control::{
-    AgentTls, Caller, Config, Fault, Limits, Permission, Server, Services, Settings, Worker, needs,
-    sandboxes::Page,
+    AgentTls, Caller, Config, Fault, Permission, Server, Services, Settings, Worker, needs, sandboxes::Page,
 };
 
 /// Counts sandboxes and hosts.
@@ -66,7 +65,7 @@ async fn count_hosts(services: Services, hosts: Arc<AtomicUsize>) {
 async fn main() -> anyhow::Result<()> {
     let var = |name: &str| std::env::var(name).with_context(|| format!("set {name}"));
     let config = Config {
-        settings: Settings { listen: var("LISTEN")?.parse()?, limits: Limits::default() },
+        settings: Settings { listen: var("LISTEN")?.parse()?, ..Settings::default() },
         database_url: var("DATABASE_URL")?,
         redis_url: var("REDIS_URL")?,
         agent_tls: AgentTls {

@@ -63,7 +63,11 @@ pub(crate) struct Places {
 
 impl Places {
     pub(crate) fn new(of: &'static str, all: usize) -> Self {
-        let share = all.div_ceil(2);
+        Self::with_share(of, all, all.div_ceil(2))
+    }
+
+    /// Creates places of which one team, or whatever else has an id, gets at most `share`.
+    pub(crate) fn with_share(of: &'static str, all: usize, share: usize) -> Self {
         Self { of, all: Arc::new(Semaphore::new(all)), share, teams: Arc::default() }
     }
 

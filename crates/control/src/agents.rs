@@ -91,6 +91,8 @@ const SHARED: Flow =
 /// For one stream, whose reader may be slow: unread bytes are in memory.
 const DEDICATED: Flow =
     Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10, silence: Duration::from_secs(10) };
+/// For one connection to a port of a sandbox.
+const PIPE: Flow = Flow { of_call: 256 << 10, of_all: 256 << 10, ..DEDICATED };
 /// Maximum size of a message, in bytes: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 /// Maximum size of a message of a stream, in bytes.
@@ -148,6 +150,11 @@ impl Agents {
     /// with the stream, so that a stalled stream delays no other call.
     pub fn dedicated(&self, host: HostId, address: &str) -> AgentClient {
         self.client(host, self.connect(address, DEDICATED), PIECE_MAX)
+    }
+
+    /// Returns a client for one connection to a port of a sandbox, as [`Self::dedicated`].
+    pub(crate) fn piped(&self, host: HostId, address: &str) -> AgentClient {
+        self.client(host, self.connect(address, PIPE), PIECE_MAX)
     }
 
     /// Asks an agent which VMM driver it uses.

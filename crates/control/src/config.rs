@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use wrenn_settings::{address, bytes, group, number, seconds, settings};
+use wrenn_settings::{address, bytes, group, number, path, seconds, settings, text};
 
 /// PEM files of the control plane's mutual TLS with the agents.
 #[derive(Debug, Clone)]
@@ -25,6 +25,52 @@ settings! {
         pub listen: SocketAddr = address("server.listen").or(SocketAddr::from(([127, 0, 0, 1], 9725))),
         /// Limits on requests.
         pub limits: Limits = group(),
+        /// Proxy to the ports of sandboxes.
+        pub proxy: ProxySettings = group(),
+    }
+}
+
+settings! {
+    /// Proxy to the ports of sandboxes.
+    #[derive(Debug, Clone)]
+    pub struct ProxySettings {
+        /// Address of the proxy to the ports of sandboxes. It speaks plain HTTP unless it has a certificate.
+        pub listen: SocketAddr = address("server.proxy_listen").or(SocketAddr::from(([127, 0, 0, 1], 9727))),
+        /// URL of a port as users reach it, with `{port}` and `{id}` in the first label of the host, such as
+        /// `https://{port}-{id}.example.com`.
+        pub url: Option<String> =
+            text("server.proxy_url").or_none("`http://{port}-{id}.localhost:` and the port of `server.proxy_listen`"),
+        /// PEM file of the proxy's certificate for `*.DOMAIN` with its chain. It is read again when it changes.
+        pub tls_cert: Option<PathBuf> = path("server.proxy_tls_cert").or_none("none, and no TLS"),
+        /// PEM file of the private key of that certificate.
+        pub tls_key: Option<PathBuf> = path("server.proxy_tls_key").or_none("none, and no TLS"),
+        /// Addresses and networks of reverse proxies, separated by commas, whose `X-Forwarded-*` headers are believed.
+        pub trusted: Option<String> = text("server.proxy_trusted").or_none("none"),
+        /// Maximum number of concurrent requests to ports, half of them to those of one team; others get 429.
+        pub requests: usize = number("server.proxy_requests", 2..=1 << 20).or(2048),
+        /// Maximum number of concurrent requests to ports of one sandbox. It has at most twice as many connections to its
+        /// ports, idle ones included.
+        pub requests_per_sandbox: usize = number("server.proxy_requests_per_sandbox", 1..=1 << 20).or(256),
+        /// Maximum number of connections of the proxy's clients.
+        pub connections: usize = number("server.proxy_connections", 16..=1 << 20).or(4096),
+        /// Maximum number of connections of one address to the proxy.
+        pub connections_per_address: usize = number("server.proxy_connections_per_address", 1..=1 << 20).or(2048),
+        /// Time after which a request, a stream or an upgraded connection to a port is ended if nothing moves.
+        pub idle: Duration = seconds("server.proxy_idle_sec", 1..=86_400).or(Duration::from_secs(620)),
+    }
+}
+
+impl ProxySettings {
+    /// Whether it has a certificate.
+    pub(crate) const fn encrypts(&self) -> bool {
+        self.tls_cert.is_some()
+    }
+
+    /// URL of a port as users reach it, with `{port}` and `{id}`.
+    pub(crate) fn url(&self) -> String {
+        let scheme = if self.encrypts() { "https" } else { "http" };
+        let own = || format!("{scheme}://{{port}}-{{id}}.localhost:{}", self.listen.port());
+        self.url.clone().unwrap_or_else(own)
     }
 }
 

@@ -21,6 +21,7 @@ mod idempotency;
 mod keys;
 mod lease;
 mod names;
+mod proxy;
 mod relay;
 mod request_trace;
 mod routes;
@@ -39,7 +40,7 @@ mod workers;
 
 pub use admin::{Admin, describe_database};
 pub use caller::{Caller, Permission, Permissions, Principal};
-pub use config::{AgentTls, Config, Limits, Settings};
+pub use config::{AgentTls, Config, Limits, ProxySettings, Settings};
 pub use error::Fault;
 pub use events::{EventFilter, EventId, Events, Start, Subscription};
 pub use extension::Extension;

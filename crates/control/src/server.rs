@@ -5,14 +5,15 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use utoipa::openapi::OpenApi;
 use wrenn_os::open_files;
 
 use crate::{
-    config::Config,
+    config::{Config, ProxySettings},
     db,
     extension::Extension,
+    proxy::{Proxy, tls::Certificate},
     routes::{HttpService, Routes},
     services::Services,
     serving, stall,
@@ -29,6 +30,8 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct Server {
     listen: SocketAddr,
     bounds: serving::Bounds,
+    proxy: Proxy,
+    proxy_settings: ProxySettings,
     services: Services,
     routes: Routes,
     service: HttpService,
@@ -65,9 +68,12 @@ impl Server {
     /// Serves the API until `shutdown` is cancelled.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let address = self.listen;
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}: choose another address with server.listen")
-        })?;
+        let listener = bind(address, "server.listen").await?;
+        let (certificate, tls) = match Certificate::of(&self.proxy_settings)? {
+            Some(certificate) => (Some(certificate.clone()), Some(certificate.acceptor()?)),
+            None => (None, None),
+        };
+        let of_proxy = bind(self.proxy_settings.listen, "server.proxy_listen").await?;
         let stop = self.services.shutdown().clone();
         let stopping = tokio::spawn({
             let stop = stop.clone();
@@ -77,9 +83,13 @@ impl Server {
             }
         });
         let workers = workers::start(self.workers, &stop);
-        tracing::info!(%address, "the control plane listens");
-        serving::serve(listener, self.service, self.bounds, stop).await;
-        drop(workers);
+        let following =
+            certificate.map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.follow())));
+        tracing::info!(%address, proxy = %self.proxy_settings.listen, "the control plane listens");
+        let proxy_bounds = proxy_bounds(&self.proxy_settings);
+        let proxying = serving::serve(of_proxy, self.proxy, proxy_bounds, tls, stop.clone());
+        tokio::join!(serving::serve(listener, self.service, self.bounds, None, stop), proxying);
+        drop((workers, following));
         stopping.abort();
         Ok(())
     }
@@ -109,8 +119,10 @@ impl ServerBuilder {
         workers.extend(extensions.iter().flat_map(|extension| extension.workers(&services)));
         let authenticators = extensions.iter().flat_map(|extension| extension.authenticators(&services));
         let service = routes.service(&services, authenticators.collect());
-        let bounds = bounds(&config);
-        Ok(Server { listen: config.settings.listen, bounds, services, routes, service, workers })
+        let (bounds, proxy_settings) = (bounds(&config), config.settings.proxy);
+        let proxy = Proxy::new(&services, &proxy_settings)?;
+        let listen = config.settings.listen;
+        Ok(Server { listen, bounds, proxy, proxy_settings, services, routes, service, workers })
     }
 }
 
@@ -121,6 +133,22 @@ pub fn document(extensions: &[Box<dyn Extension>]) -> anyhow::Result<OpenApi> {
 
 fn routes(extensions: &[Box<dyn Extension>]) -> anyhow::Result<Routes> {
     Routes::new(extensions.iter().map(|extension| (extension.name(), extension.routes())).collect())
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen on {address}: choose another address with {key}"))
+}
+
+fn proxy_bounds(settings: &ProxySettings) -> serving::Bounds {
+    serving::Bounds {
+        connections: settings.connections,
+        per_address: settings.connections_per_address,
+        head: HEAD,
+        idle: IDLE,
+        stall: stall::STILL,
+        linger: serving::LINGER,
+    }
 }
 
 fn bounds(config: &Config) -> serving::Bounds {

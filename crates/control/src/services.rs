@@ -67,7 +67,7 @@ mod tests {
     use crate::testing::sources;
 
     /// What is HTTP: the surfaces, the listener, and what puts them together.
-    const HTTP: [&str; 5] = ["routes/", "serving/", "server.rs", "extension.rs", "testing.rs"];
+    const HTTP: [&str; 6] = ["routes/", "serving/", "proxy/", "server.rs", "extension.rs", "testing.rs"];
 
     #[test]
     fn nothing_below_the_surfaces_knows_http() {

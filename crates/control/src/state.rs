@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::Admission,
     agents::Agents,
-    config::{Config, Limits},
+    config::{Config, Limits, Settings},
     db,
     event_store::EventStore,
     keys::Keys,
@@ -34,6 +34,8 @@ pub(crate) struct State {
     /// Signatures of URLs of files.
     pub(crate) signatures: Signatures,
     pub(crate) limits: Limits,
+    /// URL of a port of a sandbox, with `{port}` and `{id}`.
+    pub(crate) port_url: String,
     /// Limits on requests and their memory.
     pub(crate) admission: Admission,
     /// Notifies the relay of a new entry in the outbox.
@@ -51,7 +53,7 @@ impl State {
             db::access_pool(&config.database_url, config.settings.limits.database)?,
         );
         let events = EventStore::new(&config.redis_url).context("REDIS_URL is not a Redis URL")?;
-        Self::of(pools, events, Agents::new(&config.agent_tls)?, config.settings.limits.clone())
+        Self::of(pools, events, Agents::new(&config.agent_tls)?, &config.settings)
     }
 
     /// Creates the state from its pools (for everything, and for keys and health checks) and clients.
@@ -59,9 +61,11 @@ impl State {
         (db, access): (PgPool, PgPool),
         events: EventStore,
         agents: Agents,
-        limits: Limits,
+        settings: &Settings,
     ) -> anyhow::Result<Self> {
+        let limits = settings.limits.clone();
         Ok(Self {
+            port_url: settings.proxy.url(),
             keys: Keys::new(access.clone(), limits.key_check),
             signatures: Signatures::new(access.clone()),
             db,

@@ -64,6 +64,10 @@ fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     gauge!("wrenn_build_info", "The version of this server; the value is 1.");
     histogram!("wrenn_http_request_seconds", "Time from a request's head to the beginning of its answer.");
+    histogram!(
+        "wrenn_proxy_request_seconds",
+        "Time from the head of a request to a port to the beginning of its answer, by who answered."
+    );
     gauge!("wrenn_http_connections", "Open connections of clients.");
     counter!("wrenn_http_connections_refused_total", "Connections refused because all places were taken.");
     counter!("wrenn_http_accept_errors_total", "Connections that the system could not accept.");

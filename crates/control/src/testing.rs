@@ -17,7 +17,7 @@ use wrenn_api::{ApiKeyId, TeamId};
 use crate::{
     agents::Agents,
     caller::{Caller, Permissions, Principal},
-    config::{AgentTls, Limits},
+    config::{AgentTls, Limits, Settings},
     event_store::EventStore,
     state::{App, State},
 };
@@ -62,7 +62,13 @@ pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(tls)).into_future());
     let events = EventStore::new("redis://127.0.0.1:1").unwrap();
     let agents = Agents::new(&files).unwrap();
-    let state = State::of((no_database(), no_database()), events, agents, limits).unwrap();
+    let state = State::of(
+        (no_database(), no_database()),
+        events,
+        agents,
+        &Settings { limits, ..Settings::default() },
+    )
+    .unwrap();
     (Arc::new(state), address)
 }
 

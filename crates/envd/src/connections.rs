@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -28,13 +28,19 @@ const INNER: usize = 256;
 /// Pause after a failed accept, usually for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Address of the other end of a request's connection.
+/// Addresses of a request's connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub(crate) struct Peer {
+    /// The other end.
+    pub(crate) remote: SocketAddr,
+    /// Address of this machine by which it came.
+    pub(crate) own: IpAddr,
+}
 
 impl Connected<IncomingStream<'_, Connections>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Connections>) -> Self {
-        Self(*stream.remote_addr())
+        let own = stream.io().stream.local_addr();
+        Self { remote: *stream.remote_addr(), own: own.map_or(Ipv4Addr::LOCALHOST.into(), |own| own.ip()) }
     }
 }
 

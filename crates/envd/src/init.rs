@@ -39,7 +39,7 @@ struct Init {
 /// Applies the settings. The caller's token has been checked.
 pub(crate) async fn post(
     State(settings): State<Arc<Settings>>,
-    ConnectInfo(Peer(host)): ConnectInfo<Peer>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -64,7 +64,8 @@ pub(crate) async fn post(
     }
     // On one thread: a guest that goes on executes each piece of code for the first time.
     let request = request.map(str::to_owned);
-    let applied = tokio::task::spawn_blocking(move || apply(&init, host, request.as_deref()).map(|()| init));
+    let applied =
+        tokio::task::spawn_blocking(move || apply(&init, peer.remote, request.as_deref()).map(|()| init));
     let init = match applied.await.unwrap_or_else(|cause| Err(cause.to_string())) {
         Ok(init) => init,
         Err(cause) => return error(StatusCode::INTERNAL_SERVER_ERROR, cause),

@@ -23,6 +23,7 @@ mod metrics;
 mod network;
 mod parents;
 mod paths;
+mod ports;
 mod power;
 mod process;
 mod random;

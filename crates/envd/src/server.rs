@@ -19,6 +19,7 @@ use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 use crate::{
     connections::{Connections, Peer},
     cors, files, filesystem, init, log, metrics,
+    ports::{self, Ports},
     process::{
         registry::{Bounds, Registry},
         service::Service,
@@ -41,13 +42,20 @@ pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Resu
     let registry = Registry::new(Reaper::start()?, bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // Tests and operators can wait for this line; with port 0 it has the actual port.
-    eprintln!("envd: listening on {}", listener.local_addr()?);
-    let router = followed(router(&settings, &registry, &Watchers::new(watching)));
+    let address = listener.local_addr()?;
+    eprintln!("envd: listening on {address}");
+    let ports = Arc::new(Ports::new(address.port()));
+    let router = followed(router(&settings, &registry, &Watchers::new(watching), ports));
     let router = router.layer(middleware::from_fn(cors::allow));
     axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
 
-fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Watchers>) -> Router {
+fn router(
+    settings: &Arc<Settings>,
+    registry: &Arc<Registry>,
+    watchers: &Arc<Watchers>,
+    ports: Arc<Ports>,
+) -> Router {
     let process = Arc::new(Service { registry: Arc::clone(registry), settings: Arc::clone(settings) });
     let (settings_too, watchers) = (Arc::clone(settings), Arc::clone(watchers));
     let filesystem = Arc::new(filesystem::Service { settings: settings_too, watchers });
@@ -65,6 +73,7 @@ fn router(settings: &Arc<Settings>, registry: &Arc<Registry>, watchers: &Arc<Wat
         .route("/files/archive", get(files::get_archive).put(files::put_archive))
         .route("/metrics", get(metrics::get))
         .with_state(Arc::clone(settings))
+        .route("/connect", post(ports::connect).with_state(ports))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))
         .fallback_service(rpc.into_axum_service())
         .layer(DefaultBodyLimit::max(MESSAGE as usize))

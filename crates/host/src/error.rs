@@ -132,6 +132,7 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         | ErrorCode::DirectoryNotFound => (Wire::NotFound, Of::OF_CALLER),
         ErrorCode::Forbidden | ErrorCode::ProgramNotExecutable => (Wire::PermissionDenied, Of::OF_CALLER),
         ErrorCode::InvalidState
+        | ErrorCode::PortNotOpen
         | ErrorCode::Conflict
         | ErrorCode::SnapshotMissing
         | ErrorCode::SnapshotDamaged
@@ -147,6 +148,7 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         // Only the control plane has these.
         ErrorCode::Unauthorized
         | ErrorCode::MethodNotAllowed
+        | ErrorCode::PortFailed
         | ErrorCode::IdempotencyMismatch
         | ErrorCode::NameReserved
         | ErrorCode::NameTaken

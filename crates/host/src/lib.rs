@@ -21,6 +21,7 @@ mod layout;
 mod listener;
 mod machine;
 mod memory;
+mod port_stream;
 mod process_stream;
 mod recover;
 mod sandbox;

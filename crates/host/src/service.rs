@@ -20,9 +20,10 @@ use wrenn_rpc::{
     filesystem::WatchDirResponse,
     host::v1::{
         __buffa::oneof::{
-            process_stream_request, process_stream_request::attach, read_file_response, write_file_request,
+            connect_request, process_stream_request, process_stream_request::attach, read_file_response,
+            write_file_request,
         },
-        ChangeFileRequest, ChangeFileResponse, CopyFileRequest, CopyFileResponse, CreateRequest,
+        ConnectRequest, ConnectResponse, ChangeFileRequest, ChangeFileResponse, CopyFileRequest, CopyFileResponse, CreateRequest,
         CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest, DestroyResponse,
         ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host, ListDirectoryRequest,
         ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse, ListRequest, ListResponse,
@@ -41,12 +42,14 @@ use crate::{
     call::Call,
     error::AgentError,
     memory::STREAM,
+    port_stream::{PIPE, exchange as exchange_bytes},
     process_stream::{command, exchange, selector, size},
     sandbox::{
         actor::Handle,
         directories, files,
         guest::Guest,
         phase::State,
+        port,
         processes::{self, From},
         watch,
     },
@@ -411,6 +414,22 @@ impl Host for Service {
         let (pid, processes) =
             processes::signal(&guest, &process, request.signal).instrument(call.span).await?;
         Response::ok(SignalProcessResponse { pid, processes, ..Default::default() })
+    }
+
+    async fn connect(
+        &self,
+        ctx: RequestContext,
+        mut requests: InboundStream<ConnectRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ConnectResponse> + Send + use<>>> {
+        let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
+        let Some(connect_request::Part::Open(open)) = first else {
+            return Err(invalid("the first message must carry `open`"));
+        };
+        let call = self.call(&ctx, "connect", &open.sandbox_id)?;
+        let guest = self.guest(&open.sandbox_id, &call).await?;
+        let memory = self.agent.shared.memory.reserve(PIPE)?;
+        let pipe = port::connect(&guest, open.port).instrument(call.span).await?;
+        Ok(Response::new(exchange_bytes(guest, pipe, requests, memory).boxed()))
     }
 
     async fn read_file(

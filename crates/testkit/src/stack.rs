@@ -165,6 +165,7 @@ impl Stack {
             ("WRENN_STATE_DIR".to_owned(), state_dir.display().to_string()),
             ("WRENN_SERVER_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
+            ("WRENN_SERVER_PROXY_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_VMM_UID_BASE".to_owned(), uid_base().to_string()),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
             // Its hosts may be labs, where a create takes minutes.

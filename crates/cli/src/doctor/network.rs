@@ -65,6 +65,7 @@ pub(super) fn ports(config: &Config) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     for (key, variable, address) in [
         ("server.listen", "WRENN_SERVER_LISTEN", config.server().listen),
+        ("server.proxy_listen", "WRENN_SERVER_PROXY_LISTEN", config.server().proxy.listen),
         ("agent.listen", "WRENN_AGENT_LISTEN", config.agent().listen),
     ] {
         checks.push(match TcpListener::bind(address) {

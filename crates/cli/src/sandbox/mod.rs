@@ -3,6 +3,7 @@
 
 mod copy;
 mod files;
+mod forward;
 mod list;
 mod logs;
 mod reference;
@@ -61,6 +62,12 @@ Examples:
   wrenn sandbox rm --all
 
 Exit status: 0 if all were removed, 1 if not, 2 if the command line is wrong.";
+
+/// Text after the help of `forward`.
+const FORWARD_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox forward ID 8080:8000        http://127.0.0.1:8080 is port 8000 of the sandbox
+  wrenn sandbox forward ID 5432             psql -h 127.0.0.1 reaches the sandbox's database";
 
 /// Subcommands of `wrenn sandbox`.
 #[derive(Debug, clap::Subcommand)]
@@ -149,6 +156,23 @@ pub(crate) enum Command {
     /// Copy files and directories into or out of a sandbox
     #[command(after_help = CP_EXAMPLES)]
     Cp(copy::Args),
+    /// Print the URL of a port of a sandbox; unless its ports are public, the URL has the token that it needs
+    Url {
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
+        /// The port
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+    },
+    /// Forward a TCP port of this machine to a port of a sandbox, until interrupted
+    #[command(after_help = FORWARD_EXAMPLES)]
+    Forward {
+        /// The sandbox: its id, the beginning of it, or its name
+        id: SandboxRef,
+        /// The port of this machine, on 127.0.0.1, and that of the sandbox; one number for both
+        #[arg(value_name = "LOCAL:REMOTE")]
+        ports: forward::Pair,
+    },
     /// Pause a sandbox: its memory is written to the disk, and it runs nothing
     Pause {
         /// The sandbox: its id, the beginning of it, or its name
@@ -189,9 +213,12 @@ pub(crate) enum Command {
         /// Remove a label; may be repeated
         #[arg(long = "remove-label", value_name = "NAME")]
         removed_labels: Vec<String>,
-        /// Whether a command or a file request resumes it when it is paused
+        /// Whether a command, a file request or a request to a port resumes it when it is paused
         #[arg(long, value_name = "BOOL")]
         auto_resume: Option<bool>,
+        /// Whether everybody may use its ports
+        #[arg(long, value_name = "BOOL")]
+        public_ports: Option<bool>,
     },
     /// Remove sandboxes
     #[command(visible_alias = "delete", after_help = RM_EXAMPLES)]
@@ -273,6 +300,18 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 format.print(&copied, String::new)?;
             }
         }
+        Command::Url { id, port } => {
+            let address = client.port(find(client, id).await?, *port).await?;
+            format.print(&address, || address.browser_url.clone())?;
+        }
+        Command::Forward { id, ports } => {
+            let id = find(client, id).await?;
+            let mut stop = Stop::new()?;
+            return tokio::select! {
+                ended = forward::run(client, id, *ports, format) => ended.map(|()| 0),
+                name = stop.received() => Ok(exit_status(name)),
+            };
+        }
         Command::Pause { id } => {
             let sandbox = during("pausing the sandbox", client.pause(find(client, id).await?)).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;
@@ -288,7 +327,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             client.ping(id).await?;
             format.print(&json!({ "id": id }), || id.to_string())?;
         }
-        Command::Set { id, idle_timeout, on_timeout, name, labels, removed_labels, auto_resume } => {
+        Command::Set { id, idle_timeout, on_timeout, name, labels, removed_labels, auto_resume, public_ports } => {
             let added = labels.iter().cloned().map(|(name, value)| (name, Some(value)));
             let removed = removed_labels.iter().cloned().map(|name| (name, None));
             let update = UpdateSandbox {
@@ -297,6 +336,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 timeout_sec: *idle_timeout,
                 on_timeout: *on_timeout,
                 auto_resume: *auto_resume,
+                public_ports: *public_ports,
             };
             let sandbox = client.update(find(client, id).await?, &update).await?;
             format.print(&sandbox, || sandbox.id.to_string())?;

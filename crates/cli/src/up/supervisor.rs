@@ -165,8 +165,12 @@ fn ours(name: &'static str, env: Vec<(String, String)>, privileges: Privileges, 
 /// Checks the ports in advance, so that one in use is reported at once and by name, not by a server that
 /// fails again and again.
 fn check_ports(config: &Config) -> Result<()> {
-    let (server, agent) = (config.server().listen, config.agent().listen);
-    for (address, variable) in [(server, "WRENN_SERVER_LISTEN"), (agent, "WRENN_AGENT_LISTEN")] {
+    let (server, agent) = (config.server(), config.agent().listen);
+    for (address, variable) in [
+        (server.listen, "WRENN_SERVER_LISTEN"),
+        (server.proxy.listen, "WRENN_SERVER_PROXY_LISTEN"),
+        (agent, "WRENN_AGENT_LISTEN"),
+    ] {
         TcpListener::bind(address)
             .with_context(|| format!("cannot listen on {address}: end what uses it, or set {variable}"))?;
     }

@@ -31,6 +31,7 @@ pub(crate) struct Row {
     pub(crate) timeout_sec: i32,
     pub(crate) on_timeout: String,
     pub(crate) auto_resume: bool,
+    pub(crate) public_ports: bool,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) started_at: Option<DateTime<Utc>>,
     pub(crate) last_active_at: DateTime<Utc>,
@@ -44,8 +45,8 @@ macro_rules! row {
             Row,
             $before
                 + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
-                error_message, metadata, name, labels, timeout_sec, on_timeout, auto_resume, created_at, started_at,
-                last_active_at, last_updated "
+                error_message, metadata, name, labels, timeout_sec, on_timeout, auto_resume, public_ports, created_at,
+                started_at, last_active_at, last_updated "
                 + $after,
             $($argument),*
         )
@@ -163,6 +164,7 @@ impl Row {
             timeout_sec: self.timeout_sec as u32,
             on_timeout: self.on_timeout.parse().unwrap_or_default(),
             auto_resume: self.auto_resume,
+            public_ports: self.public_ports,
             created_at: self.created_at,
             started_at: self.started_at,
             last_active_at: self.started_at.map(|_| self.last_active_at),
@@ -189,6 +191,7 @@ pub(crate) struct New<'a> {
     pub(crate) timeout_sec: i32,
     pub(crate) on_timeout: OnTimeout,
     pub(crate) auto_resume: bool,
+    pub(crate) public_ports: bool,
 }
 
 /// Inserts a sandbox as `starting`, whose resources are reserved on its host; `None` if another one of the team has its
@@ -201,8 +204,8 @@ pub(crate) async fn insert(
     let labels = serde_json::to_value(new.labels).unwrap_or_default();
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
-            reserved, timeout_sec, auto_resume, name, labels, on_timeout)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11, $12, $13)
+            reserved, timeout_sec, auto_resume, name, labels, on_timeout, public_ports)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11, $12, $13, $14)
          ON CONFLICT (team_id, name) WHERE name IS NOT NULL AND status NOT IN ('stopping', 'stopped') DO NOTHING RETURNING",
         "",
         new.id,
@@ -217,7 +220,8 @@ pub(crate) async fn insert(
         new.auto_resume,
         new.name,
         labels,
-        new.on_timeout.as_str()
+        new.on_timeout.as_str(),
+        new.public_ports
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -244,6 +248,27 @@ pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64
 /// Returns a sandbox of a team.
 pub(crate) async fn find(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<Row>> {
     row!("SELECT", "FROM sandboxes WHERE id = $1 AND team_id = $2", id, team).fetch_optional(db).await
+}
+
+/// Who may use the ports of a sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct PortAccess {
+    pub(crate) team_id: Uuid,
+    /// Whether everybody may.
+    pub(crate) public_ports: bool,
+    /// Otherwise, those who have this.
+    pub(crate) traffic_token: String,
+}
+
+/// Returns who may use the ports of a sandbox of any team.
+pub(crate) async fn port_access(db: &PgPool, id: Uuid) -> sqlx::Result<Option<PortAccess>> {
+    sqlx::query_as!(
+        PortAccess,
+        "SELECT team_id, public_ports, traffic_token FROM sandboxes WHERE id = $1 AND status <> 'stopped'",
+        id
+    )
+    .fetch_optional(db)
+    .await
 }
 
 /// Returns the columns for a change of a team's sandbox.
@@ -508,6 +533,7 @@ pub(crate) struct Update {
     pub(crate) timeout_sec: Option<i32>,
     pub(crate) on_timeout: Option<OnTimeout>,
     pub(crate) auto_resume: Option<bool>,
+    pub(crate) public_ports: Option<bool>,
 }
 
 /// Result of an update.
@@ -535,7 +561,8 @@ pub(crate) async fn update(
         "UPDATE sandboxes SET timeout_sec = coalesce($2, timeout_sec), auto_resume = coalesce($3, auto_resume),
             last_active_at = CASE WHEN $2 IS NULL THEN last_active_at ELSE now() END,
             name = CASE WHEN $4::text IS NULL THEN name ELSE nullif($4, '') END,
-            labels = (labels || $5) - $6::text[], on_timeout = coalesce($7, on_timeout)
+            labels = (labels || $5) - $6::text[], on_timeout = coalesce($7, on_timeout),
+            public_ports = coalesce($8, public_ports)
          WHERE id = $1 AND status <> 'stopped' RETURNING",
         "",
         row.id,
@@ -544,7 +571,8 @@ pub(crate) async fn update(
         update.name.as_deref(),
         labels,
         &update.unlabelled[..],
-        update.on_timeout.map(OnTimeout::as_str)
+        update.on_timeout.map(OnTimeout::as_str),
+        update.public_ports
     )
     .fetch_optional(&mut *tx)
     .await;

@@ -49,6 +49,7 @@ use crate::services::Services;
     tags(
         (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),
         (name = "commands", description = "Commands in sandboxes."),
+        (name = "ports", description = "Ports of sandboxes, through the proxy or by API key."),
         (name = "files", description = "Files in sandboxes."),
         (name = "events", description = "Events of sandboxes."),
         (name = "service", description = "The control plane itself."),

@@ -54,6 +54,8 @@ struct Wanted {
     on_timeout: OnTimeout,
     #[serde(skip_serializing_if = "is_default")]
     auto_resume: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    public_ports: bool,
     /// Snapshot that it goes on from, and the snapshot's host.
     #[serde(skip_serializing_if = "is_default")]
     snapshot: Option<(Uuid, Uuid)>,
@@ -88,6 +90,7 @@ impl Wanted {
             timeout_sec: timeout::check(request.timeout_sec)?.unwrap_or_default(),
             on_timeout: request.on_timeout.unwrap_or_default(),
             auto_resume: request.auto_resume.unwrap_or_default(),
+            public_ports: request.public_ports.unwrap_or_default(),
             snapshot: snapshot.map(|snapshot| (snapshot.id, snapshot.host_id)),
         })
     }
@@ -249,6 +252,7 @@ async fn claim_on(
         timeout_sec: wanted.timeout_sec as i32,
         on_timeout: wanted.on_timeout,
         auto_resume: wanted.auto_resume,
+        public_ports: wanted.public_ports,
     };
     let Some(row) = sandboxes::insert(&mut tx, &new, app.limits.lease).await? else {
         return Err(names::taken(wanted.name.as_deref().unwrap_or_default()));

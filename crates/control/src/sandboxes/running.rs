@@ -44,7 +44,11 @@ pub(super) async fn dedicated(
 
 /// Host and address of a running sandbox's agent, for an activity of the sandbox, which is noted before this returns: the
 /// sandbox is not paused for being idle meanwhile.
-async fn place_of(app: &App, team: Uuid, id: SandboxId) -> Result<(HostId, String, Option<Active>), Fault> {
+pub(super) async fn place_of(
+    app: &App,
+    team: Uuid,
+    id: SandboxId,
+) -> Result<(HostId, String, Option<Active>), Fault> {
     for _ in 0..LOOKS {
         let row = usable(app, team, id).await?;
         let none = || Fault::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));

@@ -31,7 +31,7 @@ pub(super) async fn update(
 }
 
 fn check(request: UpdateSandbox) -> Result<Update, Fault> {
-    let UpdateSandbox { name, labels, timeout_sec, on_timeout, auto_resume } = request;
+    let UpdateSandbox { name, labels, timeout_sec, on_timeout, auto_resume, public_ports } = request;
     if let Some(name) = name.as_ref().filter(|name| !name.is_empty()) {
         names::check_sandbox_name(name)?;
     }
@@ -42,7 +42,7 @@ fn check(request: UpdateSandbox) -> Result<Update, Fault> {
         )));
     }
     let timeout_sec = timeout::check(timeout_sec)?.map(|seconds| seconds as i32);
-    let mut update = Update { name, timeout_sec, on_timeout, auto_resume, ..Update::default() };
+    let mut update = Update { name, timeout_sec, on_timeout, auto_resume, public_ports, ..Update::default() };
     for (name, value) in labels {
         names::check_label_name(&name)?;
         match value {

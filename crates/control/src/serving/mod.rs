@@ -27,7 +27,11 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
@@ -94,8 +98,13 @@ impl Seldom {
 
 /// Serves `service` on connections of `listener` until `shutdown` is cancelled and running requests have
 /// ended, or their grace period is over.
-pub(crate) async fn serve<S>(listener: TcpListener, service: S, bounds: Bounds, shutdown: CancellationToken)
-where
+pub(crate) async fn serve<S>(
+    listener: TcpListener,
+    service: S,
+    bounds: Bounds,
+    tls: Option<TlsAcceptor>,
+    shutdown: CancellationToken,
+) where
     S: tower::Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
@@ -132,7 +141,16 @@ where
         // Small frames are sent at once; without it the kernel just waits for more.
         let _ = stream.set_nodelay(true);
         let io = Io::new(stream, connection.clone(), place, &bounds);
-        tracker.spawn(drive(io, connection, service.clone(), bounds.clone(), shutdown.clone()));
+        let (service, bounds, shutdown) = (service.clone(), bounds.clone(), shutdown.clone());
+        match tls.clone() {
+            None => tracker.spawn(drive(io, connection, service, bounds, shutdown)),
+            Some(tls) => tracker.spawn(async move {
+                let shaken = tokio::time::timeout(bounds.head, tls.accept(io)).await;
+                if let Ok(Ok(io)) = shaken {
+                    drive(io, connection, service, bounds, shutdown).await;
+                }
+            }),
+        };
     }
     drop(listener);
     tracker.close();
@@ -144,8 +162,8 @@ fn gone(kind: ErrorKind) -> bool {
 }
 
 /// Serves one connection to its end.
-async fn drive<S>(
-    io: Io<TcpStream>,
+async fn drive<S, T>(
+    io: T,
     connection: Arc<Connection>,
     service: S,
     bounds: Arc<Bounds>,
@@ -153,6 +171,7 @@ async fn drive<S>(
 ) where
     S: tower::Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head).max_buf_size(HEAD_MAX);

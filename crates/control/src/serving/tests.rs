@@ -6,6 +6,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc};
 use axum::{Router, routing::get};
 use http_body_util::{BodyExt as _, Empty};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::*;
 
@@ -21,7 +22,7 @@ fn bounds() -> Bounds {
 async fn serving(router: Router, bounds: Bounds) -> (SocketAddr, CancellationToken) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-    tokio::spawn(serve(listener, router, bounds, stop.clone()));
+    tokio::spawn(serve(listener, router, bounds, None, stop.clone()));
     (address, stop)
 }
 

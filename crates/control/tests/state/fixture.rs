@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wrenn_api::SandboxId;
-use wrenn_control::{Admin, Config, Limits, Server, ServerBuilder, Settings};
+use wrenn_control::{Admin, Config, Limits, ProxySettings, Server, ServerBuilder, Settings};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
@@ -80,8 +80,9 @@ impl Fixture {
 
     fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
         let listen = free_address()?;
+        let proxy = ProxySettings { listen: free_address()?, ..ProxySettings::default() };
         let config = Config {
-            settings: Settings { listen, limits: self.limits.clone() },
+            settings: Settings { listen, limits: self.limits.clone(), proxy },
             database_url: self.stores.database_url(&self.database),
             redis_url: self.stores.redis_url(),
             agent_tls: self.tls.clone(),

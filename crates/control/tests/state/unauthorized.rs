@@ -144,7 +144,7 @@ async fn is_silent(request: RequestBuilder) -> Result<bool> {
 /// Builds a valid request, with the examples of the document.
 fn request(document: &Value, operation: &Operation, api: &Api, sandbox: &str) -> Result<RequestBuilder> {
     let path = operation.path.replace("{id}", sandbox).replace("{name}", "nobodys");
-    let path = path.replace("{selector}", "nobodys");
+    let path = path.replace("{selector}", "nobodys").replace("{port}", "8000");
     ensure!(!path.contains('{'), "this test does not know a parameter of the path: teach it");
     let parameters = operation.facts["parameters"].as_array().into_iter().flatten();
     let needed = parameters.filter(|one| one["in"] == "query" && one["required"] == true);

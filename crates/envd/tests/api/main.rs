@@ -13,6 +13,7 @@ mod files;
 mod filesystem;
 mod fuse;
 mod metadata;
+mod ports;
 mod processes;
 mod terminals;
 mod watch;

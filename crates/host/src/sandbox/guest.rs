@@ -75,7 +75,7 @@ pub(super) type Processes = ProcessClient<SharedHttp2Connection>;
 /// Client of one guest's envd.
 #[derive(Clone)]
 pub(crate) struct Guest {
-    authority: String,
+    pub(super) authority: String,
     uri: Uri,
     token: String,
     http: Client<HttpConnector, Body>,
@@ -181,7 +181,7 @@ impl Guest {
     }
 
     /// Waits until the guest has exited.
-    pub(super) async fn ended(&self) -> AgentError {
+    pub(crate) async fn ended(&self) -> AgentError {
         self.gone.cancelled().await;
         ended()
     }

@@ -15,6 +15,7 @@ mod last_words;
 mod mailbox;
 pub(crate) mod operations;
 pub(crate) mod phase;
+pub(crate) mod port;
 pub(crate) mod processes;
 pub(crate) mod record;
 pub(crate) mod release;

@@ -18,6 +18,7 @@ mod migrations;
 mod network;
 mod outages;
 mod pause;
+mod ports;
 mod privileges;
 mod processes;
 mod secrets;
@@ -136,6 +137,10 @@ pub(crate) fn beside() -> Cases<Case> {
         pause::the_disk_survives_without_the_memory,
         pause::idle_sandboxes_are_paused,
         pause::many_go_on_from_a_snapshot,
+        ports::servers_on_loopback_are_served,
+        ports::private_ones_need_the_token,
+        ports::requests_resume_and_keep_awake,
+        ports::the_command_line_leads_to_them,
         privileges::each_process_has_its_own_and_no_more,
         processes::one_runs_by_itself_and_is_attached_to,
         processes::a_signal_reaches_all_descendants,

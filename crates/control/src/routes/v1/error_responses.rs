@@ -62,6 +62,9 @@ refusals! {
     /// Error responses of `execStream`, `processStream` and `terminal`, before the connection is a WebSocket.
     OfExecStream: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
+    /// Error responses of `portStream`, before the connection is that of the port.
+    OfPortStream: Forbidden NotFound InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError PortNotOpen
+        NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
     /// Error responses of operations on entries of a file system.
     OfDirectories: UserNotFound AmbiguousId Forbidden NotFound InvalidState Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible TooLarge
         UnsupportedMediaType AgentError NoHostsAvailable HostUnavailable Timeout InsufficientStorage;
@@ -187,6 +190,10 @@ fn message(code: ErrorCode) -> &'static str {
         }
         ErrorCode::InternalError => "the control plane could not do this; its log says why",
         ErrorCode::AgentError => "the sandbox's host could not do this; its log says why",
+        ErrorCode::PortNotOpen => "nothing listens on port 8000 of the sandbox: start a server there",
+        ErrorCode::PortFailed => {
+            "the server on the port of the sandbox broke the connection off, or does not speak HTTP"
+        }
         ErrorCode::NoHostsAvailable => "no host has room for the sandbox; try again later",
         ErrorCode::HostUnavailable => "the sandbox's host does not answer; try again in a moment",
         ErrorCode::ServiceUnavailable => "the control plane cannot reach its database; try again in a moment",

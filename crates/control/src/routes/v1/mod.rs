@@ -17,6 +17,7 @@ mod form;
 mod lifecycle;
 #[cfg(test)]
 mod overload_tests;
+mod ports;
 mod process_stream;
 mod processes;
 mod sandboxes;
@@ -48,6 +49,8 @@ pub(super) fn routes() -> OpenApiRouter<Services> {
         .routes(needs(Permission::SandboxExec, routes!(terminals::screen)))
         .routes(needs(Permission::SandboxExec, routes!(processes::list)))
         .routes(needs(Permission::SandboxExec, routes!(processes::signal)))
+        .routes(needs(Permission::SandboxExec, routes!(ports::get)))
+        .routes(needs(Permission::SandboxExec, routes!(ports::stream)))
         .routes(needs(Permission::FileWrite, routes!(files::write)))
         .routes(needs(Permission::FileRead, routes!(files::read)))
         .routes(needs(Permission::FileWrite, routes!(files::stream_write)))

@@ -45,7 +45,7 @@ async fn serve(app: &App, router: Router) -> SocketAddr {
     let long = Duration::from_secs(600);
     let bounds =
         Bounds { connections: 512, per_address: 512, head: long, idle: long, stall: long, linger: long };
-    tokio::spawn(serving::serve(listener, router, bounds, app.shutdown.clone()));
+    tokio::spawn(serving::serve(listener, router, bounds, None, app.shutdown.clone()));
     address
 }
 

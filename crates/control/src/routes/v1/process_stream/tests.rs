@@ -130,7 +130,7 @@ async fn serve(
     let long = Duration::from_secs(600);
     let bounds =
         Bounds { connections: 512, per_address: 512, head: long, idle: long, stall: long, linger: long };
-    tokio::spawn(serving::serve(listener, router, bounds, shutdown));
+    tokio::spawn(serving::serve(listener, router, bounds, None, shutdown));
     (address, services)
 }
 
