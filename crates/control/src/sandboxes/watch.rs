@@ -24,6 +24,8 @@ const NAME_MAX: usize = 16 << 10;
 /// Changes in a directory, in order.
 pub struct FileChanges {
     events: ServerStream<<Link as ClientTransport>::ResponseBody, WatchDirResponseView<'static>>,
+    /// An event that was received and not returned yet.
+    first: Option<FileWatchFrame>,
     /// As long as it is watched, the sandbox is active.
     _sandbox: Attached,
 }
@@ -39,7 +41,10 @@ impl Attached {
         let (sandbox_id, path, user) = (self.id.to_string(), path.into_text(), user.into_name());
         let request = WatchFilesRequest { sandbox_id, path, user, recursive, ..Default::default() };
         let events = moving(By::SandboxSends, self.agent.watch_files(request)).await??;
-        Ok(FileChanges { events, _sandbox: self })
+        let mut changes = FileChanges { events, first: None, _sandbox: self };
+        // What is refused is told before any event.
+        changes.first = Some(changes.next().await?);
+        Ok(changes)
     }
 }
 
@@ -47,6 +52,9 @@ impl FileChanges {
     /// Waits for the next change; the first is [`FileWatchFrame::Start`]. Cancel-safe. Fails when the directory is gone, and
     /// when the sandbox ends or is paused.
     pub async fn next(&mut self) -> Result<FileWatchFrame, Fault> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
         loop {
             let ended =
                 || Fault::new(ErrorCode::AgentError, "the sandbox's host stopped watching; watch again");

