@@ -156,9 +156,10 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             format.print(&client.change_file(find(client, id).await?, &wanted).await?, String::new)?;
         }
         Command::Watch { recursive, id, path } => {
+            let id = find(client, id).await?;
             let mut stop = Stop::new()?;
             return tokio::select! {
-                ended = watch(client, *id, path, *recursive, format) => ended.map(|()| 0),
+                ended = watch(client, id, path, *recursive, format) => ended.map(|()| 0),
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
