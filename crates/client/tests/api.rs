@@ -27,7 +27,9 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
-use wrenn_api::{CreateSandbox, Encoding, ExecRequest, ExecResponse, FileWatchFrame, SandboxId, SandboxStatus};
+use wrenn_api::{
+    CreateSandbox, Encoding, ExecRequest, ExecResponse, FileWatchFrame, SandboxId, SandboxStatus,
+};
 use wrenn_client::{Client, Error, EventFilter, ProcessEvent, ReadOptions, SandboxFilter, WriteOptions};
 
 #[derive(Clone, Default)]

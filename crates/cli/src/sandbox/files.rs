@@ -140,7 +140,9 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
     match what {
         Command::Cp { id, source, destination, user } => {
             let (source, destination) = (source.clone(), destination.clone());
-            let copied = client.copy_file(find(client, id).await?, &CopyFile { source, destination, user: user.clone() }).await?;
+            let copied = client
+                .copy_file(find(client, id).await?, &CopyFile { source, destination, user: user.clone() })
+                .await?;
             format.print(&copied, String::new)?;
         }
         Command::Chmod { recursive, id, mode, path } => {

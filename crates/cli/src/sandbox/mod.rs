@@ -327,7 +327,16 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             client.ping(id).await?;
             format.print(&json!({ "id": id }), || id.to_string())?;
         }
-        Command::Set { id, idle_timeout, on_timeout, name, labels, removed_labels, auto_resume, public_ports } => {
+        Command::Set {
+            id,
+            idle_timeout,
+            on_timeout,
+            name,
+            labels,
+            removed_labels,
+            auto_resume,
+            public_ports,
+        } => {
             let added = labels.iter().cloned().map(|(name, value)| (name, Some(value)));
             let removed = removed_labels.iter().cloned().map(|name| (name, None));
             let update = UpdateSandbox {

@@ -31,8 +31,8 @@ mod watch;
 
 use serde_json::json;
 use wrenn_api::{
-    BackgroundProcess, CreateSandbox, FileEntry, FileOperation, ProcessInfo, ResumeSandbox, Sandbox, SandboxId,
-    SandboxRef, SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
+    BackgroundProcess, CreateSandbox, FileEntry, FileOperation, ProcessInfo, ResumeSandbox, Sandbox,
+    SandboxId, SandboxRef, SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
 };
 
 use self::activity::Active;

@@ -20,7 +20,7 @@ use wrenn_testkit::{Api, Reply, wait_until};
 use crate::{agent::Agent, certificates::certificates, stores::Stores};
 
 /// Time limit that is only reached on failures.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) struct Fixture {
     pub(crate) stores: Arc<Stores>,

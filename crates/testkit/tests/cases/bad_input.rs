@@ -71,8 +71,11 @@ pub(crate) async fn ids_of_nobody(stack: Arc<Stack>) -> Result<()> {
     let nobody = format!("/v1/sandboxes/{NOBODY}");
     stack.api.get(&nobody).await?.expect_error(404, "not_found")?;
     stack.api.delete(&nobody).await?.expect_error(404, "not_found")?;
-    for id in ["x", "sb", "sbzzzzzzzzzzzzzzzzzzzzzzzzz", "team0000000000000000000000000", "sb%00", "..%2f.."]
-    {
+    // What could be names.
+    for id in ["x", "sb", "sbzzzzzzzzzzzzzzzzzzzzzzzzz", "team0000000000000000000000000"] {
+        stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect_error(404, "not_found")?;
+    }
+    for id in ["sb%00", "..%2f..", "-x", "A"] {
         stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect_error(400, "invalid_request")?;
     }
     stack.api.get("/v1/nothing").await?.expect_error(404, "not_found")?;

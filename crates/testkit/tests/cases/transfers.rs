@@ -13,7 +13,7 @@ use wrenn_api::{ChangeFile, CopyFile, FileOperation, FileWatchFrame, SandboxId, 
 use wrenn_client::{Body, Client, FileChanges, ReadOptions, WriteOptions};
 use wrenn_testkit::{Api, Stack, short_or_long, wait_until};
 
-use crate::cases::support::{pause, sh};
+use crate::cases::support::{delete_wholly, pause, sh};
 
 /// Bytes of a piece of made content.
 const PIECE: usize = 256 << 10;
@@ -276,7 +276,7 @@ pub(crate) async fn files_have_the_rights_that_are_given(stack: Arc<Stack>) -> R
 const TREE: &str = r#"
 mkdir -p $D/empty $D/deep/er "$D/odd
 name" && cd $D
-i=0; while [ $i -lt $N ]; do mkdir -p many/$((i / 100)); echo "file $i" > many/$((i / 100))/$i; i=$((i + 1)); done
+i=0; while [ $i -lt $N ]; do [ $((i % 100)) = 0 ] && mkdir -p many/$((i / 100)); echo "file $i" > many/$((i / 100))/$i; i=$((i + 1)); done
 echo secret > deep/er/mode; chmod 4711 deep/er/mode; printf 'x\ny' > "odd
 name/$(printf 'a\tb\351')"; echo > "-rf *?"; echo a > $(printf 'n%.0s' $(seq 200))
 p=long; while [ ${#p} -lt 900 ]; do p=$p/$(printf 'd%.0s' $(seq 60)); done; mkdir -p $p; echo end > $p/end
@@ -594,7 +594,7 @@ fn tree(dir: &Path) -> Result<BTreeSet<(String, u32, Option<String>, Vec<u8>)>> 
 
 /// Directories are copied by the rules of cp, both ways, and patterns and several sources are understood.
 pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.borrow_sandbox().await?;
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let dir = tempfile::tempdir()?;
     let local = |name: &str| dir.path().join(name).display().to_string();
     let there = |path: &str| format!("{id}:{path}");
@@ -664,9 +664,7 @@ pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Re
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         anyhow::ensure!(output.status.code() == Some(1) && text.contains(told), "{args:?}: {text}");
     }
-    sh(&stack, &id, "cd ~wrenn-user && rm -r new tree dir several").await?;
-    stack.give_back(id);
-    Ok(())
+    delete_wholly(&stack, &id).await
 }
 
 /// Entries are copied, changed, watched and signed by commands.

@@ -119,9 +119,9 @@ pub(super) async fn terminal(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Fault> {
     let asked = output(parameters)?;
+    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let upgrade = checked(upgrade)?.protocols([TERMINAL_SUBPROTOCOL]);
     let output = upgrade.selected_protocol().map_or(asked, |_| Output::Typed);
-    let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let stream = Stream { services, caller: target.caller, sandbox, connection };
     Ok(open(stream, Subject::Named, Dialect::Terminal(output), upgrade, in_work))
 }
