@@ -15,7 +15,7 @@ use crate::{
     integer, sandbox,
 };
 
-/// A frame from the client to the server on the WebSocket of `terminal`.
+/// A frame from the client to the server on the WebSocket of `openTerminal`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TerminalClientFrame {
@@ -35,7 +35,7 @@ pub enum TerminalClientFrame {
     Pong,
 }
 
-/// A frame from the server to the client on the WebSocket of `terminal`.
+/// A frame from the server to the client on the WebSocket of `openTerminal`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum TerminalServerFrame {
@@ -208,7 +208,7 @@ const fn rows() -> u32 {
 
 impl PartialSchema for TerminalClientFrame {
     fn schema() -> RefOr<Schema> {
-        let description = "A frame from the client to the server on the WebSocket of `terminal`: JSON text, the first one of at \
+        let description = "A frame from the client to the server on the WebSocket of `openTerminal`: JSON text, the first one of at \
                            most 2 MiB and others of at most 128 KiB. Binary frames are input of the terminal.";
         let frames = [
             ("start", "TerminalStartFrame"),
@@ -245,7 +245,7 @@ impl ToSchema for TerminalClientFrame {
 
 impl PartialSchema for TerminalServerFrame {
     fn schema() -> RefOr<Schema> {
-        let description = "A frame from the server to the client on the WebSocket of `terminal`: JSON text. Output comes in \
+        let description = "A frame from the server to the client on the WebSocket of `openTerminal`: JSON text. Output comes in \
                            binary frames, or in frames `output` with `?output=base64`. The last frame is `exit`, or `error` \
                            with `fatal`. Frames `lost` and `resized` are only sent with the subprotocol `wrenn.terminal.v1`, \
                            frames `ping` only without.";

@@ -59,7 +59,7 @@ refusals! {
     /// Error responses of `listProcesses`, `signalProcess` and `readScreen`.
     OfProcesses: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
-    /// Error responses of `execStream`, `processStream` and `terminal`, before the connection is a WebSocket.
+    /// Error responses of `execStream`, `processStream` and `openTerminal`, before the connection is a WebSocket.
     OfExecStream: NotFound AmbiguousId InvalidState SnapshotMissing SnapshotDamaged SnapshotIncompatible AgentError NoHostsAvailable
         HostUnavailable Timeout InsufficientStorage;
     /// Error responses of `portStream`, before the connection is that of the port.

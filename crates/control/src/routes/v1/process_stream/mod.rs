@@ -102,7 +102,7 @@ pub(super) async fn process_stream(
 /// above the screen, the screen itself, and then its further output. Several clients may be connected; the size of the
 /// terminal is the one that was set last.
 #[utoipa::path(
-    get, path = "/v1/sandboxes/{id}/pty", operation_id = "terminal", tag = "commands",
+    get, path = "/v1/sandboxes/{id}/pty", operation_id = "openTerminal", tag = "commands",
     params(
         ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("output" = Option<String>, Query, description = "How output is sent: in `binary` frames, or in `base64` within frames `output`. Default: `binary`.",

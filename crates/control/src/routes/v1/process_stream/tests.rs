@@ -230,7 +230,7 @@ async fn frames_that_are_not_known_are_answered_by_an_error() {
         (r#"{"type":"signal","signal":"SIGNONE"}"#, "is no signal"),
         (r#"{"type":"resize","rows":2}"#, "the frame is not known"),
         ("no JSON", "the frame is not known"),
-        (r#"{"type":"start","cmd":"x"}"#, "a command runs already"),
+        (r#"{"type":"start","cmd":"x"}"#, "a program runs already"),
     ] {
         let mut socket = run(address).await;
         say(&mut socket, frame).await;
