@@ -13,6 +13,9 @@ from urllib.request import Request, urlopen
 
 import schemathesis
 
+# An archive is bytes to it.
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
+
 # Scenarios use sandboxes of earlier ones again, so as many as the host takes.
 KEPT = 30
 

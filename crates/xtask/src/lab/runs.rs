@@ -79,6 +79,10 @@ pub(super) const RUNS: &[Run] = &[
             "--skip=pause::many",
             "--skip=pause::a_paused",
             "--skip=pause::files",
+            // What concerns no driver and takes long there.
+            "--skip=transfers::",
+            "--skip=ports::",
+            "--skip=terminals::input",
         ],
     ),
     // The short form of the first is in the run above.

@@ -53,7 +53,7 @@ const E2E: &str = "testkit/e2e";
 
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
-    Own("end to end", Class::Compute, 290, &[(E2E, Cases::Rest)]),
+    Own("end to end", Class::Compute, 430, &[(E2E, Cases::Rest)]),
     Own("end to end: pauses", Class::Compute, 260, &[(E2E, Cases::Only(&["pause::"]))]),
     Own("end to end: faults", Class::Wait, 130, &[(E2E, Cases::Only(&["faults::"]))]),
     Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
@@ -61,9 +61,9 @@ const OWN: &[Own] = &[
     Own("end to end: hosts", Class::Compute, 130, &[(E2E, Cases::Only(&["hosts::"]))]),
     Own("end to end: crashes", Class::Wait, 140, &[(E2E, Cases::Only(&["fleet::", "crashes::"]))]),
     Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
-    Own("guest agent", Class::Wait, 50, &[("envd/api", Cases::All)]),
+    Own("guest agent", Class::Wait, 70, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
-    Own("control plane", Class::Wait, 40, &[("control/state", Cases::All)]),
+    Own("control plane", Class::Wait, 50, &[("control/state", Cases::All)]),
     Own(
         "control plane of labs",
         Class::Compute,

@@ -35,7 +35,7 @@ const OF_SIGNATURE: [&str; 3] = ["expires", "key", "signature"];
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/files/content", operation_id = "readContent", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = String, Query, description = "Path of the file: absolute, or relative to a home directory.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$", example = "/etc/hostname"),
         ("user" = Option<String>, Query, description = "The user from whose home directory a relative path begins. Default: the template's default user.",
@@ -85,7 +85,7 @@ pub(super) async fn read(
 #[utoipa::path(
     put, path = "/v1/sandboxes/{id}/files/content", operation_id = "writeContent", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = String, Query, description = "Path of the file: absolute, or relative to a home directory.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$", example = "hello.txt"),
         ("user" = Option<String>, Query, description = "The user whom a new file belongs to, and from whose home directory a relative path begins. Default: the template's default user.",
@@ -123,7 +123,7 @@ pub(super) async fn write(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/files/archive", operation_id = "readArchive", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = String, Query, description = "Path of the directory: absolute, or relative to a home directory.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$", example = "/etc/default"),
         ("user" = Option<String>, Query, description = "The user with whose rights it is read, and from whose home directory a relative path begins. Default: the template's default user.",
@@ -152,7 +152,7 @@ pub(super) async fn read_archive(
 #[utoipa::path(
     put, path = "/v1/sandboxes/{id}/files/archive", operation_id = "writeArchive", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = String, Query, description = "Path of the directory: absolute, or relative to a home directory.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$", example = "project"),
         ("user" = Option<String>, Query, description = "The user with whose rights it is unpacked, and from whose home directory a relative path begins. Default: the template's default user.",

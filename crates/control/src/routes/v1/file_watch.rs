@@ -50,7 +50,7 @@ const WRITE_MAX: usize = 64 << 10;
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/files/watch", operation_id = "watchFiles", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = String, Query, description = "Path of the directory: absolute, or relative to a home directory.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]+$", example = "project"),
         ("recursive" = Option<bool>, Query, description = "Whether to watch the directories below it, too, also those that come later. Default: false."),

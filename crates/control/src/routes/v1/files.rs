@@ -81,7 +81,7 @@ pub(super) async fn write(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/stream/write", operation_id = "streamWriteFile", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("path" = Option<String>, Query, description = "Where to write the file. With it the parts of the form may come in any order; without it the part `path` comes before a file of more than 1 MiB.",
             min_length = 1, max_length = 4096, pattern = "^[^\\x00]*[^\\x00/.][.]*$"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
@@ -170,7 +170,7 @@ pub(super) async fn read(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{id}/files/stream/read", operation_id = "streamReadFile", tag = "files",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("X-Request-ID" = Option<String>, Header, description = "Id of this request, 1 to 128 printable ASCII characters. It is in the response and in the log."),
     ),
     request_body = ReadFile,

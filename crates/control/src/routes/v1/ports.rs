@@ -53,7 +53,7 @@ impl FromRequestParts<Services> for OfPort {
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/ports/{port}", operation_id = "getPort", tag = "ports",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("port" = u16, Path, description = "The port.", minimum = 1, maximum = 65535, example = 8000),
     ),
     responses((status = 200, description = "The address.", body = PortAddress), OfGet)
@@ -83,7 +83,7 @@ pub(super) async fn get(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/ports/{port}/stream", operation_id = "portStream", tag = "ports",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("port" = u16, Path, description = "The port.", minimum = 1, maximum = 65535, example = 8000),
     ),
     responses((status = 101, description = "The connection is that of the port now."), OfPortStream)

@@ -17,7 +17,7 @@ use crate::{error::Fault, services::Services};
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/pty/{selector}/screen", operation_id = "readScreen", tag = "commands",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("selector" = String, Path, description = "The terminal: digits are the process id of its program, and all else is its tag.", pattern = "^[A-Za-z0-9._-]{1,128}$", example = "pty-0a1b2c3d"),
     ),
     responses((status = 200, description = "The screen.", body = TerminalScreen), OfProcesses)

@@ -2,12 +2,11 @@
 //! Input of a process: pieces are written one after another, as fast as the process takes them.
 
 use bytes::Bytes;
-use connectrpc::{ConnectError, ErrorCode as Wire};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 use wrenn_rpc::process::{__buffa::oneof::process_input, CloseStdinRequest, ProcessInput, SendInputRequest};
 
-use super::{Selector, Size, refused, screen::resize};
+use super::{Selector, Size, screen::resize, why};
 use crate::{
     error::AgentError,
     sandbox::guest::{Guest, Processes},
@@ -106,15 +105,4 @@ async fn pass_on(
         }
     };
     sent.map_err(|error| why(&error))
-}
-
-/// Why a process does not take what is meant for it: what envd says of it, or that envd does not answer.
-pub(super) fn why(error: &ConnectError) -> AgentError {
-    use wrenn_api::ErrorCode;
-    match (error.code, error.message.as_deref()) {
-        (Wire::FailedPrecondition, Some(text)) => {
-            AgentError::new(ErrorCode::InvalidState, crate::sandbox::guest::shorten(text))
-        }
-        _ => refused(error),
-    }
 }

@@ -8,7 +8,7 @@ use wrenn_rpc::{
     process::{self, ReadScreenRequest, UpdateRequest},
 };
 
-use super::{Selector, Size, input::why};
+use super::{Selector, Size, why};
 use crate::{
     error::AgentError,
     sandbox::guest::{Guest, Processes},

@@ -104,7 +104,7 @@ pub(super) async fn process_stream(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{id}/pty", operation_id = "openTerminal", tag = "commands",
     params(
-        ("id" = String, Path, description = "Id of the sandbox.", pattern = "^sb[0-9a-e][0-9a-z]{24}$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
+        ("id" = String, Path, description = "Id of the sandbox, a beginning of its id that no other has, or its name.", pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$", example = "sb03halx8fdhw2fu3txwbd0kdw0"),
         ("output" = Option<String>, Query, description = "How output is sent: in `binary` frames, or in `base64` within frames `output`. Default: `binary`.",
             pattern = "^(binary|base64)$", example = "binary"),
     ),
