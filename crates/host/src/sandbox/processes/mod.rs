@@ -194,9 +194,7 @@ fn refused(error: &ConnectError) -> AgentError {
 /// Why a process does not take what is meant for it: what envd says of it, or that envd does not answer.
 fn why(error: &ConnectError) -> AgentError {
     match (error.code, error.message.as_deref()) {
-        (Wire::FailedPrecondition, Some(text)) => {
-            AgentError::new(ErrorCode::InvalidState, shorten(text))
-        }
+        (Wire::FailedPrecondition, Some(text)) => AgentError::new(ErrorCode::InvalidState, shorten(text)),
         _ => refused(error),
     }
 }
