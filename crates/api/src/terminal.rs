@@ -16,6 +16,16 @@ pub struct TerminalSize {
     pub rows: u32,
 }
 
+impl TerminalSize {
+    /// Largest terminal.
+    pub const MAX: Self = Self { cols: 1000, rows: 500 };
+
+    /// Returns whether there can be a terminal of this size.
+    pub fn is_possible(self) -> bool {
+        (1..=Self::MAX.cols).contains(&self.cols) && (1..=Self::MAX.rows).contains(&self.rows)
+    }
+}
+
 /// What a terminal shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({

@@ -360,8 +360,11 @@ mod tests {
         bytes
     }
 
-    /// All of a tree: by path, mode, time, number of names, link and content.
-    fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, u64, Option<PathBuf>, Vec<u8>)> {
+    /// Mode, time, number of names, link and content.
+    type Shown = (u32, i64, u64, Option<PathBuf>, Vec<u8>);
+
+    /// All of a tree, by path.
+    fn tree(directory: &Path) -> BTreeMap<PathBuf, Shown> {
         let (mut all, mut open) = (BTreeMap::new(), vec![PathBuf::new()]);
         while let Some(at) = open.pop() {
             for entry in fs::read_dir(directory.join(&at)).expect("a directory") {
@@ -388,9 +391,9 @@ mod tests {
             (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         let top = from.path();
         fs::create_dir_all(top.join("deep/er")).expect("made");
-        let long = "n".repeat(180);
+        let (long, nines) = ("n".repeat(180), vec![9; 70_000]);
         for (name, content) in
-            [("a", &b"content"[..]), ("deep/er/ä \n\u{1}name", b""), ("-rf", &[9; 70_000]), (&long, b"x")]
+            [("a", &b"content"[..]), ("deep/er/ä \n\u{1}name", b""), ("-rf", &nines), (&long, b"x")]
         {
             fs::write(top.join(name), content).expect("written");
         }

@@ -133,6 +133,7 @@ fn restore(raw: Option<Raw>) {
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(LEAVE.as_bytes()).and_then(|()| stdout.flush());
     }
+    drop(raw);
 }
 
 /// Connects again to a terminal after the connection was lost.

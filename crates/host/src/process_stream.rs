@@ -26,10 +26,6 @@ use crate::{
     },
 };
 
-/// Maximum number of columns and rows of a terminal.
-const COLS_MAX: u32 = 1000;
-const ROWS_MAX: u32 = 500;
-
 fn invalid(message: &str) -> ConnectError {
     AgentError::new(ErrorCode::InvalidRequest, message).into()
 }
@@ -60,17 +56,18 @@ pub(crate) fn command(given: Option<wrenn_rpc::host::v1::Command>) -> Result<Com
 }
 
 fn terminal(given: wrenn_rpc::host::v1::Terminal) -> Result<Terminal, ConnectError> {
-    let size = size(given.size.into_option().unwrap_or_default())?;
+    let size = size(&given.size.into_option().unwrap_or_default())?;
     let idle = Some(given.idle_timeout_ms).filter(|idle| *idle > 0);
     Ok(Terminal { size, idle: idle.map(|idle| Duration::from_millis(idle.into())) })
 }
 
 /// Checks the size of a terminal.
-pub(crate) fn size(given: TerminalSize) -> Result<Size, ConnectError> {
-    if !(1..=COLS_MAX).contains(&given.cols) || !(1..=ROWS_MAX).contains(&given.rows) {
+pub(crate) fn size(given: &TerminalSize) -> Result<Size, ConnectError> {
+    let max = wrenn_api::TerminalSize::MAX;
+    if !(wrenn_api::TerminalSize { cols: given.cols, rows: given.rows }).is_possible() {
         return Err(invalid(&format!(
-            "a terminal has 1 to {COLS_MAX} columns and 1 to {ROWS_MAX} rows, not {} and {}",
-            given.cols, given.rows
+            "a terminal has 1 to {} columns and 1 to {} rows, not {} and {}",
+            max.cols, max.rows, given.cols, given.rows
         )));
     }
     Ok(Size { cols: given.cols, rows: given.rows })
@@ -111,7 +108,7 @@ async fn pass_on(guest: Guest, pid: u32, input: Input, mut requests: InboundStre
         match message.to_owned_message().part {
             Some(Part::Input(bytes)) => input.write(bytes.into()).await,
             Some(Part::CloseInput(_)) => input.close().await,
-            Some(Part::Resize(to)) => match size(*to) {
+            Some(Part::Resize(to)) => match size(&to) {
                 Ok(size) => input.resize(size).await,
                 Err(error) => tracing::debug!(%error, pid, "a size is left out"),
             },

@@ -357,7 +357,7 @@ impl Host for Service {
                     Some(attach::From::Now(true)) => From::Now,
                     Some(attach::From::Offset(offset)) => From::Offset(offset),
                 };
-                let size = attach.size.into_option().map(size).transpose()?;
+                let size = attach.size.as_option().map(size).transpose()?;
                 let running = processes::attach(&guest, &process, from, size).instrument(call.span).await?;
                 (guest, running)
             }

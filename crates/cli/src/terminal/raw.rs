@@ -37,6 +37,7 @@ impl Drop for Raw {
 /// Returns the size of the user's terminal, if standard output is one.
 pub(super) fn size() -> Option<TerminalSize> {
     let size = tcgetwinsize(io::stdout()).ok()?;
-    let (cols, rows) = (u32::from(size.ws_col).min(1000), u32::from(size.ws_row).min(500));
+    let max = TerminalSize::MAX;
+    let (cols, rows) = (u32::from(size.ws_col).min(max.cols), u32::from(size.ws_row).min(max.rows));
     (cols > 0 && rows > 0).then_some(TerminalSize { cols, rows })
 }

@@ -220,14 +220,14 @@ impl std::convert::From<Event> for ProcessEvent {
             Event::Start(start) => {
                 let start = *start;
                 let tag = Some(start.tag).filter(|tag| !tag.is_empty());
-                let terminal = start.terminal.into_option().map(size);
+                let terminal = start.terminal.as_option().map(size);
                 Self::Started { pid: start.pid, tag, offset: start.offset, terminal }
             }
             Event::Stdout(bytes) => Self::Stdout(bytes.into()),
             Event::Stderr(bytes) => Self::Stderr(bytes.into()),
             Event::Lost(lost) => Self::Lost(lost.bytes),
             Event::Screen(bytes) => Self::Screen(bytes.into()),
-            Event::Resized(now) => Self::Resized(size(*now)),
+            Event::Resized(now) => Self::Resized(size(&now)),
             Event::InputClosed(closed) => Self::InputClosed(closed.message),
             Event::End(end) => Self::Ended(Exit {
                 exit_code: end.exit_code,
@@ -240,6 +240,6 @@ impl std::convert::From<Event> for ProcessEvent {
     }
 }
 
-fn size(message: SizeMessage) -> TerminalSize {
+fn size(message: &SizeMessage) -> TerminalSize {
     TerminalSize { cols: message.cols, rows: message.rows }
 }

@@ -14,8 +14,6 @@ use crate::{
 
 /// Default time in seconds after which a terminal hangs up without clients, input and output: a day.
 const IDLE_SECS: u32 = 86_400;
-/// Maximum size of a terminal.
-const MAX: TerminalSize = TerminalSize { cols: 1000, rows: 500 };
 
 /// Checks the start of a terminal; returns its timeout in milliseconds, 0 for none, too.
 pub(super) fn command(start: TerminalStart) -> Result<(Command, u32), Fault> {
@@ -42,10 +40,11 @@ pub(super) fn connection(connect: TerminalConnect) -> Result<(Selector, Option<T
 }
 
 fn checked(size: TerminalSize) -> Result<TerminalSize, Fault> {
-    if (1..=MAX.cols).contains(&size.cols) && (1..=MAX.rows).contains(&size.rows) {
+    if size.is_possible() {
         return Ok(size);
     }
-    Err(Fault::invalid(format!("cols is 1 to {}, and rows 1 to {}", MAX.cols, MAX.rows)))
+    let max = TerminalSize::MAX;
+    Err(Fault::invalid(format!("cols is 1 to {}, and rows 1 to {}", max.cols, max.rows)))
 }
 
 /// Reads what a terminal shows.

@@ -285,8 +285,8 @@ truncate -s 40M sparse; echo middle | dd of=sparse bs=1 seek=20000000 conv=notru
 touch -d @1000000000 deep/er/mode deep/er; touch -h -d @5 broken; chmod 555 deep/er; chmod 1777 empty"#;
 
 /// Describes a tree: of each entry its name, kind, mode, owner, time, number of names and link, and its content.
-const SHOW: &str = r#"cd $D && find . -print0 | LC_ALL=C sort -z | xargs -0 stat -c '%N %F %a %U %h %Y' > /tmp/shown
-find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum >> /tmp/shown; sha256sum < /tmp/shown"#;
+const SHOW: &str = r"cd $D && find . -print0 | LC_ALL=C sort -z | xargs -0 stat -c '%N %F %a %U %h %Y' > /tmp/shown
+find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum >> /tmp/shown; sha256sum < /tmp/shown";
 
 /// A directory is read and unpacked as an archive, and is the same in every respect.
 pub(crate) async fn a_directory_comes_back_as_it_went_out(stack: Arc<Stack>) -> Result<()> {
@@ -574,8 +574,11 @@ pub(crate) async fn a_signed_url_opens_one_file(stack: Arc<Stack>) -> Result<()>
     Ok(())
 }
 
-/// All of a local tree: name, kind and mode, link, and content.
-fn tree(dir: &Path) -> Result<BTreeSet<(String, u32, Option<String>, Vec<u8>)>> {
+/// Name, kind and mode, link, and content.
+type Entry = (String, u32, Option<String>, Vec<u8>);
+
+/// All of a local tree.
+fn tree(dir: &Path) -> Result<BTreeSet<Entry>> {
     let (mut all, mut open) = (BTreeSet::new(), vec![String::new()]);
     while let Some(at) = open.pop() {
         for entry in fs::read_dir(dir.join(&at))? {

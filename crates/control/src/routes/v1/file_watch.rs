@@ -2,20 +2,17 @@
 //! Changes in a directory over a WebSocket, until the client leaves, the directory or the sandbox is gone, its key is revoked
 //! or the server stops.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc};
 
 use axum::{
     Extension,
     extract::{
         State, WebSocketUpgrade,
-        ws::{CloseFrame, Message, WebSocket, close_code, rejection::WebSocketUpgradeRejection},
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
     },
     response::Response,
 };
-use futures::{
-    SinkExt as _, StreamExt as _,
-    stream::{SplitSink, SplitStream},
-};
+use futures::StreamExt as _;
 use http::HeaderValue;
 use tracing::Span;
 use wrenn_api::{ErrorCode, FileWatchFrame};
@@ -23,6 +20,7 @@ use wrenn_api::{ErrorCode, FileWatchFrame};
 use super::{
     error_responses::OfWatch,
     extract::{Parameters, Target},
+    web_socket::{PING, Sink, Source, take_leave, text, transmit},
 };
 use crate::{
     admission::InWork,
@@ -32,11 +30,8 @@ use crate::{
     sandboxes::{AnyPath, FileChanges, OfUser},
     services::Services,
     serving::Connection,
-    stall::{By, moving},
 };
 
-/// Interval between WebSocket pings, so that proxies do not close an idle connection.
-const PING: Duration = Duration::from_secs(20);
 /// Maximum size of what a client sends at once, in bytes: pings.
 const READ_MAX: usize = 4 << 10;
 /// Size of the write buffer, in bytes.
@@ -111,32 +106,12 @@ async fn tell(
             Some(Fault::new(ErrorCode::ServiceUnavailable, message))
         }
     };
-    let (code, reason) = match ended {
-        None => (close_code::NORMAL, "the stream has ended".to_owned()),
-        Some(fault) => {
-            let (code, reason) = (close_code_of(fault.code), fault.code.to_string());
-            let frame = FileWatchFrame::Error { data: fault.message, code: fault.code };
-            if send(&mut sink, text(&frame)).await.is_err() {
-                return;
-            }
-            (code, reason)
-        }
-    };
-    let _ = send(&mut sink, Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
-}
-
-/// Code of RFC 6455 with which a socket is closed after an error.
-const fn close_code_of(code: ErrorCode) -> u16 {
-    match code {
-        ErrorCode::ServiceUnavailable => close_code::RESTART,
-        ErrorCode::TooManyRequests => close_code::AGAIN,
-        ErrorCode::Unauthorized | ErrorCode::InvalidRequest => close_code::POLICY,
-        _ => close_code::ERROR,
-    }
+    let render = |fault: Fault| text(&FileWatchFrame::Error { data: fault.message, code: fault.code });
+    let _ = take_leave(&mut sink, ended.map_or(Ok(()), Err), render).await;
 }
 
 /// Sends changes until there are no more; returns why, unless the client is gone.
-async fn give(mut changes: FileChanges, sink: &mut SplitSink<WebSocket, Message>) -> Option<Fault> {
+async fn give(mut changes: FileChanges, sink: &mut Sink) -> Option<Fault> {
     let mut ping = tokio::time::interval(PING);
     loop {
         let message = tokio::select! {
@@ -146,29 +121,14 @@ async fn give(mut changes: FileChanges, sink: &mut SplitSink<WebSocket, Message>
             },
             _ = ping.tick() => Message::Ping(Vec::new().into()),
         };
-        if send(sink, message).await.is_err() {
+        if transmit(sink, message).await.is_err() {
             return None;
         }
     }
 }
 
-fn text(frame: &FileWatchFrame) -> Message {
-    Message::text(serde_json::to_string(frame).unwrap_or_default())
-}
-
-/// Sends a message; an error if the client is gone or does not read.
-async fn send(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Result<(), ()> {
-    match moving(By::ClientTakes, sink.send(message)).await {
-        Ok(sent) => sent.map_err(drop),
-        Err(error) => {
-            tracing::warn!(%error, "a stream of changes that nobody reads is ended");
-            Err(())
-        }
-    }
-}
-
 /// Waits until the client leaves, or says something.
-async fn listen(connection: &Connection, source: &mut SplitStream<WebSocket>) -> Option<Fault> {
+async fn listen(connection: &Connection, source: &mut Source) -> Option<Fault> {
     loop {
         let message = source.next().await;
         connection.heard();

@@ -25,6 +25,7 @@ mod snapshots;
 mod templates;
 mod terminals;
 mod utf8;
+mod web_socket;
 
 use utoipa_axum::{router::OpenApiRouter, routes};
 

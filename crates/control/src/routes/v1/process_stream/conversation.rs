@@ -4,15 +4,13 @@
 
 use std::{pin::pin, time::Duration};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
-use futures::{
-    SinkExt as _, StreamExt as _,
-    stream::{SplitSink, SplitStream},
-};
+use axum::extract::ws::WebSocket;
+use futures::StreamExt as _;
 use tokio::time::Instant;
 use wrenn_api::ErrorCode;
 
 use super::{
+    super::web_socket::{Gone, PING, Sink, Source, take_leave, transmit},
     Stream,
     frames::{Beginning, Dialect, Frames, LATER_MAX, Rendering, Said},
 };
@@ -20,16 +18,10 @@ use crate::{
     admission::Held,
     error::Fault,
     sandboxes::{From, ProcessEvent, ProcessEvents, ProcessInput, Selector},
-    stall::{By, moving},
 };
 
 /// Time limit for the client's first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// Interval between WebSocket pings, so that proxies do not close an idle connection.
-const PING: Duration = Duration::from_secs(20);
-
-type Sink = SplitSink<WebSocket, Message>;
-type Source = SplitStream<WebSocket>;
 
 /// What a stream is about.
 pub(super) enum Subject {
@@ -45,6 +37,12 @@ enum Early {
     Gone,
     /// An error for the client.
     Failed(Fault),
+}
+
+impl std::convert::From<Gone> for Early {
+    fn from(Gone: Gone) -> Self {
+        Self::Gone
+    }
 }
 
 impl std::convert::From<Fault> for Early {
@@ -63,42 +61,12 @@ pub(super) async fn hold(
 ) {
     let (mut sink, mut source) = socket.split();
     let ended = converse(stream, subject, dialect, memory, &mut sink, &mut source).await;
-    let _ = take_leave(&mut sink, dialect, ended).await;
-}
-
-/// Sends the error, if any, and closes the socket.
-async fn take_leave(sink: &mut Sink, dialect: Dialect, ended: Result<(), Early>) -> Result<(), Early> {
-    let (code, reason) = match ended {
-        Ok(()) => (close_code::NORMAL, "the stream has ended".to_owned()),
-        Err(Early::Gone) => return Err(Early::Gone),
-        Err(Early::Failed(error)) => {
-            let (code, reason) = (close_code_of(error.code), error.code.to_string());
-            transmit(sink, dialect.error(error)).await?;
-            (code, reason)
-        }
+    let ended = match ended {
+        Ok(()) => Ok(()),
+        Err(Early::Gone) => return,
+        Err(Early::Failed(error)) => Err(error),
     };
-    transmit(sink, Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await
-}
-
-/// Code of RFC 6455 with which a socket is closed after an error.
-const fn close_code_of(code: ErrorCode) -> u16 {
-    match code {
-        ErrorCode::ServiceUnavailable => close_code::RESTART,
-        ErrorCode::TooManyRequests => close_code::AGAIN,
-        ErrorCode::Unauthorized | ErrorCode::InvalidRequest => close_code::POLICY,
-        _ => close_code::ERROR,
-    }
-}
-
-async fn transmit(sink: &mut Sink, message: Message) -> Result<(), Early> {
-    match moving(By::ClientTakes, sink.send(message)).await {
-        Ok(sent) => sent.map_err(|_| Early::Gone),
-        Err(error) => {
-            // The client would not read the error either.
-            tracing::warn!(%error, "a stream whose output nobody reads is ended");
-            Err(Early::Gone)
-        }
-    }
+    let _ = take_leave(&mut sink, ended, |error| dialect.error(error)).await;
 }
 
 async fn first_frame(

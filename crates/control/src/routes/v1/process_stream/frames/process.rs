@@ -4,7 +4,6 @@
 use axum::extract::ws::Message;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::Serialize;
 use wrenn_api::{
     ExecClientFrame as FromClient, ExecError, ExecExit, ExecInput, ExecLost, ExecOutput,
     ExecServerFrame as ToClient, ExecStarted, ExecStdinClosed,
@@ -14,6 +13,7 @@ use super::{
     super::super::{
         exec_body::costly,
         utf8::{Piece, Pieces},
+        web_socket::text,
     },
     Beginning, PIECE, Said,
 };
@@ -126,12 +126,6 @@ fn frame(channel: u8, piece: Piece) -> ToClient {
 /// Renders the error that ends the stream.
 pub(super) fn error(error: Fault) -> Message {
     text(&ToClient::Error(ExecError { data: error.message, code: error.code }))
-}
-
-/// Renders a frame of JSON.
-pub(super) fn text(frame: &impl Serialize) -> Message {
-    // Frames have no maps with keys that are no text, which is all that could fail.
-    Message::Text(serde_json::to_string(frame).unwrap_or_default().into())
 }
 
 impl From<Piece> for ExecOutput {

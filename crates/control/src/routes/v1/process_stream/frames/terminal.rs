@@ -9,7 +9,7 @@ use wrenn_api::{
     TerminalServerFrame as ToClient, TerminalSize, TerminalStarted,
 };
 
-use super::{Beginning, Output, PIECE, Said, process::text};
+use super::{super::super::web_socket::text, Beginning, Output, PIECE, Said};
 use crate::{error::Fault, sandboxes::ProcessEvent};
 
 /// Subprotocol with all frames.
