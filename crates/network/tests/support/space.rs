@@ -3,12 +3,13 @@
 
 use std::{
     fs::File,
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
     sync::mpsc,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{PATIENCE, run};
@@ -124,6 +125,9 @@ impl World {
         run("ip", &["route", "add", "default", "via", &INTERNET.to_string()]);
         // Allows connection attempts from outside.
         space.ip(&format!("route add default via {HOST}"));
+        // The kernel sends nothing before it has noticed that both ends are up.
+        wait_until_up(|| run("ip", &["link", "show", "up0"]));
+        wait_until_up(|| space.run(|| run("ip", &["link", "show", "world0"])));
         let sniffer = space.run(sniffer);
         Self { space, sniffer }
     }
@@ -165,6 +169,17 @@ impl World {
     }
 }
 
+fn wait_until_up(shown: impl Fn() -> String) {
+    let begin = Instant::now();
+    loop {
+        let link = shown();
+        if link.contains("state UP") {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "it does not come up: {link}");
+    }
+}
+
 fn sniffer() -> OwnedFd {
     const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
     let size: libc::c_int = 64 << 20;
@@ -190,18 +205,25 @@ impl Peer {
         Self::of(UdpSocket::bind(SocketAddrV4::new(address, port)).unwrap())
     }
 
-    fn of(socket: UdpSocket) -> Self {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    const fn of(socket: UdpSocket) -> Self {
         Self(socket)
     }
 
     /// Waits for this payload and ignores others; returns its sender.
     pub fn expect(&self, payload: &str) -> SocketAddr {
+        self.asked(payload, || ())
+    }
+
+    /// As `expect`, but has the payload sent again each second, since datagrams may be lost.
+    pub fn asked(&self, payload: &str, send: impl Fn()) -> SocketAddr {
         let (begin, mut buffer) = (Instant::now(), [0; 2048]);
+        self.0.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         while begin.elapsed() < PATIENCE {
-            let (length, from) = self.0.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{payload:?}: {e}"));
-            if buffer[..length] == *payload.as_bytes() {
-                return from;
+            match self.0.recv_from(&mut buffer) {
+                Ok((length, from)) if buffer[..length] == *payload.as_bytes() => return from,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => send(),
+                Err(error) => panic!("{payload:?}: {error}"),
             }
         }
         panic!("{payload:?} did not come");
