@@ -13,11 +13,13 @@ mod idle;
 mod lab;
 mod paging;
 mod pause;
+mod ports;
 mod restore;
 mod resume;
 mod row;
 mod slots;
 mod streams;
+mod transfers;
 mod unique;
 
 use std::{
@@ -67,7 +69,11 @@ async fn with_wrenn() -> Result<Vec<Row>> {
 async fn streamed() -> Result<Vec<Row>> {
     beside_wrenn(async |stack, _| {
         eprintln!("bench: streaming");
-        streams::against_envd(stack).await
+        let streamed = streams::against_envd(stack).await?;
+        eprintln!("bench: sending requests to a port");
+        let ports = ports::against_direct(stack).await?;
+        eprintln!("bench: sending large files");
+        Ok([streamed, ports, transfers::against_tcp(stack).await?].concat())
     })
     .await
 }

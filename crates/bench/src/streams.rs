@@ -167,7 +167,7 @@ async fn output(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
 }
 
 /// Connects to the program in the guest, which may have to start first.
-async fn connect(address: &str) -> Result<TcpStream> {
+pub(crate) async fn connect(address: &str) -> Result<TcpStream> {
     let begin = Instant::now();
     loop {
         match TcpStream::connect(address).await {

@@ -15,6 +15,7 @@ use crate::{
     failure::Failure,
     output::note,
     settings::{Client, KEYS, Machine, Memory},
+    variables,
 };
 
 /// Environment variables that are no keys: the path of the file, and a variable of the tests.
@@ -102,7 +103,7 @@ impl Config {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        let env_file = request.env_file.as_deref().map_or_else(|| Ok(Vec::new()), env_file)?;
+        let env_file = request.env_file.as_deref().map_or_else(|| Ok(Vec::new()), variables::file)?;
         let flags = request.flags.clone();
         let sources = Sources { flags, environment, env_file, toml, strict: request.strict };
         let mut config = Self::resolve(&sources, &file, request.env_file.as_deref())?;
@@ -284,12 +285,6 @@ impl Config {
         variables.extend(self.faults.clone());
         variables
     }
-}
-
-fn env_file(path: &Path) -> Result<Vec<(String, String)>> {
-    let unreadable = || format!("--env-file {} cannot be read", path.display());
-    let entries = dotenvy::from_path_iter(path).with_context(unreadable)?;
-    entries.collect::<Result<_, _>>().with_context(unreadable)
 }
 
 fn invalid(message: String) -> anyhow::Error {

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use wrenn_api::{CreateSandbox, ErrorCode, OnTimeout, Sandbox, SandboxId};
 use wrenn_client::{Client, Error};
 
-use crate::{output::note, signals::Stop};
+use crate::{output::note, signals::Stop, variables::Variables};
 
 /// Time limit for repeating a create after a lost response, and the wait in between.
 const REPEATS: Duration = Duration::from_secs(20);
@@ -30,9 +30,8 @@ pub(crate) struct New {
     /// Label to find the sandbox by; may be repeated
     #[arg(long = "label", short = 'l', value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
-    /// Set a variable for every process in the sandbox, or pass one on by its NAME alone; may be repeated
-    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = environment)]
-    envs: Vec<(String, String)>,
+    #[command(flatten)]
+    variables: Variables,
     /// Virtual CPUs [default: 1]
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
@@ -57,41 +56,21 @@ pub(crate) struct New {
 }
 
 impl New {
-    /// Returns the request.
-    pub(crate) fn request(&self) -> CreateSandbox {
-        CreateSandbox {
+    /// Returns the request. Reads the files of variables.
+    pub(crate) fn request(&self) -> Result<CreateSandbox> {
+        Ok(CreateSandbox {
             template: self.template.clone(),
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_size_mb: self.disk_size_mb,
-            envs: self.envs.iter().cloned().collect(),
+            envs: self.variables.all()?,
             name: self.name.clone(),
             labels: self.labels.iter().cloned().collect(),
             timeout_sec: self.idle_timeout,
             on_timeout: self.on_timeout,
             auto_resume: self.auto_resume.then_some(true),
             public_ports: self.public_ports.then_some(true),
-        }
-    }
-}
-
-/// Parses `NAME=VALUE`.
-pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write NAME=VALUE".to_owned()),
-    }
-}
-
-/// Parses `NAME=VALUE`, or `NAME` of a variable of this program.
-pub(crate) fn environment(text: &str) -> Result<(String, String), String> {
-    if text.is_empty() || text.contains('=') {
-        return variable(text);
-    }
-    match std::env::var(text) {
-        Ok(value) => Ok((text.to_owned(), value)),
-        Err(std::env::VarError::NotPresent) => Err(format!("{text} is not set here: write NAME=VALUE")),
-        Err(std::env::VarError::NotUnicode(_)) => Err(format!("the value of {text} is no UTF-8")),
+        })
     }
 }
 
@@ -249,13 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_need_a_name() {
-        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
-        assert!(variable("=x").is_err() && variable("A").is_err());
-        assert_eq!(environment("A=b=c"), Ok(("A".to_owned(), "b=c".to_owned())));
-        assert_eq!(environment("PATH").ok().map(|(_, value)| value), std::env::var("PATH").ok());
-        assert!(environment("WRENN_NOT_SET_ANYWHERE").is_err_and(|error| error.contains("is not set here")));
-        assert!(environment("").is_err() && environment("=x").is_err());
+    fn labels_need_a_name() {
         assert_eq!(label("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert_eq!(label("a"), Ok(("a".to_owned(), String::new())));
         assert!(label("=b").is_err());

@@ -78,9 +78,8 @@ pub(crate) struct Program {
 
 impl Program {
     /// Builds the request with these variables in addition to the sandbox's.
-    fn request(&self, envs: &[(String, String)]) -> Result<ExecRequest> {
+    fn request(&self, envs: BTreeMap<String, String>) -> Result<ExecRequest> {
         let (cmd, args) = self.command.split_first().context("no command")?;
-        let envs: BTreeMap<String, String> = envs.iter().cloned().collect();
         let (cwd, user) = (self.cwd.clone(), self.user.clone());
         Ok(ExecRequest {
             cmd: cmd.clone(),
@@ -95,12 +94,16 @@ impl Program {
     }
 
     /// Builds the command. `after` says what becomes of its terminal when the user leaves that.
-    pub(crate) fn command(&self, envs: &[(String, String)], after: Leaving) -> Result<Command> {
+    pub(crate) fn command(&self, envs: BTreeMap<String, String>, after: Leaving) -> Result<Command> {
         Ok(Command { request: self.request(envs)?, terminal: self.tty.then_some(after) })
     }
 
     /// Builds the request of a command that runs in the background. It has standard input, for `attach`, with `-i`.
-    pub(crate) fn background(&self, envs: &[(String, String)], tag: Option<&str>) -> Result<ExecRequest> {
+    pub(crate) fn background(
+        &self,
+        envs: BTreeMap<String, String>,
+        tag: Option<&str>,
+    ) -> Result<ExecRequest> {
         let request = self.request(envs)?;
         Ok(ExecRequest { stdin: self.interactive, tag: tag.map(str::to_owned), background: true, ..request })
     }

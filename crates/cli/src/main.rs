@@ -34,6 +34,7 @@ mod template;
 mod terminal;
 mod up;
 mod users;
+mod variables;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -95,7 +96,7 @@ struct Global {
     #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     share_dir: Option<String>,
     /// Set a key of the configuration, such as agent.driver=tcg; may be repeated
-    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = creation::variable, help_heading = GLOBAL)]
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = variables::assignment, help_heading = GLOBAL)]
     set: Vec<(String, String)>,
 }
 
@@ -372,6 +373,8 @@ fn openapi(format: Format) -> Result<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn parse(words: &[&str]) -> Result<Cli> {
@@ -400,7 +403,7 @@ mod tests {
                 Command::Run(args) => args.command()?.request,
                 Command::Sandbox(sandbox::Command::Exec { command, .. })
                 | Command::Direct(sandbox::Command::Exec { command, .. }) => {
-                    command.command(&[], terminal::Leaving::Stays)?.request
+                    command.command(BTreeMap::new(), terminal::Leaving::Stays)?.request
                 }
                 other => panic!("{other:?}"),
             };

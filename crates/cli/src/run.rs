@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `wrenn run`: runs a command in a new sandbox, and removes the sandbox in any case: if this program is killed, the control
-//! plane does, once the sandbox was idle for a while.
+//! plane does, once the sandbox was idle for a while. With `--detach` both go on by themselves.
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
-use wrenn_api::{CreateSandbox, OnTimeout};
+use serde_json::json;
+use wrenn_api::{CreateSandbox, OnTimeout, Sandbox, SandboxId};
 use wrenn_client::Client;
 
 use crate::{
@@ -27,8 +30,10 @@ Examples:
   wrenn run -it bash
   echo hello | wrenn run cat
   wrenn run --port 8000 -- python3 -m http.server 8000
+  wrenn run -d --name web --port 8000 -- python3 -m http.server 8000
 
-The sandbox is removed when the command ends, or this program is interrupted; if this program is killed, once it was not used for 2 minutes (--idle-timeout).";
+The sandbox is removed when the command ends, or this program is interrupted; if this program is killed, once it was not used for 2 minutes (--idle-timeout).
+With -d it stays.";
 
 /// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
@@ -38,22 +43,45 @@ pub(crate) struct Args {
     /// Print the URL of this port of the sandbox to standard error; may be repeated
     #[arg(long = "port", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     ports: Vec<u16>,
+    /// Start the command in the background and print the id of the sandbox, which stays; `logs`, `attach` and `rm` take it
+    #[arg(long, short = 'd', conflicts_with = "tty")]
+    detach: bool,
     #[command(flatten)]
     command: exec::Program,
 }
 
 impl Args {
-    /// Returns the request for the sandbox, which does not stay if this program does not remove it.
-    fn sandbox_request(&self) -> CreateSandbox {
-        let mut request = self.new.request();
-        request.timeout_sec.get_or_insert(IDLE);
-        request.on_timeout.get_or_insert(OnTimeout::Delete);
-        request
+    /// Returns the request for the sandbox, which does not stay if this program does not remove it, unless it is detached.
+    fn sandbox_request(&self) -> Result<CreateSandbox> {
+        let mut request = self.new.request()?;
+        if !self.detach {
+            request.timeout_sec.get_or_insert(IDLE);
+            request.on_timeout.get_or_insert(OnTimeout::Delete);
+        }
+        Ok(request)
     }
 
     /// Returns the command; its variables are those of the sandbox.
     pub(crate) fn command(&self) -> Result<exec::Command> {
-        self.command.command(&[], Leaving::Ends)
+        self.command.command(BTreeMap::new(), Leaving::Ends)
+    }
+
+    /// Prints the URLs of the ports.
+    async fn tell_ports(&self, client: &Client, id: SandboxId) -> Result<()> {
+        for port in &self.ports {
+            let url = client.port(id, *port).await?.browser_url;
+            note(&format!("wrenn: port {port} is {url}"));
+        }
+        Ok(())
+    }
+
+    /// Starts the command in the background.
+    async fn start(&self, client: &Client, sandbox: &Sandbox, format: Format) -> Result<()> {
+        let request = self.command.background(BTreeMap::new(), None)?;
+        let process = client.start_process(sandbox.id, &request).await?;
+        self.tell_ports(client, sandbox.id).await?;
+        let told = json!({"sandbox": sandbox, "process": process});
+        format.print(&told, || sandbox.id.to_string())
     }
 }
 
@@ -61,22 +89,25 @@ impl Args {
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
     let command = args.command()?;
-    let (wanted, key) = (args.sandbox_request(), Key::own());
+    let (wanted, key) = (args.sandbox_request()?, Key::own());
     let (sandbox, mut stopped) =
         during("creating the sandbox", create(client, &wanted, &key, &mut stop)).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
         let ran = async {
-            for port in &args.ports {
-                let url = client.port(sandbox.id, *port).await?.browser_url;
-                note(&format!("wrenn: port {port} is {url}"));
+            if args.detach {
+                return args.start(client, &sandbox, format).await.map(|()| 0);
             }
+            args.tell_ports(client, sandbox.id).await?;
             exec::run(client, sandbox.id, &command, format).await
         };
         tokio::select! {
             ran = ran => result = ran,
             name = stop.received() => stopped = Some(name),
         }
+    }
+    if args.detach && stopped.is_none() && result.is_ok() {
+        return result;
     }
     let removed = tokio::select! {
         removed = creation::remove(client, sandbox.id) => removed,

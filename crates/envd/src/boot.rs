@@ -7,7 +7,7 @@ use std::{
     io,
     os::{
         fd::{AsRawFd as _, RawFd},
-        unix::fs::FileTypeExt as _,
+        unix::fs::{FileTypeExt as _, PermissionsExt as _},
     },
     thread,
     time::{Duration, Instant},
@@ -50,6 +50,7 @@ pub(crate) fn run() {
     }
     mount_system();
     attach_console();
+    open_devices();
     grow_root();
     protect();
     identity::begin();
@@ -159,6 +160,16 @@ fn mount_system() {
         ("/proc/self/fd/2", "/dev/stderr"),
     ] {
         let _ = std::os::unix::fs::symlink(target, link);
+    }
+}
+
+/// Gives all users those devices that check the rights of their users themselves, as udev does.
+fn open_devices() {
+    for path in ["/dev/fuse", "/dev/net/tun"] {
+        match fs::set_permissions(path, fs::Permissions::from_mode(0o666)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => say(&format!("{path}: {error}")),
+            _ => {}
+        }
     }
 }
 

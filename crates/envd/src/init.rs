@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `POST /init`: settings that the host sends before the first call and after every resume.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::Path, sync::Arc};
 
 use axum::{
     Json,
@@ -14,7 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use crate::{
-    connections::Peer, identity, log, process::service, random, reset, respond::error, settings::Settings,
+    accounts, connections::Peer, identity, log, process::service, random, reset, respond::error,
+    settings::Settings,
 };
 
 /// Request body; absent fields keep their values.
@@ -23,11 +24,14 @@ use crate::{
 struct Init {
     env_vars: Option<BTreeMap<String, String>>,
     access_token: Option<String>,
+    /// User of calls that name none. It is created, with sudo, if there is none of this name; the call fails if it cannot be.
     default_user: Option<String>,
     default_workdir: Option<String>,
     /// Time in RFC 3339 to which the clock is set. The call fails if it cannot be.
     timestamp: Option<String>,
     hostname: Option<String>,
+    sandbox_id: Option<String>,
+    template_id: Option<String>,
     /// Base 64 of random bytes for the kernel's generator. The call fails if it does not take them.
     entropy: Option<String>,
     /// Whether others go on from the same memory, so that the guest becomes a machine of its own.
@@ -80,6 +84,12 @@ pub(crate) async fn post(
         if let Some(dir) = init.default_workdir {
             values.default_workdir = Some(dir).filter(|d| !d.is_empty());
         }
+        if init.sandbox_id.is_some() {
+            values.sandbox_id = init.sandbox_id;
+        }
+        if init.template_id.is_some() {
+            values.template_id = init.template_id;
+        }
     });
     if let Some(token) = init.access_token.filter(|t| !t.is_empty()) {
         settings.set_token(token);
@@ -87,7 +97,7 @@ pub(crate) async fn post(
     StatusCode::NO_CONTENT.into_response()
 }
 
-/// Makes the guest a machine of its own: randomness, connections, name. What it needs to be one is an error; the rest is
+/// Makes the guest a machine of its own: randomness, connections, name, user. What it needs to be one is an error; the rest is
 /// only logged.
 fn apply(init: &Init, host: SocketAddr, request: Option<&str>) -> Result<(), String> {
     if let Some(entropy) = &init.entropy {
@@ -105,6 +115,13 @@ fn apply(init: &Init, host: SocketAddr, request: Option<&str>) -> Result<(), Str
         && let Err(cause) = identity::take_name(name)
     {
         log::line(request, format_args!("cannot set the host name: {cause}"));
+    }
+    // What goes on after a pause has had its user, and may have removed it.
+    if !init.resumed
+        && let Some(user) = init.default_user.as_deref().filter(|user| !user.is_empty())
+    {
+        let created = accounts::ensure(Path::new("/"), user);
+        created.map_err(|cause| format!("the user {user:?} cannot be created: {cause}"))?;
     }
     Ok(())
 }

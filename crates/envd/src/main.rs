@@ -6,6 +6,7 @@
 //! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
 //! of PID 1 depend on the machine's memory.
 
+mod accounts;
 mod boot;
 mod connections;
 mod console;

@@ -15,6 +15,27 @@ pub(crate) struct Values {
     pub(crate) envs: BTreeMap<String, String>,
     pub(crate) default_user: Option<String>,
     pub(crate) default_workdir: Option<String>,
+    pub(crate) sandbox_id: Option<String>,
+    pub(crate) template_id: Option<String>,
+}
+
+impl Values {
+    /// Returns the variables that all processes get: those that tell a program where it runs, overridden by the sandbox's own.
+    pub(crate) fn variables(self) -> BTreeMap<String, String> {
+        let mut all = BTreeMap::new();
+        // The second family is what programs of E2B's templates look for.
+        for family in ["WRENN", "E2B"] {
+            if let Some(id) = &self.sandbox_id {
+                all.insert(format!("{family}_SANDBOX"), "true".into());
+                all.insert(format!("{family}_SANDBOX_ID"), id.clone());
+            }
+            if let Some(id) = &self.template_id {
+                all.insert(format!("{family}_TEMPLATE_ID"), id.clone());
+            }
+        }
+        all.extend(self.envs);
+        all
+    }
 }
 
 /// Settings of this sandbox.

@@ -16,13 +16,14 @@ use wrenn_client::Client;
 
 pub(crate) use self::reference::find;
 use crate::{
-    creation::{self, Key, New, environment, label, seconds},
+    creation::{self, Key, New, label, seconds},
     exec,
     output::{self, Format, note, time},
     progress::during,
     signals::{Stop, exit_status},
     stdin,
     terminal::{self, Leaving},
+    variables::Variables,
 };
 
 /// Text after the help of `exec`.
@@ -93,9 +94,8 @@ pub(crate) enum Command {
     Exec {
         /// The sandbox: its id, the beginning of it, or its name
         id: SandboxRef,
-        /// Set a variable for the command, or pass one on by its NAME alone; may be repeated
-        #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = environment)]
-        envs: Vec<(String, String)>,
+        #[command(flatten)]
+        variables: Variables,
         /// Start the command in the background and print its tag; it runs on by itself
         #[arg(long, short = 'd')]
         detach: bool,
@@ -239,8 +239,8 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             let sandbox = client.get(id.clone()).await?;
             format.print(&sandbox, || text(&sandbox))?;
         }
-        Command::Exec { id, envs, detach: true, tag, command } => {
-            let request = command.background(envs, tag.as_deref())?;
+        Command::Exec { id, variables, detach: true, tag, command } => {
+            let request = command.background(variables.all()?, tag.as_deref())?;
             let started = client.start_process(find(client, id).await?, &request).await?;
             format.print(&started, || started.tag.clone())?;
         }
@@ -276,8 +276,8 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
                 name = stop.received() => Ok(exit_status(name)),
             };
         }
-        Command::Exec { id, envs, detach: false, tag, command } => {
-            let mut command = command.command(envs, Leaving::Stays)?;
+        Command::Exec { id, variables, detach: false, tag, command } => {
+            let mut command = command.command(variables.all()?, Leaving::Stays)?;
             command.request.tag.clone_from(tag);
             let id = find(client, id).await?;
             let mut stop = Stop::new()?;
@@ -359,8 +359,9 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
 async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
     let used = key.map_or_else(Key::own, |key| Key::Given(key.to_owned()));
+    let request = new.request()?;
     let (sandbox, stopped) =
-        during("creating the sandbox", creation::create(client, &new.request(), &used, &mut stop)).await?;
+        during("creating the sandbox", creation::create(client, &request, &used, &mut stop)).await?;
     let id = sandbox.id;
     if let Some(name) = stopped {
         if key.is_some() {

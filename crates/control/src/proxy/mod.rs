@@ -5,6 +5,7 @@
 mod access;
 mod address;
 mod answer;
+mod connect_stream;
 mod headers;
 mod idle;
 mod networks;
@@ -242,6 +243,7 @@ impl Parts {
             (None, _) => {}
         }
         let body = Timed::body(Body::new(body), clock, (reached, held));
+        let body = if address.port == ENVD_PORT { connect_stream::ended(&head.headers, body) } else { body };
         Ok(Response::from_parts(head, body))
     }
 

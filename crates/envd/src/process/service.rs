@@ -2,7 +2,6 @@
 //! The Connect service `process.Process`.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -234,11 +233,12 @@ impl Service {
         request: StartRequest,
     ) -> Result<(Spec, Description), ConnectError> {
         let settings = self.settings.snapshot();
-        let user = users::of_call(ctx.headers(), settings.default_user).await?;
+        let user = users::of_call(ctx.headers(), settings.default_user.clone()).await?;
         let Some(config) = request.process.into_option() else {
             return Err(ConnectError::invalid_argument("process is missing"));
         };
-        let mut envs: BTreeMap<String, String> = settings.envs;
+        let workdir = settings.default_workdir.clone();
+        let mut envs = settings.variables();
         envs.extend(config.envs.iter().map(|(k, v)| (k.clone(), v.clone())));
         let cwd = config.cwd.clone().filter(|c| !c.is_empty());
         let description = Description {
@@ -251,7 +251,7 @@ impl Service {
             cmd: config.cmd,
             args: config.args,
             envs,
-            cwd: cwd.or(settings.default_workdir).unwrap_or_default(),
+            cwd: cwd.or(workdir).unwrap_or_default(),
             user,
             stdin: request.stdin.unwrap_or(true),
             pty: request.pty.as_option().map(window),

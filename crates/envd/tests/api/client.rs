@@ -35,14 +35,23 @@ impl Envd {
     }
 
     /// Starts envd with a command that execs it.
-    pub(crate) fn spawn(mut command: Command) -> Self {
+    pub(crate) fn spawn(command: Command) -> Self {
+        Self::spawn_prepared(command, |_| "127.0.0.1")
+    }
+
+    /// As `spawn`; `prepare` does what the command waits for, and returns the address of envd.
+    pub(crate) fn spawn_prepared(
+        mut command: Command,
+        prepare: impl FnOnce(&mut Child) -> &'static str,
+    ) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let host = prepare(&mut child);
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         log.read_line(&mut line).unwrap();
         let port = line.trim().rsplit(':').next().unwrap().to_owned();
         thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, address: format!("127.0.0.1:{port}") }
+        Self { child, address: format!("{host}:{port}") }
     }
 
     pub(crate) fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {

@@ -256,6 +256,8 @@ impl Guest {
             "accessToken": spec.access_token,
             "defaultUser": spec.default_user,
             "hostname": id,
+            "sandboxId": id,
+            "templateId": spec.template,
             "entropy": STANDARD.encode(entropy),
             "newMachine": introduction.new_machine,
             "resumed": introduction.resumed,

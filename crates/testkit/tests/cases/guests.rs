@@ -8,7 +8,10 @@ use reqwest::Method;
 use serde_json::json;
 use wrenn_testkit::Stack;
 
-use super::support::wait_status;
+use super::support::{pause, wait_status};
+
+/// Uses the parts of the kernel one by one.
+const KERNEL: &[u8] = include_bytes!("guests/kernel.py");
 
 /// Checks machine-id, host name, its resolution, `ping` and `python` for the default user, files of the kernel over the
 /// API, and that `reboot` ends the guest.
@@ -59,6 +62,30 @@ pub(crate) async fn a_guest_is_a_machine_with_an_identity(stack: Arc<Stack>) -> 
     let answered = stack.api.send(exec.timeout(Duration::from_secs(15))).await;
     answered.context("the guest ended meanwhile")?;
     wait_status(&stack, &id, &["error"], 30).await?;
+    stack.api.remove(&id).await?;
+    Ok(())
+}
+
+/// The kernel has what users expect of a machine, such as overlays, FUSE, tunnels, container networks and nftables, in a sandbox
+/// from memory and in one that boots.
+pub(crate) async fn the_kernel_has_what_users_expect(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    stack.api.write(&id, "/tmp/kernel.py", KERNEL.to_vec()).await?.expect(204)?;
+    for boots in [false, true] {
+        if boots {
+            pause(&stack, &id).await?;
+            let path = format!("/v1/sandboxes/{id}/resume");
+            let resumed = stack.api.post(&path, &json!({"memory": false})).await?;
+            anyhow::ensure!(resumed.status < 300, "{}", resumed.json());
+            wait_status(&stack, &id, &["running"], 120).await?;
+        }
+        let ran = stack.api.exec(&id, &["sudo", "python3", "/tmp/kernel.py"]).await?;
+        let parts: Vec<_> = ran["stdout"].as_str().unwrap_or_default().lines().collect();
+        anyhow::ensure!(ran["exit_code"] == 0 && parts.len() == 7, "boots: {boots}: {ran}");
+        let console = stack.api.exec(&id, &["sudo", "dmesg"]).await?;
+        let text = console["stdout"].as_str().unwrap_or_default();
+        anyhow::ensure!(!text.contains("Unknown symbol"), "{text}");
+    }
     stack.api.remove(&id).await?;
     Ok(())
 }

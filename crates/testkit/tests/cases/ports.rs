@@ -22,7 +22,10 @@ use wrenn_api::PortAddress;
 use wrenn_client::Client;
 use wrenn_testkit::{Reply, Stack, wait_until};
 
-use super::support::{delete_wholly, pause, record, sh, wait_status};
+use super::{
+    secrets::access_token,
+    support::{delete_wholly, pause, record, sh, wait_status},
+};
 
 /// The server that runs in the sandboxes.
 const SERVER: &[u8] = include_bytes!("ports/server.py");
@@ -175,13 +178,30 @@ pub(crate) async fn servers_on_loopback_are_served(stack: Arc<Stack>) -> Result<
     let page = nothing.allowed(Method::GET, "/")?.header("accept", "text/html");
     let page = stack.api.send(page).await?.expect(502)?;
     ensure!(page.bytes.starts_with(b"<!doctype html>"), "no page");
+    let stream = command_of_envd(&stack, &id).await?;
     delete_wholly(&stack, &id).await?;
+    // Clients take a broken connection for a fault of the network, and this for the end of the sandbox.
+    let last = tokio::time::timeout(SOON, stream.bytes()).await??;
+    let told = String::from_utf8_lossy(&last);
+    ensure!(told.contains(r#"{"error":{"code":"unavailable""#), "{told}");
     // What was known of it is forgotten.
     let gone = async || {
         let reply = stack.api.send(port.allowed(Method::GET, "/").ok()?).await.ok()?;
         (reply.status == 502 && reply.code() == "not_found").then_some(())
     };
     wait_until("the port is gone", SOON, gone).await
+}
+
+/// Starts a command that does not end, as clients of envd do; returns the response after its first message.
+async fn command_of_envd(stack: &Stack, id: &str) -> Result<reqwest::Response> {
+    let (token, envd) = (access_token(stack, id)?, Port::of(stack, id, 49983).await?);
+    let start = json!({"process": {"cmd": "sleep", "args": ["1000"]}}).to_string();
+    let message = [&[0][..], &(start.len() as u32).to_be_bytes(), start.as_bytes()].concat();
+    let request = envd.request(Method::POST, "/process.Process/Start").header("x-access-token", token);
+    let request = request.header("content-type", "application/connect+json").body(message);
+    let mut response = request.send().await?.error_for_status()?;
+    response.chunk().await?.context("no message")?;
+    Ok(response)
 }
 
 /// Ports are for those with the token of their sandbox, in whatever way they send it, until they are made public; envd's is for
@@ -358,6 +378,9 @@ pub(crate) async fn the_command_line_leads_to_them(stack: Arc<Stack>) -> Result<
         "python3",
         "-m",
         "http.server",
+        // Else it asks for its name, and no resolver answers here.
+        "--bind",
+        "127.0.0.1",
         "8000",
     ])?;
     let mut run = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;

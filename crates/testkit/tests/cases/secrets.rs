@@ -11,7 +11,7 @@ use wrenn_testkit::{Stack, processes};
 const VALUE: &str = "correct-horse-battery-staple-9731";
 
 /// Returns the token with which the agent authenticates to envd.
-fn access_token(stack: &Stack, id: &str) -> Result<String> {
+pub(super) fn access_token(stack: &Stack, id: &str) -> Result<String> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
     anyhow::ensure!(mode == 0o600, "{} can be read by others: {mode:o}", path.display());

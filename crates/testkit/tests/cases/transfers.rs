@@ -597,12 +597,13 @@ fn tree(dir: &Path) -> Result<BTreeSet<Entry>> {
 
 /// Directories are copied by the rules of cp, both ways, and patterns and several sources are understood.
 pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.api.create(&json!({"memory_mb": 256, "name": "copied"})).await?;
     let dir = tempfile::tempdir()?;
     let local = |name: &str| dir.path().join(name).display().to_string();
-    let there = |path: &str| format!("{id}:{path}");
+    let there = |path: &str| format!("copied:{path}");
+    let files = short_or_long(200, 10_000);
     fs::create_dir_all(local("tree/sub"))?;
-    for number in 0..200 {
+    for number in 0..files {
         fs::write(local(&format!("tree/sub/{number}.txt")), format!("content {number}\n"))?;
     }
     fs::write(local("tree/odd \n name"), "odd")?;
@@ -620,6 +621,8 @@ pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Re
         anyhow::ensure!(output.status.success(), "{args:?}: {output:?}");
         anyhow::Ok(output.stdout)
     };
+    let by_id = cp(&[&local("tree/sub/0.txt"), &format!("{id}:/tmp/0")]).await?;
+    anyhow::ensure!(by_id.status.success(), "{by_id:?}");
     // A new name, then into what is there, and its content into what is there.
     for (from, to, place) in [
         ("tree", "new", "new"),
@@ -647,7 +650,7 @@ pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Re
     );
     done(&[&local("into/15.txt"), &local("tree/sub"), &there("several/")]).await?;
     let listed = sh(&stack, &id, "ls ~wrenn-user/several; ls ~wrenn-user/several/sub | wc -l").await?;
-    anyhow::ensure!(listed == "15.txt\nsub\n200", "{listed}");
+    anyhow::ensure!(listed == format!("15.txt\nsub\n{files}"), "{listed}");
     let archive = done(&[&there("tree"), "-"]).await?;
     anyhow::ensure!(archive.len() > 100_000 && archive[257..262] == *b"ustar", "{} bytes", archive.len());
     done(&["-u", "root", &local("tree"), &there("/srv/of-root")]).await?;
@@ -661,6 +664,8 @@ pub(crate) async fn the_command_line_copies_directories(stack: Arc<Stack>) -> Re
         (vec![there("tree/sub/none*"), local("into")], "matches"),
         (vec![there("none"), local("into")], "not_found"),
         (vec![local("none"), there("x")], "none"),
+        (vec!["no-such:x".to_owned(), local("into")], "before the colon is taken for a sandbox"),
+        (vec![local("into/15.txt"), "no-such:x".to_owned()], "before the colon is taken for a sandbox"),
         (vec![local("into/15.txt"), local("into/2.txt"), there("nothing")], "not a directory"),
     ] {
         let output = cp(&args.iter().map(String::as_str).collect::<Vec<_>>()).await?;

@@ -11,21 +11,23 @@ mod upload;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
-use wrenn_api::{FileEntry, FileKind, SandboxId};
+use wrenn_api::{FileEntry, FileKind, SandboxId, SandboxRef};
 use wrenn_client::Client;
 
 use self::place::{Place, STANDARD, place};
+use super::reference;
 use crate::progress::Progress;
 
 /// Arguments of `wrenn sandbox cp`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to copy: PATH, ID:PATH in a sandbox, whose last name may have * and ?, or - for standard input
+    /// What to copy: PATH, ID:PATH or NAME:PATH in a sandbox, whose last name may have * and ?, or - for
+    /// standard input. A local name with a colon is written with a directory: ./a:b
     #[arg(required = true, value_name = "SOURCE")]
     sources: Vec<String>,
-    /// The file or directory to copy to: PATH, ID:PATH in a sandbox, or - for standard output
+    /// The file or directory to copy to: PATH, ID:PATH or NAME:PATH in a sandbox, or - for standard output
     #[arg(required = true)]
     destination: String,
     /// The user whom what is made in the sandbox belongs to, and with whose rights directories are copied; relative paths in
@@ -96,20 +98,20 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<Value> {
     let copying =
         Copying { client, user: args.user.as_deref(), progress: Counter::new(total(&sources).await) };
     match place(&args.destination) {
-        Place::There(id, to) => {
+        Place::There(sandbox, to) => {
             ensure!(
                 !sources.iter().any(|source| matches!(source, Place::There(..))),
                 "both are in sandboxes: copy to a local file first"
             );
-            upload::all(&copying, &sources, id, &to).await?;
+            upload::all(&copying, &sources, find(client, &sandbox).await?, &to).await?;
         }
         to => {
             let mut from = Vec::new();
             for (source, text) in sources.into_iter().zip(&args.sources) {
-                let Place::There(id, path) = source else {
+                let Place::There(sandbox, path) = source else {
                     bail!("neither {text} nor {} is in a sandbox: write one as ID:PATH", args.destination);
                 };
-                from.push((id, path));
+                from.push((find(client, &sandbox).await?, path));
             }
             download::all(&copying, from, &to).await?;
         }
@@ -119,6 +121,16 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<Value> {
         [source] => json!({ "source": source, "destination": args.destination, "bytes": bytes }),
         sources => json!({ "sources": sources, "destination": args.destination, "bytes": bytes }),
     })
+}
+
+/// Returns the id of a sandbox before a colon.
+async fn find(client: &Client, sandbox: &SandboxRef) -> Result<SandboxId> {
+    let hint = || {
+        format!(
+            "{sandbox} before the colon is taken for a sandbox (a local name with a colon is written ./{sandbox}:…)"
+        )
+    };
+    reference::find(client, sandbox).await.with_context(hint)
 }
 
 /// Number of bytes to copy, if it is known: that of local regular files.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use wrenn_api::SandboxId;
+use wrenn_api::SandboxRef;
 
 /// Argument for standard input or output.
 pub(super) const STANDARD: &str = "-";
@@ -14,7 +14,7 @@ pub(super) const STANDARD: &str = "-";
 pub(super) enum Place {
     Standard,
     Here(PathBuf),
-    There(SandboxId, String),
+    There(SandboxRef, String),
 }
 
 /// Reads a place.
@@ -22,9 +22,9 @@ pub(super) fn place(text: &str) -> Place {
     if text == STANDARD {
         return Place::Standard;
     }
-    // Only an id before the colon means a sandbox, because local names may contain a colon.
-    match text.split_once(':').map(|(id, path)| (id.parse(), path)) {
-        Some((Ok(id), path)) => Place::There(id, path.to_owned()),
+    // A local name with a colon is written with a directory, as for docker(1) and scp(1).
+    match text.split_once(':').map(|(sandbox, path)| (sandbox.parse(), path)) {
+        Some((Ok(sandbox), path)) => Place::There(sandbox, path.to_owned()),
         _ => Place::Here(text.into()),
     }
 }
@@ -52,15 +52,19 @@ pub(super) fn file_name(path: &Path) -> Result<&str> {
 
 #[cfg(test)]
 mod tests {
+    use wrenn_api::SandboxId;
+
     use super::*;
 
     #[test]
-    fn only_an_id_before_the_colon_means_a_sandbox() {
+    fn an_id_or_name_before_the_colon_means_a_sandbox() {
         let id = SandboxId::new();
-        assert_eq!(place(&format!("{id}:/a:b")), Place::There(id, "/a:b".to_owned()));
-        assert_eq!(place(&format!("{id}:")), Place::There(id, String::new()));
+        assert_eq!(place(&format!("{id}:/a:b")), Place::There(id.into(), "/a:b".to_owned()));
+        assert_eq!(place(&format!("{id}:")), Place::There(id.into(), String::new()));
+        let named = SandboxRef::Lookup("web-1".to_owned());
+        assert_eq!(place("web-1:x"), Place::There(named, "x".to_owned()));
         assert_eq!(place("-"), Place::Standard);
-        for local in ["a", "./a:b", "C:/x", "sb1:x", id.to_string().as_str()] {
+        for local in ["a", "./a:b", "/a:b", "C:/x", "a.b:x", "-a:x", id.to_string().as_str()] {
             assert_eq!(place(local), Place::Here(local.into()));
         }
     }

@@ -178,3 +178,40 @@ impl Rendering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prop_assert, proptest};
+    use wrenn_testkit::fuzz;
+
+    use super::*;
+
+    const FRAMES: &[&str] = &[
+        r#"{"type":"start","cmd":"sh","args":["-c","echo"],"envs":{"A":"b"},"cwd":"/","user":"root","timeout_sec":3,"stdin":true}"#,
+        r#"{"type":"stdin","data":"YWJj"}"#,
+        r#"{"type":"stdin_close"}"#,
+        r#"{"type":"signal","signal":"SIGTERM"}"#,
+        r#"{"type":"start","cmd":"bash","cols":80,"rows":24,"tag":"t"}"#,
+        r#"{"type":"connect","tag":"t"}"#,
+        r#"{"type":"resize","cols":132,"rows":43}"#,
+        r#"{"type":"input","data":"YWJj"}"#,
+        r#"{"type":"kill"}"#,
+        r#"{"type":"pong"}"#,
+        "\u{0}abc",
+        "\u{1}{\"type\":\"stdin_close\"}",
+    ];
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// Whatever a client sends in a frame is understood, or refused as invalid.
+        #[test]
+        fn whatever_a_frame_has_is_understood_or_refused(frame in fuzz::damaged(FRAMES)) {
+            let process = Dialect::Process { binary: true };
+            let terminal = Dialect::Terminal(Output::Typed);
+            for said in [process.parse(&frame), terminal.parse(&frame), process::binary(&frame.into())] {
+                prop_assert!(said.as_ref().err().is_none_or(|fault| fault.code == ErrorCode::InvalidRequest), "{said:?}");
+            }
+        }
+    }
+}
