@@ -83,7 +83,7 @@ async function* messages(socket) {
 const { id } = await api("POST", "", { memory_mb: 512 });
 try {
   const { directory, command } = runtime();
-  for (const [from, to] of [[`${directory}/.`, "/opt/node"], [join(modules, "node_modules"), "/srv/project/"]]) {
+  for (const [from, to] of [[`${directory}/.`, "/opt/node"], [join(modules, "node_modules"), "/srv/project/node_modules"]]) {
     execFileSync(wrenn, ["sandbox", "cp", "-u", "root", from, `${id}:${to}`], { stdio: ["ignore", "ignore", "inherit"] });
   }
   for (const [name, text] of Object.entries(FILES)) await put(id, `/srv/project/${name}`, text);
@@ -119,6 +119,9 @@ try {
   ok((await load(address, `/main.js?t=${update.updates[0].timestamp}`))[1].includes("second"));
   socket.removeAllListeners();
   socket.terminate();
+} catch (error) {
+  console.error(execFileSync(wrenn, ["sandbox", "logs", id, "vite"], { encoding: "utf8" }));
+  throw error;
 } finally {
   await api("DELETE", `/${id}`);
 }

@@ -53,7 +53,7 @@ const E2E: &str = "testkit/e2e";
 
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
-    Own("end to end", Class::Compute, 430, &[(E2E, Cases::Rest)]),
+    Own("end to end", Class::Compute, 460, &[(E2E, Cases::Rest)]),
     Own("end to end: pauses", Class::Compute, 260, &[(E2E, Cases::Only(&["pause::"]))]),
     Own("end to end: faults", Class::Wait, 130, &[(E2E, Cases::Only(&["faults::"]))]),
     Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
@@ -61,7 +61,7 @@ const OWN: &[Own] = &[
     Own("end to end: hosts", Class::Compute, 130, &[(E2E, Cases::Only(&["hosts::"]))]),
     Own("end to end: crashes", Class::Wait, 140, &[(E2E, Cases::Only(&["fleet::", "crashes::"]))]),
     Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
-    Own("guest agent", Class::Wait, 70, &[("envd/api", Cases::All)]),
+    Own("guest agent", Class::Wait, 90, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
     Own("control plane", Class::Wait, 50, &[("control/state", Cases::All)]),
     Own(
@@ -98,7 +98,7 @@ pub(super) fn rows(programs: &[Program], cpus: usize) -> Result<Vec<Row>> {
     rows.push(Row {
         name: "API check",
         class: Class::Compute,
-        budget: 200,
+        budget: 280,
         work: vec![command(&["scripts/api-check"])],
     });
     Ok(rows)
