@@ -45,9 +45,10 @@ const RESIDENT: u64 = 64 << 10;
 
 /// Starts envd without rights, in directories of its own: what it takes for a path or a program may be any.
 fn start() -> Envd {
-    let script = "for dir in /tmp /var/tmp /dev/shm /run; do mount -t tmpfs none $dir; done
-        cp \"$0\" /run/envd && exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --bounding-set=-all \
-        /run/envd --port 0";
+    // The program may be in one of these directories itself.
+    let script = "mount -t tmpfs none /run; cp \"$0\" /run/envd
+        for dir in /tmp /var/tmp /dev/shm; do mount -t tmpfs none $dir; done
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs --bounding-set=-all /run/envd --port 0";
     let mut command = Command::new("unshare");
     command.args(["--mount", "--", "sh", "-ec", script, env!("CARGO_BIN_EXE_envd")]);
     Envd::spawn(command)

@@ -158,6 +158,29 @@ pub(crate) async fn processes_and_files_are_worked_with(stack: Arc<Stack>) -> Re
     stack.api.remove(&id).await.map(drop)
 }
 
+/// `wrenn run --detach` leaves a sandbox with its command, and variables come from files and options.
+pub(crate) async fn a_detached_run_stays(stack: Arc<Stack>) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("variables").display().to_string();
+    fs::write(&file, "# of the sandbox\nA='one two'\nB=file\n")?;
+    let script = "echo $A $B; exec sleep 1000";
+    let run =
+        ["--json", "run", "-d", "--memory", "256", "--env-file", &file, "-e", "B=option", "sh", "-c", script];
+    let ran = wrenn(&stack, &run, None).await?;
+    anyhow::ensure!(ran.status.success(), "{}", stderr(&ran));
+    let told: Value = serde_json::from_slice(&ran.stdout)?;
+    let field = |of: &str, name: &str| told[of][name].as_str().map(str::to_owned).context("no such field");
+    let (id, tag) = (field("sandbox", "id")?, field("process", "tag")?);
+    let printed = async || {
+        let logs = wrenn(&stack, &["logs", &id, &tag], None).await.ok()?;
+        (logs.stdout == b"one two option\n").then_some(())
+    };
+    wait_until("the output of the command", Duration::from_secs(60), printed).await?;
+    let listed = wrenn(&stack, &["ps", &id], None).await?;
+    anyhow::ensure!(String::from_utf8_lossy(&listed.stdout).contains(&tag), "{listed:?}");
+    stack.api.remove(&id).await.map(drop)
+}
+
 /// Sandboxes are named, found by names, beginnings of ids and labels, and removed together.
 pub(crate) async fn names_and_labels_find_sandboxes(stack: Arc<Stack>) -> Result<()> {
     let run = async |args: &[&str]| {

@@ -89,6 +89,7 @@ pub(crate) fn beside() -> Cases<Case> {
         cli::the_exit_status_tells_whose_failure_it_is,
         cli::output_and_input_are_exact,
         cli::processes_and_files_are_worked_with,
+        cli::a_detached_run_stays,
         cli::names_and_labels_find_sandboxes,
         cli::events_are_lines,
         cli::a_killed_run_leaves_no_sandbox,
