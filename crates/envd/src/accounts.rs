@@ -3,7 +3,8 @@
 //! here because an image may lack the programs that do it.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown},
     path::Path,
 };
@@ -89,7 +90,7 @@ fn text(path: &Path) -> io::Result<String> {
 /// Appends a line to a file with this content.
 fn append(path: &Path, content: &str, line: &str, mode: u32) -> io::Result<()> {
     let separator = if content.is_empty() || content.ends_with('\n') { "" } else { "\n" };
-    regular::write_text(path, &format!("{content}{separator}{line}\n"), mode)
+    regular::append_text(path, &format!("{separator}{line}\n"), mode)
 }
 
 /// Creates a home directory with the files of the skeleton; one that is there stays as it is.
@@ -107,10 +108,9 @@ fn make_home(root: &Path, home: &Path, uid: u32, gid: u32) -> io::Result<()> {
             continue;
         }
         let file = home.join(entry.file_name());
-        let content = regular::read_text(&entry.path(), MOST)?;
         let mut options = fs::OpenOptions::new();
         let mut new = options.write(true).create_new(true).mode(0o644).open(&file)?;
-        io::Write::write_all(&mut new, content.as_bytes())?;
+        io::copy(&mut regular::open(&entry.path())?.take(MOST), &mut new)?;
         chown(&file, Some(uid), Some(gid))?;
     }
     chown(home, Some(uid), Some(gid))

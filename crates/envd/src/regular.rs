@@ -94,6 +94,13 @@ pub(crate) fn write_text(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     if file.metadata()?.len() == length { Ok(()) } else { file.set_len(length) }
 }
 
+/// Appends to a text file; a new file gets `mode`.
+pub(crate) fn append_text(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(mode);
+    checked(options.custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(path))?.write_all(text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

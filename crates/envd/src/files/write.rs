@@ -124,22 +124,22 @@ fn decompressed(request: Request) -> Request {
 fn without_endless_headers(request: Request, pending: &Arc<AtomicUsize>) -> Request {
     let pending = Arc::clone(pending);
     request.map(|body| {
-        Body::from_stream(body.into_data_stream().enumerate().then(move |(number, piece)| {
-            let pending = Arc::clone(&pending);
-            async move {
-                // The parser takes all pieces that are there before it looks at them: now it has to look. For the first boundary it
-                // does so only when it begins.
-                if number > 0 {
-                    tokio::task::yield_now().await;
-                }
-                let piece = piece.map_err(io::Error::other)?;
-                if pending.fetch_add(piece.len(), Ordering::Relaxed) > UNPARSED {
-                    return Err(io::Error::other(format!(
-                        "the form has {UNPARSED} bytes that are no content of a part"
-                    )));
-                }
-                Ok(piece)
+        let pieces = body.into_data_stream().enumerate().then(async |(number, piece)| {
+            // The parser takes all pieces that are there before it looks at them: now it has to look. For the first boundary it
+            // does so only when it begins.
+            if number > 0 {
+                tokio::task::yield_now().await;
             }
+            piece
+        });
+        Body::from_stream(pieces.map(move |piece| {
+            let piece = piece.map_err(io::Error::other)?;
+            if pending.fetch_add(piece.len(), Ordering::Relaxed) > UNPARSED {
+                return Err(io::Error::other(format!(
+                    "the form has {UNPARSED} bytes that are no content of a part"
+                )));
+            }
+            Ok(piece)
         }))
     })
 }

@@ -11,7 +11,7 @@ use std::{
 
 use wrenn_network::{GUEST_ADDRESS, SlotSpec};
 
-use super::{PATIENCE, frames, inside, space::Space};
+use super::{PATIENCE, frames, inside, space::Space, wait_until_up};
 
 /// Size of `struct virtio_net_hdr`; all zero means that nothing is offloaded.
 const HEADER: usize = 10;
@@ -23,11 +23,7 @@ pub struct Guest {
 impl Guest {
     pub fn new(slot: &SlotSpec) -> Self {
         let tap = Space::at(&slot.netns).run(|| open_tap("tap0"));
-        // The kernel sends nothing before it has noticed that the tap device is open.
-        let begin = Instant::now();
-        while !inside(slot, &["ip", "link", "show", "tap0"]).contains("state UP") {
-            assert!(begin.elapsed() < PATIENCE, "the tap does not come up");
-        }
+        wait_until_up(|| inside(slot, &["ip", "link", "show", "tap0"]));
         Self { tap }
     }
 

@@ -61,6 +61,18 @@ pub fn run(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Waits until a link is up: the kernel sends nothing before it has noticed that both ends are.
+pub fn wait_until_up(shown: impl Fn() -> String) {
+    let begin = Instant::now();
+    loop {
+        let link = shown();
+        if link.contains("state UP") {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "it does not come up: {link}");
+    }
+}
+
 pub fn inside(slot: &SlotSpec, args: &[&str]) -> String {
     let netns = format!("--net={}", slot.netns.display());
     run("nsenter", &[&[netns.as_str()], args].concat())

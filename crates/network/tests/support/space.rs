@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, run};
+use super::{PATIENCE, run, wait_until_up};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -125,7 +125,6 @@ impl World {
         run("ip", &["route", "add", "default", "via", &INTERNET.to_string()]);
         // Allows connection attempts from outside.
         space.ip(&format!("route add default via {HOST}"));
-        // The kernel sends nothing before it has noticed that both ends are up.
         wait_until_up(|| run("ip", &["link", "show", "up0"]));
         wait_until_up(|| space.run(|| run("ip", &["link", "show", "world0"])));
         let sniffer = space.run(sniffer);
@@ -166,17 +165,6 @@ impl World {
                 frames.push(buffer[..got as usize].to_vec());
             }
         }
-    }
-}
-
-fn wait_until_up(shown: impl Fn() -> String) {
-    let begin = Instant::now();
-    loop {
-        let link = shown();
-        if link.contains("state UP") {
-            return;
-        }
-        assert!(begin.elapsed() < PATIENCE, "it does not come up: {link}");
     }
 }
 
