@@ -1,38 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Time of a command through the API, compared with the same command sent directly to envd from the host.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use wrenn_testkit::{Stack, processor_time};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use wrenn_testkit::{
+    Stack,
+    envd::{address_and_token, framed},
+    processor_time,
+};
 
 use crate::row::{Row, median};
 
 const ROUNDS: usize = 400;
-
-/// Reads the address of envd and its token from the agent's journal.
-pub(crate) fn envd(stack: &Stack, id: &str) -> Result<(String, String)> {
-    let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
-    let text = fs::read_to_string(&path).context("the sandbox has no journal")?;
-    let entries: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let field = |step: &str, name: &str| {
-        entries.iter().find(|entry| entry["step"] == step).map(|entry| entry[name].clone())
-    };
-    let slot = field("slot", "index").and_then(|slot| slot.as_u64()).context("no slot in the journal")?;
-    let token = field("spec", "access_token").and_then(|token| token.as_str().map(str::to_owned));
-    let address = format!("10.11.{}.{}:49983", slot >> 8, slot & 255);
-    Ok((address, token.context("no token in the journal")?))
-}
-
-/// Encodes one message as Connect streams do.
-pub(crate) fn framed(message: &Value) -> Vec<u8> {
-    let body = message.to_string().into_bytes();
-    [&[0], (body.len() as u32).to_be_bytes().as_slice(), &body].concat()
-}
 
 struct Direct {
     client: reqwest::Client,
@@ -63,7 +44,7 @@ impl Direct {
 /// Measures both sides alternately, then the CPU time of commands through the API.
 pub(crate) async fn against_envd(stack: &Stack) -> Result<Vec<Row>> {
     let id = stack.api.create(&json!({})).await?;
-    let (address, token) = envd(stack, &id)?;
+    let (address, token) = address_and_token(stack, &id)?;
     let direct = Direct {
         client: reqwest::Client::builder().tcp_nodelay(true).build()?,
         url: format!("http://{address}/process.Process/Start"),

@@ -9,6 +9,7 @@ mod clone;
 mod create;
 mod exec;
 mod first_byte;
+mod guest_server;
 mod idle;
 mod lab;
 mod paging;

@@ -8,20 +8,17 @@ use serde_json::json;
 use wrenn_client::Client;
 use wrenn_testkit::Stack;
 
-use crate::{
-    exec::envd,
-    row::{Row, median},
-};
+use crate::{guest_server, row::Row};
 
 const PORT: u16 = 9001;
 /// A server that answers each request of a connection with a few bytes.
 const SERVER: &str = "
-import asyncio
+import asyncio, sys
 async def serve(reader, writer):
     while await reader.readuntil(b'\\r\\n\\r\\n'):
         writer.write(b'HTTP/1.1 200 OK\\r\\ncontent-length: 6\\r\\n\\r\\nhello\\n')
 async def main():
-    server = await asyncio.start_server(serve, '0.0.0.0', 9001)
+    server = await asyncio.start_server(serve, '0.0.0.0', int(sys.argv[1]))
     await server.serve_forever()
 asyncio.run(main())
 ";
@@ -35,9 +32,8 @@ const OF_A_ROUND: usize = 50;
 /// Measures the time of a request, and that of many at once, alternating with the floor.
 pub(crate) async fn against_direct(stack: &Stack) -> Result<Vec<Row>> {
     let id = stack.api.create(&json!({})).await?;
-    let body = json!({"cmd": "python3", "args": ["-c", SERVER], "background": true});
-    stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(202)?;
-    let direct = Target::directly(&envd(stack, &id)?.0.replace("49983", &PORT.to_string()))?;
+    let args = [PORT.to_string()];
+    let direct = Target::directly(&guest_server::start(stack, &id, SERVER, &args, PORT).await?)?;
     let address = Client::new(&stack.url(), Some(stack.api.key()))?.port(id.parse()?, PORT).await?;
     let proxied = Target::through_proxy(&address.url, address.token.as_deref().context("no token")?)?;
     direct.until_served().await?;
@@ -48,15 +44,8 @@ pub(crate) async fn against_direct(stack: &Stack) -> Result<Vec<Row>> {
         floor.push(direct.request().await?);
         ours.push(proxied.request().await?);
     }
-    let one = Row {
-        what: "request to a port through the proxy − to the guest directly (ms)",
-        unit: "ms",
-        ours: median(&ours),
-        floor: Some(median(&floor)),
-        figure: median(&ours) - median(&floor),
-        goal: 1.0,
-        runs: REQUESTS,
-    };
+    let what = "request to a port through the proxy − to the guest directly (ms)";
+    let one = Row::difference(what, &ours, &floor, 1.0);
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         floor.push(direct.many().await?);

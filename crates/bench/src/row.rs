@@ -32,6 +32,12 @@ impl Row {
         Self { what, unit: "ms", ours, floor: Some(floor), figure: ours / floor, goal, runs }
     }
 
+    /// Creates a row with the time in milliseconds that Wrenn adds to the floor.
+    pub(crate) fn difference(what: &'static str, ours: &[Duration], floor: &[Duration], goal: f64) -> Self {
+        let (runs, ours, floor) = (ours.len(), median(ours), median(floor));
+        Self { what, unit: "ms", ours, floor: Some(floor), figure: ours - floor, goal, runs }
+    }
+
     /// Creates a row with a time in milliseconds and no floor.
     pub(crate) fn time(what: &'static str, ours: &[Duration], goal: f64) -> Self {
         let (runs, ours) = (ours.len(), median(ours));

@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::Response;
 use serde_json::json;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use wrenn_api::{ExecRequest, SandboxId, TerminalStart};
 use wrenn_client::{Client, ProcessEvent, Terminal, TerminalEvent};
-use wrenn_testkit::Stack;
-
-use crate::{
-    exec::{envd, framed},
-    row::{Row, median},
+use wrenn_testkit::{
+    Stack,
+    envd::{address_and_token, framed},
 };
+
+use crate::{guest_server, row::Row};
 
 /// Number of keys.
 const KEYS: usize = 400;
@@ -91,7 +90,7 @@ async fn until(terminal: &mut Terminal, text: &[u8]) -> Result<()> {
 
 /// Time from a key to its echo.
 async fn echo(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
-    let (address, token) = envd(stack, id)?;
+    let (address, token) = address_and_token(stack, id)?;
     let mut direct = Direct::start(&address, token).await?;
     let start: TerminalStart = serde_json::from_value(json!({"cmd": "bash", "args": ECHO}))?;
     let mut terminal = client.start_terminal(id.parse()?, &start).await?;
@@ -109,16 +108,8 @@ async fn echo(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
             ours.push(begin.elapsed());
         }
     }
-    let added = median(&ours) - median(&floor);
-    Ok(Row {
-        what: "echo of a key in a terminal over the API − directly against envd (ms)",
-        unit: "ms",
-        ours: median(&ours),
-        floor: Some(median(&floor)),
-        figure: added,
-        goal: 1.0,
-        runs: KEYS,
-    })
+    let what = "echo of a key in a terminal over the API − directly against envd (ms)";
+    Ok(Row::difference(what, &ours, &floor, 1.0))
 }
 
 /// Time for the output of a command, against a bare TCP connection to a program in the same guest.
@@ -128,9 +119,7 @@ async fn output(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
         "import socket\nlisten = socket.create_server(('', 9000))\npiece = bytes(1 << 16)\nwhile True:\n  peer = listen.accept()[0]\n  \
          for _ in range({OUTPUT} >> 16): peer.sendall(piece)\n  peer.close()"
     );
-    let body = json!({"cmd": "python3", "args": ["-c", server], "background": true});
-    stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(202)?;
-    let address = envd(stack, id)?.0.replace(":49983", ":9000");
+    let address = guest_server::start(stack, id, &server, &[], 9000).await?;
     let request = ExecRequest {
         cmd: "head".to_owned(),
         args: vec!["-c".to_owned(), OUTPUT.to_string(), "/dev/zero".to_owned()],
@@ -138,16 +127,9 @@ async fn output(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
     };
     let (mut ours, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..TRANSFERS {
-        let mut peer = connect(&address).await?;
+        let mut peer = guest_server::connect(&address).await?;
         let begin = Instant::now();
-        let mut piece = vec![0; 1 << 20];
-        let mut read = 0;
-        loop {
-            match peer.read(&mut piece).await? {
-                0 => break,
-                size => read += size,
-            }
-        }
+        let read = guest_server::read_all(&mut peer).await?;
         ensure!(read == OUTPUT, "{read} bytes over TCP");
         floor.push(begin.elapsed());
         let begin = Instant::now();
@@ -164,16 +146,4 @@ async fn output(stack: &Stack, client: &Client, id: &str) -> Result<Row> {
         ours.push(begin.elapsed());
     }
     Ok(Row::ratio("64 MiB of output over the API ÷ over a bare TCP connection", &ours, &floor, 1.67))
-}
-
-/// Connects to the program in the guest, which may have to start first.
-pub(crate) async fn connect(address: &str) -> Result<TcpStream> {
-    let begin = Instant::now();
-    loop {
-        match TcpStream::connect(address).await {
-            Ok(peer) => return Ok(peer),
-            Err(error) if begin.elapsed() > Duration::from_secs(30) => return Err(error.into()),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wrenn_client::{Body, Client, ReadOptions, WriteOptions};
 use wrenn_testkit::{Stack, short_or_long};
 
-use crate::{exec::envd, row::Row, streams::connect};
+use crate::{guest_server, row::Row};
 
 const PIECE: usize = 1 << 20;
 /// Number of transfers of each kind.
@@ -43,9 +43,7 @@ pub(crate) async fn against_tcp(stack: &Stack) -> Result<Vec<Row>> {
     let pieces = short_or_long(256, 1024);
     let size = pieces * PIECE;
     let id = stack.api.create(&json!({})).await?;
-    let body = json!({"cmd": "python3", "args": ["-c", SERVER, size.to_string()], "background": true});
-    stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(202)?;
-    let address = envd(stack, &id)?.0.replace("49983", "9002");
+    let address = guest_server::start(stack, &id, SERVER, &[size.to_string()], 9002).await?;
     let client = Client::new(&stack.url(), Some(stack.api.key()))?;
     let sandbox = id.parse()?;
     let piece: Vec<u8> = (0..PIECE as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -89,7 +87,7 @@ pub(crate) async fn against_tcp(stack: &Stack) -> Result<Vec<Row>> {
 
 /// Times of sending the pieces to a file, and of getting them from it.
 async fn bare(address: &str, piece: &[u8], pieces: usize) -> Result<(Duration, Duration)> {
-    let mut peer = connect(address).await?;
+    let mut peer = guest_server::connect(address).await?;
     let begin = Instant::now();
     for _ in 0..pieces {
         peer.write_all(piece).await?;
@@ -98,13 +96,7 @@ async fn bare(address: &str, piece: &[u8], pieces: usize) -> Result<(Duration, D
     let sent = begin.elapsed();
     let begin = Instant::now();
     peer.write_all(b"r").await?;
-    let (mut buffer, mut read) = (vec![0; PIECE], 0);
-    loop {
-        match peer.read(&mut buffer).await? {
-            0 => break,
-            size => read += size,
-        }
-    }
+    let read = guest_server::read_all(&mut peer).await?;
     ensure!(read == pieces * PIECE, "{read} bytes came back");
     Ok((sent, begin.elapsed()))
 }

@@ -4,6 +4,7 @@
 
 mod api;
 mod duration;
+pub mod envd;
 mod events;
 pub mod fuzz;
 pub mod lab;

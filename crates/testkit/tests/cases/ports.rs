@@ -20,12 +20,13 @@ use tokio::{
 };
 use wrenn_api::PortAddress;
 use wrenn_client::Client;
-use wrenn_testkit::{Reply, Stack, wait_until};
-
-use super::{
-    secrets::access_token,
-    support::{delete_wholly, pause, record, sh, wait_status},
+use wrenn_testkit::{
+    Reply, Stack,
+    envd::{address_and_token, framed},
+    wait_until,
 };
+
+use super::support::{delete_wholly, pause, record, sh, wait_status};
 
 /// The server that runs in the sandboxes.
 const SERVER: &[u8] = include_bytes!("ports/server.py");
@@ -194,9 +195,9 @@ pub(crate) async fn servers_on_loopback_are_served(stack: Arc<Stack>) -> Result<
 
 /// Starts a command that does not end, as clients of envd do; returns the response after its first message.
 async fn command_of_envd(stack: &Stack, id: &str) -> Result<reqwest::Response> {
-    let (token, envd) = (access_token(stack, id)?, Port::of(stack, id, 49983).await?);
-    let start = json!({"process": {"cmd": "sleep", "args": ["1000"]}}).to_string();
-    let message = [&[0][..], &(start.len() as u32).to_be_bytes(), start.as_bytes()].concat();
+    let (_, token) = address_and_token(stack, id)?;
+    let envd = Port::of(stack, id, 49983).await?;
+    let message = framed(&json!({"process": {"cmd": "sleep", "args": ["1000"]}}));
     let request = envd.request(Method::POST, "/process.Process/Start").header("x-access-token", token);
     let request = request.header("content-type", "application/connect+json").body(message);
     let mut response = request.send().await?.error_for_status()?;

@@ -3,22 +3,19 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
-use wrenn_testkit::{Stack, processes};
+use anyhow::Result;
+use serde_json::json;
+use wrenn_testkit::{Stack, envd::address_and_token, processes};
 
 /// Secret value of an environment variable of a sandbox.
 const VALUE: &str = "correct-horse-battery-staple-9731";
 
 /// Returns the token with which the agent authenticates to envd.
-pub(super) fn access_token(stack: &Stack, id: &str) -> Result<String> {
+fn access_token(stack: &Stack, id: &str) -> Result<String> {
     let path = stack.state_dir.join("agent/sandboxes").join(id).join("journal.json");
     let mode = fs::metadata(&path)?.permissions().mode() & 0o777;
     anyhow::ensure!(mode == 0o600, "{} can be read by others: {mode:o}", path.display());
-    let text = fs::read_to_string(&path)?;
-    let mut entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let token = entries.find_map(|entry| entry["access_token"].as_str().map(str::to_owned));
-    token.with_context(|| format!("no access_token in {text}"))
+    address_and_token(stack, id).map(|(_, token)| token)
 }
 
 /// Returns all logs and command lines with their names.
