@@ -159,7 +159,7 @@ pub(crate) fn find(backing: &File) -> io::Result<Option<Loop>> {
     for entry in fs::read_dir("/sys/block")?.flatten() {
         // Only attached devices have the directory `loop`. Writable ones are not ours.
         let read_only = fs::read_to_string(entry.path().join("ro")).is_ok_and(|text| text.trim() == "1");
-        if !read_only || !entry.path().join("loop").exists() {
+        if !read_only || !entry.path().join("loop").try_exists()? {
             continue;
         }
         if let Some(found) = held(PathBuf::from("/dev").join(entry.file_name()), backing)? {

@@ -24,19 +24,31 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Returns whether something is mounted on `dir`.
-fn is_mounted(dir: &Path) -> bool {
-    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
-    dir.parent().is_some_and(|parent| dir.exists() && device(dir) != device(parent))
+/// Returns whether something is mounted on `dir`, which need not exist.
+fn is_mounted(dir: &Path) -> io::Result<bool> {
+    let Some(parent) = dir.parent() else { return Ok(false) };
+    match fs::metadata(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        meta => Ok(meta?.dev() != fs::metadata(parent)?.dev()),
+    }
 }
 
 /// Returns whether the store directory has volumes.
-fn holds_volumes(dir: &Path) -> bool {
-    fs::read_dir(dir.join("volumes")).is_ok_and(|mut entries| entries.next().is_some())
+fn holds_volumes(dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(dir.join("volumes")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        entries => Ok(entries?.next().transpose()?.is_some()),
+    }
+}
+
+/// Error of looking at the store's directory.
+fn unseen(error: io::Error) -> DiskError {
+    failed("look at the volume store")(error)
 }
 
 fn make_file(path: &Path, size: u64) -> io::Result<()> {
-    if path.exists() {
+    // A file that cannot be seen must not be replaced.
+    if path.try_exists()? {
         return Ok(());
     }
     let partial = path.with_extension("partial");
@@ -53,11 +65,11 @@ fn make_file(path: &Path, size: u64) -> io::Result<()> {
 /// it is mounted. Blocking; needs root and mkfs.xfs.
 pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> {
     fs::create_dir_all(dir).map_err(failed("make the mount point"))?;
-    if is_mounted(dir) {
+    if is_mounted(dir).map_err(unseen)? {
         return Ok(());
     }
     // Existing volumes would be hidden by the mount and treated as lost.
-    if holds_volumes(dir) {
+    if holds_volumes(dir).map_err(unseen)? {
         return Err(DiskError::Unsupported {
             backend: "xfs",
             reason: format!("{} has volumes already", dir.display()),
@@ -76,7 +88,7 @@ pub fn mount_store(file: &Path, dir: &Path, size: u64) -> Result<(), DiskError> 
 
 /// Unmounts the file system of [`mount_store`]. Does nothing if it is not mounted.
 pub fn unmount_store(dir: &Path) -> Result<(), DiskError> {
-    if !is_mounted(dir) {
+    if !is_mounted(dir).map_err(unseen)? {
         return Ok(());
     }
     let begin = Instant::now();
@@ -100,6 +112,6 @@ mod tests {
         fs::create_dir_all(store.join("volumes")).unwrap();
         fs::write(store.join("volumes/one.cow"), "").unwrap();
         assert!(mount_store(&file, &store, 1 << 30).is_err());
-        assert!(!file.exists() && !is_mounted(&store));
+        assert!(!file.exists() && !is_mounted(&store).unwrap());
     }
 }

@@ -59,8 +59,8 @@ impl StoreConfig {
 }
 
 /// Returns whether `dir` is or was a device-mapper store.
-pub fn is_of_device_mapper(dir: &Path) -> bool {
-    dir.join(NODES).exists()
+pub fn is_of_device_mapper(dir: &Path) -> Result<bool, DiskError> {
+    dir.join(NODES).try_exists().map_err(failed("look for a store of device-mapper"))
 }
 
 /// Opens the store; creates it if it is missing.

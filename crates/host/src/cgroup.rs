@@ -95,7 +95,7 @@ fn hierarchies(root: &Path, memory_mb: u64, vcpus: u32) -> Vec<Hierarchy> {
 /// Enables the controllers for child groups, which cgroup version 2 requires.
 fn pass_down(dir: &Path) -> io::Result<()> {
     let file = dir.join("cgroup.subtree_control");
-    if !file.exists() {
+    if !file.try_exists()? {
         return Ok(());
     }
     // Without the cpu controller, CPU time is not limited.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Kernel resources of an agent: listing them, and removing them when no agent runs.
 
-use std::{fs, io, path::Path};
+use std::{ffi::OsStr, fs, io, path::Path};
 
 use anyhow::Context;
 use wrenn_disk::loopfs;
@@ -22,7 +22,7 @@ pub enum Keep {
 /// kernel. What `keep` names stays on the disk.
 pub(crate) async fn run(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     let sandboxes = layout::sandboxes(state_dir);
-    if !state_dir.exists() {
+    if !layout::exists(state_dir)? {
         return Ok(());
     }
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
@@ -41,7 +41,7 @@ pub(crate) async fn run(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     for id in &ids {
         release::directory(&sandboxes, id).await?;
     }
-    if !layout::store_file(state_dir).exists() {
+    if !layout::exists(&layout::store_file(state_dir))? {
         // A mount at this place is not from the agent.
         return Ok(());
     }
@@ -114,8 +114,7 @@ fn disks(instance: &str) -> Vec<String> {
 fn control_groups(state_dir: &Path) -> Vec<String> {
     let sandboxes = layout::sandboxes(state_dir);
     // Sandboxes of other agents have no directory here.
-    let ours = cgroup::present()
-        .into_iter()
-        .filter(|group| group.file_name().is_some_and(|id| sandboxes.join(id).exists()));
+    let is_ours = |id: &OsStr| sandboxes.join(id).try_exists().unwrap_or(true);
+    let ours = cgroup::present().into_iter().filter(|group| group.file_name().is_some_and(is_ours));
     ours.map(|group| format!("control group {}", group.display())).collect()
 }

@@ -72,7 +72,9 @@ pub fn firecracker(program: Option<&Path>, unjailed: bool, jail_dir: &Path) -> R
         None => (machine::program(firecracker::PROGRAM), machine::program(firecracker::JAILER)),
     };
     let root = rustix::process::geteuid().is_root();
-    let isolation = match (root && jailer.exists(), unjailed) {
+    // A jailer that cannot be looked at is not taken for none: guests would run unprotected.
+    let fail = |source| VmmError::Io { action: "look for Firecracker's jailer".to_owned(), source };
+    let isolation = match (root && jailer.try_exists().map_err(fail)?, unjailed) {
         (true, _) => Isolation::Jailer { program: jailer, dir: jail_dir.to_owned() },
         (false, true) => Isolation::Unjailed,
         (false, false) => {

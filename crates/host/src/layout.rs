@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use wrenn_api::HostId;
 use wrenn_os::atomic_file;
 
@@ -48,6 +49,11 @@ pub(crate) fn volumes(state_dir: &Path) -> PathBuf {
 /// File of the store's file system, if it is loop-mounted.
 pub(crate) fn store_file(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes.xfs")
+}
+
+/// Returns whether a path exists. Fails if that cannot be seen.
+pub(crate) fn exists(path: &Path) -> anyhow::Result<bool> {
+    path.try_exists().with_context(|| format!("{} cannot be looked at", path.display()))
 }
 
 /// Reads the instance tag, which distinguishes this agent's links and devices from others; `None` if there is

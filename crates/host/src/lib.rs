@@ -116,7 +116,8 @@ const PAUSES: usize = 4;
 pub async fn pause_all(config: Config, before: impl FnOnce(usize)) -> anyhow::Result<Paused> {
     let dir = layout::sandboxes(&config.state_dir);
     // An agent takes a while to start.
-    let records = spawn_blocking(move || if dir.exists() { recover::read(&dir) } else { Ok(Vec::new()) });
+    let records =
+        spawn_blocking(move || if layout::exists(&dir)? { recover::read(&dir) } else { Ok(Vec::new()) });
     let running = records.await??.iter().filter(|record| record.may_run()).count();
     if running == 0 {
         return Ok(Paused::default());
@@ -145,7 +146,7 @@ pub fn cleanup(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     let state_dir = state_dir.to_owned();
     // On a thread of its own, so that the caller may be inside a runtime.
     let work = move || {
-        let _lock = state_dir.exists().then(|| lock(&state_dir)).transpose()?;
+        let _lock = layout::exists(&state_dir)?.then(|| lock(&state_dir)).transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(cleanup::run(&state_dir, keep))
     };
@@ -164,13 +165,14 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     let size = config.settings.store_size_mb << 20;
     let with = |backend| wrenn_disk::open(StoreConfig::new(&dir, backend, instance));
     // Mounting another kind of store over this one would hide its images.
-    if !file.exists() && wrenn_disk::is_of_device_mapper(&dir) {
+    let in_file = layout::exists(&file)?;
+    if !in_file && wrenn_disk::is_of_device_mapper(&dir)? {
         return with(Backend::Dm).await.with_context(|| {
             format!("{0} is a store of device-mapper; for another kind of store, remove {0}", dir.display())
         });
     }
     // If the directory's own file system works, no loop mount is needed.
-    if !file.exists() {
+    if !in_file {
         for backend in [Backend::Dm, Backend::Reflink] {
             match with(backend).await {
                 Ok(store) => return Ok(store),
@@ -186,7 +188,7 @@ async fn open_volumes(config: &Config, instance: &str) -> anyhow::Result<Arc<dyn
     if let Err(error) = mounted {
         tracing::warn!(%error, "cannot mount a volume store; disks are copied instead of cloned");
     }
-    let below = file.exists().then(|| config.state_dir.clone());
+    let below = layout::exists(&file)?.then(|| config.state_dir.clone());
     let store = StoreConfig { below, ..StoreConfig::new(&dir, Backend::Auto, instance) };
     wrenn_disk::open(store).await.context("the volume store cannot be opened")
 }

@@ -160,7 +160,8 @@ fn sysctl(name: &str, value: &str) -> Result<(), NetworkError> {
 
 /// Disables IPv6 on a link. Does nothing if the kernel has no IPv6.
 fn without_ipv6(link: &str) -> Result<(), NetworkError> {
-    if !Path::new("/proc/sys/net/ipv6").exists() {
+    let ipv6 = Path::new("/proc/sys/net/ipv6").try_exists();
+    if !ipv6.map_err(io_failed("look for the kernel's IPv6"))? {
         return Ok(());
     }
     sysctl(&format!("ipv6/conf/{link}/disable_ipv6"), "1")

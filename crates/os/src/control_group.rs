@@ -19,16 +19,18 @@ const TRIES: usize = 50;
 
 /// File of a control group through which a single-threaded child enters it. In cgroup v1 this is `tasks`:
 /// moving whole processes takes some milliseconds, until every processor has taken note.
-fn entrance(group: &Path) -> PathBuf {
+fn entrance(group: &Path) -> io::Result<PathBuf> {
     let threads = group.join("tasks");
-    if threads.exists() { threads } else { group.join("cgroup.procs") }
+    Ok(if threads.try_exists()? { threads } else { group.join("cgroup.procs") })
 }
 
 /// Returns the step with which a child enters control groups, between fork and exec. It makes system calls
 /// only.
 pub fn enter(groups: &[PathBuf]) -> io::Result<impl FnMut() -> io::Result<()> + Send + Sync + 'static> {
-    let file = |group: &PathBuf| CString::new(entrance(group).as_os_str().as_bytes());
-    let files = groups.iter().map(file).collect::<Result<Vec<_>, _>>()?;
+    let file = |group: &PathBuf| -> io::Result<CString> {
+        Ok(CString::new(entrance(group)?.as_os_str().as_bytes())?)
+    };
+    let files = groups.iter().map(file).collect::<io::Result<Vec<_>>>()?;
     Ok(move || {
         for file in &files {
             // SAFETY: system calls on a path and a buffer that outlive them; nothing is allocated.
@@ -67,7 +69,7 @@ fn bound_memory_below(root: &Path, name: &str, bytes: u64) -> io::Result<PathBuf
         fs::create_dir_all(&parent)?;
         fs::write(parent.join("cgroup.subtree_control"), "+memory")?;
         second
-    } else if root.join("memory/cgroup.procs").exists() {
+    } else if root.join("memory/cgroup.procs").try_exists()? {
         first
     } else {
         return Err(io::Error::new(io::ErrorKind::NotFound, "there is no controller of memory"));
@@ -107,9 +109,10 @@ pub fn remove_directory(group: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Existing directories of the group of this name.
+/// Directories of the group of this name that exist, or of which that cannot be seen.
 pub fn present(name: &str) -> Vec<PathBuf> {
-    places(Path::new(ROOT), name).into_iter().map(|(group, _)| group).filter(|group| group.exists()).collect()
+    let groups = places(Path::new(ROOT), name).into_iter().map(|(group, _)| group);
+    groups.filter(|group| group.try_exists().unwrap_or(true)).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Limits of a microVM on this machine.
 
-use crate::{BootSpec, Capabilities, VmmError};
+use crate::{BootSpec, Capabilities, VmmError, running::failed};
 
 /// Minimum memory of a microVM in MiB.
 const MIN_MEMORY_MB: u32 = 64;
@@ -42,7 +42,8 @@ pub(crate) fn check_files(spec: &BootSpec) -> Result<(), VmmError> {
         ("the root disk", spec.disk.as_ref(), "delete the sandbox and create another"),
     ];
     for (what, path, remedy) in parts {
-        if path.is_some_and(|path| !path.exists()) {
+        let Some(path) = path else { continue };
+        if !path.try_exists().map_err(|error| failed(format!("look for {what}"), error))? {
             return Err(VmmError::Missing { what: what.to_owned(), remedy: remedy.to_owned() });
         }
     }

@@ -9,16 +9,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::VmmError;
+use crate::{VmmError, running::failed};
 
 /// Names of a snapshot's files in the run directory, before they are moved to their target.
 pub(crate) const NEW_STATE: &str = "state.new";
 pub(crate) const NEW_MEMORY: &str = "memory.new";
 
-/// Error of a snapshot without this file.
-pub(crate) fn missing(name: &str) -> VmmError {
-    let remedy = "the snapshot is incomplete; take another one".to_owned();
-    VmmError::Missing { what: format!("the snapshot's {name}"), remedy }
+/// Checks that a snapshot has this file.
+pub(crate) fn check(name: &str, file: &Path) -> Result<(), VmmError> {
+    let what = format!("the snapshot's {name}");
+    if file.try_exists().map_err(|error| failed(format!("look for {what}"), error))? {
+        return Ok(());
+    }
+    Err(VmmError::Missing { what, remedy: "the snapshot is incomplete; take another one".to_owned() })
 }
 
 /// Checks that the VMM wrote a regular file.

@@ -156,8 +156,9 @@ impl Mapper {
         for numbers in deps {
             let sys = format!("/sys/dev/block/{numbers}");
             let Ok(real) = fs::canonicalize(&sys) else { continue };
-            let Some(name) = real.file_name().filter(|_| real.join("loop").exists()) else { continue };
-            if loopdev::backs(&PathBuf::from("/dev").join(name), cow).map_err(fail())? {
+            let Some(name) = real.file_name() else { continue };
+            let is_loop = real.join("loop").try_exists().map_err(fail())?;
+            if is_loop && loopdev::backs(&PathBuf::from("/dev").join(name), cow).map_err(fail())? {
                 return Ok(true);
             }
         }

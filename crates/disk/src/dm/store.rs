@@ -376,7 +376,7 @@ impl DmStore {
     /// Opens the store after testing device-mapper. The directory `nodes` stays as a sign that it worked.
     pub(crate) fn new(config: &StoreConfig, reflink: bool) -> Result<Self, DiskError> {
         let nodes = config.dir.join(NODES);
-        let known = nodes.exists();
+        let known = nodes.try_exists().map_err(failed("look at the volume store"))?;
         Self::tried(config, reflink, &nodes).inspect_err(|_| {
             if !known {
                 // Fails if it is not empty, because a device was created.

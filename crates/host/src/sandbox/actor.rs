@@ -290,33 +290,37 @@ impl Actor {
 
     /// Makes a named snapshot. The sandbox stays in its phase: one that runs stands still for a moment.
     async fn snapshot(&mut self, id: &str) -> Result<(), AgentError> {
-        let Self { sandbox, phase, mailbox, .. } = self;
-        let state = phase.state();
-        let failure = match phase {
-            Phase::Running(live) => {
-                let made = snapshot::of_running(live, sandbox, id);
-                match mailbox.during(state, &Cancel::Finish, made).await {
-                    Ok(()) => return Ok(()),
-                    Err(failure) => failure,
-                }
-            }
-            Phase::Paused(Memory::Kept(build)) => {
-                let made = snapshot::of_paused(*build, sandbox, id);
-                return mailbox.during(state, &Cancel::Finish, made).await;
-            }
-            Phase::Paused(Memory::Lost(error)) => return Err(error.clone()),
-            _ => {
-                return Err(AgentError::fault(
-                    "making the snapshot",
-                    &"the sandbox neither runs nor is paused",
-                ));
+        let live = match std::mem::replace(&mut self.phase, Phase::Pausing) {
+            Phase::Running(live) => live,
+            other => {
+                self.phase = other;
+                return self.snapshot_paused(id).await;
             }
         };
-        match failure {
-            snapshot::Failure::Refused(error) => Err(error),
-            snapshot::Failure::Stuck(error) => {
+        // Nothing is published: for all others it runs.
+        let made = snapshot::of_running(live, &mut self.sandbox, id);
+        let (live, made) = self.mailbox.during(State::Running, &Cancel::Finish, made).await;
+        self.phase = Phase::Running(live);
+        match made {
+            Ok(()) => Ok(()),
+            Err(snapshot::Failure::Refused(error)) => Err(error),
+            Err(snapshot::Failure::Stuck(error)) => {
                 self.fail(&Cause::Guest("its guest does not go on after a snapshot".into())).await?;
                 Err(error)
+            }
+        }
+    }
+
+    async fn snapshot_paused(&mut self, id: &str) -> Result<(), AgentError> {
+        match &self.phase {
+            Phase::Paused(Memory::Kept(build)) => {
+                let made = snapshot::of_paused(*build, &mut self.sandbox, id);
+                self.mailbox.during(State::Paused, &Cancel::Finish, made).await
+            }
+            Phase::Paused(Memory::Lost(error)) => Err(error.clone()),
+            _ => {
+                let cause = &"the sandbox neither runs nor is paused";
+                Err(AgentError::fault("making the snapshot", cause))
             }
         }
     }

@@ -268,7 +268,9 @@ fn parse_entry((at, line): (usize, &[u8])) -> Option<Result<Entry, NotUnderstood
 
 #[cfg(test)]
 pub(super) mod tests {
+    use proptest::{prop_assert, prop_assert_eq, proptest};
     use wrenn_memory::BuildId;
+    use wrenn_testkit::fuzz;
     use wrenn_vmm::ProcessId;
 
     use super::{
@@ -436,5 +438,39 @@ pub(super) mod tests {
 
     fn golden(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/journals/{name}.jsonl"))
+    }
+
+    const JOURNALS: &[&str] = &[
+        include_str!("../../tests/journals/1-running.jsonl"),
+        include_str!("../../tests/journals/1-without-later-fields.jsonl"),
+        include_str!("../../tests/journals/2-destroying.jsonl"),
+        include_str!("../../tests/journals/2-failed.jsonl"),
+        include_str!("../../tests/journals/2-optional.jsonl"),
+        include_str!("../../tests/journals/2-paused.jsonl"),
+        include_str!("../../tests/journals/2-released.jsonl"),
+        include_str!("../../tests/journals/2-resuming.jsonl"),
+        include_str!("../../tests/journals/2-unknown-step.jsonl"),
+        include_str!("../../tests/journals/3-newer.jsonl"),
+    ];
+
+    proptest! {
+        #![proptest_config(fuzz::config())]
+
+        /// No line is skipped that does not allow it, and what is understood means the same after it was rewritten.
+        #[test]
+        fn whatever_a_journal_has_is_understood_or_left_alone(bytes in fuzz::damaged(JOURNALS)) {
+            let Ok((versioned, entries)) = parse(&bytes) else { return Ok(()) };
+            let needed = |line: &&[u8]| {
+                !line.is_empty() && !serde_json::from_slice::<Skippable>(line).is_ok_and(|line| line.optional)
+            };
+            let needed = bytes.split(|byte| *byte == b'\n').filter(needed).count();
+            prop_assert!(entries.len() + usize::from(versioned) >= needed);
+            let summary = Summary::of(&entries);
+            let mut lines = header().unwrap();
+            summary.entries().iter().try_for_each(|entry| put(&mut lines, entry)).unwrap();
+            let (versioned, again) = parse(&lines).unwrap();
+            prop_assert!(versioned);
+            prop_assert_eq!(Summary::of(&again), summary);
+        }
     }
 }

@@ -115,9 +115,8 @@ pub(super) async fn restore(
         binds.push(Bind::read_only(config::MEMORY, file));
     }
     let binds = blocking("find the snapshot", move || {
-        let missing = binds.iter().find(|bind| !bind.source.exists());
-        let Some(Bind { name, .. }) = missing else { return Ok(binds) };
-        Err(taken::missing(name))
+        binds.iter().try_for_each(|bind| taken::check(bind.name, &bind.source))?;
+        Ok(binds)
     });
     let binds = binds.await?;
     let (isolation, program) = (isolation.clone(), program.to_owned());

@@ -40,19 +40,23 @@ impl Saved {
     /// Opens the files of a snapshot. Blocks while a shared memory is copied.
     pub(super) fn open(snapshot: &Snapshot, shared: &SealedMemory) -> Result<Self, VmmError> {
         let memory = match &snapshot.memory {
-            MemorySource::File(memory) if memory.exists() => Memory::File(memory.clone()),
-            MemorySource::Shared(memory) if memory.exists() => {
+            MemorySource::File(memory) => {
+                taken::check("memory", memory)?;
+                Memory::File(memory.clone())
+            }
+            MemorySource::Shared(memory) => {
+                taken::check("memory", memory)?;
                 let copy = shared.of(memory).and_then(|copy| above_tap(&copy));
                 Memory::Sealed(copy.map_err(|e| failed("copy the snapshot's memory", e))?)
             }
-            MemorySource::File(_) | MemorySource::Shared(_) => return Err(taken::missing("memory")),
             MemorySource::Layers(_) => {
                 let reason = "QEMU cannot use a page server; give it the memory as a file".to_owned();
                 return Err(VmmError::Refused { action: "load the snapshot", reason });
             }
         };
-        let state = File::open(&snapshot.state).map_err(|_| taken::missing("state"))?;
-        Ok(Self { state: above_tap(&state).map_err(|e| failed("open the snapshot's state", e))?, memory })
+        taken::check("state", &snapshot.state)?;
+        let state = File::open(&snapshot.state).and_then(|state| above_tap(&state));
+        Ok(Self { state: state.map_err(|e| failed("open the snapshot's state", e))?, memory })
     }
 
     /// Path of the memory for QEMU.

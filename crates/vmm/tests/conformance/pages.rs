@@ -141,8 +141,7 @@ async fn ends(id: &ProcessId) {
 }
 
 fn runs(id: &ProcessId) -> bool {
-    fs::read_to_string(format!("/proc/{}/stat", id.pid))
-        .is_ok_and(|stat| !stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')))
+    wrenn_os::process::is_alive(id).unwrap()
 }
 
 /// Whoever of the VMM, its server and its starter ends first: nothing of the microVM hangs or stays.

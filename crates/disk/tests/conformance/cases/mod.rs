@@ -2,10 +2,10 @@
 //! List of test cases by subject.
 
 mod basics;
+mod disk_pressure;
 mod dm;
 mod flatten;
 mod life;
-mod room;
 
 use std::{
     fs::File,
@@ -50,11 +50,11 @@ pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
         flatten::corrupt_file_systems_are_refused_or_repaired,
     ]);
     all.extend(cases![true:
-        room::little_room_is_noticed_before_it_is_gone,
-        room::a_flatten_leaves_the_reserve,
+        disk_pressure::little_room_is_noticed_before_it_is_gone,
+        disk_pressure::a_flatten_leaves_the_reserve,
     ]);
     if kind == Kind::Dm {
-        all.extend(cases![true: room::what_is_not_written_yet_has_its_room]);
+        all.extend(cases![true: disk_pressure::what_is_not_written_yet_has_its_room]);
         all.extend(cases![false:
             dm::a_busy_device_stays_whole,
             dm::a_busy_device_holds_up_no_other_volume,

@@ -48,10 +48,11 @@ mod tests {
             points(Fail::STEPS),
             points(Pause::STEPS),
             points(Resume::STEPS),
+            points(snapshot::OfRunning::STEPS),
+            points(snapshot::OfPaused::STEPS),
         ]
         .concat();
         all.extend(Thing::ALL.map(|thing| format!("{PROCESS}.{}.{}", Destroy::NAME, thing.name())));
-        all.extend(snapshot::POINTS.map(|point| format!("{PROCESS}.{}.{point}", snapshot::NAME)));
         let listed = include_str!("../../../../testkit/tests/cases/fault_points.txt");
         let listed = listed.lines().filter(|point| point.starts_with("agent."));
         assert_eq!(

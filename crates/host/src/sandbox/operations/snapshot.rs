@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Named snapshots of a sandbox. One that runs stands still only while its memory is captured and its disk copied.
+//! Operations that make a named snapshot: of a sandbox that runs, which stands still only while its memory is captured
+//! and its disk copied, and of one that is paused.
 
 use wrenn_memory::BuildId;
-use wrenn_os::fault;
 
-use super::{pause::prepare, steps::PROCESS};
+use super::{
+    pause::prepare,
+    steps::{Cancel, Step, Steps, run},
+};
 use crate::{
     error::AgentError,
     sandbox::{entry::Entry, environment, phase::Live, record::Sandbox, spec::Spec},
@@ -14,58 +17,33 @@ use crate::{
     },
 };
 
-/// First part of the names of the fault points.
-pub(super) const NAME: &str = "snapshot";
-/// Fault points.
-#[cfg_attr(not(test), expect(dead_code, reason = "only the test of the fault points reads it"))]
-pub(super) const POINTS: [&str; 2] = ["captured", "kept"];
+/// First part of the names of the fault points of both operations.
+const NAME: &str = "snapshot";
 
-/// Makes snapshot `id` of a sandbox that runs. On an error the guest goes on, unless it is
-/// [`Failure::Stuck`].
-pub(in crate::sandbox) async fn of_running(
-    live: &mut Live,
-    sandbox: &mut Sandbox,
-    id: &str,
-) -> Result<(), Failure> {
-    prepare(live, sandbox).await?;
-    // An agent that finds this lets the guest go on.
-    sandbox.record.write(vec![Entry::Pausing]).await?;
-    let captured = capture(live, sandbox, id).await;
-    live.vm.resume().await.map_err(|error| Failure::Stuck(error.into()))?;
-    let base = sandbox.shared.snapshots.base_after(live.base);
-    live.base = match &captured {
-        // It is what the changes are since; should it not be kept, it is not found when it is needed.
-        Ok(captured) if base == Base::Unknown => Base::Generation(captured.build),
-        _ => base,
-    };
-    let running = vec![Entry::Vmm { process: live.vm.process(), base: live.base }, Entry::Running];
-    if let Err(error) = sandbox.record.write(running).await {
-        if let Ok(captured) = &captured {
-            sandbox.shared.named.drop_parts(captured.build).await;
-        }
-        return Err(error.into());
-    }
-    fault::point(PROCESS, NAME, "captured");
-    let captured = captured?;
-    let build = captured.build;
-    let kept = sandbox.shared.snapshots.keep(captured, None).await;
-    Ok(finish(sandbox, id, build, kept.map(drop)).await?)
+/// Step of a snapshot of a sandbox that runs.
+type RunningStep = Step<OfRunning>;
+/// Step of a snapshot of a sandbox that is paused.
+type PausedStep = Step<OfPaused>;
+
+/// State of a snapshot of a sandbox that runs.
+pub(super) struct OfRunning {
+    id: String,
+    live: Box<Live>,
+    /// Whether the guest stands still for good.
+    stuck: bool,
+    /// What was captured of it; an error if only that failed.
+    captured: Option<Result<Captured, AgentError>>,
+    /// Generation that its memory becomes.
+    build: Option<BuildId>,
 }
 
-/// Makes snapshot `id` of a sandbox that is paused with this memory.
-pub(in crate::sandbox) async fn of_paused(
+/// State of a snapshot of a sandbox that is paused.
+pub(super) struct OfPaused {
+    id: String,
+    /// Memory of the sandbox.
     memory: BuildId,
-    sandbox: &Sandbox,
-    id: &str,
-) -> Result<(), AgentError> {
-    sandbox.shared.check_snapshots(false).await?;
-    let build = BuildId::new();
-    let disk = sandbox.shared.volumes.copy(&sandbox.id, &named::volume_of(build)).await;
-    let copied = match disk {
-        Ok(()) => sandbox.shared.snapshots.copy(memory, build, &named::label(id)).await,
-        Err(error) => Err(error.into()),
-    };
-    finish(sandbox, id, build, copied).await
+    /// Generation that the copy of its memory becomes.
+    build: BuildId,
 }
 
 /// Failure of a snapshot.
@@ -76,9 +54,122 @@ pub(in crate::sandbox) enum Failure {
     Stuck(AgentError),
 }
 
-impl From<AgentError> for Failure {
-    fn from(error: AgentError) -> Self {
-        Self::Refused(error)
+impl Steps for OfRunning {
+    const NAME: &'static str = NAME;
+    const STEPS: &'static [RunningStep] = &[
+        RunningStep::new(|snapshot, sandbox| Box::pin(snapshot.prepare(sandbox))),
+        // An agent that finds this lets the guest go on.
+        RunningStep::write(|_, _| vec![Entry::Pausing]),
+        RunningStep::new(|snapshot, sandbox| Box::pin(snapshot.capture(sandbox))),
+        // Also if nothing was captured.
+        RunningStep::write(Self::goes_on).points(&["captured"]),
+        RunningStep::new(|snapshot, sandbox| Box::pin(snapshot.keep(sandbox))).points(&["kept"]),
+        RunningStep::new(|snapshot, sandbox| Box::pin(snapshot.record(sandbox))),
+    ];
+
+    fn cancel(&self) -> Cancel {
+        Cancel::Finish
+    }
+}
+
+impl Steps for OfPaused {
+    const NAME: &'static str = NAME;
+    const STEPS: &'static [PausedStep] = &[
+        PausedStep::new(|snapshot, sandbox| Box::pin(snapshot.copy(sandbox))).points(&["kept"]),
+        PausedStep::new(|snapshot, sandbox| Box::pin(snapshot.record(sandbox))),
+    ];
+
+    fn cancel(&self) -> Cancel {
+        Cancel::Finish
+    }
+}
+
+fn left_out() -> AgentError {
+    AgentError::fault("making the snapshot", &"an earlier step was left out")
+}
+
+/// Makes snapshot `id` of a sandbox of which this runs, and gives that back. On an error the guest goes on, unless it is
+/// [`Failure::Stuck`].
+pub(in crate::sandbox) async fn of_running(
+    live: Box<Live>,
+    sandbox: &mut Sandbox,
+    id: &str,
+) -> (Box<Live>, Result<(), Failure>) {
+    let id = id.to_owned();
+    let mut snapshot = OfRunning { id, live, stuck: false, captured: None, build: None };
+    let made = run(&mut snapshot, sandbox).await;
+    if let (Err(_), Some(build)) = (&made, snapshot.build) {
+        sandbox.shared.named.drop_parts(build).await;
+    }
+    let failure = if snapshot.stuck { Failure::Stuck } else { Failure::Refused };
+    (snapshot.live, made.map(drop).map_err(failure))
+}
+
+/// Makes snapshot `id` of a sandbox that is paused with this memory.
+pub(in crate::sandbox) async fn of_paused(
+    memory: BuildId,
+    sandbox: &mut Sandbox,
+    id: &str,
+) -> Result<(), AgentError> {
+    let mut snapshot = OfPaused { id: id.to_owned(), memory, build: BuildId::new() };
+    let made = run(&mut snapshot, sandbox).await;
+    if made.is_err() {
+        sandbox.shared.named.drop_parts(snapshot.build).await;
+    }
+    made.map(drop)
+}
+
+impl OfRunning {
+    /// Checks that there is room, and tells the guest.
+    async fn prepare(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        prepare(&self.live, sandbox).await
+    }
+
+    /// Writes memory and disk of one instant, and lets the guest go on.
+    async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let captured = capture(&self.live, sandbox, &self.id).await;
+        if let Err(error) = self.live.vm.resume().await {
+            self.stuck = true;
+            return Err(error.into());
+        }
+        let base = sandbox.shared.snapshots.base_after(self.live.base);
+        self.live.base = match &captured {
+            // It is what the changes are since; should it not be kept, it is not found when it is needed.
+            Ok(captured) if base == Base::Unknown => Base::Generation(captured.build),
+            _ => base,
+        };
+        self.build = captured.as_ref().map(|captured| captured.build).ok();
+        self.captured = Some(captured);
+        Ok(())
+    }
+
+    /// Entries of the guest that goes on.
+    fn goes_on(&self, _: &Sandbox) -> Vec<Entry> {
+        vec![Entry::Vmm { process: self.live.vm.process(), base: self.live.base }, Entry::Running]
+    }
+
+    /// Keeps the memory: it survives a power failure afterwards.
+    async fn keep(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let captured = self.captured.take().ok_or_else(left_out)??;
+        sandbox.shared.snapshots.keep(captured, None).await.map(drop)
+    }
+
+    async fn record(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        record(sandbox, &self.id, self.build.ok_or_else(left_out)?).await
+    }
+}
+
+impl OfPaused {
+    /// Copies disk and memory, if there is room.
+    async fn copy(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        let shared = &sandbox.shared;
+        shared.check_snapshots(false).await?;
+        shared.volumes.copy(&sandbox.id, &named::volume_of(self.build)).await?;
+        shared.snapshots.copy(self.memory, self.build, &named::label(&self.id)).await
+    }
+
+    async fn record(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
+        record(sandbox, &self.id, self.build).await
     }
 }
 
@@ -92,36 +183,21 @@ async fn capture(live: &Live, sandbox: &Sandbox, id: &str) -> Result<Captured, A
     Ok(captured)
 }
 
-/// Keeps the record of a snapshot whose memory was kept or not.
-async fn finish(
-    sandbox: &Sandbox,
-    id: &str,
-    build: BuildId,
-    memory: Result<(), AgentError>,
-) -> Result<(), AgentError> {
+/// Keeps the disk and the record of snapshot `id`, whose memory is kept.
+async fn record(sandbox: &Sandbox, id: &str, build: BuildId) -> Result<(), AgentError> {
     let shared = &sandbox.shared;
-    let kept = async {
-        memory?;
-        fault::point(PROCESS, NAME, "kept");
-        shared.volumes.sync(&named::volume_of(build)).await?;
-        let Spec { template, vcpus, memory_mb, disk_size_mb, default_user, access_token, .. } =
-            &*sandbox.spec;
-        let record = NamedSnapshot {
-            id: id.to_owned(),
-            build,
-            template: template.clone(),
-            vcpus: *vcpus,
-            memory_mb: *memory_mb,
-            disk_size_mb: *disk_size_mb,
-            default_user: default_user.clone(),
-            access_token: access_token.clone(),
-            envs: environment::read(sandbox).await?.into_iter().collect(),
-        };
-        shared.named.keep(record).await
+    shared.volumes.sync(&named::volume_of(build)).await?;
+    let Spec { template, vcpus, memory_mb, disk_size_mb, default_user, access_token, .. } = &*sandbox.spec;
+    let record = NamedSnapshot {
+        id: id.to_owned(),
+        build,
+        template: template.clone(),
+        vcpus: *vcpus,
+        memory_mb: *memory_mb,
+        disk_size_mb: *disk_size_mb,
+        default_user: default_user.clone(),
+        access_token: access_token.clone(),
+        envs: environment::read(sandbox).await?.into_iter().collect(),
     };
-    let kept = kept.await;
-    if kept.is_err() {
-        shared.named.drop_parts(build).await;
-    }
-    kept
+    shared.named.keep(record).await
 }

@@ -18,7 +18,7 @@ use wrenn_rpc::process::{
         view::{ConnectResponseView, StartResponseView},
     },
     ConnectRequest, ProcessEvent, StartRequest,
-    process_event::{EndEvent, StartEvent},
+    process_event::StartEvent,
 };
 
 use super::{
@@ -32,7 +32,7 @@ use crate::{
     error::AgentError,
     memory::{Held, STREAM},
     sandbox::{
-        exit::exit_code,
+        exit,
         guest::{Guest, Processes},
     },
 };
@@ -326,14 +326,13 @@ impl Seen {
             }
             process_event::Event::End(end) => {
                 self.lost = self.lost.max(end.lost_bytes);
-                Some(self.end(exit_code(&end), signal_of(&end), end.out_of_memory))
+                Some(self.end(
+                    exit::exit_code(&end),
+                    exit::signal(&end).unwrap_or_default(),
+                    end.out_of_memory,
+                ))
             }
             _ => None,
         }
     }
-}
-
-/// Number of the signal that ended a process, if envd names one that exists.
-fn signal_of(end: &EndEvent) -> u32 {
-    end.signal.filter(|signal| (1..=64).contains(signal)).unwrap_or_default()
 }
