@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bodies of the API as JSON text: a change of a field's name, order or form is visible here.
+//! Bodies of responses as JSON text: a change of a field's name, order or form is visible here.
 
 use std::collections::BTreeMap;
 
 use insta::{assert_json_snapshot, assert_snapshot};
 use wrenn_api::{
-    DriverHealth, ErrorBody, ErrorCode, ErrorDetail, Event, EventKind, Health, OnTimeout, Sandbox,
-    SandboxStatus,
+    BackgroundProcess, DriverHealth, Encoding, ErrorBody, ErrorCode, ErrorDetail, Event, EventKind,
+    ExecResponse, FileEntries, FileEntry, FileKind, Health, OnTimeout, PortAddress, ProcessInfo, ProcessList,
+    Sandbox, SandboxId, SandboxStatus, Signalled, SignedFile, Snapshot, Template, TemplateKind,
+    TerminalCursor, TerminalScreen, WrittenArchive, WrittenFile,
 };
+
+fn id() -> SandboxId {
+    "sb03halx8fdhw2fu3txwbd0kdw0".parse().expect("an id")
+}
 
 fn sandbox(status: SandboxStatus) -> Sandbox {
     let at = |text: &str| text.parse().expect("a time");
     let failed = status == SandboxStatus::Error;
     Sandbox {
-        id: "sb03halx8fdhw2fu3txwbd0kdw0".parse().expect("an id"),
+        id: id(),
         name: (status == SandboxStatus::Running).then(|| "web".into()),
         labels: if failed { BTreeMap::new() } else { BTreeMap::from([("branch".into(), "main".into())]) },
         status,
@@ -141,6 +147,295 @@ fn health() {
         }
       ],
       "max_upload_bytes": 104857600
+    }
+    "#);
+}
+
+#[test]
+fn templates_and_snapshots() {
+    let created_at = "2026-01-31T09:30:00.125Z".parse().expect("a time");
+    let snapshot = Snapshot {
+        name: "after-setup".into(),
+        template: "minimal".into(),
+        vcpus: 1,
+        memory_mb: 512,
+        disk_size_mb: 5120,
+        created_at,
+    };
+    assert_json_snapshot!(snapshot, @r#"
+    {
+      "name": "after-setup",
+      "template": "minimal",
+      "vcpus": 1,
+      "memory_mb": 512,
+      "disk_size_mb": 5120,
+      "created_at": "2026-01-31T09:30:00.125Z"
+    }
+    "#);
+    let base = Template {
+        name: "minimal".into(),
+        kind: TemplateKind::Base,
+        vcpus: None,
+        memory_mb: None,
+        created_at: None,
+    };
+    let own = Template {
+        name: "after-setup".into(),
+        kind: TemplateKind::Snapshot,
+        vcpus: Some(1),
+        memory_mb: Some(512),
+        created_at: Some(created_at),
+    };
+    assert_json_snapshot!([base, own], @r#"
+    [
+      {
+        "name": "minimal",
+        "kind": "base"
+      },
+      {
+        "name": "after-setup",
+        "kind": "snapshot",
+        "vcpus": 1,
+        "memory_mb": 512,
+        "created_at": "2026-01-31T09:30:00.125Z"
+      }
+    ]
+    "#);
+}
+
+#[test]
+fn commands_and_processes() {
+    let result = ExecResponse {
+        sandbox_id: id(),
+        cmd: "python3".into(),
+        stdout: "42\n".into(),
+        stderr: String::new(),
+        exit_code: 0,
+        timed_out: false,
+        truncated: false,
+        lost_bytes: 0,
+        duration_ms: 62,
+        encoding: Encoding::Utf8,
+    };
+    assert_json_snapshot!(result, @r#"
+    {
+      "sandbox_id": "sb03halx8fdhw2fu3txwbd0kdw0",
+      "cmd": "python3",
+      "stdout": "42\n",
+      "stderr": "",
+      "exit_code": 0,
+      "timed_out": false,
+      "truncated": false,
+      "lost_bytes": 0,
+      "duration_ms": 62,
+      "encoding": "utf-8"
+    }
+    "#);
+    assert_json_snapshot!(Encoding::Base64, @r#""base64""#);
+    let started = BackgroundProcess { sandbox_id: id(), cmd: "sleep".into(), pid: 321, tag: "nap".into() };
+    assert_json_snapshot!(started, @r#"
+    {
+      "sandbox_id": "sb03halx8fdhw2fu3txwbd0kdw0",
+      "cmd": "sleep",
+      "pid": 321,
+      "tag": "nap"
+    }
+    "#);
+    let started_at = "2026-01-31T09:30:00.125Z".parse().expect("a time");
+    let nap = ProcessInfo {
+        pid: 321,
+        tag: Some("nap".into()),
+        cmd: "sleep".into(),
+        args: vec!["60".into()],
+        cwd: Some("/srv".into()),
+        user: "root".into(),
+        started_at,
+        terminal: false,
+    };
+    let shell = ProcessInfo {
+        pid: 322,
+        tag: None,
+        cmd: "/bin/bash".into(),
+        args: Vec::new(),
+        cwd: None,
+        terminal: true,
+        ..nap.clone()
+    };
+    assert_json_snapshot!(ProcessList { processes: vec![nap, shell] }, @r#"
+    {
+      "processes": [
+        {
+          "pid": 321,
+          "tag": "nap",
+          "cmd": "sleep",
+          "args": [
+            "60"
+          ],
+          "cwd": "/srv",
+          "user": "root",
+          "started_at": "2026-01-31T09:30:00.125Z",
+          "terminal": false
+        },
+        {
+          "pid": 322,
+          "cmd": "/bin/bash",
+          "args": [],
+          "user": "root",
+          "started_at": "2026-01-31T09:30:00.125Z",
+          "terminal": true
+        }
+      ]
+    }
+    "#);
+    assert_json_snapshot!(Signalled { pid: 321, signal: 15, processes: 3 }, @r#"
+    {
+      "pid": 321,
+      "signal": 15,
+      "processes": 3
+    }
+    "#);
+}
+
+#[test]
+fn files() {
+    let file = FileEntry {
+        name: "hello.txt".into(),
+        path: "/root/hello.txt".into(),
+        kind: FileKind::File,
+        size: 6,
+        mode: 0o644,
+        permissions: "-rw-r--r--".into(),
+        owner: "root".into(),
+        group: "root".into(),
+        modified_at: 1_764_244_800,
+        symlink_target: None,
+    };
+    let link = FileEntry {
+        name: "link".into(),
+        path: "/root/link".into(),
+        kind: FileKind::Directory,
+        size: 4096,
+        mode: 0o755,
+        permissions: "Lrwxrwxrwx".into(),
+        symlink_target: Some("/srv".into()),
+        ..file.clone()
+    };
+    assert_json_snapshot!(FileEntries { entries: vec![file, link] }, @r#"
+    {
+      "entries": [
+        {
+          "name": "hello.txt",
+          "path": "/root/hello.txt",
+          "type": "file",
+          "size": 6,
+          "mode": 420,
+          "permissions": "-rw-r--r--",
+          "owner": "root",
+          "group": "root",
+          "modified_at": 1764244800
+        },
+        {
+          "name": "link",
+          "path": "/root/link",
+          "type": "directory",
+          "size": 4096,
+          "mode": 493,
+          "permissions": "Lrwxrwxrwx",
+          "owner": "root",
+          "group": "root",
+          "modified_at": 1764244800,
+          "symlink_target": "/srv"
+        }
+      ]
+    }
+    "#);
+    assert_json_snapshot!(FileKind::Symlink, @r#""symlink""#);
+    assert_json_snapshot!(WrittenFile { size: 6, sha256: "5891b5b5".into() }, @r#"
+    {
+      "size": 6,
+      "sha256": "5891b5b5"
+    }
+    "#);
+    assert_json_snapshot!(WrittenArchive { entries: 3, size: 3072, sha256: "9f86d081".into() }, @r#"
+    {
+      "entries": 3,
+      "size": 3072,
+      "sha256": "9f86d081"
+    }
+    "#);
+    let signed = SignedFile {
+        method: "GET".into(),
+        url: "/v1/sandboxes/x/files/content?path=report.pdf".into(),
+        expires_at: "2026-01-31T09:40:00Z".parse().expect("a time"),
+    };
+    assert_json_snapshot!(signed, @r#"
+    {
+      "method": "GET",
+      "url": "/v1/sandboxes/x/files/content?path=report.pdf",
+      "expires_at": "2026-01-31T09:40:00Z"
+    }
+    "#);
+}
+
+#[test]
+fn a_port_with_and_without_a_token() {
+    let url = "http://8000-sb03halx8fdhw2fu3txwbd0kdw0.localhost:9727";
+    let public = PortAddress {
+        sandbox_id: id(),
+        port: 8000,
+        url: url.into(),
+        public: true,
+        token: None,
+        browser_url: url.into(),
+    };
+    let with_token = PortAddress { public: false, token: Some("0b6ed1f2".into()), ..public.clone() };
+    assert_json_snapshot!([public, with_token], @r#"
+    [
+      {
+        "sandbox_id": "sb03halx8fdhw2fu3txwbd0kdw0",
+        "port": 8000,
+        "url": "http://8000-sb03halx8fdhw2fu3txwbd0kdw0.localhost:9727",
+        "public": true,
+        "browser_url": "http://8000-sb03halx8fdhw2fu3txwbd0kdw0.localhost:9727"
+      },
+      {
+        "sandbox_id": "sb03halx8fdhw2fu3txwbd0kdw0",
+        "port": 8000,
+        "url": "http://8000-sb03halx8fdhw2fu3txwbd0kdw0.localhost:9727",
+        "public": false,
+        "token": "0b6ed1f2",
+        "browser_url": "http://8000-sb03halx8fdhw2fu3txwbd0kdw0.localhost:9727"
+      }
+    ]
+    "#);
+}
+
+#[test]
+fn a_screen() {
+    let screen = TerminalScreen {
+        cols: 80,
+        rows: 24,
+        text: "$ ls\nnotes.txt\n$".into(),
+        scrollback: String::new(),
+        cursor: TerminalCursor { row: 2, col: 2, visible: true },
+        alternate: false,
+        offset: 31,
+        ended: false,
+    };
+    assert_json_snapshot!(screen, @r#"
+    {
+      "cols": 80,
+      "rows": 24,
+      "text": "$ ls\nnotes.txt\n$",
+      "scrollback": "",
+      "cursor": {
+        "row": 2,
+        "col": 2,
+        "visible": true
+      },
+      "alternate": false,
+      "offset": 31,
+      "ended": false
     }
     "#);
 }
