@@ -592,16 +592,16 @@ pub(crate) async fn update(
     Ok(Updated::Done(Box::new(updated)))
 }
 
-/// Notes that a running sandbox is in use; false if it does not run.
-pub(crate) async fn touch(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<bool> {
-    let touched = sqlx::query!(
-        "UPDATE sandboxes SET last_active_at = now() WHERE id = $1 AND team_id = $2 AND status = 'running'",
+/// Notes that a running sandbox is in use, and returns its timeout in seconds; `None` if it does not run.
+pub(crate) async fn touch(db: &PgPool, team: Uuid, id: Uuid) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar!(
+        "UPDATE sandboxes SET last_active_at = now() WHERE id = $1 AND team_id = $2 AND status = 'running'
+         RETURNING timeout_sec",
         id,
         team
     )
-    .execute(db)
-    .await?;
-    Ok(touched.rows_affected() == 1)
+    .fetch_optional(db)
+    .await
 }
 
 /// Notes that a running sandbox is in use, and changes its timeout if there is a new one; `None` if it does not run.

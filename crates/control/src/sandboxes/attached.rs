@@ -96,8 +96,8 @@ impl Attached {
     }
 
     /// Keeps the sandbox active as long as it is attached.
-    pub(super) fn keeping(self, active: Option<Active>) -> Self {
-        Self { _active: active, ..self }
+    pub(super) fn keeping(self, active: Active) -> Self {
+        Self { _active: Some(active), ..self }
     }
 
     /// Starts a command. It is killed with its descendants when the events are dropped.

@@ -335,7 +335,7 @@ impl Sandboxes {
     }
 
     /// Reaches a running sandbox for one call. As long as the second value exists, the sandbox is active.
-    async fn reach(&self, caller: &Caller, id: SandboxId) -> Result<(AgentClient, Option<Active>), Fault> {
+    async fn reach(&self, caller: &Caller, id: SandboxId) -> Result<(AgentClient, Active), Fault> {
         let team = caller.team().uuid();
         let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
         running::with_memory(&self.app, team, id, memory).await

@@ -80,7 +80,7 @@ impl Sandboxes {
     /// Reaches a sandbox for connections to its ports. Resumes it if it is to be resumed by its use.
     pub(crate) async fn reach_ports(&self, team: Uuid, id: SandboxId) -> Result<Reached, Fault> {
         let (host, address, active) = place_of(&self.app, team, id).await?;
-        Ok(Reached { app: self.app.clone(), id, host, address, _active: active })
+        Ok(Reached { app: self.app.clone(), id, host, address, _active: Some(active) })
     }
 }
 

@@ -27,17 +27,13 @@ pub(super) async fn with_memory(
     team: Uuid,
     id: SandboxId,
     memory: ResponseMemory,
-) -> Result<(AgentClient, Option<Active>), Fault> {
+) -> Result<(AgentClient, Active), Fault> {
     let (host, address, active) = place_of(app, team, id).await?;
     Ok((app.agents.with_memory(host, &address, memory), active))
 }
 
 /// Client of a running sandbox's agent, for one stream.
-pub(super) async fn dedicated(
-    app: &App,
-    team: Uuid,
-    id: SandboxId,
-) -> Result<(AgentClient, Option<Active>), Fault> {
+pub(super) async fn dedicated(app: &App, team: Uuid, id: SandboxId) -> Result<(AgentClient, Active), Fault> {
     let (host, address, active) = place_of(app, team, id).await?;
     Ok((app.agents.dedicated(host, &address), active))
 }
@@ -48,7 +44,7 @@ pub(super) async fn place_of(
     app: &App,
     team: Uuid,
     id: SandboxId,
-) -> Result<(HostId, String, Option<Active>), Fault> {
+) -> Result<(HostId, String, Active), Fault> {
     for _ in 0..LOOKS {
         let row = usable(app, team, id).await?;
         let none = || Fault::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
@@ -70,7 +66,7 @@ pub(super) async fn place_of(
 /// Notes that a running sandbox is in use.
 pub(super) async fn ping(app: &App, team: Uuid, id: SandboxId) -> Result<(), Fault> {
     for _ in 0..LOOKS {
-        if sandboxes::touch(&app.db, team, id.uuid()).await? {
+        if sandboxes::touch(&app.db, team, id.uuid()).await?.is_some() {
             return Ok(());
         }
         let row = find(app, team, id).await?;

@@ -86,6 +86,11 @@ fn failure(sandbox: &OnHost) -> (ErrorCode, String) {
     (code, failure.map(|failure| cut(&failure.message, FAILURE_MAX)).unwrap_or_default())
 }
 
+/// Step for a sandbox that is being deleted.
+fn finish(abandoned: bool) -> Step {
+    if abandoned { Step::Finish } else { Step::Nothing }
+}
+
 fn failed(sandbox: Option<&OnHost>) -> Step {
     let (code, message) = sandbox.map_or((ErrorCode::AgentError, String::new()), failure);
     Step::Change(Change::error(code, message))
@@ -124,7 +129,9 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
     let has_run = row.started_at.is_some();
     match (status, found) {
         // Nobody places sandboxes later, and nothing is known of states of later versions.
-        (S::Pending, _) | (S::Starting | S::Running | S::Missing, F::Unspecified) => Step::Nothing,
+        (S::Pending, F::Absent | F::Starting | F::Running | F::Pausing | F::Paused) => Step::Nothing,
+        (S::Pending, F::Resuming | F::Stopping | F::Failed | F::Unknown | F::Unspecified) => Step::Nothing,
+        (S::Starting | S::Running | S::Missing, F::Unspecified) => Step::Nothing,
         (S::Pausing | S::Paused | S::Resuming, F::Unspecified) => Step::Nothing,
 
         // What its agent works on is decided when it has ended.
@@ -169,14 +176,15 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
 
         (S::Stopping, F::Absent) => Step::Change(Change::to(S::Stopped)),
         // A user requested it, so it is done even if the agent cannot read the journal.
-        (S::Stopping, _) if abandoned => Step::Finish,
-        (S::Stopping, _) => Step::Nothing,
+        (S::Stopping, F::Starting | F::Running | F::Pausing | F::Paused | F::Resuming) => finish(abandoned),
+        (S::Stopping, F::Stopping | F::Failed | F::Unknown | F::Unspecified) => finish(abandoned),
 
         // A create that failed for its caller. One that has run has data of its user.
         (S::Error, F::Starting | F::Running) if !has_run => Step::Destroy,
         (S::Error, F::Running) => Step::Change(Change::to(S::Running)),
         (S::Error, F::Paused) => Step::Change(paused(sandbox)),
-        (S::Error, _) => Step::Nothing,
+        (S::Error, F::Starting | F::Pausing | F::Resuming | F::Stopping) => Step::Nothing,
+        (S::Error, F::Absent | F::Failed | F::Unknown | F::Unspecified) => Step::Nothing,
         (S::Stopped, F::Absent | F::Stopping | F::Unknown | F::Unspecified) => Step::Nothing,
         (S::Stopped, F::Starting | F::Running | F::Pausing | F::Paused | F::Resuming | F::Failed) => {
             Step::Destroy
