@@ -3,7 +3,25 @@
 //! plane as the test configures it, even in ways that no real one does.
 #![expect(clippy::unused_async, reason = "its router awaits every call alike")]
 
+/// Adds unary calls to a router, which are methods of the agent.
+macro_rules! unary {
+    ($agent:expr, $router:expr, $($name:literal: $request:ty => $response:ty, $method:ident;)*) => {
+        $router$(.route::<_, $request, $response>("host.v1.Host", $name, {
+            let agent = $agent.clone();
+            ::connectrpc::handler_fn(move |context, request: $request| {
+                agent.note(&context);
+                let agent = agent.clone();
+                async move { ::connectrpc::Response::ok(agent.$method(request).await?) }
+            })
+        }))*
+    };
+}
+
+mod files;
+mod guests;
 mod life;
+mod ports;
+mod processes;
 mod snapshots;
 
 use std::{
@@ -13,10 +31,7 @@ use std::{
 };
 
 use anyhow::Result;
-use connectrpc::{
-    ConnectError, RequestContext, Response, Router, ServiceStream, bidi_streaming_handler_fn, handler_fn,
-};
-use futures::{StreamExt as _, stream};
+use connectrpc::{ConnectError, RequestContext, Router};
 use rustls::ServerConfig;
 use tokio::{
     net::TcpListener,
@@ -26,11 +41,10 @@ use wrenn_api::{ErrorCode, HostId};
 use wrenn_rpc::{
     HOST_HEADER, fault,
     host::v1::{
-        __buffa::oneof::process_stream_response::Event, CreateRequest, CreateResponse, DeleteSnapshotRequest,
-        DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet,
-        GetRequest, GetResponse, ListRequest, ListResponse, PauseRequest, PauseResponse, PingRequest,
-        PingResponse, ProcessStreamRequest, ProcessStreamResponse, ResumeRequest, ResumeResponse, Sandbox,
-        SandboxState, SnapshotRequest, SnapshotResponse, process_stream_response::Start,
+        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
+        DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet, GetRequest, GetResponse, ListRequest,
+        ListResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ResumeRequest, ResumeResponse,
+        Sandbox, SandboxState, SnapshotRequest, SnapshotResponse,
     },
 };
 
@@ -48,7 +62,7 @@ pub(crate) struct Now {
     pub(crate) max_sandboxes: u32,
     pub(crate) memory_mb: u64,
     pub(crate) quarantine: String,
-    /// Time that a pause and a resume take.
+    /// Time that a create, a pause and a resume take.
     pub(crate) takes: Duration,
     /// Errors of the next creates, pauses, resumes and snapshots.
     pub(crate) create_fails: Vec<(ErrorCode, fault::Of)>,
@@ -82,9 +96,10 @@ pub(crate) struct Agent {
     pub(crate) id: HostId,
     pub(crate) address: std::net::SocketAddr,
     now: Mutex<Now>,
-    /// Closed to make lists, destroys, commands or snapshots hang.
+    /// Closed to make lists, destroys, pauses and resumes, commands or snapshots hang.
     pub(crate) list_gate: Semaphore,
     pub(crate) destroy_gate: Semaphore,
+    pub(crate) life_gate: Semaphore,
     pub(crate) exec_gate: Semaphore,
     pub(crate) snapshot_gate: Semaphore,
     /// Tells those who wait that a sandbox has another state.
@@ -124,6 +139,7 @@ impl Agent {
             now: Mutex::new(now),
             list_gate: Semaphore::new(OPEN),
             destroy_gate: Semaphore::new(OPEN),
+            life_gate: Semaphore::new(OPEN),
             exec_gate: Semaphore::new(OPEN),
             snapshot_gate: Semaphore::new(OPEN),
             changed: watch::Sender::new(()),
@@ -182,7 +198,11 @@ impl Agent {
 
     async fn create(&self, request: CreateRequest) -> Result<CreateResponse, ConnectError> {
         let id = &request.sandbox_id;
-        let fails = self.now().create_fails.pop();
+        let (takes, fails) = {
+            let mut now = self.now();
+            (now.takes, now.create_fails.pop())
+        };
+        tokio::time::sleep(takes).await;
         if let Some((code, of)) = fails {
             return Err(fault::attach(ConnectError::internal("it was told to fail"), code.as_str(), of));
         }
@@ -208,27 +228,8 @@ impl Agent {
     }
 
     fn router(self: &Arc<Self>) -> Router {
-        macro_rules! unary {
-            ($($name:literal: $request:ty => $response:ty, $method:ident;)*) => {
-                Router::new()$(.route::<_, $request, $response>("host.v1.Host", $name, {
-                    let agent = self.clone();
-                    handler_fn(move |context, request: $request| {
-                        agent.note(&context);
-                        let agent = agent.clone();
-                        async move { Response::ok(agent.$method(request).await?) }
-                    })
-                }))*
-            };
-        }
-        // Its streamed commands print nothing, and never end.
-        let run = bidi_streaming_handler_fn(|_, _: ServiceStream<ProcessStreamRequest>| {
-            let start = Event::Start(Start { pid: 7, ..Default::default() }.into());
-            let started = ProcessStreamResponse { event: Some(start), ..Default::default() };
-            let events: ServiceStream<ProcessStreamResponse> =
-                stream::iter([Ok(started)]).chain(stream::pending()).boxed();
-            async move { Ok(Response::new(events)) }
-        });
-        let router = unary! {
+        unary! {
+            self, self.guests(),
             "Ping": PingRequest => PingResponse, ping;
             "Create": CreateRequest => CreateResponse, create;
             "List": ListRequest => ListResponse, list;
@@ -239,12 +240,7 @@ impl Agent {
             "Exec": ExecRequest => ExecResponse, exec;
             "Snapshot": SnapshotRequest => SnapshotResponse, snapshot;
             "DeleteSnapshot": DeleteSnapshotRequest => DeleteSnapshotResponse, delete_snapshot;
-        };
-        router.route_bidi_stream::<_, ProcessStreamRequest, ProcessStreamResponse>(
-            "host.v1.Host",
-            "ProcessStream",
-            run,
-        )
+        }
     }
 }
 

@@ -8,19 +8,27 @@ mod bodies;
 #[path = "../certificates/mod.rs"]
 mod certificates;
 mod database;
+mod event_stream;
 mod extension;
 mod fixture;
 mod fleets;
 mod hosts;
 mod idempotency;
+mod idle_pauses;
 mod keys;
+mod lasting_uses;
+mod leaving;
+mod lost_answers;
 mod names;
+mod pages;
 mod records;
+mod refused;
 mod resumes;
 mod snapshots;
 mod stores;
 mod timeouts;
 mod unauthorized;
+mod uses;
 
 use std::{pin::Pin, process::ExitCode, sync::Arc};
 
@@ -58,6 +66,7 @@ fn main() -> ExitCode {
         bodies::a_paused_sandbox_names_the_resume,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
+        event_stream::a_life_is_told_in_order_and_resumed_anywhere,
         extension::another_program_adds_a_route_and_a_worker,
         extension::a_route_without_a_permission_is_refused,
         fleets::a_deleted_row_destroys_nothing_at_once,
@@ -75,7 +84,14 @@ fn main() -> ExitCode {
         idempotency::requests_are_the_same_by_their_meaning,
         idempotency::a_deleted_sandbox_is_told,
         idempotency::a_failed_create_frees_its_key,
+        idle_pauses::a_pause_that_fails_is_told_and_tried_again,
         keys::a_revoked_key_ends_its_streams,
+        lasting_uses::what_lasts_keeps_its_sandbox_awake,
+        leaving::a_pause_is_completed,
+        leaving::a_resume_is_completed,
+        leaving::a_snapshot_is_completed,
+        lost_answers::lost_answers_make_one_sandbox,
+        lost_answers::leaving_interrupts_no_create,
         names::a_name_is_of_one_sandbox,
         names::of_many_creates_at_once_one_gets_the_name,
         names::sandboxes_are_found_by_name_and_beginning,
@@ -84,8 +100,13 @@ fn main() -> ExitCode {
         names::pages_skip_nothing_while_sandboxes_come_and_go,
         names::events_are_filtered,
         names::what_is_idle_is_deleted_if_so_wished,
+        pages::lists_come_in_pages,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
+        refused::a_create_that_cannot_be,
+        refused::ids_of_nobody,
+        refused::bodies_that_are_not_taken,
+        refused::a_place_that_is_none_is_refused,
         resumes::a_refused_resume_is_told_until_it_succeeds,
         resumes::a_lost_memory_is_told_once,
         snapshots::a_repeated_snapshot_is_made_once,
@@ -96,6 +117,10 @@ fn main() -> ExitCode {
         timeouts::resumes,
         timeouts::updates,
         unauthorized::no_operation_serves_those_who_may_not,
+        uses::each_use_puts_the_pause_off,
+        uses::each_use_of_a_port_puts_the_pause_off,
+        uses::a_create_and_a_resume_begin_the_timeout,
+        uses::what_is_no_use_puts_no_pause_off,
     ];
     let stores = (!arguments.list).then(|| {
         let started = runtime.block_on(Stores::start());

@@ -42,7 +42,8 @@ impl Agent {
         self.now().sandboxes.get(id).map(|sandbox| sandbox.describe(id))
     }
 
-    fn call(&self, what: &'static str, id: &str) {
+    /// Notes what was called for a sandbox.
+    pub(super) fn call(&self, what: &'static str, id: &str) {
         self.now().calls.push((what, id.to_owned()));
     }
 
@@ -93,6 +94,7 @@ impl Agent {
                 (now.takes, now.pause_fails.pop())
             };
             tokio::time::sleep(takes).await;
+            let _open = self.life_gate.acquire().await;
             if let Some((code, message)) = fails {
                 self.set(id, RUNNING)?;
                 return Err(refusal(code, message));
@@ -126,6 +128,7 @@ impl Agent {
                 (now.takes, now.resume_fails.pop())
             };
             tokio::time::sleep(takes).await;
+            let _open = self.life_gate.acquire().await;
             if let Some((code, message)) = fails {
                 self.set(id, PAUSED)?;
                 return Err(refusal(code, message));
