@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// Interval between WebSocket pings, so that proxies do not close an idle connection.
-pub(super) const PING: Duration = Duration::from_secs(20);
+pub(super) const PING: Duration =
+    if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(20) };
 
 pub(super) type Sink = SplitSink<WebSocket, Message>;
 pub(super) type Source = SplitStream<WebSocket>;

@@ -202,6 +202,16 @@ async fn a_reader_that_rests_gets_all_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_silent_command_is_kept_alive_by_pings() {
+    let (address, _app) = server(Limits::default(), silent()).await;
+    let mut socket = run(address).await;
+    for _ in 0..5 {
+        let frame = tokio::time::timeout(Duration::from_secs(60), socket.next()).await.expect("no ping");
+        assert!(matches!(frame, Some(Ok(Frame::Ping(_)))), "{frame:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lost_output_is_told_where_it_was_lost() {
     let half = |bytes: &[u8]| event(Event::Stdout(bytes.to_vec()));
     let lost = || event(Event::Lost(process_stream_response::Lost { bytes: 9, ..Default::default() }.into()));

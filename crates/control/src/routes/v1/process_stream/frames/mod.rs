@@ -189,7 +189,7 @@ mod tests {
     const FRAMES: &[&str] = &[
         r#"{"type":"start","cmd":"sh","args":["-c","echo"],"envs":{"A":"b"},"cwd":"/","user":"root","timeout_sec":3,"stdin":true}"#,
         r#"{"type":"stdin","data":"YWJj"}"#,
-        r#"{"type":"stdin_close"}"#,
+        r#"{"type":"close_stdin"}"#,
         r#"{"type":"signal","signal":"SIGTERM"}"#,
         r#"{"type":"start","cmd":"bash","cols":80,"rows":24,"tag":"t"}"#,
         r#"{"type":"connect","tag":"t"}"#,
@@ -198,7 +198,7 @@ mod tests {
         r#"{"type":"kill"}"#,
         r#"{"type":"pong"}"#,
         "\u{0}abc",
-        "\u{1}{\"type\":\"stdin_close\"}",
+        "\u{1}{\"type\":\"close_stdin\"}",
     ];
 
     proptest! {

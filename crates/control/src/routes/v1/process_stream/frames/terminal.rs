@@ -92,3 +92,35 @@ impl Rendering {
         bytes.chunks(PIECE).map(message).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn input_and_output_in_base64_keep_every_byte() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(PIECE + 7).collect();
+        let frames = Rendering::new(Output::Base64).render(ProcessEvent::Stdout(bytes.clone().into()));
+        assert_eq!(frames.len(), 2, "pieces of one length");
+        let mut got = Vec::new();
+        for frame in frames {
+            let Message::Text(text) = frame else { panic!("{frame:?}") };
+            let frame: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(frame["type"], "output");
+            got.extend(STANDARD.decode(frame["data"].as_str().unwrap()).unwrap());
+        }
+        assert_eq!(got, bytes);
+        let input = serde_json::json!({"type": "input", "data": STANDARD.encode(&bytes)}).to_string();
+        assert!(matches!(parse(input.as_bytes()), Ok(Said::Input(input)) if input == bytes));
+        assert!(parse(br#"{"type":"input","data":"*"}"#).is_err());
+    }
+
+    /// Clients of typed frames get the pings of WebSockets only.
+    #[test]
+    fn a_silent_terminal_is_kept_alive_by_a_frame() {
+        let ping = Rendering::new(Output::Binary).ping();
+        assert!(matches!(&ping, Some(Message::Text(text)) if text.contains("ping")), "{ping:?}");
+        assert!(Rendering::new(Output::Typed).ping().is_none());
+    }
+}
