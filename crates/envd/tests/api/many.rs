@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Many readers of one process, from outside the guest: each gets all of its output, and memory stays bounded.
+//! Many readers of one process: each gets all of its output, whatever others do, and memory stays bounded.
 
 use std::{
     io::Write as _,
@@ -86,4 +86,47 @@ fn a_thousand_readers_of_a_process_lose_nothing() {
     let resident = resident(&envd);
     assert!(resident < RESIDENT, "envd has {resident} KiB");
     ip("link del host7");
+}
+
+/// Readers that leave, and readers that are attached and read nothing, take nothing from the others and do not stop the process.
+#[test]
+fn readers_that_leave_or_rest_take_nothing_from_others() {
+    const LONG: usize = 8 << 20;
+    let envd = Envd::start();
+    let dir = tempfile::tempdir().unwrap();
+    let go = dir.path().join("go");
+    let script =
+        format!("until [ -e {0} ]; do sleep 0.1; done; head -c {LONG} /dev/zero; printf end", go.display());
+    let process = json!({"process": {"cmd": "sh", "args": ["-c", script]}, "tag": "long", "stdin": false});
+    let mut starter = envd.stream("Start", &[], &process);
+    starter.pid();
+    let attach = || {
+        let mut reader = envd.stream("Connect", &[], &json!({"process": {"tag": "long"}}));
+        reader.pid();
+        reader
+    };
+    let all = |count| (0..count).map(|_| attach()).collect::<Vec<_>>();
+    let (leaving, resting, reading) = (all(10), all(5), all(15));
+    std::fs::write(&go, "").unwrap();
+    thread::scope(|scope| {
+        for mut reader in leaving {
+            scope.spawn(move || {
+                reader.data();
+            });
+        }
+        for reader in reading.into_iter().chain([starter]) {
+            scope.spawn(move || {
+                let run = reader.finish();
+                assert!(run.lost.is_empty() && run.error.is_null(), "{:?} {}", run.lost, run.error);
+                assert_eq!(run.stdout.len(), LONG + 3);
+            });
+        }
+    });
+    // They are told what they missed, and get the end.
+    for reader in resting {
+        let run = reader.finish();
+        let lost: u64 = run.lost.iter().map(|(bytes, _)| bytes).sum();
+        assert!(lost > 0 && run.stdout.len() as u64 + lost == LONG as u64 + 3, "{lost} bytes are lost");
+        assert_eq!(run.end["exited"], true);
+    }
 }
