@@ -12,7 +12,7 @@ use std::{
         unix::{fs::PermissionsExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -322,9 +322,13 @@ impl Stack {
 
     /// Command lines of the page servers of sandbox `id`.
     pub fn page_servers(&self, id: &str) -> Vec<String> {
-        let serves = |process: &Process| process.args.get(1).is_some_and(|arg| arg == "page-server");
-        let all = processes().into_iter().filter(serves).map(|process| process.args.join(" "));
-        all.filter(|line| line.contains(id)).collect()
+        page_server_processes(id).into_iter().map(|process| process.args.join(" ")).collect()
+    }
+
+    /// Process id of the page server of sandbox `id`.
+    pub fn page_server(&self, id: &str) -> Result<Pid> {
+        let found = page_server_processes(id).into_iter().next();
+        Ok(found.with_context(|| format!("{id} has no page server"))?.pid)
     }
 
     /// Lists files, processes, devices and control groups that belong to sandbox `id`.
@@ -410,7 +414,17 @@ impl Stack {
         self.end(&["down"]).await
     }
 
-    /// Starts Wrenn again after [`Stack::down`].
+    /// Sends `wrenn up` itself a signal by which it pauses its sandboxes and ends, and fails if it does not succeed or
+    /// kernel resources are left.
+    pub async fn end_by(&mut self, signal: Signal) -> Result<()> {
+        kill_process(Pid::from_child(&self.up), signal).context("wrenn up has ended")?;
+        let ended = self.nothing_is_left().await;
+        let status = ended.with_context(|| format!("after {signal:?}\n{}", self.logs()))?;
+        anyhow::ensure!(status.success(), "{signal:?} ends wrenn up by {status}\n{}", self.logs());
+        Ok(())
+    }
+
+    /// Starts Wrenn again after [`Stack::down`] or [`Stack::end_by`].
     pub async fn up_again(&mut self) -> Result<()> {
         self.up = spawn_up(&self.env, self.home.path(), None)?;
         self.wait_ready().await
@@ -421,8 +435,13 @@ impl Stack {
         let mut logs = self.logs();
         logs.push_str(&String::from_utf8_lossy(&output.stderr));
         anyhow::ensure!(output.status.success(), "wrenn {} failed: {logs}", command.join(" "));
+        self.nothing_is_left().await.map(drop).context(logs)
+    }
+
+    /// Waits for the end of `wrenn up` and for what the kernel frees; returns its exit status.
+    async fn nothing_is_left(&mut self) -> Result<ExitStatus> {
         let ended = async || self.up.try_wait().ok().flatten();
-        wait_until("the end of wrenn up", Duration::from_secs(60), ended).await.context(logs.clone())?;
+        let status = wait_until("the end of wrenn up", Duration::from_secs(60), ended).await?;
         // The kernel frees namespaces in the background.
         let (state_dir, before) = (self.state_dir.clone(), self.before.clone());
         let mut left = Vec::new();
@@ -431,8 +450,17 @@ impl Stack {
             left.is_empty().then_some(())
         })
         .await;
-        clean.with_context(|| format!("left behind: {left:#?}\n{logs}"))
+        clean.with_context(|| format!("left behind: {left:#?}"))?;
+        Ok(status)
     }
+}
+
+fn page_server_processes(id: &str) -> Vec<Process> {
+    let serves = |process: &Process| {
+        process.args.get(1).is_some_and(|arg| arg == "page-server")
+            && process.args.iter().any(|arg| arg.contains(id))
+    };
+    processes().into_iter().filter(serves).collect()
 }
 
 /// Descriptor of a file of root that each Wrenn under test inherits, as from a careless shell.

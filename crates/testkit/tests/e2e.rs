@@ -19,6 +19,7 @@ type Shared = Arc<Mutex<Option<Arc<Stack>>>>;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
+    all_of_the_lab_exist();
     let runtime = Arc::new(Runtime::new().expect("a runtime"));
     let shared = Shared::default();
     let with_shared = |cases: cases::Cases<cases::Case>| -> Vec<Trial> {
@@ -56,6 +57,14 @@ fn main() -> ExitCode {
 fn here<T>(mut cases: cases::Cases<T>) -> cases::Cases<T> {
     cases.retain(|(name, _)| !in_lab() || cases::LAB.iter().any(|chosen| name.starts_with(chosen)));
     cases
+}
+
+/// Fails unless there is a case for each name that is chosen for labs: one that was renamed would run in none.
+fn all_of_the_lab_exist() {
+    let names = cases::names();
+    let gone = |chosen: &&&str| !names.iter().any(|name| name.starts_with(**chosen));
+    let gone: Vec<_> = cases::LAB.iter().filter(gone).collect();
+    assert!(gone.is_empty(), "no case has a name that begins so: correct cases::LAB: {gone:?}");
 }
 
 fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Arc<Stack>>> {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The commands `wrenn run` and `wrenn sandbox`: exit status, output, input, files, interrupted creates.
 
+mod pauses;
+
 use std::{
     fs,
     io::Write as _,
@@ -14,6 +16,8 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, wait_until};
+
+pub(crate) use self::pauses::{sandboxes_are_paused_and_resumed, snapshots_are_made_and_removed};
 
 /// Runs `wrenn` without blocking the runtime.
 async fn wrenn(stack: &Arc<Stack>, args: &[&str], input: Option<&str>) -> Result<Output> {

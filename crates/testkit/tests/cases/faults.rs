@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
 use super::support::{
-    delete_wholly, listed, nothing_remains, start_counter, still_counts, wait_exec, wait_status,
+    delete_wholly, listed, nothing_remains, patiently, start_counter, still_counts, wait_exec, wait_status,
     with_test_guests,
 };
 
@@ -28,6 +28,9 @@ enum Guests {
 /// Fault points of the control plane's sources and of the agent's steps; a test of the agent compares those.
 /// Deletes are between creates, because a host with several failed creates in a row gets no more sandboxes.
 pub(crate) const POINTS: &str = include_str!("fault_points.txt");
+
+/// Parts of the names of the points in operations on sandboxes that run or are paused.
+const AMID_PAUSES: [&str; 3] = [".pause.", ".resume.", ".snapshot."];
 
 /// Final statuses of a sandbox.
 const SETTLED: [&str; 4] = ["running", "error", "stopped", "stopping"];
@@ -109,13 +112,30 @@ async fn pause_and_die(stack: &Stack, point: &str, id: &str, pid: &mut String) -
     anyhow::ensure!(!lost || !memory, "its memory was lost: {settled}");
     if settled["status"] != "running" {
         let how = json!({ "memory": !lost });
-        stack.api.post(&format!("{path}/resume"), &how).await?.expect(200)?;
+        // A host that is just back may not be known to be.
+        let resume = async || stack.api.post(&format!("{path}/resume"), &how).await;
+        patiently(&resume).await?.expect(200)?;
     }
     wait_exec(stack, id, 20).await?;
     if lost {
         *pid = start_counter(stack, id).await?;
     }
-    still_counts(stack, id, pid).await
+    still_counts(stack, id, pid).await?;
+    runs_once(stack, id, !lost && (settled["status"] != "running" || point.contains(".resume.")))
+}
+
+/// Fails unless the sandbox has one VMM and, if it was resumed from packed memory, one page server.
+fn runs_once(stack: &Stack, id: &str, resumed: bool) -> Result<()> {
+    let vmms: Vec<_> = stack.vmms().into_iter().filter(|vmm| vmm.contains(id)).collect();
+    let servers = stack.page_servers(id);
+    // Runs of the lab choose the layout by the environment.
+    let packed = env::var_os("WRENN_AGENT_MEMORY_LAYOUT").is_some_and(|layout| layout == "packed");
+    let least = usize::from(packed && resumed);
+    anyhow::ensure!(
+        vmms.len() == 1 && (least..=1).contains(&servers.len()),
+        "its VMMs are {vmms:#?}, its page servers are {servers:#?}"
+    );
+    Ok(())
 }
 
 /// Kills at a point of a snapshot or its deletion. The sandbox goes on, and the snapshot is whole or gone.
@@ -136,7 +156,10 @@ async fn snapshot_and_die(stack: &Stack, point: &str, id: &str, pid: &str) -> Re
     };
     let rows = wait_until("the end of the snapshot", Duration::from_secs(60), settled).await?;
     if rows == "ready" {
-        let clone = stack.api.create(&json!({"template": "mine"})).await?;
+        let body = json!({"template": "mine"});
+        let create = async || stack.api.post("/v1/sandboxes", &body).await;
+        let clone = patiently(&create).await?.expect(201)?.json();
+        let clone = clone["id"].as_str().context("no id")?.to_owned();
         still_counts(stack, &clone, pid).await?;
         delete_wholly(stack, &clone).await?;
         stack.api.delete("/v1/snapshots/mine").await?.expect(204)?;
@@ -184,9 +207,7 @@ pub(crate) async fn on_firecracker() -> Result<()> {
     // Deleting a test guest cancels its create, which then undoes its own steps.
     let ended = |point: &&str| {
         point.starts_with("server.")
-            || point.contains(".pause.")
-            || point.contains(".resume.")
-            || point.contains(".snapshot.")
+            || AMID_PAUSES.iter().any(|operation| point.contains(operation))
             || ["create.captured", "create.init", "create.running", "destroy.recorded"]
                 .iter()
                 .any(|end| point.ends_with(end))
@@ -199,6 +220,15 @@ pub(crate) async fn on_firecracker() -> Result<()> {
     };
     let points: Vec<&str> = POINTS.lines().filter(|point| !ended(point)).filter(chosen).collect();
     with_test_guests(async |stack: &Stack| at(stack, &points, Guests::Test).await).await
+}
+
+/// The agent's steps of pauses, resumes and snapshots on the real Firecracker with Linux guests, in a lab. What the control plane
+/// does does not depend on the VMM.
+pub(crate) async fn amid_pauses_on_firecracker(stack: Arc<Stack>) -> Result<()> {
+    let amid = |point: &&str| AMID_PAUSES.iter().any(|operation| point.contains(operation));
+    let points: Vec<&str> = POINTS.lines().filter(|point| point.starts_with("agent.")).filter(amid).collect();
+    anyhow::ensure!(!points.is_empty(), "the agent has no such points");
+    at(&stack, &points, Guests::Linux).await
 }
 
 async fn at(stack: &Stack, points: &[&str], kind: Guests) -> Result<()> {

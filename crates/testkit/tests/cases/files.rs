@@ -11,6 +11,8 @@ use reqwest::{
 use serde_json::{Value, json};
 use wrenn_testkit::{Stack, wait_until};
 
+use crate::cases::support::leave_free;
+
 /// Writes and reads 64 MiB, with a file name that must be escaped.
 pub(crate) async fn large_files_come_back_as_they_went_in(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;
@@ -90,16 +92,17 @@ pub(crate) async fn a_file_that_is_not_there(stack: Arc<Stack>) -> Result<()> {
 pub(crate) async fn a_full_disk_of_a_guest(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"disk_size_mb": 512, "memory_mb": 256})).await?;
     stack.api.write(&id, "kept", b"as it was".to_vec()).await?.expect(204)?;
-    let piece = vec![0x5a; 64 << 20];
+    leave_free(&stack, &id, 48).await?;
+    let piece = vec![0x5a; 32 << 20];
     let mut refusal = None;
-    for number in 0..8 {
+    for number in 0..2 {
         let reply = stack.api.write(&id, &format!("piece{number}"), piece.clone()).await?;
         if reply.status != 204 {
             refusal = Some((number, reply));
             break;
         }
     }
-    let (number, reply) = refusal.ok_or_else(|| anyhow::anyhow!("512 MiB fit on a disk of 512 MiB"))?;
+    let (number, reply) = refusal.ok_or_else(|| anyhow::anyhow!("64 MiB fit where 48 are free"))?;
     reply.expect_error(507, "insufficient_storage")?;
     let half = stack.api.exec(&id, &["test", "-e", &format!("piece{number}")]).await?;
     anyhow::ensure!(half["exit_code"] == 1, "half a file was left: {half}");

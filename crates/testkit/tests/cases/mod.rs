@@ -6,13 +6,11 @@ mod churn;
 mod cli;
 mod commands;
 mod crashes;
-mod events;
 mod faults;
 mod files;
 mod fleet;
 mod guests;
 mod hosts;
-mod idempotency;
 mod lifecycle;
 mod migrations;
 mod network;
@@ -26,14 +24,14 @@ mod slots;
 mod streams;
 mod support;
 mod template_snapshots;
-mod tenants;
 mod terminals;
 mod transfers;
+mod user_terminal;
 
 use std::{pin::Pin, sync::Arc};
 
 use anyhow::Result;
-use wrenn_testkit::{Stack, test_guests};
+use wrenn_testkit::{Stack, in_lab, test_guests};
 
 /// Result of a case.
 type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -64,6 +62,7 @@ macro_rules! own_cases {
 
 /// Names, or prefixes of names, of the cases that run in a lab.
 pub(crate) const LAB: &[&str] = &[
+    "faults::amid_pauses_on_firecracker",
     "faults::on_firecracker",
     "fleet::",
     "hosts::bad_guests_and_a_full_disk",
@@ -80,11 +79,7 @@ pub(crate) const LAB: &[&str] = &[
 /// Cases that may run concurrently.
 pub(crate) fn beside() -> Cases<Case> {
     cases![
-        bad_input::every_endpoint_wants_a_key,
-        bad_input::a_create_that_cannot_be,
-        bad_input::ids_of_nobody,
         bad_input::paths_that_cannot_be,
-        bad_input::bodies_that_are_not_taken,
         bad_input::environments_at_their_bounds,
         cli::the_exit_status_tells_whose_failure_it_is,
         cli::output_and_input_are_exact,
@@ -96,6 +91,8 @@ pub(crate) fn beside() -> Cases<Case> {
         cli::values_are_completed,
         cli::files_are_copied_as_by_cp,
         cli::an_interrupted_create_leaves_no_sandbox,
+        cli::sandboxes_are_paused_and_resumed,
+        cli::snapshots_are_made_and_removed,
         commands::output_and_exit_status,
         commands::output_that_is_not_text,
         commands::a_timeout_kills_the_process_group,
@@ -109,16 +106,12 @@ pub(crate) fn beside() -> Cases<Case> {
         files::entries_are_listed_moved_and_removed,
         guests::a_guest_is_a_machine_with_an_identity,
         guests::the_kernel_has_what_users_expect,
-        idempotency::lost_answers_make_one_sandbox,
-        idempotency::leaving_interrupts_no_create,
         lifecycle::create_use_delete,
         lifecycle::a_repeated_create_makes_one_sandbox,
         lifecycle::the_disk_has_the_size_asked_for,
         lifecycle::a_guest_that_powers_off_is_an_error_that_can_be_deleted,
         lifecycle::a_vmm_that_is_killed_is_told,
         lifecycle::a_disk_deleted_underneath_is_told,
-        events::a_life_is_told_in_order_and_resumed_anywhere,
-        events::a_place_that_is_none_is_refused,
         streams::output_comes_in_order,
         streams::bytes_that_are_no_text_are_exact,
         streams::a_closed_stream_ends_its_command,
@@ -127,6 +120,7 @@ pub(crate) fn beside() -> Cases<Case> {
         migrations::several_at_once,
         pause::what_ran_goes_on,
         pause::commands_in_work_go_on,
+        pause::open_streams_are_told_and_lose_nothing,
         pause::nobody_notices_a_snapshot,
         pause::many_pauses_leave_an_idle_vmm,
         pause::a_resume_during_a_pause_is_done,
@@ -149,9 +143,8 @@ pub(crate) fn beside() -> Cases<Case> {
         processes::a_signal_reaches_all_descendants,
         processes::input_arrives_whole,
         processes::a_memory_hog_is_killed_and_the_sandbox_works_on,
+        processes::a_fork_bomb_is_contained,
         processes::requests_that_cannot_be,
-        tenants::another_teams_sandbox_does_not_exist,
-        tenants::lists_come_in_pages,
         terminals::a_client_that_comes_back_sees_the_same_screen,
         terminals::input_output_and_size_are_exact,
         terminals::they_end_and_are_refused,
@@ -164,12 +157,13 @@ pub(crate) fn beside() -> Cases<Case> {
         transfers::changes_are_told_as_they_happen,
         transfers::the_command_line_copies_directories,
         transfers::the_command_line_works_with_files,
+        user_terminal::it_follows_and_is_as_it_was,
     ]
 }
 
 /// Cases that restart processes of Wrenn, or look at what only they may have.
 pub(crate) fn alone() -> Cases<Case> {
-    cases![
+    let mut cases = cases![
         cli::a_create_whose_answer_is_lost_leaves_no_sandbox,
         crashes::the_agent,
         crashes::the_control_plane,
@@ -187,12 +181,32 @@ pub(crate) fn alone() -> Cases<Case> {
         transfers::a_large_file_is_streamed_both_ways,
         // It replaces the key of all.
         transfers::a_signed_url_opens_one_file,
-    ]
+        user_terminal::it_comes_back_after_a_restart,
+    ];
+    if in_lab() {
+        cases.extend(of_labs());
+    }
+    cases
+}
+
+/// Cases like those, of labs only: elsewhere `faults::at_every_step` does the same with QEMU.
+fn of_labs() -> Cases<Case> {
+    cases![faults::amid_pauses_on_firecracker]
 }
 
 /// Cases that need a Wrenn of their own.
 pub(crate) fn own() -> Cases<OwnCase> {
-    let mut cases = own_cases![
+    let mut cases = own_anywhere();
+    if test_guests::available() {
+        cases.extend(own_with_test_guests());
+    } else {
+        eprintln!("test guests: NOT RUN HERE: there is no /dev/kvm, or no Firecracker");
+    }
+    cases
+}
+
+fn own_anywhere() -> Cases<OwnCase> {
+    own_cases![
         hosts::bad_guests_and_a_full_disk,
         hosts::few_open_files,
         network::guests_reach_the_internet_and_nothing_else,
@@ -200,15 +214,20 @@ pub(crate) fn own() -> Cases<OwnCase> {
         pause::nothing_that_restarts_loses_a_sandbox,
         slots::a_failed_one_takes_nothing_from_its_heir,
         template_snapshots::sandboxes_go_on_from_their_template_each_as_itself,
-    ];
-    if test_guests::available() {
-        cases.extend(own_cases![
-            churn::hundreds_come_and_go,
-            churn::those_that_start_are_reaped_with_their_agent,
-            faults::on_firecracker,
-        ]);
-    } else {
-        eprintln!("test guests: NOT RUN HERE: there is no /dev/kvm, or no Firecracker");
-    }
-    cases
+    ]
+}
+
+fn own_with_test_guests() -> Cases<OwnCase> {
+    own_cases![
+        churn::hundreds_come_and_go,
+        churn::those_that_start_are_reaped_with_their_agent,
+        faults::on_firecracker,
+    ]
+}
+
+/// Names of all cases, also of those that this machine cannot run.
+pub(crate) fn names() -> Vec<&'static str> {
+    let shared = [beside(), alone(), of_labs()].into_iter().flatten().map(|(name, _)| name);
+    let own = [own_anywhere(), own_with_test_guests()].into_iter().flatten().map(|(name, _)| name);
+    shared.chain(own).collect()
 }

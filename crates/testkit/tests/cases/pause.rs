@@ -6,7 +6,11 @@ mod amid_writes;
 mod commands;
 mod damage;
 mod full_disk;
+mod identity;
+mod page_server;
+mod restarts;
 mod rounds;
+mod streams;
 mod stuck;
 
 use std::{
@@ -29,10 +33,14 @@ pub(crate) use self::{
         missing_memory_is_told_and_leaves_nothing,
     },
     full_disk::a_disk_that_becomes_full_is_told_and_all_goes_on,
+    restarts::nothing_that_restarts_loses_a_sandbox,
     rounds::files_and_a_database_stay_whole,
+    streams::open_streams_are_told_and_lose_nothing,
     stuck::a_vmm_that_hangs_ends_no_sandbox,
 };
-use super::support::{delete_wholly, nothing_remains, pause, post, resume, sh, wait_exec, wait_status};
+use super::support::{
+    delete_wholly, nothing_remains, pause, post, record, resume, sh, wait_exec, wait_status,
+};
 
 /// Counts in memory; writes each number.
 pub(crate) const COUNTER: &str = "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /tmp/n; sleep 0.1; done' \
@@ -73,15 +81,19 @@ async fn small(stack: &Stack) -> Result<String> {
     stack.api.create(&json!({"memory_mb": 256})).await
 }
 
-/// A process keeps its id and its memory, also at the twentieth pause; tree, environment and clock are right.
+/// A process keeps its id and its memory, also at the twentieth pause; tree, environment, clock and record are right.
 pub(crate) async fn what_ran_goes_on(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"GREETING": "hello"}})).await?;
+    let envs = json!({"GREETING": "hello"});
+    let body = json!({"memory_mb": 256, "envs": envs, "name": "goes-on", "labels": {"suite": "pause"}});
+    let id = stack.api.create(&body).await?;
+    let made = record(&stack, &id).await.context("no record")?;
+    ensure!(made["name"] == "goes-on" && made["labels"]["suite"] == "pause", "{made}");
     let pid = sh(&stack, &id, COUNTER).await?;
     sh(&stack, &id, TREE).await?;
     let (sum, uuid) = (sh(&stack, &id, SUM).await?, sh(&stack, &id, "cat /etc/machine-id").await?);
     let mut last = count(&stack, &id).await?;
     let mut random = sh(&stack, &id, "cat /proc/sys/kernel/random/uuid").await?;
-    for round in 0..short_or_long(if in_lab() { 2 } else { 3 }, 20) {
+    for round in 0..short_or_long(if in_lab() { 1 } else { 3 }, 20) {
         pause(&stack, &id).await?;
         ensure!(stack.vmms().iter().all(|vmm| !vmm.contains(&id)), "its VMM runs in round {round}");
         let refused = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &json!({"cmd": "true"})).await?;
@@ -121,8 +133,12 @@ pub(crate) async fn what_ran_goes_on(stack: Arc<Stack>) -> Result<()> {
         "another machine"
     );
     ensure!(sh(&stack, &id, "echo $GREETING").await? == "hello", "the environment is gone");
+    identity::is_the_same(&stack, &id, &made).await?;
     pause(&stack, &id).await?;
     ensure!(stack.page_servers(&id).is_empty(), "its page server runs");
+    if in_lab() {
+        page_server::is_missed(&stack, &id, &sum).await.context("without its page server")?;
+    }
     delete_wholly(&stack, &id).await?;
     nothing_remains(&stack, &id).await
 }
@@ -339,6 +355,9 @@ pub(crate) async fn many_go_on_from_a_snapshot(stack: Arc<Stack>) -> Result<()> 
         );
     }
     ensure!(seen.len() == clones.len() * 3, "identities: {seen:?}");
+    // The clones have the memory of an envd that knew the token of the snapshot's sandbox.
+    let all: Vec<_> = clones.iter().chain([&id]).collect();
+    identity::each_has_its_own_token(&stack, &all).await?;
     pause(&stack, &clones[0]).await?;
     let of_paused = json!({"sandbox_id": clones[0]});
     let named = stack.api.post("/v1/snapshots", &of_paused).await?.expect(201)?.json()["name"].clone();
@@ -365,31 +384,4 @@ pub(crate) async fn many_go_on_from_a_snapshot(stack: Arc<Stack>) -> Result<()> 
     let left = snapshot_records(&stack, "for-many")?;
     ensure!(left.is_empty(), "records of snapshots are left: {left:?}");
     Ok(())
-}
-
-/// `wrenn down` pauses what runs, `wrenn up` has it again, and `wrenn restart` lets it run on.
-pub(crate) async fn nothing_that_restarts_loses_a_sandbox() -> Result<()> {
-    let mut stack = Stack::start().await?;
-    let (paused, runs) = (small(&stack).await?, small(&stack).await?);
-    let pids = [sh(&stack, &paused, COUNTER).await?, sh(&stack, &runs, COUNTER).await?];
-    pause(&stack, &paused).await?;
-    stack.down().await?;
-    stack.up_again().await?;
-    for (id, pid) in [&paused, &runs].into_iter().zip(&pids) {
-        let got = wait_status(&stack, id, &["paused"], 10).await?;
-        ensure!(got["error"].is_null(), "{got}");
-        resume(&stack, id).await?;
-        ensure!(sh(&stack, id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == *pid, "another process");
-        clock_is_right(&stack, id).await?;
-    }
-    let vmm = stack.vmm(&runs)?;
-    let restarted = stack.wrenn(&["restart"])?;
-    ensure!(restarted.status.success(), "{restarted:?}");
-    ensure!(stack.vmm(&runs)? == vmm, "another VMM");
-    wait_exec(&stack, &runs, 20).await?;
-    ensure!(
-        sh(&stack, &runs, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await? == pids[1],
-        "another process"
-    );
-    stack.stop().await
 }

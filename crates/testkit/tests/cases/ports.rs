@@ -402,6 +402,10 @@ pub(crate) async fn the_command_line_leads_to_them(stack: Arc<Stack>) -> Result<
     let page = wait_until("the page of the server", SOON, listed).await?;
     ensure!(String::from_utf8_lossy(&page).contains("Directory listing"), "another page");
     kill_process(Pid::from_child(&run), Signal::INT)?;
-    tokio::task::spawn_blocking(move || run.wait()).await??;
+    let status = tokio::task::spawn_blocking(move || run.wait()).await??;
+    ensure!(status.code() == Some(130), "{status}");
+    let all = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
+    let its_own = all.as_array().into_iter().flatten().find(|sandbox| sandbox["memory_mb"] == 260);
+    ensure!(its_own.is_none_or(|left| left["status"] == "stopping"), "it was left: {all}");
     delete_wholly(&stack, &id).await
 }

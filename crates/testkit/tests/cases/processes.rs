@@ -12,12 +12,12 @@ use wrenn_testkit::{Stack, wait_until};
 
 use super::support::{delete_wholly, pause, resume, sh, wait_status};
 
-fn client(stack: &Stack) -> Result<Client> {
+pub(crate) fn client(stack: &Stack) -> Result<Client> {
     Ok(Client::new(&stack.url(), Some(stack.api.key()))?)
 }
 
 /// Output up to the end of a process, its exit status, and whether it ran out of memory.
-async fn rest(stream: &mut ProcessStream) -> Result<(String, i32, bool)> {
+pub(crate) async fn rest(stream: &mut ProcessStream) -> Result<(String, i32, bool)> {
     let mut output = Vec::new();
     loop {
         match stream.next().await? {
@@ -215,6 +215,32 @@ pub(crate) async fn a_memory_hog_is_killed_and_the_sandbox_works_on(stack: Arc<S
     ensure!(code == 137 && out_of_memory, "exit code {code}, out of memory: {out_of_memory}");
     ensure!(sh(&stack, &id, "echo works").await? == "works");
     wait_status(&stack, &id, &["running"], 1).await?;
+    delete_wholly(&stack, &id).await
+}
+
+/// A command that starts processes until it may start no more does not stop the guest's agent: others run beside it, and one
+/// signal ends them all.
+pub(crate) async fn a_fork_bomb_is_contained(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let bomb = "import os, time
+while True:
+    try:
+        if os.fork() == 0: time.sleep(1000)
+    except OSError as error:
+        print(error.errno, flush=True)
+        time.sleep(1000)";
+    let body = json!({"cmd": "python3", "args": ["-c", bomb], "background": true, "tag": "bomb"});
+    stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(202)?;
+    let client = client(&stack)?;
+    let mut stream = client.process_stream(id.parse()?, "bomb", "beginning").await?;
+    // EAGAIN: its limit is reached.
+    until(&mut stream, "11\n").await?;
+    ensure!(sh(&stack, &id, "echo works").await? == "works");
+    wait_status(&stack, &id, &["running"], 1).await?;
+    let killed = client.signal_process(id.parse()?, "bomb", Signal::KILL).await?;
+    ensure!(killed.processes > 32, "it started only {} processes", killed.processes);
+    let left = async || (sh(&stack, &id, "pgrep -c python3; true").await.ok()? == "0").then_some(());
+    wait_until("the end of all of them", Duration::from_secs(30), left).await?;
     delete_wholly(&stack, &id).await
 }
 

@@ -3,8 +3,10 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
+use wrenn_api::{FileOperation, SignFile};
+use wrenn_client::Client;
 use wrenn_testkit::{Stack, envd::address_and_token, processes};
 
 /// Secret value of an environment variable of a sandbox.
@@ -33,6 +35,37 @@ fn public_texts(stack: &Stack) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(texts)
 }
 
+/// Uses the token of a port in a URL, and returns it.
+async fn traffic_token(stack: &Stack, id: &str) -> Result<String> {
+    let client = Client::new(&stack.url(), Some(stack.api.key()))?;
+    let port = client.port(id.parse()?, 8000).await?;
+    let token = port.token.context("no token")?;
+    let (_, at) = port.url.rsplit_once(':').context("no port")?;
+    let url = format!("http://127.0.0.1:{at}/?wrenn_traffic_token={token}");
+    let host = port.url.trim_start_matches("http://").to_owned();
+    // Nothing listens there: what is logged of a failure must not quote it either.
+    reqwest::Client::new().get(url).header("host", host).send().await?;
+    Ok(token)
+}
+
+/// Uses a signed URL twice, once with another signature, and returns its signature.
+async fn signature(stack: &Stack, id: &str) -> Result<String> {
+    stack.api.write(id, "/tmp/signed", b"x".to_vec()).await?.expect(204)?;
+    let what = SignFile {
+        path: "/tmp/signed".into(),
+        operation: FileOperation::Read,
+        expires_in_sec: None,
+        user: None,
+    };
+    let url = Client::new(&stack.url(), Some(stack.api.key()))?.sign_file(id.parse()?, &what).await?.url;
+    let signature = url.split("signature=").nth(1).context("no signature")?;
+    let signature = signature.split('&').next().unwrap_or_default().to_owned();
+    for url in [url.clone(), format!("{url}x")] {
+        reqwest::get(url).await?;
+    }
+    Ok(signature)
+}
+
 /// Runs after all other cases, so that their logs are searched too.
 pub(crate) async fn none_in_logs_or_command_lines(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"PASSWORD": VALUE}})).await?;
@@ -47,7 +80,15 @@ pub(crate) async fn none_in_logs_or_command_lines(stack: Arc<Stack>) -> Result<(
     let refused = json!({"cmd": "true", "envs": {"A=B": VALUE}});
     stack.api.post(&path, &refused).await?.expect(400)?;
     let token = access_token(&stack, &id)?;
-    let secrets = [("the API key", stack.api.key()), ("a variable", VALUE), ("a guest's token", &token)];
+    let of_port = traffic_token(&stack, &id).await?;
+    let signature = signature(&stack, &id).await?;
+    let secrets = [
+        ("the API key", stack.api.key()),
+        ("a variable", VALUE),
+        ("a guest's token", &token),
+        ("a port's token", &of_port),
+        ("a signature", &signature),
+    ];
     for (place, text) in public_texts(&stack)? {
         for (what, secret) in secrets {
             let found = text.windows(secret.len()).any(|window| window == secret.as_bytes());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wrenn_testkit::{Stack, test_guests, wait_until};
+use wrenn_testkit::{Reply, Stack, test_guests, wait_until};
 
 /// Returns the record of a sandbox in any status.
 pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
@@ -37,6 +37,21 @@ pub(crate) async fn wait_exec(stack: &Stack, id: &str, limit: u64) -> Result<()>
     };
     let ran = wait_until(&format!("a command in {id}"), Duration::from_secs(limit), answers).await;
     ran.with_context(|| format!("the last answer was {last}"))
+}
+
+/// Time limit for an answer other than that the host, or the control plane, is not there now.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Repeats a request as long as the host or the control plane is not there.
+pub(crate) async fn patiently(request: &impl AsyncFn() -> Result<Reply>) -> Result<Reply> {
+    let answer = async || request().await.ok().filter(|reply| reply.status != 503);
+    wait_until("an answer other than 503", PATIENCE, answer).await
+}
+
+/// Fills the disk of a guest until so many MiB are free.
+pub(crate) async fn leave_free(stack: &Stack, id: &str, mib: u32) -> Result<()> {
+    let script = format!("fallocate -l $(($(df -BM --output=avail / | tr -dc 0-9) - {mib}))M /var/filler");
+    sh(stack, id, &script).await.map(drop)
 }
 
 /// Lists the ids of sandboxes.

@@ -84,6 +84,20 @@ impl Viewer {
         self.until(text, |viewer| viewer.text().contains(text)).await
     }
 
+    /// Reads up to the error that ends the connection.
+    async fn told(&mut self) -> Result<wrenn_client::Error> {
+        let reading = async {
+            loop {
+                match self.terminal.next().await {
+                    Ok(Some(TerminalEvent::Output(_) | TerminalEvent::Resized(_))) => {}
+                    Ok(other) => anyhow::bail!("{other:?} instead of an error"),
+                    Err(error) => return Ok(error),
+                }
+            }
+        };
+        timeout(SHOWN, reading).await.context("the connection does not end")?
+    }
+
     /// Reads up to the exit of the program.
     async fn exit(&mut self) -> Result<i32> {
         let reading = async {
@@ -104,7 +118,8 @@ async fn screen(stack: &Stack, id: &str, tag: &str) -> Result<Value> {
     Ok(stack.api.get(&format!("/v1/sandboxes/{id}/pty/{tag}/screen")).await?.expect(200)?.json())
 }
 
-/// A client that comes back, also after a pause, sees the same screen and the lines above it, and the program is the same.
+/// A client that comes back, also after a pause, sees the same screen and the lines above it, and the program is the same. One that
+/// is connected during the pause is told of it.
 pub(crate) async fn a_client_that_comes_back_sees_the_same_screen(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     let (sandbox, client): (SandboxId, _) = (id.parse()?, client(&stack)?);
@@ -129,9 +144,16 @@ pub(crate) async fn a_client_that_comes_back_sees_the_same_screen(stack: Arc<Sta
     let expected = first.model.dump();
     let pid = first.pid;
     drop(first);
+    let mut open: Option<Viewer> = None;
     for paused in [false, true] {
         if paused {
             pause(&stack, &id).await?;
+            let told = open.take().context("no client")?.told().await?;
+            let cause = told.to_string();
+            ensure!(
+                told.code() == Some("invalid_state") && cause.contains("paused"),
+                "the cause is {cause:?}"
+            );
             resume(&stack, &id).await?;
         }
         let told = screen(&stack, &id, "editor").await?;
@@ -146,7 +168,9 @@ pub(crate) async fn a_client_that_comes_back_sees_the_same_screen(stack: Arc<Sta
         back.sees("drawn").await?;
         ensure!(back.pid == pid, "another program");
         ensure!(back.model.dump() == expected, "{:?} instead of {expected:?}", back.model.dump());
+        open = Some(back);
     }
+    drop(open);
     let mut back = Viewer::of(client.connect_terminal(sandbox, &connect(&pid.to_string())).await?).await?;
     back.sees("drawn").await?;
     back.terminal.input().write(b"x").await?;

@@ -88,6 +88,8 @@ pub(super) const RUNS: &[Run] = &[
     // The short form of the first is in the run above.
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::what_ran"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::files"]) },
+    // Each point costs a restart of the agent.
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::amid_pauses"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     Run {
         elsewhere: Some(WithQemu),
@@ -95,7 +97,7 @@ pub(super) const RUNS: &[Run] = &[
     },
     run(&DISK, &[]),
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["hosts::"]) },
-    run(&E2E, &["faults::"]),
+    run(&E2E, &["faults::on_firecracker"]),
     Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_jailed::"]) },
     Run { elsewhere: Some(WithKvm), ..run(&VMM, &["firecracker_unjailed::"]) },
 ];

@@ -8,7 +8,8 @@ use crate::programs::{Program, TESTED};
 /// What a row needs of the machine, which decides what runs beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Keeps one or two CPUs busy, as emulated guests do. One row for every two CPUs.
+    /// Keeps one or two CPUs busy, as emulated guests do. One row for every two CPUs, and one more once no row is left that
+    /// waits.
     Compute,
     /// Waits most of the time, for timeouts, leases and restarts. A few rows, beside whatever else runs.
     Wait,
@@ -131,8 +132,9 @@ fn invocations(program: &str, cases: &Cases) -> Vec<Vec<String>> {
 /// Returns which of the waiting rows, by its index, may start beside the running ones.
 pub(super) fn next(waiting: &[Class], running: &[Class], cpus: usize) -> Option<usize> {
     let count = |class| running.iter().filter(|&&other| other == class).count();
+    let none_waits = [waiting, running].iter().all(|rows| !rows.contains(&Class::Wait));
     let limit = |class| match class {
-        Class::Compute => (cpus / 2).max(1),
+        Class::Compute => (cpus / 2).max(1) + usize::from(none_waits),
         Class::Wait => WAITING,
         Class::Lab => 1,
     };
@@ -205,7 +207,9 @@ mod tests {
         assert_eq!(next(&[Compute, Compute, Wait], &[Lab], 2), Some(0));
         assert_eq!(next(&[Compute, Wait], &[Lab, Compute], 2), Some(1));
         assert_eq!(next(&[Compute], &[Lab, Compute, Wait], 2), None);
-        assert_eq!(next(&[Compute], &[Lab, Compute], 4), Some(0));
+        assert_eq!(next(&[Compute], &[Lab, Compute], 2), Some(0));
+        assert_eq!(next(&[Compute], &[Lab, Compute, Compute], 2), None);
+        assert_eq!(next(&[Compute], &[Lab, Compute, Wait], 4), Some(0));
         assert_eq!(next(&[Wait], &[Wait, Wait], 2), None);
         assert_eq!(next(&[], &[], 2), None);
     }

@@ -13,7 +13,7 @@ use super::{
     super::{
         faults::{POINTS, kill_at},
         pause::{COUNTER, count},
-        support::{delete_wholly, listed, nothing_remains, record, sh, wait_exec, wait_status},
+        support::{delete_wholly, listed, nothing_remains, patiently, record, sh, wait_exec, wait_status},
     },
     dice::{Dice, seed},
     model::{Content, Counter, Model, Sandbox, Snapshot, Status, Step},
@@ -23,8 +23,6 @@ const PARTS: [&str; 2] = ["agent", "server"];
 /// Statuses on which a user can act, and how many seconds it may take to reach one after a crash.
 const OPERABLE: [&str; 3] = ["running", "paused", "error"];
 const SETTLE_SEC: u64 = 60;
-/// Time limit for an answer other than that the host, or the control plane, is not there now.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Maximum delay in milliseconds of a crash during an operation: most take less.
 const DELAY_MS: u64 = 1500;
 
@@ -79,12 +77,6 @@ pub(crate) async fn operations_in_any_order(stack: Arc<Stack>) -> Result<()> {
         })?;
     }
     run.end().await.with_context(|| format!("at the end of SEED={seed}:\n{}", history.join("\n")))
-}
-
-/// Repeats a request as long as the host or the control plane is not there.
-async fn patiently(request: &impl AsyncFn() -> Result<Reply>) -> Result<Reply> {
-    let answer = async || request().await.ok().filter(|reply| reply.status != 503);
-    wait_until("an answer other than 503", PATIENCE, answer).await
 }
 
 /// Status of a sandbox with this record.
