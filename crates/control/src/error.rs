@@ -80,6 +80,11 @@ fn words(error: &ConnectError) -> Foreign<'_> {
     Foreign(error.message.as_deref().unwrap_or_default())
 }
 
+/// Returns whether a connection broke amid a response: the RPC library has no other mark of that than its text.
+fn has_broken(error: &ConnectError) -> bool {
+    error.message.as_deref().is_some_and(|text| text.starts_with("failed to read response body"))
+}
+
 /// Converts an error of an agent: its `Fault` has the code, and its message is for clients. Errors without
 /// this detail come from the connection or the RPC library, and their text is only logged.
 impl From<ConnectError> for Fault {
@@ -92,6 +97,11 @@ impl From<ConnectError> for Fault {
             Wire::Unavailable => {
                 tracing::warn!(code = ?error.code, words = %words(&error), "a host does not answer");
                 let message = "the sandbox's host does not answer; try again in a moment";
+                Self::new(ErrorCode::HostUnavailable, message)
+            }
+            Wire::Internal if has_broken(&error) => {
+                tracing::warn!(words = %words(&error), "the connection to a host broke");
+                let message = "the connection to the sandbox's host broke: what was asked may have been done";
                 Self::new(ErrorCode::HostUnavailable, message)
             }
             Wire::DeadlineExceeded => {

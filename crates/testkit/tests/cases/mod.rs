@@ -143,7 +143,7 @@ pub(crate) fn beside() -> Cases<Case> {
         processes::a_signal_reaches_all_descendants,
         processes::input_arrives_whole,
         processes::a_memory_hog_is_killed_and_the_sandbox_works_on,
-        processes::a_fork_bomb_is_contained,
+        processes::a_bomb_of_tasks_is_contained,
         processes::requests_that_cannot_be,
         terminals::a_client_that_comes_back_sees_the_same_screen,
         terminals::input_output_and_size_are_exact,
