@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from wrenn import AsyncCapsule, Capsule
@@ -22,6 +22,8 @@ from wrenn.exceptions import WrennConflictError, WrennNotFoundError
 from wrenn.models import Status
 
 ODD = "漢é🤣 \\ \"'"
+
+Raised = TypeVar("Raised", bound=Exception)
 
 
 def wait(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -33,11 +35,11 @@ def wait(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
-def raises(error: type[Exception], call: Callable[[], Any]) -> None:
+def raises(error: type[Raised], call: Callable[[], Any]) -> Raised:
     try:
         result = call()
-    except error:
-        return
+    except error as raised:
+        return raised
     raise AssertionError(f"{error.__name__} did not come, but {result!r}")
 
 

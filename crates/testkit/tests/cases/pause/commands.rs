@@ -55,25 +55,31 @@ pub(crate) async fn commands_in_work_go_on(stack: Arc<Stack>) -> Result<()> {
     stack.api.delete("/v1/snapshots/at-work").await?.expect(204).map(drop)
 }
 
-/// A resume that comes while the pause is in work is done after it.
+/// A resume that comes while the pause is in work is done after it, in several sandboxes at a time.
 pub(crate) async fn a_resume_during_a_pause_is_done(stack: Arc<Stack>) -> Result<()> {
-    let id = small(&stack).await?;
-    let pid = sh(&stack, &id, COUNTER).await?;
-    for round in 0..short_or_long(2, 25) {
-        let (paused, resumed) = tokio::join!(pause(&stack, &id), async {
+    let all = (0..short_or_long(2, 8)).map(|_| paused_and_resumed(&stack, short_or_long(2, 25)));
+    futures::future::try_join_all(all).await.map(drop)
+}
+
+/// Pauses and resumes a sandbox so many times, each resume amid its pause.
+async fn paused_and_resumed(stack: &Stack, rounds: usize) -> Result<()> {
+    let id = small(stack).await?;
+    let pid = sh(stack, &id, COUNTER).await?;
+    for round in 0..rounds {
+        let (paused, resumed) = tokio::join!(pause(stack, &id), async {
             let path = format!("/v1/sandboxes/{id}");
             let begun = async || {
                 let status = stack.api.get(&path).await.ok()?.json()["status"].clone();
                 (status == "pausing" || status == "paused").then_some(())
             };
             wait_until("the pause", Duration::from_secs(20), begun).await?;
-            resume(&stack, &id).await
+            resume(stack, &id).await
         });
         paused.and(resumed).with_context(|| format!("in round {round}"))?;
-        let now = sh(&stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await?;
+        let now = sh(stack, &id, "kill -0 $(cat /tmp/pid) && cat /tmp/pid").await?;
         ensure!(now == pid, "the process is {now} in round {round}, and was {pid}");
     }
-    delete_wholly(&stack, &id).await
+    delete_wholly(stack, &id).await
 }
 
 /// A guest has the right time after a pause, whatever it had before, and its own clock does not go back.
