@@ -94,16 +94,23 @@ pub(crate) fn exchange(
     let Running { pid, tag, offset, terminal, events, memory, .. } = running;
     let terminal = terminal.map(TerminalSize::from).into();
     let start = Start { pid, tag, offset, terminal, ..Default::default() };
-    let passing = tokio::spawn(pass_on(guest, pid, input, requests).in_current_span());
-    let state =
-        Outgoing { events, closed, ended: false, _memory: memory, _passing: AbortOnDropHandle::new(passing) };
+    let (leave, left) = mpsc::channel(1);
+    let passing = tokio::spawn(pass_on(guest, pid, input, requests, leave).in_current_span());
+    let passing = AbortOnDropHandle::new(passing);
+    let state = Outgoing { events, closed, left, ended: false, _memory: memory, _passing: passing };
     let rest = stream::unfold(state, async |mut outgoing| Some((outgoing.next().await?, outgoing)));
     let events = stream::once(async { Ok(Told::Start(start.into())) }).chain(rest);
     events.map(|event| event.map(|event| ProcessStreamResponse { event: Some(event), ..Default::default() }))
 }
 
-/// Passes requests on to a process, until the caller sends no more.
-async fn pass_on(guest: Guest, pid: u32, input: Input, mut requests: InboundStream<ProcessStreamRequest>) {
+/// Passes requests on to a process, until the caller sends no more or leaves.
+async fn pass_on(
+    guest: Guest,
+    pid: u32,
+    input: Input,
+    mut requests: InboundStream<ProcessStreamRequest>,
+    leave: mpsc::Sender<()>,
+) {
     while let Some(Ok(message)) = requests.next().await {
         match message.to_owned_message().part {
             Some(Part::Input(bytes)) => input.write(bytes.into()).await,
@@ -118,6 +125,11 @@ async fn pass_on(guest: Guest, pid: u32, input: Input, mut requests: InboundStre
                     tracing::debug!(%error, pid, number, "a signal did not reach its process");
                 }
             }
+            Some(Part::Leave(_)) => {
+                // Nothing else is sent, so there is room.
+                let _ = leave.try_send(());
+                return;
+            }
             Some(Part::Start(_) | Part::Attach(_)) | None => {}
         }
     }
@@ -127,6 +139,8 @@ async fn pass_on(guest: Guest, pid: u32, input: Input, mut requests: InboundStre
 struct Outgoing {
     events: mpsc::Receiver<Event>,
     closed: mpsc::Receiver<String>,
+    /// Told when the caller leaves.
+    left: mpsc::Receiver<()>,
     ended: bool,
     /// Reserved memory is released with the stream.
     _memory: Held,
@@ -143,6 +157,7 @@ impl Outgoing {
             Some(message) = self.closed.recv() => {
                 return Some(Ok(Told::InputClosed(InputClosed { message, ..Default::default() }.into())));
             }
+            Some(()) = self.left.recv() => return None,
         };
         Some(match event {
             Event::Stdout(bytes) => Ok(Told::Stdout(bytes.into())),

@@ -17,8 +17,7 @@ const CONTENT_TYPE: &str = "application/connect+";
 /// Flag of the last message of a stream, which has its error.
 const END: u8 = 0b10;
 /// The last message of a stream that broke off.
-const BROKEN_OFF: &str =
-    r#"{"error":{"code":"unavailable","message":"the sandbox ended or was paused during the call"}}"#;
+const BROKEN_OFF: &str = r#"{"error":{"code":"unavailable","message":"the sandbox was killed or reached its end of life, or it was paused, during the call"}}"#;
 
 /// Returns the body of a response; if it is a stream of messages, it will end with one.
 pub(super) fn ended(headers: &HeaderMap, body: Body) -> Body {

@@ -14,7 +14,7 @@ use wrenn_rpc::host::v1::{
         view::ProcessStreamResponseView,
     },
     ProcessStreamRequest, TerminalSize as SizeMessage,
-    process_stream_request::{Attach, CloseInput, Start},
+    process_stream_request::{Attach, CloseInput, Leave, Start},
 };
 
 use super::{activity::Active, command, processes::Selector, terminals};
@@ -189,6 +189,11 @@ impl ProcessInput {
         self.send(Part::Resize(message(size).into())).await;
     }
 
+    /// Ends the stream after what was written, signalled and resized: its events end when the host has all of it.
+    pub async fn leave(&mut self) {
+        self.send(Part::Leave(Leave::default().into())).await;
+    }
+
     async fn send(&mut self, part: Part) {
         // Why it failed is told by the events.
         let _ = self.requests.send(request(part)).await;
@@ -211,6 +216,11 @@ impl ProcessEvents {
                 return Ok(event.into());
             }
         }
+    }
+
+    /// Waits for the end of the stream after [`ProcessInput::leave`].
+    pub async fn left(&mut self) {
+        while let Ok(Some(_)) = self.events.message().await {}
     }
 }
 

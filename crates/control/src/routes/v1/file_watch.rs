@@ -112,7 +112,7 @@ async fn tell(
 
 /// Sends changes until there are no more; returns why, unless the client is gone.
 async fn give(mut changes: FileChanges, sink: &mut Sink) -> Option<Fault> {
-    let mut ping = tokio::time::interval(PING);
+    let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
     loop {
         let message = tokio::select! {
             change = changes.next() => match change {

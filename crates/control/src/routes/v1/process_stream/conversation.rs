@@ -23,6 +23,9 @@ use crate::{
 /// Time limit for the client's first frame.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
 
+/// Time in which the host gets what a client sent before it left.
+const LEAVE: Duration = Duration::from_secs(5);
+
 /// What a stream is about.
 pub(super) enum Subject {
     /// What the client names in its first frame.
@@ -97,7 +100,7 @@ async fn converse(
 ) -> Result<(), Early> {
     let Stream { services, caller, sandbox, connection } = stream;
     let mut frames = Frames::new(connection, dialect);
-    let (input, events) = match subject {
+    let (mut input, mut events) = match subject {
         Subject::Named => {
             let named = first_frame(source, &mut frames, dialect.expected()).await?;
             connection.limit_reads(LATER_MAX as u64);
@@ -115,9 +118,13 @@ async fn converse(
         }
     };
     let mut revoked = pin!(services.keys().revoked(caller));
-    tokio::select! {
-        ended = give(events, Rendering::new(dialect), sink) => ended,
-        left = take(input, frames, source) => Ok(left?),
+    let ended = tokio::select! {
+        ended = give(&mut events, Rendering::new(dialect), sink) => ended,
+        left = take(&mut input, &mut frames, source) => {
+            left?;
+            leave(&mut input, &mut events).await;
+            Ok(())
+        }
         () = &mut revoked => {
             Err(Fault::new(ErrorCode::Unauthorized, "the API key was revoked while the stream was open").into())
         }
@@ -125,12 +132,30 @@ async fn converse(
             let message = "the control plane is restarting; the stream was ended";
             Err(Fault::new(ErrorCode::ServiceUnavailable, message).into())
         }
+    };
+    if matches!(ended, Err(Early::Gone)) {
+        // What it sent before may not have been read yet.
+        let _ = tokio::time::timeout(LEAVE, take(&mut input, &mut frames, source)).await;
+        leave(&mut input, &mut events).await;
+    }
+    ended
+}
+
+/// Waits until the host has what the client sent before it left: what is typed last must not be lost.
+async fn leave(input: &mut ProcessInput, events: &mut ProcessEvents) {
+    let left = async {
+        input.leave().await;
+        events.left().await;
+    };
+    if tokio::time::timeout(LEAVE, left).await.is_err() {
+        tracing::info!("a client has left before its input was taken");
     }
 }
 
 /// Sends the events of the process to the client, up to its end.
-async fn give(mut events: ProcessEvents, mut rendering: Rendering, sink: &mut Sink) -> Result<(), Early> {
-    let mut ping = tokio::time::interval(PING);
+async fn give(events: &mut ProcessEvents, mut rendering: Rendering, sink: &mut Sink) -> Result<(), Early> {
+    // Not at once: a client must not have to answer what is over before.
+    let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
     loop {
         let event = tokio::select! {
             event = events.next() => event?,
@@ -152,7 +177,7 @@ async fn give(mut events: ProcessEvents, mut rendering: Rendering, sink: &mut Si
 }
 
 /// Passes the client's frames on to the process, until it leaves.
-async fn take(mut input: ProcessInput, mut frames: Frames<'_>, source: &mut Source) -> Result<(), Fault> {
+async fn take(input: &mut ProcessInput, frames: &mut Frames<'_>, source: &mut Source) -> Result<(), Fault> {
     loop {
         match frames.parse(source.next().await)? {
             Said::Nothing => {}

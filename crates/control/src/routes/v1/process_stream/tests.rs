@@ -88,6 +88,7 @@ fn echo() -> connectrpc::Router {
                     Event::Stderr(format!("{} {} {}", command.cmd, command.tag, command.stdin).into_bytes())
                 }
                 Part::Resize(size) => Event::Stderr(format!("{}x{}", size.cols, size.rows).into_bytes()),
+                Part::Leave(_) => return None,
                 Part::Attach(attach) => {
                     Event::Stderr(format!("{:?} {:?}", attach.process.selector, attach.from).into_bytes())
                 }
@@ -96,9 +97,31 @@ fn echo() -> connectrpc::Router {
     })
 }
 
-/// A host whose commands print nothing, and never end.
+/// A host that takes its time for each piece of input, counts the bytes, and ends when the caller leaves.
+fn slow(taken: Arc<AtomicUsize>) -> connectrpc::Router {
+    talking(move |requests| {
+        let taken = taken.clone();
+        stream::unfold(requests, move |mut requests| {
+            let taken = taken.clone();
+            async move {
+                loop {
+                    match requests.next().await?.ok()?.part {
+                        Some(Part::Input(bytes)) => {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                            taken.fetch_add(bytes.len(), Ordering::Relaxed);
+                        }
+                        Some(Part::Leave(_)) => return None::<(ProcessStreamResponse, _)>,
+                        _ => {}
+                    }
+                }
+            }
+        })
+    })
+}
+
+/// A host whose commands print nothing, and never end before the caller leaves.
 fn silent() -> connectrpc::Router {
-    host(stream::pending)
+    slow(Arc::default())
 }
 
 /// A server with such a host, and its state.
@@ -208,6 +231,33 @@ async fn a_silent_command_is_kept_alive_by_pings() {
     for _ in 0..5 {
         let frame = tokio::time::timeout(Duration::from_secs(60), socket.next()).await.expect("no ping");
         assert!(matches!(frame, Some(Ok(Frame::Ping(_)))), "{frame:?}");
+    }
+}
+
+/// A client that leaves, by a close or by ending its connection, has sent what it sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_typed_before_leaving_arrives() {
+    const PIECES: usize = 40;
+    for closes in [true, false] {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let (address, _app) = server(Limits::default(), slow(taken.clone())).await;
+        let mut socket = run(address).await;
+        for _ in 0..PIECES {
+            say(&mut socket, r#"{"type":"stdin","data":"abc"}"#).await;
+        }
+        if closes {
+            socket.close(None).await.unwrap();
+            while socket.next().await.is_some_and(|frame| frame.is_ok()) {}
+            assert_eq!(taken.load(Ordering::Relaxed), PIECES * 3, "it was told too early");
+        }
+        drop(socket);
+        for _ in 0..600 {
+            if taken.load(Ordering::Relaxed) == PIECES * 3 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(taken.load(Ordering::Relaxed), PIECES * 3, "closed: {closes}");
     }
 }
 
