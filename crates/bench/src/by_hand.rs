@@ -60,8 +60,7 @@ impl Guest {
         command.args(["-no-reboot", "-display", "none", "-m", "512M", "-smp", "1"]);
         command.arg("-kernel").arg(self.share.join("vmlinuz"));
         command.arg("-initrd").arg(self.share.join("initrd.img"));
-        let words =
-            "console=ttyS0 quiet panic=1 reboot=t mitigations=off wrenn.ip=10.0.2.15/24 wrenn.gw=10.0.2.2";
+        let words = "console=ttyS0 quiet panic=1 reboot=t mitigations=off no_timer_check wrenn.ip=10.0.2.15/24 wrenn.gw=10.0.2.2";
         command.args(["-append", words, "-serial", "null", "-device", "virtio-rng-pci"]);
         let drive =
             format!("id=root,file={},format=raw,if=none,discard=unmap,detect-zeroes=unmap", disk.display());

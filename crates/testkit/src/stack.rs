@@ -373,6 +373,12 @@ impl Stack {
         Ok(())
     }
 
+    /// Arms a fault point at which the process stops, until it gets SIGCONT.
+    pub fn arm_stop(&self, point: &str) -> Result<()> {
+        self.arm(point)?;
+        Ok(fs::write(self.faults.join(point), "stop")?)
+    }
+
     /// Disarms a fault point.
     pub fn disarm(&self, point: &str) {
         let _ = fs::remove_file(self.faults.join(point));

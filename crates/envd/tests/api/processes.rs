@@ -84,6 +84,44 @@ fn a_signal_reaches_the_whole_group() {
     });
 }
 
+/// Starts a process with this id, which is free.
+fn foreign(pid: u64) -> std::process::Child {
+    for _ in 0..500 {
+        // Others take ids at the same time.
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        if u64::from(child.id()) == pid {
+            return child;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    panic!("no process got the id {pid}");
+}
+
+#[test]
+fn a_process_that_gets_the_id_of_an_ended_one_is_left_alone() {
+    let envd = Envd::start();
+    let mut ended = envd.sh("echo mine; exit 3");
+    let pid = ended.pid();
+    ended.finish();
+    let mut other = foreign(pid);
+    let process = json!({"process": {"pid": pid}});
+    let kill = json!({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"});
+    assert_eq!(envd.unary("process.Process/SendSignal", &kill).0, 404);
+    let input = json!({"process": {"pid": pid}, "input": {"stdin": "eA=="}});
+    assert_ne!(envd.unary("process.Process/SendInput", &input).0, 200);
+    let run = envd.stream("Connect", &[], &process).finish();
+    assert_eq!(
+        (run.stdout.as_slice(), &run.end["exitCode"]),
+        (&b"mine\n"[..], &json!(3)),
+        "of another process"
+    );
+    assert!(other.try_wait().unwrap().is_none(), "it was killed");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
 /// That it reaches those that left the process group needs cgroups, as guests have them: an end-to-end case.
 #[test]
 fn any_signal_can_be_sent() {

@@ -99,7 +99,10 @@ pub(crate) fn admit(state: State, request: &Request) -> Admit {
         (Request::Resume(memory), Paused) => Admit::Run(Operation::Resume(*memory)),
         // Its memory is gone, its disk may be there.
         (Request::Resume(false), Failed) => Admit::Run(Operation::Resume(false)),
-        (Request::Resume(_), Creating | Pausing | Resuming) => Admit::Wait,
+        // That it fails is told before all is released.
+        (Request::Resume(false), Failing) | (Request::Resume(_), Creating | Pausing | Resuming) => {
+            Admit::Wait
+        }
         (Request::Resume(_), Running) => Admit::Already,
         (Request::Resume(_), Failing | Destroying | Failed | Unknown | Gone) => {
             Admit::Refuse(ErrorCode::InvalidState)
@@ -159,7 +162,7 @@ mod tests {
             (Request::Pause,          ["wait", "run",     "wait",  "already", "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Snapshot("s".into()), ["wait", "run", "wait", "run",    "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Resume(true),   ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
-            (Request::Resume(false),  ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "run",     "refuse", "refuse"]),
+            (Request::Resume(false),  ["wait", "already", "wait",  "run",     "wait",  "wait",    "refuse",  "run",     "refuse", "refuse"]),
             (Request::Hold(true),     ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
             (Request::Hold(false),    ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
             (Request::Fail(Cause::Guest("x".into())), ["wait", "run",   "wait",  "already", "wait",  "already", "already", "run",     "refuse", "already"]),

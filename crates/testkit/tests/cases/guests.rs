@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 use wrenn_testkit::Stack;
 
-use super::support::{pause, wait_status};
+use super::support::{pause, sh, wait_status};
 
 /// Uses the parts of the kernel one by one.
 const KERNEL: &[u8] = include_bytes!("guests/kernel.py");
@@ -56,6 +56,12 @@ pub(crate) async fn a_guest_is_a_machine_with_an_identity(stack: Arc<Stack>) -> 
         of_user == "unlimited" && counts.len() == 3 && counts.is_sorted_by(|a, b| a < b),
         "{limits:?}"
     );
+
+    sh(&stack, &id, "groupadd -g 4321 extra && usermod -aG extra wrenn-user").await?;
+    let groups = stack.api.exec(&id, &["id", "-G"]).await?;
+    let has_extra =
+        groups["stdout"].as_str().is_some_and(|ids| ids.split_whitespace().any(|id| id == "4321"));
+    anyhow::ensure!(has_extra, "a command has not the groups of its user: {groups}");
 
     let body = json!({"cmd": "sudo", "args": ["sh", "-c", "reboot; sleep 60"], "timeout_sec": 60});
     let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);

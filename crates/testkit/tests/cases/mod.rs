@@ -177,6 +177,7 @@ pub(crate) fn alone() -> Cases<Case> {
         pause::a_restarted_host_has_its_sandboxes_paused,
         pause::snapshots_amid_writes_are_whole,
         faults::at_every_step,
+        faults::vmms_that_die_amid_operations,
         secrets::none_in_logs_or_command_lines,
         transfers::a_large_file_is_streamed_both_ways,
         // It replaces the key of all.
