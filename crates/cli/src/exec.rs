@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     task::JoinHandle,
 };
-use wrenn_api::{Encoding, ExecRequest, SandboxId};
+use wrenn_api::{Encoding, ExecRequest, SandboxId, SandboxStatus};
 use wrenn_client::{Client, ProcessEvent, ProcessStream};
 
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
 const READER_GONE: u8 = 141;
 /// Maximum number of bytes kept of each output with `--json`.
 const KEPT_MAX: usize = 16 << 20;
+/// Interval between looks whether a paused sandbox was resumed.
+const LOOK: Duration = Duration::from_secs(1);
 /// Maximum value of `--timeout` in seconds: a day.
 const TIMEOUT_MAX: u32 = 86_400;
 
@@ -95,7 +97,7 @@ impl Program {
 
     /// Builds the command. `after` says what becomes of its terminal when the user leaves that.
     pub(crate) fn command(&self, envs: BTreeMap<String, String>, after: Leaving) -> Result<Command> {
-        Ok(Command { request: self.request(envs)?, terminal: self.tty.then_some(after) })
+        Ok(Command { request: self.request(envs)?, tty: self.tty, after })
     }
 
     /// Builds the request of a command that runs in the background. It has standard input, for `attach`, with `-i`.
@@ -113,8 +115,10 @@ impl Program {
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) request: ExecRequest,
-    /// Whether it gets a terminal, and what becomes of that when the user leaves it.
-    terminal: Option<Leaving>,
+    /// Whether it gets a terminal.
+    tty: bool,
+    /// What becomes of it when the user leaves.
+    after: Leaving,
 }
 
 /// Parses the time limit of a command.
@@ -136,6 +140,15 @@ struct Sink {
     lost_bytes: u64,
 }
 
+/// Place in the output of a process.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    pid: u32,
+    /// Number of bytes that were read, and of those before.
+    offset: u64,
+    begin: Instant,
+}
+
 /// Exit of a command.
 #[derive(Debug, Clone, Copy)]
 struct End {
@@ -153,13 +166,15 @@ impl End {
 
 /// Runs a command to its end, or in a terminal until that is left, and returns its exit status.
 pub(crate) async fn run(client: &Client, id: SandboxId, command: &Command, format: Format) -> Result<u8> {
-    let Command { request, terminal } = command;
-    if let Some(after) = terminal {
+    let Command { request, tty, after } = command;
+    if *tty {
         anyhow::ensure!(format == Format::Text, "a terminal has no JSON form: leave out --json or -t");
         return terminal::start(client, id, request, *after).await;
     }
     let stream = client.exec_stream(id, request).await?;
-    let ran = pass_through(stream, request.stdin, format).await?;
+    // One that ends with its sandbox is not left behind by a stream that only attaches.
+    let comes_back = (*after == Leaving::Ends).then_some((client, id));
+    let ran = pass_through(stream, request.stdin, format, comes_back).await?;
     let Some((sink, end)) = ran else { return Ok(READER_GONE) };
     if sink.silent && end.exit_code == 0 && !request.stdin && request.args.is_empty() && stdin::is_terminal()
     {
@@ -184,14 +199,20 @@ pub(crate) async fn attach(
     format: Format,
 ) -> Result<u8> {
     let stream = client.process_stream(id, process, from).await?;
-    let ran = pass_through(stream, input, format).await?;
+    let ran = pass_through(stream, input, format, Some((client, id))).await?;
     let Some((sink, end)) = ran else { return Ok(READER_GONE) };
     sink.finish(id, process, &end)?;
     Ok(end.status())
 }
 
-/// Passes input and output through, up to the end of the process; `None` if the reader of the output is gone.
-async fn pass_through(mut stream: ProcessStream, input: bool, format: Format) -> Result<Option<(Sink, End)>> {
+/// Passes input and output through, up to the end of the process; `None` if the reader of the output is gone. With a sandbox,
+/// its output comes back after a pause; its input does not.
+async fn pass_through(
+    mut stream: ProcessStream,
+    input: bool,
+    format: Format,
+    comes_back: Option<(&Client, SandboxId)>,
+) -> Result<Option<(Sink, End)>> {
     let mut sink = Sink {
         format,
         stdout: tokio::io::stdout(),
@@ -201,7 +222,16 @@ async fn pass_through(mut stream: ProcessStream, input: bool, format: Format) ->
         lost_bytes: 0,
     };
     let feeding = input.then(|| stdin::pass_on(stream.input()));
-    let followed = follow(&mut stream, &mut sink, feeding.as_ref()).await;
+    let mut place = None;
+    let followed = loop {
+        let followed = follow(&mut stream, &mut sink, feeding.as_ref(), &mut place).await;
+        match (followed, comes_back, place) {
+            (Err(error), Some((client, id)), Some(place)) if breaks_at_pause(&error) => {
+                stream = after_pause(client, id, place, error).await?;
+            }
+            (followed, ..) => break followed,
+        }
+    };
     feeding.inspect(JoinHandle::abort);
     match followed {
         Ok(end) => Ok(Some((sink, end))),
@@ -213,25 +243,76 @@ async fn pass_through(mut stream: ProcessStream, input: bool, format: Format) ->
     }
 }
 
+/// Returns whether a stream has ended because its sandbox was paused, or is gone.
+fn breaks_at_pause(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<wrenn_client::Error>();
+    cause.and_then(wrenn_client::Error::code) == Some("invalid_state")
+}
+
+/// Waits until the sandbox was resumed, which this does not do itself, and reads the process on. Fails with the cause if the
+/// sandbox is not paused.
+async fn after_pause(
+    client: &Client,
+    id: SandboxId,
+    place: Place,
+    cause: anyhow::Error,
+) -> Result<ProcessStream> {
+    use SandboxStatus::{Missing, Paused, Pausing, Resuming, Running};
+    let mut told = false;
+    loop {
+        match client.get(id).await.map(|sandbox| sandbox.status) {
+            Ok(Running) => {
+                let offset = place.offset.to_string();
+                return Ok(client.process_stream(id, &place.pid.to_string(), &offset).await?);
+            }
+            Ok(Paused | Pausing | Resuming | Missing) if !told => {
+                note("wrenn: the sandbox is paused: this goes on when it is resumed");
+                told = true;
+            }
+            Ok(Paused | Pausing | Resuming | Missing) => {}
+            _ => return Err(cause),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 async fn follow(
     stream: &mut ProcessStream,
     sink: &mut Sink,
     feeding: Option<&JoinHandle<()>>,
+    place: &mut Option<Place>,
 ) -> Result<End> {
-    let mut begin = Instant::now();
+    let passed = |place: &mut Option<Place>, bytes: u64| {
+        if let Some(place) = place {
+            place.offset += bytes;
+        }
+    };
     loop {
         match stream.next().await? {
-            Some(ProcessEvent::Start { .. }) => begin = Instant::now(),
-            Some(ProcessEvent::Stdout(bytes)) => sink.take(0, bytes).await?,
-            Some(ProcessEvent::Stderr(bytes)) => sink.take(1, bytes).await?,
-            Some(ProcessEvent::Lost { bytes }) => sink.lost(bytes),
+            Some(ProcessEvent::Start { pid, offset, .. }) => {
+                let begin = place.map_or_else(Instant::now, |place| place.begin);
+                *place = Some(Place { pid, offset, begin });
+            }
+            Some(ProcessEvent::Stdout(bytes)) => {
+                passed(place, bytes.len() as u64);
+                sink.take(0, bytes).await?;
+            }
+            Some(ProcessEvent::Stderr(bytes)) => {
+                passed(place, bytes.len() as u64);
+                sink.take(1, bytes).await?;
+            }
+            Some(ProcessEvent::Lost { bytes }) => {
+                passed(place, bytes);
+                sink.lost(bytes);
+            }
             // As in a pipeline whose next program has ended: what it does not read is of no use.
             Some(ProcessEvent::InputClosed { .. }) => feeding.into_iter().for_each(JoinHandle::abort),
             Some(ProcessEvent::Exit { exit_code, timed_out, out_of_memory }) => {
                 if out_of_memory {
                     note("wrenn: the sandbox ran out of memory, and a process of the command was killed");
                 }
-                return Ok(End { exit_code, timed_out, duration: begin.elapsed() });
+                let duration = place.map_or(Duration::ZERO, |place| place.begin.elapsed());
+                return Ok(End { exit_code, timed_out, duration });
             }
             None => anyhow::bail!("the command's stream ended without its exit status"),
         }

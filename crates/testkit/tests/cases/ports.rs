@@ -384,14 +384,14 @@ pub(crate) async fn the_command_line_leads_to_them(stack: Arc<Stack>) -> Result<
         "127.0.0.1",
         "8000",
     ])?;
-    let mut run = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-    let errors = run.stderr.take().context("no output")?;
-    let url = tokio::task::spawn_blocking(move || {
-        let found =
-            BufReader::new(errors).lines().map_while(Result::ok).find(|line| line.contains("http://"));
-        found.context("no URL")
-    });
-    let line = url.await??;
+    // A pipe that nobody reads on would end it.
+    let errors = tempfile::NamedTempFile::new()?;
+    let mut run = command.stderr(errors.reopen()?).stdout(Stdio::null()).spawn()?;
+    let line = async || {
+        let text = std::fs::read_to_string(errors.path()).ok()?;
+        text.lines().find(|line| line.contains("http://")).map(str::to_owned)
+    };
+    let line = wait_until("its URL", SOON, line).await?;
     let url = line.split_whitespace().last().context("no URL")?.to_owned();
     let (host, path) = url.trim_start_matches("http://").split_once('/').context("no path")?;
     let listed = async || {
@@ -401,6 +401,19 @@ pub(crate) async fn the_command_line_leads_to_them(stack: Arc<Stack>) -> Result<
     };
     let page = wait_until("the page of the server", SOON, listed).await?;
     ensure!(String::from_utf8_lossy(&page).contains("Directory listing"), "another page");
+    // Its server goes on after a pause, and a request resumes it.
+    let all = stack.api.get("/v1/sandboxes?status=running").await?.expect(200)?.json();
+    let its_own = all.as_array().into_iter().flatten().find(|sandbox| sandbox["memory_mb"] == 260);
+    let its_own = its_own.and_then(|sandbox| sandbox["id"].as_str()).context("its sandbox")?.to_owned();
+    let may = json!({"auto_resume": true});
+    let change = stack.api.request(Method::PATCH, &format!("/v1/sandboxes/{its_own}")).json(&may);
+    stack.api.send(change).await?.expect(200)?;
+    pause(&stack, &its_own).await?;
+    // It waits for the resume instead of ending, which would remove the sandbox.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(run.try_wait()?.is_none(), "it has ended at the pause");
+    wait_until("the page after a pause", SOON, listed).await?;
+    wait_status(&stack, &its_own, &["running"], 10).await?;
     kill_process(Pid::from_child(&run), Signal::INT)?;
     let status = tokio::task::spawn_blocking(move || run.wait()).await??;
     ensure!(status.code() == Some(130), "{status}");
