@@ -10,8 +10,10 @@ use wrenn_testkit::{Stack, short_or_long};
 
 use super::support::sh;
 
-/// Number of commands at a time: almost as many as a team may run of those that take more than a minute.
-const MANY: usize = 120;
+/// Number of commands at a time: in the long form almost as many as a team may run of those that take more than a minute.
+fn many() -> usize {
+    short_or_long(60, 120)
+}
 
 /// Standard output, standard error, exit status, environment, directory and user.
 pub(crate) async fn output_and_exit_status(stack: Arc<Stack>) -> Result<()> {
@@ -76,7 +78,7 @@ pub(crate) async fn no_byte_of_a_short_command_is_lost(stack: Arc<Stack>) -> Res
 pub(crate) async fn many_at_once_are_kept_apart(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 512})).await?;
     // A lock lets none of them go on before all of them run.
-    let count = format!("until [ $(ls /tmp/many | wc -l) = {MANY} ]; do sleep 0.5; done");
+    let count = format!("until [ $(ls /tmp/many | wc -l) = {} ]; do sleep 0.5; done", many());
     let hold = json!({"cmd": "flock", "args": ["-x", "/tmp/gate", "sh", "-c", count], "background": true});
     sh(&stack, &id, "mkdir -m 777 /tmp/many").await?;
     stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &hold).await?.expect(202)?;
@@ -98,7 +100,7 @@ pub(crate) async fn many_at_once_are_kept_apart(stack: Arc<Stack>) -> Result<()>
         anyhow::Ok(())
     };
     // The first failure is told, and not that of the first command.
-    (0..MANY).map(run).collect::<FuturesUnordered<_>>().try_collect::<()>().await?;
+    (0..many()).map(run).collect::<FuturesUnordered<_>>().try_collect::<()>().await?;
     stack.api.remove(&id).await.map(drop)
 }
 
