@@ -40,11 +40,12 @@ mod tests {
     #[test]
     fn last_lines_tell_no_paths() {
         let log = "one\n\n two \nqemu: /var/lib/wrenn/agent/volumes/x.img: gone\nfour\n";
-        let words = last_lines(log, Path::new("/var/lib/wrenn/agent/sandboxes"));
+        let sandboxes = Path::new("/var/lib/wrenn/agent/sandboxes");
+        let words = last_lines(log, sandboxes);
         assert_eq!(words, "two | qemu: /volumes/x.img: gone | four");
         assert_eq!(last_lines("", Path::new("/")), "");
         let console = "[1] Kernel panic - not syncing: no timer\n[1] Call Trace:\nf\n</TASK>\nRebooting";
-        let words = last_lines(console, Path::new("/"));
+        let words = last_lines(console, sandboxes);
         assert_eq!(words, "[1] Kernel panic - not syncing: no timer | f | </TASK> | Rebooting");
         assert!(last_lines(&"x".repeat(1 << 20), Path::new("/")).len() < 600);
     }
