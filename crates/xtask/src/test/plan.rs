@@ -55,7 +55,7 @@ const E2E: &str = "testkit/e2e";
 /// Rows in the order in which they start: those that take longest first.
 const OWN: &[Own] = &[
     Own("end to end", Class::Compute, 460, &[(E2E, Cases::Rest)]),
-    Own("end to end: pauses", Class::Compute, 260, &[(E2E, Cases::Only(&["pause::"]))]),
+    Own("end to end: pauses", Class::Compute, 300, &[(E2E, Cases::Only(&["pause::"]))]),
     Own("end to end: faults", Class::Wait, 130, &[(E2E, Cases::Only(&["faults::"]))]),
     Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
     Own("end to end: networks", Class::Wait, 110, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
@@ -64,7 +64,7 @@ const OWN: &[Own] = &[
     Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
     Own("guest agent", Class::Wait, 90, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
-    Own("control plane", Class::Wait, 50, &[("control/state", Cases::All)]),
+    Own("control plane", Class::Wait, 60, &[("control/state", Cases::All)]),
     Own(
         "control plane of labs",
         Class::Compute,
