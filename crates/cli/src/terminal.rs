@@ -24,8 +24,6 @@ use crate::{failure::TIMED_OUT, output::note, stdin};
 const SIZE: TerminalSize = TerminalSize { cols: 80, rows: 24 };
 /// Waits between attempts to connect again.
 const AGAIN: [u64; 7] = [1, 1, 2, 4, 8, 15, 30];
-/// Exit status of a program that SIGTERM ended.
-const TERMINATED: u8 = 128 + 15;
 /// End of transmission, which ends the input of most programs.
 const CTRL_D: &[u8] = b"\x04";
 /// Undoes what a program may have set on the user's terminal, when its terminal is left.
@@ -49,8 +47,6 @@ enum Left {
     Ended(u8),
     /// By the user.
     Detached,
-    /// By the end of this program, which was told to end.
-    Terminated,
     /// The connection broke.
     Lost(Error),
 }
@@ -116,10 +112,6 @@ async fn interact(client: &Client, id: SandboxId, mut terminal: Terminal, leavin
                 }
                 return Ok(0);
             }
-            Left::Terminated => {
-                restore(raw);
-                return Ok(TERMINATED);
-            }
             Left::Lost(error) => {
                 note(&format!("\r\nwrenn: {error}; connecting again\r"));
                 match again(client, id, &tag).await {
@@ -162,23 +154,20 @@ async fn again(client: &Client, id: SandboxId, tag: &str) -> Result<Terminal> {
     }
 }
 
-/// What the user types, changes of the size, and the wish that this program ends.
+/// What the user types, and changes of the size.
 struct Keys {
     typed: tokio::sync::mpsc::Receiver<Vec<u8>>,
     escape: Escape,
     resized: tokio::signal::unix::Signal,
-    /// Without it the user's terminal would stay as it is when this program is told to end.
-    terminated: tokio::signal::unix::Signal,
     ended: bool,
 }
 
 impl Keys {
     fn new() -> Result<Self> {
         let resized = signal(SignalKind::window_change()).context("cannot listen for changes of the size")?;
-        let terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         // In a script there is no user who could leave.
         let escape = if stdin::is_terminal() { Escape::watching() } else { Escape::none() };
-        Ok(Self { typed: stdin::read(), escape, resized, terminated, ended: false })
+        Ok(Self { typed: stdin::read(), escape, resized, ended: false })
     }
 }
 
@@ -250,7 +239,6 @@ async fn listen(
                     return Ok(Left::Detached);
                 }
             }
-            _ = keys.terminated.recv() => return Ok(Left::Terminated),
             _ = keys.resized.recv() => {
                 if let Some(size) = raw::size()
                     && let Err(error) = input.resize(size).await
