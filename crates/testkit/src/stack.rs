@@ -368,15 +368,19 @@ impl Stack {
 
     /// Arms a fault point, such as `agent.create.slot`: the next process that reaches it is killed.
     pub fn arm(&self, point: &str) -> Result<()> {
-        let file = fs::File::create(self.faults.join(point))?;
-        file.set_permissions(fs::Permissions::from_mode(0o666))?;
-        Ok(())
+        self.arm_with(point, "")
     }
 
     /// Arms a fault point at which the process stops, until it gets SIGCONT.
     pub fn arm_stop(&self, point: &str) -> Result<()> {
-        self.arm(point)?;
-        Ok(fs::write(self.faults.join(point), "stop")?)
+        self.arm_with(point, "stop")
+    }
+
+    /// Writes the file of a fault point.
+    fn arm_with(&self, point: &str, how: &str) -> Result<()> {
+        let path = self.faults.join(point);
+        fs::write(&path, how)?;
+        Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o666))?)
     }
 
     /// Disarms a fault point.

@@ -2,7 +2,7 @@
 //! A control plane with a database of its own, and with fake agents.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{self, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::SandboxId;
 use wrenn_control::{Admin, Config, Limits, ProxySettings, Server, ServerBuilder, Settings};
@@ -34,7 +34,7 @@ pub(crate) struct Fixture {
 }
 
 fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    Ok(net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 impl Fixture {
@@ -212,6 +212,20 @@ impl Fixture {
         let done = async || (agent.now().lists.1 >= until).then_some(());
         wait_until("rounds of the reconciler", SOON, done).await
     }
+}
+
+/// Sends JSON with these further header lines over a connection of its own, and leaves the response to the caller.
+pub(crate) async fn post_unread(api: &Api, path: &str, fields: &str, body: &str) -> Result<TcpStream> {
+    let address = api.url().trim_start_matches("http://");
+    let (key, length) = (api.key(), body.len());
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nX-API-Key: {key}\r\n{fields}\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    let mut connection = TcpStream::connect(address).await?;
+    connection.write_all(request.as_bytes()).await?;
+    connection.flush().await?;
+    Ok(connection)
 }
 
 /// Returns an unused sandbox id.

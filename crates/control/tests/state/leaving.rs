@@ -7,7 +7,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
     time::timeout,
 };
 use wrenn_control::Limits;
@@ -15,22 +14,14 @@ use wrenn_testkit::wait_until;
 
 use crate::{
     agent::OPEN,
-    fixture::{Fixture, SOON},
+    fixture::{Fixture, SOON, post_unread},
     stores::Stores,
 };
 
 /// Sends a request, and leaves as soon as its call has come to the agent. Returns when the server has closed the
 /// connection, so that nobody there waits for the end of the request any more.
 async fn leave(fixture: &Fixture, id: &str, path: &str, body: &Value, call: &str) -> Result<()> {
-    let address = fixture.api.url().trim_start_matches("http://");
-    let (body, key) = (body.to_string(), fixture.api.key());
-    let length = body.len();
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nX-API-Key: {key}\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n{body}"
-    );
-    let mut connection = TcpStream::connect(address).await?;
-    connection.write_all(request.as_bytes()).await?;
+    let mut connection = post_unread(&fixture.api, path, "", &body.to_string()).await?;
     let called = async || fixture.agent().calls_of(id).contains(&call).then_some(());
     wait_until(&format!("the {call} to begin"), SOON, called).await?;
     connection.shutdown().await?;

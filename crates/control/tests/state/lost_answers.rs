@@ -6,23 +6,18 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::json;
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use wrenn_control::Limits;
 use wrenn_testkit::Api;
 
-use crate::{fixture::Fixture, stores::Stores};
+use crate::{
+    fixture::{Fixture, post_unread},
+    stores::Stores,
+};
 
 /// Sends a create and closes the connection after `patience` without reading the response.
 async fn send_and_leave(api: &Api, key: &str, patience: Duration) -> Result<()> {
-    let address = api.url().trim_start_matches("http://").to_owned();
-    let request = format!(
-        "POST /v1/sandboxes HTTP/1.1\r\nHost: {address}\r\nX-API-Key: {}\r\nIdempotency-Key: {key}\r\n\
-         Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}",
-        api.key()
-    );
-    let mut stream = TcpStream::connect(&address).await?;
-    stream.write_all(request.as_bytes()).await?;
-    stream.flush().await?;
+    let field = format!("Idempotency-Key: {key}\r\n");
+    let _unread = post_unread(api, "/v1/sandboxes", &field, "{}").await?;
     // Vary how far the server gets before it sees the closed connection.
     tokio::time::sleep(patience).await;
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::client::{Envd, eventually, resident};
+use crate::client::{Envd, Events, eventually, resident};
 
 const READERS: usize = 1000;
 /// Output in bytes: less than is kept of a process, and than the buffers of a connection take.
@@ -43,6 +43,13 @@ fn start() -> Envd {
     })
 }
 
+/// Attaches a reader to the process with this tag.
+fn attach(envd: &Envd, tag: &str) -> Events {
+    let mut reader = envd.stream("Connect", &[], &json!({"process": {"tag": tag}}));
+    reader.pid();
+    reader
+}
+
 #[test]
 fn a_thousand_readers_of_a_process_lose_nothing() {
     let envd = start();
@@ -55,14 +62,9 @@ fn a_thousand_readers_of_a_process_lose_nothing() {
     let process = json!({"process": {"cmd": "sh", "args": ["-c", script]}, "tag": "many", "stdin": false});
     let mut starter = envd.stream("Start", &[], &process);
     starter.pid();
-    let attach = || {
-        let mut reader = envd.stream("Connect", &[], &json!({"process": {"tag": "many"}}));
-        reader.pid();
-        reader
-    };
     let readers: Vec<Vec<_>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
-            .map(|_| scope.spawn(|| (0..READERS / THREADS).map(|_| attach()).collect()))
+            .map(|_| scope.spawn(|| (0..READERS / THREADS).map(|_| attach(&envd, "many")).collect()))
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
@@ -100,12 +102,7 @@ fn readers_that_leave_or_rest_take_nothing_from_others() {
     let process = json!({"process": {"cmd": "sh", "args": ["-c", script]}, "tag": "long", "stdin": false});
     let mut starter = envd.stream("Start", &[], &process);
     starter.pid();
-    let attach = || {
-        let mut reader = envd.stream("Connect", &[], &json!({"process": {"tag": "long"}}));
-        reader.pid();
-        reader
-    };
-    let all = |count| (0..count).map(|_| attach()).collect::<Vec<_>>();
+    let all = |count| (0..count).map(|_| attach(&envd, "long")).collect::<Vec<_>>();
     let (leaving, resting, reading) = (all(10), all(5), all(15));
     std::fs::write(&go, "").unwrap();
     thread::scope(|scope| {

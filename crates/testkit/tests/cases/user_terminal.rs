@@ -17,7 +17,7 @@ use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize},
 };
-use wrenn_testkit::{Stack, wait_until};
+use wrenn_testkit::{Stack, processes, wait_until};
 
 /// Time limit for what a guest shows.
 const SHOWN: Duration = Duration::from_secs(60);
@@ -84,10 +84,9 @@ impl UserTerminal {
 
     /// Tells the command to end.
     fn terminate(&self) -> Result<()> {
-        let shell = self.shell.id();
-        let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))?;
-        let command = children.split_whitespace().next().context("no command runs")?.parse()?;
-        Ok(kill_process(Pid::from_raw(command).context("no process")?, Signal::TERM)?)
+        let shell = Pid::from_child(&self.shell).as_raw_pid();
+        let command = processes().into_iter().find(|process| process.parent == shell);
+        Ok(kill_process(command.context("no command runs")?.pid, Signal::TERM)?)
     }
 
     /// Waits for the end of the command with this status, after which the terminal must be as it was.

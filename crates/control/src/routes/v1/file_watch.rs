@@ -20,7 +20,7 @@ use wrenn_api::{ErrorCode, FileWatchFrame};
 use super::{
     error_responses::OfWatch,
     extract::{Parameters, Target},
-    web_socket::{PING, Sink, Source, take_leave, text, transmit},
+    web_socket::{Sink, Source, pings, take_leave, text, transmit},
 };
 use crate::{
     admission::InWork,
@@ -112,7 +112,7 @@ async fn tell(
 
 /// Sends changes until there are no more; returns why, unless the client is gone.
 async fn give(mut changes: FileChanges, sink: &mut Sink) -> Option<Fault> {
-    let mut ping = tokio::time::interval_at(tokio::time::Instant::now() + PING, PING);
+    let mut ping = pings();
     loop {
         let message = tokio::select! {
             change = changes.next() => match change {

@@ -9,6 +9,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use serde::Serialize;
+use tokio::time::{Instant, Interval, interval_at};
 use wrenn_api::ErrorCode;
 
 use crate::{
@@ -17,8 +18,12 @@ use crate::{
 };
 
 /// Interval between WebSocket pings, so that proxies do not close an idle connection.
-pub(super) const PING: Duration =
-    if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(20) };
+const PING: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(20) };
+
+/// Times of pings. The first one is not at once: a client must not have to answer what is over before.
+pub(super) fn pings() -> Interval {
+    interval_at(Instant::now() + PING, PING)
+}
 
 pub(super) type Sink = SplitSink<WebSocket, Message>;
 pub(super) type Source = SplitStream<WebSocket>;

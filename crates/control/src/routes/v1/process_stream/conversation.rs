@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use wrenn_api::ErrorCode;
 
 use super::{
-    super::web_socket::{Gone, PING, Sink, Source, take_leave, transmit},
+    super::web_socket::{Gone, Sink, Source, pings, take_leave, transmit},
     Stream,
     frames::{Beginning, Dialect, Frames, LATER_MAX, Rendering, Said},
 };
@@ -154,8 +154,7 @@ async fn leave(input: &mut ProcessInput, events: &mut ProcessEvents) {
 
 /// Sends the events of the process to the client, up to its end.
 async fn give(events: &mut ProcessEvents, mut rendering: Rendering, sink: &mut Sink) -> Result<(), Early> {
-    // Not at once: a client must not have to answer what is over before.
-    let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
+    let mut ping = pings();
     loop {
         let event = tokio::select! {
             event = events.next() => event?,
