@@ -52,7 +52,7 @@ impl Guest {
 
     /// `keep` says whether what the guest writes is kept in the file of its memory.
     fn command(&self, disk: &Path, keep: bool, port: u16, control: &Path) -> Command {
-        let cpu = if self.accel == "kvm" { "host" } else { "max" };
+        let cpu = if self.accel == "kvm" { "host" } else { "max,-erms" };
         let accel = if self.accel == "kvm" { "kvm" } else { "tcg,thread=multi" };
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-M", "q35,memory-backend=memory,suppress-vmdesc=on", "-accel", accel, "-cpu", cpu]);

@@ -103,8 +103,11 @@ fn arguments(accel: Accel, spec: &BootSpec, saved: Option<&Saved>) -> Vec<OsStri
     let run = spec.run_dir.display();
     let (cpu, words): (&[&str], _) = match accel {
         // Emulation speculates about nothing, and what kernels do against that is slow there. On a busy machine its timer
-        // may be late when a kernel tests it, which then panics.
-        Accel::Tcg => (&["-accel", "tcg,thread=multi", "-cpu", "max"], "mitigations=off no_timer_check "),
+        // may be late when a kernel tests it, which then panics. Without ERMS, kernels and C libraries copy and clear memory in
+        // words: QEMU emulates `rep movsb` byte by byte.
+        Accel::Tcg => {
+            (&["-accel", "tcg,thread=multi", "-cpu", "max,-erms"], "mitigations=off no_timer_check ")
+        }
         Accel::Kvm => (&["-accel", "kvm", "-cpu", "host"], ""),
     };
     let mut arguments: Vec<OsString> = MACHINE.iter().chain(cpu).map(OsString::from).collect();
