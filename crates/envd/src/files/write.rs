@@ -20,7 +20,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, BufWriter};
 
 use super::{Caller, Params, admit, coding, failed, gzip};
 use crate::{
@@ -34,6 +34,8 @@ use crate::{
 
 /// Bytes of a form in which its parser may find nothing.
 const UNPARSED: usize = 256 << 10;
+/// Number of bytes that are written at a time: each write is one of another thread, and requests come in smaller pieces.
+const WRITTEN: usize = 128 << 10;
 /// Maximum number of files of a form: their names are kept until the answer.
 const FILES: usize = 65_536;
 
@@ -200,10 +202,12 @@ impl Writer {
         let opened = opened.map_err(io::Error::other).flatten();
         let mut upload = opened.map_err(|e| failed("write", &path, &e))?;
         let mut data = std::pin::pin!(data);
+        let mut file = BufWriter::with_capacity(WRITTEN, &mut upload.file);
         while let Some(piece) = data.next().await {
             let piece = piece.map_err(|e| bad(format!("the upload broke off: {e}")))?;
-            upload.file.write_all(&piece).await.map_err(|e| failed("write", &path, &e))?;
+            file.write_all(&piece).await.map_err(|e| failed("write", &path, &e))?;
         }
+        file.flush().await.map_err(|e| failed("write", &path, &e))?;
         let kept =
             upload.finish(&self.metadata, self.rights).await.map_err(|e| failed("write", &path, &e))?;
         if kept != self.metadata {

@@ -28,6 +28,8 @@ use crate::{reaper::Reaper, users::User};
 
 /// PATH of a process if it is not set.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Capacity of a pipe for output in bytes.
+const OUTPUT_PIPE: usize = 256 << 10;
 /// Time limit of an exec, because its file system may hang.
 const EXECUTE: Duration = Duration::from_secs(30);
 /// Maximum number of characters of a name in an error message.
@@ -279,6 +281,10 @@ fn connect(spec: &Spec) -> io::Result<Ends> {
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
     let (out, out_child) = pipe()?;
     let (err, err_child) = pipe()?;
+    for output in [&out, &err] {
+        // A smaller one does, but is read more often.
+        let _ = rustix::pipe::fcntl_setpipe_size(output, OUTPUT_PIPE);
+    }
     let (in_child, input) = if spec.stdin {
         let (child, ours) = pipe()?;
         (child, Some(ours))

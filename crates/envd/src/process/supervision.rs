@@ -19,7 +19,7 @@ use super::{
     drains::Drains,
     ending::describe,
     handle::Process,
-    output::{Channel, Chunk, Log},
+    output::{CHUNK, Channel, Chunk, Log},
     pipes::{read, read_now},
 };
 
@@ -28,6 +28,13 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Time between the hangup of an idle terminal and the kill of what ignores it.
 const HANGUP: Duration = Duration::from_secs(5);
+
+/// A pipe that is read this often without a pause between two reads is busy. It is then left for [`FILL`] before each read to
+/// fill, because every read costs as much as the chunk that it becomes: programs write 4 or 8 KiB at a time.
+const BUSY: u32 = 8;
+const FILL: Duration = Duration::from_millis(1);
+/// Time between two reads that is no pause; [`FILL`] is rounded up to a tick of the runtime's clock.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// When a process is ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,6 +112,7 @@ pub(super) async fn pump(
     mut ended: watch::Receiver<bool>,
 ) {
     let mut until: Option<Instant> = None;
+    let (mut last, mut reads) = (Instant::now(), 0);
     loop {
         let grace = async {
             if until.is_none() {
@@ -118,7 +126,16 @@ pub(super) async fn pump(
             // Read first: the grace period is only for silence.
             biased;
             read = read(&fd) => match read {
-                Ok(data) if !data.is_empty() => log.append(Chunk { channel, data }).await,
+                Ok(data) if !data.is_empty() => {
+                    let full = data.len() == CHUNK;
+                    log.append(Chunk { channel, data }).await;
+                    reads = if last.elapsed() < PAUSE { reads + 1 } else { 0 };
+                    // A terminal holds no more than a page.
+                    if reads > BUSY && !full && channel != Channel::Pty {
+                        tokio::time::sleep(FILL).await;
+                    }
+                    last = Instant::now();
+                }
                 _ => return,
             },
             () = grace => break,

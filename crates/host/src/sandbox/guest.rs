@@ -371,11 +371,17 @@ pub(super) async fn checked(response: Response<Incoming>) -> Result<Response<Inc
     Err(AgentError::new(code, message))
 }
 
+/// Maximum size of a frame that envd sends, in bytes: more than a piece of output, so that each takes a single write.
+const FRAME: u32 = 64 << 10;
+
 /// Opens a connection on its first use.
 fn connection(uri: Uri, unread: u32, calls: usize) -> SharedHttp2Connection {
     Http2Connection::builder()
         .initial_stream_window_size(unread)
         .initial_connection_window_size(unread)
+        .h2_settings(|settings| {
+            settings.max_frame_size(FRAME);
+        })
         .lazy_plaintext(uri)
         .shared(calls)
 }
