@@ -239,6 +239,15 @@ impl Agent {
         self.get(id)?.snapshot(snapshot).await
     }
 
+    /// Removes a named snapshot with all that was made of it; no error if the id is unknown.
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), AgentError> {
+        // First, so that an agent that dies in between leaves none without its snapshot.
+        if let Ok(named) = self.shared.named.get(id) {
+            self.shared.template_snapshots.discard_of_named(named.build).await;
+        }
+        self.shared.named.remove(id).await
+    }
+
     /// Removes a sandbox; no error if the id is unknown.
     pub(crate) async fn destroy(&self, id: &str) -> Result<(), AgentError> {
         let handle = self.sandboxes().get(id).cloned();

@@ -272,7 +272,7 @@ impl Host for Service {
     ) -> ServiceResult<impl Encodable<DeleteSnapshotResponse> + Send + use<'a>> {
         let snapshot = request.snapshot_id.to_owned();
         let call = self.call(&ctx, "delete_snapshot", "")?;
-        self.agent.shared.named.remove(&snapshot).instrument(call.span).await?;
+        self.agent.delete_snapshot(&snapshot).instrument(call.span).await?;
         Response::ok(DeleteSnapshotResponse::default())
     }
 

@@ -3,7 +3,8 @@
 //!
 //! The first sandbox of a *shape* (template, virtual CPUs, memory, disk size) boots, and is captured when its
 //! guest is ready, before it is told anything of its user. Later ones of the same shape go on from there. A
-//! snapshot that does not load is discarded, and its sandbox boots.
+//! snapshot that does not load is discarded, and its sandbox boots. A named snapshot whose memory does not load, because
+//! the host's VMM was upgraded, is a template of one shape.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -56,7 +57,7 @@ struct Kept {
 /// A snapshot from which new sandboxes go on.
 #[derive(Debug)]
 pub(crate) struct TemplateSnapshot {
-    /// Name of its shape, if it is the one of a template, which is made anew when it does not load.
+    /// Name of its shape, unless a user named it. It is made anew when it does not load.
     pub(crate) shape: Option<String>,
     pub(crate) build: BuildId,
     /// Access token of its guest's envd, if it was told one.
@@ -221,6 +222,20 @@ impl TemplateSnapshots {
         let (image, (vcpus, memory_mb, disk_mb)) = (self.volumes.image(template).await.ok()?, size);
         let text = format!("{} {vcpus} {memory_mb} {disk_mb}", image.hash);
         Some(digest(text.as_bytes())[..SHORT].to_owned())
+    }
+
+    /// Name of the shape of sandboxes that boot from the disk of a named snapshot whose memory does not load. None if sandboxes
+    /// do not go on from snapshots here.
+    pub(crate) fn shape_of_named(&self, build: BuildId) -> Option<String> {
+        (self.budget > 0).then(|| digest(format!("snapshot {build}").as_bytes())[..SHORT].to_owned())
+    }
+
+    /// Removes the memory of sandboxes that booted from the disk of a named snapshot, if there is one.
+    pub(crate) async fn discard_of_named(&self, build: BuildId) {
+        let of_boot = self.shape_of_named(build).and_then(|shape| self.get(&shape));
+        if let Some(snapshot) = of_boot {
+            self.discard(&snapshot).await;
+        }
     }
 
     /// Finds the snapshot of a shape.

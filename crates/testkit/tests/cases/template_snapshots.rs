@@ -40,7 +40,7 @@ async fn wait_snapshot(stack: &Stack, former: &[PathBuf]) -> Result<PathBuf> {
 }
 
 /// Returns whether the sandbox's VMM loaded a snapshot: QEMU is told so by its arguments, Firecracker by its API.
-fn resumed(stack: &Stack, id: &str) -> Result<bool> {
+pub(crate) fn resumed(stack: &Stack, id: &str) -> Result<bool> {
     let vmm = stack.vmm(id)?.as_raw_nonzero();
     let told =
         fs::read(format!("/proc/{vmm}/cmdline"))?.split(|byte| *byte == 0).any(|word| word == b"-incoming");
@@ -68,6 +68,20 @@ fn flip(path: &Path) -> Result<()> {
     content[middle] ^= 1;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(fs::write(path, content)?)
+}
+
+/// A flipped bit of a snapshot is found when the agent starts: it is removed, and the next sandbox boots. Returns its id.
+async fn flipped_bit_is_found(stack: &Stack, snapshot: &Path) -> Result<String> {
+    flip(&snapshot.join("data"))?;
+    stack.kill_and_wait("agent").await?;
+    let gone = async || (!snapshot.exists()).then_some(());
+    wait_until("the removal of a damaged memory", LIMIT, gone).await?;
+    // The memory is removed before the agent listens; until then, no host is online.
+    let back = async || create(stack).await.ok();
+    let id = wait_until("a create by the host that is back", LIMIT, back).await?;
+    ensure!(!resumed(stack, &id)?, "it booted");
+    identities(stack, &id).await?;
+    Ok(id)
 }
 
 pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Result<()> {
@@ -105,17 +119,10 @@ pub(crate) async fn sandboxes_go_on_from_their_template_each_as_itself() -> Resu
     ensure!(!snapshot.exists(), "what does not load is gone");
     ids.push(second);
 
-    // A flipped bit is found when the agent starts.
-    flip(&another.join("data"))?;
-    stack.kill_and_wait("agent").await?;
-    let gone = async || (!another.exists()).then_some(());
-    wait_until("the removal of a damaged memory", LIMIT, gone).await?;
-    // The memory is removed before the agent listens; until then, no host is online.
-    let back = async || create(&stack).await.ok();
-    let third = wait_until("a create by the host that is back", LIMIT, back).await?;
-    ensure!(!resumed(&stack, &third)?, "it booted");
-    identities(&stack, &third).await?;
-    ids.push(third);
+    // What does not depend on the VMM takes minutes in a lab.
+    if short_or_long(!in_lab(), true) {
+        ids.push(flipped_bit_is_found(&stack, &another).await?);
+    }
     for id in ids {
         stack.api.remove(&id).await?;
     }

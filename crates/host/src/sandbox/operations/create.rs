@@ -47,7 +47,7 @@ pub(in crate::sandbox) struct Create {
     base: Base,
     /// Snapshot that the sandbox goes on from.
     snapshot: Option<Arc<TemplateSnapshot>>,
-    /// Named snapshot whose disk it has.
+    /// Named snapshot that it is created from.
     named: Option<Arc<TemplateSnapshot>>,
     /// Its memory, while its content is checked.
     loaded: Option<Loaded>,
@@ -160,37 +160,42 @@ impl Create {
     }
 
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let snapshots = &sandbox.shared.template_snapshots;
-        let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
-        let mut shape = None;
-        let mut disk_of = self.named.clone();
-        if let Some(named) = &self.named {
-            // Its files may have been damaged since it was made; templates' are read when the agent starts.
-            match sandbox.shared.snapshots.load(named.build).await {
-                Ok(loaded) => self.loaded = Some(loaded),
-                Err(error) if error.code == ErrorCode::SnapshotIncompatible => {
-                    tracing::warn!(id = sandbox.id, %error, "a sandbox boots from the disk of its snapshot");
-                    (self.snapshot, self.boot_reason) = (None, Some(error.message));
-                }
-                Err(error) => return Err(error.of_template()),
-            }
-        } else {
-            shape = snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await;
-            disk_of = shape.as_ref().and_then(|shape| snapshots.get(shape));
-        }
+        let shape = self.choose_memory(sandbox).await?;
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        let disk = make_disk(sandbox, &mut disk_of, boot.uid);
+        let disk = make_disk(sandbox, &mut self.snapshot, self.named.as_deref(), boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
         let (disk, groups) = tokio::join!(disk, boot::make_place(&sandbox.shared, boot));
         boot.disk = Some(disk?);
         boot.cgroups = groups?;
-        if self.named.is_none() {
-            self.snapshot = disk_of;
-        }
         if self.snapshot.is_none() {
-            self.ticket = shape.and_then(|shape| snapshots.ticket(&shape));
+            self.ticket = shape.and_then(|shape| sandbox.shared.template_snapshots.ticket(&shape));
         }
         Ok(())
+    }
+
+    /// Chooses the snapshot whose memory the sandbox goes on from. Returns the shape of which there may be one.
+    async fn choose_memory(&mut self, sandbox: &Sandbox) -> Result<Option<String>, AgentError> {
+        let snapshots = &sandbox.shared.template_snapshots;
+        let shape = if let Some(named) = &self.named {
+            // Its files may have been damaged since it was made; templates' are read when the agent starts.
+            match sandbox.shared.snapshots.load(named.build).await {
+                Ok(loaded) => {
+                    self.loaded = Some(loaded);
+                    return Ok(None);
+                }
+                Err(error) if error.code == ErrorCode::SnapshotIncompatible => {
+                    tracing::warn!(id = sandbox.id, %error, "a sandbox boots from the disk of its snapshot");
+                    self.boot_reason = Some(error.message);
+                    snapshots.shape_of_named(named.build)
+                }
+                Err(error) => return Err(error.of_template()),
+            }
+        } else {
+            let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
+            snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await
+        };
+        self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
+        Ok(shape)
     }
 
     async fn boot_up_to_twice(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
@@ -207,15 +212,16 @@ impl Create {
         kill(&mut self.vm).await?;
         release::end_vmm(&sandbox.run_dir(), None).await?;
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        if self.named.is_some() {
-            // The guest may have written to it.
-            boot.disk = Some(make_disk(sandbox, &mut self.named.clone(), boot.uid).await?);
-        } else if let Some(snapshot) = self.snapshot.take() {
-            // It may be the cause. Its disk is of no use without it.
+        let of_boot = self.snapshot.take_if(|snapshot| !snapshot.is_named());
+        if let Some(snapshot) = &of_boot {
+            // It may be the cause.
             let snapshots = &sandbox.shared.template_snapshots;
-            snapshots.discard(&snapshot).await;
-            boot.disk = Some(make_disk(sandbox, &mut None, boot.uid).await?);
+            snapshots.discard(snapshot).await;
             self.ticket = snapshot.shape.as_ref().and_then(|shape| snapshots.ticket(shape));
+        }
+        if of_boot.is_some() || self.named.is_some() {
+            // It is of no use without the memory, or the guest may have written to it.
+            boot.disk = Some(make_disk(sandbox, &mut self.snapshot, self.named.as_deref(), boot.uid).await?);
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
@@ -290,29 +296,36 @@ impl Create {
     }
 }
 
-/// Copies the disk of a snapshot, or clones that of the template if there is none or its disk is gone.
+/// Copies the disk of the snapshot whose memory the sandbox goes on from. If there is none, or its disk is gone, that of the
+/// named snapshot, or else clones that of the template.
 async fn make_disk(
     sandbox: &Sandbox,
     snapshot: &mut Option<Arc<TemplateSnapshot>>,
+    named: Option<&TemplateSnapshot>,
     owner: u32,
 ) -> Result<PathBuf, AgentError> {
     let (volumes, id) = (&sandbox.shared.volumes, &sandbox.id);
-    if let Some(found) = snapshot {
-        let copied = async {
-            volumes.copy(found.volume(), id).await?;
-            volumes.attach(id, owner).await
-        };
-        match copied.await {
+    let copy = async |volume: &str| {
+        volumes.copy(volume, id).await?;
+        volumes.attach(id, owner).await
+    };
+    if let Some(of_boot) = snapshot.as_ref().filter(|snapshot| !snapshot.is_named()) {
+        match copy(of_boot.volume()).await {
             Ok(disk) => return Ok(disk.path),
             Err(DiskError::Full) => return Err(DiskError::Full.into()),
-            // Its disk is that of no template.
-            Err(error) if found.shape.is_none() => return Err(AgentError::from(error).of_template()),
             Err(error) => {
                 tracing::warn!(id, %error, "cannot copy the disk of a template's snapshot");
-                sandbox.shared.template_snapshots.discard(found).await;
+                sandbox.shared.template_snapshots.discard(of_boot).await;
                 *snapshot = None;
             }
         }
+    }
+    if let Some(named) = named {
+        return match copy(named.volume()).await {
+            Ok(disk) => Ok(disk.path),
+            Err(DiskError::Full) => Err(DiskError::Full.into()),
+            Err(error) => Err(AgentError::from(error).of_template()),
+        };
     }
     let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
     Ok(volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)

@@ -2,19 +2,24 @@
 //! Memory that is damaged, missing or of another VMM: refused before a guest goes on, and removed like any other.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use wrenn_testkit::Stack;
+use wrenn_testkit::{Stack, wait_until};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{COUNTER, generation, snapshot_records};
-use crate::cases::support::{delete_wholly, nothing_remains, pause, post, resume, sh};
+use crate::cases::{
+    support::{delete_wholly, nothing_remains, pause, post, resume, sh},
+    template_snapshots::resumed,
+};
 
 /// Files of a generation.
 const PARTS: [&str; 4] = ["data", "state", "header", "manifest"];
@@ -123,8 +128,30 @@ pub(crate) async fn missing_memory_is_told_and_leaves_nothing(stack: Arc<Stack>)
     nothing_remains(&stack, &id).await
 }
 
-/// After an upgrade of the VMM a memory is not loaded. A paused sandbox says so and boots from its disk, a sandbox from a
-/// snapshot boots from its disk and says so.
+/// Names the disks of snapshots of templates' memory.
+fn template_disks(stack: &Stack) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for dir in ["volumes", "nodes"] {
+        let entries = fs::read_dir(stack.state_dir.join("agent/volumes").join(dir)).into_iter().flatten();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            found.extend(name.starts_with("template.").then_some(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Creates a sandbox from the snapshot "upgraded", whose memory does not load; returns its id.
+async fn create_upgraded(stack: &Stack) -> Result<String> {
+    let body = json!({"template": "upgraded"});
+    let made = stack.api.post("/v1/sandboxes", &body).await?.expect(201)?.json();
+    let reason = made["metadata"]["boot_reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("another 0.1"), "{made}");
+    Ok(made["id"].as_str().context("no id")?.to_owned())
+}
+
+/// After an upgrade of the VMM a memory is not loaded. A paused sandbox says so and boots from its disk. The first sandbox from a
+/// snapshot boots from its disk and says so, and later ones go on from the memory of such a boot.
 pub(crate) async fn another_vmm_costs_the_memory_only(stack: Arc<Stack>) -> Result<()> {
     let mark = "an-upgraded-one";
     let id = stack.api.create(&json!({"memory_mb": 256, "envs": {"MARK": mark}})).await?;
@@ -137,16 +164,30 @@ pub(crate) async fn another_vmm_costs_the_memory_only(stack: Arc<Stack>) -> Resu
     let refused = stack.api.post(&format!("/v1/sandboxes/{id}/resume"), &json!({})).await?;
     refused.expect_error(409, "snapshot_incompatible")?;
     post(&stack, &id, "resume", &json!({"memory": false})).await?;
-    let made = stack.api.post("/v1/sandboxes", &json!({"template": "upgraded"})).await?.expect(201)?.json();
-    let reason = made["metadata"]["boot_reason"].as_str().unwrap_or_default();
-    ensure!(reason.contains("another 0.1"), "{made}");
-    let clone = made["id"].as_str().context("no id")?.to_owned();
-    for id in [id, clone] {
+    let first = create_upgraded(&stack).await?;
+    ensure!(!resumed(&stack, &first)?, "there was nothing to go on from");
+    let again = async || {
+        // The memory of the first is kept in the background.
+        let id = create_upgraded(&stack).await.ok()?;
+        if resumed(&stack, &id).ok()? {
+            return Some(id);
+        }
+        delete_wholly(&stack, &id).await.ok()?;
+        None
+    };
+    let second = wait_until("one that goes on from the first", Duration::from_secs(60), again).await?;
+    let with_its_own = template_disks(&stack)?;
+    for id in [id, first, second] {
         let script =
             "cat /root/note; echo $MARK; [ -e /tmp/n ] && kill -0 $(cat /tmp/pid) 2>/dev/null; hostname";
         let found = sh(&stack, &id, script).await?;
         ensure!(found == format!("kept\n{mark}\n{id}"), "{found}");
         delete_wholly(&stack, &id).await?;
     }
-    stack.api.delete("/v1/snapshots/upgraded").await?.expect(204).map(drop)
+    stack.api.delete("/v1/snapshots/upgraded").await?.expect(204)?;
+    ensure!(
+        !with_its_own.is_subset(&template_disks(&stack)?),
+        "the disk of the boot stays: {with_its_own:?}"
+    );
+    Ok(())
 }
