@@ -3,7 +3,7 @@
 //! sandbox's API.
 //!
 //! As an ordinary process (`envd --port N`) it only serves, which its tests use. Its limits can be given as
-//! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
+//! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--readable SECONDS`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
 //! of PID 1 depend on the machine's memory.
 
 mod accounts;
@@ -96,8 +96,8 @@ impl Default for Options {
 }
 
 fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N] [--terminals N] [--watchers N] \
-                         [--watched-events N] [--watcher-idle SECONDS]";
+    const USAGE: &str = "usage: envd [--port N] [--kept BYTES] [--drains N] [--running N] [--terminals N] \
+                         [--readable SECONDS] [--watchers N] [--watched-events N] [--watcher-idle SECONDS]";
     let mut options = Options::default();
     while let Some(name) = args.next() {
         let value = args.next().ok_or(USAGE)?;
@@ -110,6 +110,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--drains" => options.bounds.drains = number()?,
             "--running" => options.bounds.running = number()?,
             "--terminals" => options.bounds.terminals = number()?,
+            "--readable" => options.bounds.readable = Duration::from_secs(number()? as u64),
             "--watchers" => options.watching.watchers = number()?,
             "--watched-events" => options.watching.kept = number()?,
             "--watcher-idle" => options.watching.idle = Duration::from_secs(number()? as u64),

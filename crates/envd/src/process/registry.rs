@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -24,7 +24,7 @@ use super::{
     retention::{self, Retention},
     spawn::{self, Running, SpawnError, Spec},
     supervision::{Following, Limits, pump},
-    table::{Description, Selector, Table},
+    table::{Description, READABLE, Selector, Table},
 };
 use crate::reaper::Reaper;
 
@@ -76,13 +76,15 @@ pub(crate) struct Bounds {
     pub(crate) running: usize,
     /// Maximum number of processes with a terminal.
     pub(crate) terminals: usize,
+    /// Time for which an ended process can be read.
+    pub(crate) readable: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let running = (retention::memory() / RUNNING_MEMORY).clamp(64, RUNNING);
         let terminals = (retention::memory() / TERMINAL_MEMORY).clamp(8, 128);
-        Self { kept: retention::default_limit(), drains: DRAINS, running, terminals }
+        Self { kept: retention::default_limit(), drains: DRAINS, running, terminals, readable: READABLE }
     }
 }
 
@@ -111,7 +113,7 @@ impl Registry {
             places: Arc::new(Semaphore::new(bounds.running)),
             reserve: Arc::new(Semaphore::new(RESERVE)),
             terminals: Arc::new(Semaphore::new(bounds.terminals)),
-            table: Mutex::default(),
+            table: Mutex::new(Table::new(bounds.readable)),
         })
     }
 

@@ -11,8 +11,8 @@ use super::handle::Process;
 
 /// Maximum number of ended processes whose exit and remaining output can still be read.
 const ENDED: usize = 256;
-/// Time for which an ended process can still be read. The time of a pause does not count.
-const READABLE: Duration = Duration::from_secs(600);
+/// Time for which an ended process can still be read, unless a test shortens it. The time of a pause does not count.
+pub(super) const READABLE: Duration = Duration::from_secs(600);
 /// Maximum bytes of arguments and environment kept per process for listings.
 const LISTED: usize = 16 << 10;
 
@@ -63,15 +63,21 @@ impl Selector {
 }
 
 /// Processes by pid and tag.
-#[derive(Default)]
 pub(super) struct Table {
     running: Vec<(Arc<Process>, Arc<Description>)>,
     /// Tags of processes that are being started.
     starting: Vec<String>,
     ended: VecDeque<(Instant, Arc<Process>)>,
+    /// Time for which those can be read.
+    readable: Duration,
 }
 
 impl Table {
+    /// Creates an empty table whose ended processes can be read for this time.
+    pub(super) fn new(readable: Duration) -> Self {
+        Self { running: Vec::new(), starting: Vec::new(), ended: VecDeque::new(), readable }
+    }
+
     /// Reserves a tag for a process that is being started; returns false if another one has it.
     pub(super) fn reserve(&mut self, tag: &str) -> bool {
         let mut running = self.running.iter().filter_map(|(process, _)| process.tag.as_deref());
@@ -96,7 +102,7 @@ impl Table {
     pub(super) fn end(&mut self, process: Arc<Process>) {
         self.running.retain(|(other, _)| !Arc::ptr_eq(other, &process));
         // Process ids are reused; the newer process gets it.
-        self.ended.retain(|(at, other)| other.pid != process.pid && at.elapsed() < READABLE);
+        self.ended.retain(|(at, other)| other.pid != process.pid && at.elapsed() < self.readable);
         self.ended.push_back((Instant::now(), process));
         if self.ended.len() > ENDED {
             self.ended.pop_front();
@@ -111,7 +117,7 @@ impl Table {
     /// Finds a running process, with `ended` also one that has ended; if several had the tag, the last.
     pub(super) fn find(&self, selector: &Selector, ended: bool) -> Option<Arc<Process>> {
         let mut running = self.running.iter().map(|(process, _)| process);
-        let mut readable = self.ended.iter().rev().filter(|(at, _)| ended && at.elapsed() < READABLE);
+        let mut readable = self.ended.iter().rev().filter(|(at, _)| ended && at.elapsed() < self.readable);
         let found = running.find(|process| selector.matches(process));
         found.or_else(|| Some(&readable.find(|(_, process)| selector.matches(process))?.1)).cloned()
     }

@@ -122,6 +122,24 @@ fn a_process_that_gets_the_id_of_an_ended_one_is_left_alone() {
     other.wait().unwrap();
 }
 
+#[test]
+fn an_ended_process_can_be_read_for_a_time() {
+    let envd = Envd::start_with(&["--readable", "5"]);
+    let process = json!({"process": {"tag": "ended"}});
+    let mut events = envd.stream(
+        "Start",
+        &[],
+        &json!({"process": {"cmd": "sh", "args": ["-c", "echo it; exit 3"]}, "tag": "ended"}),
+    );
+    events.pid();
+    drop(events);
+    let run = envd.stream("Connect", &[], &process).finish();
+    assert_eq!((run.stdout.as_slice(), &run.end["exitCode"]), (&b"it\n"[..], &json!(3)));
+    eventually("it is forgotten", || {
+        envd.stream("Connect", &[], &process).finish().error["code"] == "not_found"
+    });
+}
+
 /// That it reaches those that left the process group needs cgroups, as guests have them: an end-to-end case.
 #[test]
 fn any_signal_can_be_sent() {
