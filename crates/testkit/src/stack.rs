@@ -170,6 +170,8 @@ impl Stack {
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
             // Its hosts may be labs, where a create takes minutes.
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
+            // Twice as many as a case runs at a time in its long form, because a team has half of them.
+            ("WRENN_SERVER_LONG_COMMANDS".to_owned(), "400".to_owned()),
         ];
         if in_lab() {
             env.extend(lab_agent_variables());

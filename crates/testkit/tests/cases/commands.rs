@@ -12,7 +12,7 @@ use super::support::sh;
 
 /// Number of commands at a time: in the long form almost as many as a team may run of those that take more than a minute.
 fn many() -> usize {
-    short_or_long(60, 120)
+    short_or_long(60, 200)
 }
 
 /// Standard output, standard error, exit status, environment, directory and user.

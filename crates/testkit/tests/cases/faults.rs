@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Kills agent and control plane at every step of a create, a delete, a pause and a resume.
 
-mod dead_vmm;
+mod deaths_amid_operations;
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +15,9 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use wrenn_testkit::{Stack, in_lab, test_guests, wait_until};
 
-pub(crate) use self::dead_vmm::vmms_that_die_amid_operations;
+pub(crate) use self::deaths_amid_operations::{
+    page_servers_that_die_amid_operations, vmms_that_die_amid_operations,
+};
 use super::support::{
     delete_wholly, listed, nothing_remains, patiently, start_counter, still_counts, wait_exec, wait_status,
     with_test_guests,

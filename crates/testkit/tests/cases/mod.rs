@@ -64,6 +64,7 @@ macro_rules! own_cases {
 pub(crate) const LAB: &[&str] = &[
     "faults::amid_pauses_on_firecracker",
     "faults::on_firecracker",
+    "faults::page_servers_that_die_amid_operations",
     "fleet::",
     "hosts::bad_guests_and_a_full_disk",
     "lifecycle::a_vmm_that_is_killed_is_told",
@@ -191,9 +192,9 @@ pub(crate) fn alone() -> Cases<Case> {
     cases
 }
 
-/// Cases like those, of labs only: elsewhere `faults::at_every_step` does the same with QEMU.
+/// Cases like those, of labs only: elsewhere `faults::at_every_step` does the same with QEMU, which has no page servers.
 fn of_labs() -> Cases<Case> {
-    cases![faults::amid_pauses_on_firecracker]
+    cases![faults::amid_pauses_on_firecracker, faults::page_servers_that_die_amid_operations]
 }
 
 /// Cases that need a Wrenn of their own.

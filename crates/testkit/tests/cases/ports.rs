@@ -2,6 +2,7 @@
 //! Ports of sandboxes: through the proxy, and by API key.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead as _, BufReader},
     process::Stdio,
     sync::Arc,
@@ -144,6 +145,12 @@ pub(crate) async fn servers_on_loopback_are_served(stack: Arc<Stack>) -> Result<
         ensure!(reply.bytes == sum.as_bytes(), "another sum");
     }
     let port = Port::of(&stack, &id, 8000).await?;
+    let mut connections = BTreeSet::new();
+    for _ in 0..10 {
+        let told = port.served(&stack, port.allowed(Method::GET, "/")?).await?.expect(200)?.json();
+        connections.insert(told["connection"].as_u64().context("no connection")?);
+    }
+    ensure!(connections.len() < 10, "each request had a connection of its own");
     let mut events = port.allowed(Method::GET, "/events")?.send().await?.bytes_stream();
     let first = tokio::time::timeout(SOON, events.next()).await?.context("no event")??;
     ensure!(&first[..] == b"data: one\n\n", "{first:?}");

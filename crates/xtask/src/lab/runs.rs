@@ -68,8 +68,9 @@ const fn run(target: &'static Target, cases: &'static [&'static str]) -> Run {
 /// the targets select what only a lab has. Cases that share a Wrenn are one run, because starting it takes
 /// longer than most cases.
 pub(super) const RUNS: &[Run] = &[
-    // What a VMM refuses does not depend on its guest.
-    run(&VMM, &["firecracker_jailed_linux::", "--skip=faults::"]),
+    run(&VMM, &["firecracker_jailed_linux::linux::"]),
+    // With test guests these cases run outside, too. What a VMM refuses does not depend on its guest.
+    Run { elsewhere: Some(WithQemu), ..run(&VMM, &["firecracker_jailed_linux::life::"]) },
     run(
         &E2E_PACKED,
         &[
@@ -88,8 +89,8 @@ pub(super) const RUNS: &[Run] = &[
     // The short form of the first is in the run above.
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::what_ran"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::files"]) },
-    // Each point costs a restart of the agent.
-    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::amid_pauses"]) },
+    // Each point costs a restart of the agent, or a boot.
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::amid_pauses", "faults::page_servers"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     Run {
         elsewhere: Some(WithQemu),

@@ -22,12 +22,12 @@ use super::{
 };
 
 /// Sizes in MiB of the file system of the state directory, and of the store in it.
-const STATE_MB: u64 = 3072;
-const STORE_MB: u64 = 1280;
+const STATE_MB: u64 = 2048;
+const STORE_MB: u64 = 1024;
 /// Room in MiB that is left: more than the store's reserve, a quarter of it, so that a pause begins, and less than the
 /// memory of the sandbox, so that it does not end.
-const LEFT_MB: u64 = 360;
-const HELD_MB: u64 = 430;
+const LEFT_MB: u64 = 280;
+const HELD_MB: u64 = 330;
 
 /// Keeps so much memory that it is not written to the room that is left. Prints its process id, and looks at the memory
 /// when it is asked to.
@@ -99,7 +99,7 @@ struct Two {
 
 impl Two {
     async fn start(stack: &Stack) -> Result<Self> {
-        let big = stack.api.create(&json!({"memory_mb": 640})).await?;
+        let big = stack.api.create(&json!({"memory_mb": 512})).await?;
         let other = stack.api.create(&json!({"memory_mb": 256})).await?;
         bring(stack, &other, "database.py", DATABASE).await?;
         let writer = sh(stack, &other, START_WRITER).await?;

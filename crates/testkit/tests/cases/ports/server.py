@@ -61,7 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             self.switch("count")
             self.wfile.write(str(len(self.rfile.read())).encode())
         else:
-            told = {"path": self.path, "headers": {name.lower(): value for name, value in self.headers.items()}}
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            told = {"path": self.path, "headers": headers, "connection": self.client_address[1]}
             self.answer(json.dumps(told).encode())
 
     def switch(self, protocol, headers=()):
