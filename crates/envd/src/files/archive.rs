@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use wrenn_archive::{ArchiveError, Rules};
 
-use super::{Caller, Params};
+use super::{Caller, Params, unread};
 use crate::{
     log,
     respond::{error, error_with_reason},
@@ -84,6 +84,7 @@ pub(crate) async fn put(
 
 async fn write(settings: &Settings, params: &Params, request: Request) -> Result<Response, Response> {
     let caller = Caller::find(settings, request.headers(), params.username.as_deref()).await?;
+    let request = unread::discarding(request);
     let path = caller.resolve(params.path.as_deref().unwrap_or_default())?;
     let _place = place().await?;
     let keep_owners = caller.user.uid == 0 && params.username.as_deref().is_some_and(|name| !name.is_empty());

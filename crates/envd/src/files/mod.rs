@@ -9,6 +9,7 @@ mod content;
 mod gzip;
 mod range;
 mod read;
+mod unread;
 mod version;
 mod write;
 

@@ -22,7 +22,7 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt as _, BufWriter};
 
-use super::{Caller, Params, admit, coding, failed, gzip};
+use super::{Caller, Params, admit, coding, failed, gzip, unread};
 use crate::{
     log,
     metadata::{self, Metadata},
@@ -50,6 +50,7 @@ pub(crate) async fn post(
 
 async fn write(settings: &Settings, params: &Params, request: Request) -> Result<Response, Response> {
     let caller = admit(settings, request.headers(), params, "write").await?;
+    let request = unread::discarding(request);
     let metadata = metadata::given(request.headers()).map_err(|e| bad(e.to_string()))?;
     let gzipped = coding::is_gzipped(request.headers())
         .map_err(|coding| bad(format!("Content-Encoding '{coding}' is not supported; send gzip or none")))?;

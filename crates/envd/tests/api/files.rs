@@ -142,6 +142,23 @@ fn links_are_followed() {
     assert_eq!(left.len(), 5, "{left:?}");
 }
 
+/// As clients do that read no answer before they have sent all.
+#[test]
+fn a_refused_upload_is_answered_whatever_was_sent() {
+    let envd = Envd::start();
+    let dir = tempfile::tempdir().unwrap();
+    let content = vec![7; 32 << 20];
+    let octets = [("content-type", "application/octet-stream")];
+    for (method, path) in
+        [("POST", url(dir.path(), "")), ("PUT", format!("/files/archive?path={}", dir.path().display()))]
+    {
+        for _ in 0..4 {
+            let (status, body) = envd.http(method, &path, &octets, &content);
+            assert_eq!(status, 400, "{method}: {}", String::from_utf8_lossy(&body));
+        }
+    }
+}
+
 #[test]
 fn what_is_no_regular_file_is_refused_at_once() {
     let envd = Envd::start();
