@@ -142,10 +142,11 @@ pub(super) async fn pump(
         }
         if until.is_some_and(|at| Instant::now() > at) {
             // A descendant that never stops writing must not delay the exit either.
-            drain(channel, &fd, &log).await;
             break;
         }
     }
+    // The runtime may not have noticed yet what is there.
+    drain(channel, &fd, &log).await;
     // A descendant still has the pipe open: drain it, so that SIGPIPE does not kill the descendant.
     drains.add(fd);
 }
