@@ -90,7 +90,8 @@ pub(super) const RUNS: &[Run] = &[
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::what_ran"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E_LONG, &["pause::files"]) },
     // Each point costs a restart of the agent, or a boot.
-    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::amid_pauses", "faults::page_servers"]) },
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::amid_pauses"]) },
+    Run { elsewhere: Some(WithQemu), ..run(&E2E_PACKED, &["faults::page_servers"]) },
     Run { elsewhere: Some(WithQemu), ..run(&E2E, &["network::"]) },
     Run {
         elsewhere: Some(WithQemu),

@@ -97,10 +97,15 @@ pub(in crate::sandbox) async fn of_running(
 ) -> (Box<Live>, Result<(), Failure>) {
     let id = id.to_owned();
     let mut snapshot = OfRunning { id, live, stuck: false, captured: None, build: None };
+    let before = sandbox.record.summary().generations();
     let made = run(&mut snapshot, sandbox).await;
     if let (Err(_), Some(build)) = (&made, snapshot.build) {
         sandbox.shared.named.drop_parts(build).await;
     }
+    // What its memory is based on now may be the snapshot. The VMM or the page server has the former files open.
+    let named = sandbox.record.summary().generations();
+    let former = before.into_iter().filter(|build| !named.contains(build));
+    sandbox.shared.snapshots.remove_of(&sandbox.id, former).await;
     let failure = if snapshot.stuck { Failure::Stuck } else { Failure::Refused };
     (snapshot.live, made.map(drop).map_err(failure))
 }

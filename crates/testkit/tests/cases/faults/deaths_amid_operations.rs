@@ -88,17 +88,29 @@ async fn brought_back(stack: &Stack, id: &str) -> Result<Value> {
     Ok(settled)
 }
 
+/// Pauses and resumes the sandbox until it has a page server: memory that was captured as a whole, as after a boot, needs none.
+async fn get_page_server(stack: &Stack, id: &str) -> Result<Pid> {
+    for _ in 0..2 {
+        post(stack, id, "pause", &json!({})).await?;
+        post(stack, id, "resume", &json!({})).await?;
+        if let Ok(found) = stack.page_server(id) {
+            return Ok(found);
+        }
+    }
+    stack.page_server(id)
+}
+
 /// At each point of a pause, a resume and a snapshot the process may die: the operation ends, and the disk is whole. What was
 /// captured before goes on from its memory.
 async fn die_amid_operations(stack: &Stack, victim: Victim) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
     sh(stack, &id, "echo kept > /root/note; sync; echo 1 > /dev/shm/memory").await?;
     for (point, ask) in POINTS {
-        if ask == Ask::Resume || victim == Victim::PageServer {
-            post(stack, &id, "pause", &json!({})).await?;
+        if victim == Victim::PageServer {
+            get_page_server(stack, &id).await.with_context(|| format!("before {point}"))?;
         }
-        if ask != Ask::Resume && victim == Victim::PageServer {
-            post(stack, &id, "resume", &json!({})).await?;
+        if ask == Ask::Resume {
+            post(stack, &id, "pause", &json!({})).await?;
         }
         let after = async {
             let status = kill_at(stack, victim, point, ask, &id).await?;
