@@ -35,6 +35,7 @@ mod respond;
 mod rights;
 mod server;
 mod settings;
+mod unread;
 mod upload;
 mod users;
 mod watch;

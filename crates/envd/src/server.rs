@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use futures::{FutureExt as _, StreamExt as _};
+use futures::FutureExt as _;
 use serde_json::json;
 use tokio::net::TcpListener;
 use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
@@ -28,13 +28,12 @@ use crate::{
     reaper::Reaper,
     respond::{Told, error},
     settings::Settings,
+    unread,
     watch::{Limits, Watchers},
 };
 
 /// Maximum size of an RPC message in bytes: the library's default.
 const MESSAGE: u64 = 4 << 20;
-/// Maximum number of bytes read of a message that is too large.
-const DISCARDED: usize = 64 << 20;
 
 /// Serves until the process exits.
 pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Result<()> {
@@ -131,13 +130,7 @@ async fn bound(request: Request, next: Next) -> Response {
         let text = format!("a message has at most {MESSAGE} bytes: send larger input in pieces");
         let body = json!({"code": "invalid_argument", "message": text});
         // Clients that send all before they read would see a broken connection instead of the answer.
-        let mut pieces = request.into_body().into_data_stream();
-        let mut left = DISCARDED;
-        while let Some(Ok(piece)) = pieces.next().await
-            && piece.len() <= left
-        {
-            left -= piece.len();
-        }
+        unread::discard(request.into_body().into_data_stream()).await;
         return (StatusCode::BAD_REQUEST, Json(body)).into_response();
     }
     next.run(request).await

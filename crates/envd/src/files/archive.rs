@@ -20,12 +20,13 @@ use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use wrenn_archive::{ArchiveError, Rules};
 
-use super::{Caller, Params, unread};
+use super::{Caller, Params};
 use crate::{
     log,
     respond::{error, error_with_reason},
     rights,
     settings::Settings,
+    unread,
 };
 
 /// Number of pieces between the thread that works on an archive and the connection.

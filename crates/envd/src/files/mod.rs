@@ -9,7 +9,6 @@ mod content;
 mod gzip;
 mod range;
 mod read;
-mod unread;
 mod version;
 mod write;
 

@@ -22,12 +22,13 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt as _, BufWriter};
 
-use super::{Caller, Params, admit, coding, failed, gzip, unread};
+use super::{Caller, Params, admit, coding, failed, gzip};
 use crate::{
     log,
     metadata::{self, Metadata},
     respond::error,
     settings::Settings,
+    unread,
     upload::{Rights, Upload},
     users::Ids,
 };

@@ -21,7 +21,7 @@ const DISCARDED: usize = 64 << 20;
 const TIME: Duration = Duration::from_secs(10);
 
 /// The request, of whose body the rest is discarded when it is dropped.
-pub(super) fn discarding(request: Request) -> Request {
+pub(crate) fn discarding(request: Request) -> Request {
     request.map(|body| Body::from_stream(Discarding(Some(body.into_data_stream()))))
 }
 
@@ -49,7 +49,8 @@ impl Drop for Discarding {
     }
 }
 
-async fn discard(mut pieces: BodyDataStream) {
+/// Reads the rest of a body, up to [`DISCARDED`] bytes.
+pub(crate) async fn discard(mut pieces: BodyDataStream) {
     let mut left = DISCARDED;
     while let Some(Ok(piece)) = pieces.next().await
         && piece.len() <= left
