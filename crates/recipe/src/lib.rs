@@ -22,6 +22,7 @@ mod cases;
 mod context;
 mod error;
 mod exec;
+mod json;
 pub mod limits;
 mod lines;
 mod mode;

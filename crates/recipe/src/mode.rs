@@ -38,20 +38,6 @@ impl fmt::Display for Mode {
     }
 }
 
-impl TryFrom<String> for Mode {
-    type Error = ModeError;
-
-    fn try_from(text: String) -> Result<Self, ModeError> {
-        text.parse()
-    }
-}
-
-impl From<Mode> for String {
-    fn from(mode: Mode) -> Self {
-        mode.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

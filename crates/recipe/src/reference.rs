@@ -54,20 +54,6 @@ impl FromStr for Base {
     }
 }
 
-impl TryFrom<String> for Base {
-    type Error = BaseError;
-
-    fn try_from(text: String) -> Result<Self, BaseError> {
-        text.parse()
-    }
-}
-
-impl From<Base> for String {
-    fn from(base: Base) -> Self {
-        base.0
-    }
-}
-
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

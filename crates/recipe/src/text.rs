@@ -175,20 +175,6 @@ impl FromStr for Text {
     }
 }
 
-impl TryFrom<String> for Text {
-    type Error = TextError;
-
-    fn try_from(text: String) -> Result<Self, TextError> {
-        text.parse()
-    }
-}
-
-impl From<Text> for String {
-    fn from(text: Text) -> Self {
-        text.to_string()
-    }
-}
-
 struct Reader<'a> {
     source: &'a str,
     at: usize,

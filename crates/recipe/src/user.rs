@@ -89,20 +89,6 @@ impl fmt::Display for User {
     }
 }
 
-impl TryFrom<String> for User {
-    type Error = UserError;
-
-    fn try_from(text: String) -> Result<Self, UserError> {
-        text.parse()
-    }
-}
-
-impl From<User> for String {
-    fn from(user: User) -> Self {
-        user.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 RUN apt-get update
 FROM python
 ENV PATH = /opt/bin
-COPY ../shared /app
+COPY ../config /app
 CMD ['python', 'app.py']
 EXPOSE 53/udp
 RUN --timeout=5min make
