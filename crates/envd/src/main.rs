@@ -3,8 +3,8 @@
 //! sandbox's API.
 //!
 //! As an ordinary process (`envd --port N`) it only serves, which its tests use. Its limits can be given as
-//! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--readable SECONDS`, `--watchers N`, `--watched-events N`, `--watcher-idle SECONDS`); those
-//! of PID 1 depend on the machine's memory.
+//! options (`--kept BYTES`, `--drains N`, `--running N`, `--terminals N`, `--readable SECONDS`, `--watchers N`,
+//! `--watched-events N`, `--watcher-idle SECONDS`); those of PID 1 depend on the machine's memory.
 
 mod accounts;
 mod boot;

@@ -7,11 +7,16 @@ use sha2::{Digest as _, Sha256};
 use wrenn_memory::Origin;
 use wrenn_vmm::Vmm;
 
-/// Number of digits of a digest that tell shapes and processors apart.
-pub(super) const SHORT: usize = 32;
+/// Number of digits of a short digest.
+const SHORT: usize = 32;
+
+/// First digits of the SHA-256 of this text, which tell shapes and processors apart.
+pub(super) fn short_digest(text: &str) -> String {
+    digest(text.as_bytes())[..SHORT].to_owned()
+}
 
 /// SHA-256 of this content, in hexadecimal digits.
-pub(super) fn digest(content: &[u8]) -> String {
+fn digest(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -32,6 +37,6 @@ pub(crate) fn read(vmm: &dyn Vmm, kernel: &Path, initrd: &Path) -> io::Result<Or
         vmm: format!("{} {}{accelerated}", vmm.name(), vmm.version()),
         kernel: digest(&fs::read(kernel)?),
         envd: digest(&fs::read(initrd)?),
-        cpu: digest(features.join("\n").as_bytes())[..SHORT].to_owned(),
+        cpu: short_digest(&features.join("\n")),
     })
 }

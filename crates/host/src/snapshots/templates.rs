@@ -19,10 +19,7 @@ use wrenn_disk::Volumes;
 use wrenn_memory::{BuildId, Generation, Generations, MemoryError, Part};
 use wrenn_vmm::{MemorySource, MicroVm, Snapshot};
 
-use super::{
-    Base, Captured, Snapshots, is_of_template,
-    origin::{SHORT, digest},
-};
+use super::{Base, Captured, Snapshots, is_of_template, origin::short_digest};
 use crate::error::AgentError;
 
 /// First part of the ids of the snapshots' volumes, which no id of a sandbox has.
@@ -221,13 +218,13 @@ impl TemplateSnapshots {
         }
         let (image, (vcpus, memory_mb, disk_mb)) = (self.volumes.image(template).await.ok()?, size);
         let text = format!("{} {vcpus} {memory_mb} {disk_mb}", image.hash);
-        Some(digest(text.as_bytes())[..SHORT].to_owned())
+        Some(short_digest(&text))
     }
 
     /// Name of the shape of sandboxes that boot from the disk of a named snapshot whose memory does not load. None if sandboxes
     /// do not go on from snapshots here.
     pub(crate) fn shape_of_named(&self, build: BuildId) -> Option<String> {
-        (self.budget > 0).then(|| digest(format!("snapshot {build}").as_bytes())[..SHORT].to_owned())
+        (self.budget > 0).then(|| short_digest(&format!("snapshot {build}")))
     }
 
     /// Removes the memory of sandboxes that booted from the disk of a named snapshot, if there is one.

@@ -10,7 +10,7 @@ use wrenn_testkit::{Stack, short_or_long};
 
 use super::support::sh;
 
-/// Number of commands at a time: in the long form almost as many as a team may run of those that take more than a minute.
+/// Number of commands at a time: in the long form as many as a team may run of those that take more than a minute.
 fn many() -> usize {
     short_or_long(60, 200)
 }

@@ -89,15 +89,15 @@ async fn brought_back(stack: &Stack, id: &str) -> Result<Value> {
 }
 
 /// Pauses and resumes the sandbox until it has a page server: memory that was captured as a whole, as after a boot, needs none.
-async fn get_page_server(stack: &Stack, id: &str) -> Result<Pid> {
+async fn get_page_server(stack: &Stack, id: &str) -> Result<()> {
     for _ in 0..2 {
         post(stack, id, "pause", &json!({})).await?;
         post(stack, id, "resume", &json!({})).await?;
-        if let Ok(found) = stack.page_server(id) {
-            return Ok(found);
+        if stack.page_server(id).is_ok() {
+            return Ok(());
         }
     }
-    stack.page_server(id)
+    stack.page_server(id).map(drop)
 }
 
 /// At each point of a pause, a resume and a snapshot the process may die: the operation ends, and the disk is whole. What was
