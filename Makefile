@@ -2,7 +2,7 @@
 # Targets for developers and CI. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup assets envd kernel template build quickstart test test-long test-parts test-programs test-assets check lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
+.PHONY: help setup assets envd kernel template build quickstart test test-long test-second test-parts test-programs test-assets check lab bench bench-lab leak-check openapi requirements fmt fmt-check lint deny check-aarch64 sqlx clean
 
 CARGO ?= cargo
 GUEST_TARGET := x86_64-unknown-linux-gnu
@@ -56,8 +56,17 @@ test-assets: assets
 test: test-parts ## Unit, integration and end-to-end tests with real guests (docs/testing.md)
 	@target/debug/xtask test
 
-test-long: test-parts ## The same with more rounds, sandboxes and requests: half an hour more
+# What the recipes in images/ install, for guests that have no internet.
+SHIPPED := build-essential jupyter-server nodejs npm python3-dev python3-ipykernel python3-matplotlib python3-numpy \
+	python3-pandas python3-pip python3-venv
+
+test-long: test-parts ## The same with more rounds, sandboxes and requests, and the shipped templates: an hour more
+	@scripts/debian-mirror target/debian-mirror $(SHIPPED)
 	@target/debug/xtask test --long
+	@$(MAKE) --no-print-directory test-second
+
+test-second: test-programs ## The control plane's tests with a second server on the same database, which is killed amid each
+	@scripts/isolated env WRENN_STATE_SECOND=1 $(CARGO) test --locked $(TESTED) --test state
 
 test-parts: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-programs test-assets

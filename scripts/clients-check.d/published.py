@@ -196,8 +196,11 @@ def lifecycle(capsule: Capsule, client: WrennClient) -> None:
     try:
         assert snapshot in [one.name for one in client.snapshots.list(type="snapshot")]
         raises(Exception, lambda: capsule.create_snapshot(snapshot))
+        capsule.commands.run("echo second > /tmp/version")
+        assert capsule.create_snapshot(snapshot, overwrite=True).name == snapshot
+        assert [one.name for one in client.snapshots.list(type="snapshot")].count(snapshot) == 1
         with Capsule(template=snapshot, wait=True) as clone:
-            assert clone.files.read("/tmp/kept") == "kept\n"
+            assert clone.files.read("/tmp/kept") == "kept\n" and clone.files.read("/tmp/version") == "second\n"
             assert clone.capsule_id != capsule.capsule_id
     finally:
         client.snapshots.delete(snapshot)

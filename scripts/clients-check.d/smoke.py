@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uses the generated Python client against a running Wrenn: create, run, write, read, list, delete."""
+"""Uses the generated Python client against a running Wrenn: create, run, write, read, list, delete; build, cancel."""
 
 import hashlib
 import os
 import sys
+import tarfile
 import uuid
 from io import BytesIO
 from typing import TypeVar
 
 from wrenn_client import AuthenticatedClient
+from wrenn_client.api.builds import cancel_build, create_build, list_builds
 from wrenn_client.api.commands import exec_command
 from wrenn_client.api.files import (
     copy_file,
@@ -21,8 +23,12 @@ from wrenn_client.api.files import (
 )
 from wrenn_client.api.ports import get_port
 from wrenn_client.api.sandboxes import create_sandbox, delete_sandbox, get_sandbox, list_sandboxes
+from wrenn_client.api.templates import list_templates
 from wrenn_client.models import (
+    Build,
+    BuildUpload,
     CopyFile,
+    CreateBuild,
     CreateSandbox,
     CreateSandboxEnvs,
     ErrorBody,
@@ -31,6 +37,7 @@ from wrenn_client.models import (
     OneEntry,
     PortAddress,
     ReadFile,
+    RegistryAccount,
     Sandbox,
     SandboxStatus,
     Upload,
@@ -82,6 +89,33 @@ def use(client: AuthenticatedClient, sandbox: Sandbox) -> None:
     assert sandbox.id in [one.id for one in listed], listed
 
 
+def build(client: AuthenticatedClient) -> None:
+    archive = BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as files:
+        file = tarfile.TarInfo("hello.txt")
+        file.size = len(b"hello\n")
+        files.addfile(file, BytesIO(b"hello\n"))
+    archive.seek(0)
+    wanted = CreateBuild(name=f"smoke-{uuid.uuid4().hex[:8]}", recipe="COPY hello.txt /srv/\n", memory_mb=256)
+    made = ok(create_build.sync(client=client, body=BuildUpload(config=wanted, archive=File(payload=archive))))
+    assert isinstance(made, Build) and (made.name, made.tag) == (wanted.name, "latest"), made
+    listed = ok(list_builds.sync(client=client, template=wanted.name))
+    assert [one.id for one in listed] == [made.id], listed
+    # By now it may have ended.
+    cancelled = cancel_build.sync_detailed(made.id, client=client)
+    assert cancelled.status_code in (204, 409), cancelled.content
+    assert "minimal" in [one.name for one in ok(list_templates.sync(client=client))]
+
+
+def image(client: AuthenticatedClient) -> None:
+    account = RegistryAccount(username="robot", password="a token")
+    wanted = CreateSandbox(image="registry.example/none:1", registry=account)
+    refused = create_sandbox.sync(client=client, body=wanted)
+    # Whether the host asks that registry at all depends on its configuration.
+    codes = ("registry_denied", "registry_unavailable", "image_not_found")
+    assert isinstance(refused, ErrorBody) and refused.error.code in codes, refused
+
+
 def main(url: str, key: str) -> None:
     client = AuthenticatedClient(
         base_url=url, token=key, prefix="", auth_header_name="X-API-Key", timeout=None
@@ -96,6 +130,8 @@ def main(url: str, key: str) -> None:
         deleted = delete_sandbox.sync_detailed(sandbox.id, client=client)
     assert deleted.status_code == 204, deleted.content
     assert get_sandbox.sync_detailed(sandbox.id, client=client).status_code == 404
+    image(client)
+    build(client)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Uses the generated TypeScript client against a running Wrenn: create, run, write, read, list, delete.
+// Uses the generated TypeScript client against a running Wrenn: create, run, write, read, list, delete; what a build refuses.
 import { deepStrictEqual, strictEqual } from "node:assert";
 import { randomBytes, randomUUID } from "node:crypto";
 import { argv } from "node:process";
@@ -84,5 +84,15 @@ try {
 } finally {
   data(await client.DELETE("/v1/sandboxes/{id}", { params: id }));
 }
+const recipe = "RUN --secret=key true\n";
+const refused = await client.POST("/v1/templates/builds", { body: { name: "smoke", recipe } });
+deepStrictEqual([refused.response.status, refused.error?.error.code], [400, "invalid_request"]);
+const registry = { username: "robot", password: "a token" };
+const denied = await client.POST("/v1/sandboxes", { body: { image: "registry.example/none:1", registry } });
+// Whether the host asks that registry at all depends on its configuration.
+const codes: unknown[] = ["registry_denied", "registry_unavailable", "image_not_found"];
+strictEqual(codes.includes(denied.error?.error.code), true, denied.error?.error.message);
+const templates = data(await client.GET("/v1/templates"));
+strictEqual(templates.some((one) => one.name === "minimal"), true);
 const gone = await client.GET("/v1/sandboxes/{id}", { params: id });
 strictEqual(gone.response.status, 404);

@@ -64,18 +64,28 @@ error_codes! {
     IsADirectory = "is_a_directory", 400;
     /// The path leads to something else than a directory, which the operation needs.
     NotADirectory = "not_a_directory", 400;
-    /// The API key is missing or not valid.
+    /// The request asks for something that this version of Wrenn cannot do.
+    Unsupported = "unsupported", 400;
+    /// The link was used before, is too old, or is not complete.
+    InvalidToken = "invalid_token", 400;
+    /// The API key, token or other credential is missing or not valid.
     Unauthorized = "unauthorized", 401;
-    /// The API key, or the user in the sandbox, does not have the permission.
+    /// The caller, or the user in the sandbox, does not have the permission.
     Forbidden = "forbidden", 403;
     /// The sandbox has the program but cannot execute it: it is a directory, its mode or format does not allow it, or the
     /// interpreter in its first line does not exist.
     ProgramNotExecutable = "program_not_executable", 403;
+    /// The registry refuses access to the image, or the host may not ask it.
+    RegistryDenied = "registry_denied", 403;
     /// The signature of the URL is missing or not right: it is for another method, path, user or sandbox, or was changed; or
     /// the sandbox is gone.
     SignatureInvalid = "signature_invalid", 403;
     /// The time of the signed URL is over.
     SignatureExpired = "signature_expired", 403;
+    /// The password that the user has now is not the given one.
+    WrongPassword = "wrong_password", 403;
+    /// An administrator has shut the user out.
+    AccountDisabled = "account_disabled", 403;
     /// The sandbox, template or file does not exist, or belongs to another team.
     NotFound = "not_found", 404;
     /// The sandbox does not have the program.
@@ -84,6 +94,8 @@ error_codes! {
     UserNotFound = "user_not_found", 404;
     /// The sandbox does not have the working directory.
     DirectoryNotFound = "directory_not_found", 404;
+    /// The registry has no such image, or does not show it; or none of this name was uploaded.
+    ImageNotFound = "image_not_found", 404;
     /// The path exists, but not with this method.
     MethodNotAllowed = "method_not_allowed", 405;
     /// The status of the sandbox does not allow this, for example because it is not running.
@@ -97,10 +109,20 @@ error_codes! {
     /// The memory of the paused sandbox was written by another VMM or processor; resume it with `"memory": false`, which
     /// boots it from its disk.
     SnapshotIncompatible = "snapshot_incompatible", 409;
-    /// The name is one of a template of the platform.
+    /// The name is one of a template of the platform, or a word of the API.
     NameReserved = "name_reserved", 409;
-    /// Another snapshot of the team has the name.
+    /// Another snapshot or template of the team has the name.
     NameTaken = "template_name_taken", 409;
+    /// A step of the build failed; the log of the build has the reason.
+    BuildFailed = "build_failed", 409;
+    /// The build was given up, because each of its workers died; ask for it again.
+    BuildParked = "build_parked", 409;
+    /// The image is made for other processors; the message lists them.
+    ImagePlatformMismatch = "image_platform_mismatch", 409;
+    /// The image is not what its digests say, or has what cannot be unpacked.
+    ImageDamaged = "image_damaged", 409;
+    /// The image is larger than the host takes.
+    ImageTooLarge = "image_too_large", 409;
     /// Another sandbox of the team has the name.
     SandboxNameTaken = "sandbox_name_taken", 409;
     /// The beginning of an id is that of several sandboxes; the message lists them.
@@ -113,6 +135,12 @@ error_codes! {
     IdempotencyInProgress = "idempotency_in_progress", 409;
     /// The sandbox or snapshot that was made with this idempotency key has been deleted.
     IdempotencySandboxDeleted = "idempotency_sandbox_deleted", 409;
+    /// The user has made API keys that still work; say with `keys` what becomes of them. The message lists them.
+    MemberHasKeys = "member_has_keys", 409;
+    /// The user owns a team that others are in; hand the team over or delete it first.
+    OwnsTeamWithMembers = "owns_team_with_members", 409;
+    /// The user could not sign in any more; set a password or connect another provider first.
+    LastLoginMethod = "last_login_method", 409;
     /// The body is larger than the limit.
     TooLarge = "too_large", 413;
     /// The body does not have the documented media type.
@@ -121,6 +149,10 @@ error_codes! {
     RangeNotSatisfiable = "range_not_satisfiable", 416;
     /// The limit on concurrent requests, open streams or sandboxes of the team was reached; try again later.
     TooManyRequests = "too_many_requests", 429;
+    /// The team would have more than a quota allows; the message says which one, and how much of it is used.
+    QuotaExceeded = "quota_exceeded", 429;
+    /// Too many attempts at what can be guessed, or too many mails; try again later.
+    TooManyAttempts = "too_many_attempts", 429;
     /// The control plane failed; its log has the reason under the request id.
     InternalError = "internal_error", 500;
     /// The host failed; its log has the reason.
@@ -129,12 +161,22 @@ error_codes! {
     PortNotOpen = "port_not_open", 502;
     /// The server on the port of the sandbox broke the connection off, or does not speak HTTP.
     PortFailed = "port_failed", 502;
+    /// The registry did not answer or deliver in time; try again later.
+    RegistryUnavailable = "registry_unavailable", 502;
+    /// The receiver of a channel did not take the message, or could not be reached.
+    ChannelFailed = "channel_failed", 502;
     /// No host has room for the sandbox now; try again later.
     NoHostsAvailable = "no_hosts_available", 503;
     /// The host of the sandbox does not respond; try again later.
     HostUnavailable = "host_unavailable", 503;
+    /// No host that responds has the template, and there is no store that has it; try again later.
+    TemplateUnavailable = "template_unavailable", 503;
     /// The control plane cannot reach PostgreSQL or Redis; try again later.
     ServiceUnavailable = "service_unavailable", 503;
+    /// The server sends no mail: its operator has not configured an SMTP server.
+    MailUnavailable = "mail_unavailable", 503;
+    /// The server has no channels: its operator has not given it a key to encrypt their secrets with.
+    ChannelsUnavailable = "channels_unavailable", 503;
     /// The host or the sandbox did not respond in time.
     Timeout = "timeout", 504;
     /// The disk of the host or of the sandbox is full.

@@ -10,7 +10,7 @@ use utoipa::{
 };
 
 use crate::{
-    ErrorCode, Signal,
+    ErrorCode, KilledProcess, Signal,
     frame_schema::{bare, one_of, tagged},
     integer, sandbox,
 };
@@ -70,7 +70,8 @@ pub struct ExecStart {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 4096, pattern = "^[^\\x00]*$")]
     pub cwd: Option<String>,
-    /// The user to run as. Default: the default user of the template.
+    /// The user to run as: `app`, `1000`, or with a group, which is then its only one, `app:www-data`. Default: the default user of
+    /// the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
@@ -173,6 +174,10 @@ pub struct ExecExit {
     /// Whether the kernel killed the command or a descendant because the sandbox ran out of memory.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// Which one, with the subprotocol `wrenn.process.v1`; absent if none was, or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub killed: Option<KilledProcess>,
 }
 
 /// The command could not be started, or its end is not known. It is the last frame.
@@ -253,6 +258,7 @@ impl ToSchema for ExecServerFrame {
             ("ExecStdinClosedFrame".to_owned(), tagged(ExecStdinClosed::schema(), &["stdin_closed"])),
             ("ExecExitFrame".to_owned(), tagged(ExecExit::schema(), &["exit"])),
             ("ExecErrorFrame".to_owned(), tagged(ExecError::schema(), &["error"])),
+            (KilledProcess::name().into_owned(), KilledProcess::schema()),
         ]);
     }
 }

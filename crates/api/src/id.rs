@@ -116,6 +116,11 @@ macro_rules! typed_id {
 }
 
 typed_id!(
+    /// Id of a build.
+    BuildId, "bd"
+);
+
+typed_id!(
     /// Id of a sandbox.
     SandboxId, "sb"
 );
@@ -131,6 +136,37 @@ typed_id!(
     /// Id of a host.
     HostId, "host"
 );
+typed_id!(
+    /// Id of a user.
+    UserId, "us"
+);
+typed_id!(
+    /// Id of a session: one sign-in of a user.
+    SessionId, "se"
+);
+typed_id!(
+    /// Id of an invitation into a team.
+    InvitationId, "iv"
+);
+typed_id!(
+    /// Id of a channel, to which events are delivered.
+    ChannelId, "ch"
+);
+typed_id!(
+    /// Id of a delivery of an event to a channel.
+    DeliveryId, "de"
+);
+typed_id!(
+    /// Id of an entry of the audit log.
+    AuditId, "au"
+);
+
+impl TeamId {
+    /// The team that the platform's templates belong to. Nobody has a key of it.
+    pub const PLATFORM: Self = Self(Uuid::nil());
+    /// The team of a user who is in no team. No team has this id, and nobody has a permission in it.
+    pub const NONE: Self = Self(Uuid::max());
+}
 
 impl SandboxId {
     /// Minimum length of the beginning of an id: a shorter one is too easily a typing error.

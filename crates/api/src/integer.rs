@@ -88,6 +88,8 @@ fields! {
     memory_mb = "memory_mb", 128..=1_048_576;
     /// Deserializes a size of a disk in MiB.
     disk_size_mb = "disk_size_mb", 512..=1_048_576;
+    /// Deserializes the number of a step.
+    no_cache_from = "no_cache_from", 1..=1000;
     /// Deserializes a timeout of a sandbox in seconds.
     sandbox_timeout_sec = "timeout_sec", 0..=31_536_000;
     /// Deserializes a timeout of a command in seconds.
@@ -100,6 +102,26 @@ fields! {
     stream_timeout_sec = "timeout_sec", 0..=u32::MAX;
     /// Deserializes a time after which an idle terminal hangs up, in seconds.
     idle_timeout_sec = "idle_timeout_sec", 0..=u32::MAX;
+    /// Deserializes a quota of sandboxes.
+    quota_sandboxes = "sandboxes", 0..=1_000_000;
+    /// Deserializes a quota of sandboxes that run.
+    quota_running = "running", 0..=1_000_000;
+    /// Deserializes a quota of sandboxes that are paused.
+    quota_paused = "paused", 0..=1_000_000;
+    /// Deserializes a quota of virtual CPUs.
+    quota_vcpus = "vcpus", 0..=1_000_000;
+    /// Deserializes a quota of memory in MiB.
+    quota_memory_mb = "memory_mb", 0..=1_073_741_824;
+    /// Deserializes a quota of disks in MiB.
+    quota_disk_mb = "disk_mb", 0..=1_073_741_824;
+    /// Deserializes a quota of snapshots.
+    quota_snapshots = "snapshots", 0..=1_000_000;
+    /// Deserializes a quota of templates.
+    quota_templates = "templates", 0..=1_000_000;
+    /// Deserializes a quota of builds.
+    quota_builds = "builds", 0..=1_000_000;
+    /// Deserializes a quota of creates in a minute.
+    quota_creates_per_minute = "creates_per_minute", 0..=1_000_000;
 }
 
 #[cfg(test)]

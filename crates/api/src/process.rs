@@ -34,7 +34,7 @@ pub struct BackgroundProcess {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({"processes": [{
     "pid": 321, "tag": "proc-0a1b2c3d", "cmd": "python3", "args": ["-m", "http.server"], "user": "root",
-    "started_at": "2026-11-27T12:00:00Z", "terminal": false
+    "started_at": "2026-11-27T12:00:00Z", "terminal": false, "out_of_memory": false
 }]}))]
 pub struct ProcessList {
     /// In the order of their starts.
@@ -45,7 +45,7 @@ pub struct ProcessList {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "pid": 321, "tag": "proc-0a1b2c3d", "cmd": "python3", "args": ["-m", "http.server"], "user": "root",
-    "started_at": "2026-11-27T12:00:00Z", "terminal": false
+    "started_at": "2026-11-27T12:00:00Z", "terminal": false, "out_of_memory": false
 }))]
 pub struct ProcessInfo {
     /// Its process id in the sandbox.
@@ -71,6 +71,19 @@ pub struct ProcessInfo {
     /// Whether it has a terminal.
     #[serde(default)]
     pub terminal: bool,
+    /// Whether the kernel killed a descendant because the sandbox ran out of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+}
+
+/// A process that the kernel of the sandbox killed because the sandbox ran out of memory, as the sandbox says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"pid": 412, "command": "python3"}))]
+pub struct KilledProcess {
+    /// Its process id in the sandbox.
+    pub pid: u32,
+    /// Name of its program, as the kernel has it: at most 15 characters.
+    pub command: String,
 }
 
 /// What a signal reached.

@@ -13,7 +13,7 @@ use utoipa::{
     },
 };
 
-use crate::{SandboxId, integer};
+use crate::{KilledProcess, OutOfMemory, RegistryAccount, SandboxId, SandboxImage, integer};
 
 /// The status of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -149,8 +149,11 @@ pub struct Sandbox {
     pub labels: BTreeMap<String, String>,
     /// The status.
     pub status: SandboxStatus,
-    /// The template that the sandbox was created from.
+    /// The template that the sandbox was created from, or the reference of its image.
     pub template: String,
+    /// The image of a registry that it was created from; absent if it is from a template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<SandboxImage>,
     /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Memory in MiB.
@@ -187,6 +190,9 @@ pub struct Sandbox {
     /// step in milliseconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// The last process in it that was killed for want of memory; absent if none was, or none is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_out_of_memory: Option<OutOfMemory>,
     /// Why the sandbox failed; of a paused one, why its memory was lost or cannot be used; of a running one, why it could not be
     /// paused.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -199,11 +205,22 @@ pub struct Sandbox {
 #[schema(example = json!({"template": "minimal", "vcpus": 1, "memory_mb": 512, "disk_size_mb": 5120, "envs": {"GREETING": "hello"}}))]
 #[serde(deny_unknown_fields)]
 pub struct CreateSandbox {
-    /// Name of the template or snapshot to create the sandbox from. Default: `minimal`. A sandbox from a snapshot has its
-    /// virtual CPUs, memory and disk, so these are left out or equal.
+    /// Name of the template or snapshot to create the sandbox from; of a template that the team has built also `NAME:TAG`,
+    /// whose default is `NAME:latest`. Default: `minimal`. A sandbox from a snapshot has its virtual CPUs, memory and disk,
+    /// so these are left out or equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
+    #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}(:[a-zA-Z0-9_][a-zA-Z0-9._-]{0,63})?$")]
     pub template: Option<String>,
+    /// Image to create the sandbox from, instead of a template: one of a registry, `debian:bookworm`,
+    /// `registry.example.com/team/app:1.2`, `…@sha256:…`, or one that the team has uploaded, `uploaded:NAME[:TAG]`. It is made for the host's processor. A host that does not have it imports
+    /// it first, which may take minutes. Environment, user and directory of the image are those of the sandbox; its program is not
+    /// started. Without `disk_size_mb` the disk has 5120 MiB, or 1024 MiB more than the image. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 520, pattern = "^[a-zA-Z0-9][a-zA-Z0-9._:@/-]*$")]
+    pub image: Option<String>,
+    /// Account of the image's registry, only with `image`. It is used for this request, and not kept. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryAccount>,
     /// Number of virtual CPUs, 1 to 64. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "integer::vcpus")]
     #[schema(minimum = 1, maximum = 64)]
@@ -412,7 +429,8 @@ pub struct ExecRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 4096, pattern = "^[^\\x00]*$")]
     pub cwd: Option<String>,
-    /// The user to run as. Default: the default user of the template.
+    /// The user to run as: `app`, `1000`, or with a group, which is then its only one, `app:www-data`. Default: the default user of
+    /// the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
@@ -462,6 +480,7 @@ pub enum Encoding {
     "timed_out": false,
     "truncated": false,
     "lost_bytes": 0,
+    "out_of_memory": false,
     "duration_ms": 62,
     "encoding": "utf-8"
 }))]
@@ -484,6 +503,13 @@ pub struct ExecResponse {
     /// How many bytes of both outputs together are missing.
     #[serde(default)]
     pub lost_bytes: u64,
+    /// Whether the kernel killed the command or a descendant because the sandbox ran out of memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// Which one; absent if none was, or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub killed: Option<KilledProcess>,
     /// How long the command ran, in milliseconds.
     pub duration_ms: u64,
     /// How the output is encoded.

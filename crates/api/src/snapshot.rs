@@ -15,7 +15,7 @@ pub struct CreateSnapshot {
     /// The sandbox, which runs or is paused.
     #[schema(value_type = String, pattern = "^sb[0-9a-e][0-9a-z]{24}$")]
     pub sandbox_id: SandboxId,
-    /// Name of the snapshot, which no other snapshot of the team and no template has. Default: `template-` and 8 digits.
+    /// Name of the snapshot, which no template has, nor a snapshot of the team that stays. Default: `template-` and 8 digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$")]
     pub name: Option<String>,

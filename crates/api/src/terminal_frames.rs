@@ -10,7 +10,7 @@ use utoipa::{
 };
 
 use crate::{
-    ErrorCode, ExecLost, ExecSignal, TerminalSize,
+    ErrorCode, ExecLost, ExecSignal, KilledProcess, TerminalSize,
     frame_schema::{bare, one_of, tagged},
     integer, sandbox,
 };
@@ -75,7 +75,8 @@ pub struct TerminalStart {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 4096, pattern = "^[^\\x00]*$")]
     pub cwd: Option<String>,
-    /// The user to run as. Default: the default user of the template.
+    /// The user to run as: `app`, `1000`, or with a group, which is then its only one, `app:www-data`. Default: the default user of
+    /// the template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 256, pattern = "^[^\\x00]*$")]
     pub user: Option<String>,
@@ -175,6 +176,10 @@ pub struct TerminalExit {
     /// Whether the kernel killed it or a descendant because the sandbox ran out of memory.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// Which one, with the subprotocol `wrenn.terminal.v1`; absent if none was, or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub killed: Option<KilledProcess>,
 }
 
 /// The terminal failed, or, if it is not `fatal`, output is missing. A fatal one is the last frame.

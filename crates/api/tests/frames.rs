@@ -7,9 +7,9 @@ use insta::assert_snapshot;
 use serde::{Serialize, de::DeserializeOwned};
 use wrenn_api::{
     ErrorCode, ExecClientFrame, ExecError, ExecExit, ExecInput, ExecLost, ExecOutput, ExecServerFrame,
-    ExecSignal, ExecStart, ExecStarted, ExecStdinClosed, FileWatchFrame, Signal, TerminalClientFrame,
-    TerminalConnect, TerminalError, TerminalExit, TerminalInput, TerminalOutput, TerminalServerFrame,
-    TerminalSize, TerminalStart, TerminalStarted,
+    ExecSignal, ExecStart, ExecStarted, ExecStdinClosed, FileWatchFrame, KilledProcess, Signal,
+    TerminalClientFrame, TerminalConnect, TerminalError, TerminalExit, TerminalInput, TerminalOutput,
+    TerminalServerFrame, TerminalSize, TerminalStart, TerminalStarted,
 };
 
 const SIZE: TerminalSize = TerminalSize { cols: 120, rows: 40 };
@@ -65,9 +65,23 @@ fn frames_of_a_command() {
     {"type":"signal","signal":2}
     {"type":"stop"}
     "#);
-    let exit = ExecExit { exit_code: 0, timed_out: false, lost_bytes: 0, signal: None, out_of_memory: false };
-    let killed =
-        ExecExit { exit_code: 137, timed_out: true, lost_bytes: 65536, signal: Some(9), out_of_memory: true };
+    let exit = ExecExit {
+        exit_code: 0,
+        timed_out: false,
+        lost_bytes: 0,
+        signal: None,
+        out_of_memory: false,
+        killed: None,
+    };
+    let killed = ExecExit {
+        exit_code: 137,
+        timed_out: true,
+        lost_bytes: 65536,
+        signal: Some(9),
+        out_of_memory: true,
+        killed: None,
+    };
+    let python = Some(KilledProcess { pid: 412, command: "python3".into() });
     let received = [
         ExecServerFrame::Start(ExecStarted { pid: 321, tag: None, offset: 0 }),
         ExecServerFrame::Start(ExecStarted { pid: 321, tag: Some("build".into()), offset: 31 }),
@@ -76,7 +90,8 @@ fn frames_of_a_command() {
         ExecServerFrame::Lost(ExecLost { bytes: 65536 }),
         ExecServerFrame::StdinClosed(ExecStdinClosed { message: "process 321 has ended".into() }),
         ExecServerFrame::Exit(exit),
-        ExecServerFrame::Exit(killed),
+        ExecServerFrame::Exit(killed.clone()),
+        ExecServerFrame::Exit(ExecExit { killed: python, ..killed }),
         ExecServerFrame::Error(ExecError { data: "no program".into(), code: ErrorCode::ProgramNotFound }),
     ];
     assert_snapshot!(lines(&received), @r#"
@@ -88,6 +103,7 @@ fn frames_of_a_command() {
     {"type":"stdin_closed","message":"process 321 has ended"}
     {"type":"exit","exit_code":0,"timed_out":false,"lost_bytes":0,"out_of_memory":false}
     {"type":"exit","exit_code":137,"timed_out":true,"lost_bytes":65536,"signal":9,"out_of_memory":true}
+    {"type":"exit","exit_code":137,"timed_out":true,"lost_bytes":65536,"signal":9,"out_of_memory":true,"killed":{"pid":412,"command":"python3"}}
     {"type":"error","data":"no program","code":"program_not_found"}
     "#);
 }
@@ -130,7 +146,8 @@ fn frames_of_a_terminal() {
     "#);
     let started =
         TerminalStarted { tag: "shell".into(), pid: 321, cols: SIZE.cols, rows: SIZE.rows, offset: 0 };
-    let exit = TerminalExit { exit_code: 0, timed_out: false, signal: None, out_of_memory: false };
+    let exit =
+        TerminalExit { exit_code: 0, timed_out: false, signal: None, out_of_memory: false, killed: None };
     let missing = TerminalError { data: "output is missing".into(), code: None, fatal: false };
     let gone = TerminalError { data: "it has ended".into(), code: Some(ErrorCode::NotFound), fatal: true };
     let received = [

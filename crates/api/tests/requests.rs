@@ -7,8 +7,8 @@ use insta::assert_snapshot;
 use serde::Serialize;
 use wrenn_api::{
     ChangeFile, CopyFile, CreateSandbox, CreateSnapshot, EntryPath, ExecRequest, FileOperation, ListFiles,
-    MoveFile, OnTimeout, PauseSandbox, PingSandbox, ReadFile, ResumeSandbox, SandboxId, SignFile,
-    UpdateSandbox,
+    MoveFile, OnTimeout, PauseSandbox, PingSandbox, ReadFile, RegistryAccount, ResumeSandbox, SandboxId,
+    SignFile, UpdateSandbox,
 };
 
 fn id() -> SandboxId {
@@ -24,6 +24,8 @@ fn line(body: &impl Serialize) -> String {
 fn about_sandboxes() {
     let create = CreateSandbox {
         template: Some("minimal".into()),
+        image: None,
+        registry: None,
         vcpus: Some(2),
         memory_mb: Some(1024),
         disk_size_mb: Some(10240),
@@ -44,9 +46,15 @@ fn about_sandboxes() {
         auto_resume: Some(false),
         public_ports: Some(true),
     };
+    let image = CreateSandbox {
+        image: Some("debian:bookworm".into()),
+        registry: Some(RegistryAccount { username: "robot".into(), password: "a token".into() }),
+        ..CreateSandbox::default()
+    };
     let requests = [
         line(&CreateSandbox::default()),
         line(&create),
+        line(&image),
         line(&UpdateSandbox::default()),
         line(&update),
         line(&ResumeSandbox::default()),
@@ -59,6 +67,7 @@ fn about_sandboxes() {
     assert_snapshot!(requests.join("\n"), @r#"
     {}
     {"template":"minimal","vcpus":2,"memory_mb":1024,"disk_size_mb":10240,"envs":{"GREETING":"hello"},"name":"web","labels":{"branch":"main"},"timeout_sec":600,"on_timeout":"delete","auto_resume":true,"public_ports":false}
+    {"image":"debian:bookworm","registry":{"username":"robot","password":"a token"}}
     {}
     {"name":"","labels":{"branch":"main","reviewed":null},"timeout_sec":0,"on_timeout":"pause","auto_resume":false,"public_ports":true}
     {}

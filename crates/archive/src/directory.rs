@@ -16,7 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::error::{ArchiveError, failed, refused};
+use crate::{
+    error::{ArchiveError, failed, refused},
+    owner::{Owner, own_at},
+};
 
 /// Number of times that a path is opened again because the tree changed meanwhile.
 const TRIES: usize = 16;
@@ -75,16 +78,19 @@ impl Inner {
 /// The directory.
 pub(crate) struct Directory {
     top: OwnedFd,
+    /// Whom directories belong to that an archive does not have itself.
+    owner: Owner,
     /// The directory that was opened last: entries of one directory usually follow each other.
     last: Option<(Inner, OwnedFd)>,
 }
 
 impl Directory {
-    pub(crate) fn open(path: &Path) -> Result<Self, ArchiveError> {
+    /// Opens the directory at this path. Those that are missing in it get this owner when they are made.
+    pub(crate) fn open(path: &Path, owner: Owner) -> Result<Self, ArchiveError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = openat(CWD, path, flags, Mode::empty());
         let top = top.map_err(failed("open", path.as_os_str().as_bytes()))?;
-        Ok(Self { top, last: None })
+        Ok(Self { top, owner, last: None })
     }
 
     pub(crate) fn top(&self) -> BorrowedFd<'_> {
@@ -121,7 +127,9 @@ impl Directory {
                     match mkdirat(&above, &name, MISSING) {
                         // Another process has made it meanwhile.
                         Err(Errno::EXIST) => {}
-                        other => other.map_err(failed("make", part.bytes()))?,
+                        made => made
+                            .and_then(|()| own_at(above.as_fd(), &name, self.owner))
+                            .map_err(failed("make", part.bytes()))?,
                     }
                     self.directory(&part)?
                 }

@@ -12,16 +12,22 @@ pub(crate) const SEGMENTS_MORE: usize = 21;
 pub(crate) type Block = [u8; BLOCK];
 
 /// Part of a sparse file that is stored: where it begins in the file, and its length.
-pub(crate) type Segment = (u64, u64);
+pub type Segment = (u64, u64);
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// Another name of an entry before it.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character or block device.
     Device,
+    /// A directory.
     Directory,
+    /// A pipe with a name.
     Fifo,
     /// Old GNU format: only some parts of the file are stored.
     Sparse,
@@ -33,6 +39,7 @@ pub(crate) enum Kind {
     Attributes,
     /// Its content are attributes of all entries.
     GlobalAttributes,
+    /// Something else.
     Unknown,
 }
 
@@ -70,17 +77,23 @@ impl Kind {
 
 /// A header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) name: Vec<u8>,
-    pub(crate) link: Vec<u8>,
-    pub(crate) kind: Kind,
-    pub(crate) mode: u32,
-    pub(crate) uid: u64,
-    pub(crate) gid: u64,
+pub struct Header {
+    /// Name of the entry; that of a directory may end with a slash.
+    pub name: Vec<u8>,
+    /// Name of the entry that a hard link leads to, or target of a symbolic link.
+    pub link: Vec<u8>,
+    /// What the entry is.
+    pub kind: Kind,
+    /// Permission bits, with set-user-id, set-group-id and sticky.
+    pub mode: u32,
+    /// User that it belongs to.
+    pub uid: u64,
+    /// Group that it belongs to.
+    pub gid: u64,
     /// Bytes of content that follow.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Seconds since 1970.
-    pub(crate) mtime: i64,
+    pub mtime: i64,
 }
 
 /// Maximum length of a name and of a link in a header.
@@ -88,7 +101,7 @@ pub(crate) const NAME: usize = 100;
 
 impl Header {
     /// Writes the header. Name and link are cut to what fits.
-    pub(crate) fn block(&self) -> Block {
+    pub fn block(&self) -> Block {
         let mut block = [0; BLOCK];
         put(&mut block[..NAME], &self.name);
         number(&mut block[100..108], i128::from(self.mode & 0o7777));
@@ -104,7 +117,7 @@ impl Header {
     }
 
     /// Reads a header; `None` if its checksum is not right or a number in it is none.
-    pub(crate) fn parse(block: &Block) -> Option<Self> {
+    pub fn parse(block: &Block) -> Option<Self> {
         // Some tars sum signed bytes.
         let told = parsed(&block[148..156])?;
         let signed: i128 = summed(block).map(|byte| i128::from(byte as i8)).sum();

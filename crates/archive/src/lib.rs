@@ -5,6 +5,7 @@
 mod directory;
 mod error;
 mod header;
+mod owner;
 mod pack;
 mod reader;
 mod sparse;
@@ -12,5 +13,8 @@ mod unpack;
 mod walk;
 
 pub use error::ArchiveError;
-pub use pack::{Packed, check, pack};
+pub use header::{Header, Kind, Segment};
+pub use owner::Owners;
+pub use pack::{Choice, Packed, check, pack, pack_chosen};
+pub use reader::{Entry, Reader};
 pub use unpack::{Rules, Unpacked, unpack};

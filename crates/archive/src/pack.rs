@@ -19,7 +19,7 @@ use crate::{
         BLOCK, Header, Kind, NAME, SEGMENTS_FIRST, SEGMENTS_MORE, Segment, more_segments, put_segments,
     },
     sparse,
-    walk::{Found, walk},
+    walk::{Found, walk, walk_chosen},
 };
 
 /// Bytes that are written at once.
@@ -32,6 +32,17 @@ const LINKS: usize = 65_536;
 pub struct Packed {
     /// Number of entries.
     pub entries: u64,
+}
+
+/// What becomes of an entry of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// It is packed, and of what is in it each entry is chosen in turn.
+    Packed,
+    /// It is packed if something in it is.
+    IfNeeded,
+    /// It is left out, with all that is in it.
+    LeftOut,
 }
 
 /// Finds out whether a directory can be packed: everything in it can be read, and is of a kind that an archive has. So an
@@ -50,13 +61,39 @@ pub fn check(directory: &Path) -> Result<(), ArchiveError> {
 /// Writes a directory with its content as a tar archive. Owners are kept if `owners`, else they are root's. Sockets are left
 /// out.
 pub fn pack(directory: &Path, output: impl Write, owners: bool) -> Result<Packed, ArchiveError> {
-    let output = BufWriter::with_capacity(PIECE, output);
-    let mut packing =
-        Packing { output, owners, links: HashMap::new(), packed: Packed::default(), piece: vec![0; PIECE] };
+    let mut packing = Packing::new(output, owners);
     walk(directory, &mut |found| packing.add(found))?;
-    let end = packing.output.write_all(&[0; 2 * BLOCK]).and_then(|()| packing.output.flush());
-    end.map_err(ArchiveError::Stream)?;
-    Ok(packing.packed)
+    packing.finish()
+}
+
+/// Writes what is chosen of a directory as a tar archive, as [`pack`] does. `choose` gets the path of an entry, from the
+/// directory on, and whether it is a directory.
+pub fn pack_chosen(
+    directory: &Path,
+    output: impl Write,
+    choose: &mut dyn FnMut(&[u8], bool) -> Choice,
+) -> Result<Packed, ArchiveError> {
+    let mut packing = Packing::new(output, false);
+    // Directories around what is visited that are not packed yet.
+    let mut around: Vec<Header> = Vec::new();
+    walk_chosen(directory, &mut |found| {
+        around.retain(|outer| found.path.starts_with(&outer.name));
+        let top = found.path == b".";
+        let choice =
+            if top { Choice::Packed } else { choose(found.path, found.kind() == FileType::Directory) };
+        match choice {
+            Choice::LeftOut => return Ok(false),
+            Choice::IfNeeded => around.push(packing.header(found, Kind::Directory, b"", 0)),
+            Choice::Packed => {
+                for outer in around.drain(..) {
+                    packing.directory(&outer)?;
+                }
+                packing.add(found)?;
+            }
+        }
+        Ok(true)
+    })?;
+    packing.finish()
 }
 
 fn device(path: &[u8]) -> ArchiveError {
@@ -73,6 +110,25 @@ struct Packing<W: Write> {
 }
 
 impl<W: Write> Packing<W> {
+    fn new(output: W, owners: bool) -> Self {
+        let output = BufWriter::with_capacity(PIECE, output);
+        Self { output, owners, links: HashMap::new(), packed: Packed::default(), piece: vec![0; PIECE] }
+    }
+
+    fn finish(mut self) -> Result<Packed, ArchiveError> {
+        let end = self.output.write_all(&[0; 2 * BLOCK]).and_then(|()| self.output.flush());
+        end.map_err(ArchiveError::Stream)?;
+        Ok(self.packed)
+    }
+
+    /// Packs a directory whose turn has been before.
+    fn directory(&mut self, header: &Header) -> Result<(), ArchiveError> {
+        self.long_names(header.name.strip_suffix(b"/").unwrap_or(&header.name), b"")?;
+        self.write(&header.block())?;
+        self.packed.entries += 1;
+        Ok(())
+    }
+
     fn add(&mut self, found: &Found<'_>) -> Result<(), ArchiveError> {
         match found.kind() {
             FileType::RegularFile => self.file(found)?,

@@ -19,10 +19,11 @@ const REST_MAX: u64 = 1 << 20;
 
 /// An entry.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) header: Header,
-    /// Parts of a sparse file that are stored, and the size of the whole file.
-    pub(crate) sparse: Option<(Vec<Segment>, u64)>,
+pub struct Entry {
+    /// Its header, with what an archive says of it before.
+    pub header: Header,
+    /// Parts of a sparse file that are stored, in their order, and the size of the whole file, which they are within.
+    pub sparse: Option<(Vec<Segment>, u64)>,
 }
 
 /// Attributes that come before an entry.
@@ -37,7 +38,8 @@ struct Attributes {
 }
 
 /// Reads an archive.
-pub(crate) struct Reader<R> {
+#[derive(Debug)]
+pub struct Reader<R> {
     input: R,
     /// Bytes of content that were not read yet.
     left: u64,
@@ -48,7 +50,8 @@ pub(crate) struct Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    pub(crate) fn new(input: R) -> Self {
+    /// Begins to read.
+    pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0, entries: 0, of_all: Attributes::default() }
     }
 
@@ -58,7 +61,8 @@ impl<R: Read> Reader<R> {
     }
 
     /// Reads the next entry, and skips what was not read of the previous one. `None` at the end of the archive.
-    pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    #[allow(clippy::should_implement_trait, reason = "an error ends it, and content is read between entries")]
+    pub fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut own = self.of_all.clone();
         loop {
             self.skip()?;
@@ -110,8 +114,8 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Reads content of the entry.
-    pub(crate) fn content(&mut self, piece: &mut [u8]) -> Result<usize, ArchiveError> {
+    /// Reads content of the entry; 0 at its end.
+    pub fn content(&mut self, piece: &mut [u8]) -> Result<usize, ArchiveError> {
         let most = usize::try_from(self.left).unwrap_or(piece.len()).min(piece.len());
         if most == 0 {
             return Ok(0);

@@ -11,8 +11,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, fchmod, fchown,
-        futimens, linkat, mkdirat, mknodat, openat, renameat, statat, symlinkat, syncfs, unlinkat, utimensat,
+        AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, chmodat, fchmod, futimens, linkat, mkdirat,
+        mknodat, openat, renameat, statat, symlinkat, syncfs, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -21,6 +21,7 @@ use crate::{
     directory::{Directory, Inner},
     error::{ArchiveError, failed, refused},
     header::{Header, Kind, Segment},
+    owner::{Owner, Owners, own, own_at},
     reader::Reader,
 };
 
@@ -34,9 +35,8 @@ const INCOMPLETE: Mode = Mode::from_raw_mode(0o600);
 /// How an archive is unpacked.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rules {
-    /// Whether owners are those of the archive. Else everything belongs to the user of the process, and set-user-id and
-    /// set-group-id bits are dropped.
-    pub keep_owners: bool,
+    /// Whom what is unpacked belongs to.
+    pub owners: Owners,
     /// Whether the directory was made for the archive, so that it gets the mode and time that this has for it.
     pub fresh: bool,
     /// Whether to write everything to the disk before this returns.
@@ -57,7 +57,7 @@ pub struct Unpacked {
 pub fn unpack(input: impl Read, directory: &Path, rules: Rules) -> Result<Unpacked, ArchiveError> {
     let mut work = Work {
         reader: Reader::new(input),
-        directory: Directory::open(directory)?,
+        directory: Directory::open(directory, rules.owners.of_missing())?,
         rules,
         made: Vec::new(),
         names: RandomState::new(),
@@ -237,13 +237,14 @@ impl<R: Read> Work<R> {
         self.directory.parent(inner)
     }
 
-    fn owner(&self, header: &Header) -> Option<(u32, u32)> {
-        let of_archive = || Some((u32::try_from(header.uid).ok()?, u32::try_from(header.gid).ok()?));
-        self.rules.keep_owners.then(of_archive).flatten()
+    fn owner(&self, header: &Header) -> Owner {
+        self.rules.owners.of_entry(header.uid, header.gid)
     }
 
+    /// Mode of an entry. Set-id bits are only for whom they were meant, or who was named.
     fn mode(&self, header: &Header) -> Mode {
-        Mode::from_raw_mode(header.mode & if self.rules.keep_owners { 0o7777 } else { 0o1777 })
+        let kept = if self.owner(header).is_none() { 0o1777 } else { 0o7777 };
+        Mode::from_raw_mode(header.mode & kept)
     }
 
     fn temporary(&mut self) -> PathBuf {
@@ -302,16 +303,6 @@ fn replaceable(parent: BorrowedFd<'_>, name: &Path, path: &[u8]) -> Result<(), A
         FileType::Directory => Err(refused(path, "a directory has its name already, which is not replaced")),
         _ => Err(refused(path, "a device, a pipe or a socket has its name already, which is not replaced")),
     }
-}
-
-fn own(file: BorrowedFd<'_>, owner: Option<(u32, u32)>) -> rustix::io::Result<()> {
-    let Some((uid, gid)) = owner else { return Ok(()) };
-    fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-}
-
-fn own_at(parent: BorrowedFd<'_>, name: &Path, owner: Option<(u32, u32)>) -> rustix::io::Result<()> {
-    let Some((uid, gid)) = owner else { return Ok(()) };
-    chownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn times(mtime: i64) -> Timestamps {
@@ -559,6 +550,80 @@ mod tests {
         fs::set_permissions(from.path().join("a"), fs::Permissions::from_mode(0o6755)).expect("mode");
         unpack(Cursor::new(packed(from.path())), to.path(), Rules::default()).expect("unpacked");
         assert_eq!(fs::metadata(to.path().join("a")).expect("there").mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn a_given_owner_gets_what_is_made_or_replaced_and_nothing_else() {
+        let home = tempfile::tempdir().expect("a directory");
+        // Only root can give files away.
+        if fs::metadata(home.path()).expect("there").uid() != 0 {
+            return;
+        }
+        fs::create_dir(home.path().join("kept")).expect("made");
+        for file in ["replaced", "kept/old", "victim"] {
+            fs::write(home.path().join(file), "before").expect("written");
+        }
+        symlink("kept/old", home.path().join("link")).expect("link");
+        let mut bytes = archive(&[
+            (Kind::Directory, "kept", "", b""),
+            (Kind::Directory, "made", "", b""),
+            (Kind::File, "kept/deep/er/file", "", b"new"),
+            (Kind::File, "replaced", "", b"new"),
+            (Kind::Symlink, "link", "victim", b""),
+            (Kind::Fifo, "pipe", "", b""),
+            (Kind::HardLink, "again", "replaced", b""),
+            (Kind::File, "tool", "", b""),
+        ]);
+        // The last entry has the bits that make a program run as its owner.
+        let end = bytes.len();
+        let header = Header {
+            name: b"tool".to_vec(),
+            link: Vec::new(),
+            kind: Kind::File,
+            mode: 0o4755,
+            uid: 9,
+            gid: 9,
+            size: 0,
+            mtime: 1,
+        };
+        bytes[end - 3 * BLOCK..end - 2 * BLOCK].copy_from_slice(&header.block());
+        let owners = Owners::Given { user: 3, group: 4 };
+        let rules = Rules { owners, ..Rules::default() };
+        unpack(Cursor::new(bytes), home.path(), rules).expect("it is unpacked");
+        let owner = |path: &str| {
+            let meta = fs::symlink_metadata(home.path().join(path)).expect(path);
+            (meta.uid(), meta.gid())
+        };
+        for path in ["made", "kept/deep", "kept/deep/er", "kept/deep/er/file"] {
+            assert_eq!(owner(path), (3, 4), "{path}");
+        }
+        for path in ["replaced", "again", "link", "pipe", "tool"] {
+            assert_eq!(owner(path), (3, 4), "{path}");
+        }
+        for path in ["", "kept", "kept/old", "victim"] {
+            assert_eq!(owner(path), (0, 0), "{path:?} was there");
+        }
+        assert_eq!(fs::metadata(home.path().join("tool")).expect("there").mode() & 0o7777, 0o4755);
+    }
+
+    #[test]
+    fn set_id_bits_are_not_for_the_process_when_the_owner_is_nobody() {
+        let home = tempfile::tempdir().expect("a directory");
+        // Only root can give files away.
+        if fs::metadata(home.path()).expect("there").uid() != 0 {
+            return;
+        }
+        let rules = Rules { owners: Owners::OfArchive, ..Rules::default() };
+        for (uid, owner, mode) in [(9, 9, 0o4755), (u64::from(u32::MAX), 0, 0o755)] {
+            let mut bytes = archive(&[(Kind::File, "tool", "", b"")]);
+            let (name, link, end) = (b"tool".to_vec(), Vec::new(), bytes.len());
+            let header =
+                Header { name, link, kind: Kind::File, mode: 0o4755, uid, gid: 9, size: 0, mtime: 1 };
+            bytes[end - 3 * BLOCK..end - 2 * BLOCK].copy_from_slice(&header.block());
+            unpack(Cursor::new(bytes), home.path(), rules).expect("it is unpacked");
+            let meta = fs::metadata(home.path().join("tool")).expect("there");
+            assert_eq!((meta.uid(), meta.mode() & 0o7777), (owner, mode), "{uid}");
+        }
     }
 
     proptest! {

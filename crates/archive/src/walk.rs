@@ -53,11 +53,21 @@ pub(crate) fn walk(
     top: &Path,
     visit: &mut dyn FnMut(&Found<'_>) -> Result<(), ArchiveError>,
 ) -> Result<(), ArchiveError> {
+    walk_chosen(top, &mut |found| visit(found).map(|()| true))
+}
+
+/// Visits a tree in the same way, but nothing that is in a directory for which `visit` returns false.
+pub(crate) fn walk_chosen(
+    top: &Path,
+    visit: &mut dyn FnMut(&Found<'_>) -> Result<bool, ArchiveError>,
+) -> Result<(), ArchiveError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd =
         openat(CWD, top, flags, Mode::empty()).map_err(failed("open", top.as_os_str().as_encoded_bytes()))?;
     let stat = fstat(&fd).map_err(failed("stat", b"."))?;
-    visit(&Found { parent: fd.as_fd(), name: c".", path: b".", stat })?;
+    if !visit(&Found { parent: fd.as_fd(), name: c".", path: b".", stat })? {
+        return Ok(());
+    }
     let mut path = Vec::new();
     let mut open = vec![level(fd, &path)?];
     while let Some(level_now) = open.last_mut() {
@@ -80,8 +90,7 @@ pub(crate) fn walk(
             other => other.map_err(failed("stat", &path))?,
         };
         let found = Found { parent: level_now.fd.as_fd(), name, path: &path, stat };
-        visit(&found)?;
-        if found.kind() == FileType::Directory {
+        if visit(&found)? && found.kind() == FileType::Directory {
             let inner = match found.open(OFlags::DIRECTORY) {
                 Err(Errno::NOENT) => continue,
                 other => other.map_err(failed("list", &path))?,

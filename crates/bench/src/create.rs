@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use wrenn_testkit::{Stack, wait_until};
 
@@ -17,9 +17,9 @@ const MANY: usize = 20;
 const MANY_ROUNDS: usize = 7;
 
 /// Returns the time from the creation of a sandbox to the end of its first command.
-async fn over_the_api(stack: &Stack) -> Result<Duration> {
+pub(crate) async fn over_the_api(stack: &Stack, body: &Value) -> Result<Duration> {
     let begin = Instant::now();
-    let id = stack.api.create(&json!({})).await?;
+    let id = stack.api.create(body).await?;
     let ran = stack.api.exec(&id, &["/bin/true"]).await?;
     let took = begin.elapsed();
     ensure!(ran["exit_code"] == 0, "{ran}");
@@ -53,7 +53,7 @@ pub(crate) async fn warm_up(stack: &Stack) -> Result<()> {
     wait_until("the memory of the template", Duration::from_secs(30), complete).await?;
     stack.api.remove(&first).await?;
     // Also the copies that the first use makes.
-    over_the_api(stack).await.map(drop)
+    over_the_api(stack, &json!({})).await.map(drop)
 }
 
 /// Measures creates from the memory of the template. Both sides alternate, so that other load affects both.
@@ -62,7 +62,7 @@ pub(crate) async fn first_exec(stack: &Stack, guest: &Guest) -> Result<Vec<Row>>
     warm_up(stack).await?;
     for _ in 0..ROUNDS {
         floor.push(guest.restore(&guest.disks(1)?).await?);
-        ours.push(over_the_api(stack).await?);
+        ours.push(over_the_api(stack, &json!({})).await?);
     }
     let ratio = "create to first exec ÷ bare VMM restored until envd answers";
     Ok(vec![Row::ratio(ratio, &ours, &floor, 1.1), Row::time("create to first exec (ms)", &ours, 400.0)])

@@ -3,15 +3,20 @@
 //! table and writes JSON. Only ratios are comparable between machines.
 
 mod bare;
+mod builds;
 mod by_hand;
 mod capture;
 mod clone;
+mod control_plane;
 mod create;
+mod event_streams;
 mod exec;
 mod first_byte;
+mod growth;
 mod guest_server;
 mod idle;
 mod lab;
+mod one_core;
 mod paging;
 mod pause;
 mod ports;
@@ -20,8 +25,10 @@ mod resume;
 mod row;
 mod slots;
 mod streams;
+mod tiers;
 mod transfers;
 mod unique;
+mod unpacking;
 
 use std::{
     env, fs,
@@ -34,6 +41,7 @@ use anyhow::{Context, Result, bail};
 use wrenn_testkit::Stack;
 
 use by_hand::Guest;
+use control_plane::ControlPlane;
 use row::Row;
 
 /// Directory of the guest's files.
@@ -61,8 +69,8 @@ async fn with_wrenn() -> Result<Vec<Row>> {
         eprintln!("bench: running commands");
         let exec = exec::against_envd(stack).await?;
         eprintln!("bench: leaving sandboxes idle");
-        let idle = idle::agent_memory(stack).await?;
-        Ok([create, exec, vec![idle]].concat())
+        let idle = idle::agent(stack).await?;
+        Ok([create, exec, idle].concat())
     })
     .await
 }
@@ -77,6 +85,38 @@ async fn streamed() -> Result<Vec<Row>> {
         Ok([streamed, ports, transfers::against_tcp(stack).await?].concat())
     })
     .await
+}
+
+/// Measures the control plane alone, and with many clients.
+async fn people() -> Result<Vec<Row>> {
+    eprintln!("bench: starting Wrenn");
+    let stack = Stack::start_with(event_streams::setup()).await?;
+    let measured = async {
+        eprintln!("bench: filling a database");
+        let plane = ControlPlane::prepare(&stack).await?;
+        let growth = growth::of_database_time(&plane).await?;
+        eprintln!("bench: asking on one core");
+        let gets = one_core::gets(&plane).await?;
+        eprintln!("bench: opening event streams");
+        let memory = event_streams::memory(&stack).await?;
+        Ok([growth, vec![gets, memory]].concat())
+    };
+    let (measured, logs): (Result<_>, _) = (measured.await, stack.logs());
+    stack.stop().await?;
+    measured.context(logs)
+}
+
+async fn templates() -> Result<Vec<Row>> {
+    eprintln!("bench: unpacking an image");
+    let unpacking = tokio::task::spawn_blocking(unpacking::against_tar).await??;
+    let built = beside_wrenn(async |stack, _| {
+        eprintln!("bench: building templates");
+        let mut rows = builds::of_templates(stack).await?;
+        eprintln!("bench: keeping metrics");
+        rows.push(tiers::kept(stack)?);
+        Ok(rows)
+    });
+    Ok([vec![unpacking], built.await?].concat())
 }
 
 async fn pauses() -> Result<Vec<Row>> {
@@ -148,7 +188,8 @@ async fn all() -> Result<Vec<Row>> {
     let alone = [clones().await?, slots().await?, first_byte().await?, restores().await?];
     let beside_wrenn =
         [with_wrenn().await?, streamed().await?, pauses().await?, resumes().await?, unique().await?];
-    Ok(alone.into_iter().chain(beside_wrenn).flatten().collect())
+    let templates = [templates().await?, people().await?];
+    Ok(alone.into_iter().chain(beside_wrenn).chain(templates).flatten().collect())
 }
 
 fn main() -> ExitCode {
@@ -179,12 +220,14 @@ async fn measure() -> Result<()> {
         Some("pauses") => pauses().await?,
         Some("resumes") => resumes().await?,
         Some("unique") => unique().await?,
+        Some("templates") => templates().await?,
+        Some("people") => people().await?,
         // Only in the lab, where KVM runs Linux and there is device-mapper.
         Some("snapshots") => snapshots().await?,
         Some("lab") => lab().await?,
         Some(other) => {
             bail!(
-                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn, streams, pauses, resumes, unique; in the lab lab or snapshots"
+                "there is no part {other:?}: give none for all, or clones, slots, first-byte, restores, wrenn, streams, pauses, resumes, unique, templates, people; in the lab lab or snapshots"
             )
         }
     };

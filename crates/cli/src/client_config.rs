@@ -54,7 +54,11 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 
 /// Writes URL and key to the file and leaves the rest unchanged.
 pub(crate) fn write(path: &Path, url: &str, api_key: &str) -> Result<()> {
-    let text = merge(&read(path)?, url, api_key)?;
+    save(path, &merge(&read(path)?, url, api_key)?)
+}
+
+/// Writes a file of the client, which only its owner can read.
+pub(crate) fn save(path: &Path, text: &str) -> Result<()> {
     let owner = invoker().map(|user| (user.uid, user.gid));
     make_dirs(path.parent().context("the configuration file is in no directory")?, owner)?;
     atomic_file::write(path, text.as_bytes(), 0o600, owner)

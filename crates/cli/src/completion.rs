@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Completion on Tab: the shell asks this program, which knows its own words, and asks the API for sandboxes and templates.
+//! Completion on Tab: the shell asks this program, which knows its own words, and asks the API for sandboxes, templates and builds.
 
 use std::{ffi::OsStr, time::Duration};
 
@@ -29,7 +29,7 @@ Examples:
 const VARIABLE: &str = "WRENN_COMPLETE";
 /// Time limit for the answer of the API: without one there is nothing to complete.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Maximum number of sandboxes that are offered, the newest.
+/// Maximum number of sandboxes and of builds that are offered, the newest.
 const OFFERED: u32 = 100;
 
 /// Answers the shell, and ends the program, if it asks for a completion.
@@ -46,12 +46,18 @@ pub(crate) fn print(shell: Shell) -> Result<u8> {
     line(String::from_utf8_lossy(&text).trim_end()).map(|()| 0)
 }
 
-/// Adds what values of arguments may be, to all commands: arguments that are called `id` or `ids` are sandboxes, and
-/// `template` is a template.
+/// Adds what values of arguments may be, to all commands: arguments that are called `id` or `ids` are sandboxes, `template` is
+/// a template, and `build` a build; those of teams, members, channels, API keys and contexts are called so too.
 pub(crate) fn with_values(command: Command) -> Command {
     let command = command.mut_args(|argument| match argument.get_id().as_str() {
         "id" | "ids" => argument.add(ArgValueCompleter::new(sandboxes)),
         "template" => argument.add(ArgValueCompleter::new(templates)),
+        "build" => argument.add(ArgValueCompleter::new(builds)),
+        "use_context" | "known_context" | "known_contexts" => argument.add(ArgValueCompleter::new(contexts)),
+        "of_team" | "team" => argument.add(ArgValueCompleter::new(teams)),
+        "member" => argument.add(ArgValueCompleter::new(members)),
+        "channel" | "channels" => argument.add(ArgValueCompleter::new(channels)),
+        "key_id" | "key_ids" => argument.add(ArgValueCompleter::new(keys)),
         _ => argument,
     });
     let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
@@ -79,6 +85,58 @@ fn templates(begun: &OsStr) -> Vec<CompletionCandidate> {
         };
         (template.name, kind.to_owned())
     });
+    offered(begun, all)
+}
+
+/// Offers ids of builds.
+fn builds(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = asked(async |client| Ok(client.list_builds(None, OFFERED).await?));
+    let all = found.into_iter().flatten().map(|build| {
+        let help = format!("{}, {}:{}", build.status, build.name, build.tag);
+        (build.id.to_string(), help)
+    });
+    offered(begun, all)
+}
+
+/// Offers the servers that the client knows.
+fn contexts(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = Config::load(Request::default()).and_then(|config| crate::contexts::names(&config));
+    offered(begun, found.into_iter().flatten())
+}
+
+/// Offers slugs and ids of teams.
+fn teams(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = asked(async |client| Ok(client.list_teams().await?));
+    let all = found.into_iter().flatten().flat_map(|team| {
+        let id = (team.id.to_string(), team.name.clone());
+        team.slug.map(|slug| (slug, team.name)).into_iter().chain([id])
+    });
+    offered(begun, all)
+}
+
+/// Offers addresses of members of the team that the user acts for.
+fn members(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = asked(async |client| {
+        let team = crate::team::of_caller(&client).await?;
+        Ok(client.list_members(team).await?)
+    });
+    let all =
+        found.into_iter().flatten().map(|member| (member.email, format!("{}, {}", member.name, member.role)));
+    offered(begun, all)
+}
+
+/// Offers names of channels.
+fn channels(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = asked(async |client| Ok(client.list_channels().await?));
+    let all = found.into_iter().flatten().map(|channel| (channel.name, channel.provider.to_string()));
+    offered(begun, all)
+}
+
+/// Offers ids of API keys.
+fn keys(begun: &OsStr) -> Vec<CompletionCandidate> {
+    let found = asked(async |client| Ok(client.list_api_keys().await?));
+    let all =
+        found.into_iter().flatten().map(|key| (key.id.to_string(), format!("{}, {}…", key.name, key.prefix)));
     offered(begun, all)
 }
 

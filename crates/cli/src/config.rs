@@ -14,16 +14,17 @@ use wrenn_settings::{Key, Kind, Settings};
 use crate::{
     failure::Failure,
     output::note,
+    registry,
     settings::{Client, KEYS, Machine, Memory},
     variables,
 };
 
-/// Environment variables that are no keys: the path of the file, and a variable of the tests.
-const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", "WRENN_BIN"];
+/// Environment variables that are no keys: the path of the file, the password of a registry, and a variable of the tests.
+const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", registry::PASSWORD, "WRENN_BIN"];
 /// Prefix of the fault points of test builds.
 const FAULT_PREFIX: &str = "WRENN_FAULT_";
 /// Keys that have a flag of their own; the others are set by `--set`.
-const OWN_FLAGS: &[&str] = &["url", "api_key", "state_dir", "share_dir"];
+const OWN_FLAGS: &[&str] = &["url", "api_key", "context", "state_dir", "share_dir"];
 /// Minimum similarity of two names for a suggestion, as in clap.
 const SIMILAR: f64 = 0.8;
 
@@ -44,7 +45,7 @@ fn similar(name: &str, names: impl Iterator<Item = String>) -> String {
 }
 
 /// Source of a value, in ascending order of precedence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
     File,
     EnvFile,
@@ -242,14 +243,30 @@ impl Config {
         self.settings::<Client>().url.unwrap_or_else(|| self.local_url())
     }
 
+    /// URL of the API by the configuration file alone.
+    pub(crate) fn file_url(&self) -> String {
+        self.file_url.clone()
+    }
+
+    /// Value of a key that is given by a flag or in the environment, and not by the configuration file.
+    pub(crate) fn given(&self, name: &str) -> Option<&str> {
+        let value = self.values.get(name).filter(|value| value.origin > Origin::File)?;
+        Some(&value.text)
+    }
+
+    /// The configured context of clients.
+    pub(crate) fn context(&self) -> Option<String> {
+        self.settings::<Client>().context
+    }
+
     /// Returns the API key for the API at `url`. A key of the configuration file is only sent to the file's
     /// API.
     pub(crate) fn api_key_for(&self, url: &str) -> Result<&str> {
         let Some(key) = self.values.get("api_key") else {
             let file = self.file.display();
             let message = format!(
-                "no API key: set WRENN_API_KEY, or write `url` and `api_key` to {file} (`wrenn up` does that for the user \
-                 who starts it)"
+                "no API key: sign in by `wrenn login`, or set WRENN_API_KEY. Who runs Wrenn on this machine makes one by \
+                 `wrenn key create --local`; `wrenn up` writes one to {file} of the user who starts it"
             );
             return Err(Failure::new("no_api_key", message).into());
         };
@@ -287,12 +304,13 @@ impl Config {
     }
 }
 
-fn invalid(message: String) -> anyhow::Error {
-    Failure::new("invalid_configuration", message).into()
+/// Whether two URLs are of one server.
+pub(crate) fn same_url(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/').eq_ignore_ascii_case(other.trim_end_matches('/'))
 }
 
-fn same_url(one: &str, other: &str) -> bool {
-    one.trim_end_matches('/').eq_ignore_ascii_case(other.trim_end_matches('/'))
+fn invalid(message: String) -> anyhow::Error {
+    Failure::new("invalid_configuration", message).into()
 }
 
 fn flatten(prefix: &str, table: &toml::Table) -> Result<Vec<(String, String)>> {
@@ -337,6 +355,13 @@ mod tests {
         sources.flags = pairs(&[("server.listen", "127.0.0.1:4")]);
         assert_eq!(listen(&sources)?, "127.0.0.1:4");
         Ok(())
+    }
+
+    impl Config {
+        /// Configuration of this file and this environment, for tests of other modules.
+        pub(crate) fn of_test(toml: &str, environment: &[(&str, &str)]) -> Result<Self> {
+            resolve(&Sources { toml: toml.to_owned(), environment: pairs(environment), ..Sources::default() })
+        }
     }
 
     fn refusal(sources: &Sources) -> String {

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use wrenn_api::{CreateSandbox, ErrorCode, OnTimeout, Sandbox, SandboxId};
 use wrenn_client::{Client, Error};
 
-use crate::{output::note, signals::Stop, variables::Variables};
+use crate::{output::note, registry::Registry, signals::Stop, variables::Variables};
 
 /// Time limit for repeating a create after a lost response, and the wait in between.
 const REPEATS: Duration = Duration::from_secs(20);
@@ -24,6 +24,12 @@ pub(crate) struct New {
     /// The template or snapshot to start from [default: minimal]
     #[arg(long, value_name = "NAME")]
     template: Option<String>,
+    /// Image to start from, instead of a template: one of a registry, debian:bookworm, registry.example.com/team/app:1.2, or one
+    /// that was uploaded, uploaded:app:1
+    #[arg(long, value_name = "NAME", conflicts_with = "template")]
+    image: Option<String>,
+    #[command(flatten)]
+    registry: Registry,
     /// Name of the sandbox, by which other commands take it: lower-case letters, digits and '-'
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -38,7 +44,7 @@ pub(crate) struct New {
     /// Memory in MiB, or with a unit, such as 1g [default: 512]
     #[arg(long, visible_alias = "memory", value_name = "MIB", value_parser = mebibytes)]
     memory_mb: Option<u32>,
-    /// Size of the root file system in MiB, or with a unit, such as 10g [default: 5120]
+    /// Size of the root file system in MiB, or with a unit, such as 10g [default: 5120, or 1024 more than a larger image]
     #[arg(long, visible_alias = "disk", value_name = "MIB", value_parser = mebibytes)]
     disk_size_mb: Option<u32>,
     /// Pause the sandbox when it was not used for so long: seconds, or with a unit, such as 10m; 0 is never
@@ -56,10 +62,21 @@ pub(crate) struct New {
 }
 
 impl New {
-    /// Returns the request. Reads the files of variables.
+    /// What is waited for while it is created.
+    pub(crate) const fn work(&self) -> &'static str {
+        if self.image.is_some() {
+            "importing the image and creating the sandbox"
+        } else {
+            "creating the sandbox"
+        }
+    }
+
+    /// Returns the request. Reads the files of variables, and the password of a registry.
     pub(crate) fn request(&self) -> Result<CreateSandbox> {
         Ok(CreateSandbox {
             template: self.template.clone(),
+            image: self.image.clone(),
+            registry: self.registry.account()?,
             vcpus: self.vcpus,
             memory_mb: self.memory_mb,
             disk_size_mb: self.disk_size_mb,
@@ -84,7 +101,7 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
 }
 
 /// Parses a size: a number of MiB, or a number with the unit `m` or `g`.
-fn mebibytes(text: &str) -> Result<u32, String> {
+pub(crate) fn mebibytes(text: &str) -> Result<u32, String> {
     let lower = text.to_ascii_lowercase();
     let plain = lower.trim_end_matches("ib").trim_end_matches('b');
     let (number, factor) = match plain.strip_suffix('g') {

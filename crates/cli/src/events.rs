@@ -15,8 +15,9 @@ use crate::{
 
 /// Text after the help.
 pub(crate) const EXAMPLES: &str = "\
-A line has the time, the new status, the sandbox's id, its name, its template, and its error. With --json each line is a JSON
-object with id, event and data.
+A line has the time, the new status, the sandbox's id, its name, its template, its error, who did it if that has a name, and in
+brackets why it happened unless a user wanted it. out_of_memory is no status: a process was killed for want of memory, which the line
+names. snapshot.created, snapshot.deleted, host.up and host.down are of snapshots and of the team's own hosts. With --json each line is a JSON object with id, event and data.
 
 Examples:
   wrenn events --since 10m
@@ -64,7 +65,7 @@ pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<
 }
 
 /// Parses the time of the first event: how long ago, or a time.
-fn since(text: &str) -> Result<DateTime<Utc>, String> {
+pub(crate) fn since(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(time) = text.parse() {
         return Ok(time);
     }
@@ -77,7 +78,8 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
 fn kind(text: &str) -> Result<EventKind, String> {
     let known = text.parse::<EventKind>().or_else(|()| format!("sandbox.{text}").parse());
     known.ok().filter(|kind| *kind != EventKind::Resync).ok_or_else(|| {
-        let all = wrenn_api::SandboxStatus::ALL.map(wrenn_api::SandboxStatus::as_str);
+        let all = EventKind::all().map(|kind| kind.to_string());
+        let all: Vec<_> = all.map(|kind| kind.trim_start_matches("sandbox.").to_owned()).collect();
         format!("write one of {}", all.join(", "))
     })
 }
@@ -89,21 +91,44 @@ fn text(event: &Event) -> String {
     let at = data["at"].as_str().and_then(|at| at.parse::<DateTime<Utc>>().ok());
     let at = at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     let what = event.event.strip_prefix("sandbox.").unwrap_or(&event.event);
+    let by = by(data);
     if !sandbox.is_object() {
-        return format!("{at:<20}  {what:<8}  {}", field(&data["reason"]));
+        let (snapshot, host) = (&data["snapshot"], &data["host"]);
+        let about = if snapshot.is_object() {
+            format!("{}  {}", field(&snapshot["name"]), field(&snapshot["template"]))
+        } else if host.is_object() {
+            field(&host["id"])
+        } else {
+            field(&data["reason"])
+        };
+        return format!("{at:<20}  {what:<8}  {about}{by}");
     }
-    let error = &sandbox["error"];
-    let why = if error.is_object() {
+    let (error, killed) = (&sandbox["error"], &sandbox["last_out_of_memory"]);
+    let why = if what == "out_of_memory" {
+        format!(
+            "  killed: {} (pid {})",
+            field(&killed["command"]),
+            killed["pid"].as_u64().unwrap_or_default()
+        )
+    } else if error.is_object() {
         format!("  {}: {}", field(&error["code"]), field(&error["message"]))
     } else {
         String::new()
     };
     format!(
-        "{at:<20}  {what:<8}  {}  {}  {}{why}",
+        "{at:<20}  {what:<8}  {}  {}  {}{why}{by}",
         field(&sandbox["id"]),
         field(&sandbox["name"]),
         field(&sandbox["template"])
     )
+}
+
+/// Who did it, by name, and why, unless somebody just wanted it.
+fn by(data: &serde_json::Value) -> String {
+    let name = data["actor"]["name"].as_str().map(|name| format!("  by {}", name.escape_debug()));
+    let cause = data["cause"].as_str().filter(|cause| *cause != "user");
+    let cause = cause.map(|cause| format!("  ({})", cause.escape_debug()));
+    name.unwrap_or_default() + &cause.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -126,6 +151,7 @@ mod tests {
     #[test]
     fn types_are_statuses() {
         assert_eq!(kind("running"), kind("sandbox.running"));
+        assert_eq!(kind("out_of_memory"), Ok(EventKind::OutOfMemory));
         for wrong in ["", "resync", "flying", "sandbox."] {
             assert!(kind(wrong).is_err_and(|error| error.contains("running, pausing")), "{wrong}");
         }
@@ -147,6 +173,20 @@ mod tests {
             text(&event("sandbox.error", data)),
             "2026-01-31T09:30:02Z  error     sb1  -  t  agent_error: it did not\\nboot \\u{1b}[31m"
         );
+        let killed = json!({"at": "2026-01-31T09:30:02Z", "pid": 412, "command": "py\n"});
+        let data = json!({"at": "2026-01-31T09:30:02Z", "sandbox": {"id": "sb1", "template": "t", "last_out_of_memory": killed}});
+        assert_eq!(
+            text(&event("sandbox.out_of_memory", data)),
+            "2026-01-31T09:30:02Z  out_of_memory  sb1  -  t  killed: py\\n (pid 412)"
+        );
+        let snapshot = json!({"name": "after-setup", "template": "minimal"});
+        let data = json!({"at": "2026-01-31T09:30:02Z", "cause": "user", "actor": {"kind": "user", "name": "Ada"}, "snapshot": snapshot});
+        assert_eq!(
+            text(&event("snapshot.created", data)),
+            "2026-01-31T09:30:02Z  snapshot.created  after-setup  minimal  by Ada"
+        );
+        let data = json!({"at": "2026-01-31T09:30:02Z", "cause": "host", "actor": {"kind": "host"}, "host": {"id": "host1"}});
+        assert_eq!(text(&event("host.down", data)), "2026-01-31T09:30:02Z  host.down  host1  (host)");
         assert_eq!(text(&event("resync", json!({"reason": "why"}))), "-                     resync    why");
     }
 }

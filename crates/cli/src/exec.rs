@@ -15,7 +15,7 @@ use tokio::{
     io::{AsyncWrite, AsyncWriteExt as _},
     task::JoinHandle,
 };
-use wrenn_api::{Encoding, ExecRequest, SandboxId, SandboxStatus};
+use wrenn_api::{Encoding, ExecRequest, KilledProcess, SandboxId, SandboxStatus};
 use wrenn_client::{Client, ProcessEvent, ProcessStream};
 
 use crate::{
@@ -26,6 +26,8 @@ use crate::{
     terminal::{self, Leaving},
 };
 
+/// Exit status of a command that the kernel killed.
+const KILLED: i32 = 137;
 /// Exit status if the reader of the output has closed it.
 const READER_GONE: u8 = 141;
 /// Maximum number of bytes kept of each output with `--json`.
@@ -53,9 +55,9 @@ A terminal (-t) outlives its client. Enter ~ . leaves it, Enter ~ ~ sends a tild
 sandbox attach` shows the same screen again.";
 
 /// Command and how to run it.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Program {
-    /// Run as this user of the sandbox instead of the template's default one
+    /// Run as this user of the sandbox instead of the template's default one: NAME, UID, NAME:GROUP
     #[arg(long, short = 'u', value_name = "NAME")]
     user: Option<String>,
     /// Start in this directory of the sandbox instead of the user's home
@@ -79,6 +81,19 @@ pub(crate) struct Program {
 }
 
 impl Program {
+    /// Returns the same with this command, if it has none.
+    pub(crate) fn or(mut self, command: &[String]) -> Self {
+        if self.command.is_empty() {
+            self.command = command.to_vec();
+        }
+        self
+    }
+
+    /// Whether there is a command.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.command.is_empty()
+    }
+
     /// Builds the request with these variables in addition to the sandbox's.
     fn request(&self, envs: BTreeMap<String, String>) -> Result<ExecRequest> {
         let (cmd, args) = self.command.split_first().context("no command")?;
@@ -150,17 +165,31 @@ struct Place {
 }
 
 /// Exit of a command.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct End {
     exit_code: i32,
     timed_out: bool,
+    /// Whether the kernel killed it or a descendant for want of memory, and which one, if that is known.
+    out_of_memory: bool,
+    killed: Option<KilledProcess>,
     duration: Duration,
 }
 
 impl End {
     /// Exit status of this program. One above 255 cannot be passed on, but must not become success.
-    fn status(self) -> u8 {
+    fn status(&self) -> u8 {
         u8::try_from(self.exit_code).unwrap_or(u8::MAX)
+    }
+
+    /// Says that something was killed for want of memory, in a sandbox with so many MiB.
+    fn of_memory(&self, memory_mb: Option<u32>) -> String {
+        let what = match &self.killed {
+            _ if self.exit_code == KILLED => "the command".to_owned(),
+            Some(killed) => format!("{} (process {}) of the command", killed.command, killed.pid),
+            None => "a process of the command".to_owned(),
+        };
+        let size = memory_mb.map(|size| format!(" ({size} MiB)")).unwrap_or_default();
+        format!("wrenn: {what} was killed: the sandbox is out of memory{size}")
     }
 }
 
@@ -182,6 +211,7 @@ pub(crate) async fn run(client: &Client, id: SandboxId, command: &Command, forma
         note("wrenn: the command got no input; for a terminal use -it, for the input alone -i");
     }
     sink.finish(id, &request.cmd, &end)?;
+    tell_of_memory(client, id, &end).await;
     if end.timed_out {
         note(&format!("wrenn: the command was killed after {} s", request.timeout_sec.unwrap_or_default()));
         return Ok(TIMED_OUT);
@@ -202,7 +232,16 @@ pub(crate) async fn attach(
     let ran = pass_through(stream, input, format, Some((client, id))).await?;
     let Some((sink, end)) = ran else { return Ok(READER_GONE) };
     sink.finish(id, process, &end)?;
+    tell_of_memory(client, id, &end).await;
     Ok(end.status())
+}
+
+/// Tells the user if something was killed for want of memory, and how much the sandbox has, if it is still there.
+async fn tell_of_memory(client: &Client, id: SandboxId, end: &End) {
+    if end.out_of_memory {
+        let memory_mb = client.get(id).await.ok().map(|sandbox| sandbox.memory_mb);
+        note(&end.of_memory(memory_mb));
+    }
 }
 
 /// Passes input and output through, up to the end of the process; `None` if the reader of the output is gone. With a sandbox,
@@ -307,12 +346,9 @@ async fn follow(
             }
             // As in a pipeline whose next program has ended: what it does not read is of no use.
             Some(ProcessEvent::InputClosed { .. }) => feeding.into_iter().for_each(JoinHandle::abort),
-            Some(ProcessEvent::Exit { exit_code, timed_out, out_of_memory }) => {
-                if out_of_memory {
-                    note("wrenn: the sandbox ran out of memory, and a process of the command was killed");
-                }
+            Some(ProcessEvent::Exit { exit_code, timed_out, out_of_memory, killed }) => {
                 let duration = place.map_or(Duration::ZERO, |place| place.begin.elapsed());
-                return Ok(End { exit_code, timed_out, duration });
+                return Ok(End { exit_code, timed_out, out_of_memory, killed, duration });
             }
             None => anyhow::bail!("the command's stream ended without its exit status"),
         }
@@ -346,7 +382,7 @@ impl Sink {
             return Ok(());
         }
         let (stdout, stderr, encoding) = encode(self.kept);
-        let value = json!({
+        let mut value = json!({
             "sandbox_id": id,
             "cmd": command,
             "exit_code": end.exit_code,
@@ -356,8 +392,12 @@ impl Sink {
             "timed_out": end.timed_out,
             "truncated": self.lost_bytes > 0,
             "lost_bytes": self.lost_bytes,
+            "out_of_memory": end.out_of_memory,
             "duration_ms": u64::try_from(end.duration.as_millis()).unwrap_or(u64::MAX),
         });
+        if let Some(killed) = &end.killed {
+            value["killed"] = json!(killed);
+        }
         self.format.print(&value, String::new)
     }
 }
@@ -394,6 +434,21 @@ mod tests {
         for text in ["0", "86401", "2d", "x", ""] {
             assert!(time_limit(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn it_is_told_what_was_killed_for_want_of_memory() {
+        let python = KilledProcess { pid: 412, command: "python3".to_owned() };
+        let told = |exit_code, killed: Option<&KilledProcess>, memory_mb| {
+            let (killed, duration) = (killed.cloned(), Duration::ZERO);
+            End { exit_code, timed_out: false, out_of_memory: true, killed, duration }.of_memory(memory_mb)
+        };
+        let whole = "wrenn: the command was killed: the sandbox is out of memory (512 MiB)";
+        assert_eq!(told(137, Some(&python), Some(512)), whole);
+        let part = "wrenn: python3 (process 412) of the command was killed: the sandbox is out of memory";
+        assert_eq!(told(0, Some(&python), None), part);
+        let unknown = "wrenn: a process of the command was killed: the sandbox is out of memory (128 MiB)";
+        assert_eq!(told(1, None, Some(128)), unknown);
     }
 
     #[test]

@@ -50,6 +50,16 @@ impl Layout {
         self.state.join("agent")
     }
 
+    /// Directory of the files that are uploaded for builds; the control plane's user owns it.
+    pub(crate) fn contexts(&self) -> PathBuf {
+        self.state.join("contexts")
+    }
+
+    /// Key file with which the control plane encrypts the secrets of channels; the control plane's user owns it.
+    pub(crate) fn channel_key(&self) -> PathBuf {
+        self.state.join("channels.key")
+    }
+
     pub(crate) fn logs(&self) -> PathBuf {
         self.state.join("logs")
     }
@@ -127,7 +137,7 @@ impl Layout {
             // New files in it get its group: only the control plane may connect.
             make(&sockets, 0o2710, Some((user.uid, users.server.gid)))?;
         }
-        Ok(())
+        make(&self.contexts(), 0o700, Some((users.server.uid, users.server.gid)))
     }
 
     /// Checks that the service user can traverse the path to its directories.

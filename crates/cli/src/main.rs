@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `wrenn` program: runs Wrenn, and is a client of its API.
 
+mod audit;
+mod channel;
+mod channel_key;
 mod client_config;
 mod completion;
 mod config;
+mod confirm;
+mod contexts;
 mod creation;
 mod doctor;
 mod down;
@@ -11,15 +16,21 @@ mod events;
 mod exec;
 mod failure;
 mod host_id;
+mod image;
+mod key;
 mod layout;
 mod leak_check;
 mod log_rate;
 mod logging;
+mod login;
 mod memory_limits;
 mod output;
+mod password;
+mod pieces;
 mod pki;
 mod process;
 mod progress;
+mod registry;
 mod restart;
 mod run;
 mod running_agent;
@@ -30,9 +41,12 @@ mod signals;
 mod snapshot;
 mod status;
 mod stdin;
+mod team;
 mod template;
 mod terminal;
 mod up;
+mod usage;
+mod user;
 mod users;
 mod variables;
 
@@ -52,17 +66,20 @@ const MORE: &str = "\
 Examples:
   wrenn up --detach                            start Wrenn (as root)
   wrenn run python3 -c 'print(6*7)'            run a command in a sandbox of its own
+  wrenn run --image debian:bookworm -- ls /    run one in an image of a registry
   wrenn create --name web                      create a sandbox that stays
   wrenn exec web sh -c 'ls | wc'               run a command in it
   wrenn rm web                                 remove it
+  wrenn template build app                     build a template from the Wrennfile or Dockerfile of this directory
   source <(wrenn completion bash)              complete commands on Tab
 
 Commands of `wrenn sandbox` work without this word too: `wrenn ls` is `wrenn sandbox ls`. They take a sandbox by its id, by the
 beginning of its id, or by its name.
 
 Environment:
-  WRENN_URL, WRENN_API_KEY   address and key of the API; else from ~/.config/wrenn/config.toml (or WRENN_CONFIG).
-                             A key from that file is sent only to the URL in that file
+  WRENN_URL, WRENN_API_KEY   address and key of the API; else those of the context that is used (`wrenn context`), else from
+                             ~/.config/wrenn/config.toml (or WRENN_CONFIG). What is kept for a URL is sent only there
+  WRENN_REGISTRY_PASSWORD    password of the account that --registry-user names
   Other keys and their variables: docs/operations.md. No file of the working directory is read.
 
 Exit status: 0 success; 1 failure; 2 wrong command line. `run`, `exec` and `attach` pass the command's on, and have 125 for a
@@ -89,6 +106,9 @@ struct Global {
     /// API key; better in WRENN_API_KEY or the configuration file, because process lists show arguments
     #[arg(long, global = true, value_name = "KEY", help_heading = GLOBAL)]
     api_key: Option<String>,
+    /// Context to use: a server that `wrenn login` has signed in to
+    #[arg(long, global = true, value_name = "CONTEXT", help_heading = GLOBAL)]
+    use_context: Option<String>,
     /// Directory in which Wrenn keeps its state [default: /var/lib/wrenn]
     #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     state_dir: Option<String>,
@@ -103,8 +123,11 @@ struct Global {
 /// Global options of commands that run on the server's machine.
 const MACHINE_OPTIONS: &[&str] = &["state_dir", "share_dir", "set"];
 /// Global options of clients.
-const CLIENT_OPTIONS: &[&str] = &["url", "api_key"];
-const CLIENT_COMMANDS: &[&str] = &["run", "sandbox", "snapshot", "template", "events"];
+const CLIENT_OPTIONS: &[&str] = &["url", "api_key", "use_context"];
+const CLIENT_COMMANDS: &[&str] = &[
+    "run", "sandbox", "snapshot", "template", "image", "events", "login", "logout", "whoami", "context",
+    "team", "channel", "audit", "usage",
+];
 const MACHINE_COMMANDS: &[&str] =
     &["up", "down", "restart", "doctor", "leak-check", "server", "agent", "migrate", "rotate-signing-key"];
 const PRINTING_COMMANDS: &[&str] = &["openapi", "completion"];
@@ -130,12 +153,43 @@ enum Command {
     /// Make, list and remove snapshots of sandboxes
     #[command(subcommand)]
     Snapshot(snapshot::Command),
-    /// List what sandboxes are created from
+    /// Build templates, which sandboxes are created from, and list, tag and remove them
     #[command(subcommand)]
     Template(template::Command),
+    /// Upload images, which sandboxes and templates start from, and list and remove them
+    #[command(subcommand)]
+    Image(image::Command),
     /// Stream sandbox events until interrupted
     #[command(after_help = events::EXAMPLES)]
     Events(events::Args),
+    /// Sign in to a server, as a user or with an API key
+    #[command(after_help = login::EXAMPLES)]
+    Login(login::Args),
+    /// Sign out of a server
+    Logout,
+    /// Show which server is used, and as whom
+    Whoami,
+    /// List, choose and forget the servers that you have signed in to
+    #[command(subcommand, after_help = contexts::EXAMPLES)]
+    Context(contexts::Command),
+    /// Make and manage users of the platform
+    #[command(subcommand, after_help = user::EXAMPLES)]
+    User(user::Command),
+    /// Manage teams, their members and their quotas
+    #[command(subcommand, after_help = team::EXAMPLES)]
+    Team(team::Command),
+    /// Create, list, change and revoke API keys
+    #[command(subcommand, after_help = key::EXAMPLES)]
+    Key(key::Command),
+    /// Manage where events are delivered: webhooks and chats
+    #[command(subcommand, after_help = channel::EXAMPLES)]
+    Channel(channel::Command),
+    /// Show who did what
+    #[command(after_help = audit::EXAMPLES)]
+    Audit(audit::Args),
+    /// Show what the team's sandboxes have used
+    #[command(after_help = usage::EXAMPLES)]
+    Usage(usage::Args),
     /// Start Wrenn on this machine
     Up {
         #[command(flatten)]
@@ -182,6 +236,7 @@ impl Global {
         let named = [
             ("url", &self.url),
             ("api_key", &self.api_key),
+            ("context", &self.use_context),
             ("state_dir", &self.state_dir),
             ("share_dir", &self.share_dir),
         ];
@@ -229,7 +284,7 @@ impl Cli {
 }
 
 /// Commands of `wrenn sandbox` that the help of `wrenn` lists too.
-const SHOWN: &[&str] = &["create", "ls", "exec", "cp", "logs", "rm"];
+const SHOWN: &[&str] = &["create", "ls", "exec", "cp", "logs", "stats", "top", "rm"];
 
 /// Names of the commands of `wrenn sandbox`.
 fn sandbox_commands(command: &clap::Command) -> Vec<String> {
@@ -264,6 +319,9 @@ fn command_line() -> clap::Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(done) = wrenn_host::unpack_image_if_asked() {
+        return done;
+    }
     if let Some(served) = wrenn_memory::page_server::run_if_asked() {
         return served;
     }
@@ -352,7 +410,18 @@ async fn dispatch(cli: &Cli, config: &Config) -> Result<u8> {
         }
         Command::Snapshot(what) => snapshot::run(&sandbox::client(config)?, what, format).await,
         Command::Template(what) => template::run(&sandbox::client(config)?, what, format).await,
+        Command::Image(what) => image::run(&sandbox::client(config)?, what, format).await,
         Command::Events(args) => events::run(&sandbox::client(config)?, args, format).await,
+        Command::Login(args) => login::run(config, args, format).await,
+        Command::Logout => login::log_out(config, format).await,
+        Command::Whoami => login::who_am_i(config, format).await,
+        Command::Context(what) => contexts::run(config, what, format),
+        Command::User(what) => user::run(config, what, format).await,
+        Command::Team(what) => team::run(&sandbox::client(config)?, what, format).await,
+        Command::Key(what) => key::run(config, what, format).await,
+        Command::Channel(what) => channel::run(&sandbox::client(config)?, what, format).await,
+        Command::Audit(args) => audit::run(&sandbox::client(config)?, args, format).await,
+        Command::Usage(args) => usage::run(&sandbox::client(config)?, args, format).await,
         Command::LeakCheck => leak_check::run(config, format).await,
         Command::Server(_) => serve::server(config).await,
         Command::Agent(_) => serve::agent(config).await,
@@ -421,6 +490,33 @@ mod tests {
     }
 
     #[test]
+    fn an_image_needs_no_command_and_its_account_no_password_among_the_arguments() -> Result<()> {
+        for words in [
+            "run --image debian:bookworm",
+            "run --image debian:bookworm -- sh -c ls",
+            "run --image a/b:1 --registry-user robot --registry-password-stdin",
+            "create --image a/b:1 --registry-user robot --registry-password-stdin",
+            "template build web --registry-user robot",
+        ] {
+            parse(&words_of(words))?;
+        }
+        for words in [
+            "run",
+            "run --template minimal",
+            "run --image a --template minimal true",
+            "run --image a --registry-user robot --registry-password x",
+            "create --image a --registry-password-stdin",
+        ] {
+            assert!(parse(&words_of(words)).is_err(), "{words}");
+        }
+        Ok(())
+    }
+
+    fn words_of(text: &str) -> Vec<&str> {
+        ["wrenn"].into_iter().chain(text.split(' ')).collect()
+    }
+
+    #[test]
     fn commands_of_sandbox_need_not_that_word_and_have_the_names_that_hands_know() -> Result<()> {
         for words in [
             &["ls", "--label", "a=b", "--status", "running,paused", "-q"][..],
@@ -434,6 +530,8 @@ mod tests {
             &["prune", "-y"],
             &["cp", "a", "b"],
             &["logs", "web", "job", "-f"],
+            &["stats", "web", "sb03hal"],
+            &["top", "--sort", "memory"],
             &[
                 "create",
                 "--name",
@@ -456,14 +554,127 @@ mod tests {
             };
             assert_eq!(format!("{direct:?}"), format!("{whole:?}"));
         }
-        for words in
-            [&["rm"][..], &["rm", "--all", "web"], &["ls", "--status", "flying"], &["get", "Not A Name"]]
-        {
+        for words in [
+            &["rm"][..],
+            &["rm", "--all", "web"],
+            &["ls", "--status", "flying"],
+            &["get", "Not A Name"],
+            &["top", "--sort", "age"],
+        ] {
             assert!(parse(&[&["wrenn"], words].concat()).is_err(), "{words:?}");
         }
         let help = command_line().render_help().to_string();
         let listed = |name: &str| help.lines().any(|line| line.trim_start().starts_with(&format!("{name} ")));
         assert!(SHOWN.iter().all(|name| listed(name)) && !listed("ping"), "{help}");
+        Ok(())
+    }
+
+    #[test]
+    fn templates_have_tags_and_builds_ids() -> Result<()> {
+        let build = wrenn_api::BuildId::new().to_string();
+        for words in [
+            &["build", "web"][..],
+            &["build", "web:next", "-f", "x", "--context", "app", "--no-cache-from", "3", "--explain-cache"],
+            &[
+                "build",
+                "web",
+                "--vcpus",
+                "2",
+                "--memory",
+                "1g",
+                "--disk-size",
+                "10g",
+                "--no-cache",
+                "--detach",
+            ],
+            &["ls"],
+            &["inspect", "web:next"],
+            &["history", "web"],
+            &["tag", "web", "3", "latest"],
+            &["rm", "web", "other"],
+            &["builds", "--template", "web", "-n", "5"],
+            &["logs", &build, "--step", "2", "--follow"],
+            &["cancel", &build],
+            &["debug", &build],
+        ] {
+            parse(&[&["wrenn", "template"], words].concat()).with_context(|| format!("{words:?}"))?;
+        }
+        let sandbox = wrenn_api::SandboxId::new().to_string();
+        for words in [
+            &["build"][..],
+            &["build", "../web"],
+            &["build", "web", "--no-cache", "--no-cache-from", "2"],
+            &["build", "web", "--no-cache-from", "0"],
+            &["inspect", "web:"],
+            &["history", "web:latest"],
+            &["tag", "web", "0", "latest"],
+            &["rm"],
+            &["builds", "-n", "101"],
+            &["logs", &sandbox],
+        ] {
+            assert!(parse(&[&["wrenn", "template"], words].concat()).is_err(), "{words:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn people_teams_and_keys_are_managed() -> Result<()> {
+        let (team, key) = (wrenn_api::TeamId::new().to_string(), wrenn_api::ApiKeyId::new().to_string());
+        let delivery = wrenn_api::DeliveryId::new().to_string();
+        for words in [
+            &["login", "--email", "ada@example.com"][..],
+            &["login", "--url", "https://wrenn.example", "--key", "--stdin"],
+            &["login", "--link", "--use-context", "prod"],
+            &["logout"],
+            &["whoami", "--json"],
+            &["context", "ls"],
+            &["context", "use", "prod"],
+            &["context", "rm", "a", "b"],
+            &["user", "create", "ada@example.com", "--admin"],
+            &["user", "rm", "ada@example.com", "--keys", "revoke", "--yes"],
+            &["team", "invite", "grace@example.com", "--role", "admin", "--team", &team],
+            &["team", "remove", "grace@example.com", "--keys", "keep"],
+            &["team", "quotas", "--team", &team, "--limit", "running=5", "--limit", "vcpus=server"],
+            &["team", "accept"],
+            &["key", "create", "ci", "--scope", "sandbox.read", "--expires", "90d"],
+            &["key", "create", "--local", "--admin", "--team", &team],
+            &["key", "update", &key, "--scope", "sandbox.read"],
+            &["key", "revoke", &key],
+            &[
+                "channel",
+                "create",
+                "ops",
+                "--provider",
+                "webhook",
+                "--event",
+                "sandbox.error",
+                "--config",
+                "file",
+            ],
+            &["channel", "redeliver", "ops", &delivery],
+            &["audit", "--from", "7d", "--action", "a.b", "--action", "c.d", "-n", "5"],
+            &["audit", "--export", "csv"],
+            &["usage", "--from", "2026-01-01", "--csv"],
+            &["usage", "--now"],
+            &["usage", "--now", "24h"],
+        ] {
+            parse(&[&["wrenn"], words].concat()).with_context(|| format!("{words:?}"))?;
+        }
+        for words in [
+            &["login", "--email", "ada@example.com", "--password", "x"][..],
+            &["login", "--email", "ada@example.com", "--key"],
+            &["key", "create", "--admin"],
+            &["key", "create", "--team", &team],
+            &["key", "revoke", &team],
+            &["team", "invite", "grace@example.com", "--role", "owner"],
+            &["team", "quotas", "--limit", "running=5"],
+            &["channel", "create", "ops", "--provider", "pager", "--event", "sandbox.error"],
+            &["channel", "update", "ops"],
+            &["audit", "--export", "csv", "--platform"],
+            &["usage", "--now", "2h"],
+        ] {
+            assert!(parse(&[&["wrenn"], words].concat()).is_err(), "{words:?}");
+        }
         Ok(())
     }
 

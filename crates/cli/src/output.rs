@@ -64,6 +64,25 @@ pub(crate) fn table<const N: usize>(
     table.trim_fmt()
 }
 
+/// Formats named texts, one per line.
+pub(crate) fn lines(fields: &[(&str, String)]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    fields.iter().map(|(name, text)| format!("{name:<width$}  {text}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Formats all present fields of a value, one per line.
+pub(crate) fn fields(value: &impl Serialize) -> String {
+    let plain = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let value = serde_json::to_value(value).unwrap_or_default();
+    let fields = value.as_object().into_iter().flatten().flat_map(|(name, value)| match value {
+        serde_json::Value::Object(inner) => {
+            inner.iter().map(|(key, value)| (format!("{name}.{key}"), plain(value))).collect()
+        }
+        other => vec![(name.clone(), plain(other))],
+    });
+    fields.map(|(name, value)| format!("{name:<28} {value}")).collect::<Vec<_>>().join("\n")
+}
+
 /// Formats a time in a table.
 pub(crate) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%S UTC").to_string()

@@ -4,6 +4,7 @@
 use std::{
     io::IsTerminal as _,
     pin::pin,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,18 +22,45 @@ pub(crate) async fn during<T>(what: &str, request: impl Future<Output = T>) -> T
     if let Ok(answer) = tokio::time::timeout(LONG, &mut request).await {
         return answer;
     }
-    let bar = ProgressBar::new_spinner().with_message(what.to_owned()).with_elapsed(LONG);
-    if let Ok(style) = ProgressStyle::with_template("{msg} ... {elapsed}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(TICK);
+    let bar = spinner(what).with_elapsed(LONG);
     let answer = request.await;
     bar.finish_and_clear();
     answer
 }
 
-/// Counts the bytes of a transfer and shows them on a terminal if it takes long.
-pub(crate) struct Progress {
+/// Shows a line on the terminal that says what is being done, and for how long.
+pub(crate) fn spinner(what: &str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{msg} ... {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(TICK);
+    bar
+}
+
+/// Counts the bytes of a transfer, also from other threads, and shows them on a terminal if it takes long.
+#[derive(Clone)]
+pub(crate) struct Counter(Arc<Mutex<Progress>>);
+
+impl Counter {
+    /// Starts a transfer of `total` bytes, if known.
+    pub(crate) fn new(total: Option<u64>) -> Self {
+        Self(Arc::new(Mutex::new(Progress { begin: Instant::now(), total, bytes: 0, bar: None })))
+    }
+
+    /// Adds bytes.
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(bytes);
+    }
+
+    /// Returns the bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    }
+}
+
+/// A transfer.
+struct Progress {
     begin: Instant,
     total: Option<u64>,
     bytes: u64,
@@ -40,13 +68,7 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts a transfer of `total` bytes, if known.
-    pub(crate) fn new(total: Option<u64>) -> Self {
-        Self { begin: Instant::now(), total, bytes: 0, bar: None }
-    }
-
-    /// Adds bytes.
-    pub(crate) fn add(&mut self, bytes: usize) {
+    fn add(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         if self.bar.is_none() && self.begin.elapsed() > LONG && std::io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(self.total, ProgressDrawTarget::stderr());
@@ -62,11 +84,6 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(self.bytes);
         }
-    }
-
-    /// Returns the bytes so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 use wrenn_api::{CreateSandbox, OnTimeout, Sandbox, SandboxId};
 use wrenn_client::Client;
@@ -31,12 +31,15 @@ Examples:
   echo hello | wrenn run cat
   wrenn run --port 8000 -- python3 -m http.server 8000
   wrenn run -d --name web --port 8000 -- python3 -m http.server 8000
+  wrenn run --image python:3.12-slim -- python3 -c 'print(6*7)'
+  wrenn run --image ghcr.io/team/app:1.2 --registry-user robot      what the image runs; the token is WRENN_REGISTRY_PASSWORD
 
 The sandbox is removed when the command ends, or this program is interrupted; if this program is killed, once it was not used for 2 minutes (--idle-timeout).
 With -d it stays.";
 
 /// Options of `wrenn run`.
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("command", |command| command.required(false).required_unless_present("image")))]
 pub(crate) struct Args {
     #[command(flatten)]
     new: New,
@@ -61,9 +64,22 @@ impl Args {
         Ok(request)
     }
 
-    /// Returns the command; its variables are those of the sandbox.
+    /// Returns the command as it is given.
+    #[cfg(test)]
     pub(crate) fn command(&self) -> Result<exec::Command> {
         self.command.command(BTreeMap::new(), Leaving::Ends)
+    }
+
+    /// Returns the program to run in a sandbox: if none is given, what its image runs.
+    fn program(&self, sandbox: &Sandbox) -> Result<exec::Program> {
+        let of_image = sandbox.image.as_ref().map(|image| image.command.as_slice()).unwrap_or_default();
+        let program = self.command.clone().or(of_image);
+        let template = &sandbox.template;
+        ensure!(
+            program.is_given(),
+            "the image {template} names nothing to run: write it, as in `wrenn run --image {template} -- sh`"
+        );
+        Ok(program)
     }
 
     /// Prints the URLs of the ports.
@@ -75,9 +91,15 @@ impl Args {
         Ok(())
     }
 
-    /// Starts the command in the background.
-    async fn start(&self, client: &Client, sandbox: &Sandbox, format: Format) -> Result<()> {
-        let request = self.command.background(BTreeMap::new(), None)?;
+    /// Starts the program in the background.
+    async fn start(
+        &self,
+        client: &Client,
+        sandbox: &Sandbox,
+        program: &exec::Program,
+        format: Format,
+    ) -> Result<()> {
+        let request = program.background(BTreeMap::new(), None)?;
         let process = client.start_process(sandbox.id, &request).await?;
         self.tell_ports(client, sandbox.id).await?;
         let told = json!({"sandbox": sandbox, "process": process});
@@ -88,17 +110,18 @@ impl Args {
 /// Runs `wrenn run`.
 pub(crate) async fn run(client: &Client, args: &Args, format: Format) -> Result<u8> {
     let mut stop = Stop::new()?;
-    let command = args.command()?;
     let (wanted, key) = (args.sandbox_request()?, Key::own());
-    let (sandbox, mut stopped) =
-        during("creating the sandbox", create(client, &wanted, &key, &mut stop)).await?;
+    let (sandbox, mut stopped) = during(args.new.work(), create(client, &wanted, &key, &mut stop)).await?;
     let mut result = Ok(0);
     if stopped.is_none() {
         let ran = async {
+            let program = args.program(&sandbox)?;
             if args.detach {
-                return args.start(client, &sandbox, format).await.map(|()| 0);
+                return args.start(client, &sandbox, &program, format).await.map(|()| 0);
             }
             args.tell_ports(client, sandbox.id).await?;
+            // Its variables are those of the sandbox.
+            let command = program.command(BTreeMap::new(), Leaving::Ends)?;
             exec::run(client, sandbox.id, &command, format).await
         };
         tokio::select! {

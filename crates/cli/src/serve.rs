@@ -41,6 +41,11 @@ pub(crate) async fn rotate_signing_key(config: &Config, revoke: bool) -> Result<
     Ok(0)
 }
 
+/// Administration of the database of this machine's Wrenn, without a server.
+pub(crate) fn admin(config: &Config) -> Result<Admin> {
+    Admin::new(&database_url(config))
+}
+
 fn database_url(config: &Config) -> String {
     let machine = config.machine();
     machine.database_url.unwrap_or_else(|| Layout::new(&machine.state_dir).database_url())
@@ -50,8 +55,14 @@ fn server_config(config: &Config) -> wrenn_control::Config {
     let machine = config.machine();
     let layout = Layout::new(&machine.state_dir);
     let tls = pki::side(&layout.pki(), "control");
+    let mut settings = config.server();
+    settings.builds.context_dir.get_or_insert_with(|| layout.contexts());
+    let key = layout.channel_key();
+    if settings.channels.key_file.is_none() && key.exists() {
+        settings.channels.key_file = Some(key);
+    }
     wrenn_control::Config {
-        settings: config.server(),
+        settings,
         database_url: database_url(config),
         redis_url: machine.redis_url.unwrap_or_else(|| layout.redis_url()),
         agent_tls: wrenn_control::AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key },

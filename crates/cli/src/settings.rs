@@ -30,6 +30,8 @@ settings! {
         pub(crate) url: Option<String> = text("url").or_none("`http://` and `server.listen`"),
         /// API key, for clients.
         pub(crate) api_key: Option<String> = text("api_key").or_none("none"),
+        /// Context, for clients: a server that `wrenn login` has signed in to.
+        pub(crate) context: Option<String> = text("context").or_none("the one of `wrenn context use`"),
     }
 }
 

@@ -103,7 +103,10 @@ impl Status {
         if !self.running {
             return format!("Wrenn does not run (state directory {state}). Start it with: wrenn up");
         }
-        let count = self.sandboxes.map_or_else(|| "unknown: no valid API key".to_owned(), |n| n.to_string());
+        let count = self.sandboxes.map_or_else(
+            || "unknown: no valid API key; `wrenn key create --local` makes one".to_owned(),
+            |n| n.to_string(),
+        );
         let names: Vec<String> = self.processes.iter().map(|p| format!("{} {}", p.name, p.pid)).collect();
         format!(
             "Wrenn runs, health: {}\n  API        {}\n  docs       {}\n  key        in {}\n  \

@@ -14,10 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use wrenn_api::{ExecRequest, SandboxId, TerminalConnect, TerminalSize, TerminalStart};
 use wrenn_client::{Client, Error, Terminal, TerminalEvent, TerminalInput};
 
-use self::{
-    escape::{Escape, Typed},
-    raw::Raw,
-};
+use self::escape::{Escape, Typed};
+pub(crate) use self::raw::Raw;
 use crate::{failure::TIMED_OUT, output::note, stdin};
 
 /// Size if standard output is no terminal.
@@ -90,7 +88,8 @@ fn connection(tag: &str) -> TerminalConnect {
     TerminalConnect { tag: tag.to_owned(), cols: own.map(|own| own.cols), rows: own.map(|own| own.rows) }
 }
 
-fn size() -> TerminalSize {
+/// Returns the size of the user's terminal, or the usual one.
+pub(crate) fn size() -> TerminalSize {
     raw::size().unwrap_or(SIZE)
 }
 
@@ -201,11 +200,13 @@ async fn show(terminal: &mut Terminal) -> Result<Left> {
                 note(&format!("\r\nwrenn: {bytes} bytes of output are missing here\r"));
             }
             Ok(Some(TerminalEvent::Exit { timed_out: true, .. })) => return Ok(Left::Ended(TIMED_OUT)),
-            Ok(Some(TerminalEvent::Exit { exit_code, out_of_memory, .. })) => {
+            Ok(Some(TerminalEvent::Exit { exit_code, out_of_memory, killed, .. })) => {
                 if out_of_memory {
-                    note(
-                        "\r\nwrenn: the sandbox ran out of memory, and a process of the terminal was killed\r",
+                    let what = killed.map_or_else(
+                        || "a process of the terminal".to_owned(),
+                        |killed| format!("{} (process {})", killed.command, killed.pid),
                     );
+                    note(&format!("\r\nwrenn: {what} was killed: the sandbox is out of memory\r"));
                 }
                 return Ok(Left::Ended(u8::try_from(exit_code).unwrap_or(u8::MAX)));
             }

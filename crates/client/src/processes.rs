@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use wrenn_api::{
-    BackgroundProcess, ErrorCode, ExecRequest, ProcessInfo, ProcessList, SandboxId, Signal, Signalled,
+    BackgroundProcess, ErrorCode, ExecRequest, KilledProcess, ProcessInfo, ProcessList, SandboxId, Signal,
+    Signalled,
 };
 
 use crate::{
@@ -67,6 +68,8 @@ pub enum ProcessEvent {
         timed_out: bool,
         /// Whether the kernel killed it or a descendant because the sandbox ran out of memory.
         out_of_memory: bool,
+        /// Which one, if that is known.
+        killed: Option<KilledProcess>,
     },
 }
 
@@ -95,6 +98,8 @@ enum Frame {
         timed_out: bool,
         #[serde(default)]
         out_of_memory: bool,
+        #[serde(default)]
+        killed: Option<KilledProcess>,
     },
     Error {
         #[serde(default)]
@@ -252,8 +257,8 @@ fn event(frame: Frame) -> Result<ProcessEvent> {
         Frame::Stdout(output) => ProcessEvent::Stdout(bytes(output)?),
         Frame::Stderr(output) => ProcessEvent::Stderr(bytes(output)?),
         Frame::Lost { bytes } => ProcessEvent::Lost { bytes },
-        Frame::Exit { exit_code, timed_out, out_of_memory } => {
-            ProcessEvent::Exit { exit_code, timed_out, out_of_memory }
+        Frame::Exit { exit_code, timed_out, out_of_memory, killed } => {
+            ProcessEvent::Exit { exit_code, timed_out, out_of_memory, killed }
         }
         Frame::Error { data, code } => {
             let status = code.parse::<ErrorCode>().map_or(500, ErrorCode::status);
@@ -292,8 +297,12 @@ mod tests {
         let frame = r#"{"type":"stderr","data":"/wA=","encoding":"base64"}"#;
         assert_eq!(read(frame)?, ProcessEvent::Stderr(bytes));
         assert_eq!(read(r#"{"type":"lost","bytes":9}"#)?, ProcessEvent::Lost { bytes: 9 });
-        let exit = ProcessEvent::Exit { exit_code: 3, timed_out: false, out_of_memory: false };
+        let exit = ProcessEvent::Exit { exit_code: 3, timed_out: false, out_of_memory: false, killed: None };
         assert_eq!(read(r#"{"type":"exit","exit_code":3}"#)?, exit);
+        let killed = Some(KilledProcess { pid: 412, command: "python3".to_owned() });
+        let exit = ProcessEvent::Exit { exit_code: 137, timed_out: false, out_of_memory: true, killed };
+        let frame = r#"{"type":"exit","exit_code":137,"out_of_memory":true,"killed":{"pid":412,"command":"python3"}}"#;
+        assert_eq!(read(frame)?, exit);
         Ok(())
     }
 

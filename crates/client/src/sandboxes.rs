@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Method;
 use wrenn_api::{
     CreateSandbox, CreateSnapshot, ExecRequest, ExecResponse, Health, ResumeSandbox, Sandbox, SandboxId,
-    SandboxRef, SandboxStatus, Snapshot, Template, UpdateSandbox,
+    SandboxRef, SandboxStatus, Snapshot, UpdateSandbox,
 };
 
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
 
 /// Time limit of a create. Emulated guests take tens of seconds; the server's limit is 180 s.
 const CREATE_LIMIT: Duration = Duration::from_secs(210);
+/// Additional time of a create from an image of a registry, which a host may have to import: the largest limit of a server.
+const IMPORT_LIMIT: Duration = Duration::from_secs(7200);
 /// Time limit of a pause, which writes the memory of the sandbox to a disk; the server's limit is 300 s.
 const PAUSE_LIMIT: Duration = Duration::from_secs(330);
 /// Time limit of a health check.
@@ -23,12 +25,10 @@ const HEALTH_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit of a command in seconds that the API uses if the request has none.
 const EXEC_DEFAULT_SECONDS: u32 = 30;
 /// Maximum number of entries per page.
-const PAGE: u32 = 100;
-/// Maximum number of pages of [`Client::list_all`], in case a server repeats cursors.
-const PAGES_MAX: usize = 10_000;
+const PAGE: &str = "100";
 /// Maximum size of a health response in bytes.
 const HEALTH_MAX: usize = 64 << 10;
-/// Maximum size of a page in bytes.
+/// Maximum size of a list in bytes.
 const LIST_MAX: usize = 64 << 20;
 /// Maximum of `agent.exec_output`, the size of one output of a command, in bytes.
 const OUTPUT_MAX: usize = 31 << 20;
@@ -61,10 +61,11 @@ impl SandboxFilter {
 }
 
 impl Client {
-    /// Creates a sandbox and waits until it can run commands. A repeated request with the same
-    /// `idempotency_key` returns the sandbox of the first one.
+    /// Creates a sandbox and waits until it can run commands; from an image of a registry that may take long. A repeated request
+    /// with the same `idempotency_key` returns the sandbox of the first one.
     pub async fn create(&self, request: &CreateSandbox, idempotency_key: Option<&str>) -> Result<Sandbox> {
-        let mut call = self.request(Method::POST, "/v1/sandboxes").timeout(CREATE_LIMIT).json(request);
+        let limit = if request.image.is_some() { CREATE_LIMIT + IMPORT_LIMIT } else { CREATE_LIMIT };
+        let mut call = self.request(Method::POST, "/v1/sandboxes").timeout(limit).json(request);
         if let Some(key) = idempotency_key {
             call = call.header("Idempotency-Key", key);
         }
@@ -81,26 +82,14 @@ impl Client {
         let limit = limit.to_string();
         let mut query = filter.query();
         query.push(("limit", limit.as_str()));
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
-        let call = self.request(Method::GET, "/v1/sandboxes").timeout(REQUEST_LIMIT).query(&query);
-        let response = self.send(call).await?;
-        let next = response.headers().get("x-next-cursor").and_then(|value| value.to_str().ok());
-        let next = next.filter(|cursor| !cursor.is_empty()).map(str::to_owned);
-        Ok((decode(&read_all(response, LIST_MAX).await?)?, next))
+        self.page("/v1/sandboxes", &query, cursor).await
     }
 
     /// Lists all sandboxes that pass the filter, newest first.
     pub async fn list_all(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>> {
-        let (mut all, mut cursor) = (Vec::new(), None);
-        for _ in 0..PAGES_MAX {
-            let (page, next) = self.list(filter, PAGE, cursor.as_deref()).await?;
-            all.extend(page);
-            if next.is_none() {
-                return Ok(all);
-            }
-            cursor = next;
-        }
-        Err(Error::Protocol(format!("the list of sandboxes does not end after {PAGES_MAX} pages")))
+        let mut query = filter.query();
+        query.push(("limit", PAGE));
+        self.every("/v1/sandboxes", &query).await
     }
 
     /// Returns one sandbox, by its id, by the beginning of its id, or by its name.
@@ -148,12 +137,6 @@ impl Client {
     /// Lists the snapshots, newest first.
     pub async fn list_snapshots(&self) -> Result<Vec<Snapshot>> {
         let call = self.request(Method::GET, "/v1/snapshots").timeout(REQUEST_LIMIT);
-        self.json(call, LIST_MAX).await
-    }
-
-    /// Lists what sandboxes can be created from.
-    pub async fn list_templates(&self) -> Result<Vec<Template>> {
-        let call = self.request(Method::GET, "/v1/templates").timeout(REQUEST_LIMIT);
         self.json(call, LIST_MAX).await
     }
 

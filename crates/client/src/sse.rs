@@ -3,8 +3,8 @@
 
 use crate::{Error, Result};
 
-/// Maximum size of an event in bytes.
-const EVENT_MAX: usize = 1 << 20;
+/// Maximum size of an event in bytes: that of a build of many steps, which ends its log.
+const EVENT_MAX: usize = 4 << 20;
 
 /// Event as sent.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use reqwest::Method;
 use tokio_tungstenite::tungstenite::Message;
 use wrenn_api::{
-    ErrorCode, ExecSignal, SandboxId, Signal, TerminalClientFrame as ToServer, TerminalConnect,
-    TerminalScreen, TerminalServerFrame as FromServer, TerminalSize, TerminalStart, TerminalStarted,
+    ErrorCode, ExecSignal, KilledProcess, SandboxId, Signal, TerminalClientFrame as ToServer,
+    TerminalConnect, TerminalScreen, TerminalServerFrame as FromServer, TerminalSize, TerminalStart,
+    TerminalStarted,
 };
 
 use crate::{
@@ -45,6 +46,8 @@ pub enum TerminalEvent {
         timed_out: bool,
         /// Whether the kernel killed it or a descendant because the sandbox ran out of memory.
         out_of_memory: bool,
+        /// Which one, if that is known.
+        killed: Option<KilledProcess>,
     },
 }
 
@@ -144,6 +147,7 @@ fn event(frame: FromServer) -> Result<Option<TerminalEvent>> {
             exit_code: exit.exit_code,
             timed_out: exit.timed_out,
             out_of_memory: exit.out_of_memory,
+            killed: exit.killed,
         },
         FromServer::Error(error) if error.fatal => {
             let status = error.code.map_or(500, ErrorCode::status);

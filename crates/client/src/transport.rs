@@ -24,11 +24,25 @@ const ERROR_MAX: usize = 64 << 10;
 pub struct Client {
     http: reqwest::Client,
     base: Url,
-    api_key: Option<HeaderValue>,
+    credential: Credential,
+    /// Whether its templates and builds are those of the platform.
+    is_of_platform: bool,
+}
+
+/// By what the client shows who it is. Header values that are sensitive do not appear in debug output.
+#[derive(Debug, Clone)]
+enum Credential {
+    /// Nothing: only what is open works.
+    None,
+    /// An API key.
+    Key(HeaderValue),
+    /// The token of a session of a user, as `Bearer …`.
+    Token(HeaderValue),
 }
 
 impl Client {
-    /// Creates a client for the API at `url`. Without an API key only [`Client::health`] works.
+    /// Creates a client for the API at `url`. Without an API key only what is open works, such as [`Client::health`] and
+    /// [`Client::log_in`].
     pub fn new(url: &str, api_key: Option<&str>) -> Result<Self> {
         let refused = |cause: &str| Error::Url { url: url.to_owned(), cause: cause.to_owned() };
         let form = "write http://HOST:PORT or https://HOST:PORT";
@@ -45,17 +59,33 @@ impl Client {
             builder = builder.no_proxy();
         }
         let http = builder.build().map_err(|error| refused(&causes(&error)))?;
-        let api_key = match api_key {
-            Some(key) => {
-                let unusable =
-                    |_| Error::Protocol("the API key has characters that no API key has".to_owned());
-                let mut key = HeaderValue::from_str(key).map_err(unusable)?;
-                key.set_sensitive(true);
-                Some(key)
-            }
-            None => None,
+        let credential = match api_key {
+            Some(key) => Credential::Key(secret(key, "API key")?),
+            None => Credential::None,
         };
-        Ok(Self { http, base, api_key })
+        Ok(Self { http, base, credential, is_of_platform: false })
+    }
+
+    /// Creates a client for the API at `url` that acts for a user who is signed in, by the token of the session.
+    pub fn with_token(url: &str, token: &str) -> Result<Self> {
+        let credential = Credential::Token(secret(&format!("Bearer {token}"), "token")?);
+        Ok(Self { credential, ..Self::new(url, None)? })
+    }
+
+    /// Returns the same client whose builds, tags and deleted templates are those of the platform, as administrators have it.
+    #[must_use]
+    pub fn for_platform(&self) -> Self {
+        Self { is_of_platform: true, ..self.clone() }
+    }
+
+    /// Whether its builds are those of the platform.
+    pub const fn is_of_platform(&self) -> bool {
+        self.is_of_platform
+    }
+
+    /// Whether it acts for a user who is signed in.
+    pub const fn is_of_user(&self) -> bool {
+        matches!(self.credential, Credential::Token(_))
     }
 
     /// URL of the API.
@@ -63,12 +93,13 @@ impl Client {
         self.base.as_str().trim_end_matches('/')
     }
 
-    /// Builds a request with the API key. The caller sets the time limit.
+    /// Builds a request with the credential. The caller sets the time limit.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url()));
-        match &self.api_key {
-            Some(key) => request.header("X-API-Key", key.clone()),
-            None => request,
+        match &self.credential {
+            Credential::Key(key) => request.header("X-API-Key", key.clone()),
+            Credential::Token(bearer) => request.header("Authorization", bearer.clone()),
+            Credential::None => request,
         }
     }
 
@@ -115,6 +146,14 @@ impl Client {
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder, max: usize) -> Result<T> {
         decode(&read_all(self.send(request).await?, max).await?)
     }
+}
+
+/// Makes a header's value of a secret, which debug output does not show.
+fn secret(text: &str, what: &str) -> Result<HeaderValue> {
+    let unusable = |_| Error::Protocol(format!("the {what} has characters that no {what} has"));
+    let mut value = HeaderValue::from_str(text).map_err(unusable)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -165,6 +204,22 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("http://HOST:PORT") && !text.contains("wrenn up"), "{text}");
         }
+    }
+
+    #[test]
+    fn debug_output_has_no_secret() {
+        let clients = [
+            Client::new("http://127.0.0.1:1", Some("hunter2")),
+            Client::with_token("http://127.0.0.1:1", "hunter2"),
+        ];
+        for client in clients {
+            let text = format!("{:?}", client.expect("a client"));
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let Err(error) = Client::with_token("http://127.0.0.1:1", "hunter2\n") else {
+            panic!("a line break was taken")
+        };
+        assert!(!error.to_string().contains("hunter2"), "{error}");
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{
-        Path, Query, State,
+        FromRequest as _, Multipart, Path, Query, Request, State,
         ws::{Message, WebSocket, WebSocketUpgrade},
     },
     http::{HeaderMap, StatusCode},
@@ -22,15 +22,18 @@ use axum::{
         IntoResponse, Response,
         sse::{Event as Sse, Sse as Stream},
     },
-    routing::{get, post},
+    routing::{delete, get, post, put},
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use wrenn_api::{
-    CreateSandbox, Encoding, ExecRequest, ExecResponse, FileWatchFrame, SandboxId, SandboxStatus,
+    BuildId, BuildStatus, CreateBuild, CreateSandbox, Encoding, ExecRequest, ExecResponse, FileWatchFrame,
+    MetricsRange, SandboxId, SandboxStatus,
 };
-use wrenn_client::{Client, Error, EventFilter, ProcessEvent, ReadOptions, SandboxFilter, WriteOptions};
+use wrenn_client::{
+    BuildLogEvent, Client, Error, EventFilter, ProcessEvent, ReadOptions, SandboxFilter, WriteOptions,
+};
 
 #[derive(Clone, Default)]
 struct Fake {
@@ -120,6 +123,13 @@ async fn watch(Query(query): Query<Vec<(String, String)>>, upgrade: WebSocketUpg
     })
 }
 
+async fn metrics(Path(id): Path<SandboxId>, Query(query): Query<Vec<(String, String)>>) -> Response {
+    assert_eq!(query, [("range".to_owned(), "2h".to_owned())]);
+    let point = json!({ "timestamp_unix": 1, "cpu_pct": 12.5, "mem_bytes": 2, "disk_bytes": 3, "net_rx_bytes": 4,
+                        "net_tx_bytes": 5, "guest_mem_used_bytes": 7, "of_a_later_server": 6 });
+    Json(json!({ "sandbox_id": id, "range": "2h", "points": [point] })).into_response()
+}
+
 async fn health() -> Response {
     let body = json!({ "status": "degraded", "version": "1", "hosts_online": 0 });
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
@@ -145,10 +155,93 @@ async fn run(Json(request): Json<Value>) -> Response {
         timed_out: false,
         truncated: false,
         lost_bytes: 0,
+        out_of_memory: false,
+        killed: None,
         duration_ms: 1,
         encoding: Encoding::Utf8,
     };
     Json(answer).into_response()
+}
+
+fn build(id: BuildId, status: &str) -> Value {
+    json!({ "id": id, "name": "web", "tag": "next", "status": status, "attempt": 1, "steps": [],
+            "created_at": "2026-01-01T00:00:00Z" })
+}
+
+/// Takes a build as JSON, or as a form with what it is before its files.
+async fn create_build(State(fake): State<Fake>, request: Request) -> Response {
+    let (new, size) = if request.headers()["content-type"] == "application/json" {
+        let Json(new) = Json::<CreateBuild>::from_request(request, &()).await.unwrap();
+        (new, 0)
+    } else {
+        let mut form = Multipart::from_request(request, &()).await.unwrap();
+        let config = form.next_field().await.unwrap().unwrap();
+        assert_eq!((config.name(), config.content_type()), (Some("config"), Some("application/json")));
+        let new = serde_json::from_slice(&config.bytes().await.unwrap()).unwrap();
+        let archive = form.next_field().await.unwrap().unwrap();
+        assert_eq!(archive.name(), Some("archive"));
+        (new, archive.bytes().await.unwrap().len())
+    };
+    assert_eq!((new.recipe.as_str(), new.memory_mb), ("RUN true", Some(2048)));
+    fake.written.lock().unwrap().push((new.name, size));
+    (StatusCode::CREATED, Json(build(BuildId::new(), "pending"))).into_response()
+}
+
+async fn list_builds(Query(query): Query<Vec<(String, String)>>) -> Response {
+    let wanted = [("limit", "7"), ("template", "web")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(query, wanted);
+    Json(json!([build(BuildId::new(), "failed")])).into_response()
+}
+
+async fn get_build(Path(id): Path<BuildId>) -> Response {
+    Json(build(id, "running")).into_response()
+}
+
+async fn cancel_build(Path(_): Path<BuildId>) -> Response {
+    refused(409, "conflict")
+}
+
+/// Sends one entry and closes the stream; the build ends after entry 7.
+async fn build_log(
+    State(fake): State<Fake>,
+    Path(id): Path<BuildId>,
+    Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+) -> Response {
+    assert_eq!(query, [("step".to_owned(), "2".to_owned())]);
+    fake.connections.fetch_add(1, Ordering::SeqCst);
+    let last: i64 = headers["last-event-id"].to_str().unwrap().parse().unwrap();
+    let entry = json!({ "offset": last + 1, "step": 2, "stream": "stdout", "text": "x\n", "at": "2026-01-01T00:00:00Z" });
+    let mut events = vec![Sse::default().id((last + 1).to_string()).event("log").data(entry.to_string())];
+    if last == 6 {
+        events.push(Sse::default().event("of_a_later_server").data("{}"));
+        events.push(Sse::default().event("end").data(build(id, "succeeded").to_string()));
+    }
+    Stream::new(stream::iter(events.into_iter().map(Ok::<_, Infallible>))).into_response()
+}
+
+fn version(name: &str, number: u32) -> Value {
+    json!({ "name": name, "version": number, "kind": "base", "tags": ["stable"], "build_id": BuildId::new(),
+            "cache_key": "k", "size_mb": 912, "envs": {}, "user": "root", "workdir": "/",
+            "created_at": "2026-01-01T00:00:00Z" })
+}
+
+/// Lists 102 versions, 100 at a time.
+async fn versions(Path(name): Path<String>, Query(query): Query<Vec<(String, String)>>) -> Response {
+    assert_eq!(query[0], ("limit".to_owned(), "100".to_owned()));
+    let before = query.get(1).map_or(103, |(_, before)| before.parse().unwrap());
+    let page = (1..before).rev().take(100).map(|number: u32| version(&name, number));
+    Json(page.collect::<Vec<_>>()).into_response()
+}
+
+async fn move_tag(Path(place): Path<(String, String)>, Json(body): Json<Value>) -> Response {
+    assert_eq!(place.1, "stable");
+    assert_eq!(body, json!({ "version": 2 }));
+    Json(version(&place.0, 2)).into_response()
+}
+
+async fn delete_template(Path(name): Path<String>) -> Response {
+    if name == "minimal" { refused(403, "forbidden") } else { StatusCode::NO_CONTENT.into_response() }
 }
 
 async fn elsewhere() -> Response {
@@ -190,10 +283,17 @@ async fn start() -> (Client, Fake) {
         .route("/v1/sandboxes", get(list).post(create))
         .route("/v1/sandboxes/{id}/files/content", get(read).put(write))
         .route("/v1/sandboxes/{id}/files/watch", get(watch))
+        .route("/v1/sandboxes/{id}/metrics", get(metrics))
         .route("/v1/sandboxes/{id}/exec", post(run))
         .route("/v1/sandboxes/{id}/exec/stream", get(exec))
         .route("/moved/v1/sandboxes", get(elsewhere))
         .route("/v1/events/stream", get(events))
+        .route("/v1/templates/builds", get(list_builds).post(create_build))
+        .route("/v1/templates/builds/{id}", get(get_build).delete(cancel_build))
+        .route("/v1/templates/builds/{id}/logs", get(build_log))
+        .route("/v1/templates/{name}", delete(delete_template))
+        .route("/v1/templates/{name}/versions", get(versions))
+        .route("/v1/templates/{name}/tags/{tag}", put(move_tag))
         .route("/health", get(health))
         .layer(axum::extract::DefaultBodyLimit::max(64 << 20))
         .with_state(fake.clone());
@@ -225,6 +325,17 @@ async fn a_refusal_has_code_and_request_id() {
     let error = client.create(&CreateSandbox::default(), Some("once")).await.unwrap_err();
     let Error::Api { status, code, request_id, .. } = error else { panic!("{error}") };
     assert_eq!((status, code.as_str(), request_id.as_deref()), (401, "unauthorized", Some("req-1")));
+}
+
+#[tokio::test]
+async fn metrics_are_of_a_range() {
+    let (client, _) = start().await;
+    let id = SandboxId::new();
+    let metrics = client.metrics(id, MetricsRange::TwoHours).await.unwrap();
+    assert_eq!((metrics.sandbox_id, metrics.range), (id, MetricsRange::TwoHours));
+    let [point] = metrics.points.as_slice() else { panic!("{metrics:?}") };
+    assert_eq!((point.timestamp_unix, point.mem_bytes, point.net_tx_bytes), (1, 2, 5));
+    assert_eq!((point.guest_mem_used_bytes, point.guest_mem_total_bytes), (Some(7), None));
 }
 
 #[tokio::test]
@@ -286,6 +397,59 @@ async fn events_go_on_behind_the_last_one_after_a_disconnect() {
 }
 
 #[tokio::test]
+async fn a_build_is_sent_with_its_files_or_without() {
+    let (client, fake) = start().await;
+    let new = CreateBuild {
+        name: "web:next".to_owned(),
+        recipe: "RUN true".to_owned(),
+        vcpus: None,
+        memory_mb: Some(2048),
+        disk_size_mb: None,
+        no_cache_from: None,
+        registry: None,
+        secrets: wrenn_api::BuildSecrets::default(),
+    };
+    assert_eq!(client.create_build(&new, None).await.unwrap().status, BuildStatus::Pending);
+    let pieces = stream::iter((0..16).map(|_| Ok::<_, Infallible>(Bytes::from(vec![1_u8; 65_536]))));
+    client.create_build(&new, Some(wrenn_client::Body::wrap_stream(pieces))).await.unwrap();
+    let sent = [0_usize, 1 << 20].map(|size| ("web:next".to_owned(), size));
+    assert_eq!(*fake.written.lock().unwrap(), sent);
+    assert_eq!(client.list_builds(Some("web"), 7).await.unwrap()[0].status, BuildStatus::Failed);
+    let id = BuildId::new();
+    let build = client.get_build(id).await.unwrap();
+    assert_eq!((build.id, build.status), (id, BuildStatus::Running));
+    assert_eq!(client.cancel_build(id).await.unwrap_err().code(), Some("conflict"));
+}
+
+#[tokio::test]
+async fn the_log_of_a_build_goes_on_behind_its_last_entry_after_a_disconnect() {
+    let (client, fake) = start().await;
+    let id = BuildId::new();
+    let log = client.build_log(id, 5, Some(2)).await.unwrap();
+    let events: Vec<_> = log.try_collect().await.unwrap();
+    let [BuildLogEvent::Entry(first), BuildLogEvent::Entry(second), BuildLogEvent::End(build)] =
+        events.as_slice()
+    else {
+        panic!("{events:?}")
+    };
+    assert_eq!((first.offset, second.offset, second.text.as_str()), (6, 7, "x\n"));
+    assert_eq!((build.id, build.status), (id, BuildStatus::Succeeded));
+    assert_eq!(fake.connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn templates_have_versions_and_tags() {
+    let (client, _) = start().await;
+    let versions = client.template_versions("web").await.unwrap();
+    let numbers: Vec<_> = versions.iter().map(|version| version.version).collect();
+    assert!(numbers.into_iter().eq((1..=102).rev()), "{versions:?}");
+    let moved = client.move_tag("web", "stable", 2).await.unwrap();
+    assert_eq!((moved.name.as_str(), moved.version), ("web", 2));
+    client.delete_template("web").await.unwrap();
+    assert_eq!(client.delete_template("minimal").await.unwrap_err().code(), Some("forbidden"));
+}
+
+#[tokio::test]
 async fn a_command_s_output_comes_as_it_is() {
     let (client, _) = start().await;
     let request =
@@ -299,7 +463,7 @@ async fn a_command_s_output_comes_as_it_is() {
         ProcessEvent::Start { pid: 42, tag: None, offset: 0 },
         ProcessEvent::Stdout(Bytes::from_static(b"hi")),
         ProcessEvent::Stderr(Bytes::from_static(&[0xff, 0])),
-        ProcessEvent::Exit { exit_code: 3, timed_out: false, out_of_memory: false },
+        ProcessEvent::Exit { exit_code: 3, timed_out: false, out_of_memory: false, killed: None },
     ];
     assert_eq!(seen, expected);
 }
@@ -313,7 +477,7 @@ async fn a_command_can_be_stopped() {
     stream.stop().await.unwrap();
     assert_eq!(
         stream.next().await.unwrap(),
-        Some(ProcessEvent::Exit { exit_code: 143, timed_out: false, out_of_memory: false })
+        Some(ProcessEvent::Exit { exit_code: 143, timed_out: false, out_of_memory: false, killed: None })
     );
     assert_eq!(stream.next().await.unwrap(), None);
 }

@@ -2,21 +2,27 @@
 //! Administration of a database by who runs Wrenn, without a server: `wrenn up` and `wrenn down` use it. Its
 //! errors have their whole cause, because they are not for clients.
 
+mod team_keys;
+mod users;
+
+pub use users::SignInLink;
+
 use std::net::SocketAddr;
 
 use anyhow::Context;
-use rand::{Rng as _, RngCore as _};
+use rand::RngCore as _;
 use sqlx::PgPool;
 use wrenn_api::{ApiKeyId, HostId, SandboxStatus, TeamId};
 
 use crate::{
+    by::By,
     config::Limits,
     db::{
         self, hosts, keys,
         sandboxes::{self, Change},
         signing_keys,
     },
-    keys::hash,
+    secrets::{hash, hash_of_key, new_key, shown},
     signatures::LONGEST,
 };
 
@@ -39,16 +45,17 @@ impl Admin {
     }
 
     /// Creates a team if the database has none, and returns a new API key for the oldest team, unless
-    /// `present_key` is valid.
+    /// `present_key` is valid. With the new key one administers the platform, too.
     pub async fn ensure_api_key(&self, present_key: Option<&str>) -> anyhow::Result<String> {
         if let Some(present) = present_key
-            && keys::find(&self.db, &hash(present)).await?.is_some()
+            && keys::find(&self.db, &hash_of_key(present)).await?.is_some()
         {
             return Ok(present.to_owned());
         }
         let team = keys::first_team(&self.db, TeamId::new().uuid(), "default").await?;
-        let key = secret();
-        keys::insert(&self.db, ApiKeyId::new().uuid(), team, "wrenn up", &key[..8], &hash(&key)).await?;
+        let key = new_key();
+        keys::insert_admin(&self.db, ApiKeyId::new().uuid(), team, "wrenn up", shown(&key), &hash(&key))
+            .await?;
         Ok(key)
     }
 
@@ -70,7 +77,7 @@ impl Admin {
     /// Records that a host was emptied on purpose, as by `wrenn down`: its sandboxes are stopped, not missing.
     pub async fn host_emptied(&self, host: HostId) -> anyhow::Result<()> {
         for row in sandboxes::not_stopped(&self.db, host.uuid()).await? {
-            let stopped = Change::to(SandboxStatus::Stopped);
+            let stopped = Change::to(SandboxStatus::Stopped).by(By::OPERATOR);
             sandboxes::change(&self.db, &row, stopped, Limits::default().lease).await?;
         }
         Ok(())
@@ -80,12 +87,4 @@ impl Admin {
 /// Describes the database of a URL: host, database and user, without the password.
 pub fn describe_database(database_url: &str) -> String {
     db::describe(database_url)
-}
-
-/// Returns the random letters and digits of an API key, 165 bits.
-fn secret() -> String {
-    const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut rng = rand::rng();
-    let digits = (0..32).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())]));
-    format!("wrn_{}", digits.collect::<String>())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Admission control of a server: limits on concurrent requests of each kind, and on bytes in memory. No team
-//! gets more than its share, so that a greedy team leaves room for the others.
+//! gets more than its share, so that greedy teams leave room for the others, however many they are.
 
 use std::{
     collections::HashMap,
@@ -18,6 +18,9 @@ const PROBES: usize = 32;
 /// Maximum number of concurrent requests for documentation.
 const PAGES: usize = 32;
 
+/// Maximum number of archives, for builds and of images, that are received at a time.
+const UPLOADS: usize = 16;
+
 /// All limits of a server.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -29,6 +32,8 @@ pub(crate) struct Admission {
     pub(crate) commands: Places,
     /// Event and command streams.
     pub(crate) streams: Places,
+    /// Archives of files for builds and of images, which are stored on the disk as they arrive.
+    pub(crate) uploads: Places,
     /// Health and metrics requests: a busy server must not be taken for a dead one.
     pub(crate) probes: Places,
     /// The documentation, and paths that do not exist.
@@ -44,6 +49,7 @@ impl Admission {
             deletes: Places::new("deletes", limits.concurrent_deletes),
             commands: Places::new("commands of more than a minute", limits.long_commands),
             streams: Places::new("streams", limits.event_streams),
+            uploads: Places::new("archives", UPLOADS),
             probes: Places::new("probes", PROBES),
             pages: Places::new("pages", PAGES),
             memory: Arc::new(Memory::new(limits.memory)),
@@ -51,23 +57,37 @@ impl Admission {
     }
 }
 
-/// A limit on concurrent requests, of which one team gets at most half.
+/// A limit on concurrent requests, of which each team gets at most its share.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     /// Name of the limited requests, for messages.
     of: &'static str,
     all: Arc<Semaphore>,
-    share: usize,
+    share: Bound,
     teams: Arc<Mutex<HashMap<Uuid, usize>>>,
 }
 
+/// The most that one team gets.
+#[derive(Debug, Clone, Copy)]
+enum Bound {
+    /// As many as are free: one team alone gets half of all, two a third each, and there is always one for the next team.
+    Fair,
+    /// A number.
+    Fixed(usize),
+}
+
 impl Places {
+    /// Creates places that teams share fairly.
     pub(crate) fn new(of: &'static str, all: usize) -> Self {
-        Self::with_share(of, all, all.div_ceil(2))
+        Self::of(of, all, Bound::Fair)
     }
 
     /// Creates places of which one team, or whatever else has an id, gets at most `share`.
     pub(crate) fn with_share(of: &'static str, all: usize, share: usize) -> Self {
+        Self::of(of, all, Bound::Fixed(share))
+    }
+
+    fn of(of: &'static str, all: usize, share: Bound) -> Self {
         Self { of, all: Arc::new(Semaphore::new(all)), share, teams: Arc::default() }
     }
 
@@ -87,11 +107,16 @@ impl Places {
 
     fn share_of(&self, team: Uuid) -> Result<Share, Fault> {
         let mut teams = self.teams.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = teams.entry(team).or_default();
-        if *taken >= self.share {
+        let taken = teams.get(&team).copied().unwrap_or_default();
+        let share = match self.share {
+            // Without any, it is not the team that has too many.
+            Bound::Fair => self.all.available_permits().max(1),
+            Bound::Fixed(share) => share,
+        };
+        if taken >= share {
             return Err(self.refused("your team has"));
         }
-        *taken += 1;
+        teams.insert(team, taken + 1);
         Ok(Share { team, teams: self.teams.clone() })
     }
 }
@@ -232,13 +257,40 @@ mod tests {
         let of_a: Vec<_> = (0..5).map_while(|_| places.take(Some(a)).ok()).collect();
         assert_eq!(of_a.len(), 3);
         let of_b: Vec<_> = (0..5).map_while(|_| places.take(Some(b)).ok()).collect();
-        assert_eq!(of_b.len(), 2);
+        assert_eq!(of_b.len(), 1);
+        let last = places.take(Some(Uuid::now_v7())).expect("one for the next team");
         let message = places.take(None).err().map(|error| error.message).unwrap_or_default();
         assert!(message.contains("the control plane has too many requests"), "{message}");
-        drop(of_a);
+        drop((of_a, last));
         assert!(places.take(Some(b)).is_ok() && places.take(Some(a)).is_ok());
         drop(of_b);
         assert!(places.teams.lock().is_ok_and(|teams| teams.is_empty()));
+    }
+
+    #[test]
+    fn many_greedy_teams_come_to_equal_shares_and_starve_nobody() {
+        let places = Places::new("requests", 120);
+        let mut greedy: Vec<(Uuid, Vec<Place>)> = (0..5).map(|_| (Uuid::now_v7(), Vec::new())).collect();
+        // The first one takes all that it gets; then places end one by one, and each team asks for more all the time.
+        for _ in 0..400 {
+            for (team, held) in &mut greedy {
+                while let Ok(place) = places.take(Some(*team)) {
+                    held.push(place);
+                }
+                assert!(places.take(Some(Uuid::now_v7())).is_ok(), "a modest team gets none");
+                held.pop();
+            }
+        }
+        let shares: Vec<_> = greedy.iter().map(|(_, held)| held.len()).collect();
+        assert!(shares.iter().all(|share| (18..=22).contains(share)), "{shares:?}");
+    }
+
+    #[test]
+    fn a_fixed_share_is_a_number() {
+        let places = Places::with_share("connections", 5, 4);
+        let id = Uuid::now_v7();
+        let held: Vec<_> = (0..5).map_while(|_| places.take(Some(id)).ok()).collect();
+        assert_eq!(held.len(), 4);
     }
 
     #[test]

@@ -93,6 +93,10 @@ const DEDICATED: Flow =
     Flow { calls: 1, of_call: 512 << 10, of_all: 512 << 10, silence: Duration::from_secs(10) };
 /// For one connection to a port of a sandbox.
 const PIPE: Flow = Flow { of_call: 256 << 10, of_all: 256 << 10, ..DEDICATED };
+/// For one stream of a template, whose pieces have 4 MiB and are passed on to another one.
+const TRANSFER: Flow = Flow { calls: 1, of_call: 8 << 20, of_all: 8 << 20, silence: Duration::from_secs(30) };
+/// Maximum size of a message of such a stream, in bytes.
+const TRANSFER_MAX: usize = 16 << 20;
 /// Maximum size of a message, in bytes: the output of an exec.
 const MESSAGE_MAX: usize = 64 << 20;
 /// Maximum size of a message of a stream, in bytes.
@@ -155,6 +159,11 @@ impl Agents {
     /// Returns a client for one connection to a port of a sandbox, as [`Self::dedicated`].
     pub(crate) fn piped(&self, host: HostId, address: &str) -> AgentClient {
         self.client(host, self.connect(address, PIPE), PIECE_MAX)
+    }
+
+    /// Returns a client for one stream of a template, as [`Self::dedicated`].
+    pub(crate) fn transferring(&self, host: HostId, address: &str) -> AgentClient {
+        self.client(host, self.connect(address, TRANSFER), TRANSFER_MAX)
     }
 
     /// Asks an agent which VMM driver it uses.

@@ -17,12 +17,19 @@ pub struct Fault {
     pub message: String,
     /// Sandbox that a failed create leaves.
     pub sandbox_id: Option<SandboxId>,
+    /// Code of an extension's own, which clients get instead of `code`.
+    pub own_code: Option<&'static str>,
 }
 
 impl Fault {
     /// Creates a fault.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), sandbox_id: None }
+        Self { code, message: message.into(), sandbox_id: None, own_code: None }
+    }
+
+    /// Creates a fault with a code of an extension's own, in `snake_case`. What `like` is decides the HTTP status.
+    pub fn of_extension(own_code: &'static str, like: ErrorCode, message: impl Into<String>) -> Self {
+        Self { own_code: Some(own_code), ..Self::new(like, message) }
     }
 
     /// Creates the fault of an invalid request.

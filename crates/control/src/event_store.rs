@@ -100,7 +100,7 @@ impl EventStore {
     }
 
     /// The connection for all commands but blocking reads; it reconnects by itself.
-    async fn shared(&self) -> Result<ConnectionManager, redis::RedisError> {
+    pub(crate) async fn shared(&self) -> Result<ConnectionManager, redis::RedisError> {
         let connect = async || {
             let config = ConnectionManagerConfig::new()
                 .set_connection_timeout(Some(ANSWER))
@@ -109,6 +109,27 @@ impl EventStore {
             ConnectionManager::new_with_config(self.client.clone(), config).await
         };
         self.shared.get_or_try_init(connect).await.cloned()
+    }
+
+    /// Opens a connection for blocking reads that last at most `wait`.
+    pub(crate) async fn blocking(&self, wait: Duration) -> Result<MultiplexedConnection, redis::RedisError> {
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER))
+            .set_response_timeout(Some(wait + ANSWER));
+        self.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    /// Tells a message to all who listen on a channel now.
+    pub(crate) async fn publish(&self, channel: &str, message: &str) -> Result<(), redis::RedisError> {
+        let mut connection = self.shared().await?;
+        connection.publish::<_, _, i64>(channel, message).await.map(drop)
+    }
+
+    /// Opens a connection that listens on a channel.
+    pub(crate) async fn listen(&self, channel: &str) -> Result<redis::aio::PubSub, redis::RedisError> {
+        let mut connection = self.client.get_async_pubsub().await?;
+        connection.subscribe(channel).await?;
+        Ok(connection)
     }
 
     /// Checks that Redis responds.
@@ -133,10 +154,7 @@ impl EventStore {
 
     /// Returns a reader of a team's events.
     pub(crate) async fn reader(&self, team: Uuid, start: Start) -> Result<Reader, redis::RedisError> {
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ANSWER))
-            .set_response_timeout(Some(WAIT + ANSWER));
-        let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let connection = self.blocking(WAIT).await?;
         let last = EventId::default();
         let mut reader = Reader { connection, stream: stream_of(team), last, behind: false, notice: None };
         match start {
@@ -206,7 +224,8 @@ impl Reader {
             let oldest = self.edge(false).await?.unwrap_or_default();
             // Zero requests all stored events.
             let asked_for_all = self.last == EventId::default();
-            if asked_for_all || oldest <= self.last || self.is_whole().await? {
+            // Also a stream that is whole may have begun anew since the id was given, as after a loss of Redis.
+            if asked_for_all || oldest <= self.last {
                 return Ok(None);
             }
             "events after the id are no longer kept"

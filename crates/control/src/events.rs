@@ -25,9 +25,13 @@ pub struct EventFilter {
 
 impl EventFilter {
     fn passes(&self, event: &Event) -> bool {
-        let Event::Sandbox(event) = event else { return true };
-        self.sandbox.is_none_or(|id| event.sandbox.id == id)
-            && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+        let of_sandbox = match event {
+            Event::Resync(_) => return true,
+            Event::Sandbox(event) => Some(event.sandbox.id),
+            Event::Snapshot(_) | Event::Host(_) => None,
+        };
+        (self.sandbox.is_none() || self.sandbox == of_sandbox)
+            && (self.kinds.is_empty() || self.kinds.contains(&event.kind()))
     }
 }
 
@@ -51,7 +55,7 @@ impl Events {
     ) -> Result<Subscription, Fault> {
         let reader = self.state.events.reader(caller.team().uuid(), start).await?;
         let (state, caller) = (self.state.clone(), *caller);
-        let revoked = Box::pin(async move { state.keys.revoked(&caller).await });
+        let revoked = Box::pin(async move { state.access.ended(&caller).await });
         Ok(Subscription { state: self.state.clone(), reader, filter, revoked })
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{routes::Authenticator, services::Services, workers::Worker};
+use crate::{
+    db::extensions::Migrations, hooks::Hooks, routes::Authenticator, services::Services, workers::Worker,
+};
 
 /// Extension of a server. All its parts are optional.
 pub trait Extension: Send + Sync + 'static {
@@ -18,13 +20,23 @@ pub trait Extension: Send + Sync + 'static {
         OpenApiRouter::new()
     }
 
+    /// Migrations of its tables, which are in a schema of its own. They run after those of the server.
+    fn migrations(&self) -> Option<Migrations> {
+        None
+    }
+
     /// Background tasks.
     fn workers(&self, _services: &Services) -> Vec<Worker> {
         Vec::new()
     }
 
-    /// Authenticators, which are asked in their order after the one of API keys.
+    /// Authenticators, which are asked in their order after those of the server.
     fn authenticators(&self, _services: &Services) -> Vec<Arc<dyn Authenticator>> {
         Vec::new()
+    }
+
+    /// What it does when sandboxes are created and change.
+    fn hooks(&self) -> Option<Arc<dyn Hooks>> {
+        None
     }
 }

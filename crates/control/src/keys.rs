@@ -1,168 +1,232 @@
 // SPDX-License-Identifier: Apache-2.0
-//! API keys: found by the hash of their secret, compared in constant time, and cached for seconds.
+//! API keys of teams: created, listed, changed and revoked. The secret of a key is shown once, and stored as its hash.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
-use subtle::ConstantTimeEq as _;
-use tokio::sync::Semaphore;
-use wrenn_api::{ApiKeyId, TeamId};
+use chrono::{DateTime, Utc};
+use wrenn_api::{ApiKey, ApiKeyId, CreateApiKey, CreatedApiKey, ErrorCode, UpdateApiKey, UserId};
+use wrenn_rpc::Foreign;
 
 use crate::{
-    caller::{Caller, Permissions, Principal},
+    access::Changed,
+    caller::{Caller, Permission, Permissions, Principal},
     db::keys,
+    deeds::{self, AuditResource},
     error::Fault,
+    secrets::{hash, new_key, shown},
+    state::State,
 };
 
-/// Lifetime of a cached key: a revoked key works at most for this long.
-const FRESH: Duration = Duration::from_secs(5);
-/// Maximum number of cached keys, separately for valid and invalid ones, so that invalid keys evict no valid
-/// one.
-const REMEMBERED: usize = 10_000;
-/// Maximum length of a key, in bytes.
-const KEY_MAX: usize = 128;
-/// Maximum number of concurrent database lookups of keys; others wait.
-const LOOK_UPS: usize = 8;
+/// Maximum number of keys of a team.
+pub(crate) const KEYS: i64 = 500;
+/// Maximum length of a name, in characters.
+const NAME_MAX: usize = 100;
 
-/// The API keys of all teams.
+/// A page of a list of keys.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct KeyPage {
+    /// Maximum number of keys, up to [`KeyPage::MAX`].
+    pub limit: u32,
+    /// Continue with the keys that are older than this one.
+    pub before: Option<ApiKeyId>,
+}
+
+impl KeyPage {
+    /// Maximum number of keys of a page.
+    pub const MAX: u32 = 100;
+}
+
+impl Default for KeyPage {
+    fn default() -> Self {
+        Self { limit: 50, before: None }
+    }
+}
+
+/// API keys of teams.
+#[derive(Clone)]
 pub struct Keys {
-    db: PgPool,
-    /// Interval between checks of the key of an open stream.
-    check: Duration,
-    cache: Cache,
-    look_ups: Semaphore,
+    state: Arc<State>,
 }
 
 impl Keys {
-    /// Creates the service. The pool should be one that other requests cannot use up.
-    pub(crate) fn new(db: PgPool, check: Duration) -> Self {
-        Self { db, check, cache: Cache::default(), look_ups: Semaphore::new(LOOK_UPS) }
+    pub(crate) const fn new(state: Arc<State>) -> Self {
+        Self { state }
     }
 
-    /// Returns the caller with this key; `None` if it is not valid.
-    pub async fn caller(&self, secret: &str) -> Result<Option<Caller>, Fault> {
-        if secret.is_empty() || secret.len() > KEY_MAX {
-            return Ok(None);
+    /// Creates a key of the caller's team, with permissions that the caller has. One that a key makes ends no later than that.
+    pub async fn create(&self, caller: &Caller, new: CreateApiKey) -> Result<CreatedApiKey, Fault> {
+        let name = check_name(&new.name)?;
+        check_end(new.expires_at)?;
+        let by = self.calling(caller).await?;
+        let last = by.as_ref().and_then(|key| key.expires_at);
+        check_not_after(new.expires_at, last)?;
+        let most = caller.permissions();
+        // A key that makes another one gives no more than it has.
+        let scopes = match new.scopes {
+            Some(names) => Some(scopes(&names, most)?),
+            None if caller.user().is_some() || most.has_all(of_team_admin()) => None,
+            None => Some(most.without(Permission::PlatformAdmin)),
+        };
+        let is_admin = scopes.is_some_and(|scopes| scopes.contains(Permission::PlatformAdmin));
+        let names = scopes.map(Permissions::names);
+        let (id, key) = (ApiKeyId::new(), new_key());
+        let row = keys::NewRow {
+            id: id.uuid(),
+            team: caller.team().uuid(),
+            name,
+            prefix: shown(&key),
+            secret_sha256: &hash(&key),
+            is_admin,
+            // Who made a key answers for those that it makes.
+            created_by: by.map_or_else(|| caller.user().map(UserId::uuid), |key| key.created_by),
+            scopes: names.as_deref(),
+            expires_at: new.expires_at.or(last),
+        };
+        let mut tx = self.state.db.begin().await?;
+        if !keys::insert(&mut tx, &row, KEYS).await? {
+            let message = format!("the team has {KEYS} API keys: revoke some that are not used");
+            return Err(Fault::new(ErrorCode::Conflict, message));
         }
-        let hash = hash(secret);
-        match self.cache.get(&hash) {
-            Known::Valid(caller) => return Ok(Some(caller)),
-            Known::Invalid => return Ok(None),
-            Known::Nothing => {}
-        }
-        let _one_of_few = self.look_ups.acquire().await;
-        // Another request may have looked it up meanwhile.
-        match self.cache.get(&hash) {
-            Known::Valid(caller) => Ok(Some(caller)),
-            Known::Invalid => Ok(None),
-            Known::Nothing => self.look_up(hash).await,
-        }
+        let made = keys::lock(&mut tx, caller.team().uuid(), id.uuid()).await?.ok_or_else(|| unknown(id))?;
+        tx.commit().await?;
+        deeds::about(AuditResource::new("api_key", id).named(name));
+        Ok(CreatedApiKey { key: key.into(), api_key: made.public() })
     }
 
-    async fn look_up(&self, hash: [u8; 32]) -> Result<Option<Caller>, Fault> {
-        let found = keys::find(&self.db, &hash).await?;
-        let key = found.filter(|key| bool::from(key.secret_sha256.ct_eq(&hash)));
-        let caller = key.map(|key| caller_of(key.id.into(), key.team_id.into()));
-        self.cache.put(hash, caller);
-        if let Some(caller) = caller {
-            self.note_use(&caller).await;
-        }
-        Ok(caller)
+    /// Returns the key that a caller is; `None` if it is another caller.
+    async fn calling(&self, caller: &Caller) -> Result<Option<keys::Key>, Fault> {
+        let Principal::Key(key) = caller.principal() else { return Ok(None) };
+        // One that has ended since the request began would make keys that are nobody's.
+        let ended = || Fault::new(ErrorCode::Unauthorized, "the API key was revoked, or its time is over");
+        keys::find_id(&self.state.db, key.uuid()).await?.ok_or_else(ended).map(Some)
     }
 
-    /// Records that a key is in use. Only informational: a failure is no reason to reject the request.
-    async fn note_use(&self, caller: &Caller) {
-        let Principal::Key(key) = caller.principal() else { return };
-        if let Err(error) = keys::used(&self.db, key.uuid()).await {
-            tracing::warn!(%error, %key, "the use of a key could not be noted");
-        }
+    /// Returns a page of the team's keys that were not revoked, the newest first, and the last one of it if there are more.
+    pub async fn list(
+        &self,
+        caller: &Caller,
+        page: KeyPage,
+    ) -> Result<(Vec<ApiKey>, Option<ApiKeyId>), Fault> {
+        let limit = page.limit.clamp(1, KeyPage::MAX) as usize;
+        let (team, before) = (caller.team().uuid(), page.before.map(ApiKeyId::uuid));
+        // One more row than requested shows whether there is another page.
+        let mut rows = keys::page(&self.state.db, team, before, limit as i64 + 1).await?;
+        let has_more = rows.len() > limit;
+        rows.truncate(limit);
+        let keys: Vec<ApiKey> = rows.into_iter().map(keys::Row::public).collect();
+        let next = keys.last().filter(|_| has_more).map(|key| key.id);
+        Ok((keys, next))
     }
 
-    /// Waits until the key of a caller, who has an open stream, is no longer valid. While the database does
-    /// not respond, it counts as valid. What is no key is not revoked.
-    pub async fn revoked(&self, caller: &Caller) {
-        let Principal::Key(key) = caller.principal() else { return std::future::pending().await };
-        loop {
-            tokio::time::sleep(self.check).await;
-            match keys::is_valid(&self.db, key.uuid()).await {
-                Ok(true) => self.note_use(caller).await,
-                Ok(false) => return,
-                Err(error) => tracing::debug!(%error, %key, "the key of a stream cannot be checked"),
-            }
-        }
+    /// Changes a key of the team; its secret stays. Takes effect at once. A key gives no later end than its own, also not to itself.
+    pub async fn update(&self, caller: &Caller, id: ApiKeyId, change: UpdateApiKey) -> Result<ApiKey, Fault> {
+        let name = change.name.as_deref().map(check_name).transpose()?;
+        check_end(change.expires_at)?;
+        let by = self.calling(caller).await?;
+        check_not_after(change.expires_at, by.and_then(|key| key.expires_at))?;
+        let wished = change.scopes.map(|names| scopes(&names, caller.permissions())).transpose()?;
+        let mut tx = self.state.db.begin().await?;
+        let team = caller.team().uuid();
+        let row = keys::lock(&mut tx, team, id.uuid()).await?.ok_or_else(|| unknown(id))?;
+        deeds::about(AuditResource::new("api_key", id).named(row.name.clone()));
+        let names = wished.map(Permissions::names).or_else(|| row.scopes.clone());
+        keys::update(
+            &mut tx,
+            id.uuid(),
+            name.unwrap_or(&row.name),
+            names.as_deref(),
+            wished.map(|scopes| scopes.contains(Permission::PlatformAdmin)),
+            change.expires_at.or(row.expires_at),
+        )
+        .await?;
+        let changed = keys::lock(&mut tx, team, id.uuid()).await?.ok_or_else(|| unknown(id))?;
+        tx.commit().await?;
+        self.state.access.forget(Changed::Key(id)).await;
+        Ok(changed.public())
     }
 
-    /// Caches a key as valid for a team, or as invalid.
-    #[cfg(test)]
-    pub(crate) fn remember(&self, secret: &str, team: Option<TeamId>) {
-        self.cache.put(hash(secret), team.map(|team| caller_of(ApiKeyId::new(), team)));
+    /// Revokes a key of the team at once, also for streams that are open.
+    pub async fn revoke(&self, caller: &Caller, id: ApiKeyId) -> Result<(), Fault> {
+        let name = keys::revoke(&self.state.db, caller.team().uuid(), id.uuid()).await?;
+        let name = name.ok_or_else(|| unknown(id))?;
+        deeds::about(AuditResource::new("api_key", id).named(name));
+        self.state.access.forget(Changed::Key(id)).await;
+        Ok(())
     }
 }
 
-/// Returns the caller with a valid key: keys have every permission.
-const fn caller_of(key: ApiKeyId, team: TeamId) -> Caller {
-    Caller::new(Principal::Key(key), team, Permissions::ALL)
+/// Permissions of a key without scopes.
+fn of_team_admin() -> Permissions {
+    Permissions::OF_TEAM.without(Permission::TeamDelete)
 }
 
-/// Returns the hash under which a key is stored.
-pub(crate) fn hash(secret: &str) -> [u8; 32] {
-    Sha256::digest(secret).into()
-}
-
-type Remembered<T> = Mutex<HashMap<[u8; 32], (T, Instant)>>;
-
-/// Cache of keys by hash.
-#[derive(Default)]
-struct Cache {
-    valid: Remembered<Caller>,
-    invalid: Remembered<()>,
-}
-
-/// What is known of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    Valid(Caller),
-    Invalid,
-    Nothing,
-}
-
-impl Cache {
-    /// Returns what is known of a key.
-    fn get(&self, hash: &[u8; 32]) -> Known {
-        match (get(&self.valid, hash), get(&self.invalid, hash)) {
-            (Some(caller), _) => Known::Valid(caller),
-            (None, Some(())) => Known::Invalid,
-            (None, None) => Known::Nothing,
+/// Reads the permissions that a key is to have. Fails for one that its maker does not have, or that no key can have.
+pub(crate) fn scopes(names: &[String], most: Permissions) -> Result<Permissions, Fault> {
+    if names.is_empty() {
+        return Err(Fault::invalid(
+            "scopes is empty: name the permissions that the key has, or leave it out",
+        ));
+    }
+    let mut scopes = Permissions::NONE;
+    for name in names {
+        let shown = Foreign(name);
+        let permission = name.parse::<Permission>().ok().filter(|one| *one != Permission::AccountSelf);
+        let permission = permission.ok_or_else(|| {
+            let possible = Permissions::ALL.without(Permission::AccountSelf).names().join(", ");
+            Fault::invalid(format!(
+                "scopes has {shown}, which is no permission of a key: there are {possible}"
+            ))
+        })?;
+        if !most.contains(permission) {
+            let message = format!(
+                "scopes has {shown}, which you do not have yourself: a key does no more than its maker may"
+            );
+            return Err(Fault::new(ErrorCode::Forbidden, message));
         }
+        scopes = scopes.and(permission);
     }
+    Ok(scopes)
+}
 
-    fn put(&self, hash: [u8; 32], caller: Option<Caller>) {
-        match caller {
-            Some(caller) => put(&self.valid, hash, caller),
-            None => put(&self.invalid, hash, ()),
+pub(crate) fn check_name(name: &str) -> Result<&str, Fault> {
+    let length = name.chars().count();
+    let is_name =
+        (1..=NAME_MAX).contains(&length) && name.trim() == name && !name.chars().any(char::is_control);
+    if is_name {
+        return Ok(name);
+    }
+    Err(Fault::invalid(format!(
+        "name is {}: it must be 1 to {NAME_MAX} characters, none of them a control character, without spaces around it",
+        Foreign(name)
+    )))
+}
+
+pub(crate) fn check_end(expires_at: Option<DateTime<Utc>>) -> Result<(), Fault> {
+    match expires_at {
+        Some(end) if end <= Utc::now() => {
+            Err(Fault::invalid("expires_at is not in the future: give a later time, or leave it out"))
         }
+        _ => Ok(()),
     }
 }
 
-fn get<T: Copy>(remembered: &Remembered<T>, hash: &[u8; 32]) -> Option<T> {
-    let remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
-    remembered.get(hash).filter(|(_, at)| at.elapsed() < FRESH).map(|(value, _)| *value)
+/// Fails if a key would get a later end than the key that asks for it has.
+fn check_not_after(expires_at: Option<DateTime<Utc>>, last: Option<DateTime<Utc>>) -> Result<(), Fault> {
+    match (expires_at, last) {
+        (Some(end), Some(last)) if end > last => {
+            let message = format!(
+                "expires_at is later than {}, when your own API key ends: give that time or an earlier one, or let a user do it",
+                last.to_rfc3339()
+            );
+            Err(Fault::new(ErrorCode::Forbidden, message))
+        }
+        _ => Ok(()),
+    }
 }
 
-fn put<T>(remembered: &Remembered<T>, hash: [u8; 32], value: T) {
-    let mut remembered = remembered.lock().unwrap_or_else(PoisonError::into_inner);
-    if remembered.len() >= REMEMBERED {
-        remembered.retain(|_, (_, at)| at.elapsed() < FRESH);
-    }
-    if remembered.len() >= REMEMBERED {
-        remembered.clear();
-    }
-    remembered.insert(hash, (value, Instant::now()));
+fn unknown(id: ApiKeyId) -> Fault {
+    Fault::new(ErrorCode::NotFound, format!("there is no API key {id}, or it was revoked"))
 }
 
 #[cfg(test)]
@@ -170,18 +234,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_keys_push_no_valid_one_out() {
-        let cache = Cache::default();
-        let hash = hash("wrn_valid");
-        let caller = caller_of(ApiKeyId::new(), TeamId::new());
-        cache.put(hash, Some(caller));
-        for number in 0..2 * REMEMBERED as u64 {
-            let mut wrong = [0; 32];
-            wrong[..8].copy_from_slice(&number.to_be_bytes());
-            cache.put(wrong, None);
+    fn a_key_has_no_scope_that_its_maker_has_not() {
+        let most = Permissions::NONE.and(Permission::SandboxRead).and(Permission::AccountSelf);
+        let wished = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            scopes(&names, most).map_err(|fault| fault.code)
+        };
+        assert_eq!(wished(&["sandbox.read"]), Ok(Permissions::NONE.and(Permission::SandboxRead)));
+        assert_eq!(wished(&["sandbox.read", "sandbox.exec"]), Err(ErrorCode::Forbidden));
+        assert_eq!(wished(&["platform.admin"]), Err(ErrorCode::Forbidden));
+        for wrong in [&[][..], &["account.self"], &["sandbox"], &[""]] {
+            assert_eq!(wished(wrong), Err(ErrorCode::InvalidRequest), "{wrong:?}");
         }
-        assert_eq!(cache.get(&hash), Known::Valid(caller));
-        assert!(cache.invalid.lock().is_ok_and(|invalid| invalid.len() <= REMEMBERED));
-        assert_eq!(cache.get(&[0xff; 32]), Known::Nothing);
+    }
+
+    #[test]
+    fn a_key_gives_no_later_end_than_its_own() {
+        let at = |second| DateTime::from_timestamp(second, 0);
+        assert!(check_not_after(at(1), at(1)).is_ok() && check_not_after(at(1), at(2)).is_ok());
+        assert!(check_not_after(at(2), None).is_ok() && check_not_after(None, at(1)).is_ok());
+        assert_eq!(check_not_after(at(2), at(1)).map_err(|fault| fault.code), Err(ErrorCode::Forbidden));
+    }
+
+    #[test]
+    fn names_are_short_and_printable() {
+        for name in ["ci", "Ada's laptop", "ключ"] {
+            assert_eq!(check_name(name).ok(), Some(name));
+        }
+        for name in ["", " ", "a ", "a\nb", &"x".repeat(101)] {
+            assert!(check_name(name).is_err(), "{name:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use wrenn_api::{ErrorCode, SandboxId};
+use wrenn_rpc::Foreign;
 
 use crate::error::Fault;
 
@@ -17,6 +18,31 @@ pub(crate) fn is_template_name(text: &str) -> bool {
     bytes.next().is_some_and(|first| first.is_ascii_alphanumeric())
         && text.len() <= 64
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Rule for a tag of a template.
+pub(crate) const TAG_RULE: &str =
+    "a tag has 1 to 64 letters, digits, '.', '_' or '-', the first a letter, a digit or '_'";
+/// Tag that the name of a template alone means.
+pub(crate) const LATEST: &str = "latest";
+
+/// Returns whether a text is a valid tag of a template.
+pub(crate) fn is_tag(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_alphanumeric() || first == b'_')
+        && text.len() <= 64
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Splits `NAME` or `NAME:TAG` into the name of a template and a tag, by default [`LATEST`].
+pub(crate) fn template_reference(text: &str) -> Result<(&str, &str), Fault> {
+    let (name, tag) = text.split_once(':').unwrap_or((text, LATEST));
+    let rule = match (is_template_name(name), is_tag(tag)) {
+        (true, true) => return Ok((name, tag)),
+        (false, _) => RULE,
+        (true, false) => TAG_RULE,
+    };
+    Err(Fault::invalid(format!("{} is not the name of a template: {rule}", Foreign(text))))
 }
 
 /// Maximum number of labels of a sandbox.
@@ -103,6 +129,30 @@ pub(crate) fn check_label_value(name: &str, value: &str) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_template_has_a_name_and_a_tag() {
+        fn parsed(text: &str) -> Result<(&str, &str), String> {
+            template_reference(text).map_err(|error| error.message)
+        }
+        let longest = format!("{0}:{0}", "x".repeat(64));
+        for (text, name, tag) in [
+            ("web", "web", "latest"),
+            ("web:latest", "web", "latest"),
+            ("py_3.12-x:_1.0-rc", "py_3.12-x", "_1.0-rc"),
+            (longest.as_str(), &longest[..64], &longest[..64]),
+        ] {
+            assert_eq!(parsed(text), Ok((name, tag)));
+        }
+        for text in ["", ":", ":a", "-a", "a/b", "a b", "ä", "a\0", &"x".repeat(65)] {
+            let told = parsed(text).err().unwrap_or_default();
+            assert!(told.ends_with(RULE), "{text:?}: {told}");
+        }
+        for text in ["a:", "a:-1", "a:.1", "a:b:c", "a:b c", "a:ä", &format!("a:{}", "x".repeat(65))] {
+            let told = parsed(text).err().unwrap_or_default();
+            assert!(told.ends_with(TAG_RULE), "{text:?}: {told}");
+        }
+    }
 
     #[test]
     fn names_of_sandboxes_are_labels_of_dns_and_no_ids() {

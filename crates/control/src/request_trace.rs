@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tracing of requests: every log line of a request has its id, client address, team, key and sandbox; calls
+//! Tracing of requests: every log line of a request has its id, client address, team, key or user, and sandbox; calls
 //! to agents have its id.
 
 use std::fmt::Display;
@@ -11,6 +11,7 @@ use wrenn_api::SandboxId;
 
 use crate::{
     caller::{Caller, Principal},
+    deeds::{self, AuditResource},
     serving::Connection,
 };
 
@@ -26,6 +27,7 @@ pub(crate) fn span(id: &HeaderValue, connection: Option<&Connection>) -> Span {
         client = field::Empty,
         team = field::Empty,
         key = field::Empty,
+        user = field::Empty,
         sandbox = field::Empty,
     );
     if let Some(connection) = connection {
@@ -56,15 +58,18 @@ fn record(field: &str, value: impl Display) {
     Span::current().record(field, field::display(value));
 }
 
-/// Records team and key in the span.
+/// Records team and key or user in the span.
 pub(crate) fn caller(caller: &Caller) {
     record("team", caller.team());
-    if let Principal::Key(key) = caller.principal() {
-        record("key", key);
+    match caller.principal() {
+        Principal::Key(key) => record("key", key),
+        Principal::User { user, .. } => record("user", user),
+        Principal::SignedUrl(_) | Principal::Extension { .. } => {}
     }
 }
 
-/// Records the sandbox in the span.
+/// Records the sandbox in the span, and for the audit log.
 pub(crate) fn sandbox(id: SandboxId) {
     record("sandbox", id);
+    deeds::about(AuditResource::new("sandbox", id));
 }

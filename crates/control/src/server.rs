@@ -4,7 +4,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use utoipa::openapi::OpenApi;
 use wrenn_os::open_files;
@@ -13,6 +16,7 @@ use crate::{
     config::{Config, ProxySettings},
     db,
     extension::Extension,
+    hooks::AllHooks,
     proxy::{Proxy, tls::Certificate},
     routes::{HttpService, Routes},
     services::Services,
@@ -82,7 +86,7 @@ impl Server {
                 stop.cancel();
             }
         });
-        let workers = workers::start(self.workers, &stop);
+        let workers = workers::start(self.workers, &self.services.state().db, &stop);
         let following =
             certificate.map(|certificate| AbortOnDropHandle::new(tokio::spawn(certificate.follow())));
         tracing::info!(%address, proxy = %self.proxy_settings.listen, "the control plane listens");
@@ -103,6 +107,22 @@ impl ServerBuilder {
         self
     }
 
+    /// Builds the server and serves until SIGTERM or SIGINT, for programs that do nothing else.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let shutdown = CancellationToken::new();
+        let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let stop = shutdown.clone();
+        let _stopping = AbortOnDropHandle::new(tokio::spawn(async move {
+            let [terminate, interrupt] = &mut signals;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stop.cancel();
+        }));
+        self.build().await?.run(shutdown).await
+    }
+
     /// Migrates the database and builds the server.
     pub async fn build(self) -> anyhow::Result<Server> {
         let Self { config, extensions } = self;
@@ -112,7 +132,14 @@ impl ServerBuilder {
             tracing::warn!(%error, "the limit of open files stays as it is");
         }
         db::migrate(&config.database_url).await?;
-        let state = Arc::new(State::new(&config)?);
+        for extension in &extensions {
+            if let Some(migrations) = extension.migrations() {
+                db::extensions::migrate(&config.database_url, extension.name(), &migrations).await?;
+            }
+        }
+        let hooks = extensions.iter().filter_map(|extension| Some((extension.name(), extension.hooks()?)));
+        let state = State { hooks: AllHooks::new(hooks.collect()), ..State::new(&config)? };
+        let state = Arc::new(state);
         db::fleet::raise(&state.db, Duration::ZERO).await.context("the database does not answer")?;
         let services = Services::new(state.clone());
         let mut workers = workers::of_server(&state);

@@ -3,11 +3,14 @@
 
 use std::sync::Arc;
 
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    events::Events, hosts::Hosts, keys::Keys, sandboxes::Sandboxes, signatures::Signatures,
-    snapshots::Snapshots, state::State,
+    access::Access, accounts::Accounts, audit::Audit, builds::Builds, channels::Channels, events::Events,
+    hosts::Hosts, images::Images, keys::Keys, oauth::OAuth, platform::Platform, sandboxes::Sandboxes,
+    signatures::Signatures, snapshots::Snapshots, state::State, teams::Teams, templates::Templates,
+    usage::Usage,
 };
 
 /// All services of a server; cheap to clone.
@@ -31,24 +34,84 @@ impl Services {
         Snapshots::new(self.state.clone())
     }
 
-    /// Events of sandboxes.
+    /// Templates that sandboxes are created from.
+    pub fn templates(&self) -> Templates {
+        Templates::new(self.state.clone())
+    }
+
+    /// Builds of templates.
+    pub fn builds(&self) -> Builds {
+        Builds::new(self.state.clone())
+    }
+
+    /// Images that teams use and upload.
+    pub fn images(&self) -> Images {
+        Images::new(self.state.clone())
+    }
+
+    /// Sign-in by accounts at providers.
+    pub(crate) fn oauth(&self) -> OAuth {
+        OAuth::new(self.state.clone())
+    }
+
+    /// Events of sandboxes, snapshots and hosts.
     pub fn events(&self) -> Events {
         Events::new(self.state.clone())
     }
 
-    /// Hosts.
-    pub fn hosts(&self) -> Hosts {
-        Hosts::new(self.state.access.clone())
+    /// Channels, to which events are delivered.
+    pub fn channels(&self) -> Channels {
+        Channels::new(self.state.clone())
     }
 
-    /// API keys.
-    pub fn keys(&self) -> &Keys {
-        &self.state.keys
+    /// The audit log.
+    pub fn audit(&self) -> Audit {
+        Audit::new(self.state.clone())
+    }
+
+    /// What teams have used, and statistics.
+    pub fn usage(&self) -> Usage {
+        Usage::new(self.state.clone())
+    }
+
+    /// Teams, their members, and invitations into them.
+    pub fn teams(&self) -> Teams {
+        Teams::new(self.state.clone())
+    }
+
+    /// What administrators of the platform see and change of all teams.
+    pub fn platform(&self) -> Platform {
+        Platform::new(self.state.clone())
+    }
+
+    /// Accounts of users.
+    pub fn accounts(&self) -> Accounts {
+        Accounts::new(self.state.clone())
+    }
+
+    /// Hosts.
+    pub fn hosts(&self) -> Hosts {
+        Hosts::new(self.state.access_db.clone())
+    }
+
+    /// API keys of teams.
+    pub fn keys(&self) -> Keys {
+        Keys::new(self.state.clone())
+    }
+
+    /// Who may do what: callers by their credentials.
+    pub fn access(&self) -> &Access {
+        &self.state.access
     }
 
     /// Signatures of URLs of files.
     pub(crate) fn signatures(&self) -> &Signatures {
         &self.state.signatures
+    }
+
+    /// The database, for the tables of an extension: those of the server are no part of this library's interface.
+    pub fn database(&self) -> &PgPool {
+        &self.state.db
     }
 
     /// Cancelled when the server stops.

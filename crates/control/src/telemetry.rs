@@ -2,17 +2,23 @@
 //! Metrics of the server in the format of Prometheus. Label values are from fixed sets, so that no client can
 //! create new ones; only one task at a time renders them, on a blocking thread.
 
+mod described;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use sqlx::PgPool;
 use tokio::sync::Mutex;
-use wrenn_api::HostId;
-use wrenn_rpc::host::v1::PingResponse;
+use wrenn_api::{ErrorCode, HostId};
+use wrenn_rpc::host::v1::{PingResponse, StepTiming};
 
-/// Upper bounds of the buckets of request durations, in seconds: commands take milliseconds, creates seconds.
-const BUCKETS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 60.0];
+use self::described::{ALL, BUCKETS, Described, Kind};
+use crate::{
+    db::hosts::Candidate,
+    place::{Need, On, place},
+};
+
 /// Lifetime of rendered metrics.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -56,46 +62,35 @@ impl Telemetry {
 
 /// Creates the recorder with its buckets.
 fn recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusRecorder> {
-    Ok(PrometheusBuilder::new().set_buckets(&BUCKETS)?.build_recorder())
+    let mut builder = PrometheusBuilder::new().set_buckets(&BUCKETS)?;
+    for Described { name, kind, .. } in ALL {
+        if let Kind::Histogram(buckets) = kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)?;
+        }
+    }
+    Ok(builder.build_recorder())
 }
 
 /// Describes all metrics, and sets the constant ones.
 fn describe() {
-    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
-    gauge!("wrenn_build_info", "The version of this server; the value is 1.");
-    histogram!("wrenn_http_request_seconds", "Time from a request's head to the beginning of its answer.");
-    histogram!(
-        "wrenn_proxy_request_seconds",
-        "Time from the head of a request to a port to the beginning of its answer, by who answered."
-    );
-    gauge!("wrenn_http_connections", "Open connections of clients.");
-    counter!("wrenn_http_connections_refused_total", "Connections refused because all places were taken.");
-    counter!("wrenn_http_accept_errors_total", "Connections that the system could not accept.");
-    counter!("wrenn_requests_refused_total", "Requests refused with 429, by what there were too many of.");
-    counter!("wrenn_worker_restarts_total", "Background tasks that failed and were started again.");
-    gauge!("wrenn_sandboxes", "Sandboxes by status.");
-    gauge!("wrenn_hosts_ejected", "Hosts that get no sandboxes for a while, because creates failed there.");
-    gauge!("wrenn_outbox_events", "Events that wait for Redis.");
-    gauge!(
-        "wrenn_driver_info",
-        "1 for the VMM driver of a host, and whether it is a security boundary; else 0."
-    );
-    gauge!("wrenn_host_vcpus", "Processors of a host.");
-    gauge!("wrenn_host_memory_mb", "Memory of a host in MiB.");
-    gauge!("wrenn_host_disk_mb", "Disk space for sandboxes of a host in MiB.");
-    gauge!("wrenn_host_disk_free_mb", "Free disk space for sandboxes of a host in MiB.");
-    gauge!("wrenn_host_sandboxes", "Sandboxes of a host.");
-    gauge!("wrenn_host_sandboxes_max", "Maximum number of sandboxes of a host.");
+    for Described { name, kind, help } in ALL {
+        match kind {
+            Kind::Counter => metrics::describe_counter!(*name, *help),
+            Kind::Gauge => metrics::describe_gauge!(*name, *help),
+            Kind::Histogram(_) => metrics::describe_histogram!(*name, *help),
+        }
+    }
     metrics::gauge!("wrenn_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// Label values for VMM drivers; an agent may report any name.
 const DRIVERS: [&str; 3] = ["firecracker", "qemu", "other"];
 
-/// Records the metrics of a registered host.
+/// Records the metrics of a registered host that answers.
 pub(crate) fn host(id: HostId, ping: &PingResponse) {
     use metrics::gauge;
     let host = id.to_string();
+    gauge!("wrenn_host_up", "host" => host.clone()).set(1.0);
     let driver = DRIVERS.iter().find(|name| **name == ping.driver).unwrap_or(&"other");
     for name in DRIVERS {
         for (boundary, text) in [(true, "true"), (false, "false")] {
@@ -112,9 +107,101 @@ pub(crate) fn host(id: HostId, ping: &PingResponse) {
         ("wrenn_host_disk_free_mb", ping.disk_free_mb),
         ("wrenn_host_sandboxes", u64::from(ping.sandboxes)),
         ("wrenn_host_sandboxes_max", u64::from(ping.max_sandboxes)),
+        ("wrenn_host_sandboxes_running", u64::from(ping.sandboxes_running)),
+        ("wrenn_host_sandboxes_paused", u64::from(ping.sandboxes_paused)),
+        ("wrenn_host_sandboxes_memory_bytes", ping.sandboxes_memory_bytes),
     ] {
         gauge!(name, "host" => host.clone()).set(value as f64);
     }
+    let sampler = Duration::from_micros(ping.sampler_micros);
+    gauge!("wrenn_host_sampler_seconds", "host" => host).set(sampler.as_secs_f64());
+}
+
+/// Records that a registered host does not answer.
+pub(crate) fn host_away(id: HostId) {
+    metrics::gauge!("wrenn_host_up", "host" => id.to_string()).set(0.0);
+}
+
+/// A sandbox of the usual size, which a host with room can take.
+const USUAL: Need<'_> = Need { template: "", vcpus: 1, memory_mb: 512, disk_size_mb: 5120, on: On::Any };
+
+/// Records what is reserved on the hosts that are online, and how many have room.
+pub(crate) fn room(hosts: &[Candidate]) {
+    for host in hosts {
+        let id = HostId::from(host.id).to_string();
+        for (name, value) in [
+            ("wrenn_host_sandboxes_reserved", host.reserved_sandboxes),
+            ("wrenn_host_vcpus_reserved", host.reserved_vcpus),
+            ("wrenn_host_memory_reserved_mb", host.reserved_memory_mb),
+        ] {
+            metrics::gauge!(name, "host" => id.clone()).set(value as f64);
+        }
+    }
+    let with_room = place(hosts, &USUAL).map_or(0, |with_room| with_room.len());
+    metrics::gauge!("wrenn_hosts_with_room").set(with_room as f64);
+}
+
+/// Records how many there are of each of these statuses; `counts` may lack some, and have others.
+pub(crate) fn by_status(name: &'static str, statuses: &[&'static str], counts: &[(String, i64)]) {
+    for status in statuses {
+        let count = counts.iter().find(|(counted, _)| counted == status).map_or(0, |(_, count)| *count);
+        metrics::gauge!(name, "status" => *status).set(count as f64);
+    }
+}
+
+/// Records how many connections to PostgreSQL there are.
+pub(crate) fn pools(requests: &PgPool, access: &PgPool) {
+    for (pool, of) in [("requests", requests), ("access", access)] {
+        let (open, idle) = (of.size() as usize, of.num_idle());
+        metrics::gauge!("wrenn_database_connections", "pool" => pool, "state" => "idle").set(idle as f64);
+        let used = open.saturating_sub(idle);
+        metrics::gauge!("wrenn_database_connections", "pool" => pool, "state" => "used").set(used as f64);
+        let max = of.options().get_max_connections();
+        metrics::gauge!("wrenn_database_connections_max", "pool" => pool).set(f64::from(max));
+    }
+}
+
+/// Records how a create ended, and how long it took.
+pub(crate) fn created(took: Duration, created: Result<(), ErrorCode>) {
+    let result = match created {
+        Ok(()) => "ok",
+        Err(ErrorCode::NoHostsAvailable | ErrorCode::InsufficientStorage) => "no_room",
+        Err(
+            ErrorCode::AgentError
+            | ErrorCode::HostUnavailable
+            | ErrorCode::Timeout
+            | ErrorCode::ServiceUnavailable
+            | ErrorCode::InternalError,
+        ) => "failed",
+        Err(_) => "refused",
+    };
+    metrics::histogram!("wrenn_create_seconds", "result" => result).record(took.as_secs_f64());
+}
+
+/// Label values for steps of creates, in order: the first is the control plane's own, the others are those of hosts. An agent may
+/// report any name.
+const STEPS: [&str; 7] = ["place", "network", "journal", "disk", "boot", "init", "other"];
+
+/// Records the time in which a host was chosen for a new sandbox, and the sandbox recorded.
+pub(crate) fn placed(took: Duration) {
+    metrics::histogram!("wrenn_create_step_seconds", "step" => STEPS[0]).record(took.as_secs_f64());
+}
+
+/// Maximum number of steps of a create that are recorded.
+const STEPS_MAX: usize = 16;
+
+/// Records the durations of the steps of a create, as a host reports them.
+pub(crate) fn create_steps(timings: &[StepTiming]) {
+    for StepTiming { step, micros, .. } in timings.iter().take(STEPS_MAX) {
+        let step = STEPS.iter().skip(1).find(|name| *name == step).unwrap_or(&"other");
+        let took = Duration::from_micros(*micros);
+        metrics::histogram!("wrenn_create_step_seconds", "step" => *step).record(took.as_secs_f64());
+    }
+}
+
+/// Records the end of a build that a worker of this server had: `succeeded`, `failed`, `cancelled`, or `parked`.
+pub(crate) fn build_ended(result: &'static str) {
+    metrics::counter!("wrenn_builds_ended_total", "result" => result).increment(1);
 }
 
 /// Label value for the method of a request; clients may invent methods.
@@ -134,34 +221,4 @@ pub(crate) fn method(method: &http::Method) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_of_a_host_have_labels_of_closed_sets_whatever_it_says() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let id = HostId::new();
-        let says = |driver: &str| PingResponse {
-            driver: driver.to_owned(),
-            security_boundary: driver == "qemu",
-            cpus: 4,
-            ..Default::default()
-        };
-        metrics::with_local_recorder(&recorder, || {
-            for number in 0..100 {
-                host(id, &says(&format!("driver {number}")));
-            }
-            host(id, &says("qemu"));
-        });
-        let text = recorder.handle().render();
-        let of_driver: Vec<&str> =
-            text.lines().filter(|line| line.starts_with("wrenn_driver_info{")).collect();
-        assert_eq!(of_driver.len(), 2 * DRIVERS.len());
-        let present: Vec<_> = of_driver.iter().filter(|line| line.ends_with(" 1")).collect();
-        assert!(
-            matches!(present.as_slice(), [line] if line.contains(r#"driver="qemu""#) && line.contains(r#"boundary="true""#)),
-            "{present:?}"
-        );
-        assert!(text.contains("wrenn_host_vcpus{host=") && text.len() < 2000 + 2 * 200 * DRIVERS.len());
-    }
-}
+mod tests;

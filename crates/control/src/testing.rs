@@ -17,7 +17,7 @@ use wrenn_api::{ApiKeyId, TeamId};
 use crate::{
     agents::Agents,
     caller::{Caller, Permissions, Principal},
-    config::{AgentTls, Limits, Settings},
+    config::{AgentTls, BuildSettings, Limits, Settings},
     event_store::EventStore,
     state::{App, State},
 };
@@ -62,13 +62,9 @@ pub(crate) async fn app(limits: Limits, host: Router) -> (App, String) {
     tokio::spawn(connectrpc::axum::serve_tls(listener, router, Arc::new(tls)).into_future());
     let events = EventStore::new("redis://127.0.0.1:1").unwrap();
     let agents = Agents::new(&files).unwrap();
-    let state = State::of(
-        (no_database(), no_database()),
-        events,
-        agents,
-        &Settings { limits, ..Settings::default() },
-    )
-    .unwrap();
+    let builds = BuildSettings { context_dir: Some(dir.path().join("contexts")), ..BuildSettings::default() };
+    let settings = Settings { limits, builds, ..Settings::default() };
+    let state = State::of((no_database(), no_database()), events, agents, &settings).unwrap();
     (Arc::new(state), address)
 }
 

@@ -4,14 +4,16 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
+use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    relay,
+    access, accounts, artifacts, audit, builds, channels, mail, relay,
     sandboxes::{idle, reconcile},
-    snapshots,
+    singleton, snapshots,
     state::App,
+    teams, templates, usage,
 };
 
 /// Delay before a restart: the first one, which doubles, and the maximum.
@@ -22,6 +24,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// Background task of a server. It runs until the server stops, and is started again when it ends before.
 pub struct Worker {
     name: &'static str,
+    is_singleton: bool,
     run: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
@@ -32,28 +35,81 @@ impl Worker {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self { name, run: Box::new(move || run().boxed()) }
+        Self { name, is_singleton: false, run: Box::new(move || run().boxed()) }
+    }
+
+    /// Lets the worker run on one server at a time, of all that have one of this name. Another one takes over within seconds when
+    /// that server stops or dies; the task is dropped when the server has lost its connection to PostgreSQL, of which it may learn
+    /// after 8 s.
+    #[must_use]
+    pub fn singleton(self) -> Self {
+        Self { is_singleton: true, ..self }
     }
 }
 
 /// Returns the workers that every server has.
 pub(crate) fn of_server(app: &App) -> Vec<Worker> {
-    let [of_relay, of_reconciler, of_idle, of_snapshots, of_upkeep] = [(); 5].map(|()| app.clone());
-    vec![
+    let [
+        of_relay,
+        of_reconciler,
+        of_idle,
+        of_snapshots,
+        of_images,
+        of_builds,
+        of_pushes,
+        of_copies,
+        of_upkeep,
+    ] = [(); 9].map(|()| app.clone());
+    let of_access = app.clone();
+    let (of_mail, of_accounts) = (app.clone(), app.clone());
+    let [of_audit, of_usage] = [(); 2].map(|()| app.clone());
+    let [of_channels, of_channel_upkeep] = [(); 2].map(|()| app.clone());
+    let of_teams = app.clone();
+    let mut workers = vec![
+        Worker::new("access", move || {
+            let app = of_access.clone();
+            async move { access::follow(&app.access, &app.shutdown).await }
+        }),
+        Worker::new("mail", move || {
+            let app = of_mail.clone();
+            async move { mail::run(&app.mailer, &app.db, &app.shutdown).await }
+        }),
+        Worker::new("accounts", move || accounts::upkeep(of_accounts.clone())),
         Worker::new("relay", move || relay::run(of_relay.clone())),
         Worker::new("reconciler", move || reconcile::run(of_reconciler.clone())),
         Worker::new("idle sandboxes", move || idle::run(of_idle.clone())),
         Worker::new("snapshots", move || snapshots::upkeep(of_snapshots.clone())),
+        Worker::new("images", move || templates::upkeep(of_images.clone())),
+        Worker::new("upkeep of builds", move || builds::upkeep(of_builds.clone())),
+        Worker::new("pushes of templates", move || artifacts::push(of_pushes.clone())),
+        Worker::new("copies of templates", move || artifacts::upkeep(of_copies.clone())),
+        Worker::new("audit log", move || audit::run(of_audit.clone())),
+        Worker::new("usage", move || usage::run(of_usage.clone())),
+        Worker::new("channels", move || channels::worker(of_channels.clone())),
+        Worker::new("upkeep of channels", move || channels::upkeep(of_channel_upkeep.clone())).singleton(),
+        Worker::new("deleted teams", move || teams::cleanup(of_teams.clone())).singleton(),
         Worker::new("upkeep", move || upkeep(of_upkeep.clone())),
-    ]
+    ];
+    workers.extend((0..app.builds.workers).map(|_| {
+        let app = app.clone();
+        Worker::new("builds", move || builds::worker(app.clone()))
+    }));
+    workers
 }
 
 /// Starts all workers; they end when the result is dropped.
-pub(crate) fn start(workers: Vec<Worker>, stop: &CancellationToken) -> JoinSet<()> {
+pub(crate) fn start(workers: Vec<Worker>, db: &PgPool, stop: &CancellationToken) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    for Worker { name, run } in workers {
-        let stop = stop.clone();
-        tasks.spawn(async move { keep_running(name, run, || stop.is_cancelled()).await });
+    for Worker { name, is_singleton, run } in workers {
+        let (stop, db) = (stop.clone(), db.clone());
+        tasks.spawn(async move {
+            let stopped = || stop.is_cancelled();
+            if is_singleton {
+                keep_running(name, || singleton::run(&db, name, &run), stopped).await;
+            } else {
+                keep_running(name, run, stopped).await;
+            }
+        });
     }
     tasks
 }

@@ -154,6 +154,16 @@ impl Volumes for FileStore {
         blocking(move || images.image(&name)).await
     }
 
+    async fn open_image(&self, name: &str) -> Result<File, DiskError> {
+        let (images, name) = (self.images.clone(), name.to_owned());
+        blocking(move || Ok(images.open(&name)?.file)).await
+    }
+
+    async fn take_image(&self, name: &str, file: &Path) -> Result<Image, DiskError> {
+        let (images, name, file) = (self.images.clone(), name.to_owned(), file.to_owned());
+        blocking(move || images.take(&name, &file)).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), DiskError> {
         let (images, name) = (self.images.clone(), name.to_owned());
         blocking(move || images.remove(&name)).await

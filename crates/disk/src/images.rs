@@ -150,10 +150,18 @@ impl Images {
         self.adopt(name, copy, &seen).map(drop)
     }
 
-    /// Makes a finished image read-only, gives it its final name and writes its seal.
+    /// Makes the file `source`, which is in the store's file system, the current content of `name`. It is moved.
+    pub(crate) fn take(&self, name: &str, source: &Path) -> Result<Image, DiskError> {
+        let mut made = self.begin(name, "moved")?;
+        let moved = fs::rename(source, &made.path)
+            .and_then(|()| File::options().read(true).write(true).open(&made.path));
+        made.file = moved.map_err(failed(format!("take in image {name:?}")))?;
+        self.adopt(name, made, "moved")
+    }
+
+    /// Makes a finished image read-only, gives it its final name and writes its seal. Returns its length.
     fn seal(image: PartialFile) -> io::Result<u64> {
-        let length = image.file.metadata()?.len().next_multiple_of(GRAIN);
-        image.file.set_len(length)?;
+        let length = image.file.metadata()?.len();
         image.file.set_permissions(fs::Permissions::from_mode(0o400))?;
         let seal = image.target().with_extension("seal");
         let seen = fingerprint(&image.file.metadata()?);
@@ -174,6 +182,9 @@ impl Images {
     pub(crate) fn adopt(&self, name: &str, made: PartialFile, origin: &str) -> Result<Image, DiskError> {
         let home = self.home(name)?;
         let fail = || failed(format!("keep image {name:?}"));
+        // The hash is that of what is kept, so that another host which gets that finds the same.
+        let length = made.file.metadata().map_err(fail())?.len().next_multiple_of(GRAIN);
+        made.file.set_len(length).map_err(fail())?;
         let hash = hash(&made.file).map_err(fail())?;
         let size = match self.open_hash(name, &hash) {
             Ok(present) => present.size,

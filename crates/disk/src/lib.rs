@@ -4,6 +4,7 @@
 //! A store keeps images under a name and content hash and clones them; a clone is one sandbox's disk.
 
 use std::{
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
@@ -227,6 +228,11 @@ pub trait Volumes: Send + Sync {
     async fn images(&self) -> Result<Vec<String>, DiskError>;
     /// Returns the current content of an image.
     async fn image(&self, name: &str) -> Result<Image, DiskError>;
+    /// Opens the current content of an image for reading. It can be read to its end if the image is removed meanwhile.
+    async fn open_image(&self, name: &str) -> Result<File, DiskError>;
+    /// Makes a finished file in the store's file system the content of image `name`, without a copy. It is immutable from
+    /// then on, and gone at its former place. One call at a time for each name.
+    async fn take_image(&self, name: &str, file: &Path) -> Result<Image, DiskError>;
     /// Removes an image unless volumes depend on it. Does nothing if there is none.
     async fn remove_image(&self, name: &str) -> Result<(), DiskError>;
     /// Clones volume `id` of `size_mb` MiB from an image; replaces a volume with the same id unless it is in

@@ -1,15 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Creation of a user account: lines in passwd, group and shadow, a home directory, and sudo without a password. Written
-//! here because an image may lack the programs that do it.
+//! Creation of a user account, also by `POST /users` (extension): lines in passwd, group and shadow, a home directory, and
+//! sudo without a password; and of the group that a user is to have. Written here because an image may lack the programs
+//! that do it.
 
 use std::{
     fs,
     io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, chown},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
-use crate::regular;
+use axum::{
+    body::Bytes,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+
+use crate::{regular, respond::error, users};
 
 const PASSWD: &str = "etc/passwd";
 const GROUP: &str = "etc/group";
@@ -22,14 +31,77 @@ const MOST: u64 = 4 << 20;
 /// Ids of ordinary users, as in login.defs(5).
 const IDS: std::ops::Range<u32> = 1000..60_000;
 const NAME_MAX: usize = 32;
+/// Held while a user is created: two at a time would get one id.
+static CREATING: Mutex<()> = Mutex::new(());
 
-/// Creates a user if there is none of this name. `root` is the root of the file system.
+/// Request body of `POST /users`.
+#[derive(Deserialize)]
+struct NewUser {
+    name: String,
+}
+
+/// Creates a user if there is none of this name. The caller's token has been checked.
+pub(crate) async fn post(body: Bytes) -> Response {
+    let NewUser { name } = match serde_json::from_slice(&body) {
+        Ok(new) => new,
+        Err(cause) => {
+            return error(StatusCode::BAD_REQUEST, format!("the body is not valid JSON for /users: {cause}"));
+        }
+    };
+    let ensured = tokio::task::spawn_blocking(move || {
+        ensure(Path::new("/"), &name).map_err(|cause| refused(&name, &cause))
+    });
+    match ensured.await {
+        Ok(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        Ok(Err(response)) => response,
+        Err(cause) => error(StatusCode::INTERNAL_SERVER_ERROR, cause.to_string()),
+    }
+}
+
+/// Response for a user who cannot be created.
+fn refused(name: &str, cause: &io::Error) -> Response {
+    use io::ErrorKind as K;
+    let status = match cause.kind() {
+        K::InvalidInput => StatusCode::BAD_REQUEST,
+        K::PermissionDenied | K::ReadOnlyFilesystem => StatusCode::FORBIDDEN,
+        K::StorageFull | K::QuotaExceeded => StatusCode::INSUFFICIENT_STORAGE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let shown: String = name.chars().take(NAME_MAX).collect();
+    error(status, format!("the user {shown:?} cannot be created: {cause}"))
+}
+
+/// Creates a user if there is none of this name; a number is a user without an account. The group after a colon, if one
+/// is named, is created as well. `root` is the root of the file system.
 pub(crate) fn ensure(root: &Path, name: &str) -> io::Result<()> {
+    let _one = CREATING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (user, group) = users::parts(name);
+    if let Some(group) = group {
+        ensure_group(root, group)?;
+    }
+    ensure_user(root, user)
+}
+
+/// Creates a group if there is none of this name; a number is a group without an entry.
+fn ensure_group(root: &Path, name: &str) -> io::Result<()> {
+    let group = text(&root.join(GROUP))?;
+    if users::number(name).is_some() || field(&group, 0).any(|known| known == name) {
+        return Ok(());
+    }
+    check("group", name)?;
+    let id = free_id(&text(&root.join(PASSWD))?, &group)?;
+    append(&root.join(GROUP), &group, &format!("{name}:x:{id}:"), 0o644)
+}
+
+fn ensure_user(root: &Path, name: &str) -> io::Result<()> {
+    if users::number(name).is_some() {
+        return Ok(());
+    }
     let passwd = text(&root.join(PASSWD))?;
     if name == "root" || field(&passwd, 0).any(|known| known == name) {
         return Ok(());
     }
-    check(name)?;
+    check("user", name)?;
     let group = text(&root.join(GROUP))?;
     let id = free_id(&passwd, &group)?;
     let gid = match group.lines().find(|line| line.split(':').next() == Some(name)) {
@@ -57,15 +129,15 @@ pub(crate) fn ensure(root: &Path, name: &str) -> io::Result<()> {
     append(&root.join(PASSWD), &passwd, &format!("{name}:{password}:{id}:{gid}::/{home}:{shell}"), 0o644)
 }
 
-/// Fails unless the name is one that useradd(8) takes, which the files can hold.
-fn check(name: &str) -> io::Result<()> {
+/// Fails unless the name of a user or a group is one that useradd(8) takes, which the files can hold.
+fn check(what: &str, name: &str) -> io::Result<()> {
     let first = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_');
     let rest = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
     if first && name.len() <= NAME_MAX && name.bytes().all(rest) {
         return Ok(());
     }
     let shown: String = name.chars().take(NAME_MAX).collect();
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{shown:?} is not a valid name of a user")))
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{shown:?} is not a valid name of a {what}")))
 }
 
 /// Returns the smallest id that neither a user nor a group has.
@@ -132,8 +204,9 @@ mod tests {
         fs::write(root.join(GROUP), "root:x:0:\nann:x:1000:\nusers:x:1001:\n").unwrap();
         fs::write(root.join(SHADOW), "root:*:19000:0:99999:7:::\n").unwrap();
         for _ in 0..2 {
-            ensure(root, "user").unwrap();
-            ensure(root, "ann").unwrap();
+            for name in ["user", "ann", "1000", "4242"] {
+                ensure(root, name).unwrap();
+            }
         }
         let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
         assert_eq!(read(PASSWD), format!("{line}\nuser:x:1002:1002::/home/user:/bin/sh\n"));
@@ -144,10 +217,47 @@ mod tests {
     }
 
     #[test]
+    fn the_group_of_a_user_is_created_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        fs::create_dir(root.join("etc")).unwrap();
+        fs::write(root.join(GROUP), "root:x:0:\nusers:x:1000:\n").unwrap();
+        for name in ["app:web", "app:users", "app:web", "root:1234", "4242:app"] {
+            ensure(root, name).unwrap();
+        }
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap();
+        assert_eq!(read(GROUP), "root:x:0:\nusers:x:1000:\nweb:x:1001:\napp:x:1002:\n");
+        assert_eq!(
+            read(PASSWD),
+            "app:*:1002:1002::/home/app:/bin/sh\n",
+            "it has a group of its own all the same"
+        );
+        let error = ensure(root, "other:We b").unwrap_err();
+        assert!(error.to_string().contains("name of a group"), "{error}");
+        assert!(!read(PASSWD).contains("other"), "nothing is done by halves");
+    }
+
+    #[test]
+    fn users_that_are_created_at_once_get_ids_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        std::thread::scope(|scope| {
+            for user in 0..8 {
+                let root = dir.path();
+                scope.spawn(move || ensure(root, &format!("user{user}")).unwrap());
+            }
+        });
+        let passwd = fs::read_to_string(dir.path().join(PASSWD)).unwrap();
+        let mut ids: Vec<_> = field(&passwd, 2).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["1000", "1001", "1002", "1003", "1004", "1005", "1006", "1007"]);
+    }
+
+    #[test]
     fn names_that_the_files_cannot_hold_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("etc")).unwrap();
-        for name in ["", "a:b", "a\nb", "../x", "A", "1a", &"x".repeat(33)] {
+        for name in ["", "a:b:c", "a\nb", "../x", "A", "1a", &"x".repeat(33)] {
             let error = ensure(dir.path(), name).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name:?}");
         }

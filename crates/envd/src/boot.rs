@@ -53,6 +53,7 @@ pub(crate) fn run() {
     open_devices();
     grow_root();
     protect();
+    widen_process_ids();
     identity::begin();
     allow_ping();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -195,6 +196,14 @@ fn grow_root() {
 fn protect() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         say(&format!("oom_score_adj: {error}"));
+    }
+}
+
+/// Gives the guest as many process ids as the kernel can have, as on a Debian machine: the id of a process that has ended is that
+/// of another one only after millions of others.
+fn widen_process_ids() {
+    if let Err(error) = fs::write("/proc/sys/kernel/pid_max", "4194304") {
+        say(&format!("pid_max: {error}"));
     }
 }
 

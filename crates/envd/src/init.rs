@@ -14,8 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use crate::{
-    accounts, connections::Peer, identity, log, process::service, random, reset, respond::error,
-    settings::Settings,
+    accounts, connections::Peer, identity, log, out_of_memory::Kills, process::service, random, reset,
+    respond::error, settings::Settings,
 };
 
 /// Request body; absent fields keep their values.
@@ -26,6 +26,7 @@ struct Init {
     access_token: Option<String>,
     /// User of calls that name none. It is created, with sudo, if there is none of this name; the call fails if it cannot be.
     default_user: Option<String>,
+    /// Directory of commands that name none, and where an empty path leads; empty for the user's home.
     default_workdir: Option<String>,
     /// Time in RFC 3339 to which the clock is set. The call fails if it cannot be.
     timestamp: Option<String>,
@@ -42,7 +43,7 @@ struct Init {
 
 /// Applies the settings. The caller's token has been checked.
 pub(crate) async fn post(
-    State(settings): State<Arc<Settings>>,
+    State((settings, kills)): State<(Arc<Settings>, Arc<Kills>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     headers: HeaderMap,
     body: Bytes,
@@ -74,6 +75,9 @@ pub(crate) async fn post(
         Ok(init) => init,
         Err(cause) => return error(StatusCode::INTERNAL_SERVER_ERROR, cause),
     };
+    if init.new_machine {
+        kills.forget();
+    }
     settings.update(|values| {
         if let Some(envs) = init.env_vars {
             values.envs = envs;

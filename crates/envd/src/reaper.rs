@@ -5,18 +5,24 @@
 //! registered and signalled under the same lock, so a status is never lost before its pid is registered, and
 //! a signal never reaches a reused pid. The lock is held during the fork but not until the exec, so that a
 //! program on a hanging file system blocks nothing else.
+//!
+//! A child never gets the pid of one of those that ended last: clients were told it, and still mean that one.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     io,
     os::unix::process::ExitStatusExt as _,
     process::ExitStatus,
+    ptr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use tokio::sync::oneshot;
+
+/// Number of children whose pids are not given to others after their end: more than can still be read.
+const REMEMBERED: usize = 1024;
 
 /// Children of this process.
 pub(crate) struct Reaper {
@@ -27,6 +33,8 @@ pub(crate) struct Reaper {
 #[derive(Default)]
 struct Children {
     waiting: HashMap<i32, oneshot::Sender<ExitStatus>>,
+    /// Pids of those that ended last, at most [`REMEMBERED`].
+    ended: VecDeque<i32>,
     generation: u64,
 }
 
@@ -39,7 +47,9 @@ impl Reaper {
         Ok(reaper)
     }
 
-    /// Forks a child with all signals blocked; the receiver gets its exit status.
+    /// Forks a child with all signals blocked; the receiver gets its exit status. A child that gets the pid of an ended one
+    /// exits at once, and the next one is taken. Pids count up, so as many attempts as there are such pids are enough; only if
+    /// somebody has set `kernel.pid_max` to less, the last attempt takes what it gets.
     ///
     /// # Safety
     /// `child` runs in a copy of a process with several threads: it may only make async-signal-safe calls.
@@ -49,12 +59,30 @@ impl Reaper {
     ) -> io::Result<(i32, oneshot::Receiver<ExitStatus>)> {
         let mut children = self.lock();
         let pid = blocking_signals(|| {
-            // SAFETY: the caller guarantees what the child does.
-            let pid = unsafe { libc::fork() };
-            if pid == 0 {
-                match child() {}
+            let mut attempts = children.ended.len();
+            loop {
+                // Parent and child decide alike.
+                let taken = |pid| attempts > 0 && children.ended.contains(&pid);
+                // SAFETY: the caller guarantees what the child does. One that is not wanted makes two system calls.
+                let pid = unsafe { libc::fork() };
+                if pid == 0 {
+                    // SAFETY: as above.
+                    if taken(unsafe { libc::getpid() }) {
+                        unsafe { libc::_exit(0) };
+                    }
+                    match child() {}
+                }
+                if pid < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                if !taken(pid) {
+                    return Ok(pid);
+                }
+                // SAFETY: the call has no memory effects. The child exits at once; the thread below does not reap it,
+                // because that needs the lock.
+                unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+                attempts -= 1;
             }
-            if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
         })?;
         let (tx, rx) = oneshot::channel();
         children.waiting.insert(pid, tx);
@@ -114,6 +142,10 @@ impl Reaper {
         if reaped == pid
             && let Some(waiter) = children.waiting.remove(&pid)
         {
+            if children.ended.len() >= REMEMBERED {
+                children.ended.pop_front();
+            }
+            children.ended.push_back(pid);
             // Sending fails if nothing waits for the status any more.
             let _ = waiter.send(ExitStatus::from_raw(status));
         }
@@ -137,8 +169,9 @@ fn blocking_signals<T>(work: impl FnOnce() -> T) -> T {
 mod tests {
     use super::*;
 
+    /// One test, because a reaper takes the children of any other one, too.
     #[tokio::test]
-    async fn a_child_whose_program_does_not_begin_holds_nobody_up() {
+    async fn a_child_whose_program_does_not_begin_holds_nobody_up_and_no_pid_comes_again() {
         let reaper = Reaper::start().unwrap();
         let hangs = || loop {
             // SAFETY: pause has no memory effects.
@@ -147,9 +180,20 @@ mod tests {
         // SAFETY: the child makes no other call.
         let (hung, status) = unsafe { reaper.fork(hangs) }.unwrap();
         // SAFETY: neither does this child.
-        let (_, ended) = unsafe { reaper.fork(|| libc::_exit(7)) }.unwrap();
+        let (first, ended) = unsafe { reaper.fork(|| libc::_exit(7)) }.unwrap();
         assert_eq!(ended.await.unwrap().code(), Some(7));
         reaper.signal(hung, libc::SIGKILL);
         assert_eq!(status.await.unwrap().signal(), Some(libc::SIGKILL));
+        assert!([first, hung].iter().all(|pid| reaper.lock().ended.contains(pid)), "forgotten");
+
+        // As if the next ones had been given before.
+        let before = first + 1..first + 200;
+        reaper.lock().ended.extend(before.clone());
+        // SAFETY: neither does this child.
+        let (next, ended) = unsafe { reaper.fork(|| libc::_exit(8)) }.unwrap();
+        assert_eq!(ended.await.unwrap().code(), Some(8));
+        assert!(!before.contains(&next), "{next} came again");
+        // One that gets such a pid is nobody's.
+        assert!(reaper.lock().waiting.is_empty());
     }
 }

@@ -17,8 +17,10 @@ use tokio::net::TcpListener;
 use wrenn_rpc::{filesystem::FilesystemExt as _, process::ProcessExt as _};
 
 use crate::{
+    accounts,
     connections::{Connections, Peer},
     cors, files, filesystem, init, log, metrics,
+    out_of_memory::Kills,
     ports::{self, Ports},
     process::{
         registry::{Bounds, Registry},
@@ -27,6 +29,7 @@ use crate::{
     },
     reaper::Reaper,
     respond::{Told, error},
+    secrets,
     settings::Settings,
     unread,
     watch::{Limits, Watchers},
@@ -38,13 +41,15 @@ const MESSAGE: u64 = 4 << 20;
 /// Serves until the process exits.
 pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Result<()> {
     let settings = Arc::new(Settings::default());
-    let registry = Registry::new(Reaper::start()?, bounds);
+    let kills = Kills::new();
+    let registry = Registry::new(Reaper::start()?, Arc::clone(&kills), bounds);
     let listener = TcpListener::bind(("0.0.0.0", port)).await?;
     // Tests and operators can wait for this line; with port 0 it has the actual port.
     let address = listener.local_addr()?;
     eprintln!("envd: listening on {address}");
+    kills.watch();
     let ports = Arc::new(Ports::new(address.port()));
-    let router = followed(router(&settings, &registry, &Watchers::new(watching), ports));
+    let router = followed(router(&settings, &registry, &kills, &Watchers::new(watching), ports));
     let router = router.layer(middleware::from_fn(cors::allow));
     axum::serve(Connections::new(listener), router.into_make_service_with_connect_info::<Peer>()).await
 }
@@ -52,6 +57,7 @@ pub(crate) async fn run(port: u16, bounds: Bounds, watching: Limits) -> io::Resu
 fn router(
     settings: &Arc<Settings>,
     registry: &Arc<Registry>,
+    kills: &Arc<Kills>,
     watchers: &Arc<Watchers>,
     ports: Arc<Ports>,
 ) -> Router {
@@ -65,12 +71,14 @@ fn router(
         .layer(DefaultBodyLimit::disable())
         .with_state(Arc::clone(settings));
     Router::new()
-        .route("/init", post(init::post))
+        .route("/init", post(init::post).with_state((Arc::clone(settings), Arc::clone(kills))))
         .route("/snapshot/prepare", post(init::prepare))
         .route("/envs", get(init::envs))
+        .route("/users", post(accounts::post))
+        .route("/secrets", post(secrets::post).delete(secrets::delete))
         .route("/files/compose", post(files::compose))
         .route("/files/archive", get(files::get_archive).put(files::put_archive))
-        .route("/metrics", get(metrics::get))
+        .route("/metrics", get(metrics::get).with_state(Arc::clone(kills)))
         .with_state(Arc::clone(settings))
         .route("/connect", post(ports::connect).with_state(ports))
         .route("/snapshot/warm", post(warm::post).with_state(Arc::clone(registry)))

@@ -48,16 +48,44 @@ pub(crate) async fn of_call(headers: &HeaderMap, default: Option<String>) -> Res
     })
 }
 
-/// Finds a user by name. Reads files on a blocking thread.
+/// Finds a user by name or number. A number that no account has is a user with the group of the same number. After a colon
+/// there can be a group, by name or number, which the user has then instead of all of its own, as in Docker. Reads files on
+/// a blocking thread.
 pub(crate) async fn find(name: String) -> Result<User, UserError> {
-    let shown = name.chars().take(SHOWN).collect();
-    let found = tokio::task::spawn_blocking(move || parse(&name, &read("/etc/passwd"), &read("/etc/group")));
-    found.await.ok().flatten().ok_or(UserError::Unknown(shown))
+    let shown = cut(&name);
+    let looking = move || look(&name, &read("/etc/passwd"), &read("/etc/group"));
+    let found = tokio::task::spawn_blocking(looking).await;
+    found.unwrap_or(Err(UserError::Unknown(shown)))
+}
+
+fn look(name: &str, passwd: &str, groups: &str) -> Result<User, UserError> {
+    let (user, group) = parts(name);
+    let found = parse(user, passwd, groups).ok_or_else(|| UserError::Unknown(cut(name)))?;
+    match group {
+        Some(group) => within(found, group, groups).ok_or_else(|| UserError::UnknownGroup(cut(group))),
+        None => Ok(found),
+    }
+}
+
+/// Shortens a name for an error message; it may be long, because requests choose it.
+fn cut(name: &str) -> String {
+    name.chars().take(SHOWN).collect()
+}
+
+/// Splits `USER:GROUP`, of which the group may be absent.
+pub(crate) fn parts(name: &str) -> (&str, Option<&str>) {
+    name.split_once(':').map_or((name, None), |(user, group)| (user, Some(group)))
+}
+
+/// Gives a user this group instead of all of its own; `None` if there is no such group.
+fn within(user: User, group: &str, groups: &str) -> Option<User> {
+    let gid = number(group).or_else(|| group_id(group, groups))?;
+    Some(User { gid, groups: vec![gid], ..user })
 }
 
 /// Finds the id of a group by its name. Reads the file on a blocking thread.
 pub(crate) async fn find_group(name: String) -> Result<u32, UserError> {
-    let shown = name.chars().take(SHOWN).collect();
+    let shown = cut(&name);
     let found = tokio::task::spawn_blocking(move || group_id(&name, &read("/etc/group")));
     found.await.ok().flatten().ok_or(UserError::UnknownGroup(shown))
 }
@@ -72,7 +100,6 @@ pub(crate) struct Ids {
 impl Ids {
     /// Finds user and group by name or number; empty is as it is.
     pub(crate) async fn find(user: &str, group: &str) -> Result<Self, UserError> {
-        let number = |text: &str| text.parse::<u32>().ok();
         let user = match (user, number(user)) {
             ("", _) => None,
             (_, Some(id)) => Some(id),
@@ -87,6 +114,12 @@ impl Ids {
     }
 }
 
+/// Parses the number of a user or a group. The largest one stands for nobody in the kernel.
+pub(crate) fn number(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|id| digits && *id != u32::MAX)
+}
+
 fn group_id(name: &str, group: &str) -> Option<u32> {
     let mut lines = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
     lines.find(|fields| fields.len() >= 3 && fields[0] == name)?[2].parse().ok()
@@ -98,19 +131,13 @@ fn read(path: &str) -> String {
 }
 
 fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
-    let Some(fields) =
-        passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 7 && f[0] == name)
-    else {
-        // Without /etc/passwd, root still exists.
-        return (name == "root").then(|| User {
-            name: name.into(),
-            uid: 0,
-            gid: 0,
-            groups: vec![0],
-            home: "/root".into(),
-            shell: "/bin/sh".into(),
-        });
+    let account = |is_it: &dyn Fn(&[&str]) -> bool| {
+        passwd.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 7 && is_it(f))
     };
+    let of_number = |id| account(&|f| number(f[2]) == Some(id));
+    let found = account(&|f| f[0] == name).or_else(|| number(name).and_then(of_number));
+    let Some(fields) = found else { return without_account(name) };
+    let name = fields[0];
     let (uid, gid) = (fields[2].parse().ok()?, fields[3].parse().ok()?);
     let mut groups = vec![gid];
     for line in group.lines() {
@@ -134,7 +161,21 @@ fn parse(name: &str, passwd: &str, group: &str) -> Option<User> {
     })
 }
 
-/// Returns the user of `Authorization: Basic`, if any.
+/// User without an account: root exists also without /etc/passwd, and every number is a user.
+fn without_account(name: &str) -> Option<User> {
+    let (id, home) = if name == "root" { (0, "/root") } else { (number(name)?, "/") };
+    Some(User {
+        name: name.into(),
+        uid: id,
+        gid: id,
+        groups: vec![id],
+        home: home.into(),
+        shell: "/bin/sh".into(),
+    })
+}
+
+/// Returns the user of `Authorization: Basic`, if any. With an empty password, which is what clients of this wire contract send,
+/// the rest may be a user with a group; a password that is not empty is ignored.
 pub(crate) fn requested(headers: &HeaderMap) -> Result<Option<String>, UserError> {
     let Some(value) = headers.get(http::header::AUTHORIZATION) else { return Ok(None) };
     let text = value.to_str().map_err(|_| UserError::Header)?;
@@ -144,7 +185,8 @@ pub(crate) fn requested(headers: &HeaderMap) -> Result<Option<String>, UserError
     };
     let raw = base64::engine::general_purpose::STANDARD.decode(code.trim()).map_err(|_| UserError::Header)?;
     let pair = String::from_utf8(raw).map_err(|_| UserError::Header)?;
-    let name = pair.split(':').next().unwrap_or_default();
+    let without_password = || pair.split(':').next().unwrap_or_default();
+    let name = pair.strip_suffix(':').unwrap_or_else(without_password);
     Ok((!name.is_empty()).then(|| name.to_owned()))
 }
 
@@ -201,11 +243,53 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_the_user_who_has_it_or_one_of_its_own() {
+        assert_eq!(parse("1000", PASSWD, GROUP), parse("ann", PASSWD, GROUP));
+        assert_eq!(parse("0", "", "").map(|root| (root.uid, root.gid)), Some((0, 0)));
+        let other = parse("4242", PASSWD, GROUP).unwrap();
+        assert_eq!((other.uid, other.gid, other.groups, other.home.as_str()), (4242, 4242, vec![4242], "/"));
+        for text in ["", "+1", "-1", "4294967295", "4294967296", "1a", "١"] {
+            assert_eq!((number(text), parse(text, PASSWD, GROUP)), (None, None), "{text:?}");
+        }
+        let named = format!("{PASSWD}1000:x:7:8::/:\n");
+        assert_eq!(parse("1000", &named, GROUP).map(|user| user.uid), Some(7), "a name is stronger");
+    }
+
+    #[test]
+    fn a_group_that_is_named_is_the_only_one() {
+        assert_eq!(
+            (parts("ann"), parts("ann:sudo"), parts(":")),
+            (("ann", None), ("ann", Some("sudo")), ("", Some("")))
+        );
+        let ann = || parse("ann", PASSWD, GROUP).unwrap();
+        let of = |group: &str| within(ann(), group, GROUP).map(|user| (user.uid, user.gid, user.groups));
+        assert_eq!(of("sudo"), Some((1000, 27, vec![27])));
+        assert_eq!(of("4242"), Some((1000, 4242, vec![4242])), "a number needs no entry");
+        assert_eq!((of("staff"), of(""), of("4294967295")), (None, None, None));
+    }
+
+    #[tokio::test]
+    async fn what_is_unknown_is_named() {
+        let error = async |name: &str| find(name.to_owned()).await.unwrap_err().to_string();
+        assert_eq!(error("no-such-user:root").await, "invalid username: 'no-such-user:root'");
+        assert_eq!(error("root:no-such-group").await, "there is no group 'no-such-group'");
+        let root = find("root:7".to_owned()).await.unwrap();
+        assert_eq!((root.uid, root.gid, root.groups), (0, 7, vec![7]));
+    }
+
+    #[test]
     fn reads_the_basic_header() {
         let mut headers = HeaderMap::new();
         assert_eq!(requested(&headers).unwrap(), None);
         headers.insert("authorization", "Basic YW5uOg==".parse().unwrap());
         assert_eq!(requested(&headers).unwrap().as_deref(), Some("ann"));
+        let mut of = |pair: &str| {
+            let code = base64::engine::general_purpose::STANDARD.encode(pair);
+            headers.insert("authorization", format!("Basic {code}").parse().unwrap());
+            requested(&headers).unwrap()
+        };
+        assert_eq!((of("ann:sudo:").as_deref(), of("ann").as_deref()), (Some("ann:sudo"), Some("ann")));
+        assert_eq!((of("ann:password").as_deref(), of(":"), of("")), (Some("ann"), None, None));
         headers.insert("authorization", "Basic ???".parse().unwrap());
         assert!(requested(&headers).is_err());
     }

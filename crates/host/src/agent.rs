@@ -7,25 +7,33 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures::Stream;
 use rand::RngCore as _;
 use tracing::Span;
 use wrenn_api::{ErrorCode, SandboxId};
+use wrenn_oci::Credentials;
 
 use crate::{
     assets::Template,
-    config::Config,
+    config::{Config, PATH_MAX},
     error::AgentError,
     fleet::Fleets,
+    images::{self, Image},
     machine::Machine,
+    metrics::{Asked, Metrics, Sample, Target},
+    oci::{Archive, ImportedImage, Loaded},
+    records::check_id,
     sandbox::{
         actor::{self, Handle, Start},
-        admit::Creation,
+        admit::{Creation, Wish},
         guest::Guest,
-        phase::{Published, State},
+        phase::{Footprint, Published, State},
         record::{Record, Sandbox},
         shared::Shared,
         spec::Spec,
     },
+    snapshots::named,
 };
 
 /// Maximum number of sandboxes with a record, those included that are paused or have failed.
@@ -42,8 +50,11 @@ pub(crate) struct Wanted {
     pub(crate) disk_size_mb: u64,
     pub(crate) envs: HashMap<String, String>,
     pub(crate) default_user: String,
-    /// Id of the named snapshot that it goes on from; empty for a template.
+    /// Directory of commands that name none.
+    pub(crate) default_workdir: String,
+    /// Id of the named snapshot that it goes on from, or of the image that it boots from; both are empty for a template.
     pub(crate) snapshot: String,
+    pub(crate) image: String,
 }
 
 /// The agent of a host.
@@ -53,6 +64,7 @@ pub(crate) struct Agent {
     pub(crate) fleets: Fleets,
     pub(crate) machine: Machine,
     pub(crate) driver_reason: String,
+    pub(crate) metrics: Arc<Metrics>,
     sandboxes: Mutex<HashMap<String, Handle>>,
 }
 
@@ -65,8 +77,10 @@ impl Agent {
         driver_reason: String,
         sandboxes: HashMap<String, Handle>,
     ) -> Arc<Self> {
+        let metrics = Arc::new(Metrics::new(shared.dir.clone()));
+        let none = Mutex::default();
         let agent =
-            Arc::new(Self { config, shared, fleets, machine, driver_reason, sandboxes: Mutex::default() });
+            Arc::new(Self { config, shared, fleets, machine, driver_reason, metrics, sandboxes: none });
         for (id, handle) in sandboxes {
             agent.keep(&mut agent.sandboxes(), id, handle);
         }
@@ -80,6 +94,7 @@ impl Agent {
     /// Registers a sandbox and removes it when its task ends.
     fn keep(self: &Arc<Self>, sandboxes: &mut HashMap<String, Handle>, id: String, handle: Handle) {
         let (mut published, agent) = (handle.published.clone(), Arc::downgrade(self));
+        self.metrics.begin(&id);
         sandboxes.insert(id.clone(), handle);
         tokio::spawn(async move {
             let gone = published.wait_for(|published| published.state == State::Gone).await.is_ok();
@@ -89,6 +104,8 @@ impl Agent {
                 tracing::error!(id, "the task of a sandbox died; restart the agent");
                 return;
             }
+            // First: from the removal on there may be another sandbox of this id.
+            agent.metrics.end(&id);
             agent.sandboxes().remove(&id);
         });
     }
@@ -97,6 +114,12 @@ impl Agent {
         let invalid = |what: String| Err(AgentError::new(ErrorCode::InvalidRequest, what));
         if wanted.id.parse::<SandboxId>().is_err() {
             return invalid(format!("{:?} is not a sandbox id", wanted.id));
+        }
+        if !wanted.snapshot.is_empty() && !wanted.image.is_empty() {
+            return invalid("a sandbox begins with a snapshot or with an image: give one of both".to_owned());
+        }
+        if !wanted.default_workdir.is_empty() && !is_absolute(&wanted.default_workdir) {
+            return invalid(format!("default_workdir is an absolute path of at most {PATH_MAX} characters"));
         }
         let capabilities = self.shared.vmm.capabilities();
         let limits = &self.config.settings.limits;
@@ -121,20 +144,27 @@ impl Agent {
     /// Properties of a new sandbox, and what it begins with.
     fn plan(&self, wanted: Wanted) -> Result<(Spec, Creation), AgentError> {
         self.check(&wanted)?;
-        let spec = |template: &str, default_user: &str| Spec {
+        let spec = |template: &str, default_user: &str, default_workdir: &str| Spec {
             template: template.to_owned(),
             vcpus: wanted.vcpus,
             memory_mb: wanted.memory_mb,
             disk_size_mb: wanted.disk_size_mb,
-            default_user: if wanted.default_user.is_empty() { default_user } else { &wanted.default_user }
-                .to_owned(),
+            default_user: given_or(&wanted.default_user, default_user),
+            default_workdir: given_or(&wanted.default_workdir, default_workdir),
             created_at_unix_ms: chrono::Utc::now().timestamp_millis(),
             access_token: token(),
         };
+        if !wanted.image.is_empty() {
+            let image = self.shared.images.get(&wanted.image)?;
+            check_disk(&wanted, image.size_mb)?;
+            let spec = spec(&wanted.template, &image.default_user, "");
+            let image = Some(images::name_of(&image.id));
+            return Ok((spec, Creation { envs: wanted.envs, image, snapshot: None }));
+        }
         if wanted.snapshot.is_empty() {
             let template = self.template(&wanted)?;
-            let spec = spec(&template.name, &template.default_user);
-            return Ok((spec, Creation { envs: wanted.envs, snapshot: None }));
+            let spec = spec(&template.name, &template.default_user, "");
+            return Ok((spec, Creation { envs: wanted.envs, image: None, snapshot: None }));
         }
         let named = self.shared.named.get(&wanted.snapshot)?;
         let sizes = [
@@ -146,11 +176,11 @@ impl Agent {
             let message = format!("{field} is {given}, and the snapshot has {has}: leave it out");
             return Err(AgentError::new(ErrorCode::InvalidRequest, message));
         }
-        let spec = spec(&named.template, &named.default_user);
+        let spec = spec(&named.template, &named.default_user, &named.default_workdir);
         let mut envs: HashMap<_, _> = named.envs.clone().into_iter().collect();
         envs.extend(wanted.envs);
         let snapshot = Some(Arc::new(self.shared.named.start(&named)));
-        Ok((spec, Creation { envs, snapshot }))
+        Ok((spec, Creation { envs, image: None, snapshot }))
     }
 
     fn template(&self, wanted: &Wanted) -> Result<&Template, AgentError> {
@@ -158,13 +188,7 @@ impl Agent {
             let message = format!("there is no template {:?} on this host", wanted.template);
             AgentError::new(ErrorCode::NotFound, message)
         })?;
-        if wanted.disk_size_mb < template.size_mb {
-            let message = format!(
-                "disk_size_mb {} is smaller than template {:?} of {} MiB",
-                wanted.disk_size_mb, template.name, template.size_mb
-            );
-            return Err(AgentError::new(ErrorCode::InvalidRequest, message));
-        }
+        check_disk(wanted, template.size_mb)?;
         Ok(template)
     }
 
@@ -228,15 +252,22 @@ impl Agent {
     }
 
     /// Makes a named snapshot of a sandbox. Does nothing if there is one with this id.
-    pub(crate) async fn snapshot(&self, id: &str, snapshot: &str) -> Result<(), AgentError> {
-        if snapshot.is_empty() || !snapshot.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
-            let message = format!("{snapshot:?} is not an id of a snapshot");
-            return Err(AgentError::new(ErrorCode::InvalidRequest, message));
-        }
-        if self.shared.named.get(snapshot).is_ok() {
+    pub(crate) async fn snapshot(&self, id: &str, wish: Wish) -> Result<(), AgentError> {
+        check_id("a snapshot", &wish.id)?;
+        if self.shared.named.get(&wish.id).is_ok() {
             return Ok(());
         }
-        self.get(id)?.snapshot(snapshot).await
+        self.get(id)?.snapshot(wish).await
+    }
+
+    /// Bytes that the disk of a named snapshot occupies; 0 if that cannot be told.
+    pub(crate) async fn snapshot_disk_bytes(&self, id: &str) -> u64 {
+        let Ok(named) = self.shared.named.get(id) else { return 0 };
+        let measured = self.shared.volumes.usage(&named::volume_of(named.build)).await;
+        measured.unwrap_or_else(|error| {
+            tracing::debug!(%error, id, "the size of a snapshot's disk is not known");
+            0
+        })
     }
 
     /// Removes a named snapshot with all that was made of it; no error if the id is unknown.
@@ -246,6 +277,41 @@ impl Agent {
             self.shared.template_snapshots.discard_of_named(named.build).await;
         }
         self.shared.named.remove(id).await
+    }
+
+    /// Makes an image of the disk of a named snapshot. Does nothing if there is one with this id.
+    pub(crate) async fn make_image(&self, snapshot: &str, image: &str) -> Result<Arc<Image>, AgentError> {
+        check_id("an image", image)?;
+        self.shared.images.make(image, snapshot, &self.shared.named).await
+    }
+
+    /// Imports the image of a registry for a team, unless it is here.
+    pub(crate) async fn import_image(
+        &self,
+        team: &str,
+        reference: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<ImportedImage, AgentError> {
+        self.shared.imports.import(team, reference, credentials).await
+    }
+
+    /// Imports an image of an archive, which comes in pieces, unless the image is here.
+    pub(crate) async fn load_image<E: From<AgentError>>(
+        &self,
+        archive: Archive,
+        pieces: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<Loaded, E> {
+        self.shared.imports.load(archive, pieces).await
+    }
+
+    /// Returns the ids of the images that were imported.
+    pub(crate) fn imported_images(&self) -> Vec<String> {
+        self.shared.images.imported()
+    }
+
+    /// Removes an image with the memory of sandboxes that booted from it; no error if the id is unknown.
+    pub(crate) async fn delete_image(&self, id: &str) -> Result<(), AgentError> {
+        self.shared.images.remove(id).await
     }
 
     /// Removes a sandbox; no error if the id is unknown.
@@ -266,6 +332,44 @@ impl Agent {
     /// Returns all sandboxes.
     pub(crate) fn list(&self) -> Vec<(String, Handle)> {
         self.sandboxes().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
+    }
+
+    /// Counts the sandboxes that run, and those that are paused.
+    pub(crate) fn running_and_paused(&self) -> (u32, u32) {
+        let sandboxes = self.sandboxes();
+        let count = |state: State| {
+            sandboxes.values().filter(|handle| handle.published.borrow().state == state).count() as u32
+        };
+        (count(State::Running), count(State::Paused))
+    }
+
+    /// Lists the sandboxes that run, as they are measured.
+    pub(crate) fn targets(&self) -> Vec<Target> {
+        let target = |(id, handle): (&String, &Handle)| {
+            let Footprint { process, slot } = handle.published.borrow().footprint.clone()?;
+            Some(Target { id: id.clone(), vcpus: handle.spec.vcpus, process, slot })
+        };
+        self.sandboxes().iter().filter_map(target).collect()
+    }
+
+    /// Lists the sandboxes whose guests run, and can be asked what they use.
+    pub(crate) fn asked(&self) -> Vec<Asked> {
+        let asked = |(id, handle): (&String, &Handle)| {
+            let now = handle.published.borrow();
+            let guest = now.guest.clone().filter(|_| !now.held)?;
+            Some(Asked { id: id.clone(), spec: handle.spec.clone(), guest })
+        };
+        self.sandboxes().iter().filter_map(asked).collect()
+    }
+
+    /// Returns what a sandbox has used in so many seconds. It runs or is paused, or will be when the operation in work has ended.
+    pub(crate) async fn measured(&self, id: &str, seconds: u32) -> Result<Vec<Sample>, AgentError> {
+        let now = self.get(id)?.now();
+        if now.runs() || now.state == State::Paused {
+            return Ok(self.metrics.range(id, seconds).await);
+        }
+        let message = format!("sandbox {id} has no metrics: only those of running and paused ones are there");
+        Err(AgentError::new(ErrorCode::NotFound, message))
     }
 
     /// Returns the connection to a running sandbox. Waits for one that this agent is about to adopt.
@@ -291,6 +395,27 @@ impl Agent {
         let memory = limits.memory_mb.min(u64::from(can.max_memory_mb)).min(self.machine.memory_mb);
         (limits.vcpus.min(can.max_vcpus), memory, limits.disk_size_mb)
     }
+}
+
+/// What was asked for, or its own value if nothing was.
+fn given_or(given: &str, own: &str) -> String {
+    let chosen = if given.is_empty() { own } else { given };
+    chosen.to_owned()
+}
+
+fn is_absolute(path: &str) -> bool {
+    path.starts_with('/') && !path.contains('\0') && path.chars().count() <= PATH_MAX
+}
+
+/// Fails if the disk is too small for its template.
+fn check_disk(wanted: &Wanted, size_mb: u64) -> Result<(), AgentError> {
+    let Wanted { template, disk_size_mb, .. } = wanted;
+    if *disk_size_mb >= size_mb {
+        return Ok(());
+    }
+    let message =
+        format!("disk_size_mb {disk_size_mb} is smaller than template {template:?} of {size_mb} MiB");
+    Err(AgentError::new(ErrorCode::InvalidRequest, message))
 }
 
 fn unknown(id: &str) -> AgentError {
@@ -319,4 +444,22 @@ fn token() -> String {
     let mut bytes = [0_u8; 32];
     rand::rng().fill_bytes(&mut bytes);
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn working_directories_are_absolute() {
+        assert!(is_absolute("/") && is_absolute("/app/x y"));
+        for path in ["", "app", "~", "./app", "/a\0b", &format!("/{}", "x".repeat(PATH_MAX))] {
+            assert!(!is_absolute(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_wins() {
+        assert_eq!([given_or("a", "b"), given_or("", "b"), given_or("a", "")], ["a", "b", "a"]);
+    }
 }

@@ -30,6 +30,9 @@ pub(crate) struct Template {
     pub(crate) name: String,
     pub(crate) default_user: String,
     pub(crate) size_mb: u64,
+    /// SHA-256 of its content in the store, whatever the manifest says.
+    #[serde(skip)]
+    pub(crate) sha256: String,
 }
 
 /// Files and templates for guests.
@@ -46,7 +49,7 @@ pub(crate) async fn take_templates(
     volumes: &dyn Volumes,
 ) -> anyhow::Result<BTreeMap<String, Template>> {
     let mut templates = BTreeMap::new();
-    for (template, image) in manifests(&share.join("images"))? {
+    for (mut template, image) in manifests(&share.join("images"))? {
         match volumes.prepare(&template.name, &image).await {
             // Continue, because existing sandboxes keep running and can be deleted to free space.
             Err(DiskError::Full) => {
@@ -55,6 +58,10 @@ pub(crate) async fn take_templates(
             }
             taken => taken.with_context(|| format!("cannot import template {:?}", template.name))?,
         }
+        let taken = volumes.image(&template.name).await;
+        template.sha256 = taken
+            .with_context(|| format!("the content of template {:?} cannot be read", template.name))?
+            .hash;
         templates.insert(template.name.clone(), template);
     }
     Ok(templates)

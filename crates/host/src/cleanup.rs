@@ -28,6 +28,8 @@ pub(crate) async fn run(state_dir: &Path, keep: Keep) -> anyhow::Result<()> {
     let records = recover::read(&sandboxes).context("the sandboxes' journals cannot be read")?;
     recover::end_all(&sandboxes).await?;
     release::end_vmm(&layout::probe(state_dir), None).await?;
+    crate::oci::remove_leftovers(&layout::imports(state_dir))
+        .context("what is left of imports cannot be removed")?;
     let gone = records.iter().filter(|record| keep == Keep::Nothing || !record.keeps_disk());
     let ids: Vec<String> = gone.map(|record| record.id.clone()).collect();
     let volumes = layout::volumes(state_dir);
@@ -112,9 +114,9 @@ fn disks(instance: &str) -> Vec<String> {
 }
 
 fn control_groups(state_dir: &Path) -> Vec<String> {
-    let sandboxes = layout::sandboxes(state_dir);
-    // Sandboxes of other agents have no directory here.
-    let is_ours = |id: &OsStr| sandboxes.join(id).try_exists().unwrap_or(true);
+    // Sandboxes and imports of other agents have no directory here.
+    let dirs = [layout::sandboxes(state_dir), layout::imports(state_dir)];
+    let is_ours = |id: &OsStr| dirs.iter().any(|dir| dir.join(id).try_exists().unwrap_or(true));
     let ours = cgroup::present().into_iter().filter(|group| group.file_name().is_some_and(is_ours));
     ours.map(|group| format!("control group {}", group.display())).collect()
 }

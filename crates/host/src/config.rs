@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use wrenn_api::HostId;
-use wrenn_settings::{address, bytes, choice, group, number, path, seconds, settings};
+use wrenn_settings::{address, bytes, choice, group, number, path, seconds, settings, text};
 
 use crate::uids::DEFAULT_BASE;
 
@@ -82,6 +82,8 @@ pub struct TlsFiles {
 
 /// Maximum size of a message of the service, in bytes: a piece of a file, or the output of an exec.
 pub(crate) const MESSAGE_MAX: usize = 64 << 20;
+/// Maximum length of a path, in characters.
+pub(crate) const PATH_MAX: usize = 4096;
 /// Maximum size of each output of a command, in bytes: both must fit into one message, with its other fields.
 const EXEC_OUTPUT_MAX: usize = 31 << 20;
 const _: () = assert!(2 * EXEC_OUTPUT_MAX < MESSAGE_MAX);
@@ -136,6 +138,31 @@ settings! {
             .or_none(format!("the first free range from {DEFAULT_BASE}")),
         /// Limits of requests of the control plane.
         pub limits: Limits = group(),
+        /// How images of registries are imported.
+        pub images: ImageSettings = group(),
+    }
+}
+
+settings! {
+    /// How images of registries are imported: the keys `agent.image_*` and `agent.registr*`.
+    #[derive(Debug, Clone)]
+    pub struct ImageSettings {
+        /// Registries from which images may be imported, as in references and separated by commas:
+        /// `docker.io,registry.lan:5000`. Registries in private networks are only reached, and proxies of the agent's environment
+        /// only used, for those that are named here or in `agent.registries_plain_http`.
+        pub registries: Option<String> = text("agent.registries").or_none("all in public networks"),
+        /// Registries that are reached by plain HTTP, as in references and separated by commas: `registry.lan:5000`.
+        pub registries_plain_http: Option<String> = text("agent.registries_plain_http").or_none("none"),
+        /// How long a registry may send nothing before a request to it is tried again.
+        pub registry_timeout: Duration = seconds("agent.registry_timeout_sec", 1..=600).or(Duration::from_secs(30)),
+        /// Maximum size in MiB of an imported image: of its layers, compressed, and of what they are unpacked to.
+        pub image_max_mb: u64 = number("agent.image_max_mb", 16..=131_072).or(10_240),
+        /// Time limit for pulling the layers of an image.
+        pub pull_limit: Duration =
+            seconds("agent.image_pull_timeout_sec", 10..=86_400).or(Duration::from_secs(1800)),
+        /// Time limit for unpacking an image and writing its file system.
+        pub unpack_limit: Duration =
+            seconds("agent.image_unpack_timeout_sec", 10..=86_400).or(Duration::from_secs(900)),
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn of_files(what: &str, error: &std::io::Error) -> AgentError {
     if error.kind() == std::io::ErrorKind::StorageFull { full() } else { AgentError::fault(what, error) }
 }
 
-fn full() -> AgentError {
+pub(crate) fn full() -> AgentError {
     let message = "the host's disk is full: delete sandboxes, or give the host more disk";
     AgentError::new(ErrorCode::InsufficientStorage, message)
 }
@@ -64,6 +64,12 @@ impl From<DiskError> for AgentError {
             DiskError::Full => full(),
             DiskError::Busy { .. } => {
                 let message = "the sandbox's disk is still in use on its host: try again in a moment";
+                Self::new(ErrorCode::Conflict, message)
+            }
+            DiskError::ImageInUse { volumes, .. } => {
+                let message = format!(
+                    "the image has {volumes} disks of sandboxes and snapshots that depend on it: delete them first"
+                );
                 Self::new(ErrorCode::Conflict, message)
             }
             // These messages contain no paths.
@@ -137,6 +143,13 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         | ErrorCode::SnapshotMissing
         | ErrorCode::SnapshotDamaged
         | ErrorCode::SnapshotIncompatible => (Wire::FailedPrecondition, Of::OF_CALLER),
+        ErrorCode::ImageNotFound => (Wire::NotFound, Of::OF_CALLER),
+        ErrorCode::RegistryDenied => (Wire::PermissionDenied, Of::OF_CALLER),
+        ErrorCode::RegistryUnavailable => (Wire::Unavailable, Of::OF_HOST),
+        ErrorCode::ImagePlatformMismatch | ErrorCode::ImageDamaged => {
+            (Wire::FailedPrecondition, Of::OF_TEMPLATE)
+        }
+        ErrorCode::ImageTooLarge => (Wire::OutOfRange, Of::OF_TEMPLATE),
         ErrorCode::ExceedsCapacity => (Wire::OutOfRange, Of::OF_CALLER),
         ErrorCode::TooManyRequests => (Wire::ResourceExhausted, Of::OF_CALLER),
         ErrorCode::InsufficientStorage => (Wire::ResourceExhausted, Of::OF_HOST),
@@ -145,22 +158,8 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::ServiceUnavailable => {
             (Wire::Internal, Of::OF_HOST)
         }
-        // Only the control plane has these.
-        ErrorCode::Unauthorized
-        | ErrorCode::MethodNotAllowed
-        | ErrorCode::PortFailed
-        | ErrorCode::IdempotencyMismatch
-        | ErrorCode::NameReserved
-        | ErrorCode::NameTaken
-        | ErrorCode::SandboxNameTaken
-        | ErrorCode::AmbiguousId
-        | ErrorCode::IdempotencyInProgress
-        | ErrorCode::IdempotencySandboxDeleted
-        | ErrorCode::SignatureInvalid
-        | ErrorCode::SignatureExpired
-        | ErrorCode::RangeNotSatisfiable
-        | ErrorCode::TooLarge
-        | ErrorCode::UnsupportedMediaType => (Wire::Internal, Of::OF_CALLER),
+        // Only the control plane has the others.
+        _ => (Wire::Internal, Of::OF_CALLER),
     }
 }
 

@@ -41,6 +41,21 @@ pub(crate) fn named_snapshots(state_dir: &Path) -> PathBuf {
     state_dir.join("named_snapshots")
 }
 
+/// Records of images that were made of snapshots, or imported.
+pub(crate) fn images(state_dir: &Path) -> PathBuf {
+    state_dir.join("images")
+}
+
+/// Working directories of imports.
+pub(crate) fn imports(state_dir: &Path) -> PathBuf {
+    state_dir.join("imports")
+}
+
+/// Artifacts that are being imported: on the file system of the store, so that they become a part of it without a copy.
+pub(crate) fn artifacts(state_dir: &Path) -> PathBuf {
+    volumes(state_dir).join("artifacts")
+}
+
 /// Images and volumes; also the mount point of the store.
 pub(crate) fn volumes(state_dir: &Path) -> PathBuf {
     state_dir.join("volumes")

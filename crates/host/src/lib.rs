@@ -7,6 +7,7 @@
 
 mod agent;
 mod answer;
+mod artifacts;
 mod assets;
 mod call;
 mod cgroup;
@@ -17,12 +18,16 @@ mod disk_pressure;
 pub mod driver;
 mod error;
 mod fleet;
+mod images;
 mod layout;
 mod listener;
 mod machine;
 mod memory;
+mod metrics;
+mod oci;
 mod port_stream;
 mod process_stream;
+mod records;
 mod recover;
 mod sandbox;
 mod service;
@@ -30,7 +35,14 @@ mod snapshots;
 mod tls;
 mod uids;
 
-use std::{collections::HashMap, fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use anyhow::Context;
 use connectrpc::{DeadlinePolicy, Limits as RpcLimits, Router};
@@ -42,24 +54,35 @@ use wrenn_network::{Plan, PoolConfig, SlotPool};
 use wrenn_rpc::host::v1::HostExt as _;
 
 pub use cleanup::Keep;
-pub use config::{Config, Driver, Egress, Limits, MemoryLayout, Rates, Settings, TlsFiles};
+pub use config::{Config, Driver, Egress, ImageSettings, Limits, MemoryLayout, Rates, Settings, TlsFiles};
+pub use oci::unpack_image_if_asked;
 pub use uids::DEFAULT_BASE as VMM_UID_BASE;
 
 use crate::{
     agent::Agent,
+    artifacts::Artifacts,
     config::MESSAGE_MAX,
     fleet::Fleets,
+    images::{Image, Images},
     machine::Machine,
     memory::Memory,
+    metrics::{Sampler, ask_all},
+    oci::Imports,
     sandbox::shared::Shared,
     service::Service,
     snapshots::{
         Snapshots,
-        named::{self, NamedSnapshots},
+        named::{self, NamedSnapshot, NamedSnapshots},
         origin,
         templates::{self, TemplateSnapshots},
     },
 };
+
+/// Time limit for writing the metrics of all sandboxes at the end: a disk that hangs holds nothing up.
+const METRICS_KEPT: Duration = Duration::from_secs(5);
+
+/// Interval between looks at images that are left of removed snapshots.
+const LEFT: Duration = Duration::from_secs(300);
 
 /// Runs the agent until `shutdown` is cancelled. Its microVMs continue to run; the next start adopts them.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -78,7 +101,12 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
         // Unfinished steps are in the journal: the next start undoes them.
         () = shutdown.cancelled() => return Ok(()),
     };
-    let slots = agent.shared.slots.clone();
+    let (slots, measured) = (agent.shared.slots.clone(), agent.clone());
+    let sampler =
+        Sampler::new(agent.metrics.clone(), agent.shared.volumes.clone(), agent.shared.plan.clone());
+    let sampling = tokio::spawn(sampler.run(move || measured.targets(), shutdown.clone()));
+    let asked = agent.clone();
+    tokio::spawn(ask_all(agent.metrics.clone(), move || asked.asked(), shutdown.clone()));
     let limits =
         RpcLimits::default().with_max_message_size(MESSAGE_MAX).with_max_request_body_size(MESSAGE_MAX);
     let service = Arc::new(Service { agent }).register(Router::new());
@@ -93,8 +121,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> anyhow::Resul
     tokio::select! {
         result = serving => result.context("the agent's listener failed")?,
         // Streams may last for days: after a grace period they are closed.
-        () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => {}
+        () = async { shutdown.cancelled().await; tokio::time::sleep(Duration::from_secs(2)).await } => {}
     }
+    drop(tokio::time::timeout(METRICS_KEPT, sampling).await);
     slots.shutdown().await.context("the spare network slots cannot be removed")?;
     Ok(())
 }
@@ -235,7 +264,10 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     let with_disks = records.iter().filter(|record| record.keeps_disk());
     let mut disks: Vec<_> = with_disks.map(|record| record.id.clone()).collect();
     let named_dir = layout::named_snapshots(&state);
-    let named = named::read(&named_dir).context("the records of named snapshots cannot be read")?;
+    let named: Vec<NamedSnapshot> =
+        records::read(&named_dir).context("the records of named snapshots cannot be read")?;
+    let images_dir = layout::images(&state);
+    let images: Vec<Image> = records::read(&images_dir).context("the records of images cannot be read")?;
     disks.extend(named.iter().map(|snapshot| named::volume_of(snapshot.build)));
     disks.extend(templates::volumes(&layout::snapshots(&state))?);
     match volumes.reclaim(&disks).await {
@@ -246,6 +278,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
             tracing::error!(%error, "the leftovers of disks could not all be removed; the next start tries again");
         }
     }
+    images::remove_incomplete(&images, &*volumes).await;
     // Both take seconds at the first start.
     let (templates, chosen) =
         futures::try_join!(assets::take_templates(&config.share_dir, &*volumes), wish.choose())?;
@@ -319,13 +352,38 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     });
     let (fleets, machine) = (Fleets::open(&state)?, Machine::read()?);
     let held = disk_pressure::watch(volumes.clone()).await;
+    let images = Images::new(&images_dir, images, volumes.clone(), template_snapshots.clone());
+    let imports = Imports::open(
+        layout::imports(&state),
+        config.settings.images.clone(),
+        volumes.clone(),
+        images.clone(),
+    );
+    let imports = imports.await.context("the directory of imports cannot be made")?;
+    let named = Arc::new(NamedSnapshots::new(&named_dir, named, snapshots.clone(), volumes.clone()));
+    if let Err(error) = named.find_left().await {
+        tracing::error!(%error, "the images of removed snapshots cannot be listed; the next start removes them");
+    }
+    tokio::spawn(remove_left(Arc::downgrade(&named)));
+    let artifacts = Artifacts::open(
+        layout::artifacts(&state),
+        config.settings.limits.clone(),
+        volumes.clone(),
+        snapshots.clone(),
+        named.clone(),
+        images.clone(),
+    );
+    let artifacts = artifacts.await.context("the directory of artifacts cannot be made")?;
     let shared = Arc::new(Shared {
         vmm: chosen.vmm,
         volumes: volumes.clone(),
         slots,
         plan: Plan::new(&instance, &network.join("netns"))?,
         assets,
-        named: NamedSnapshots::new(&named_dir, named, snapshots.clone(), volumes.clone()),
+        named,
+        images,
+        imports,
+        artifacts,
         snapshots,
         template_snapshots,
         dir: sandboxes_dir,
@@ -345,6 +403,15 @@ async fn start(config: Config) -> anyhow::Result<Arc<Agent>> {
     Ok(Agent::new(config, shared, fleets, machine, chosen.reason, sandboxes))
 }
 
+/// Removes the images of removed snapshots, now and then, when the last sandbox is gone whose disk depends on them.
+async fn remove_left(named: Weak<NamedSnapshots>) {
+    while let Some(named) = named.upgrade() {
+        named.drop_left().await;
+        drop(named);
+        tokio::time::sleep(LEFT).await;
+    }
+}
+
 /// Locks the state directory against a second agent, which may listen elsewhere. Blocks for a while: a child
 /// of a killed agent has the lock until it executes its program.
 fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
@@ -353,7 +420,7 @@ fn lock(state_dir: &Path) -> anyhow::Result<fs::File> {
     let file = fs::File::create(state_dir.join("lock")).context("the agent's lock cannot be made")?;
     for _ in 0..TRIES {
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(50)),
             locked => {
                 locked.context("the agent's lock cannot be taken")?;
                 return Ok(file);

@@ -174,6 +174,7 @@ impl Outgoing {
                         lost_bytes: end.lost_bytes,
                         signal: end.signal,
                         out_of_memory: end.out_of_memory,
+                        victim: end.victim.into(),
                         ..Default::default()
                     }
                     .into(),

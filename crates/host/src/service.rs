@@ -13,55 +13,68 @@ use connectrpc::{
 };
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
 use sha2::{Digest as _, Sha256};
+use tokio_stream::wrappers::ReceiverStream;
 use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
+use wrenn_oci::Credentials;
 use wrenn_rpc::{
     OUTPUT_HEADER,
     filesystem::WatchDirResponse,
     host::v1::{
         __buffa::oneof::{
-            connect_request, process_stream_request, process_stream_request::attach, read_file_response,
-            write_file_request,
+            connect_request, export_artifact_request, load_image_request, process_stream_request,
+            process_stream_request::attach, read_file_response, write_file_request,
         },
         ChangeFileRequest, ChangeFileResponse, ConnectRequest, ConnectResponse, CopyFileRequest,
-        CopyFileResponse, CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse,
-        DestroyRequest, DestroyResponse, ExecRequest, ExecResponse, Failure, GetRequest, GetResponse, Host,
+        CopyFileResponse, CreateRequest, CreateResponse, DeleteImageRequest, DeleteImageResponse,
+        DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest,
+        ExecResponse, ExportArtifactRequest, ExportArtifactResponse, Failure, GetRequest, GetResponse, Host,
+        ImportArtifactRequest, ImportArtifactResponse, ImportImageRequest, ImportImageResponse,
         ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse,
-        ListRequest, ListResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest,
-        MoveFileResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ProcessStreamRequest,
-        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
-        RemoveFileRequest, RemoveFileResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState,
-        SignalProcessRequest, SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest,
-        StartProcessResponse, StatFileRequest, StatFileResponse, StepTiming, WatchFilesRequest,
-        WriteFileRequest, WriteFileResponse,
+        ListRequest, ListResponse, LoadImageRequest, MakeDirectoryRequest, MakeDirectoryResponse,
+        MakeImageRequest, MakeImageResponse, MakeUserRequest, MakeUserResponse, MetricsPoint, MetricsRequest,
+        MetricsResponse, MoveFileRequest, MoveFileResponse, OutOfMemory, PauseRequest, PauseResponse,
+        PingRequest, PingResponse, ProcessStreamRequest, ProcessStreamResponse, PutSecretRequest,
+        PutSecretResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
+        RemoveFileRequest, RemoveFileResponse, RemoveSecretsRequest, RemoveSecretsResponse, ResumeRequest,
+        ResumeResponse, Sandbox, SandboxState, SignalProcessRequest, SignalProcessResponse, SnapshotRequest,
+        SnapshotResponse, StartProcessRequest, StartProcessResponse, StatFileRequest, StatFileResponse,
+        StepTiming, WatchFilesRequest, WriteFileRequest, WriteFileResponse,
+        import_image_response::Variable,
     },
 };
 
 use crate::{
     agent::{Agent, Wanted},
     answer::Answer,
+    artifacts::{Kind, Message},
     call::Call,
+    config::PATH_MAX,
     error::AgentError,
     memory::STREAM,
+    metrics::Sample,
+    oci::{Archive, ImportedImage, Loaded},
     port_stream::{PIPE, exchange as exchange_bytes},
     process_stream::{command, exchange, selector, size},
     sandbox::{
         actor::Handle,
+        admit::Wish,
         directories, files,
         guest::Guest,
         phase::State,
         port,
         processes::{self, From},
+        usage::Kill,
         watch,
     },
 };
 
 /// Default timeout of a command.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum length of a path, in characters.
-const PATH_MAX: usize = 4096;
 /// Number of buffered pieces of an upload.
 const PENDING: usize = 4;
+/// Maximum range of metrics in seconds: a day.
+const RANGE_MAX: u32 = 86_400;
 
 /// Implementation of the service.
 pub(crate) struct Service {
@@ -86,6 +99,24 @@ impl Service {
 
 fn invalid(message: impl Into<String>) -> ConnectError {
     AgentError::new(ErrorCode::InvalidRequest, message).into()
+}
+
+fn imported(image: ImportedImage) -> ImportImageResponse {
+    let variable = |(name, value)| Variable { name, value, ..Default::default() };
+    ImportImageResponse {
+        image_id: image.image_id,
+        digest: image.digest,
+        size_mb: image.size_mb,
+        sha256: image.sha256,
+        env: image.env.into_iter().map(variable).collect(),
+        user: image.user,
+        workdir: image.workdir,
+        entrypoint: image.entrypoint,
+        cmd: image.cmd,
+        skipped: image.skipped,
+        first_skipped: image.first_skipped,
+        ..Default::default()
+    }
 }
 
 fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
@@ -120,10 +151,16 @@ fn describe(agent: &Agent, id: &str, handle: &Handle) -> Sandbox {
         disk_size_mb: spec.disk_size_mb,
         created_at_unix_ms: spec.created_at_unix_ms,
         failure: failure.into(),
+        last_out_of_memory: agent.metrics.last_kill(id).map(out_of_memory).into(),
         generation: now.generation.map(|build| build.to_string()).unwrap_or_default(),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value)).collect(),
         ..Default::default()
     }
+}
+
+fn out_of_memory(kill: Kill) -> OutOfMemory {
+    let Kill { at_ms, pid, command } = kill;
+    OutOfMemory { at_unix_ms: i64::try_from(at_ms).unwrap_or(i64::MAX), pid, command, ..Default::default() }
 }
 
 /// Durations of the operation that brought the sandbox to run.
@@ -134,6 +171,23 @@ fn timings(handle: &Handle) -> Vec<StepTiming> {
         ..Default::default()
     });
     timings.collect()
+}
+
+fn point(sample: &Sample) -> MetricsPoint {
+    let (guest, bytes) = (sample.guest, |kib: u32| u64::from(kib) << 10);
+    MetricsPoint {
+        timestamp_unix_ms: sample.time_ms as i64,
+        cpu_hundredths: sample.cpu.into(),
+        mem_bytes: sample.mem_bytes,
+        disk_bytes: sample.disk_bytes,
+        net_rx_bytes: sample.net_rx_bytes,
+        net_tx_bytes: sample.net_tx_bytes,
+        guest_mem_used_bytes: bytes(guest.mem_used),
+        guest_mem_total_bytes: bytes(guest.mem_total),
+        guest_disk_used_bytes: bytes(guest.disk_used),
+        guest_disk_total_bytes: bytes(guest.disk_total),
+        ..Default::default()
+    }
 }
 
 /// Time limit of a command; none for 0.
@@ -160,6 +214,7 @@ impl Host for Service {
         let quarantine = agent.fleets.check(fleet.as_ref()).instrument(call.span).await.err();
         let (disk_mb, disk_free_mb) = agent.disk_mb().await?;
         let (max_vcpus, max_memory_mb, max_disk_size_mb) = agent.most();
+        let (sandboxes_running, sandboxes_paused) = agent.running_and_paused();
         Response::ok(PingResponse {
             host_id: agent.config.host_id.to_string(),
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -177,6 +232,17 @@ impl Host for Service {
             max_disk_size_mb,
             security_boundary: agent.shared.vmm.capabilities().security_boundary,
             quarantine: quarantine.map(|cause| cause.message).unwrap_or_default(),
+            sandboxes_running,
+            sandboxes_paused,
+            sandboxes_memory_bytes: agent.metrics.memory_bytes(),
+            sampler_micros: agent.metrics.round_micros(),
+            template_digests: agent
+                .shared
+                .assets
+                .templates
+                .iter()
+                .map(|(name, template)| (name.clone(), template.sha256.clone()))
+                .collect(),
             ..Default::default()
         })
     }
@@ -197,7 +263,9 @@ impl Host for Service {
             disk_size_mb: request.disk_size_mb,
             envs: request.envs.into_iter().collect(),
             default_user: request.default_user,
+            default_workdir: request.default_workdir,
             snapshot: request.snapshot_id,
+            image: request.image_id,
         };
         let handle = self.agent.create(wanted).instrument(call.span).await?;
         Response::ok(CreateResponse {
@@ -260,9 +328,11 @@ impl Host for Service {
         request: ServiceRequest<'_, SnapshotRequest>,
     ) -> ServiceResult<impl Encodable<SnapshotResponse> + Send + use<'a>> {
         let (id, snapshot) = (request.sandbox_id.to_owned(), request.snapshot_id.to_owned());
+        let wish = Wish { id: snapshot.clone(), without_memory: request.without_memory };
         let call = self.call(&ctx, "snapshot", &id)?;
-        self.agent.snapshot(&id, &snapshot).instrument(call.span).await?;
-        Response::ok(SnapshotResponse::default())
+        self.agent.snapshot(&id, wish).instrument(call.span).await?;
+        let disk_bytes = self.agent.snapshot_disk_bytes(&snapshot).await;
+        Response::ok(SnapshotResponse { disk_bytes, ..Default::default() })
     }
 
     async fn delete_snapshot<'a>(
@@ -274,6 +344,150 @@ impl Host for Service {
         let call = self.call(&ctx, "delete_snapshot", "")?;
         self.agent.delete_snapshot(&snapshot).instrument(call.span).await?;
         Response::ok(DeleteSnapshotResponse::default())
+    }
+
+    async fn make_image<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MakeImageRequest>,
+    ) -> ServiceResult<impl Encodable<MakeImageResponse> + Send + use<'a>> {
+        let (snapshot, image) = (request.snapshot_id.to_owned(), request.image_id.to_owned());
+        let call = self.call(&ctx, "make_image", "")?;
+        let image = self.agent.make_image(&snapshot, &image).instrument(call.span).await?;
+        Response::ok(MakeImageResponse {
+            size_mb: image.size_mb,
+            sha256: image.sha256.clone(),
+            ..Default::default()
+        })
+    }
+
+    async fn import_image<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ImportImageRequest>,
+    ) -> ServiceResult<impl Encodable<ImportImageResponse> + Send + use<'a>> {
+        let (team, reference) = (request.team_id.to_owned(), request.reference.to_owned());
+        let has_account = !request.username.is_empty() || !request.password.is_empty();
+        let credentials = has_account.then(|| Credentials {
+            username: request.username.to_owned(),
+            password: request.password.to_owned(),
+        });
+        let call = self.call(&ctx, "import_image", "")?;
+        let image = self.agent.import_image(&team, &reference, credentials).instrument(call.span).await?;
+        Response::ok(imported(image))
+    }
+
+    async fn load_image(
+        &self,
+        ctx: RequestContext,
+        mut requests: InboundStream<LoadImageRequest>,
+    ) -> ServiceResult<impl Encodable<ImportImageResponse> + Send + use<>> {
+        let first = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
+        let Some(load_image_request::Part::Open(open)) = first else {
+            return Err(invalid("the first message must carry `open`"));
+        };
+        let call = self.call(&ctx, "load_image", "")?;
+        let _memory = self.agent.shared.memory.reserve(STREAM)?;
+        let name = Some(open.name).filter(|name| !name.is_empty());
+        let archive = Archive { team: open.team_id, size: open.size, name };
+        let pieces = stream::try_unfold(requests, |mut requests| async move {
+            let part = requests.next().await.transpose()?.and_then(|message| message.to_owned_message().part);
+            match part {
+                Some(load_image_request::Part::Chunk(bytes)) => Ok(Some((Bytes::from(bytes), requests))),
+                Some(load_image_request::Part::Commit(_)) => Ok(None),
+                Some(load_image_request::Part::Open(_)) | None => {
+                    Err(invalid("the archive ended without `commit`: send it again"))
+                }
+            }
+        });
+        let Loaded { image, told_name } =
+            self.agent.load_image(archive, pieces).instrument(call.span).await?;
+        let told_name = told_name.unwrap_or_default();
+        Response::ok(ImportImageResponse { told_name, ..imported(image) })
+    }
+
+    async fn delete_image<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, DeleteImageRequest>,
+    ) -> ServiceResult<impl Encodable<DeleteImageResponse> + Send + use<'a>> {
+        let image = request.image_id.to_owned();
+        let call = self.call(&ctx, "delete_image", "")?;
+        self.agent.delete_image(&image).instrument(call.span).await?;
+        Response::ok(DeleteImageResponse::default())
+    }
+
+    async fn export_artifact(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, ExportArtifactRequest>,
+    ) -> ServiceResult<ServiceStream<impl Encodable<ExportArtifactResponse> + Send + use<>>> {
+        let call = self.call(&ctx, "export_artifact", "")?;
+        let (kind, id) = match request.to_owned_message().artifact {
+            Some(export_artifact_request::Artifact::SnapshotId(id)) => (Kind::Snapshot, id),
+            Some(export_artifact_request::Artifact::ImageId(id)) => (Kind::Image, id),
+            None => return Err(invalid("an artifact is a snapshot or an image: give the id of one")),
+        };
+        let messages = self.agent.shared.artifacts.export(kind, &id).instrument(call.span).await?;
+        let parts = ReceiverStream::new(messages)
+            .map(|message| message.map(ExportArtifactResponse::from).map_err(ConnectError::from));
+        Ok(Response::new(parts.boxed()))
+    }
+
+    async fn import_artifact(
+        &self,
+        ctx: RequestContext,
+        requests: InboundStream<ImportArtifactRequest>,
+    ) -> ServiceResult<impl Encodable<ImportArtifactResponse> + Send + use<>> {
+        let call = self.call(&ctx, "import_artifact", "")?;
+        let messages = requests.map(|message| match message {
+            Ok(message) => Message::try_from(message.to_owned_message()),
+            Err(error) => {
+                tracing::info!(%error, "an artifact did not come to its end");
+                let message = "the stream of the artifact broke off; nothing was kept: send it again";
+                Err(AgentError::new(ErrorCode::InvalidRequest, message))
+            }
+        });
+        let artifacts = self.agent.shared.artifacts.clone();
+        let size_bytes = artifacts.import(messages.boxed()).instrument(call.span).await?;
+        Response::ok(ImportArtifactResponse { size_bytes, ..Default::default() })
+    }
+
+    async fn make_user<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MakeUserRequest>,
+    ) -> ServiceResult<impl Encodable<MakeUserResponse> + Send + use<'a>> {
+        let (id, user) = (request.sandbox_id.to_owned(), request.user.to_owned());
+        let call = self.call(&ctx, "make_user", &id)?;
+        let guest = self.guest(&id, &call).await?;
+        guest.make_user(&user).instrument(call.span).await?;
+        Response::ok(MakeUserResponse::default())
+    }
+
+    async fn put_secret<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, PutSecretRequest>,
+    ) -> ServiceResult<impl Encodable<PutSecretResponse> + Send + use<'a>> {
+        let request = request.to_owned_message();
+        let call = self.call(&ctx, "put_secret", &request.sandbox_id)?;
+        let guest = self.guest(&request.sandbox_id, &call).await?;
+        let put = guest.put_secret(&request.id, &request.target, &request.user, &request.value);
+        put.instrument(call.span).await?;
+        Response::ok(PutSecretResponse::default())
+    }
+
+    async fn remove_secrets<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, RemoveSecretsRequest>,
+    ) -> ServiceResult<impl Encodable<RemoveSecretsResponse> + Send + use<'a>> {
+        let id = request.sandbox_id.to_owned();
+        let call = self.call(&ctx, "remove_secrets", &id)?;
+        let guest = self.guest(&id, &call).await?;
+        guest.remove_secrets().instrument(call.span).await?;
+        Response::ok(RemoveSecretsResponse::default())
     }
 
     async fn get<'a>(
@@ -290,12 +504,28 @@ impl Host for Service {
     async fn list<'a>(
         &'a self,
         ctx: RequestContext,
-        _request: ServiceRequest<'_, ListRequest>,
+        request: ServiceRequest<'_, ListRequest>,
     ) -> ServiceResult<impl Encodable<ListResponse> + Send + use<'a>> {
         self.call(&ctx, "list", "")?;
+        let image_ids = if request.images { self.agent.imported_images() } else { Vec::new() };
         let all = self.agent.list();
         let sandboxes = all.iter().map(|(id, handle)| describe(&self.agent, id, handle)).collect();
-        Response::ok(ListResponse { sandboxes, ..Default::default() })
+        Response::ok(ListResponse { sandboxes, image_ids, ..Default::default() })
+    }
+
+    async fn metrics<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, MetricsRequest>,
+    ) -> ServiceResult<impl Encodable<MetricsResponse> + Send + use<'a>> {
+        let (id, seconds) = (request.sandbox_id.to_owned(), request.range_sec);
+        let call = self.call(&ctx, "metrics", &id)?;
+        if !(1..=RANGE_MAX).contains(&seconds) {
+            return Err(invalid(format!("range_sec is {seconds}: it must be 1 to {RANGE_MAX}")));
+        }
+        let samples = self.agent.measured(&id, seconds).instrument(call.span).await?;
+        let points = samples.iter().map(point).collect();
+        Response::ok(MetricsResponse { points, ..Default::default() })
     }
 
     async fn exec<'a>(
@@ -326,6 +556,8 @@ impl Host for Service {
             timed_out: finished.timed_out,
             truncated: finished.lost_bytes > 0,
             lost_bytes: finished.lost_bytes,
+            out_of_memory: finished.out_of_memory,
+            victim: finished.victim.into(),
             duration_ms: begin.elapsed().as_millis() as u64,
             ..Default::default()
         });

@@ -94,6 +94,11 @@ impl Generations {
 }
 
 impl Written {
+    /// A generation whose data is written as this header says.
+    pub(crate) fn new(partial: Partial, header: Header, manifest: Manifest) -> Self {
+        Self { partial, header, manifest, copied: None }
+    }
+
     /// Path of a file of the generation. [`Written::keep`] needs the state.
     pub fn path(&self, part: Part) -> PathBuf {
         self.partial.path(part)

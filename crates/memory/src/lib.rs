@@ -12,6 +12,7 @@ mod error;
 mod generation;
 mod generations;
 mod header;
+mod incoming;
 mod layers;
 mod manifest;
 mod mapping;
@@ -30,6 +31,7 @@ pub use crate::{
     generation::{Generation, Part},
     generations::Generations,
     header::{Header, HeaderError},
+    incoming::Incoming,
     layers::Layers,
     manifest::{Manifest, Origin},
     mapping::{Mapping, OutOfOrder, Range, Source},

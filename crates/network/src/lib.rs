@@ -17,6 +17,7 @@ mod pool;
 mod reclaim;
 pub mod resolvers;
 mod rules;
+mod traffic;
 
 pub use cidr::{Cidr, CidrError};
 pub use plan::{GUEST_ADDRESS, MAX_SLOTS, Plan, SlotSpec, TAP_ADDRESS};
@@ -25,6 +26,7 @@ pub use pool::{PoolConfig, PoolStats, SlotPool, cleanup};
 pub use reclaim::leftovers;
 pub use resolvers::GUEST_RESOLVERS;
 pub use rules::{Egress, MAX_FLOWS, MAX_NEW_FLOWS};
+pub use traffic::Traffic;
 
 /// Errors of creating, changing and removing slots.
 #[derive(Debug, thiserror::Error)]

@@ -26,14 +26,17 @@ mod json;
 pub mod limits;
 mod lines;
 mod mode;
+mod name;
 mod parse;
 mod path;
 mod period;
 mod place;
 mod print;
 mod reference;
+mod secret;
 mod step;
 mod text;
+mod uploaded;
 mod user;
 mod words;
 
@@ -41,11 +44,14 @@ pub use context::{Action, Context, Copied};
 pub use error::{RecipeError, RecipeErrorCode, RecipeErrors};
 pub use mode::{Mode, ModeError};
 pub use parse::parse;
+pub use path::names;
 pub use period::{Period, PeriodError};
 pub use place::Span;
 pub use reference::{Base, BaseError, ImageReference, ImageReferenceError};
+pub use secret::{Secret, SecretError, is_secret_id};
 pub use step::{
     Command, CopyFiles, Healthcheck, Instruction, Recipe, Run, Source, Start, Step, Variable, Variables,
 };
 pub use text::{Text, TextError};
+pub use uploaded::{UploadedImage, UploadedImageError};
 pub use user::{Account, User, UserError};

@@ -66,17 +66,26 @@ pub(crate) fn is_directory(path: &str) -> bool {
 /// Returns an absolute path without `.`, `..` and double slashes.
 pub(crate) fn joined(workdir: &str, path: &str) -> String {
     let before = if path.starts_with('/') { "" } else { workdir };
-    let mut parts = Vec::new();
-    for part in before.split('/').chain(path.split('/')) {
+    format!("/{}", cleaned(before.split('/').chain(path.split('/'))).join("/"))
+}
+
+/// Returns the names of a path, without those that lead nowhere: nothing is above its top.
+pub fn names(path: &str) -> Vec<&str> {
+    cleaned(path.split('/'))
+}
+
+fn cleaned<'a>(parts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for part in parts {
         match part {
             "" | "." => {}
             ".." => {
-                parts.pop();
+                names.pop();
             }
-            name => parts.push(name),
+            name => names.push(name),
         }
     }
-    format!("/{}", parts.join("/"))
+    names
 }
 
 #[cfg(test)]

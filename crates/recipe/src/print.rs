@@ -65,8 +65,10 @@ fn assignments(keyword: &str, variables: &Variables) -> String {
 fn printed_run(run: &Run) -> String {
     let mut printed = "RUN".to_owned();
     put_flag(&mut printed, "timeout", run.timeout.as_ref().map(Period::to_string));
-    let secrets: Vec<&str> = run.secrets.iter().map(String::as_str).collect();
-    put_flag(&mut printed, "secret", (!secrets.is_empty()).then(|| secrets.join(",")));
+    let (plain, others): (Vec<_>, Vec<_>) = run.secrets.iter().partition(|secret| secret.is_plain());
+    let plain: Vec<&str> = plain.iter().map(|secret| secret.id.as_str()).collect();
+    put_flag(&mut printed, "secret", (!plain.is_empty()).then(|| plain.join(",")));
+    others.iter().for_each(|secret| put_flag(&mut printed, "secret", Some(secret.to_string())));
     with_command(&printed, &run.command)
 }
 
@@ -165,6 +167,10 @@ mod tests {
         for (source, expected) in [
             ("run  a  \\\n# c\n  b ", "RUN a    b"),
             ("RUN --secret=b --timeout=60s --secret=a,c x", "RUN --timeout=1m --secret=a,b,c x"),
+            (
+                "RUN --mount=type=secret,id=c,required --secret=b,target=/x,a x",
+                "RUN --secret=a,c --secret=b,target=/x x",
+            ),
             ("RUN [ \"a\" , \"b c\" ]", "RUN [\"a\",\"b c\"]"),
             ("RUN -- --x", "RUN -- --x"),
             ("RUN <<-X\n\ta\n\tX", "RUN <<EOF\na\nEOF"),

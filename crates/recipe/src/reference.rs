@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a recipe starts from: a template, or an OCI image.
+//! What a recipe starts from: a template, or an OCI image of a registry or one that was uploaded.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::shown;
+use crate::{
+    error::shown,
+    name::{is_tag, is_template_name, name_and_tag},
+    uploaded::UploadedImage,
+};
 
 /// Prefix of what can only be a template.
 const TEMPLATE: &str = "template:";
 /// Registry of references that name none.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// Maximum length of registry and repository together, and of a template's name and of a tag, in bytes.
+/// Maximum length of registry and repository together, in bytes.
 const NAME: usize = 255;
-const TEMPLATE_NAME: usize = 64;
-const TAG: usize = 128;
 
-/// What a recipe starts from: `template:NAME[:TAG]`, or a name that is a template's or an image's.
+/// What a recipe starts from: `template:NAME[:TAG]`, `uploaded:NAME[:TAG]`, or a name that is a template's or an image's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Base(String);
@@ -37,9 +39,15 @@ impl Base {
         self.0.strip_prefix(TEMPLATE).map(name_and_tag)
     }
 
-    /// Returns the image, if it can be one. It can be a template all the same.
+    /// Returns the image that was uploaded, if it is one.
+    pub fn uploaded(&self) -> Option<UploadedImage> {
+        UploadedImage::of_reference(&self.0)?.ok()
+    }
+
+    /// Returns the image of a registry, if it can be one. It can be a template all the same.
     pub fn image(&self) -> Option<ImageReference> {
-        self.0.parse::<ImageReference>().ok().filter(|_| !self.0.starts_with(TEMPLATE))
+        let is_other = self.0.starts_with(TEMPLATE) || UploadedImage::of_reference(&self.0).is_some();
+        self.0.parse::<ImageReference>().ok().filter(|_| !is_other)
     }
 }
 
@@ -47,6 +55,9 @@ impl FromStr for Base {
     type Err = BaseError;
 
     fn from_str(text: &str) -> Result<Self, BaseError> {
+        if let Some(uploaded) = UploadedImage::of_reference(text) {
+            return if uploaded.is_ok() { Ok(Self(text.to_owned())) } else { Err(BaseError(shown(text))) };
+        }
         let (name, tag) = name_and_tag(text.strip_prefix(TEMPLATE).unwrap_or(text));
         let is_template = is_template_name(name) && tag.is_none_or(is_tag);
         let is_image = !text.starts_with(TEMPLATE) && text.parse::<ImageReference>().is_ok();
@@ -124,10 +135,6 @@ impl fmt::Display for ImageReference {
     }
 }
 
-fn name_and_tag(text: &str) -> (&str, Option<&str>) {
-    text.split_once(':').map_or((text, None), |(name, tag)| (name, Some(tag)))
-}
-
 /// Returns whether the first part of a name is a host, and not the beginning of a repository.
 fn is_host(text: &str) -> bool {
     text == "localhost" || text.contains(['.', ':']) || text.contains(|c: char| c.is_ascii_uppercase())
@@ -156,13 +163,6 @@ fn is_component(text: &str) -> bool {
     text.starts_with(known) && text.ends_with(known) && text.split(known).all(separates)
 }
 
-fn is_tag(text: &str) -> bool {
-    text.len() <= TAG
-        && !text.starts_with(['.', '-'])
-        && !text.is_empty()
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-}
-
 fn is_digest(text: &str) -> bool {
     let is_hex = |digits: &str| digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     match text.split_once(':') {
@@ -170,12 +170,6 @@ fn is_digest(text: &str) -> bool {
         Some(("sha512", digits)) => digits.len() == 128 && is_hex(digits),
         _ => false,
     }
-}
-
-fn is_template_name(text: &str) -> bool {
-    text.len() <= TEMPLATE_NAME
-        && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 #[cfg(test)]

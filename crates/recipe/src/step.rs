@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{limits, mode::Mode, period::Period, place::Span, reference::Base, text::Text};
+use crate::{limits, mode::Mode, period::Period, place::Span, reference::Base, secret::Secret, text::Text};
 
 /// A recipe: the steps that build a template, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,9 +139,9 @@ pub struct Run {
     /// How long it may take, if that is not the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Period>,
-    /// Names of the secrets that are files in `/run/secrets` while it runs.
+    /// The secrets that are files while it runs, each of another id.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub secrets: BTreeSet<String>,
+    pub secrets: BTreeSet<Secret>,
 }
 
 /// Starts a process that goes on running.
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn steps_in_json() {
         let source = "FROM template:py:1\nARG V=1\nENV A=\"b c\" D=${V:-x}\nWORKDIR /app\nUSER me:us\n\
-            COPY --chown=1:2 --chmod=755 a <<EOF /x/\n$V\nEOF\nRUN --timeout=90s --secret=b,a x\nRUN [\"a\"]\n\
+            COPY --chown=1:2 --chmod=755 a <<EOF /x/\n$V\nEOF\nRUN --timeout=90s --secret=b,a,target=/c x\nRUN [\"a\"]\n\
             RUN <<EOF\n#!/bin/sh\nEOF\nCMD y\nHEALTHCHECK --retries=3 CMD z";
         let recipe = parse(source.as_bytes()).unwrap();
         let steps: Vec<String> =
@@ -226,7 +226,7 @@ mod tests {
                 r#"{"kind":"workdir","path":"/app"}"#,
                 r#"{"kind":"user","user":"me:us"}"#,
                 r#"{"kind":"copy","sources":[{"context":"a"},{"inline":{"name":"EOF","content":"${V}\n"}}],"destination":"/x/","owner":"1:2","mode":"0755"}"#,
-                r#"{"kind":"run","command":{"shell":"x"},"timeout":"1m30s","secrets":["a","b"]}"#,
+                r#"{"kind":"run","command":{"shell":"x"},"timeout":"1m30s","secrets":["a,target=/c","b"]}"#,
                 r#"{"kind":"run","command":{"exec":["a"]}}"#,
                 r##"{"kind":"run","command":{"script":"#!/bin/sh\n"}}"##,
                 r#"{"kind":"start","command":{"shell":"y"},"after_entrypoint":true}"#,

@@ -2,15 +2,12 @@
 //! What holds for all recipes: what is printed is parsed to the same steps, and any input is parsed or refused.
 #![allow(clippy::unwrap_used)]
 
-use proptest::{
-    collection::{btree_set, vec},
-    option,
-    prelude::*,
-    sample::select,
-};
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
 use wrenn_recipe::{
-    Base, Command, Context, CopyFiles, Healthcheck, Instruction, Mode, Period, Recipe, Run, Source, Span,
-    Start, Step, Text, Variable, Variables, limits, parse,
+    Base, Command, Context, CopyFiles, Healthcheck, Instruction, Mode, Period, Recipe, Run, Secret, Source,
+    Span, Start, Step, Text, Variable, Variables, limits, parse,
 };
 use wrenn_testkit::fuzz;
 
@@ -25,6 +22,9 @@ const RECIPES: &[&str] = &[
     include_str!("recipes/tabs.Dockerfile"),
     include_str!("recipes/unsupported.Dockerfile"),
     include_str!("recipes/windows.Dockerfile"),
+    include_str!("../../../examples/web/Wrennfile"),
+    "FROM uploaded:app:1\nRUN --secret=npm,target=/root/.npmrc,required=false --timeout=1m npm ci\n\
+        RUN --mount=type=secret,id=key,dst=/k,required=true <<EOF\ncat /k\nEOF\nUSER app:www-data\n",
 ];
 
 /// Parts of recipes that have a meaning somewhere.
@@ -74,6 +74,13 @@ const TOKENS: &[&str] = &[
     "--",
     "--chown=",
     "--timeout=1s ",
+    "--secret=a ",
+    "--secret=",
+    "--mount=type=secret,id=a ",
+    "--mount=",
+    ",target=",
+    ",required=",
+    "uploaded:",
     " ",
     " ",
     "  ",
@@ -194,7 +201,16 @@ fn command() -> impl Strategy<Value = Command> {
 }
 
 fn run() -> impl Strategy<Value = Instruction> {
-    let secrets = btree_set("[a-z0-9_][a-z0-9_.-]{0,6}", 0..3);
+    let secret = ("[a-z0-9_][a-z0-9_.-]{0,6}", option::of("/[a-z]{1,4}(/[a-z.]{2}x){0,2}"), any::<bool>());
+    // Each of another id and at another path.
+    let secrets = vec(secret, 0..3).prop_map(|all| {
+        let mut found = BTreeMap::new();
+        for (number, (id, target, optional)) in all.into_iter().enumerate() {
+            let target = target.map(|target| format!("{target}{number}"));
+            found.insert(id.clone(), Secret { id, target, optional });
+        }
+        found.into_values().collect::<BTreeSet<_>>()
+    });
     (command(), option::of(period()), secrets)
         .prop_map(|(command, timeout, secrets)| Instruction::Run(Run { command, timeout, secrets }))
 }
@@ -236,7 +252,7 @@ fn start() -> impl Strategy<Value = Instruction> {
 }
 
 fn recipe() -> impl Strategy<Value = Recipe> {
-    const BASES: &[&str] = &["template:minimal", "python:3.12", "ghcr.io/a/b:c"];
+    const BASES: &[&str] = &["template:minimal", "python:3.12", "ghcr.io/a/b:c", "uploaded:app:1"];
     let from = select(BASES).prop_map(|base| Instruction::From { base: base.parse::<Base>().unwrap() });
     let other = prop_oneof![
         variables().prop_map(Instruction::Arg),

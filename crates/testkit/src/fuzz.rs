@@ -26,6 +26,11 @@ pub fn config() -> ProptestConfig {
 
 /// Inputs for a parser that takes `examples`.
 pub fn damaged(examples: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    damaged_bytes(examples.iter().map(|example| example.as_bytes().to_vec()).collect())
+}
+
+/// Inputs for a parser that takes `examples`, which are no text.
+pub fn damaged_bytes(examples: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let damage = prop_oneof![
         4 => any::<u8>().prop_map(Damage::Replace),
         2 => vec(any::<u8>(), 1..64).prop_map(Damage::Insert),
@@ -33,9 +38,7 @@ pub fn damaged(examples: &'static [&'static str]) -> impl Strategy<Value = Vec<u
         1 => Just(Damage::Repeat),
     ];
     let changed = (select(examples), vec((any::<Index>(), damage), 0..8)).prop_map(|(example, damages)| {
-        damages
-            .into_iter()
-            .fold(example.as_bytes().to_vec(), |bytes, (place, damage)| apply(bytes, place, damage))
+        damages.into_iter().fold(example, |bytes, (place, damage)| apply(bytes, place, damage))
     });
     prop_oneof![3 => changed, 1 => vec(any::<u8>(), 0..512)]
 }

@@ -84,7 +84,8 @@ fn processes_of(state_dir: &Path) -> BTreeSet<String> {
 impl Resources {
     /// Takes a snapshot; of mounts, loop devices and processes only those that belong to `state_dir`.
     pub fn now(state_dir: &Path) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        // Of the calling thread, which may have mounts of its own.
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
         let needle = state_dir.to_string_lossy();
         let ours = |text: &str| text.contains(&*needle);
         let backing = |name: &String| {

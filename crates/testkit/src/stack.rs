@@ -66,6 +66,8 @@ pub struct Stack {
     pub api: Api,
     /// Directory in which fault points are armed.
     pub faults: PathBuf,
+    /// Names of registries on this machine that the agent imports images from. Nothing serves them unless a case does.
+    pub registries: [String; 2],
     before: Resources,
     /// Sandboxes that cases have given back.
     unused: Mutex<Vec<String>>,
@@ -159,6 +161,7 @@ impl Stack {
         // The unprivileged server removes the file of a fault point that has fired.
         fs::set_permissions(&faults, fs::Permissions::from_mode(0o777))?;
         fs::write(home.path().join(".env"), FOREIGN_VARIABLES)?;
+        let registries = [format!("127.0.0.1:{}", free_port()?), format!("127.0.0.1:{}", free_port()?)];
         let state = setup.state_mb.map(|size| Mounted::new(&state_dir, size)).transpose()?;
         let mut env = vec![
             ("HOME".to_owned(), home.path().display().to_string()),
@@ -168,6 +171,7 @@ impl Stack {
             ("WRENN_SERVER_PROXY_LISTEN".to_owned(), format!("127.0.0.1:{}", free_port()?)),
             ("WRENN_AGENT_VMM_UID_BASE".to_owned(), uid_base().to_string()),
             ("WRENN_FAULT_DIR".to_owned(), faults.display().to_string()),
+            ("WRENN_AGENT_REGISTRIES_PLAIN_HTTP".to_owned(), registries.join(",")),
             // Its hosts may be labs, where a create takes minutes.
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
             // Twice as many as a case runs at a time in its long form, because a team has half of them.
@@ -186,6 +190,7 @@ impl Stack {
             api: Api::new("", ""),
             state_dir,
             faults,
+            registries,
             before,
             unused: Mutex::default(),
             up,
@@ -252,7 +257,7 @@ impl Stack {
     async fn wait_ready(&mut self) -> Result<()> {
         let url = self.url();
         let config = self.home.path().join(".config/wrenn/config.toml");
-        let ready = wait_until("wrenn up", Duration::from_secs(120), async || {
+        let ready = wait_until("wrenn up", Duration::from_secs(180), async || {
             if let Ok(Some(status)) = self.up.try_wait() {
                 return Some(Err(anyhow::anyhow!("wrenn up ended: {status}")));
             }

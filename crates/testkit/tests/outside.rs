@@ -118,6 +118,32 @@ async fn use_it(stack: &Stack, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Builds a template on one host, and creates a sandbox of it on the other one, which gets it first.
+async fn move_a_template(stack: &Stack, [from, to]: [&Host<'_>; 2]) -> Result<()> {
+    from.choose(stack)?;
+    let recipe = "FROM minimal\nRUN echo moved > /moved\n";
+    let sizes = json!({"name": "moved", "recipe": recipe, "memory_mb": 256});
+    let build = stack.api.post("/v1/templates/builds", &sizes).await?.expect(201)?.json();
+    let path = format!("/v1/templates/builds/{}", build["id"].as_str().context("no id")?);
+    let ended = async || {
+        let build = stack.api.get(&path).await.ok()?.json();
+        (!["pending", "running"].iter().any(|status| build["status"] == *status)).then_some(build)
+    };
+    let build = wait_until("the build to end", Duration::from_secs(600), ended).await?;
+    ensure!(build["status"] == "succeeded", "{build}");
+    to.choose(stack)?;
+    // While the labs work, a host may not answer in time, and then it does not respond for a moment.
+    let create = async || stack.api.create(&json!({"template": "moved", "memory_mb": 256})).await.ok();
+    let id = wait_until("a sandbox on the other host", Duration::from_secs(240), create).await?;
+    ensure!(to.devices()?.contains(&id), "the sandbox is not on the host that was to get the template");
+    let ran = stack.api.exec(&id, &["cat", "/moved"]).await?;
+    ensure!(ran["stdout"] == "moved\n", "{ran}");
+    to.delete(stack, &id).await?;
+    stack.api.delete("/v1/templates/moved").await?.expect(204)?;
+    let left = async || (stack.sql("SELECT count(*) FROM copies").ok()? == "0").then_some(());
+    wait_until("the copy to be gone", Duration::from_secs(240), left).await
+}
+
 async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
     let mut hosts = Vec::new();
     for lab in labs {
@@ -132,6 +158,7 @@ async fn from_outside(stack: &Stack, labs: &[Lab; LABS]) -> Result<()> {
         use_it(stack, id).await.with_context(|| host.lab.name().to_owned())?;
         host.delete(stack, id).await?;
     }
+    move_a_template(stack, [&hosts[0], &hosts[1]]).await.context("a template that moves")?;
     for host in hosts {
         host.end().await?;
     }

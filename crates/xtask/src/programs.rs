@@ -13,8 +13,10 @@ use serde_json::Value;
 /// A program of tests that cargo built: the unit tests of a library or a program, or an integration test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Program {
-    /// Directory of its package below `crates`, such as `control`.
+    /// Name of the directory of its package, such as `control`.
     pub(crate) package: String,
+    /// Directory of its package, in which cargo would run it.
+    pub(crate) directory: PathBuf,
     /// Name of its target, such as `e2e`; that of a library for its unit tests.
     pub(crate) target: String,
     /// The file to run.
@@ -27,11 +29,6 @@ impl Program {
     /// Returns `package/target`.
     pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.package, self.target)
-    }
-
-    /// Directory in which cargo would run it.
-    pub(crate) fn directory(&self) -> PathBuf {
-        repository().join("crates").join(&self.package)
     }
 }
 
@@ -80,10 +77,11 @@ fn program(message: &Value) -> Option<Result<Program>> {
     }
     let path = message["executable"].as_str()?.into();
     let manifest = Path::new(message["manifest_path"].as_str()?);
-    let package = manifest.parent()?.file_name()?.to_str()?.to_owned();
+    let directory = manifest.parent()?.to_owned();
+    let package = directory.file_name()?.to_str()?.to_owned();
     let target = message["target"]["name"].as_str()?.to_owned();
     let text = fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()));
-    Some(text.map(|text| Program { harness: has_harness(&text, &target), package, target, path }))
+    Some(text.map(|text| Program { harness: has_harness(&text, &target), package, directory, target, path }))
 }
 
 /// Returns whether a manifest gives a test target the harness of Rust.
@@ -111,6 +109,7 @@ mod tests {
         };
         let found = program(&message("e2e", true)).expect("a program").expect("its manifest");
         assert_eq!((found.name().as_str(), found.path.as_path()), ("testkit/e2e", Path::new("/t/e2e-1")));
+        assert_eq!(found.directory, manifest.parent().expect("its directory"));
         assert!(
             !found.harness && program(&message("lab", true)).expect("one").expect("its manifest").harness
         );

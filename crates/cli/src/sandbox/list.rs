@@ -109,7 +109,7 @@ fn state(sandbox: &Sandbox) -> String {
 }
 
 /// Length at which the ids are still different.
-fn length(ids: impl Iterator<Item = SandboxId>) -> usize {
+pub(super) fn length(ids: impl Iterator<Item = SandboxId>) -> usize {
     let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
     let whole = ids.first().map_or(SHORT, String::len);
     let differ = |length: &usize| {

@@ -8,17 +8,19 @@ mod list;
 mod logs;
 mod reference;
 mod remove;
+mod stats;
+mod top;
 
 use anyhow::Result;
 use serde_json::json;
-use wrenn_api::{OnTimeout, ProcessInfo, ResumeSandbox, Sandbox, SandboxRef, Signal, UpdateSandbox};
+use wrenn_api::{OnTimeout, ProcessInfo, ResumeSandbox, SandboxRef, Signal, UpdateSandbox};
 use wrenn_client::Client;
 
 pub(crate) use self::reference::find;
 use crate::{
     creation::{self, Key, New, label, seconds},
     exec,
-    output::{self, Format, note, time},
+    output::{self, Format, fields, note, time},
     progress::during,
     signals::{Stop, exit_status},
     stdin,
@@ -47,6 +49,15 @@ Examples:
   wrenn sandbox cp ID:/etc/hostname -       to standard output
   wrenn sandbox cp ID:/etc - | tar t";
 
+/// Text after the help of `create`.
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  wrenn sandbox create --name web --memory 1g
+  wrenn sandbox create --template app:next -e MODE=test
+  wrenn sandbox create --image python:3.12-slim
+  echo $TOKEN | wrenn sandbox create --image ghcr.io/team/app:1 --registry-user robot --registry-password-stdin
+
+The program of an image is not started; `wrenn run --image` runs it.";
 /// Text after the help of `ls`.
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -74,6 +85,7 @@ Examples:
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Create a sandbox and print its id
+    #[command(after_help = CREATE_EXAMPLES)]
     Create {
         #[command(flatten)]
         new: New,
@@ -110,7 +122,7 @@ pub(crate) enum Command {
     Connect {
         /// The sandbox: its id, the beginning of it, or its name
         id: SandboxRef,
-        /// Run as this user of the sandbox instead of the template's default one
+        /// Run as this user of the sandbox instead of the template's default one: NAME, UID, NAME:GROUP
         #[arg(long, short = 'u', value_name = "NAME")]
         user: Option<String>,
     },
@@ -119,6 +131,11 @@ pub(crate) enum Command {
         /// The sandbox: its id, the beginning of it, or its name
         id: Option<SandboxRef>,
     },
+    /// Show what sandboxes use: processor, memory, disk and network, as it was measured last
+    Stats(stats::Args),
+    /// Show what sandboxes use, drawn again every second
+    #[command(after_help = top::EXAMPLES)]
+    Top(top::Args),
     /// Show the output of a process that runs in the background
     #[command(after_help = logs::EXAMPLES)]
     Logs(logs::Args),
@@ -237,13 +254,15 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         Command::Ps { id: None } => list::run(client, &list::Args::default(), format).await?,
         Command::Get { id } => {
             let sandbox = client.get(id.clone()).await?;
-            format.print(&sandbox, || text(&sandbox))?;
+            format.print(&sandbox, || fields(&sandbox))?;
         }
         Command::Exec { id, variables, detach: true, tag, command } => {
             let request = command.background(variables.all()?, tag.as_deref())?;
             let started = client.start_process(find(client, id).await?, &request).await?;
             format.print(&started, || started.tag.clone())?;
         }
+        Command::Stats(args) => stats::run(client, args, format).await?,
+        Command::Top(args) => return top::run(client, args, format).await,
         Command::Logs(args) => return logs::run(client, args).await,
         Command::Ps { id: Some(id) } => {
             let all = client.processes(find(client, id).await?).await?;
@@ -360,8 +379,7 @@ async fn create(client: &Client, new: &New, key: Option<&str>, format: Format) -
     let mut stop = Stop::new()?;
     let used = key.map_or_else(Key::own, |key| Key::Given(key.to_owned()));
     let request = new.request()?;
-    let (sandbox, stopped) =
-        during("creating the sandbox", creation::create(client, &request, &used, &mut stop)).await?;
+    let (sandbox, stopped) = during(new.work(), creation::create(client, &request, &used, &mut stop)).await?;
     let id = sandbox.id;
     if let Some(name) = stopped {
         if key.is_some() {
@@ -397,24 +415,7 @@ fn processes(all: &[ProcessInfo]) -> String {
     output::table(["PID", "TAG", "USER", "STARTED", "COMMAND"], rows)
 }
 
-/// Formats all present fields, one per line.
-fn text(sandbox: &Sandbox) -> String {
-    let value = serde_json::to_value(sandbox).unwrap_or_default();
-    let fields = value.as_object().into_iter().flatten().flat_map(|(name, value)| match value {
-        serde_json::Value::Object(inner) => {
-            inner.iter().map(|(key, value)| (format!("{name}.{key}"), plain(value))).collect()
-        }
-        other => vec![(name.clone(), plain(other))],
-    });
-    fields.map(|(name, value)| format!("{name:<28} {value}")).collect::<Vec<_>>().join("\n")
-}
-
-fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
 /// Creates the client for this configuration.
 pub(crate) fn client(config: &crate::config::Config) -> Result<Client> {
-    let url = config.url();
-    Ok(Client::new(&url, Some(config.api_key_for(&url)?))?)
+    crate::contexts::Target::of(config)?.client()
 }

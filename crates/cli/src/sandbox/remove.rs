@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `wrenn sandbox rm` and `prune`: remove sandboxes, several at once.
 
-use std::io::{self, IsTerminal as _, Write as _};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use wrenn_api::{SandboxId, SandboxRef, SandboxStatus};
@@ -11,6 +9,7 @@ use wrenn_client::{Client, SandboxFilter};
 
 use super::{find, list::Filter};
 use crate::{
+    confirm,
     failure::{Failure, Report},
     output::{Format, note},
     progress::during,
@@ -81,28 +80,11 @@ async fn chosen(client: &Client, filter: &SandboxFilter, yes: bool, format: Form
         if all.len() > LISTED {
             note(&format!("and {} more", all.len() - LISTED));
         }
-        confirm(all.len()).await?;
+        let what =
+            if all.len() == 1 { "this sandbox".to_owned() } else { format!("these {} sandboxes", all.len()) };
+        confirm::removal(&what, "with their disks").await?;
     }
     remove(client, all.into_iter().map(|sandbox| sandbox.id.into()).collect(), format).await
-}
-
-/// Asks on the terminal. Without one nothing is removed that was not named.
-async fn confirm(count: usize) -> Result<()> {
-    let what = if count == 1 { "this sandbox".to_owned() } else { format!("these {count} sandboxes") };
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        let message = format!("{what} would be removed: confirm it by --yes");
-        return Err(Failure::new("not_confirmed", message).into());
-    }
-    let ask = move || {
-        let _ = write!(io::stderr(), "Remove {what} with their disks? [y/N] ");
-        let mut answer = String::new();
-        io::stdin().read_line(&mut answer).map(|_| answer)
-    };
-    let answer = tokio::task::spawn_blocking(ask).await?.context("the answer cannot be read")?;
-    if ["y", "yes"].contains(&answer.trim().to_lowercase().as_str()) {
-        return Ok(());
-    }
-    Err(Failure::new("not_confirmed", "nothing was removed").into())
 }
 
 /// Removes sandboxes, prints the ids of those that are removed, and tells why others are not.

@@ -8,13 +8,13 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize,
 use wrenn_api::TerminalSize;
 
 /// Raw mode, until this is dropped.
-pub(super) struct Raw {
+pub(crate) struct Raw {
     before: Termios,
 }
 
 impl Raw {
     /// Enters raw mode; `None` if standard input is no terminal.
-    pub(super) fn enter() -> Result<Option<Self>> {
+    pub(crate) fn enter() -> Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);

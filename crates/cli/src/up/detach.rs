@@ -60,7 +60,10 @@ fn spawn(layout: &Layout) -> Result<Child> {
     let log = fs::OpenOptions::new().create(true).append(true).mode(0o640).open(&path);
     let log = log.with_context(|| format!("cannot open {}", path.display()))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("wrenn").args(std::env::args_os().skip(1).filter(|arg| arg != "--detach"));
+    command
+        .arg0("wrenn")
+        .args(std::env::args_os().skip(1).filter(|arg| arg != "--detach"))
+        .arg("--background");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let own_session = || rustix::process::setsid().map(drop).map_err(Into::into);
     // SAFETY: between fork and exec, only one system call is made; nothing is allocated or locked.

@@ -3,6 +3,7 @@
 
 pub(crate) mod child;
 mod detach;
+mod first_admin;
 pub(crate) mod postgres;
 pub(crate) mod redis;
 pub(crate) mod supervisor;
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Go to the background once everything runs
     #[arg(long)]
     detach: bool,
+    /// Started by `--detach`: what it tells goes to a log
+    #[arg(long, hide = true)]
+    background: bool,
 }
 
 /// Runs `wrenn up`.
@@ -48,6 +52,7 @@ pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<
     let Some(lock) = lock(&layout)? else {
         note("Wrenn already runs.");
         status::print(config, format).await?;
+        first_admin::tell(config, &layout).await;
         return Ok(0);
     };
     if args.detach {
@@ -56,10 +61,11 @@ pub(crate) async fn run(config: &Config, args: &Args, format: Format) -> Result<
         detach::start(config, &layout).await?;
         // The key may be new.
         status::print(&config.reload()?, format).await?;
+        first_admin::tell(config, &layout).await;
         return Ok(0);
     }
     logging::start(config);
-    let result = foreground(config, &layout, &users).await;
+    let result = foreground(config, args, &layout, &users).await;
     let _ = fs::remove_file(layout.pid_file("up"));
     drop(lock);
     result.map(|()| 0)
@@ -77,7 +83,7 @@ fn lock(layout: &Layout) -> Result<Option<fs::File>> {
     }
 }
 
-async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -> Result<()> {
+async fn foreground(config: &Config, args: &Args, layout: &Layout, users: &users::Services) -> Result<()> {
     let mut signal = UpStop::new()?;
     // A service must not keep its first working directory busy.
     std::env::set_current_dir("/").context("cannot go to /")?;
@@ -102,6 +108,9 @@ async fn foreground(config: &Config, layout: &Layout, users: &users::Services) -
         // Written only now, so that no one waiting takes an incomplete start for a complete one.
         Record::of(std::process::id())?.write(&layout.pid_file(READY))?;
         announce(config, layout);
+        if !args.background {
+            first_admin::tell(config, layout).await;
+        }
         tokio::select! {
             (name, asked) = signal.received() => {
                 info!("{name}: stopping");

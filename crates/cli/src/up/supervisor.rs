@@ -17,7 +17,7 @@ use super::{
     postgres, redis,
 };
 use crate::{
-    client_config,
+    channel_key, client_config,
     config::Config,
     host_id,
     layout::Layout,
@@ -29,7 +29,7 @@ use crate::{
 const DATABASE_LIMIT: Duration = Duration::from_secs(60);
 /// Time limit for the agent, which first reads all templates and adopts microVMs.
 const AGENT_LIMIT: Duration = Duration::from_secs(300);
-const SERVER_LIMIT: Duration = Duration::from_secs(60);
+const SERVER_LIMIT: Duration = Duration::from_secs(120);
 const SERVER_GRACE: Duration = Duration::from_secs(8);
 const AGENT_GRACE: Duration = Duration::from_secs(15);
 
@@ -38,8 +38,8 @@ const CERTIFICATES_LOOK: Duration = Duration::from_secs(12 * 3600);
 /// Capabilities of the agent (numbers of `linux/capability.h`): disks and files of VMMs (CHOWN, DAC_OVERRIDE,
 /// FOWNER, FSETID, MKNOD); starting VMMs as users of their own, finding and killing them (KILL, SETGID,
 /// SETUID, SETPCAP, SYS_CHROOT, SYS_PTRACE); networks (NET_BIND_SERVICE, NET_ADMIN, NET_RAW); mounts,
-/// namespaces, loop devices and device-mapper (SYS_ADMIN); resource limits (SYS_RESOURCE).
-const AGENT_CAPABILITIES: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 12, 13, 18, 19, 21, 24, 27];
+/// namespaces, loop devices and device-mapper (SYS_ADMIN); resource limits (SYS_RESOURCE); files of images (SETFCAP).
+const AGENT_CAPABILITIES: &[u32] = &[0, 1, 3, 4, 5, 6, 7, 8, 10, 12, 13, 18, 19, 21, 24, 27, 31];
 
 /// The running parts, in the order of their start.
 #[derive(Debug, Default)]
@@ -54,6 +54,9 @@ impl Supervisor {
         check_ports(config)?;
         if pki::ensure(&layout.pki(), &users.server)? {
             info!("made the certificates in {}", layout.pki().display());
+        }
+        if channel_key::ensure(&layout.channel_key(), &users.server)? {
+            info!("made the key for the secrets of channels, {}", layout.channel_key().display());
         }
         let host = host_id::load(layout)?;
         let (database_url, redis_url) = self.start_stores(config, layout, users).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
+use wrenn_api::Event;
 
 /// Virtual CPUs per real one: sandboxes mostly wait.
 pub(crate) const OVERCOMMIT: i64 = 16;
@@ -26,6 +27,8 @@ pub(crate) struct Candidate {
     pub(crate) max_memory_mb: i64,
     pub(crate) max_disk_size_mb: i64,
     pub(crate) templates: Vec<String>,
+    /// Digests of its templates, as `NAME@DIGEST`.
+    pub(crate) template_digests: Vec<String>,
     pub(crate) ejected: bool,
     pub(crate) reserved_sandboxes: i64,
     pub(crate) reserved_vcpus: i64,
@@ -83,6 +86,18 @@ pub(crate) async fn has_template(db: &PgPool, name: &str) -> sqlx::Result<bool> 
     .await
 }
 
+/// Returns the digest that the template of this name has on most hosts of the platform, first of all on those that are online.
+pub(crate) async fn template_digest(db: &PgPool, name: &str) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!(
+        r#"SELECT split_part(d.named, '@', 2) AS "digest!" FROM hosts h, unnest(h.template_digests) AS d (named)
+         WHERE h.kind = 'regular' AND split_part(d.named, '@', 1) = $1
+         GROUP BY d.named ORDER BY count(*) FILTER (WHERE h.status = 'online') DESC, count(*) DESC, d.named LIMIT 1"#,
+        name
+    )
+    .fetch_optional(db)
+    .await
+}
+
 /// Names of the templates on online hosts of the platform, at most 1024.
 pub(crate) async fn templates(db: &PgPool) -> sqlx::Result<Vec<String>> {
     sqlx::query_scalar!(
@@ -98,7 +113,7 @@ pub(crate) async fn candidates(db: &PgPool) -> sqlx::Result<Vec<Candidate>> {
     sqlx::query_as!(
         Candidate,
         r#"SELECT id, cpus, memory_mb, max_sandboxes, max_vcpus, max_memory_mb, max_disk_size_mb, templates,
-            coalesce(ejected_until > now(), false) AS "ejected!",
+            template_digests, coalesce(ejected_until > now(), false) AS "ejected!",
             reserved_sandboxes, reserved_vcpus, reserved_memory_mb
          FROM hosts WHERE status = 'online' AND kind = 'regular'"#
     )
@@ -163,6 +178,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) max_memory_mb: i64,
     pub(crate) max_disk_size_mb: i64,
     pub(crate) templates: &'a [String],
+    pub(crate) template_digests: &'a [String],
     pub(crate) agent_version: &'a str,
     pub(crate) driver: &'a str,
     pub(crate) driver_reason: &'a str,
@@ -170,14 +186,25 @@ pub(crate) struct Seen<'a> {
     pub(crate) quarantine: &'a str,
 }
 
-/// Records that a host responded.
+/// Event of a host of a team: it answers, or does not any more.
+fn told(id: Uuid, is_up: bool) -> sqlx::Result<serde_json::Value> {
+    let event = Event::host(id.into(), is_up);
+    serde_json::to_value(event).map_err(|error| sqlx::Error::Encode(error.into()))
+}
+
+/// Records that a host responded, and tells its team if it did not before.
 pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
+    let event = told(seen.id, true)?;
     sqlx::query!(
-        "UPDATE hosts SET status = 'online', last_seen_at = now(), cpus = $2, memory_mb = $3, disk_mb = $4,
+        // What reads `old` comes before what changes the row: a row that its own statement has changed cannot be locked any more.
+        "WITH old AS (SELECT id, status, team_id FROM hosts WHERE id = $1 FOR NO KEY UPDATE),
+            told AS (INSERT INTO outbox (team_id, event)
+                SELECT team_id, $17::jsonb FROM old WHERE status <> 'online' AND team_id IS NOT NULL)
+         UPDATE hosts SET status = 'online', last_seen_at = now(), cpus = $2, memory_mb = $3, disk_mb = $4,
             disk_free_mb = $5, max_sandboxes = $6, max_vcpus = $7, max_memory_mb = $8, max_disk_size_mb = $9,
             templates = $10, agent_version = $11, driver = $12, driver_reason = $13, security_boundary = $14,
-            quarantine = $15
-         WHERE id = $1",
+            quarantine = $15, template_digests = $16
+         WHERE id = (SELECT id FROM old)",
         seen.id,
         seen.cpus,
         seen.memory_mb,
@@ -192,28 +219,54 @@ pub(crate) async fn seen(db: &PgPool, seen: &Seen<'_>) -> sqlx::Result<()> {
         seen.driver,
         seen.driver_reason,
         seen.security_boundary,
-        seen.quarantine
+        seen.quarantine,
+        seen.template_digests,
+        event
     )
     .execute(db)
     .await
     .map(drop)
 }
 
-/// Records that a host did not respond; true if it has been silent for so long that it counts as lost.
+/// Records that a host did not respond; true if it has been silent for so long that it counts as lost, which its team is told.
 pub(crate) async fn silent(db: &PgPool, id: Uuid) -> sqlx::Result<bool> {
+    let event = told(id, false)?;
     let gone = sqlx::query_scalar!(
-        r#"UPDATE hosts SET status = 'unreachable'
-         WHERE id = $1 AND coalesce(last_seen_at < now() - interval '10 seconds', true) RETURNING id"#,
-        id
+        "WITH old AS (SELECT id, status, team_id FROM hosts
+                WHERE id = $1 AND coalesce(last_seen_at < now() - interval '10 seconds', true) FOR NO KEY UPDATE),
+            told AS (INSERT INTO outbox (team_id, event)
+                SELECT team_id, $2::jsonb FROM old WHERE status = 'online' AND team_id IS NOT NULL)
+         UPDATE hosts SET status = 'unreachable' WHERE id IN (SELECT id FROM old) RETURNING id",
+        id,
+        event
     )
     .fetch_optional(db)
     .await?;
     Ok(gone.is_some())
 }
 
-/// Records that a host is unreachable, whenever it was seen last.
+/// Records that a host is unreachable, whenever it was seen last, and tells its team.
 pub(crate) async fn unreachable(db: &PgPool, id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!("UPDATE hosts SET status = 'unreachable' WHERE id = $1", id).execute(db).await.map(drop)
+    let event = told(id, false)?;
+    sqlx::query!(
+        "WITH old AS (SELECT id, status, team_id FROM hosts WHERE id = $1 FOR NO KEY UPDATE),
+            told AS (INSERT INTO outbox (team_id, event)
+                SELECT team_id, $2::jsonb FROM old WHERE status = 'online' AND team_id IS NOT NULL)
+         UPDATE hosts SET status = 'unreachable' WHERE id = (SELECT id FROM old)",
+        id,
+        event
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+/// Number of hosts by status.
+pub(crate) async fn by_status(db: &PgPool) -> sqlx::Result<Vec<(String, i64)>> {
+    let rows = sqlx::query!(r#"SELECT status, count(*) AS "count!" FROM hosts GROUP BY status"#)
+        .fetch_all(db)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.status, row.count)).collect())
 }
 
 /// Number of hosts that have quarantined this database and destroy nothing for it.

@@ -1,15 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 //! PostgreSQL, the source of truth. Every statement is checked against the schema at compile time.
 
+pub(crate) mod accounts;
+pub(crate) mod actors;
+pub(crate) mod audit;
+pub(crate) mod build_logs;
+pub(crate) mod builds;
+pub(crate) mod channels;
+pub(crate) mod copies;
+pub(crate) mod deliveries;
+pub(crate) mod delivery_log;
+pub(crate) mod extensions;
 pub(crate) mod fleet;
 pub(crate) mod hosts;
 pub(crate) mod idempotency;
+pub(crate) mod images;
+pub(crate) mod invitations;
 pub(crate) mod keys;
+pub(crate) mod layers;
+pub(crate) mod links;
+pub(crate) mod mails;
+pub(crate) mod members;
+pub(crate) mod metrics;
 mod migrations;
+pub(crate) mod oauth;
 pub(crate) mod outbox;
+pub(crate) mod platform;
+pub(crate) mod quotas;
 pub(crate) mod sandboxes;
+pub(crate) mod sessions;
 pub(crate) mod signing_keys;
 pub(crate) mod snapshots;
+pub(crate) mod stored;
+pub(crate) mod teams;
+pub(crate) mod templates;
+pub(crate) mod tickets;
+pub(crate) mod uploaded_images;
+pub(crate) mod usage;
 
 pub(crate) use migrations::migrate;
 

@@ -23,8 +23,8 @@ pub(crate) async fn put(tx: &mut PgConnection, team: Uuid, event: &Event) -> sql
         .map(drop)
 }
 
-/// Returns the oldest events for the relay that gets the lock; empty for others.
-pub(crate) async fn take(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Pending>> {
+/// Returns the oldest events but those of these teams for the relay that gets the lock; empty for others.
+pub(crate) async fn take(tx: &mut PgConnection, held: &[Uuid], limit: i64) -> sqlx::Result<Vec<Pending>> {
     /// Key of the advisory lock, not used elsewhere.
     const RELAY: i64 = 0x5772_656e_6e01;
     let ours = sqlx::query_scalar!(r#"SELECT pg_try_advisory_xact_lock($1) AS "ours!""#, RELAY)
@@ -33,9 +33,14 @@ pub(crate) async fn take(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<
     if !ours {
         return Ok(Vec::new());
     }
-    sqlx::query_as!(Pending, "SELECT id, team_id, event FROM outbox ORDER BY id LIMIT $1", limit)
-        .fetch_all(tx)
-        .await
+    sqlx::query_as!(
+        Pending,
+        "SELECT id, team_id, event FROM outbox WHERE team_id <> ALL($1) ORDER BY id LIMIT $2",
+        held,
+        limit
+    )
+    .fetch_all(tx)
+    .await
 }
 
 /// Removes delivered events.
@@ -43,7 +48,14 @@ pub(crate) async fn delivered(tx: &mut PgConnection, ids: &[i64]) -> sqlx::Resul
     sqlx::query!("DELETE FROM outbox WHERE id = ANY($1)", ids).execute(tx).await.map(drop)
 }
 
-/// Returns the number of undelivered events.
-pub(crate) async fn waiting(db: &PgPool) -> sqlx::Result<i64> {
-    sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM outbox"#).fetch_one(db).await
+/// Returns the number of undelivered events, and the age of the oldest one in seconds.
+pub(crate) async fn waiting(db: &PgPool) -> sqlx::Result<(i64, f64)> {
+    let waiting = sqlx::query!(
+        r#"SELECT count(*) AS "count!",
+            coalesce(extract(epoch FROM now() - min(created_at)), 0)::double precision AS "oldest!"
+         FROM outbox"#
+    )
+    .fetch_one(db)
+    .await?;
+    Ok((waiting.count, waiting.oldest.max(0.0)))
 }

@@ -7,9 +7,19 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
-use wrenn_api::{ErrorCode, ErrorDetail, Event, OnTimeout, Sandbox, SandboxId, SandboxStatus};
+use wrenn_api::{
+    AuditOutcome, Caused, ErrorCode, ErrorDetail, Event, OnTimeout, OutOfMemory, Sandbox, SandboxId,
+    SandboxImage, SandboxStatus,
+};
 
-use super::outbox;
+use super::{actors, audit, outbox};
+use crate::{
+    by::{By, Who},
+    deeds::{AuditResource, Deed},
+};
+
+/// Difference up to which the clock of a guest is taken for that of the database.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// One row of the table.
 #[derive(Debug, Clone)]
@@ -18,6 +28,7 @@ pub(crate) struct Row {
     pub(crate) team_id: Uuid,
     pub(crate) host_id: Option<Uuid>,
     pub(crate) template: String,
+    image: Option<serde_json::Value>,
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
     pub(crate) disk_size_mb: i32,
@@ -36,6 +47,8 @@ pub(crate) struct Row {
     pub(crate) started_at: Option<DateTime<Utc>>,
     pub(crate) last_active_at: DateTime<Utc>,
     pub(crate) last_updated: DateTime<Utc>,
+    last_out_of_memory: Option<serde_json::Value>,
+    changed_by: Option<serde_json::Value>,
 }
 
 /// Selects or returns whole rows: `row!(before, after, arguments)`, with the columns between both texts.
@@ -44,9 +57,9 @@ macro_rules! row {
         sqlx::query_as!(
             Row,
             $before
-                + " id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, version, error_code,
+                + " id, team_id, host_id, template, image, vcpus, memory_mb, disk_size_mb, status, version, error_code,
                 error_message, metadata, name, labels, timeout_sec, on_timeout, auto_resume, public_ports, created_at,
-                started_at, last_active_at, last_updated "
+                started_at, last_active_at, last_updated, last_out_of_memory, changed_by "
                 + $after,
             $($argument),*
         )
@@ -137,6 +150,26 @@ impl Row {
         serde_json::from_value(self.labels.clone()).unwrap_or_default()
     }
 
+    /// Returns what is told of its image, if it is from one of a registry.
+    fn image(&self) -> Option<SandboxImage> {
+        self.image.clone().and_then(|image| serde_json::from_value(image).ok())
+    }
+
+    /// Returns the last process in it that was killed for want of memory, if there was one.
+    fn last_out_of_memory(&self) -> Option<OutOfMemory> {
+        self.last_out_of_memory.clone().and_then(|killed| serde_json::from_value(killed).ok())
+    }
+
+    /// Returns why its status changed last, and who changed it.
+    fn caused(&self) -> Caused {
+        self.changed_by.clone().and_then(|caused| serde_json::from_value(caused).ok()).unwrap_or_default()
+    }
+
+    /// Returns the event of its last change of status.
+    fn changed(&self) -> Event {
+        Event::changed(self.public(), self.caused())
+    }
+
     /// When it will be paused or deleted if it is not used before.
     fn expires_at(&self) -> Option<DateTime<Utc>> {
         let timed = self.timeout_sec > 0 && self.status() == SandboxStatus::Running;
@@ -158,6 +191,7 @@ impl Row {
             labels: self.labels(),
             status: self.status(),
             template: self.template.clone(),
+            image: self.image(),
             vcpus: self.vcpus as u32,
             memory_mb: self.memory_mb as u32,
             disk_size_mb: self.disk_size_mb as u32,
@@ -171,6 +205,7 @@ impl Row {
             expires_at: self.expires_at(),
             last_updated: self.last_updated,
             metadata,
+            last_out_of_memory: self.last_out_of_memory(),
             error,
         }
     }
@@ -183,6 +218,8 @@ pub(crate) struct New<'a> {
     pub(crate) team_id: Uuid,
     pub(crate) host_id: Uuid,
     pub(crate) template: &'a str,
+    /// What is kept of the image of a registry that it starts from.
+    pub(crate) image: Option<serde_json::Value>,
     pub(crate) vcpus: i32,
     pub(crate) memory_mb: i32,
     pub(crate) disk_size_mb: i32,
@@ -192,6 +229,8 @@ pub(crate) struct New<'a> {
     pub(crate) on_timeout: OnTimeout,
     pub(crate) auto_resume: bool,
     pub(crate) public_ports: bool,
+    /// Who creates it.
+    pub(crate) by: By,
 }
 
 /// Inserts a sandbox as `starting`, whose resources are reserved on its host; `None` if another one of the team has its
@@ -202,10 +241,13 @@ pub(crate) async fn insert(
     lease: Duration,
 ) -> sqlx::Result<Option<Row>> {
     let labels = serde_json::to_value(new.labels).unwrap_or_default();
+    let changed_by = changed_by(tx, Some(new.by)).await?;
     let row = row!(
         "INSERT INTO sandboxes (id, team_id, host_id, template, vcpus, memory_mb, disk_size_mb, status, lease_until,
-            reserved, timeout_sec, auto_resume, name, labels, on_timeout, public_ports)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11, $12, $13, $14)
+            reserved, timeout_sec, auto_resume, name, labels, on_timeout, public_ports, image,
+            changed_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'starting', now() + make_interval(secs => $8), true, $9, $10, $11, $12, $13, $14,
+             $15, $16)
          ON CONFLICT (team_id, name) WHERE name IS NOT NULL AND status NOT IN ('stopping', 'stopped') DO NOTHING RETURNING",
         "",
         new.id,
@@ -221,28 +263,15 @@ pub(crate) async fn insert(
         new.name,
         labels,
         new.on_timeout.as_str(),
-        new.public_ports
+        new.public_ports,
+        new.image,
+        changed_by
     )
     .fetch_optional(&mut *tx)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    outbox::put(tx, row.team_id, &Event::changed(row.public())).await?;
+    outbox::put(tx, row.team_id, &row.changed()).await?;
     Ok(Some(row))
-}
-
-/// Number of a team's sandboxes that have something on a host, paused ones included. Other creates of the team wait until the
-/// transaction ends, so that they cannot exceed the limit together.
-pub(crate) async fn count(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<i64> {
-    sqlx::query_scalar!("SELECT id FROM teams WHERE id = $1 FOR NO KEY UPDATE", team)
-        .fetch_optional(&mut *tx)
-        .await?;
-    sqlx::query_scalar!(
-        r#"SELECT count(*) AS "count!" FROM sandboxes
-         WHERE team_id = $1 AND status <> 'stopped' AND NOT (status = 'error' AND started_at IS NULL)"#,
-        team
-    )
-    .fetch_one(tx)
-    .await
 }
 
 /// Returns a sandbox of a team.
@@ -340,6 +369,51 @@ pub(crate) async fn page(
     )
     .fetch_all(db)
     .await
+}
+
+/// Returns a page of sandboxes older than `before`, newest first: of all teams on all hosts, or of one of them, and of one status, or
+/// of every one but `stopped`.
+pub(crate) async fn of_all(
+    db: &PgPool,
+    (team, host): (Option<Uuid>, Option<Uuid>),
+    status: Option<SandboxStatus>,
+    before: Option<Uuid>,
+    limit: i64,
+) -> sqlx::Result<Vec<Row>> {
+    if status == Some(SandboxStatus::Stopped) {
+        return row!(
+            "SELECT",
+            "FROM sandboxes
+             WHERE ($1::uuid IS NULL OR team_id = $1) AND ($2::uuid IS NULL OR host_id = $2) AND status = 'stopped'
+                 AND ($3::uuid IS NULL OR id < $3)
+             ORDER BY id DESC LIMIT $4",
+            team,
+            host,
+            before,
+            limit
+        )
+        .fetch_all(db)
+        .await;
+    }
+    row!(
+        "SELECT",
+        "FROM sandboxes
+         WHERE ($1::uuid IS NULL OR team_id = $1) AND ($2::uuid IS NULL OR host_id = $2) AND status <> 'stopped'
+             AND ($3::text IS NULL OR status = $3) AND id < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+         ORDER BY id DESC LIMIT $5",
+        team,
+        host,
+        status.map(SandboxStatus::as_str),
+        before,
+        limit
+    )
+    .fetch_all(db)
+    .await
+}
+
+/// Returns the team of a sandbox.
+pub(crate) async fn team_of(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Uuid>> {
+    sqlx::query_scalar!("SELECT team_id FROM sandboxes WHERE id = $1", id).fetch_optional(db).await
 }
 
 /// A sandbox that a reference may mean.
@@ -446,6 +520,8 @@ pub(crate) struct Change {
     pub(crate) timeout_sec: Option<i32>,
     /// Whether the change is only done if the sandbox was idle for its timeout.
     pub(crate) if_idle: bool,
+    /// Who changes it, and why. Without it the change ends what the last one has begun, and has its cause and actor.
+    pub(crate) by: Option<By>,
 }
 
 impl Change {
@@ -457,6 +533,11 @@ impl Change {
     /// A change to `error`.
     pub(crate) fn error(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { to: Some(SandboxStatus::Error), error: Some((code, message.into())), ..Self::default() }
+    }
+
+    /// Names who changes it, and why.
+    pub(crate) fn by(self, by: By) -> Self {
+        Self { by: Some(by), ..self }
     }
 }
 
@@ -486,13 +567,14 @@ pub(crate) async fn change_in(
     let (code, message) = change.error.unzip();
     let metadata = serde_json::to_value(&change.metadata).unwrap_or_default();
     let transitional = matches!(to, Starting | Pausing | Resuming | Stopping);
+    let changed_by = changed_by(tx, change.by).await?;
     let changed = row!(
         "UPDATE sandboxes SET status = $4, version = version + 1, last_updated = now(),
             error_code = $5, error_message = $6, metadata = metadata || $7,
             started_at = CASE WHEN $4 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
             last_active_at = CASE WHEN $4 = 'running' AND status <> 'running' THEN now() ELSE last_active_at END,
             lease_until = CASE WHEN $8 THEN now() + make_interval(secs => $9) END,
-            timeout_sec = coalesce($10, timeout_sec)
+            timeout_sec = coalesce($10, timeout_sec), changed_by = coalesce($12, changed_by)
          WHERE id = $1 AND status = $2 AND version = $3
             AND (NOT $11 OR last_active_at + make_interval(secs => timeout_sec) < now()) RETURNING",
         "",
@@ -506,7 +588,8 @@ pub(crate) async fn change_in(
         transitional,
         lease.as_secs_f64(),
         change.timeout_sec,
-        change.if_idle
+        change.if_idle,
+        changed_by
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -517,8 +600,37 @@ pub(crate) async fn change_in(
         Running => take_again(tx, row.id).await?,
         _ => {}
     }
-    outbox::put(tx, changed.team_id, &Event::changed(changed.public())).await?;
+    outbox::put(tx, changed.team_id, &changed.changed()).await?;
+    record(tx, change.by, &row.status, &changed).await?;
     Ok(Some(changed))
+}
+
+/// Records a change for the audit log that no request asks for: those are recorded where they come in.
+async fn record(tx: &mut PgConnection, by: Option<By>, from: &str, changed: &Row) -> sqlx::Result<()> {
+    use SandboxStatus::{
+        Error, Missing, Paused, Pausing, Pending, Resuming, Running, Starting, Stopped, Stopping,
+    };
+    let by = by.filter(|by| !matches!(by.who, Who::Principal(_)) && from != changed.status);
+    let Some(by) = by else { return Ok(()) };
+    let action = match changed.status() {
+        Pausing | Paused => "sandbox.pause",
+        Pending | Starting | Resuming => "sandbox.resume",
+        Running => "sandbox.recover",
+        Missing => "sandbox.miss",
+        Error => "sandbox.fail",
+        Stopping | Stopped => "sandbox.delete",
+    };
+    let code = changed.error_code.as_ref().and_then(|code| code.parse().ok());
+    let resource = AuditResource::new("sandbox", changed.public_id());
+    let deed = Deed::new(by, changed.team_id.into(), action).on(resource);
+    audit::insert(tx, &deed.with_outcome(AuditOutcome::Succeeded, code)).await
+}
+
+/// Value of `changed_by` for a change by somebody.
+async fn changed_by(tx: &mut PgConnection, by: Option<By>) -> sqlx::Result<Option<serde_json::Value>> {
+    let Some(by) = by else { return Ok(None) };
+    let caused = actors::caused(tx, by).await?;
+    serde_json::to_value(caused).map(Some).map_err(|error| sqlx::Error::Encode(error.into()))
 }
 
 /// What users change of a sandbox.
@@ -627,6 +739,30 @@ pub(crate) async fn idle(db: &PgPool, limit: i64) -> sqlx::Result<Vec<Known>> {
     )
     .fetch_all(db)
     .await
+}
+
+/// Records the last process in a sandbox that was killed for want of memory, and tells it, if it is later than the one that is known.
+/// What a guest remembers from before the sandbox was created is that of the sandbox that its memory comes from. Returns whether it
+/// was recorded.
+pub(crate) async fn out_of_memory(db: &PgPool, id: Uuid, killed: &OutOfMemory) -> sqlx::Result<bool> {
+    let json = serde_json::to_value(killed).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let mut tx = db.begin().await?;
+    let row = row!(
+        "UPDATE sandboxes SET last_out_of_memory = $2
+         WHERE id = $1 AND status NOT IN ('stopping', 'stopped') AND $3 >= created_at - make_interval(secs => $4)
+            AND coalesce((last_out_of_memory ->> 'at')::timestamptz < $3, true) RETURNING",
+        "",
+        id,
+        json,
+        killed.at,
+        CLOCKS_DIFFER.as_secs_f64()
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(row) = row else { return Ok(false) };
+    outbox::put(&mut tx, row.team_id, &Event::out_of_memory(row.public())).await?;
+    tx.commit().await?;
+    Ok(true)
 }
 
 /// Releases the resources that are reserved for a sandbox on its host; idempotent.

@@ -4,7 +4,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use wrenn_api::Sandbox;
+use wrenn_api::{Caused, Sandbox};
 
 use super::*;
 
@@ -52,7 +52,8 @@ fn sandbox(template: &str) -> Sandbox {
 /// Appends events of sandboxes whose templates are numbers.
 async fn append(events: &EventStore, team: Uuid, count: usize) {
     for number in 0..count {
-        let event = serde_json::to_value(Event::changed(sandbox(&number.to_string()))).unwrap();
+        let event =
+            serde_json::to_value(Event::changed(sandbox(&number.to_string()), Caused::default())).unwrap();
         events.append(team, &event).await.unwrap();
     }
 }
@@ -61,7 +62,7 @@ async fn append(events: &EventStore, team: Uuid, count: usize) {
 fn label(stored: &Stored) -> String {
     match &stored.event {
         Event::Sandbox(event) => event.sandbox.template.clone(),
-        Event::Resync(_) => "resync".to_owned(),
+        other => other.kind().to_string(),
     }
 }
 
@@ -114,6 +115,11 @@ async fn a_reader_that_may_have_missed_events_is_told_to_look_again() {
     let newer = serde_json::json!({"type": "host.joined", "at": "2026-01-31T09:30:00Z"});
     events.append(team, &newer).await.unwrap();
     assert_eq!(labels(&after(&events, team, all[3].0).await), ["0", "resync"]);
+
+    // Redis has lost all events, and has new ones: what came in between is nowhere.
+    let _: u64 = redis::cmd("DEL").arg(stream_of(team)).query_async(&mut connection).await.unwrap();
+    append(&events, team, 1).await;
+    assert_eq!(labels(&after(&events, team, all[3].0).await), ["resync"]);
 
     // No event is stored.
     assert_eq!(labels(&after(&events, Uuid::now_v7(), all[0].0).await), ["resync"]);

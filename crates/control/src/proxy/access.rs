@@ -6,6 +6,8 @@ use percent_encoding::percent_decode_str;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::headers::take_cookies;
+
 /// Headers with the token.
 const HEADERS: [&str; 2] = ["x-wrenn-traffic-token", "e2b-traffic-access-token"];
 /// Parameter of the query with the token.
@@ -46,7 +48,7 @@ impl Given {
             given.query = Some(token);
             *uri = without;
         }
-        given.cookies = take_cookies(headers);
+        given.cookies = take_cookies(headers, &[COOKIE]);
         given
     }
 
@@ -84,36 +86,6 @@ fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-/// Takes the tokens out of the cookies; the others stay as they are written. They need not be text.
-fn take_cookies(headers: &mut HeaderMap) -> Vec<String> {
-    let all: Vec<HeaderValue> = headers.get_all(header::COOKIE).iter().cloned().collect();
-    let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
-        value.as_bytes().split(|byte| *byte == b';').map(|pair| pair.trim_ascii().to_vec()).collect()
-    };
-    if !all.iter().any(|value| pairs(value).iter().any(|pair| token_of_cookie(pair).is_some())) {
-        return Vec::new();
-    }
-    headers.remove(header::COOKIE);
-    let mut tokens = Vec::new();
-    for value in all {
-        let (ours, others): (Vec<_>, Vec<_>) =
-            pairs(&value).into_iter().partition(|pair| token_of_cookie(pair).is_some());
-        tokens.extend(ours.iter().filter_map(|pair| token_of_cookie(pair)));
-        let rest = HeaderValue::from_bytes(&others.join(&b"; "[..]));
-        if let Some(rest) = rest.ok().filter(|rest| !rest.is_empty()) {
-            headers.append(header::COOKIE, rest);
-        }
-    }
-    tokens
-}
-
-/// Returns the token, if this pair is its cookie.
-fn token_of_cookie(pair: &[u8]) -> Option<String> {
-    let end = pair.iter().position(|byte| *byte == b'=')?;
-    let is_ours = pair[..end].trim_ascii() == COOKIE.as_bytes();
-    is_ours.then(|| String::from_utf8_lossy(pair[end + 1..].trim_ascii()).into_owned())
-}
-
 /// Returns the cookie with which a browser goes on without the token in the URL.
 pub(super) fn cookie(token: &str, secure: bool) -> Option<HeaderValue> {
     let secure = if secure { "; Secure" } else { "" };
@@ -141,6 +113,7 @@ mod tests {
     use proptest::{prop_assert, proptest};
 
     use super::*;
+    use crate::proxy::headers::value_of_cookie;
 
     fn take(uri: &str, headers: &[(&str, &str)]) -> (Given, String, Vec<String>) {
         let mut request = Request::get(uri);
@@ -218,10 +191,10 @@ mod tests {
             let mut headers = HeaderMap::new();
             if let Ok(value) = HeaderValue::from_str(&text) {
                 headers.insert(header::COOKIE, value);
-                take_cookies(&mut headers);
+                take_cookies(&mut headers, &[COOKIE]);
                 let left = headers.get(header::COOKIE).map(HeaderValue::as_bytes).unwrap_or_default();
                 let mut pairs = left.split(|byte| *byte == b';');
-                prop_assert!(pairs.all(|pair| token_of_cookie(pair.trim_ascii()).is_none()), "{left:?}");
+                prop_assert!(pairs.all(|pair| value_of_cookie(pair.trim_ascii(), &[COOKIE]).is_none()), "{left:?}");
             }
         }
     }

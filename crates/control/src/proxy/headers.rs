@@ -27,6 +27,10 @@ const FORWARDED: [&str; 6] = [
 ];
 /// Host that the sandbox's server gets instead of the one that was asked for.
 const REWRITTEN_HOST: &str = "x-wrenn-host";
+/// Cookies of the API, which a browser also sends to other ports of its host, and to names beside it: of sessions, against other sites,
+/// both over HTTPS and over plain HTTP, and of a sign-in by another provider. A sandbox could sign in with them.
+const OF_API: [&str; 5] =
+    ["__Host-wrenn_session", "wrenn_session", "__Host-wrenn_csrf", "wrenn_csrf", "wrenn_oauth"];
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 /// Where a request came from.
@@ -80,6 +84,7 @@ pub(super) fn for_sandbox(uri: &Uri, headers: &mut HeaderMap, origin: &Origin<'_
     headers.remove(header::EXPECT);
     naming_headers().for_each(|name| drop(headers.remove(name)));
     join_cookies(headers);
+    take_cookies(headers, &OF_API);
     let host = host(uri, headers).and_then(|host| HeaderValue::from_str(host).ok());
     let secure = is_secure(headers, origin);
     let told = |name: &str| headers.get(name).filter(|_| origin.trusted).cloned();
@@ -119,6 +124,39 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// Takes the cookies of these names out of a request, and returns their values. The others stay as they are written; they need not be
+/// text.
+pub(super) fn take_cookies(headers: &mut HeaderMap, names: &[&str]) -> Vec<String> {
+    let all: Vec<HeaderValue> = headers.get_all(header::COOKIE).iter().cloned().collect();
+    let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
+        value.as_bytes().split(|byte| *byte == b';').map(|pair| pair.trim_ascii().to_vec()).collect()
+    };
+    let taken = |pair: &[u8]| value_of_cookie(pair, names);
+    if !all.iter().any(|value| pairs(value).iter().any(|pair| taken(pair).is_some())) {
+        return Vec::new();
+    }
+    headers.remove(header::COOKIE);
+    let mut values = Vec::new();
+    for value in all {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            pairs(&value).into_iter().partition(|pair| taken(pair).is_some());
+        values.extend(ours.iter().filter_map(|pair| taken(pair)));
+        let rest = HeaderValue::from_bytes(&others.join(&b"; "[..]));
+        if let Some(rest) = rest.ok().filter(|rest| !rest.is_empty()) {
+            headers.append(header::COOKIE, rest);
+        }
+    }
+    values
+}
+
+/// Returns the value of a cookie, if it has one of these names.
+pub(super) fn value_of_cookie(pair: &[u8], names: &[&str]) -> Option<String> {
+    let end = pair.iter().position(|byte| *byte == b'=')?;
+    let name = pair[..end].trim_ascii();
+    let is_one = names.iter().any(|one| one.as_bytes() == name);
+    is_one.then(|| String::from_utf8_lossy(pair[end + 1..].trim_ascii()).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +192,19 @@ mod tests {
         assert_eq!(upgrade(&given), None, "Connection does not name it");
         end_to_end(&mut given, None);
         assert_eq!(shown(&given), ["accept: */*"]);
+    }
+
+    #[test]
+    fn cookies_of_the_api_stay_outside() {
+        let hidden = |given: &'static str| {
+            let mut headers = headers(&[("cookie", given)]);
+            take_cookies(&mut headers, &OF_API);
+            shown(&headers)
+        };
+        assert_eq!(hidden("a=1;b=wrenn_session=2"), ["cookie: a=1;b=wrenn_session=2"]);
+        assert_eq!(hidden("a=1; wrenn_session=x; wrenn_csrf=y; wrenn_oauth=z; b=2"), ["cookie: a=1; b=2"]);
+        assert_eq!(hidden("__Host-wrenn_session=x; __Host-wrenn_csrf=y; __Host-a=1"), ["cookie: __Host-a=1"]);
+        assert!(hidden("wrenn_session=x").is_empty());
     }
 
     #[test]

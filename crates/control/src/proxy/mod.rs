@@ -8,7 +8,6 @@ mod answer;
 mod connect_stream;
 mod headers;
 mod idle;
-mod networks;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
@@ -31,7 +30,6 @@ use self::{
     address::{Address, Form, Unknown},
     headers::Origin,
     idle::{Clock, Timed, Watched},
-    networks::Networks,
     upstream::Upstream,
 };
 use crate::{
@@ -39,6 +37,7 @@ use crate::{
     config::ProxySettings,
     db::sandboxes::PortAccess,
     error::Fault,
+    networks::Networks,
     request_trace,
     sandboxes::{ENVD_PORT, Reached},
     services::Services,
@@ -73,8 +72,7 @@ type Held = (Place, Place);
 impl Proxy {
     /// Creates the proxy. Fails if a setting is not valid.
     pub(crate) fn new(services: &Services, settings: &ProxySettings) -> anyhow::Result<Self> {
-        let trusted = Networks::parse(settings.trusted.as_deref().unwrap_or_default())
-            .map_err(|part| anyhow::anyhow!("server.proxy_trusted: {part:?} is no address and no network"))?;
+        let trusted = settings.trusted()?;
         let (all, per_sandbox) = (settings.requests, settings.requests_per_sandbox);
         // Idle connections and those that are being closed leave room for those of new requests.
         let connections = Places::with_share("connections to ports", 2 * all, 2 * per_sandbox);
@@ -93,7 +91,7 @@ impl Proxy {
         let id = HeaderValue::from_str(&Uuid::now_v7().simple().to_string());
         let id = id.unwrap_or(HeaderValue::from_static("none"));
         let span = request_trace::span(&id, request.extensions().get::<Arc<Connection>>().map(AsRef::as_ref));
-        let response = request_trace::follow(id, span.clone(), self.0.handle(request)).await;
+        let response = Box::pin(request_trace::follow(id, span.clone(), self.0.handle(request))).await;
         let (status, took) = (response.status().as_u16(), begin.elapsed());
         let by =
             if response.headers().get(answer::HOP) == Some(&answer::SANDBOX) { "sandbox" } else { "proxy" };

@@ -32,6 +32,7 @@ use wrenn_api::{ErrorCode, SandboxId};
 use super::address::Address;
 use crate::{
     admission::{Place, Places},
+    by::By,
     db::sandboxes::PortAccess,
     error::Fault,
     sandboxes::{PortPipe, Reached, Sandboxes},
@@ -155,7 +156,7 @@ impl Shared {
         if let Some(reached) = self.reached.get(id) {
             return Ok((reached, false));
         }
-        let reached = self.sandboxes.reach_ports(team, id).await?;
+        let reached = self.sandboxes.reach_ports(team, id, By::VISITOR).await?;
         Ok((self.reached.put(id, reached), true))
     }
 
@@ -166,7 +167,14 @@ impl Shared {
             Fault::new(ErrorCode::TooManyRequests, message)
         })?;
         let access = self.access(id).await?;
-        let (reached, new) = self.reach(access.team_id, id).await?;
+        let (reached, new) = match self.reach(access.team_id, id).await {
+            // It may be known only from before it was deleted: then it is not there.
+            Err(fault) if is_of_sandbox(fault.code) => {
+                self.accesses.forget(id);
+                return self.access(id).await.and(Err(fault));
+            }
+            reached => reached?,
+        };
         let pipe = match reached.open(port).await {
             // It may have been paused or deleted since the last look.
             Err(fault) if !new && is_of_sandbox(fault.code) => {

@@ -94,7 +94,9 @@ fn places<'a>(admission: &'a Admission, method: &Method, route: &str, has_caller
     match route {
         _ if !has_caller && PROBES.contains(&route) => &admission.probes,
         _ if !has_caller => &admission.pages,
-        _ if route.ends_with("/stream") || route.ends_with("/watch") => &admission.streams,
+        _ if ["/stream", "/watch", "/logs", "/export"].iter().any(|last| route.ends_with(last)) => {
+            &admission.streams
+        }
         _ if method == Method::DELETE => &admission.deletes,
         _ => &admission.requests,
     }
@@ -126,7 +128,9 @@ mod tests {
         .map(|(method, route)| of(method, route))
         .into();
         assert_eq!(kinds.len(), 5);
-        assert_eq!(of(Method::GET, "/v1/events/stream"), of(Method::GET, "/v1/sandboxes/{id}/exec/stream"));
+        for stream in ["/v1/events/stream", "/v1/templates/builds/{id}/logs"] {
+            assert_eq!(of(Method::GET, stream), of(Method::GET, "/v1/sandboxes/{id}/exec/stream"));
+        }
     }
 
     #[tokio::test]

@@ -2,7 +2,11 @@
 //! HTTP: the surfaces, what stands beside them (health, metrics, documentation), and the middleware of all.
 //! Surfaces only render; what they offer is done by the services.
 
+mod account_page;
+mod audit;
 mod auth;
+mod came_from;
+mod cookie;
 mod dispatch;
 mod health;
 mod layers;
@@ -22,7 +26,7 @@ use wrenn_api::ErrorCode;
 use crate::{error::Fault, services::Services};
 
 pub use auth::Authenticator;
-pub use permission::needs;
+pub use permission::{needs, needs_in_team};
 
 /// Service of a whole server.
 pub type HttpService = MapRequest<Router, fn(Request) -> Request>;
@@ -41,6 +45,7 @@ impl Routes {
     /// permission: anybody could call it.
     pub(crate) fn new(of_extensions: Vec<(&str, OpenApiRouter<Services>)>) -> anyhow::Result<Self> {
         let open = OpenApiRouter::new().routes(routes!(health::health)).routes(routes!(health::metrics));
+        let open = open.merge(v1::open_routes());
         let (open, of_open) = open.split_for_parts();
         let (mut protected, mut of_protected) = v1::routes().split_for_parts();
         for (name, routes) in of_extensions {
@@ -62,23 +67,27 @@ impl Routes {
         &self.document
     }
 
-    /// Builds the service. Requests to protected routes are first authenticated by API key, then by the other
-    /// authenticators.
+    /// Builds the service. Requests to protected routes are authenticated by a credential of the server, or by the authenticators
+    /// of extensions.
     pub(crate) fn service(&self, services: &Services, others: Vec<Arc<dyn Authenticator>>) -> HttpService {
-        let api_key: Arc<dyn Authenticator> = Arc::new(auth::ApiKey::new(services.clone()));
-        let all = std::iter::once(api_key).chain(others).collect();
-        let authenticators = auth::Authenticators::new(all, services.clone());
+        let authenticators = auth::Authenticators::new(others.into(), services.clone());
         let bound = middleware::from_fn_with_state(services.clone(), layers::bound);
+        // Within the bounds: what is refused for want of room was not begun.
+        let recorder = audit::Recorder::new(services.clone(), &self.document);
+        let recorded = middleware::from_fn_with_state(recorder, audit::record);
         // Authentication first: requests without a valid key use no permit.
         let protected = self
             .protected
             .clone()
+            .route_layer(recorded.clone())
             .route_layer(bound.clone())
             .route_layer(middleware::from_fn_with_state(authenticators, auth::required));
         let router = self
             .open
             .clone()
             .merge(openapi::routes(&self.document))
+            .merge(account_page::routes())
+            .route_layer(recorded)
             .route_layer(bound)
             .merge(protected)
             .fallback(async || {
@@ -89,6 +98,7 @@ impl Routes {
                 let message = "this path does not take this method; GET /docs lists what it takes";
                 Fault::new(ErrorCode::MethodNotAllowed, message)
             })
+            .layer(middleware::from_fn_with_state(services.clone(), came_from::note))
             .layer(middleware::from_fn(layers::observe))
             .layer(axum::extract::DefaultBodyLimit::disable())
             .with_state(services.clone());

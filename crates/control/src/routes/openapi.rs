@@ -16,17 +16,16 @@ use utoipa::{
         OpenApi, RefOr, Schema,
         path::{Operation, ParameterIn},
         schema::{SchemaType, Type},
-        security::{ApiKey, ApiKeyValue, SecurityScheme},
     },
 };
 use utoipa_swagger_ui::Config;
 use wrenn_api::{
-    ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent, TerminalClientFrame,
-    TerminalServerFrame,
+    BuildLogEntry, ChannelEvent, ErrorBody, Event, ExecClientFrame, ExecServerFrame, ExportFormat,
+    FileWatchFrame, TerminalClientFrame, TerminalServerFrame,
 };
 
 use super::{
-    permission::{SCHEME, operations},
+    permission::{operations, schemes},
     v1::error_responses,
 };
 use crate::services::Services;
@@ -43,15 +42,27 @@ use crate::services::Services;
         (url = "http://127.0.0.1:9725", description = "The default address of `wrenn up`."),
     ),
     components(schemas(
-        ErrorBody, ExecClientFrame, ExecServerFrame, FileWatchFrame, SandboxEvent, TerminalClientFrame,
-        TerminalServerFrame
+        BuildLogEntry, ChannelEvent, ErrorBody, Event, ExecClientFrame, ExecServerFrame, ExportFormat, FileWatchFrame,
+        TerminalClientFrame, TerminalServerFrame
     )),
     tags(
         (name = "sandboxes", description = "Sandboxes: microVMs with a disk and a network of their own."),
         (name = "commands", description = "Commands in sandboxes."),
         (name = "ports", description = "Ports of sandboxes, through the proxy or by API key."),
         (name = "files", description = "Files in sandboxes."),
-        (name = "events", description = "Events of sandboxes."),
+        (name = "snapshots", description = "Named snapshots of sandboxes."),
+        (name = "templates", description = "Templates: what sandboxes are created from."),
+        (name = "builds", description = "Builds of templates from recipes."),
+        (name = "images", description = "Images that teams upload, and those of registries that hosts have for them."),
+        (name = "teams", description = "Teams: members, invitations and quotas."),
+        (name = "platform", description = "For administrators of the platform: its templates, which all teams can use, and users, teams, hosts and \
+            sandboxes."),
+        (name = "audit", description = "The audit log: who did what."),
+        (name = "usage", description = "What a team has used, and statistics."),
+        (name = "events", description = "Events of sandboxes, named snapshots and hosts."),
+        (name = "accounts", description = "Users: sign-up, sign-in, passwords and sessions."),
+        (name = "keys", description = "API keys of the team, for programs."),
+        (name = "channels", description = "Channels, to which events of the team are delivered."),
         (name = "service", description = "The control plane itself."),
     )
 )]
@@ -68,12 +79,10 @@ pub(super) fn document(mut open: OpenApi, protected: OpenApi) -> OpenApi {
     for operation in operations(&mut document.paths) {
         forbid_null_in_headers(operation);
     }
-    let scheme = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
-        "X-API-Key",
-        "An API key of the team. `wrenn up` creates the first one and writes it to its configuration file.",
-    )));
     let components = document.components.get_or_insert_default();
-    components.add_security_scheme(SCHEME, scheme);
+    for (name, scheme) in schemes() {
+        components.add_security_scheme(name, scheme);
+    }
     let examples = error_responses::examples().map(|(name, example)| (name, RefOr::T(example)));
     components.examples = examples.collect();
     document
@@ -221,11 +230,23 @@ mod tests {
     #[test]
     fn every_operation_says_whether_it_needs_a_key_and_which_errors_it_has() {
         for (id, operation) in all() {
-            let open = ["getHealth", "getMetrics"].contains(&id.as_str());
+            let open = [
+                "getHealth",
+                "getMetrics",
+                "signUp",
+                "activateAccount",
+                "logIn",
+                "useLink",
+                "requestReset",
+                "confirmReset",
+                "beginOauth",
+                "finishOauth",
+            ]
+            .contains(&id.as_str());
             let security = operation["security"].as_array().expect("security");
             assert_eq!(security.is_empty(), open, "{id}");
             assert_eq!(operation["x-permission"].is_null(), open, "{id}");
-            for status in ["400", "401", "429", "500", "503"] {
+            for status in ["400", "401", "403", "429", "500", "503"] {
                 assert!(open || operation["responses"][status].is_object(), "{id}: {status}");
             }
         }

@@ -4,7 +4,9 @@
 
 use bytes::Bytes;
 use connectrpc::client::{BidiRecvHalf, BidiSendHalf, ClientTransport};
-use wrenn_api::{ErrorCode, ExecStart, SandboxId, Signal, TerminalConnect, TerminalSize, TerminalStart};
+use wrenn_api::{
+    ErrorCode, ExecStart, KilledProcess, SandboxId, Signal, TerminalConnect, TerminalSize, TerminalStart,
+};
 use wrenn_rpc::host::v1::{
     __buffa::{
         oneof::{
@@ -17,7 +19,12 @@ use wrenn_rpc::host::v1::{
     process_stream_request::{Attach, CloseInput, Leave, Start},
 };
 
-use super::{activity::Active, command, processes::Selector, terminals};
+use super::{
+    activity::Active,
+    command::{self, killed},
+    processes::Selector,
+    terminals,
+};
 use crate::{
     agents::{AgentClient, Link},
     error::Fault,
@@ -75,7 +82,7 @@ pub enum ProcessEvent {
 }
 
 /// End of a process.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exit {
     /// Exit status; 128 + N if signal N ended it.
@@ -88,6 +95,8 @@ pub struct Exit {
     pub signal: Option<u32>,
     /// Whether the kernel killed it or a descendant for want of memory.
     pub out_of_memory: bool,
+    /// Which one, if that is known.
+    pub killed: Option<KilledProcess>,
 }
 
 impl Attached {
@@ -245,6 +254,7 @@ impl std::convert::From<Event> for ProcessEvent {
                 lost_bytes: end.lost_bytes,
                 signal: Some(end.signal).filter(|signal| *signal > 0),
                 out_of_memory: end.out_of_memory,
+                killed: end.victim.into_option().map(killed),
             }),
         }
     }

@@ -4,8 +4,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use wrenn_api::{ExecRequest, ExecStart, SandboxId};
-use wrenn_rpc::host::v1::{Command, ExecRequest as AgentExec};
+use wrenn_api::{ExecRequest, ExecStart, KilledProcess, SandboxId};
+use wrenn_rpc::host::v1::{Command, ExecRequest as AgentExec, Victim};
 
 use crate::{
     admission::Held,
@@ -97,6 +97,10 @@ pub struct Finished {
     pub truncated: bool,
     /// Number of missing bytes.
     pub lost_bytes: u64,
+    /// Whether the kernel killed it or a descendant for want of memory.
+    pub out_of_memory: bool,
+    /// Which one, if that is known.
+    pub killed: Option<KilledProcess>,
     /// Duration in milliseconds.
     pub duration_ms: u64,
     /// Memory reserved for the output.
@@ -130,8 +134,15 @@ pub(crate) async fn run(
         timed_out: ran.timed_out,
         truncated: ran.truncated,
         lost_bytes: ran.lost_bytes,
+        out_of_memory: ran.out_of_memory,
+        killed: ran.victim.into_option().map(killed),
         duration_ms: ran.duration_ms,
     })
+}
+
+/// What the kernel of a guest killed, for clients.
+pub(super) fn killed(victim: Victim) -> KilledProcess {
+    KilledProcess { pid: victim.pid, command: victim.command }
 }
 
 /// Checks a command whose output is streamed; returns its timeout in milliseconds, 0 for none, too.

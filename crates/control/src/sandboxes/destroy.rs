@@ -5,9 +5,13 @@ use uuid::Uuid;
 use wrenn_api::{SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::DestroyRequest;
 
-use super::lookup::{agent, known};
+use super::{
+    lookup::{agent, known},
+    metrics,
+};
 use crate::{
     agents::{deadline, within},
+    by::By,
     db::sandboxes::{self, Change, Known},
     error::Fault,
     fault,
@@ -19,7 +23,7 @@ const TRIES: usize = 16;
 
 /// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
 /// when the host is back.
-pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), Fault> {
+pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId, by: By) -> Result<(), Fault> {
     let lease = app.limits.lease;
     for _ in 0..TRIES {
         let row = known(app, team, id).await?;
@@ -28,10 +32,13 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
             // Another worker removes it already, or starts now.
             SandboxStatus::Stopping if !sandboxes::take_over(&app.db, &row, lease).await? => return Ok(()),
             SandboxStatus::Stopping => row,
-            _ => match sandboxes::change(&app.db, &row, Change::to(SandboxStatus::Stopping), lease).await? {
-                Some(row) => row.known(),
-                None => continue,
-            },
+            _ => {
+                let change = Change::to(SandboxStatus::Stopping).by(by);
+                match sandboxes::change(&app.db, &row, change, lease).await? {
+                    Some(row) => row.known(),
+                    None => continue,
+                }
+            }
         };
         app.outbox.notify_one();
         fault::point("destroy.marked");
@@ -55,7 +62,7 @@ pub(crate) async fn destroy(app: &App, team: Uuid, id: SandboxId) -> Result<(), 
 
 /// Deletes a sandbox if it is still idle, and nobody else changes its status meanwhile.
 pub(super) async fn destroy_idle(app: &App, row: &Known) -> Result<(), Fault> {
-    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Stopping) };
+    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Stopping).by(By::IDLE) };
     let Some(row) = sandboxes::change(&app.db, row, change, app.limits.lease).await? else {
         return Ok(());
     };
@@ -63,11 +70,18 @@ pub(super) async fn destroy_idle(app: &App, row: &Known) -> Result<(), Fault> {
     finish(app, &row.known()).await
 }
 
-/// Calls the agent to remove a `stopping` sandbox, and records that it is stopped.
+/// Calls the agent to remove a `stopping` sandbox, and records that it is stopped, and what it used.
 pub(crate) async fn finish(app: &App, row: &Known) -> Result<(), Fault> {
     if let Some(host) = row.host_id {
+        let used = metrics::before_removal(app, row).await;
         let request = DestroyRequest { sandbox_id: row.public_id().to_string(), ..Default::default() };
-        agent(app, host).await?.destroy_with_options(request, within(deadline::DESTROY)).await?;
+        let removing = async {
+            let client = agent(app, host).await?;
+            let removed = client.destroy_with_options(request, within(deadline::DESTROY)).await;
+            removed.map(drop).map_err(Fault::from)
+        };
+        let (removed, ()) = tokio::join!(removing, metrics::keep_removed(app, row, used));
+        removed?;
     }
     fault::point("destroy.gone");
     sandboxes::change(&app.db, row, Change::to(SandboxStatus::Stopped), app.limits.lease).await?;

@@ -13,6 +13,7 @@ use wrenn_api::{OnTimeout, SandboxStatus};
 
 use super::{destroy::destroy_idle, pause::pause_idle};
 use crate::{
+    by::By,
     db::sandboxes::{self, Change, Known},
     error::Fault,
     state::App,
@@ -84,7 +85,7 @@ async fn tell(app: &App, id: Uuid, error: Fault) -> Result<(), Fault> {
     let now = sandboxes::of_ids(&app.db, &[id]).await?;
     for row in now.iter().filter(|row| row.status() == SandboxStatus::Running) {
         let message = format!("it was idle for its timeout and could not be paused: {}", error.message);
-        let change = Change { error: Some((error.code, message)), ..Change::default() };
+        let change = Change { error: Some((error.code, message)), ..Change::default() }.by(By::IDLE);
         sandboxes::change(&app.db, row, change, app.limits.lease).await?;
         app.outbox.notify_one();
     }

@@ -9,12 +9,13 @@ mod create;
 mod destroy;
 mod directories;
 mod files;
+mod from_image;
 pub(crate) mod idle;
 mod lookup;
 mod metadata;
+mod metrics;
 mod paths;
 mod pause;
-mod place;
 mod ports;
 mod processes;
 pub(crate) mod reconcile;
@@ -31,13 +32,15 @@ mod watch;
 
 use serde_json::json;
 use wrenn_api::{
-    BackgroundProcess, CreateSandbox, FileEntry, FileOperation, ProcessInfo, ResumeSandbox, Sandbox,
-    SandboxId, SandboxRef, SandboxStatus, Signal, Signalled, TerminalScreen, UpdateSandbox,
+    BackgroundProcess, CreateSandbox, FileEntry, FileOperation, MetricsRange, ProcessInfo, ResumeSandbox,
+    Sandbox, SandboxId, SandboxMetrics, SandboxRef, SandboxStatus, Signal, Signalled, TerminalScreen,
+    UpdateSandbox,
 };
 
 use self::activity::Active;
 use crate::{
     agents::{AgentClient, ResponseMemory},
+    by::By,
     caller::Caller,
     db::{self, sandboxes::Filter},
     error::Fault,
@@ -50,6 +53,7 @@ pub use attached::{Attached, Exit, From, ProcessEvent, ProcessEvents, ProcessInp
 #[cfg(test)]
 pub(crate) use command::run;
 pub use command::{BackgroundCommand, Finished, TimedCommand};
+pub(crate) use destroy::destroy;
 pub use files::{Conditions, Destination, Download, Sent, Upload, Written};
 pub use paths::{AnyPath, FilePath};
 pub use ports::PortPipe;
@@ -107,14 +111,27 @@ impl Sandboxes {
     }
 
     /// Creates a sandbox and waits until it runs; with an idempotency key at most once. It is also completed
-    /// if the caller does not wait for it.
+    /// if the caller does not wait for it. From an image of a registry, that is so once the image is on a host.
     pub async fn create(
         &self,
         caller: &Caller,
         new: CreateSandbox,
         idempotency: Option<Idempotency>,
     ) -> Result<Sandbox, Fault> {
-        let row = create::create(&self.app, caller.team().uuid(), new, idempotency).await?;
+        let (team, by, mut new) = (caller.team().uuid(), By::caller(caller), new);
+        self.app.hooks.before_create(&self.app.db, caller, &mut new).await?;
+        let row = match new.image.take() {
+            Some(_) if new.template.is_some() => {
+                return Err(Fault::invalid("template and image exclude each other: leave one of them out"));
+            }
+            Some(image) => from_image::create(&self.app, team, &image, new, idempotency, by).await?,
+            None if new.registry.is_some() => {
+                return Err(Fault::invalid(
+                    "registry is the account of an image's registry: name an image, too",
+                ));
+            }
+            None => create::create(&self.app, team, new, idempotency, by).await?,
+        };
         Ok(row.public())
     }
 
@@ -149,22 +166,32 @@ impl Sandboxes {
         Ok(lookup::find(&self.app, caller.team().uuid(), id).await?.public())
     }
 
+    /// Returns what a sandbox of the team has used, which runs or is paused. This is no use of it.
+    pub async fn metrics(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        range: MetricsRange,
+    ) -> Result<SandboxMetrics, Fault> {
+        metrics::read(&self.app, caller.team().uuid(), id, range).await
+    }
+
     /// Deletes a sandbox. Idempotent. If its host does not respond, the sandbox stays `stopping` and is removed
     /// when the host is back.
     pub async fn destroy(&self, caller: &Caller, id: SandboxId) -> Result<(), Fault> {
-        destroy::destroy(&self.app, caller.team().uuid(), id).await
+        destroy::destroy(&self.app, caller.team().uuid(), id, By::caller(caller)).await
     }
 
     /// Pauses a sandbox and waits until it is paused. Does nothing if it is. It is also completed if the caller does
     /// not wait for it. If it fails, the sandbox runs on.
     pub async fn pause(&self, caller: &Caller, id: SandboxId) -> Result<Sandbox, Fault> {
-        Ok(pause::pause(&self.app, caller.team().uuid(), id).await?.public())
+        Ok(pause::pause(&self.app, caller.team().uuid(), id, By::caller(caller)).await?.public())
     }
 
     /// Resumes a sandbox and waits until it runs. If it does, only its timeout begins anew. It is also completed if the
     /// caller does not wait for it.
     pub async fn resume(&self, caller: &Caller, id: SandboxId, how: ResumeSandbox) -> Result<Sandbox, Fault> {
-        Ok(resume::resume(&self.app, caller.team().uuid(), id, &how).await?.public())
+        Ok(resume::resume(&self.app, caller.team().uuid(), id, &how, By::caller(caller)).await?.public())
     }
 
     /// Notes that a running sandbox is in use.
@@ -191,7 +218,8 @@ impl Sandboxes {
     ) -> Result<Finished, Fault> {
         let team = caller.team().uuid();
         let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
-        let (agent, _active) = running::with_memory(&self.app, team, id, memory.clone()).await?;
+        let (agent, _active) =
+            running::with_memory(&self.app, team, id, memory.clone(), By::caller(caller)).await?;
         command::run(&agent, id, command, &memory).await
     }
 
@@ -338,12 +366,13 @@ impl Sandboxes {
     async fn reach(&self, caller: &Caller, id: SandboxId) -> Result<(AgentClient, Active), Fault> {
         let team = caller.team().uuid();
         let memory = ResponseMemory::new(self.app.admission.memory.clone(), team);
-        running::with_memory(&self.app, team, id, memory).await
+        running::with_memory(&self.app, team, id, memory, By::caller(caller)).await
     }
 
     /// Attaches to a running sandbox for one stream: a process with its input and output, or a file.
     pub async fn attach(&self, caller: &Caller, id: SandboxId) -> Result<Attached, Fault> {
-        let (agent, active) = running::dedicated(&self.app, caller.team().uuid(), id).await?;
+        let (agent, active) =
+            running::dedicated(&self.app, caller.team().uuid(), id, By::caller(caller)).await?;
         Ok(Attached::new(agent, id).keeping(active))
     }
 }

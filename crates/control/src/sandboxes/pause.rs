@@ -6,18 +6,20 @@ use uuid::Uuid;
 use wrenn_api::{ErrorCode, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::PauseRequest;
 
-use super::{lookup::agent, settle, step};
+use super::{lookup::agent, metrics, settle, step};
 use crate::{
     agents::within,
+    by::By,
     db::sandboxes::{self, Change, Known, Row},
     error::Fault,
     fault,
     lease::Lease,
+    quotas,
     state::App,
 };
 
 /// Pauses a sandbox and waits until it is paused. Does nothing if it is.
-pub(super) async fn pause(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Fault> {
+pub(super) async fn pause(app: &App, team: Uuid, id: SandboxId, by: By) -> Result<Row, Fault> {
     loop {
         let row = settle::settled(app, team, id, &[SandboxStatus::Pausing]).await?;
         match row.status() {
@@ -29,10 +31,13 @@ pub(super) async fn pause(app: &App, team: Uuid, id: SandboxId) -> Result<Row, F
                 return Err(Fault::new(ErrorCode::InvalidState, message));
             }
         }
-        let change = Change::to(SandboxStatus::Pausing);
-        let Some(row) = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await? else {
+        let change = Change::to(SandboxStatus::Pausing).by(by);
+        let mut tx = app.db.begin().await?;
+        quotas::lock(&mut tx, team, &app.limits).await?.check_pause(&mut tx).await?;
+        let Some(row) = sandboxes::change_in(&mut tx, &row.known(), change, app.limits.lease).await? else {
             continue;
         };
+        tx.commit().await?;
         app.outbox.notify_one();
         fault::point("pause.marked");
         // The pause continues if the client disconnects.
@@ -49,7 +54,7 @@ pub(super) async fn pause(app: &App, team: Uuid, id: SandboxId) -> Result<Row, F
 
 /// Pauses a sandbox if it is still idle, and nobody else changes its status meanwhile.
 pub(super) async fn pause_idle(app: &App, row: &Known) -> Result<(), Fault> {
-    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Pausing) };
+    let change = Change { if_idle: true, ..Change::to(SandboxStatus::Pausing).by(By::IDLE) };
     let Some(row) = sandboxes::change(&app.db, row, change, app.limits.lease).await? else {
         return Ok(());
     };
@@ -67,7 +72,14 @@ async fn finish(app: &App, row: Row) -> Result<Row, Fault> {
     };
     let paused = paused.await;
     fault::point("pause.done");
-    let ended = settle::end(app, &row, paused.map(|answer| step::paused(answer.sandbox.as_option()))).await;
+    let (is_paused, known) = (paused.is_ok(), row.known());
+    let keeping = async {
+        if is_paused {
+            metrics::keep_paused(app, &known).await;
+        }
+    };
+    let change = paused.map(|answer| step::paused(answer.sandbox.as_option()));
+    let (ended, ()) = tokio::join!(settle::end(app, &row, change), keeping);
     drop(lease);
     ended
 }

@@ -28,6 +28,7 @@ use wrenn_rpc::host::v1::{
 use super::{Sandboxes, activity::Active, lookup::find, running::place_of};
 use crate::{
     agents::AgentClient,
+    by::By,
     caller::Caller,
     db::sandboxes::{PortAccess, port_access},
     error::Fault,
@@ -58,7 +59,7 @@ impl Sandboxes {
                 format!("port {port} is that of the sandbox's agent: use the operations on the sandbox");
             return Err(Fault::new(ErrorCode::Forbidden, message));
         }
-        let reached = Arc::new(self.reach_ports(caller.team().uuid(), id).await?);
+        let reached = Arc::new(self.reach_ports(caller.team().uuid(), id, By::caller(caller)).await?);
         let pipe = reached.open(port).await?;
         Ok(PortPipe { _reached: Some(reached), ..pipe })
     }
@@ -78,8 +79,8 @@ impl Sandboxes {
     }
 
     /// Reaches a sandbox for connections to its ports. Resumes it if it is to be resumed by its use.
-    pub(crate) async fn reach_ports(&self, team: Uuid, id: SandboxId) -> Result<Reached, Fault> {
-        let (host, address, active) = place_of(&self.app, team, id).await?;
+    pub(crate) async fn reach_ports(&self, team: Uuid, id: SandboxId, by: By) -> Result<Reached, Fault> {
+        let (host, address, active) = place_of(&self.app, team, id, by).await?;
         Ok(Reached { app: self.app.clone(), id, host, address, _active: Some(active) })
     }
 }

@@ -82,6 +82,7 @@ fn info(process: Process) -> ProcessInfo {
         user: process.user,
         started_at: DateTime::from_timestamp_millis(process.started_at_unix_ms).unwrap_or_default(),
         terminal: process.terminal,
+        out_of_memory: process.out_of_memory,
     }
 }
 

@@ -8,6 +8,7 @@ use wrenn_rpc::host::v1::{ResumeRequest, ResumeResponse};
 use super::{lookup::agent, metadata, settle, timeout};
 use crate::{
     agents::within,
+    by::By,
     db::{
         hosts,
         sandboxes::{self, Change, Row},
@@ -15,6 +16,7 @@ use crate::{
     error::Fault,
     fault,
     lease::Lease,
+    quotas,
     state::App,
 };
 
@@ -24,6 +26,7 @@ pub(super) async fn resume(
     team: Uuid,
     id: SandboxId,
     wanted: &ResumeSandbox,
+    by: By,
 ) -> Result<Row, Fault> {
     let timeout = timeout::check(wanted.timeout_sec)?.map(|seconds| seconds as i32);
     let memory = wanted.memory.unwrap_or(true);
@@ -40,7 +43,7 @@ pub(super) async fn resume(
             },
             status => return Err(Fault::new(ErrorCode::InvalidState, refusal(&row, status))),
         }
-        let Some(row) = mark(app, &row, timeout).await? else { continue };
+        let Some(row) = mark(app, &row, timeout, by).await? else { continue };
         app.outbox.notify_one();
         fault::point("resume.marked");
         // The resume continues if the client disconnects.
@@ -72,10 +75,12 @@ fn refusal(row: &Row, status: SandboxStatus) -> String {
 }
 
 /// Marks the sandbox as `resuming` and reserves its resources on its host; `None` if it changed meanwhile.
-async fn mark(app: &App, row: &Row, timeout: Option<i32>) -> Result<Option<Row>, Fault> {
+async fn mark(app: &App, row: &Row, timeout: Option<i32>, by: By) -> Result<Option<Row>, Fault> {
     let id = row.public_id();
     let mut tx = app.db.begin().await?;
-    let change = Change { timeout_sec: timeout, ..Change::to(SandboxStatus::Resuming) };
+    let quotas = quotas::lock(&mut tx, row.team_id, &app.limits).await?;
+    quotas.check_resume(&mut tx, row.vcpus, row.memory_mb).await?;
+    let change = Change { timeout_sec: timeout, ..Change::to(SandboxStatus::Resuming).by(by) };
     let marked = sandboxes::change_in(&mut tx, &row.known(), change, app.limits.lease).await?;
     let Some(marked) = marked else { return Ok(None) };
     // Last, because from here on all creates on this host wait until the transaction ends.

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     agents::{AgentClient, ResponseMemory, deadline, within},
+    by::By,
     db::sandboxes::{self, Row},
     error::Fault,
     state::App,
@@ -27,14 +28,20 @@ pub(super) async fn with_memory(
     team: Uuid,
     id: SandboxId,
     memory: ResponseMemory,
+    by: By,
 ) -> Result<(AgentClient, Active), Fault> {
-    let (host, address, active) = place_of(app, team, id).await?;
+    let (host, address, active) = place_of(app, team, id, by).await?;
     Ok((app.agents.with_memory(host, &address, memory), active))
 }
 
 /// Client of a running sandbox's agent, for one stream.
-pub(super) async fn dedicated(app: &App, team: Uuid, id: SandboxId) -> Result<(AgentClient, Active), Fault> {
-    let (host, address, active) = place_of(app, team, id).await?;
+pub(super) async fn dedicated(
+    app: &App,
+    team: Uuid,
+    id: SandboxId,
+    by: By,
+) -> Result<(AgentClient, Active), Fault> {
+    let (host, address, active) = place_of(app, team, id, by).await?;
     Ok((app.agents.dedicated(host, &address), active))
 }
 
@@ -44,9 +51,10 @@ pub(super) async fn place_of(
     app: &App,
     team: Uuid,
     id: SandboxId,
+    by: By,
 ) -> Result<(HostId, String, Active), Fault> {
     for _ in 0..LOOKS {
-        let row = usable(app, team, id).await?;
+        let row = usable(app, team, id, by).await?;
         let none = || Fault::new(ErrorCode::HostUnavailable, format!("sandbox {id} has no host"));
         let host = row.host_id.ok_or_else(none)?;
         let (address, begun) = tokio::try_join!(address(app, host), Active::begin(app, &row))?;
@@ -80,12 +88,12 @@ pub(super) async fn ping(app: &App, team: Uuid, id: SandboxId) -> Result<(), Fau
 }
 
 /// Returns a sandbox that runs, or is missing. Resumes it if it is to be resumed by its use.
-async fn usable(app: &App, team: Uuid, id: SandboxId) -> Result<Row, Fault> {
+async fn usable(app: &App, team: Uuid, id: SandboxId, by: By) -> Result<Row, Fault> {
     let mut row = find(app, team, id).await?;
     let stands =
         matches!(row.status(), SandboxStatus::Pausing | SandboxStatus::Paused | SandboxStatus::Resuming);
     if row.auto_resume && stands {
-        row = resume(app, team, id, &ResumeSandbox::default()).await?;
+        row = resume(app, team, id, &ResumeSandbox::default(), by).await?;
     }
     match row.status() {
         SandboxStatus::Running | SandboxStatus::Missing => Ok(row),

@@ -76,6 +76,16 @@ pub(super) fn cause_unknown(sandbox: &OnHost) -> Option<String> {
     (found(Some(sandbox)) == Found::Unknown).then(|| failure(sandbox).1)
 }
 
+/// Whether a change to this status is the result of the operation that this status stands for, and not something that its host did
+/// or lost by itself.
+pub(super) const fn ends(from: SandboxStatus, to: Option<SandboxStatus>) -> bool {
+    use SandboxStatus::{Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
+    matches!(
+        (from, to),
+        (Starting, _) | (Pausing, Some(Paused)) | (Resuming, Some(Running)) | (Stopping, Some(Stopped))
+    )
+}
+
 fn lost(what: &str) -> Step {
     Step::Change(Change::error(ErrorCode::AgentError, format!("{what}; delete it")))
 }
@@ -148,6 +158,8 @@ pub(super) fn step(row: &Known, sandbox: Option<&OnHost>) -> Step {
         (S::Starting | S::Running | S::Missing | S::Pausing | S::Paused | S::Resuming, F::Unknown) => {
             not_understood(row, sandbox)
         }
+        // Its boot from the disk has not begun, or has failed, which its owner records.
+        (S::Resuming, F::Failed) if !abandoned => Step::Nothing,
         (S::Starting | S::Running | S::Missing | S::Pausing | S::Paused | S::Resuming, F::Failed) => {
             failed(sandbox)
         }
@@ -277,7 +289,7 @@ mod tests {
             (S::Pausing, true,   ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
             (S::Paused, false,   ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
             (S::Paused, true,    ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
-            (S::Resuming, false, ["-",       "-",       "running", "-",       "-",       "-",       "-",       "error",   "-",       "-"]),
+            (S::Resuming, false, ["-",       "-",       "running", "-",       "-",       "-",       "-",       "-",       "-",       "-"]),
             (S::Resuming, true,  ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
             (S::Missing, false,  ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
             (S::Missing, true,   ["error",   "-",       "running", "-",       "paused",  "-",       "-",       "error",   "missing", "-"]),
@@ -294,6 +306,31 @@ mod tests {
                 let what = describe(step(&row(status, abandoned), sandbox.as_ref()));
                 assert_eq!(what, expected, "{status:?}, abandoned: {abandoned}, on the host: {state:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_host_is_the_cause_of_what_it_was_not_asked_for() {
+        use SandboxStatus as S;
+        let ended = [
+            (S::Starting, S::Running),
+            (S::Starting, S::Error),
+            (S::Pausing, S::Paused),
+            (S::Resuming, S::Running),
+            (S::Stopping, S::Stopped),
+        ];
+        for (from, to) in ended {
+            assert!(ends(from, Some(to)), "{from:?} to {to:?}");
+        }
+        let by_itself = [
+            (S::Running, S::Paused),
+            (S::Running, S::Missing),
+            (S::Pausing, S::Error),
+            (S::Missing, S::Running),
+            (S::Resuming, S::Paused),
+        ];
+        for (from, to) in by_itself {
+            assert!(!ends(from, Some(to)), "{from:?} to {to:?}");
         }
     }
 

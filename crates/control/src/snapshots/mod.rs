@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Snapshots service: named snapshots of sandboxes, which are templates of their team.
+//! Snapshots service: named snapshots of sandboxes, which are templates of their team; and those of builds, which have no name.
 
 mod create;
+
+pub(crate) use create::{Keeps, of_build};
 
 use std::time::Duration;
 
 use uuid::Uuid;
-use wrenn_api::{CreateSnapshot, ErrorCode, Snapshot, Template, TemplateKind};
+use wrenn_api::{CreateSnapshot, ErrorCode, Snapshot};
 use wrenn_rpc::host::v1::DeleteSnapshotRequest;
 
 use crate::{
     agents::{AgentClient, deadline, within},
+    by::By,
     caller::Caller,
+    claims::is_of_platform,
     db::{
         hosts,
         snapshots::{self, Row},
@@ -19,6 +23,7 @@ use crate::{
     error::Fault,
     fault,
     idempotency::Idempotency,
+    names::is_template_name,
     state::App,
 };
 
@@ -39,14 +44,16 @@ impl Snapshots {
 
     /// Makes a snapshot of a running or paused sandbox, and waits until it is kept; with an idempotency key at most once. A
     /// running one goes on; it stands still only while its memory is captured. It is also completed if the caller does not
-    /// wait for it.
+    /// wait for it. With `overwrite` it takes its name from the team's snapshot that has it, once it is kept, and that one is
+    /// removed.
     pub async fn create(
         &self,
         caller: &Caller,
         new: CreateSnapshot,
+        overwrite: bool,
         idempotency: Option<Idempotency>,
     ) -> Result<Snapshot, Fault> {
-        create::create(&self.app, caller.team().uuid(), new, idempotency).await
+        create::create(&self.app, caller, new, overwrite, idempotency).await
     }
 
     /// Lists the team's snapshots, the newest first.
@@ -55,40 +62,23 @@ impl Snapshots {
         Ok(rows.iter().map(Row::public).collect())
     }
 
-    /// Lists what the team's sandboxes can be created from: the platform's templates on online hosts, by name, and then the
-    /// team's snapshots, the newest first.
-    pub async fn templates(&self, caller: &Caller) -> Result<Vec<Template>, Fault> {
-        let base = hosts::templates(&self.app.db).await?.into_iter().map(|name| Template {
-            name,
-            kind: TemplateKind::Base,
-            vcpus: None,
-            memory_mb: None,
-            created_at: None,
-        });
-        let own = self.list(caller).await?.into_iter().map(|snapshot| Template {
-            name: snapshot.name,
-            kind: TemplateKind::Snapshot,
-            vcpus: Some(snapshot.vcpus),
-            memory_mb: Some(snapshot.memory_mb),
-            created_at: Some(snapshot.created_at),
-        });
-        Ok(base.chain(own).collect())
-    }
-
     /// Deletes a snapshot of the team. Sandboxes that were created from it do not need it. If its host does not respond,
     /// it is removed there later.
     pub async fn delete(&self, caller: &Caller, name: &str) -> Result<(), Fault> {
         let app = &self.app;
-        let found = snapshots::find(&app.db, caller.team().uuid(), name).await?;
+        // PostgreSQL takes no text with NUL, and no snapshot has such a name.
+        let valid = is_template_name(name);
+        let found = if valid { snapshots::find(&app.db, caller.team().uuid(), name).await? } else { None };
         let Some(row) = found else {
-            if is_reserved(app, name).await? {
+            if valid && is_of_platform(app, caller.team().uuid(), name).await? {
                 let message = format!("{name:?} is a template of the platform, which teams cannot delete");
                 return Err(Fault::new(ErrorCode::Forbidden, message));
             }
             let shown: String = name.chars().take(64).collect();
             return Err(Fault::new(ErrorCode::NotFound, format!("there is no snapshot named {shown:?}")));
         };
-        snapshots::doom(&app.db, row.id, app.limits.lease).await?;
+        snapshots::delete(&app.db, caller.team().uuid(), &row, app.limits.lease, By::caller(caller)).await?;
+        app.outbox.notify_one();
         fault::point("snapshot.doomed");
         if let Err(error) = remove(app, &row).await {
             tracing::warn!(name, %error, "a snapshot is removed from its host later");
@@ -103,9 +93,7 @@ pub(crate) async fn upkeep(app: App) {
         match snapshots::take_unfinished(&app.db, app.limits.lease, AT_A_TIME).await {
             Ok(rows) => {
                 for row in rows {
-                    if let Err(error) = remove(&app, &row).await {
-                        tracing::warn!(name = row.name, %error, "a snapshot is not removed yet");
-                    }
+                    remove_or_later(&app, &row).await;
                 }
             }
             Err(error) => tracing::warn!(%error, "unfinished snapshots cannot be looked for"),
@@ -117,9 +105,19 @@ pub(crate) async fn upkeep(app: App) {
     }
 }
 
-/// Returns whether a template of the platform has this name.
-async fn is_reserved(app: &App, name: &str) -> Result<bool, Fault> {
-    Ok(hosts::has_template(&app.db, name).await?)
+/// Deletes a snapshot of a build, to which nothing refers. If its host does not respond, it is removed there later.
+pub(crate) async fn discard(app: &App, row: &Row) {
+    match snapshots::doom(&app.db, row.id, app.limits.lease).await {
+        Ok(()) => remove_or_later(app, row).await,
+        Err(error) => tracing::warn!(id = %row.id, %error, "a snapshot of a build is removed later"),
+    }
+}
+
+/// Removes a snapshot that is marked to be removed from its host, and forgets it; or else the upkeep does so later.
+pub(crate) async fn remove_or_later(app: &App, row: &Row) {
+    if let Err(error) = remove(app, row).await {
+        tracing::warn!(id = %row.id, name = row.name, %error, "a snapshot is not removed yet");
+    }
 }
 
 /// Removes a snapshot from its host, and forgets it.

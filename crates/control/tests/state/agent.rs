@@ -17,12 +17,20 @@ macro_rules! unary {
     };
 }
 
+mod artifacts;
 mod files;
 mod guests;
+mod images;
 mod life;
+pub(crate) mod metrics;
 mod ports;
 mod processes;
 mod snapshots;
+
+pub(crate) use artifacts::CHUNKS;
+pub(crate) use files::Written;
+pub(crate) use images::image_id;
+pub(crate) use processes::Does;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -41,10 +49,13 @@ use wrenn_api::{ErrorCode, HostId};
 use wrenn_rpc::{
     HOST_HEADER, fault,
     host::v1::{
-        CreateRequest, CreateResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest,
-        DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet, GetRequest, GetResponse, ListRequest,
-        ListResponse, PauseRequest, PauseResponse, PingRequest, PingResponse, ResumeRequest, ResumeResponse,
-        Sandbox, SandboxState, SnapshotRequest, SnapshotResponse,
+        CreateRequest, CreateResponse, DeleteImageRequest, DeleteImageResponse, DeleteSnapshotRequest,
+        DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet,
+        GetRequest, GetResponse, ImportImageRequest, ImportImageResponse, ListRequest, ListResponse,
+        MakeImageRequest, MakeImageResponse, MakeUserRequest, MakeUserResponse, MetricsRequest,
+        MetricsResponse, OutOfMemory, PauseRequest, PauseResponse, PingRequest, PingResponse,
+        PutSecretRequest, PutSecretResponse, RemoveSecretsRequest, RemoveSecretsResponse, ResumeRequest,
+        ResumeResponse, Sandbox, SandboxState, SnapshotRequest, SnapshotResponse,
     },
 };
 
@@ -55,8 +66,28 @@ pub(crate) type Fails = (ErrorCode, &'static str);
 pub(crate) struct Now {
     /// Its sandboxes.
     pub(crate) sandboxes: BTreeMap<String, Simulated>,
-    /// Ids of its named snapshots.
+    /// Ids of its snapshots and of its images.
     pub(crate) snapshots: HashSet<String>,
+    pub(crate) images: HashSet<String>,
+    /// What its registry has: whole names with their digests, and the only account that may pull them, if it is not for all.
+    pub(crate) registry: BTreeMap<String, String>,
+    pub(crate) account: Option<(&'static str, &'static str)>,
+    /// Imports that it was asked for, in this order, and the number of the next ones whose image is gone at once.
+    pub(crate) imports: Vec<ImportImageRequest>,
+    pub(crate) import_loses: usize,
+    /// Names and sizes of the archives that were sent to it, the errors of the next ones, and the name that they give.
+    pub(crate) loads: Vec<(String, u64)>,
+    pub(crate) load_fails: Vec<Fails>,
+    pub(crate) told_name: &'static str,
+    /// Secrets that were put into its sandboxes, in this order.
+    pub(crate) secrets: Vec<PutSecretRequest>,
+    /// Ids of the snapshots and images that it has sent to others, and that others have sent to it, each time that it took all of
+    /// one; and the errors of the next ones that it is to take.
+    pub(crate) exported: Vec<String>,
+    pub(crate) taken: Vec<String>,
+    pub(crate) take_fails: Vec<Fails>,
+    /// Digests of its templates that it reports.
+    pub(crate) template_digests: BTreeMap<String, String>,
     /// Host id that it reports.
     pub(crate) host: HostId,
     pub(crate) max_sandboxes: u32,
@@ -69,12 +100,29 @@ pub(crate) struct Now {
     pub(crate) pause_fails: Vec<Fails>,
     pub(crate) resume_fails: Vec<Fails>,
     pub(crate) snapshot_fails: Vec<Fails>,
+    /// What commands do that are started or attached to with a stream, by a part of their text; without a rule they print
+    /// nothing and never end. The last rule counts.
+    pub(crate) rules: Vec<(String, Does)>,
+    /// Texts of such commands in the order of their starts, and of those whose caller left before their end.
+    pub(crate) commands: Vec<String>,
+    pub(crate) left: Vec<String>,
+    /// Texts of the commands that were started without a stream.
+    pub(crate) started: Vec<String>,
+    /// Paths at which there is nothing; at all others there is something.
+    pub(crate) absent: HashSet<String>,
+    /// What was written to files and unpacked.
+    pub(crate) written: Vec<Written>,
+    /// What sandboxes were asked for, in this order.
+    pub(crate) creates: Vec<CreateRequest>,
     /// The fleet of the last ping.
     pub(crate) fleet: Option<Fleet>,
     /// Number of list calls received, and answered.
     pub(crate) lists: (usize, usize),
     /// Destroy calls, with the fleet of each.
     pub(crate) destroys: Vec<(String, Option<Fleet>)>,
+    /// Sandboxes whose metrics were asked for, and of how many seconds. If `metrics_hang`, there is no answer.
+    pub(crate) metrics_asked: Vec<(String, u32)>,
+    pub(crate) metrics_hang: bool,
     /// Other calls that concern a sandbox: what was called, and the sandbox.
     pub(crate) calls: Vec<(&'static str, String)>,
     /// Target host ids of calls.
@@ -87,6 +135,8 @@ pub(crate) struct Simulated {
     pub(crate) state: SandboxState,
     /// Why it failed, or why the memory of a paused one was lost.
     pub(crate) failure: Option<(ErrorCode, String)>,
+    /// The last process in it that was killed for want of memory: its time in milliseconds since 1970, id and name.
+    pub(crate) killed: Option<(i64, u32, &'static str)>,
     /// Number of times that it was paused, which names its memory.
     pauses: usize,
 }
@@ -100,8 +150,15 @@ pub(crate) struct Agent {
     pub(crate) list_gate: Semaphore,
     pub(crate) destroy_gate: Semaphore,
     pub(crate) life_gate: Semaphore,
+    /// Closed to make resumes hang before the sandbox is another one.
+    pub(crate) begin_gate: Semaphore,
     pub(crate) exec_gate: Semaphore,
     pub(crate) snapshot_gate: Semaphore,
+    /// Closed to make imports hang, or the images that are made of snapshots.
+    pub(crate) import_gate: Semaphore,
+    pub(crate) image_gate: Semaphore,
+    /// Closed to make it take nothing that others have sent.
+    pub(crate) take_gate: Semaphore,
     /// Tells those who wait that a sandbox has another state.
     changed: watch::Sender<()>,
 }
@@ -118,6 +175,19 @@ impl Agent {
         let now = Now {
             sandboxes: BTreeMap::new(),
             snapshots: HashSet::new(),
+            images: HashSet::new(),
+            registry: BTreeMap::new(),
+            account: None,
+            imports: Vec::new(),
+            import_loses: 0,
+            loads: Vec::new(),
+            load_fails: Vec::new(),
+            told_name: "told:1",
+            secrets: Vec::new(),
+            exported: Vec::new(),
+            taken: Vec::new(),
+            take_fails: Vec::new(),
+            template_digests: BTreeMap::new(),
             host: id,
             max_sandboxes: 64,
             memory_mb: 65_536,
@@ -127,9 +197,18 @@ impl Agent {
             pause_fails: Vec::new(),
             resume_fails: Vec::new(),
             snapshot_fails: Vec::new(),
+            rules: Vec::new(),
+            commands: Vec::new(),
+            left: Vec::new(),
+            started: Vec::new(),
+            absent: HashSet::new(),
+            written: Vec::new(),
+            creates: Vec::new(),
             fleet: None,
             lists: (0, 0),
             destroys: Vec::new(),
+            metrics_asked: Vec::new(),
+            metrics_hang: false,
             calls: Vec::new(),
             meant: HashSet::new(),
         };
@@ -140,8 +219,12 @@ impl Agent {
             list_gate: Semaphore::new(OPEN),
             destroy_gate: Semaphore::new(OPEN),
             life_gate: Semaphore::new(OPEN),
+            begin_gate: Semaphore::new(OPEN),
             exec_gate: Semaphore::new(OPEN),
             snapshot_gate: Semaphore::new(OPEN),
+            import_gate: Semaphore::new(OPEN),
+            image_gate: Semaphore::new(OPEN),
+            take_gate: Semaphore::new(OPEN),
             changed: watch::Sender::new(()),
         });
         let router = axum::Router::new().fallback_service(agent.router().into_axum_service());
@@ -157,7 +240,7 @@ impl Agent {
     pub(crate) fn has(&self, id: &str, state: SandboxState) {
         let fails = matches!(state, SandboxState::SANDBOX_STATE_FAILED | SandboxState::SANDBOX_STATE_UNKNOWN);
         let failure = fails.then(|| (ErrorCode::AgentError, WHY.to_owned()));
-        self.now().sandboxes.insert(id.to_owned(), Simulated { state, failure, pauses: 0 });
+        self.now().sandboxes.insert(id.to_owned(), Simulated { state, failure, killed: None, pauses: 0 });
         self.changed.send_replace(());
     }
 
@@ -166,7 +249,12 @@ impl Agent {
         self.now().destroys.iter().any(|(destroyed, _)| destroyed == id)
     }
 
-    /// Returns what was called for a sandbox, apart from destroys.
+    /// Returns of how many seconds the metrics of a sandbox were asked for.
+    pub(crate) fn metrics_asked(&self, id: &str) -> Vec<u32> {
+        self.now().metrics_asked.iter().filter(|(of, _)| of == id).map(|(_, seconds)| *seconds).collect()
+    }
+
+    /// Returns what was called for a sandbox, apart from destroys and questions for its metrics.
     pub(crate) fn calls_of(&self, id: &str) -> Vec<&'static str> {
         self.now().calls.iter().filter(|(_, of)| of == id).map(|(what, _)| *what).collect()
     }
@@ -187,6 +275,7 @@ impl Agent {
             disk_mb: 1 << 20,
             disk_free_mb: 1 << 20,
             templates: vec!["minimal".into()],
+            template_digests: now.template_digests.clone().into_iter().collect(),
             max_sandboxes: now.max_sandboxes,
             max_vcpus: 16,
             max_memory_mb: now.memory_mb,
@@ -200,23 +289,30 @@ impl Agent {
         let id = &request.sandbox_id;
         let (takes, fails) = {
             let mut now = self.now();
+            now.creates.push(request.clone());
             (now.takes, now.create_fails.pop())
         };
         tokio::time::sleep(takes).await;
         if let Some((code, of)) = fails {
             return Err(fault::attach(ConnectError::internal("it was told to fail"), code.as_str(), of));
         }
+        if !request.image_id.is_empty() && !self.now().images.contains(&request.image_id) {
+            let message = format!("this host has no image {}", request.image_id);
+            return Err(refusal(ErrorCode::NotFound, message));
+        }
         self.has(id, SandboxState::SANDBOX_STATE_RUNNING);
         Ok(CreateResponse { sandbox: self.described(id).into(), ..Default::default() })
     }
 
-    async fn list(&self, _: ListRequest) -> Result<ListResponse, ConnectError> {
+    async fn list(&self, request: ListRequest) -> Result<ListResponse, ConnectError> {
         self.now().lists.0 += 1;
         let _open = self.list_gate.acquire().await;
         let mut now = self.now();
         now.lists.1 += 1;
         let sandboxes = now.sandboxes.iter().map(|(id, sandbox)| sandbox.describe(id)).collect();
-        Ok(ListResponse { sandboxes, ..Default::default() })
+        // Those that were imported: the ids of others have no hyphens.
+        let imported = now.images.iter().filter(|id| request.images && id.contains('-'));
+        Ok(ListResponse { sandboxes, image_ids: imported.cloned().collect(), ..Default::default() })
     }
 
     async fn destroy(&self, request: DestroyRequest) -> Result<DestroyResponse, ConnectError> {
@@ -235,11 +331,18 @@ impl Agent {
             "List": ListRequest => ListResponse, list;
             "Destroy": DestroyRequest => DestroyResponse, destroy;
             "Get": GetRequest => GetResponse, get;
+            "Metrics": MetricsRequest => MetricsResponse, metrics;
             "Pause": PauseRequest => PauseResponse, pause;
             "Resume": ResumeRequest => ResumeResponse, resume;
             "Exec": ExecRequest => ExecResponse, exec;
             "Snapshot": SnapshotRequest => SnapshotResponse, snapshot;
             "DeleteSnapshot": DeleteSnapshotRequest => DeleteSnapshotResponse, delete_snapshot;
+            "MakeImage": MakeImageRequest => MakeImageResponse, make_image;
+            "ImportImage": ImportImageRequest => ImportImageResponse, import_image;
+            "DeleteImage": DeleteImageRequest => DeleteImageResponse, delete_image;
+            "MakeUser": MakeUserRequest => MakeUserResponse, make_user;
+            "PutSecret": PutSecretRequest => PutSecretResponse, put_secret;
+            "RemoveSecrets": RemoveSecretsRequest => RemoveSecretsResponse, remove_secrets;
         }
     }
 }
@@ -256,11 +359,18 @@ impl Simulated {
             message: message.clone(),
             ..Default::default()
         });
+        let killed = self.killed.map(|(at_unix_ms, pid, command)| OutOfMemory {
+            at_unix_ms,
+            pid,
+            command: command.to_owned(),
+            ..Default::default()
+        });
         let kept = self.state == SandboxState::SANDBOX_STATE_PAUSED && failure.is_none();
         Sandbox {
             id: id.to_owned(),
             state: self.state.into(),
             failure: failure.into(),
+            last_out_of_memory: killed.into(),
             generation: if kept { format!("memory-{}", self.pauses) } else { String::new() },
             ..Default::default()
         }

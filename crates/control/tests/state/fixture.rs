@@ -2,8 +2,12 @@
 //! A control plane with a database of its own, and with fake agents.
 
 use std::{
-    net::{self, SocketAddr},
-    sync::Arc,
+    net::{self, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,11 +17,14 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::SandboxId;
-use wrenn_control::{Admin, Config, Limits, ProxySettings, Server, ServerBuilder, Settings};
+use wrenn_control::{
+    Admin, BuildSettings, ChannelSettings, Config, Limits, MailSettings, OAuthSettings, ProxySettings,
+    Server, ServerBuilder, Settings, TemplateSettings,
+};
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
 
-use crate::{agent::Agent, certificates::certificates, stores::Stores};
+use crate::{agent::Agent, certificates::certificates, log_scan, second, stores::Stores};
 
 /// Time limit that is only reached on failures.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -30,11 +37,28 @@ pub(crate) struct Fixture {
     servers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     tls: wrenn_control::AgentTls,
     limits: Limits,
-    _dir: tempfile::TempDir,
+    builds: BuildSettings,
+    templates: TemplateSettings,
+    /// Settings of mail, for servers that are started from now on.
+    pub(crate) mail: MailSettings,
+    /// The same of sign-in by providers.
+    pub(crate) oauth: OAuthSettings,
+    dir: tempfile::TempDir,
 }
 
-fn free_address() -> Result<SocketAddr> {
-    Ok(net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+/// Returns two addresses that nobody listens on, with an IP address of their own: on a shared one, something else could get a port
+/// before the server has it.
+fn free_addresses() -> Result<(SocketAddr, SocketAddr)> {
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = GIVEN.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let free = || net::TcpListener::bind((Ipv4Addr::new(127, 1, high, low), 0));
+    let (first, second) = (free()?, free()?);
+    Ok((first.local_addr()?, second.local_addr()?))
+}
+
+/// File of the key that encrypts channels.
+fn channel_key(dir: &Path) -> PathBuf {
+    dir.join("channels.key")
 }
 
 impl Fixture {
@@ -45,9 +69,32 @@ impl Fixture {
         agents: usize,
         limits: Limits,
     ) -> Result<Self> {
+        Self::start_with(stores, database, agents, limits, BuildSettings::default()).await
+    }
+
+    /// Starts a server with these settings of builds, too.
+    pub(crate) async fn start_with(
+        stores: &Arc<Stores>,
+        database: &str,
+        agents: usize,
+        limits: Limits,
+        builds: BuildSettings,
+    ) -> Result<Self> {
+        Self::start_of(stores, database, agents, limits, (builds, TemplateSettings::default())).await
+    }
+
+    /// Starts a server with these settings of templates, too.
+    pub(crate) async fn start_of(
+        stores: &Arc<Stores>,
+        database: &str,
+        agents: usize,
+        limits: Limits,
+        (builds, templates): (BuildSettings, TemplateSettings),
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let (tls, agent_tls) = certificates(dir.path()).map_err(|error| anyhow!(error))?;
         let agent_tls = Arc::new(agent_tls);
+        std::fs::write(channel_key(dir.path()), wrenn_control::new_channel_key(1)?)?;
         stores.create(database).await?;
         let url = stores.database_url(database);
         let admin = Admin::new(&url)?;
@@ -59,6 +106,7 @@ impl Fixture {
             started.push(agent);
         }
         let key = admin.ensure_api_key(None).await?;
+        log_scan::look_for(&key);
         let mut fixture = Self {
             stores: stores.clone(),
             database: database.to_owned(),
@@ -67,9 +115,14 @@ impl Fixture {
             servers: Vec::new(),
             tls,
             limits,
-            _dir: dir,
+            builds,
+            templates,
+            mail: MailSettings::default(),
+            oauth: OAuthSettings::default(),
+            dir,
         };
         fixture.api = fixture.serve().await?;
+        second::start_if_asked(database, || fixture.builder())?;
         let online = async || {
             let health = fixture.api.get("/health").await.ok()?.json();
             (health["hosts_online"] == agents).then_some(())
@@ -79,11 +132,30 @@ impl Fixture {
     }
 
     fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
-        let listen = free_address()?;
-        let proxy = ProxySettings { listen: free_address()?, ..ProxySettings::default() };
+        self.builder_at(self.stores.database_url(&self.database))
+    }
+
+    /// Returns the builder of a server that reaches the database at this URL, and the address of the server.
+    pub(crate) fn builder_at(&self, database_url: String) -> Result<(ServerBuilder, SocketAddr)> {
+        let (listen, proxy) = free_addresses()?;
+        let proxy = ProxySettings { listen: proxy, ..ProxySettings::default() };
+        let contexts = Some(self.dir.path().join("contexts"));
+        let (key_file, allow) = (Some(channel_key(self.dir.path())), Some("127.0.0.0/8".to_owned()));
+        let channels = ChannelSettings { key_file, allow, ..ChannelSettings::default() };
+        let builds = BuildSettings { context_dir: contexts, ..self.builds.clone() };
+        let templates = self.templates.clone();
         let config = Config {
-            settings: Settings { listen, limits: self.limits.clone(), proxy },
-            database_url: self.stores.database_url(&self.database),
+            settings: Settings {
+                listen,
+                limits: self.limits.clone(),
+                proxy,
+                builds,
+                templates,
+                channels,
+                mail: self.mail.clone(),
+                oauth: self.oauth.clone(),
+            },
+            database_url,
             redis_url: self.stores.redis_url(),
             agent_tls: self.tls.clone(),
         };
@@ -109,6 +181,19 @@ impl Fixture {
         let healthy = async || api.get("/health").await.ok().filter(|reply| reply.status == 200);
         wait_until("health", SOON, healthy).await?;
         Ok(api)
+    }
+
+    /// Stops the server that was started first.
+    pub(crate) async fn stop_first(&mut self) -> Result<()> {
+        let (shutdown, server) = self.servers.remove(0);
+        shutdown.cancel();
+        server.await?.context("the server failed")
+    }
+
+    /// Ends the server that was started first as if it was killed: nothing that it does is completed.
+    pub(crate) fn kill_first(&mut self) {
+        let (_, server) = self.servers.remove(0);
+        server.abort();
     }
 
     /// Returns why a server cannot be built.

@@ -10,7 +10,7 @@ use wrenn_control::Limits;
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::Events;
 
-use crate::{fixture::Fixture, stores::Stores};
+use crate::{agent::OPEN, fixture::Fixture, stores::Stores};
 
 const MESSAGE: &str = "the memory cannot be used: resume it with memory false";
 
@@ -83,5 +83,30 @@ pub(crate) async fn a_lost_memory_is_told_once(stores: &Arc<Stores>, name: &str)
     ensure!(booted["error"].is_null(), "{booted}");
     let state = agent.now().sandboxes.get(&id).map(|sandbox| sandbox.state);
     ensure!(state == Some(SandboxState::SANDBOX_STATE_RUNNING), "{state:?}");
+    fixture.stop().await
+}
+
+/// A failed sandbox stays `resuming` until its host has begun to boot it, and is told as running then.
+pub(crate) async fn a_boot_that_has_not_begun_is_no_failure(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let (id, agent) = (fixture.create().await?, fixture.agent());
+    agent.has(&id, SandboxState::SANDBOX_STATE_FAILED);
+    fixture.wait_status(&id, "error").await?;
+    agent.begin_gate.forget_permits(usize::MAX);
+    let path = format!("/v1/sandboxes/{id}/resume");
+    let from_disk = json!({"memory": false});
+    let resume = fixture.api.post(&path, &from_disk);
+    let meanwhile = async {
+        fixture.wait_status(&id, "resuming").await?;
+        fixture.rounds(agent, 2).await?;
+        let record = fixture.record(&id).await?;
+        agent.begin_gate.add_permits(OPEN);
+        ensure!(record["status"] == "resuming", "{record}");
+        Ok(())
+    };
+    let (resumed, waited) = tokio::join!(resume, meanwhile);
+    waited?;
+    let resumed = resumed?.expect(200)?.json();
+    ensure!(resumed["status"] == "running" && resumed["error"].is_null(), "{resumed}");
     fixture.stop().await
 }

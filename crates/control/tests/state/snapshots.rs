@@ -97,6 +97,9 @@ pub(crate) async fn a_deleted_snapshot_is_told(stores: &Arc<Stores>, name: &str)
     let made = ask(&fixture, "gone", &body).await?.expect(201)?.json();
     let path = format!("{PATH}/{}", made["name"].as_str().context("no name")?);
     fixture.api.delete(&path).await?.expect(204)?;
+    for name in ["%00", "a%2Fb", "gone"] {
+        fixture.api.delete(&format!("{PATH}/{name}")).await?.expect_error(404, "not_found")?;
+    }
     for _ in 0..2 {
         ask(&fixture, "gone", &body).await?.expect_error(409, "idempotency_sandbox_deleted")?;
     }

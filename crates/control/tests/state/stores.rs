@@ -79,6 +79,11 @@ impl Stores {
         format!("unix://{}", self.dir.path().join("redis").display())
     }
 
+    /// Socket of PostgreSQL.
+    pub(crate) fn postgres_socket(&self) -> PathBuf {
+        self.dir.path().join(".s.PGSQL.5432")
+    }
+
     pub(crate) fn database_url(&self, name: &str) -> String {
         let sockets = self.dir.path().display().to_string().replace('/', "%2F");
         format!("postgres://wrenn:secret@{sockets}/{name}")

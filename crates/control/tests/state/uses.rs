@@ -116,8 +116,9 @@ pub(crate) async fn begin(request: RequestBuilder, status: u16) -> Result<Respon
 pub(crate) async fn of_port(fixture: &Fixture, id: &str) -> Result<Api> {
     let told = fixture.api.get(&format!("/v1/sandboxes/{id}/ports/8000")).await?.expect(200)?.json();
     let url = told["url"].as_str().with_context(|| format!("no URL: {told}"))?;
-    let (_, proxy) = url.rsplit_once(':').with_context(|| format!("no port of the proxy: {url}"))?;
-    Ok(Api::new(&format!("http://127.0.0.1:{proxy}/8000-{id}"), ""))
+    let (_, port) = url.rsplit_once(':').with_context(|| format!("no port of the proxy: {url}"))?;
+    let (host, _) = fixture.api.url().rsplit_once(':').context("no port of the API")?;
+    Ok(Api::new(&format!("{host}:{port}/8000-{id}"), ""))
 }
 
 /// Creates a sandbox with a timeout, whose ports everybody may use.
@@ -197,11 +198,12 @@ pub(crate) async fn what_is_no_use_puts_no_pause_off(stores: &Arc<Stores>, name:
         anyhow::Ok(())
     };
     let sandbox = format!("/v1/sandboxes/{id}");
-    let older = format!("/v1/capsules/{id}");
+    let (older, metrics) = (format!("/v1/capsules/{id}"), format!("{sandbox}/metrics?range=5m"));
     let beginning = &sandbox[..sandbox.len() - 1];
     for path in [
         sandbox.as_str(),
         &older,
+        &metrics,
         beginning,
         "/v1/sandboxes/web",
         "/v1/sandboxes",

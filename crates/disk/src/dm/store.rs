@@ -464,6 +464,16 @@ impl Volumes for DmStore {
         self.work(move |inner| inner.images.image(&name)).await
     }
 
+    async fn open_image(&self, name: &str) -> Result<File, DiskError> {
+        let name = name.to_owned();
+        self.work(move |inner| Ok(inner.images.open(&name)?.file)).await
+    }
+
+    async fn take_image(&self, name: &str, file: &Path) -> Result<Image, DiskError> {
+        let (name, file) = (name.to_owned(), file.to_owned());
+        self.work(move |inner| inner.images.take(&name, &file)).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), DiskError> {
         let name = name.to_owned();
         self.work(move |inner| inner.remove_image_now(&name)).await

@@ -18,15 +18,17 @@ use axum::{
 use futures::{StreamExt as _, stream};
 use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
-use wrenn_archive::{ArchiveError, Rules};
+use wrenn_archive::{ArchiveError, Owners, Rules};
 
 use super::{Caller, Params};
 use crate::{
     log,
+    parents::make_dirs_of,
     respond::{error, error_with_reason},
     rights,
     settings::Settings,
     unread,
+    users::{self, Ids, User, UserError},
 };
 
 /// Number of pieces between the thread that works on an archive and the connection.
@@ -73,8 +75,8 @@ async fn read(settings: &Settings, params: &Params, headers: &HeaderMap) -> Resu
     head.body(Body::from_stream(body)).map_err(|e| broken(&e))
 }
 
-/// Unpacks an archive into a directory, which is made with its parents if it is missing. Owners are those of the archive if
-/// root asks by name.
+/// Unpacks an archive into a directory, which is made with its parents if it is missing. With `owner` or `group` that is whose
+/// everything becomes that is made or replaced. Else owners are those of the archive if root asks by name.
 pub(crate) async fn put(
     State(settings): State<Arc<Settings>>,
     Query(params): Query<Params>,
@@ -87,13 +89,13 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
     let caller = Caller::find(settings, request.headers(), params.username.as_deref()).await?;
     let request = unread::discarding(request);
     let path = caller.resolve(params.path.as_deref().unwrap_or_default())?;
+    let owners = owners(&caller.user, params).await?;
     let _place = place().await?;
-    let keep_owners = caller.user.uid == 0 && params.username.as_deref().is_some_and(|name| !name.is_empty());
     let (pieces, given) = mpsc::channel::<Piece>(PENDING);
     let into = path.clone();
     let unpacking = rights::with(caller.user, move || {
-        let fresh = make(&into)?;
-        let rules = Rules { keep_owners, fresh, sync: true };
+        let fresh = make(&into, owners)?;
+        let rules = Rules { owners, fresh, sync: true };
         wrenn_archive::unpack(Source { pieces: given, piece: Bytes::new() }, &into, rules)
     });
     let mut body = request.into_body().into_data_stream();
@@ -112,19 +114,47 @@ async fn write(settings: &Settings, params: &Params, request: Request) -> Result
     Ok(Json(json!({"entries": unpacked.entries, "bytes": unpacked.bytes})).into_response())
 }
 
+/// Finds out whom what is unpacked is to belong to. Without `group` that is the group of `owner`, and without `owner` the user.
+/// Fails if the guest does not know them, or if the user may not give files to them.
+async fn owners(user: &User, params: &Params) -> Result<Owners, Response> {
+    let given = [&params.username, &params.owner, &params.group];
+    let [username, owner, group] = given.map(|given| given.as_deref().unwrap_or_default());
+    if owner.is_empty() && group.is_empty() {
+        let of_archive = user.uid == 0 && !username.is_empty();
+        return Ok(if of_archive { Owners::OfArchive } else { Owners::OfProcess });
+    }
+    let unknown = |cause: UserError| error(StatusCode::BAD_REQUEST, cause.to_string());
+    let owner = match owner {
+        "" => user.clone(),
+        name => users::find(name.to_owned()).await.map_err(unknown)?,
+    };
+    let group = Ids::find("", group).await.map_err(unknown)?.group.unwrap_or(owner.gid);
+    // Before anything is written: the kernel would refuse the first file only.
+    if user.uid != 0 && (owner.uid != user.uid || !user.groups.contains(&group)) {
+        let text = format!(
+            "user '{}' may not give files to user '{}' with group {group}: only root may, so unpack as root",
+            user.name, owner.name
+        );
+        return Err(error(StatusCode::FORBIDDEN, text));
+    }
+    Ok(Owners::Given { user: owner.uid, group })
+}
+
 async fn place() -> Result<SemaphorePermit<'static>, Response> {
     PLACES.acquire().await.map_err(|e| broken(&e))
 }
 
-/// Makes the directory unless it exists; returns whether it did not.
-fn make(path: &Path) -> Result<bool, ArchiveError> {
-    match fs::metadata(path) {
-        // What is no directory is refused when it is opened.
-        Ok(_) => Ok(false),
-        Err(_) => {
-            fs::create_dir_all(path).map(|()| true).map_err(|source| ArchiveError::at(path, "make", source))
-        }
+/// Makes the directory with its parents unless it exists; returns whether it did not.
+fn make(path: &Path, owners: Owners) -> Result<bool, ArchiveError> {
+    // What is no directory is refused when it is opened.
+    if fs::metadata(path).is_ok() {
+        return Ok(false);
     }
+    let made = match owners {
+        Owners::Given { user, group } => make_dirs_of(path, user, group),
+        Owners::OfProcess | Owners::OfArchive => fs::create_dir_all(path),
+    };
+    made.map(|()| true).map_err(|source| ArchiveError::at(path, "make", source))
 }
 
 fn broken(cause: &dyn std::fmt::Display) -> Response {

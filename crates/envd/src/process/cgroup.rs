@@ -128,7 +128,7 @@ impl Cgroup {
     fn signal_member(&self, pid: Pid, signal: i32) -> Option<()> {
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let groups = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
-        let own = Path::new("/").join(self.path.strip_prefix(MOUNT).ok()?);
+        let own = self.name()?;
         let is_member =
             groups.lines().filter_map(|line| line.strip_prefix("0::")).any(|group| own == Path::new(group));
         // SAFETY: the call has no memory effects.
@@ -142,6 +142,11 @@ impl Cgroup {
             )
         });
         sent.filter(|&result| result == 0).map(drop)
+    }
+
+    /// Returns its name, as the kernel gives it.
+    pub(crate) fn name(&self) -> Option<PathBuf> {
+        Some(Path::new("/").join(self.path.strip_prefix(MOUNT).ok()?))
     }
 
     fn members(&self) -> Vec<Pid> {

@@ -5,34 +5,25 @@ use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use super::output::End;
 
-/// Describes an exit; `None` means that the status is unknown. `out_of_memory`: the kernel killed the process or a
-/// descendant for want of memory.
-pub(super) fn describe(status: Option<ExitStatus>, timed_out: bool, out_of_memory: bool) -> End {
-    let Some(status) = status else {
-        return End {
-            exit_code: -1,
-            exited: false,
-            status: "status unknown".into(),
-            signal: None,
-            timed_out,
-            out_of_memory,
-        };
+/// Describes an exit that had nothing to do with the memory; `None` means that the status is unknown.
+pub(super) fn describe(status: Option<ExitStatus>, timed_out: bool) -> End {
+    let end = End {
+        exit_code: -1,
+        exited: false,
+        status: "status unknown".into(),
+        signal: None,
+        timed_out,
+        out_of_memory: false,
+        victim: None,
     };
+    let Some(status) = status else { return end };
     if let Some(code) = status.code() {
-        let text = format!("exit status {code}");
-        return End { exit_code: code, exited: true, status: text, signal: None, timed_out, out_of_memory };
+        return End { exit_code: code, exited: true, status: format!("exit status {code}"), ..end };
     }
     let signal = status.signal().unwrap_or_default();
     let core = if status.core_dumped() { " (core dumped)" } else { "" };
     let text = format!("signal: {}{core}", words(signal));
-    End {
-        exit_code: -1,
-        exited: false,
-        status: text,
-        signal: u32::try_from(signal).ok(),
-        timed_out,
-        out_of_memory,
-    }
+    End { status: text, signal: u32::try_from(signal).ok(), ..end }
 }
 
 /// Returns the usual name of a signal, or its number.
@@ -73,16 +64,16 @@ mod tests {
     #[test]
     fn every_signal_has_its_number() {
         for signal in 1..=64 {
-            let end = describe(Some(ExitStatus::from_raw(signal)), false, false);
+            let end = describe(Some(ExitStatus::from_raw(signal)), false);
             assert_eq!((end.signal, end.exit_code, end.exited), (Some(signal as u32), -1, false));
             assert!(end.status.starts_with("signal: "), "{}", end.status);
         }
-        assert_eq!(describe(Some(ExitStatus::from_raw(34)), false, false).status, "signal: 34");
+        assert_eq!(describe(Some(ExitStatus::from_raw(34)), false).status, "signal: 34");
         assert_eq!(
-            describe(Some(ExitStatus::from_raw(0x80 | libc::SIGSEGV)), false, false).status,
+            describe(Some(ExitStatus::from_raw(0x80 | libc::SIGSEGV)), false).status,
             "signal: segmentation fault (core dumped)"
         );
-        let exit = describe(Some(ExitStatus::from_raw(3 << 8)), false, false);
+        let exit = describe(Some(ExitStatus::from_raw(3 << 8)), false);
         assert_eq!((exit.exit_code, exit.exited, exit.signal), (3, true, None));
     }
 }

@@ -17,7 +17,10 @@ use super::{
     input::{Input, InputError},
     output::{From, Hold, Log, OutOfRange, Reader, Shown},
 };
-use crate::reaper::Reaper;
+use crate::{
+    out_of_memory::{Kill, Kills},
+    reaper::Reaper,
+};
 
 /// Started process.
 pub(crate) struct Process {
@@ -112,5 +115,11 @@ impl Process {
     pub(super) fn ran_out_of_memory(&self) -> bool {
         let group = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner);
         group.as_ref().is_some_and(Cgroup::ran_out_of_memory)
+    }
+
+    /// Returns which one that was, if the kernel says so.
+    pub(super) async fn victim(&self, kills: &Kills) -> Option<Kill> {
+        let group = self.cgroup.lock().unwrap_or_else(PoisonError::into_inner).as_ref()?.name()?;
+        kills.of(self.pid, &group).await
     }
 }

@@ -20,6 +20,7 @@ use super::{
     retention::{Kept, Retention},
     screen::{Screen, Text},
 };
+use crate::out_of_memory::Kill;
 
 /// Maximum number of bytes kept per process; each chunk counts [`CHUNK_COST`] in addition.
 pub(crate) const LIMIT: usize = 1 << 20;
@@ -65,6 +66,8 @@ pub(crate) struct End {
     pub(crate) timed_out: bool,
     /// Whether the kernel killed it or a descendant for want of memory.
     pub(crate) out_of_memory: bool,
+    /// Which one, if that is known.
+    pub(crate) victim: Option<Kill>,
 }
 
 /// Item that a client reads.
@@ -492,6 +495,7 @@ mod tests {
             signal: None,
             timed_out: false,
             out_of_memory: false,
+            victim: None,
         }
     }
 

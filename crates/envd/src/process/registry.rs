@@ -26,7 +26,7 @@ use super::{
     supervision::{Following, Limits, pump},
     table::{Description, READABLE, Selector, Table},
 };
-use crate::reaper::Reaper;
+use crate::{out_of_memory::Kills, reaper::Reaper};
 
 /// Upper limit of concurrently running processes started through the API.
 const RUNNING: usize = 4096;
@@ -91,6 +91,7 @@ impl Default for Bounds {
 /// Registry of processes.
 pub(crate) struct Registry {
     reaper: Arc<Reaper>,
+    kills: Arc<Kills>,
     cgroups: Cgroups,
     retention: Arc<Retention>,
     drains: Arc<Drains>,
@@ -103,9 +104,10 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// Creates an empty registry.
-    pub(crate) fn new(reaper: Arc<Reaper>, bounds: Bounds) -> Arc<Self> {
+    pub(crate) fn new(reaper: Arc<Reaper>, kills: Arc<Kills>, bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             reaper,
+            kills,
             cgroups: Cgroups::open(),
             retention: Retention::new(bounds.kept),
             drains: Arc::new(Drains::new(bounds.drains)),
@@ -200,8 +202,14 @@ impl Registry {
             pumps.spawn(pump(Arc::clone(&self.drains), channel, fd, Arc::clone(&log), end_seen.clone()));
         }
         self.table().add(Arc::clone(&process), Arc::new(description));
-        let following =
-            Following { process: Arc::clone(&process), status: running.status, limits, pumps, ended };
+        let following = Following {
+            process: Arc::clone(&process),
+            status: running.status,
+            limits,
+            pumps,
+            ended,
+            kills: Arc::clone(&self.kills),
+        };
         tokio::spawn(Arc::clone(self).follow(following, (place, terminal)));
         Ok((process, reader))
     }

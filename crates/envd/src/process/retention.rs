@@ -149,6 +149,7 @@ mod tests {
             signal: None,
             timed_out: false,
             out_of_memory: false,
+            victim: None,
         }
     }
 

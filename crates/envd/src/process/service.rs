@@ -25,7 +25,7 @@ use wrenn_rpc::process::{
     Process as ProcessService, ProcessConfig, ProcessEvent, ProcessInfo, ProcessSelector, ReadScreenRequest,
     ReadScreenResponse, SendInputRequest, SendInputResponse, SendSignalRequest, SendSignalResponse,
     StartRequest, StartResponse, StreamInputRequest, StreamInputResponse, UpdateRequest, UpdateResponse,
-    process_event::{DataEvent, EndEvent, Lost, Resized, Screen, StartEvent},
+    process_event::{DataEvent, EndEvent, Lost, Resized, Screen, StartEvent, Victim},
     pty,
 };
 
@@ -38,7 +38,7 @@ use super::{
     supervision::Limits,
     table::{Description, Selector},
 };
-use crate::{keepalive, log, settings::Settings, users};
+use crate::{keepalive, log, out_of_memory::Kill, settings::Settings, users};
 
 /// Highest number of a signal.
 const SIGNALS: i32 = 64;
@@ -349,6 +349,7 @@ fn info(process: &Process, d: &Description) -> ProcessInfo {
         pty: process.pty,
         user: process.user.clone(),
         started_at_unix_ms: started.as_millis() as i64,
+        out_of_memory: process.ran_out_of_memory(),
         ..Default::default()
     }
 }
@@ -455,6 +456,10 @@ fn data(chunk: &Chunk) -> Event {
     Event::Data(Box::new(DataEvent { output: Some(output), ..Default::default() }))
 }
 
+fn victim(kill: &Kill) -> Victim {
+    Victim { pid: kill.pid, command: kill.command.clone(), ..Default::default() }
+}
+
 /// Describes the end for a client: `error` says what went wrong, as other implementations of this service do.
 fn end_event(end: &End, lost: u64) -> Event {
     let error = if lost > 0 {
@@ -472,6 +477,7 @@ fn end_event(end: &End, lost: u64) -> Event {
         signal: end.signal,
         lost_bytes: lost,
         out_of_memory: end.out_of_memory,
+        victim: end.victim.as_ref().map(victim).into(),
         ..Default::default()
     }))
 }

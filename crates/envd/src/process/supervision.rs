@@ -19,9 +19,10 @@ use super::{
     drains::Drains,
     ending::describe,
     handle::Process,
-    output::{CHUNK, Channel, Chunk, Log},
+    output::{CHUNK, Channel, Chunk, End, Log},
     pipes::{read, read_now},
 };
+use crate::out_of_memory::Kills;
 
 /// Time that output is awaited after a process has exited while a descendant has its pipes open.
 const GRACE: Duration = Duration::from_millis(200);
@@ -54,12 +55,14 @@ pub(super) struct Following {
     pub(super) pumps: JoinSet<()>,
     /// Tells the pumps and writers of its exit.
     pub(super) ended: watch::Sender<bool>,
+    /// What the kernel kills for want of memory.
+    pub(super) kills: Arc<Kills>,
 }
 
 impl Following {
     /// Waits for the exit of the process, which it ends at its limits, and records it after the last output.
     pub(super) async fn follow(self) {
-        let Self { process, mut status, limits, mut pumps, ended } = self;
+        let Self { process, mut status, limits, mut pumps, ended, kills } = self;
         let expiry = async {
             match limits.deadline {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -87,7 +90,9 @@ impl Following {
         process.input.close();
         while pumps.join_next().await.is_some() {}
         let timed_out = process.timed_out.load(Ordering::Relaxed);
-        process.log.finish(describe(result.ok(), timed_out, process.ran_out_of_memory()));
+        let out_of_memory = process.ran_out_of_memory();
+        let victim = if out_of_memory { process.victim(&kills).await } else { None };
+        process.log.finish(End { out_of_memory, victim, ..describe(result.ok(), timed_out) });
         process.terminal.lock().unwrap_or_else(PoisonError::into_inner).take();
         process.leave_cgroup();
         process.log.retire();

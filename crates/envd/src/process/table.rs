@@ -101,7 +101,7 @@ impl Table {
     /// Moves a process to the ended ones.
     pub(super) fn end(&mut self, process: Arc<Process>) {
         self.running.retain(|(other, _)| !Arc::ptr_eq(other, &process));
-        // Process ids are reused; the newer process gets it.
+        // The reaper gives no id again that can still be read. If the kernel has too few, the newer process gets it.
         self.ended.retain(|(at, other)| other.pid != process.pid && at.elapsed() < self.readable);
         self.ended.push_back((Instant::now(), process));
         if self.ended.len() > ENDED {

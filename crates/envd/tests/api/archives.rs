@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, lchown, symlink},
     path::Path,
 };
 
@@ -74,6 +74,71 @@ fn what_cannot_be_packed_or_unpacked_is_named() {
             .count()
     };
     eventually("its temporary file is removed", || files() == 0);
+}
+
+/// Numbers of user and group of a path, not of what a link leads to.
+fn owner(path: &Path) -> (u32, u32) {
+    let meta = fs::symlink_metadata(path).unwrap();
+    (meta.uid(), meta.gid())
+}
+
+#[test]
+fn an_archive_is_unpacked_for_the_owner_that_is_named() {
+    let envd = Envd::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (from, above) = (dir.path().join("from"), dir.path().join("above"));
+    fs::create_dir_all(from.join("sub")).unwrap();
+    fs::write(from.join("sub/tool"), "content").unwrap();
+    fs::set_permissions(from.join("sub/tool"), fs::Permissions::from_mode(0o4755)).unwrap();
+    symlink("sub/tool", from.join("link")).unwrap();
+    let archive = envd.answer("GET", &url(&from, "&username=root"), &[], b"").body;
+    fs::create_dir(&above).unwrap();
+    chown(&above, Some(7), Some(8)).unwrap();
+    let to = above.join("new/to");
+    let put = |more: &str| envd.http("PUT", &url(&to, more), &[], &archive).0;
+    assert_eq!(put("&username=root&owner=3&group=4"), 200);
+    assert_eq!(owner(&above), (7, 8), "it was there");
+    for made in ["..", ".", "sub", "sub/tool", "link"] {
+        assert_eq!(owner(&to.join(made)), (3, 4), "{made}");
+    }
+    assert_eq!(fs::metadata(to.join("sub/tool")).unwrap().mode() & 0o7777, 0o4755);
+    // What is replaced has the new owner, and a directory keeps its own. A user brings its group.
+    chown(to.join("sub"), Some(7), Some(8)).unwrap();
+    lchown(to.join("link"), Some(7), Some(8)).unwrap();
+    assert_eq!(put("&username=root&owner=nobody"), 200);
+    let nobody = (65534, 65534);
+    assert_eq!(["sub", "sub/tool", "link"].map(|name| owner(&to.join(name))), [(7, 8), nobody, nobody]);
+    assert_eq!(put("&username=root&group=4"), 200);
+    assert_eq!(owner(&to.join("link")), (0, 4));
+    // A number that nobody has.
+    assert_eq!(put("&username=root&owner=4242"), 200);
+    assert_eq!(owner(&to.join("link")), (4242, 4242));
+}
+
+#[test]
+fn an_owner_that_cannot_be_given_is_refused_before_anything_is_written() {
+    let envd = Envd::start();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let archive = envd.answer("GET", &url(dir.path(), ""), &[], b"").body;
+    let to = dir.path().join("to");
+    let put = |more: &str| {
+        let (status, told) = envd.http("PUT", &url(&to, more), &[], &archive);
+        (status, String::from_utf8_lossy(&told).into_owned())
+    };
+    let names = ["owner=no-such-user", "group=no-such-group"];
+    for unknown in names.into_iter().chain(["owner=4294967295", "owner=0&group=4294967295"]) {
+        let (status, told) = put(&format!("&username=root&{unknown}"));
+        assert!(status == 400 && told.contains('\''), "{unknown}: {status} {told}");
+    }
+    for others in ["owner=root", "owner=nobody&group=0", "group=0"] {
+        let (status, told) = put(&format!("&username=nobody&{others}"));
+        assert!(status == 403 && told.contains("only root"), "{others}: {status} {told}");
+    }
+    assert!(!to.exists());
+    assert_eq!(put("&username=nobody&owner=nobody").0, 200);
+    assert_eq!((owner(&to), owner(&to.join("file"))), ((65534, 65534), (65534, 65534)));
 }
 
 #[test]

@@ -48,9 +48,60 @@ fn a_default_user_that_is_not_there_is_created() {
     );
     let sudo = fs::read_to_string(dir.path().join("etc/sudoers.d/a-user")).unwrap();
     assert_eq!(sudo, "a-user ALL=(ALL) NOPASSWD:ALL\n");
-    let (status, told) = init(&envd, &json!({"defaultUser": "no:user"}));
+    let (status, told) = init(&envd, &json!({"defaultUser": "no/user"}));
     assert!(status == 500 && String::from_utf8_lossy(&told).contains("is not a valid name"), "{status}");
     assert_eq!(printed(&envd, "id -un"), "a-user\n");
+}
+
+#[test]
+fn a_user_is_created_on_request_and_needs_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let envd = start(&dir);
+    assert_eq!(init(&envd, &json!({"accessToken": "secret"})).0, 204);
+    let token = ("x-access-token", "secret");
+    let make = |headers: &[(&str, &str)], body: &str| {
+        let (status, told) = envd.http("POST", "/users", headers, body.as_bytes());
+        (status, String::from_utf8_lossy(&told).into_owned())
+    };
+    let passwd = || fs::read_to_string(dir.path().join("etc/passwd")).unwrap();
+    let before = passwd();
+    assert_eq!(make(&[], r#"{"name":"app"}"#).0, 401);
+    for wrong in ["", "{}", r#"{"name":""}"#, r#"{"name":"no/user"}"#, r#"{"name":"../x"}"#] {
+        let (status, told) = make(&[token], wrong);
+        assert_eq!(status, 400, "{wrong}: {told}");
+    }
+    // Neither those that are there nor numbers get an account.
+    for present in ["root", "nobody", "4242"] {
+        assert_eq!(make(&[token], &json!({"name": present}).to_string()), (204, String::new()));
+    }
+    assert_eq!(passwd(), before);
+    for _ in 0..2 {
+        assert_eq!(make(&[token], r#"{"name":"app"}"#), (204, String::new()));
+    }
+    let accounts = passwd();
+    assert_eq!(accounts.lines().filter(|line| line.starts_with("app:")).count(), 1);
+    let printed = |basic: &str, script: &str| {
+        let request = json!({"process": {"cmd": "sh", "args": ["-c", script]}, "stdin": false});
+        let run = envd.stream("Start", &[token, ("authorization", basic)], &request).finish();
+        assert_eq!(run.end["status"], "exit status 0", "{run:?}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    // "app:"
+    assert_eq!(printed("Basic YXBwOg==", "id -un; id -gn; pwd"), "app\napp\n/home/app\n");
+    // "4242:"
+    assert_eq!(printed("Basic NDI0Mjo=", "id -u; id -g; id -G; pwd; echo $HOME"), "4242\n4242\n4242\n/\n/\n");
+}
+
+#[test]
+fn commands_begin_in_the_directory_of_the_sandbox() {
+    let envd = Envd::start();
+    assert_eq!(init(&envd, &json!({"defaultWorkdir": "/usr/lib"})).0, 204);
+    assert_eq!(printed(&envd, "pwd"), "/usr/lib\n");
+    // Settings that do not name it leave it, and an empty one takes it away.
+    assert_eq!(init(&envd, &json!({"sandboxId": "sb1"})).0, 204);
+    assert_eq!(printed(&envd, "pwd"), "/usr/lib\n");
+    assert_eq!(init(&envd, &json!({"defaultWorkdir": ""})).0, 204);
+    assert_eq!(printed(&envd, "pwd; echo $HOME"), "/root\n/root\n");
 }
 
 #[test]

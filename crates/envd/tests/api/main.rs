@@ -16,6 +16,7 @@ mod hostile;
 mod identity;
 mod many;
 mod metadata;
+mod metrics;
 mod ports;
 mod processes;
 mod terminals;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Processes: output, input, exit and errors.
 
-use std::{env, net::Shutdown, thread};
+use std::{env, net::Shutdown, process::Command, thread};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -89,7 +89,7 @@ fn foreign(pid: u64) -> std::process::Child {
     for _ in 0..500 {
         // Others take ids at the same time.
         std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         if u64::from(child.id()) == pid {
             return child;
         }
@@ -120,6 +120,42 @@ fn a_process_that_gets_the_id_of_an_ended_one_is_left_alone() {
     assert!(other.try_wait().unwrap().is_none(), "it was killed");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+/// Starts envd in a namespace of process ids, in which only it and its commands take any.
+fn with_own_ids() -> Envd {
+    let mut command = Command::new("unshare");
+    // The first process of the namespace is a shell, because envd as the first one would boot.
+    let script = "\"$0\" --port 0 & wait";
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--", "sh", "-c", script]);
+    command.arg(env!("CARGO_BIN_EXE_envd"));
+    Envd::spawn(command)
+}
+
+#[test]
+fn an_id_that_can_still_be_read_is_not_given_to_another_process() {
+    let envd = with_own_ids();
+    // A thread of envd may take the id instead.
+    for _ in 0..20 {
+        let mut ended = envd.sh("echo mine; exit 3");
+        let pid = ended.pid();
+        ended.finish();
+        let back = envd.sh(&format!("echo {} > /proc/sys/kernel/ns_last_pid", pid - 1)).finish();
+        assert_eq!(back.end["status"], "exit status 0", "{}", String::from_utf8_lossy(&back.stderr));
+        let mut other = envd.sh("echo other; exec sleep 1000");
+        let other_pid = other.pid();
+        assert_ne!(other_pid, pid, "it was given again");
+        assert_eq!(other.data(), b"other\n");
+        let kill = |pid: u64| {
+            let request = json!({"process": {"pid": pid}, "signal": "SIGNAL_SIGKILL"});
+            envd.unary("process.Process/SendSignal", &request).0
+        };
+        assert_eq!(kill(pid), 404);
+        let run = envd.stream("Connect", &[], &json!({"process": {"pid": pid}})).finish();
+        assert_eq!((run.stdout.as_slice(), &run.end["exitCode"]), (&b"mine\n"[..], &json!(3)));
+        assert_eq!(kill(other_pid), 200);
+        assert_eq!(other.finish().end["signal"], 9);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use wrenn_network::SlotSpec;
 use wrenn_vmm::MicroVm;
 
 use super::{
-    admit::{Admit, Cause, Creation, Operation, Request, admit},
+    admit::{Admit, Cause, Creation, Operation, Request, Wish, admit},
     entry::Thing,
     guest::Guest,
     last_words,
@@ -100,8 +100,8 @@ impl Handle {
     }
 
     /// Makes a named snapshot of the sandbox.
-    pub(crate) async fn snapshot(&self, id: &str) -> Result<(), AgentError> {
-        self.ask(Request::Snapshot(id.to_owned())).await
+    pub(crate) async fn snapshot(&self, wish: Wish) -> Result<(), AgentError> {
+        self.ask(Request::Snapshot(wish)).await
     }
 
     /// Resumes the sandbox, from its memory or by a boot from its disk. Does nothing if it runs.
@@ -182,7 +182,7 @@ impl Actor {
     async fn perform(&mut self, operation: Operation) -> Result<(), AgentError> {
         match operation {
             Operation::Create(creation) => self.create(creation).await,
-            Operation::Snapshot(id) => self.snapshot(&id).await,
+            Operation::Snapshot(wish) => self.snapshot(&wish).await,
             Operation::Destroy => self.destroy().await,
             Operation::Pause => self.pause().await,
             Operation::Resume(memory) => self.resume(memory).await,
@@ -198,7 +198,7 @@ impl Actor {
     }
 
     async fn create(&mut self, creation: Creation) -> Result<(), AgentError> {
-        let mut create = Create::new(creation.envs, creation.snapshot);
+        let mut create = Create::new(creation);
         let (state, cancel) = (State::Creating, create.cancel());
         let ran = operations::run(&mut create, &mut self.sandbox);
         let created = self.mailbox.during(state, &cancel, ran).await;
@@ -234,7 +234,8 @@ impl Actor {
             tracing::error!(id, %error, "cannot update the network rules of a sandbox");
         }
         let base = self.sandbox.record.summary().base();
-        let live = Live { vm, guest, base, timings: Timings::new(), boot_reason: None, held: false };
+        let timings = Timings::new();
+        let live = Live { vm, slot: slot.index, guest, base, timings, boot_reason: None, held: false };
         drop(self.enter(Phase::Running(Box::new(live))));
     }
 
@@ -289,16 +290,16 @@ impl Actor {
     }
 
     /// Makes a named snapshot. The sandbox stays in its phase: one that runs stands still for a moment.
-    async fn snapshot(&mut self, id: &str) -> Result<(), AgentError> {
+    async fn snapshot(&mut self, wish: &Wish) -> Result<(), AgentError> {
         let live = match std::mem::replace(&mut self.phase, Phase::Pausing) {
             Phase::Running(live) => live,
             other => {
                 self.phase = other;
-                return self.snapshot_paused(id).await;
+                return self.snapshot_paused(wish).await;
             }
         };
         // Nothing is published: for all others it runs.
-        let made = snapshot::of_running(live, &mut self.sandbox, id);
+        let made = snapshot::of_running(live, &mut self.sandbox, wish);
         let (live, made) = self.mailbox.during(State::Running, &Cancel::Finish, made).await;
         self.phase = Phase::Running(live);
         match made {
@@ -311,10 +312,10 @@ impl Actor {
         }
     }
 
-    async fn snapshot_paused(&mut self, id: &str) -> Result<(), AgentError> {
+    async fn snapshot_paused(&mut self, wish: &Wish) -> Result<(), AgentError> {
         match &self.phase {
             Phase::Paused(Memory::Kept(build)) => {
-                let made = snapshot::of_paused(*build, &mut self.sandbox, id);
+                let made = snapshot::of_paused(*build, &mut self.sandbox, wish);
                 self.mailbox.during(State::Paused, &Cancel::Finish, made).await
             }
             Phase::Paused(Memory::Lost(error)) => Err(error.clone()),

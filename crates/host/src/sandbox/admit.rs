@@ -15,14 +15,23 @@ pub(crate) enum Request {
     Destroy,
     /// Write its memory to the disk, and release everything else but the disk.
     Pause,
-    /// Make a named snapshot of it with this id.
-    Snapshot(String),
+    /// Make this named snapshot of it.
+    Snapshot(Wish),
     /// Go on after a pause: from its memory (true), or by a boot from its disk (false).
     Resume(bool),
     /// Hold the guest while there is no room for its writes (true), or let it go on (false).
     Hold(bool),
     /// Mark the sandbox as failed for this cause, and release its resources.
     Fail(Cause),
+}
+
+/// A named snapshot to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wish {
+    /// Its id.
+    pub(crate) id: String,
+    /// Whether the disk alone is kept.
+    pub(crate) without_memory: bool,
 }
 
 /// Cause of a failure, with its words for the user.
@@ -41,6 +50,8 @@ pub(crate) struct Creation {
     pub(crate) envs: HashMap<String, String>,
     /// Named snapshot that it goes on from.
     pub(crate) snapshot: Option<Arc<TemplateSnapshot>>,
+    /// Name in the store of the image that it boots from, if that is not its template's.
+    pub(crate) image: Option<String>,
 }
 
 /// Operation on a sandbox. Only one runs at a time.
@@ -52,8 +63,8 @@ pub(crate) enum Operation {
     Destroy,
     /// Pause it.
     Pause,
-    /// Make a named snapshot of it with this id.
-    Snapshot(String),
+    /// Make this named snapshot of it.
+    Snapshot(Wish),
     /// Resume it: from its memory (true), or from its disk (false).
     Resume(bool),
     /// Hold its guest, or let it go on.
@@ -83,7 +94,7 @@ pub(crate) fn admit(state: State, request: &Request) -> Admit {
         (Request::Destroy, Creating | Pausing | Resuming | Failing | Destroying) => Admit::Wait,
         (Request::Destroy, Gone) => Admit::Already,
 
-        (Request::Snapshot(id), Running | Paused) => Admit::Run(Operation::Snapshot(id.clone())),
+        (Request::Snapshot(wish), Running | Paused) => Admit::Run(Operation::Snapshot(wish.clone())),
         (Request::Snapshot(_), Creating | Pausing | Resuming) => Admit::Wait,
         (Request::Snapshot(_), Failing | Destroying | Failed | Unknown | Gone) => {
             Admit::Refuse(ErrorCode::InvalidState)
@@ -135,6 +146,10 @@ impl Request {
 mod tests {
     use super::*;
 
+    fn snapshot(without_memory: bool) -> Request {
+        Request::Snapshot(Wish { id: "s".into(), without_memory })
+    }
+
     fn letter(admit: &Admit, request: &Request) -> &'static str {
         match (admit, request) {
             (Admit::Run(Operation::Destroy), Request::Destroy)
@@ -144,7 +159,7 @@ mod tests {
             | (Admit::Run(Operation::Hold(true)), Request::Hold(true))
             | (Admit::Run(Operation::Hold(false)), Request::Hold(false)) => "run",
             (Admit::Run(Operation::Fail(why)), Request::Fail(cause)) if why == cause => "run",
-            (Admit::Run(Operation::Snapshot(id)), Request::Snapshot(wanted)) if id == wanted => "run",
+            (Admit::Run(Operation::Snapshot(wish)), Request::Snapshot(wanted)) if wish == wanted => "run",
             (Admit::Run(_), _) => "run something else",
             (Admit::Wait, _) => "wait",
             (Admit::Refuse(ErrorCode::InvalidState), _) => "refuse",
@@ -160,7 +175,8 @@ mod tests {
             //                         creating running   pausing  paused     resuming failing    destroying failed    unknown   gone
             (Request::Destroy,        ["wait", "run",     "wait",  "run",     "wait",  "wait",    "wait",    "run",     "run",    "already"]),
             (Request::Pause,          ["wait", "run",     "wait",  "already", "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
-            (Request::Snapshot("s".into()), ["wait", "run", "wait", "run",    "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
+            (snapshot(false),         ["wait", "run",     "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
+            (snapshot(true),          ["wait", "run",     "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Resume(true),   ["wait", "already", "wait",  "run",     "wait",  "refuse",  "refuse",  "refuse",  "refuse", "refuse"]),
             (Request::Resume(false),  ["wait", "already", "wait",  "run",     "wait",  "wait",    "refuse",  "run",     "refuse", "refuse"]),
             (Request::Hold(true),     ["wait", "run",     "wait",  "already", "wait",  "already", "already", "already", "refuse", "already"]),
@@ -178,7 +194,7 @@ mod tests {
         let requests = [
             Request::Destroy,
             Request::Pause,
-            Request::Snapshot("s".into()),
+            snapshot(false),
             Request::Resume(true),
             Request::Hold(true),
             Request::Fail(Cause::Guest("x".into())),

@@ -68,20 +68,7 @@ pub(crate) async fn write(
     content: impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
 ) -> Result<u64, AgentError> {
     let body = StreamBody::new(content.map(|piece| piece.map(Frame::data))).boxed_unsync();
-    let archive = open.form.as_known() == Some(FileForm::FILE_FORM_TAR);
-    let mut query = query(archive, &open.path, &open.user);
-    if !archive {
-        query.push_str("&atomic=true");
-        if let Some(mode) = open.mode {
-            query.push_str(&format!("&mode={mode:o}"));
-        }
-        for (name, value) in [("owner", &open.owner), ("group", &open.group)] {
-            if !value.is_empty() {
-                query.push_str(&format!("&{name}={}", escape(value)));
-            }
-        }
-    }
-    let method = if archive { Method::PUT } else { Method::POST };
+    let (method, query) = of_write(open);
     let mut request = guest.request(method, &query, body)?;
     let kind = HeaderValue::from_static("application/octet-stream");
     request.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -91,6 +78,25 @@ pub(crate) async fn write(
     let told = told.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let told: serde_json::Value = serde_json::from_slice(&told).unwrap_or_default();
     Ok(told["entries"].as_u64().unwrap_or_default())
+}
+
+/// Method and query of a write.
+fn of_write(open: &Open) -> (Method, String) {
+    let archive = open.form.as_known() == Some(FileForm::FILE_FORM_TAR);
+    let mut query = query(archive, &open.path, &open.user);
+    if !archive {
+        query.push_str("&atomic=true");
+        // Entries of an archive have modes of their own.
+        if let Some(mode) = open.mode {
+            query.push_str(&format!("&mode={mode:o}"));
+        }
+    }
+    for (name, value) in [("owner", &open.owner), ("group", &open.group)] {
+        if !value.is_empty() {
+            query.push_str(&format!("&{name}={}", escape(value)));
+        }
+    }
+    (if archive { Method::PUT } else { Method::POST }, query)
 }
 
 fn query(archive: bool, path: &str, user: &str) -> String {
@@ -211,6 +217,27 @@ mod tests {
                 () = serve(listener, answer) => unreachable!("it serves for ever"),
             }
         })
+    }
+
+    #[test]
+    fn a_write_names_the_owner_of_a_file_and_of_what_is_unpacked() {
+        let mut open = Open {
+            path: "/app".into(),
+            user: "root".into(),
+            mode: Some(0o640),
+            owner: "ann".into(),
+            group: "7".into(),
+            ..Default::default()
+        };
+        let content = "/files?path=/app&username=root&atomic=true&mode=640&owner=ann&group=7";
+        assert_eq!(of_write(&open), (Method::POST, content.to_owned()));
+        open.form = FileForm::FILE_FORM_TAR.into();
+        let archive = "/files/archive?path=/app&username=root&owner=ann&group=7";
+        assert_eq!(of_write(&open), (Method::PUT, archive.to_owned()));
+        open.owner = "a&mode=7".into();
+        assert!(of_write(&open).1.contains("&owner=a%26mode%3D7&"));
+        (open.owner, open.group) = (String::new(), String::new());
+        assert_eq!(of_write(&open).1, "/files/archive?path=/app&username=root");
     }
 
     #[test]

@@ -62,6 +62,8 @@ const CLOSE: header::HeaderValue = header::HeaderValue::from_static("close");
 
 /// Time limit for envd's preparation of a pause: a guest that hangs is paused all the same.
 const PREPARE: Duration = Duration::from_secs(10);
+/// Time limit for a guest to write all to its disk, where that is needed.
+const SYNC: Duration = Duration::from_secs(60);
 /// Time within which a guest answers for its clock to be right, and number of attempts to set it right afterwards.
 const CLOCK_PRECISION: Duration = Duration::from_millis(500);
 const CLOCK_ATTEMPTS: u32 = 3;
@@ -78,7 +80,7 @@ pub(crate) struct Guest {
     pub(super) authority: String,
     uri: Uri,
     token: String,
-    http: Client<HttpConnector, Body>,
+    pub(super) http: Client<HttpConnector, Body>,
     /// Client for calls whose responses are read at once: all share one connection and its window.
     pub(super) processes: Processes,
     /// Client of its file system, over the same connection.
@@ -242,29 +244,18 @@ impl Guest {
         }
     }
 
-    /// Tells envd who it is: environment, token, default user, time and host name. Gives it randomness of its own,
-    /// because others may go on from the same memory.
+    /// Tells envd who it is: environment, token, default user and working directory, time and host name. Gives it randomness
+    /// of its own, because others may go on from the same memory.
     pub(crate) async fn init(
         &self,
         id: &str,
         spec: &Spec,
         introduction: &Introduction<'_>,
     ) -> Result<(), AgentError> {
+        let mut body = settings(id, spec, introduction);
         let mut entropy = [0_u8; 64];
         rand::rng().fill_bytes(&mut entropy);
-        let mut body = json!({
-            "accessToken": spec.access_token,
-            "defaultUser": spec.default_user,
-            "hostname": id,
-            "sandboxId": id,
-            "templateId": spec.template,
-            "entropy": STANDARD.encode(entropy),
-            "newMachine": introduction.new_machine,
-            "resumed": introduction.resumed,
-        });
-        if let Some(envs) = introduction.envs {
-            body["envVars"] = json!(envs);
-        }
+        body["entropy"] = STANDARD.encode(entropy).into();
         let token = introduction.token.unwrap_or(&self.token).to_owned();
         let mut took = Self { token, ..self.clone() }.post_init(body).await?;
         // Its clock is late by the time that the request took to arrive, such as until the guest had a network.
@@ -288,8 +279,53 @@ impl Guest {
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
         let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
-        checked(response).await?;
+        // The guest runs, and what it refuses follows from its disk: it would on another host, too.
+        checked(response).await.map_err(AgentError::of_template)?;
         Ok(begin.elapsed())
+    }
+
+    /// Has the guest write to its disk what it has not written yet. Fails if it does not, or takes longer than a minute.
+    pub(crate) async fn sync(&self) -> Result<(), AgentError> {
+        let request = self.request(Method::POST, "/snapshot/prepare", empty())?;
+        let answered = tokio::time::timeout(SYNC, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
+    }
+
+    /// Puts a secret into the memory of the guest: a file that this user can read, and a link to it if `target` is not empty.
+    pub(crate) async fn put_secret(
+        &self,
+        id: &str,
+        target: &str,
+        user: &str,
+        value: &[u8],
+    ) -> Result<(), AgentError> {
+        let secret = json!({"id": id, "target": target, "user": user, "value": STANDARD.encode(value)});
+        let body = Full::from(secret.to_string()).map_err(|never| match never {}).boxed_unsync();
+        let mut request = self.request(Method::POST, "/secrets", body)?;
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
+    }
+
+    /// Overwrites and removes all secrets that were put into the guest.
+    pub(crate) async fn remove_secrets(&self) -> Result<(), AgentError> {
+        let request = self.request(Method::DELETE, "/secrets", empty())?;
+        let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
+    }
+
+    /// Creates a user in the guest, unless there is one of this name.
+    pub(crate) async fn make_user(&self, name: &str) -> Result<(), AgentError> {
+        let body = Full::from(json!({"name": name}).to_string());
+        let body = body.map_err(|never| match never {}).boxed_unsync();
+        let mut request = self.request(Method::POST, "/users", body)?;
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let answered = tokio::time::timeout(ANSWER, self.answer(request)).await;
+        checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
 
     /// Has a guest run a first command, whose memory others go on from, before it knows a token.
@@ -309,6 +345,24 @@ impl Guest {
         let answered = tokio::time::timeout(PREPARE, self.answer(request)).await;
         checked(answered.map_err(|_| overdue())??).await.map(drop)
     }
+}
+
+/// What a guest is told of its sandbox. What it would keep from another one's memory is told also if it is empty.
+fn settings(id: &str, spec: &Spec, introduction: &Introduction<'_>) -> serde_json::Value {
+    let mut settings = json!({
+        "accessToken": spec.access_token,
+        "defaultUser": spec.default_user,
+        "defaultWorkdir": spec.default_workdir,
+        "hostname": id,
+        "sandboxId": id,
+        "templateId": spec.template,
+        "newMachine": introduction.new_machine,
+        "resumed": introduction.resumed,
+    });
+    if let Some(envs) = introduction.envs {
+        settings["envVars"] = json!(envs);
+    }
+    settings
 }
 
 /// Header with which envd is told the user of a call.
@@ -420,4 +474,63 @@ pub(super) fn escape(text: &str) -> String {
         }
         out
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use wrenn_rpc::fault::Of;
+
+    use super::*;
+
+    /// Answers a request with a refusal, and waits until it is closed.
+    async fn refuse(listener: TcpListener) {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut read = [0; 4096];
+        assert!(stream.read(&mut read).await.is_ok_and(|bytes| bytes > 0));
+        let answer = b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\n{}";
+        stream.write_all(answer).await.expect("it is read");
+        while stream.read(&mut read).await.is_ok_and(|bytes| bytes > 0) {}
+        std::future::pending::<()>().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_refuses_at_its_start_is_of_its_template() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let guest = Guest::at(address, "", Share::of(Memory::new(1 << 20))).expect("a client");
+        let (spec, envs) = (Spec::default(), HashMap::new());
+        let introduction = Introduction::first(&envs);
+        let told = tokio::select! {
+            told = guest.init("sb1", &spec, &introduction) => told,
+            () = refuse(listener) => unreachable!("it waits for ever"),
+        };
+        let refused = told.map_err(|error| error.of);
+        assert_eq!(refused, Err(Of::OF_TEMPLATE), "three such images would eject the host");
+    }
+
+    #[test]
+    fn every_introduction_tells_user_and_working_directory() {
+        let envs = HashMap::from([("A".to_owned(), "b".to_owned())]);
+        for (introduction, with_envs) in [
+            (Introduction::first(&envs), true),
+            (Introduction::of_clone(&envs, None), true),
+            (Introduction::after_boot(&envs), true),
+            (Introduction::after_resume(), false),
+        ] {
+            for workdir in ["/app", ""] {
+                let spec = Spec {
+                    default_user: "ann".to_owned(),
+                    default_workdir: workdir.to_owned(),
+                    ..Spec::default()
+                };
+                let told = settings("sb1", &spec, &introduction);
+                assert_eq!((&told["defaultUser"], &told["defaultWorkdir"]), (&json!("ann"), &json!(workdir)));
+                assert_eq!(told["envVars"]["A"].as_str(), with_envs.then_some("b"));
+            }
+        }
+    }
 }

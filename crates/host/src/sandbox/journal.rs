@@ -291,6 +291,7 @@ pub(super) mod tests {
             memory_mb: 256,
             disk_size_mb: 5120,
             default_user: "wrenn-user".into(),
+            default_workdir: String::new(),
             created_at_unix_ms: 1,
             access_token: "t".into(),
         });

@@ -22,4 +22,5 @@ pub(crate) mod release;
 pub(crate) mod shared;
 pub(crate) mod spec;
 pub(crate) mod summary;
+pub(crate) mod usage;
 pub(crate) mod watch;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use wrenn_api::ErrorCode;
 use wrenn_memory::BuildId;
-use wrenn_vmm::MicroVm;
+use wrenn_vmm::{MicroVm, ProcessId};
 
 use super::{entry::Entry, guest::Guest};
 use crate::{error::AgentError, snapshots::Base};
@@ -82,10 +82,21 @@ impl Memory {
     }
 }
 
+/// Where a running sandbox is seen on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// Its VMM.
+    pub(crate) process: ProcessId,
+    /// Number of its network slot.
+    pub(crate) slot: u16,
+}
+
 /// What a running sandbox owns.
 pub(crate) struct Live {
     /// Its microVM.
     pub(super) vm: Box<dyn MicroVm>,
+    /// Number of its network slot.
+    pub(super) slot: u16,
     /// Connection to its guest.
     pub(super) guest: Guest,
     /// What its memory began with.
@@ -147,6 +158,8 @@ pub(crate) struct Published {
     pub(crate) held: bool,
     /// Generation that its memory is, while it is paused.
     pub(crate) generation: Option<BuildId>,
+    /// Where it is seen, while it runs.
+    pub(crate) footprint: Option<Footprint>,
 }
 
 impl Published {
@@ -184,6 +197,7 @@ impl Phase {
             boot_reason: None,
             held: false,
             generation: None,
+            footprint: None,
         };
         match self {
             Self::Creating | Self::Pausing | Self::Resuming | Self::Destroying => without(None),
@@ -194,6 +208,7 @@ impl Phase {
                 timings: live.timings.clone(),
                 boot_reason: live.boot_reason.clone(),
                 held: live.held,
+                footprint: Some(Footprint { process: live.vm.process(), slot: live.slot }),
                 ..without(None)
             },
             Self::Failing(error) | Self::Failed { error, .. } | Self::Unknown(error) => {

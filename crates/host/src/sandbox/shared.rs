@@ -10,10 +10,13 @@ use wrenn_network::{Plan, Policy, SlotPool};
 use wrenn_vmm::Vmm;
 
 use crate::{
+    artifacts::Artifacts,
     assets::Assets,
     config::Rates,
     error::AgentError,
+    images::Images,
     memory::Memory,
+    oci::Imports,
     snapshots::{self, Snapshots, named::NamedSnapshots, templates::TemplateSnapshots},
     uids::Uids,
 };
@@ -33,9 +36,15 @@ pub(crate) struct Shared {
     /// Snapshots of guests.
     pub(crate) snapshots: Arc<Snapshots>,
     /// Those that users named.
-    pub(crate) named: NamedSnapshots,
+    pub(crate) named: Arc<NamedSnapshots>,
     /// Those that new sandboxes of templates go on from.
     pub(crate) template_snapshots: Arc<TemplateSnapshots>,
+    /// Images that were made of snapshots, or imported.
+    pub(crate) images: Arc<Images>,
+    /// Imports of images of registries.
+    pub(crate) imports: Arc<Imports>,
+    /// Exports and imports of snapshots and images, from and for other hosts.
+    pub(crate) artifacts: Arc<Artifacts>,
     /// Parent of the sandboxes' directories.
     pub(crate) dir: PathBuf,
     /// First user id of VMMs.

@@ -11,6 +11,7 @@
 //!   generations have become many, they are joined in the background.
 
 pub(crate) mod layout;
+mod moved;
 pub(crate) mod named;
 pub(crate) mod origin;
 pub(crate) mod templates;

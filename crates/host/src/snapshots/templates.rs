@@ -3,8 +3,9 @@
 //!
 //! The first sandbox of a *shape* (template, virtual CPUs, memory, disk size) boots, and is captured when its
 //! guest is ready, before it is told anything of its user. Later ones of the same shape go on from there. A
-//! snapshot that does not load is discarded, and its sandbox boots. A named snapshot whose memory does not load, because
-//! the host's VMM was upgraded, is a template of one shape.
+//! snapshot that does not load is discarded, and its sandbox boots. A named snapshot that has no memory, or whose memory does not
+//! load because the host's VMM was upgraded, is a template of one shape. An image that was made on this host is a template whose shapes
+//! go with it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,6 +25,9 @@ use crate::error::AgentError;
 
 /// First part of the ids of the snapshots' volumes, which no id of a sandbox has.
 const PREFIX: &str = "template.";
+
+/// What is between image and digest in the name of a shape of an image that was made here.
+const OF_IMAGE: char = ':';
 
 /// Snapshots of templates on this host.
 pub(crate) struct TemplateSnapshots {
@@ -59,6 +63,8 @@ pub(crate) struct TemplateSnapshot {
     pub(crate) build: BuildId,
     /// Access token of its guest's envd, if it was told one.
     pub(crate) token: Option<String>,
+    /// Whether it has memory to go on from. Sandboxes boot from the disk of a named one that has none.
+    pub(crate) has_memory: bool,
     volume: String,
     state: PathBuf,
     memory: PathBuf,
@@ -81,11 +87,16 @@ fn volume_of(build: BuildId) -> String {
     format!("{PREFIX}{build}")
 }
 
+/// Image of a shape, if that was made here.
+fn image_of(shape: &str) -> Option<&str> {
+    shape.split_once(OF_IMAGE).map(|(image, _)| image)
+}
+
 impl TemplateSnapshot {
     /// Snapshot that a user named.
     pub(super) fn named(build: BuildId, token: String, volume: String, files: [PathBuf; 2]) -> Self {
         let [state, memory] = files;
-        Self { shape: None, build, token: Some(token), volume, state, memory }
+        Self { shape: None, build, token: Some(token), has_memory: true, volume, state, memory }
     }
 
     /// Id of its disk's volume.
@@ -145,10 +156,10 @@ impl TemplateSnapshots {
     }
 
     async fn load_all(self: Arc<Self>) -> anyhow::Result<()> {
-        let present = self.volumes.list().await?;
+        let (present, images) = (self.volumes.list().await?, self.volumes.images().await?);
         let all = self.clone();
         let disks = present.clone();
-        spawn_blocking(move || all.read(&disks)).await??;
+        spawn_blocking(move || all.read(&disks, &images)).await??;
         let used: HashSet<String> =
             self.state().ready.values().map(|kept| kept.snapshot.volume().to_owned()).collect();
         for volume in present.iter().filter(|volume| volume.starts_with(PREFIX) && !used.contains(*volume)) {
@@ -161,8 +172,8 @@ impl TemplateSnapshots {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the sound snapshots available whose disk is present; removes the others.
-    fn read(&self, disks: &[String]) -> Result<(), MemoryError> {
+    /// Makes the sound snapshots available whose disk and image are present; removes the others.
+    fn read(&self, disks: &[String], images: &[String]) -> Result<(), MemoryError> {
         let generations = &self.snapshots.generations;
         // The newest first.
         for build in generations.list()?.into_iter().rev() {
@@ -171,7 +182,9 @@ impl TemplateSnapshots {
             if !is_of_template(&generation.manifest.label) {
                 continue;
             }
-            let usable = self.budget > 0 && disks.contains(&volume_of(build));
+            let of_image = image_of(&generation.manifest.label);
+            let has_image = of_image.is_none_or(|of_image| images.iter().any(|image| image == of_image));
+            let usable = self.budget > 0 && has_image && disks.contains(&volume_of(build));
             match self.check(&generation) {
                 Ok(bytes) if usable && self.get(&generation.manifest.label).is_none() => {
                     self.add(&generation, bytes);
@@ -201,6 +214,7 @@ impl TemplateSnapshots {
             shape: Some(shape.clone()),
             build,
             token: None,
+            has_memory: true,
             volume: volume_of(build),
             state: path(Part::State),
             memory: path(Part::Data),
@@ -221,6 +235,13 @@ impl TemplateSnapshots {
         Some(short_digest(&text))
     }
 
+    /// Name of the shape of sandboxes that boot from this image, which was made here. It has the image's name, too, because
+    /// their memory goes with it.
+    pub(crate) async fn shape_of_image(&self, image: &str, size: (u32, u64, u64)) -> Option<String> {
+        let of_content = self.shape(image, size).await?;
+        Some(format!("{image}{OF_IMAGE}{of_content}"))
+    }
+
     /// Name of the shape of sandboxes that boot from the disk of a named snapshot whose memory does not load. None if sandboxes
     /// do not go on from snapshots here.
     pub(crate) fn shape_of_named(&self, build: BuildId) -> Option<String> {
@@ -231,6 +252,18 @@ impl TemplateSnapshots {
     pub(crate) async fn discard_of_named(&self, build: BuildId) {
         let of_boot = self.shape_of_named(build).and_then(|shape| self.get(&shape));
         if let Some(snapshot) = of_boot {
+            self.discard(&snapshot).await;
+        }
+    }
+
+    /// Removes the memory of sandboxes that booted from this image, which was made here: their disks depend on it.
+    pub(crate) async fn discard_of_image(&self, image: &str) {
+        let of_image: Vec<_> = {
+            let state = self.state();
+            let of_image = state.ready.iter().filter(|(shape, _)| image_of(shape) == Some(image));
+            of_image.map(|(_, kept)| kept.snapshot.clone()).collect()
+        };
+        for snapshot in of_image {
             self.discard(&snapshot).await;
         }
     }
@@ -407,6 +440,47 @@ mod tests {
         place.keep(&all, &shape).await?;
         assert!(all.ticket(&shape).is_none(), "there is one");
         assert!(all.get(&shape).is_some());
+        Ok(())
+    }
+
+    /// Two images with the same content have disks of their own, which go with them.
+    #[tokio::test]
+    async fn shapes_of_an_image_go_with_it() -> anyhow::Result<()> {
+        let place = Place::new().await?;
+        let all = place.open("a", 64).await?;
+        let (size, larger) = ((1, 256, 1024), (2, 256, 1024));
+        for image in ["image.1", "image.10"] {
+            place.volumes.prepare(image, &place.dir.path().join("image")).await?;
+        }
+        let mut kept = Vec::new();
+        for (image, size) in [
+            ("minimal", size),
+            ("image.1", size),
+            ("image.1", larger),
+            ("image.10", size),
+            ("image.10", larger),
+        ] {
+            let shape = match image {
+                "minimal" => all.shape(image, size).await,
+                made_here => all.shape_of_image(made_here, size).await,
+            };
+            let shape = shape.unwrap_or_default();
+            place.keep(&all, &shape).await?;
+            kept.push(shape);
+        }
+        let present = |all: &Arc<TemplateSnapshots>| -> Vec<bool> {
+            kept.iter().map(|shape| all.get(shape).is_some()).collect()
+        };
+        assert_eq!(present(&all), [true; 5], "all have names of their own");
+        all.discard_of_image("image.1").await;
+        assert_eq!(present(&all), [true, false, false, true, true]);
+        assert_eq!((place.volumes.list().await?.len(), all.snapshots.generations.list()?.len()), (3, 3));
+        all.discard_of_image("image.absent").await;
+        // An agent that died before it removed them.
+        place.volumes.remove_image("image.10").await?;
+        let next = place.open("a", 64).await?;
+        assert_eq!(present(&next), [true, false, false, false, false]);
+        assert_eq!(place.volumes.list().await?.len(), 1);
         Ok(())
     }
 

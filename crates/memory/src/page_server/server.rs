@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Loop of a page server: fills the pages that a guest waits for, those that it will need, and then all others.
 
-use std::{collections::VecDeque, io, os::unix::net::UnixStream, time::Duration};
+use std::{collections::VecDeque, io, ops::Range, os::unix::net::UnixStream, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -198,7 +198,8 @@ impl<'a> Server<'a> {
     fn fill_some(&mut self, at: u64, to: u64) -> io::Result<Option<u64>> {
         let Some((address, region_end)) = self.regions.address(at) else { return Ok(Some(at + 1)) };
         let to = self.blocks.change(at, to.min(region_end).min(at + AT_ONCE));
-        let (source, to) = match self.blocks.state(at) {
+        let state = self.blocks.state(at);
+        let (source, to) = match state {
             State::Filled => return Ok(Some(to)),
             State::Freed => (Source::Zero, to),
             State::Absent => self.source(at, to),
@@ -214,11 +215,11 @@ impl<'a> Server<'a> {
         match filled? {
             Filled::Bytes(bytes) => {
                 let next = at + bytes / SIZE;
-                self.blocks.fill(at..next);
+                self.note_filled(state, at..next);
                 Ok(Some(next))
             }
             Filled::Present => {
-                self.blocks.fill(at..at + 1);
+                self.note_filled(state, at..at + 1);
                 self.userfault.wake(address, SIZE);
                 Ok(Some(at + 1))
             }
@@ -229,6 +230,15 @@ impl<'a> Server<'a> {
                 Ok(Some(at))
             }
             Filled::Gone => Ok(None),
+        }
+    }
+
+    /// Notes that blocks of this state were filled. Those that the guest freed stay freed: between the message that it frees them
+    /// and the time when it does, zeros can be filled in that are then taken away again, and the guest would wait for ever for what
+    /// counts as filled.
+    fn note_filled(&mut self, state: State, blocks: Range<u64>) {
+        if state == State::Absent {
+            self.blocks.fill(blocks);
         }
     }
 

@@ -16,8 +16,8 @@ pub(super) struct Given<'a> {
     pub(super) value: Word<'a>,
 }
 
-/// The flag that may be there several times: its values add up.
-const SECRET: &str = "secret";
+/// The flags that may be there several times: their values add up.
+const SEVERAL: [&str; 2] = ["secret", "mount"];
 
 /// Reads the flags of an instruction; returns them and the offset of what follows. `known` are those that it has, and
 /// `refused` those that it has in Dockerfiles, with what to write instead.
@@ -53,7 +53,7 @@ fn given<'a>(
         );
         return Err(line.error(at, Code::Flag, message));
     }
-    if name != SECRET {
+    if !SEVERAL.contains(&name) {
         if seen.contains(&name) {
             return Err(line.error(at, Code::Flag, format!("--{name} is there twice: remove one")));
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::{
     error::{RecipeError, RecipeErrorCode as Code, shown},
     lines::Line,
+    secret::{self, Secret},
     step::{Instruction, Run},
     words::Word,
 };
@@ -16,19 +17,15 @@ use super::{
     value::{literal, positive},
 };
 
-const FLAGS: &[&str] = &["timeout", "secret"];
+const FLAGS: &[&str] = &["timeout", "secret", "mount"];
 const REFUSED: &[(&str, &str)] = &[
-    (
-        "mount",
-        "write --secret=NAME for a secret, which is then the file /run/secrets/NAME; use COPY for files, and leave a cache out, as \
-         steps that did not change are not run again",
-    ),
     ("network", "leave it out, as steps reach the internet"),
     ("security", "leave it out, as a step has its microVM for itself"),
 ];
 
-/// Maximum length of the name of a secret, in bytes.
-const SECRET: usize = 64;
+/// What to write instead of a mount that is no secret.
+const NO_MOUNT: &str = "recipes have no --mount but of secrets: use COPY for files, and leave a cache out, as steps that did not \
+    change are not run again";
 
 /// Reads RUN.
 pub(super) fn run(line: &Line, shell: Option<&[String]>) -> Result<Instruction, Vec<RecipeError>> {
@@ -37,6 +34,7 @@ pub(super) fn run(line: &Line, shell: Option<&[String]>) -> Result<Instruction, 
     for flag in flags {
         let checked = match flag.name {
             "timeout" => positive(line, flag.value).map(|period| timeout = Some(period)),
+            "mount" => add_mount(line, flag.value, &mut secrets),
             _ => add_secrets(line, flag.value, &mut secrets),
         };
         errors.extend(checked.err());
@@ -52,24 +50,37 @@ pub(super) fn run(line: &Line, shell: Option<&[String]>) -> Result<Instruction, 
     }
 }
 
-fn add_secrets(line: &Line, word: Word<'_>, secrets: &mut BTreeSet<String>) -> Result<(), RecipeError> {
-    for name in literal(line, word)?.split(',') {
-        let known = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        let is_name =
-            (1..=SECRET).contains(&name.len()) && !name.starts_with(['.', '-']) && name.bytes().all(known);
-        if !is_name {
-            let message = format!(
-                "{} is not the name of a secret: it has 1 to {SECRET} letters, digits, '_', '.' or '-', and begins with none of \
-                 the last two; values of secrets do not belong here",
-                shown(name)
-            );
-            return Err(line.error(word.at, Code::Name, message));
-        }
-        if !secrets.insert(name.to_owned()) {
-            let message = format!("the secret {} is there twice: remove one", shown(name));
-            return Err(line.error(word.at, Code::Flag, message));
-        }
+fn add_secrets(line: &Line, word: Word<'_>, secrets: &mut BTreeSet<Secret>) -> Result<(), RecipeError> {
+    let text = literal(line, word)?;
+    let found = secret::list(&text).map_err(|error| line.error(word.at, error.code, error.to_string()))?;
+    found.into_iter().try_for_each(|secret| add(line, word, secret, secrets))
+}
+
+fn add_mount(line: &Line, word: Word<'_>, secrets: &mut BTreeSet<Secret>) -> Result<(), RecipeError> {
+    let text = literal(line, word)?;
+    match secret::mount(&text).map_err(|error| line.error(word.at, error.code, error.to_string()))? {
+        Some(secret) => add(line, word, secret, secrets),
+        // It begins where the flag does.
+        None => Err(line.error(word.at - "--mount=".len(), Code::Unsupported, NO_MOUNT)),
     }
+}
+
+fn add(
+    line: &Line,
+    word: Word<'_>,
+    secret: Secret,
+    secrets: &mut BTreeSet<Secret>,
+) -> Result<(), RecipeError> {
+    if secrets.iter().any(|other| other.id == secret.id) {
+        let message = format!("the secret {} is there twice: remove one", shown(&secret.id));
+        return Err(line.error(word.at, Code::Flag, message));
+    }
+    let path = secret.path();
+    if secrets.iter().any(|other| other.path() == path) {
+        let message = format!("two secrets would be at {}: give one of them another target", shown(&path));
+        return Err(line.error(word.at, Code::Flag, message));
+    }
+    secrets.insert(secret);
     Ok(())
 }
 
@@ -82,6 +93,7 @@ mod tests {
         for recipe in [
             "RUN pip install  'a b' && echo $X # not a comment",
             "RUN --timeout=1h30m --secret=npm_token,pip.conf npm ci",
+            "RUN --secret=b --secret=a,target=/root/.npmrc,required=false npm ci",
             "RUN [\"a\",\"$B\",\"c\\n\"]",
             "RUN [ -f /x ] && echo \"it's\"",
             "RUN echo a\\\\",
@@ -117,6 +129,14 @@ mod tests {
             ("RUN --secret=a,a x", "1:14 flag"),
             ("RUN --secret=a \\\n --secret=,b x", "2:11 name"),
             ("RUN --mount=type=cache,target=/x a", "1:5 unsupported"),
+            ("RUN --mount=target=/x a", "1:5 unsupported"),
+            ("RUN --mount a", "1:5 flag"),
+            ("RUN --mount=type=secret a", "1:13 flag"),
+            ("RUN --mount=type=secret,id=a,env=A a", "1:13 unsupported"),
+            ("RUN --mount=type=secret,id=a --secret=a a", "1:39 flag"),
+            ("RUN --secret=a,target=/x --secret=b,target=/x a", "1:35 flag"),
+            ("RUN --secret=a,env=A a", "1:14 unsupported"),
+            ("RUN --secret=target=/x a", "1:14 flag"),
             ("RUN --network=none a", "1:5 unsupported"),
             ("RUN #!/bin/sh", "1:5 heredoc"),
             ("# escape=`\nRUN a \\", "2:5 quote"),

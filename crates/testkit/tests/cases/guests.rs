@@ -20,15 +20,15 @@ pub(crate) async fn a_guest_is_a_machine_with_an_identity(stack: Arc<Stack>) -> 
     let script = "cat /etc/machine-id; hostname; cat /etc/hostname
         python -c 'import socket; print(socket.gethostbyname(socket.gethostname()))'
         ping -q -c 1 $(hostname) > /dev/null && echo pinged
-        ulimit -n; id -un; poweroff 2>&1; echo $?";
+        ulimit -n; id -un; cat /proc/sys/kernel/pid_max; poweroff 2>&1; echo $?";
     let ran = stack.api.exec(&id, &["sh", "-c", script]).await?;
     let lines: Vec<_> = ran["stdout"].as_str().unwrap_or_default().lines().collect();
-    let [machine_id, name, file, address, pinged, files, user, refused, status] = lines[..] else {
+    let [machine_id, name, file, address, pinged, files, user, ids, refused, status] = lines[..] else {
         anyhow::bail!("{ran}");
     };
     anyhow::ensure!(machine_id.len() == 32 && machine_id.bytes().all(|b| b.is_ascii_hexdigit()), "{ran}");
     anyhow::ensure!(name == id && file == id && address.starts_with("127.0."), "{ran}");
-    anyhow::ensure!((pinged, files, user) == ("pinged", "1024", "wrenn-user"), "{ran}");
+    anyhow::ensure!((pinged, files, user, ids) == ("pinged", "1024", "wrenn-user", "4194304"), "{ran}");
     anyhow::ensure!(refused.contains("sudo poweroff") && status == "1", "{ran}");
 
     for path in ["/proc/cpuinfo", "/sys/class/net/eth0/address", "/etc/machine-id"] {

@@ -2,6 +2,8 @@
 //! List of test cases by subject.
 
 mod bad_input;
+mod broken_builds;
+mod builds;
 mod churn;
 mod cli;
 mod commands;
@@ -11,15 +13,19 @@ mod files;
 mod fleet;
 mod guests;
 mod hosts;
+mod images;
 mod lifecycle;
+mod metrics;
 mod migrations;
 mod network;
 mod outages;
 mod pause;
+mod people;
 mod ports;
 mod privileges;
 mod processes;
 mod secrets;
+mod shipped_templates;
 mod slots;
 mod streams;
 mod support;
@@ -31,7 +37,7 @@ mod user_terminal;
 use std::{pin::Pin, sync::Arc};
 
 use anyhow::Result;
-use wrenn_testkit::{Stack, in_lab, test_guests};
+use wrenn_testkit::{Stack, in_lab, short_or_long, test_guests};
 
 /// Result of a case.
 type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -62,6 +68,7 @@ macro_rules! own_cases {
 
 /// Names, or prefixes of names, of the cases that run in a lab.
 pub(crate) const LAB: &[&str] = &[
+    "builds::every_instruction_is_done_and_cached",
     "faults::amid_pauses_on_firecracker",
     "faults::on_firecracker",
     "faults::page_servers_that_die_amid_operations",
@@ -82,6 +89,13 @@ pub(crate) fn beside() -> Cases<Case> {
     cases![
         bad_input::paths_that_cannot_be,
         bad_input::environments_at_their_bounds,
+        broken_builds::steps_that_misbehave_are_told,
+        builds::every_instruction_is_done_and_cached,
+        builds::files_are_copied_and_a_changed_one_misses,
+        builds::secrets_are_there_for_one_step,
+        builds::a_failing_step_is_told_and_looked_into,
+        builds::a_cancelled_build_leaves_nothing,
+        builds::wrong_recipes_are_shown_where_they_are_wrong,
         cli::the_exit_status_tells_whose_failure_it_is,
         cli::output_and_input_are_exact,
         cli::processes_and_files_are_worked_with,
@@ -106,6 +120,8 @@ pub(crate) fn beside() -> Cases<Case> {
         files::entries_are_listed_moved_and_removed,
         guests::a_guest_is_a_machine_with_an_identity,
         guests::the_kernel_has_what_users_expect,
+        images::they_run_as_they_say_and_are_built_on,
+        images::an_uploaded_archive_runs,
         lifecycle::create_use_delete,
         lifecycle::a_repeated_create_makes_one_sandbox,
         lifecycle::the_disk_has_the_size_asked_for,
@@ -117,6 +133,8 @@ pub(crate) fn beside() -> Cases<Case> {
         streams::a_closed_stream_ends_its_command,
         streams::a_deleted_sandbox_ends_its_commands,
         streams::errors_are_frames_or_answers,
+        metrics::out_of_memory_is_told,
+        metrics::work_is_seen,
         migrations::several_at_once,
         pause::what_ran_goes_on,
         pause::commands_in_work_go_on,
@@ -158,12 +176,15 @@ pub(crate) fn beside() -> Cases<Case> {
         transfers::the_command_line_copies_directories,
         transfers::the_command_line_works_with_files,
         user_terminal::it_follows_and_is_as_it_was,
+        user_terminal::what_sandboxes_use_is_drawn_until_it_is_left,
     ]
 }
 
 /// Cases that restart processes of Wrenn, or look at what only they may have.
 pub(crate) fn alone() -> Cases<Case> {
     let mut cases = cases![
+        broken_builds::stores_that_go_away_end_no_build,
+        builds::a_build_survives_its_worker_and_its_agent,
         cli::a_create_whose_answer_is_lost_leaves_no_sandbox,
         // An emulated processor does not start as many beside another guest in the time that a start may take.
         commands::many_at_once_are_kept_apart,
@@ -172,6 +193,7 @@ pub(crate) fn alone() -> Cases<Case> {
         crashes::a_snapshot_that_is_given_up_leaves_nothing,
         crashes::operations_in_any_order,
         fleet::many_survive_the_agent,
+        metrics::figures_survive_the_agent,
         outages::postgres,
         outages::redis,
         outages::the_host,
@@ -200,6 +222,9 @@ fn of_labs() -> Cases<Case> {
 /// Cases that need a Wrenn of their own.
 pub(crate) fn own() -> Cases<OwnCase> {
     let mut cases = own_anywhere();
+    if short_or_long(false, true) {
+        cases.extend(own_of_long_form());
+    }
     if test_guests::available() {
         cases.extend(own_with_test_guests());
     } else {
@@ -215,9 +240,15 @@ fn own_anywhere() -> Cases<OwnCase> {
         network::guests_reach_the_internet_and_nothing_else,
         pause::a_disk_that_becomes_full_is_told_and_all_goes_on,
         pause::nothing_that_restarts_loses_a_sandbox,
+        people::a_second_user_is_invited_and_removed,
         slots::a_failed_one_takes_nothing_from_its_heir,
         template_snapshots::sandboxes_go_on_from_their_template_each_as_itself,
     ]
+}
+
+/// Cases that take the better part of an hour: `make test-long` has them.
+fn own_of_long_form() -> Cases<OwnCase> {
+    own_cases![shipped_templates::they_have_what_they_promise]
 }
 
 fn own_with_test_guests() -> Cases<OwnCase> {
@@ -231,6 +262,9 @@ fn own_with_test_guests() -> Cases<OwnCase> {
 /// Names of all cases, also of those that this machine cannot run.
 pub(crate) fn names() -> Vec<&'static str> {
     let shared = [beside(), alone(), of_labs()].into_iter().flatten().map(|(name, _)| name);
-    let own = [own_anywhere(), own_with_test_guests()].into_iter().flatten().map(|(name, _)| name);
+    let own = [own_anywhere(), own_of_long_form(), own_with_test_guests()]
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name);
     shared.chain(own).collect()
 }

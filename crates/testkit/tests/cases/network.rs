@@ -3,6 +3,8 @@
 //! an uplink, and further namespaces simulate the rest of the world, so no packet leaves the machine even if
 //! the policy fails.
 
+mod mirror;
+mod names;
 mod space;
 mod world;
 
@@ -13,7 +15,9 @@ use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use serde_json::{Value, json};
 use wrenn_testkit::{Setup, Stack, wait_until};
 
+pub(crate) use self::mirror::with_mirror;
 use self::{
+    names::{A, AAAA, FOUR, SIX},
     space::{apart, links},
     world::{ECHO, HOST, INTERNET, METADATA, NEIGHBOUR, ROLL_CALL, SERVICES, World},
 };
@@ -255,17 +259,46 @@ for i in $(seq 200); do [ -e /tmp/connected ] && exit 0; sleep 0.1; done; cat /t
     Ok(())
 }
 
+/// While one of the host's resolvers swallows what it is asked, a guest finds the addresses of names by the other one, and asks
+/// the silent one no more often than it is configured to. `domain` is that of names that were not asked for before.
+async fn resolve(stack: &Stack, world: &World, id: &str, silent: usize, domain: &str) -> Result<()> {
+    for (index, resolver) in world.resolvers.iter().enumerate() {
+        resolver.keep_silent(index == silent);
+    }
+    let said = guest(stack, id, &["resolve", domain]).await?;
+    let mut both = [FOUR.to_string(), SIX.to_string()];
+    both.sort();
+    for found in [format!("both {}", both.join(" ")), format!("six {SIX}")] {
+        anyhow::ensure!(said.lines().any(|line| line == found), "it did not find {found}: {said}");
+    }
+    let attempts = said.lines().find_map(|line| line.strip_prefix("attempts ")?.parse::<usize>().ok());
+    let attempts = attempts.context("it may ask as often as it likes")?;
+    for (first, kind) in [("both", A), ("both", AAAA), ("six", AAAA)] {
+        let name = format!("{first}.{domain}");
+        let asked = world.resolvers.each_ref().map(|resolver| resolver.times_asked(&name, kind));
+        println!("  resolver {silent} is silent: {name}, type {kind}, was asked for {asked:?} times");
+        anyhow::ensure!(asked[1 - silent] > 0 && asked[silent] <= attempts, "{name} {kind}: {asked:?}");
+        // Else it was not asked first, and this shows nothing.
+        anyhow::ensure!(silent > 0 || asked[0] > 0, "{name} {kind}: {asked:?}");
+    }
+    println!("  {}", said.lines().filter(|line| line.starts_with("took")).collect::<Vec<_>>().join(", "));
+    Ok(())
+}
+
 async fn reach(stack: &Stack, world: &World) -> Result<()> {
     let ids = create_many(stack, many()).await?;
     with_program(stack, &ids).await?;
     attack_each_other(stack, world, [&ids[0], &ids[1]]).await?;
     talk_at_once(stack, world, &ids).await.context("all guests at once")?;
+    resolve(stack, world, &ids[0], 0, "before.test").await.context("names, with a silent first resolver")?;
     connect_over_a_pause(stack, &ids[0]).await.context("over a pause")?;
+    resolve(stack, world, &ids[0], 0, "after.test").await.context("names, after the pause")?;
+    resolve(stack, world, &ids[0], 1, "turned.test").await.context("names, with a silent second resolver")?;
     delete_many(stack, &ids).await
 }
 
-/// Attacks between two guests, and connections of all guests at once. One Wrenn for both, because in a lab
-/// most of the time is its start.
+/// Attacks between two guests, connections of all guests at once, and names while a resolver of the host is silent. One
+/// Wrenn for all, because in a lab most of the time is its start.
 pub(crate) async fn guests_reach_the_internet_and_nothing_else() -> Result<()> {
     apart(async || {
         let world = World::new()?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wrenn_testkit::{Reply, Stack, test_guests, wait_until};
+use wrenn_testkit::{Reply, Stack, in_lab, test_guests, wait_until};
 
 /// Returns the record of a sandbox in any status.
 pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
@@ -104,9 +104,15 @@ pub(crate) async fn pause(stack: &Stack, id: &str) -> Result<Value> {
     Ok(paused)
 }
 
-/// Resumes a sandbox with its memory.
+/// Resumes a sandbox with its memory. In a lab that stands still for longer than a guest may take to answer, it is tried again, as its
+/// error says.
 pub(crate) async fn resume(stack: &Stack, id: &str) -> Result<Value> {
-    let resumed = post(stack, id, "resume", &json!({})).await?;
+    let path = format!("/v1/sandboxes/{id}/resume");
+    let answered = async || {
+        let reply = stack.api.post(&path, &json!({})).await.ok()?;
+        (!in_lab() || ![503, 504].contains(&reply.status)).then_some(reply)
+    };
+    let resumed = wait_until("an answer to a resume", PATIENCE, answered).await?.expect(200)?.json();
     anyhow::ensure!(resumed["status"] == "running", "{resumed}");
     Ok(resumed)
 }

@@ -150,6 +150,20 @@ pub(crate) async fn it_follows_and_is_as_it_was(stack: Arc<Stack>) -> Result<()>
     Ok(())
 }
 
+/// `top` draws again and again on a screen of its own, and the terminal is as it was afterwards.
+pub(crate) async fn what_sandboxes_use_is_drawn_until_it_is_left(stack: Arc<Stack>) -> Result<()> {
+    for key in ["q", "\x03"] {
+        let mut terminal = UserTerminal::run(&stack, &["top", "--sort", "memory"])?;
+        let drawn = async || (terminal.text().matches("q ends").count() > 1).then_some(());
+        wait_until("two drawings", SHOWN, drawn).await.with_context(|| terminal.text())?;
+        terminal.type_keys(key)?;
+        let text = terminal.ends(0).await?;
+        let parts = ["\x1b[?1049h", "STATUS", "\x1b[?1049l"];
+        ensure!(parts.iter().all(|part| text.contains(part)), "{text:?}");
+    }
+    Ok(())
+}
+
 /// A terminal is connected again by itself after control plane and agent were killed, and its shell goes on.
 pub(crate) async fn it_comes_back_after_a_restart(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;

@@ -22,7 +22,7 @@ use crate::{
     taken::{self, NEW_MEMORY, NEW_STATE},
 };
 
-/// Time limit for Firecracker's first response; emulated machines take seconds.
+/// Time limit for Firecracker's first response, and for each call that boots or loads a guest; emulated machines take seconds.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Interval between connection attempts during the start.
 const START_POLL: Duration = Duration::from_millis(1);
@@ -193,7 +193,7 @@ impl FirecrackerVm {
     async fn make(&self, spec: &BootSpec) -> Result<(), VmmError> {
         let mut api = self.ready().await?;
         for (path, body, action) in config::calls(spec) {
-            api.call((Method::PUT, &path), &body, action, CALL_LIMIT).await?;
+            api.call((Method::PUT, &path), &body, action, START_LIMIT).await?;
         }
         Ok(())
     }
@@ -210,7 +210,7 @@ impl FirecrackerVm {
             "resume_vm": false,
         });
         body[self.release.tracking_field()] = spec.track_changes.into();
-        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", CALL_LIMIT).await?;
+        api.call((Method::PUT, "/snapshot/load"), &body, "load the snapshot", START_LIMIT).await?;
         set_rates(&mut api, spec).await?;
         if snapshot.run { set_state(&mut api, "Resumed", "resume").await } else { Ok(()) }
     }

@@ -56,7 +56,8 @@ const E2E: &str = "testkit/e2e";
 const OWN: &[Own] = &[
     Own("end to end", Class::Compute, 460, &[(E2E, Cases::Rest)]),
     Own("end to end: pauses", Class::Compute, 300, &[(E2E, Cases::Only(&["pause::"]))]),
-    Own("end to end: faults", Class::Wait, 130, &[(E2E, Cases::Only(&["faults::"]))]),
+    Own("end to end: builds", Class::Compute, 220, &[(E2E, Cases::Only(&["builds::", "images::"]))]),
+    Own("end to end: faults", Class::Wait, 180, &[(E2E, Cases::Only(&["faults::"]))]),
     Own("end to end: outages", Class::Wait, 60, &[(E2E, Cases::Only(&["outages::"]))]),
     Own("end to end: networks", Class::Wait, 110, &[(E2E, Cases::Only(&["network::", "slots::"]))]),
     Own("end to end: hosts", Class::Compute, 130, &[(E2E, Cases::Only(&["hosts::"]))]),
@@ -64,11 +65,11 @@ const OWN: &[Own] = &[
     Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
     Own("guest agent", Class::Wait, 90, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
-    Own("control plane", Class::Wait, 60, &[("control/state", Cases::All)]),
+    Own("control plane", Class::Wait, 270, &[("control/state", Cases::All)]),
     Own(
         "control plane of labs",
         Class::Compute,
-        200,
+        300,
         &[("testkit/lab", Cases::All), ("testkit/outside", Cases::All)],
     ),
 ];
@@ -95,7 +96,7 @@ pub(super) fn rows(programs: &[Program], cpus: usize) -> Result<Vec<Row>> {
     ensure!(!others.is_empty(), "cargo named no unit tests");
     let mut units: Vec<_> = others.into_iter().map(|program| Work::Program(program, Vec::new())).collect();
     units.push(command(&[&["cargo", "test", "--doc"], TESTED].concat()));
-    rows.push(Row { name: "unit tests", class: Class::Compute, budget: 80, work: units });
+    rows.push(Row { name: "unit tests", class: Class::Compute, budget: 90, work: units });
     rows.push(Row {
         name: "API check",
         class: Class::Compute,
@@ -143,6 +144,8 @@ pub(super) fn next(waiting: &[Class], running: &[Class], cpus: usize) -> Option<
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn programs() -> Vec<Program> {
@@ -160,6 +163,7 @@ mod tests {
             let (package, target) = name.split_once('/').unwrap_or_default();
             Program {
                 package: package.to_owned(),
+                directory: PathBuf::from("crates").join(package),
                 target: target.to_owned(),
                 path: name.into(),
                 harness: true,
@@ -173,6 +177,7 @@ mod tests {
         let mut programs = programs();
         programs.push(Program {
             package: "new".into(),
+            directory: "examples/new".into(),
             target: "new".into(),
             path: "new".into(),
             harness: true,

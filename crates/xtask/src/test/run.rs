@@ -59,12 +59,12 @@ fn isolated(work: &Work) -> Result<Command> {
         .env("WRENN_SHARE_DIR", root.join("share/wrenn"));
     match work {
         Work::Program(program, args) => {
-            command.arg(&program.path).args(args).current_dir(program.directory());
+            command.arg(&program.path).args(args).current_dir(&program.directory);
             if program.harness {
                 // An unstable option of Rust's test harness. Our own cases print their times themselves.
                 command.args(["-Zunstable-options", "--report-time"]).env("RUSTC_BOOTSTRAP", "1");
             }
-            command.env("CARGO_MANIFEST_DIR", program.directory());
+            command.env("CARGO_MANIFEST_DIR", &program.directory);
         }
         Work::Command(words) => {
             let this = std::env::current_exe().context("cannot find this program")?;

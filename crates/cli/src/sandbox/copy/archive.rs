@@ -2,22 +2,20 @@
 //! Local directories as archives: packed and unpacked on a thread that may wait, and streamed to and from the API.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _};
 use tokio::{sync::mpsc, task::JoinHandle};
 use wrenn_archive::{ArchiveError, Rules};
 
-use super::Counter;
-
-/// Number of pieces between the thread and the connection.
-const PENDING: usize = 4;
-
-type Piece = io::Result<Bytes>;
+use crate::{
+    pieces::{PENDING, Piece, written},
+    progress::Counter,
+};
 
 /// Finds out whether a directory can be packed.
 pub(super) async fn check(directory: &Path) -> Result<()> {
@@ -31,18 +29,7 @@ pub(super) fn pack(
     directory: PathBuf,
     counter: Counter,
 ) -> (impl Stream<Item = Piece> + Send + 'static, JoinHandle<Result<(), ArchiveError>>) {
-    let (pieces, sent) = mpsc::channel(PENDING);
-    let work = tokio::task::spawn_blocking(move || {
-        let sink = Sink { pieces: pieces.clone(), counter };
-        let packed = wrenn_archive::pack(&directory, sink, false).map(drop);
-        if packed.is_err() {
-            // What was sent must not be taken for the whole archive.
-            let _ = pieces.blocking_send(Err(io::Error::other("the archive could not be completed")));
-        }
-        packed
-    });
-    let stream = stream::unfold(sent, async |mut sent| Some((sent.recv().await?, sent)));
-    (stream, work)
+    written(counter, move |sink| wrenn_archive::pack(&directory, sink, false).map(drop))
 }
 
 /// Unpacks an archive into a directory, which is made unless it exists.
@@ -59,7 +46,7 @@ pub(super) async fn unpack(
     let (pieces, given) = mpsc::channel::<Piece>(PENDING);
     let into = directory.to_owned();
     let unpacking = tokio::task::spawn_blocking(move || {
-        let rules = Rules { keep_owners: false, fresh, sync: false };
+        let rules = Rules { fresh, ..Rules::default() };
         wrenn_archive::unpack(Source { pieces: given, piece: Bytes::new() }, &into, rules)
     });
     let mut broken = None;
@@ -84,25 +71,6 @@ pub(super) async fn unpack(
         return Err(error.into());
     }
     unpacked.map(drop).with_context(|| format!("cannot copy to {}", directory.display()))
-}
-
-/// Writes to the connection.
-struct Sink {
-    pieces: mpsc::Sender<Piece>,
-    counter: Counter,
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.pieces.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        self.counter.add(bytes.len());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Reads from the connection.

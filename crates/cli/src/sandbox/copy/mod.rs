@@ -9,8 +9,6 @@ mod local;
 mod place;
 mod upload;
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 use wrenn_api::{FileEntry, FileKind, SandboxId, SandboxRef};
@@ -18,7 +16,7 @@ use wrenn_client::Client;
 
 use self::place::{Place, STANDARD, place};
 use super::reference;
-use crate::progress::Progress;
+use crate::progress::Counter;
 
 /// Arguments of `wrenn sandbox cp`.
 #[derive(Debug, clap::Args)]
@@ -52,24 +50,6 @@ struct Copying<'a> {
     user: Option<&'a str>,
     /// Bytes of all that is copied.
     progress: Counter,
-}
-
-/// Counts bytes, also from other threads.
-#[derive(Clone)]
-struct Counter(Arc<Mutex<Progress>>);
-
-impl Counter {
-    fn new(total: Option<u64>) -> Self {
-        Self(Arc::new(Mutex::new(Progress::new(total))))
-    }
-
-    fn add(&self, bytes: usize) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(bytes);
-    }
-
-    fn bytes(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes()
-    }
 }
 
 impl Copying<'_> {

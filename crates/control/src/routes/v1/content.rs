@@ -194,7 +194,7 @@ fn required(path: Option<String>) -> Result<String, Fault> {
 }
 
 /// Refuses what would change the meaning of a body that is written, and is not supported.
-fn check(headers: &HeaderMap) -> Result<(), Fault> {
+pub(super) fn check(headers: &HeaderMap) -> Result<(), Fault> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let message = "send the content as it is, without Content-Encoding";
         return Err(Fault::new(ErrorCode::UnsupportedMediaType, message));

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The team's events as server-sent events.
 
-use std::convert::Infallible;
-
 use axum::{
     extract::State,
-    response::sse::{Event as SseEvent, KeepAlive, Sse},
+    response::{Response, sse::Event as SseEvent},
 };
 use chrono::{DateTime, Utc};
-use futures::{Stream, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use http::HeaderMap;
-use wrenn_api::{Event, EventKind, SandboxEventKind, SandboxRef, SandboxStatus, ServerSentEvent};
+use wrenn_api::{Event, EventKind, SandboxRef, ServerSentEvent, WantedEventKind};
 use wrenn_rpc::Foreign;
 
-use super::{error_responses::OfEvents, extract::Parameters};
+use super::{error_responses::OfEvents, extract::Parameters, sse};
 use crate::{
     caller::Caller,
     error::Fault,
@@ -21,13 +19,13 @@ use crate::{
     services::Services,
 };
 
-/// Stream the events of the team's sandboxes.
+/// Stream the events of the team: of its sandboxes, its named snapshots and its hosts.
 ///
 /// The response is a stream of server-sent events that does not end by itself. An event has an `id`, an `event` (such as
-/// `sandbox.running`) and `data`, a JSON object of the schema `Event`. A client that connects again with `Last-Event-ID` gets
-/// all events since then, of the last 10,000 or so, and may get one twice. If events may be missing, because that id is older
-/// than what is kept, or newer than any event, the first event is `resync` (its `data` has `type` and `reason`): list the
-/// sandboxes again. `resync` comes whatever `type` and `sandbox` are.
+/// `sandbox.running`) and `data`, a JSON object of the schema `Event`, with `cause`, why it happened, and `actor`, who did it. A
+/// client that connects again with `Last-Event-ID` gets all events since then, of the last 10,000 or so, and may get one twice. If
+/// events may be missing, because that id is older than what is kept, or of no event that is known, the first event is `resync`
+/// (its `data` has `type` and `reason`): list the sandboxes again. `resync` comes whatever `type` and `sandbox` are.
 #[utoipa::path(
     get, path = "/v1/events/stream", operation_id = "streamEvents", tag = "events",
     params(
@@ -35,9 +33,9 @@ use crate::{
             pattern = "^[0-9]{1,18}(-[0-9]{1,18})?$"),
         ("since" = Option<DateTime<Utc>>, Query, description = "Send the events since this time first, of those that are kept. Without effect if there is a `Last-Event-ID`, as when a client connects again.",
             example = "2026-01-31T09:30:00Z"),
-        ("sandbox" = Option<String>, Query, description = "Send only events of this sandbox: its id, also of a deleted one, a beginning of its id that no other has, or its name.",
+        ("sandbox" = Option<String>, Query, description = "Send only events of this sandbox, and none of snapshots and hosts: its id, also of a deleted one, a beginning of its id that no other has, or its name.",
             pattern = "^[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?$"),
-        ("type" = inline(Option<Vec<SandboxEventKind>>), Query, description = "Send only events of this type. May be repeated."),
+        ("type" = inline(Option<Vec<WantedEventKind>>), Query, description = "Send only events of this type. May be repeated."),
     ),
     responses((status = 200, description = "The events.", body = ServerSentEvent, content_type = "text/event-stream"), OfEvents)
 )]
@@ -46,7 +44,7 @@ pub(super) async fn stream(
     caller: Caller,
     headers: HeaderMap,
     Parameters(parameters): Parameters,
-) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, Fault> {
+) -> Result<Response, Fault> {
     let wish = wish(parameters)?;
     let sandbox = match &wish.sandbox {
         Some(sandbox) => Some(services.sandboxes().resolve(&caller, sandbox).await?),
@@ -64,7 +62,7 @@ pub(super) async fn stream(
         let events: Vec<_> = events.iter().map(|(id, event)| Ok(render(*id, event))).collect();
         Some((stream::iter(events), subscription))
     });
-    Ok(Sse::new(batches.flatten()).keep_alive(KeepAlive::default()))
+    Ok(sse::respond(batches.flatten()))
 }
 
 /// Parameters of the query.
@@ -94,8 +92,10 @@ fn wish(parameters: Vec<(String, String)>) -> Result<Wish, Fault> {
             }
             "type" => {
                 let kind = value.parse::<EventKind>().ok().filter(|kind| *kind != EventKind::Resync);
-                let all = SandboxStatus::ALL.map(|status| EventKind::Sandbox(status).to_string()).join(", ");
-                let wrong = || Fault::invalid(format!("type is {shown}: it must be one of {all}"));
+                let wrong = || {
+                    let all: Vec<_> = EventKind::all().map(|kind| kind.to_string()).collect();
+                    Fault::invalid(format!("type is {shown}: it must be one of {}", all.join(", ")))
+                };
                 let kind = kind.ok_or_else(wrong)?;
                 if !wish.kinds.contains(&kind) {
                     wish.kinds.push(kind);
@@ -130,8 +130,10 @@ fn render(id: EventId, event: &Event) -> SseEvent {
 
 #[cfg(test)]
 mod tests {
-    use axum::response::IntoResponse as _;
+    use std::convert::Infallible;
+
     use http_body_util::BodyExt as _;
+    use wrenn_api::SandboxStatus;
 
     use super::*;
 
@@ -168,7 +170,7 @@ mod tests {
     async fn an_event_has_its_id_its_type_and_its_json() {
         let id = "1769851802500-0".parse().expect("an id");
         let event = render(id, &Event::resync("why"));
-        let response = Sse::new(stream::iter([Ok::<_, Infallible>(event)])).into_response();
+        let response = sse::respond(stream::iter([Ok::<_, Infallible>(event)]));
         let bytes = response.into_body().collect().await.expect("a body").to_bytes();
         let mut lines: Vec<_> = std::str::from_utf8(&bytes).expect("text").lines().collect();
         lines.sort_unstable();

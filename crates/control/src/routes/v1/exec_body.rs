@@ -13,7 +13,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Buf as _, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
-use wrenn_api::{Encoding, SandboxId};
+use wrenn_api::{Encoding, KilledProcess, SandboxId};
 
 use crate::sandboxes::Finished;
 
@@ -49,6 +49,8 @@ impl ExecBody {
                 timed_out: ran.timed_out,
                 truncated: ran.truncated,
                 lost_bytes: ran.lost_bytes,
+                out_of_memory: ran.out_of_memory,
+                killed: ran.killed.as_ref(),
                 duration_ms: ran.duration_ms,
                 encoding,
             })?[1..],
@@ -99,11 +101,14 @@ struct Head<'a> {
 }
 
 #[derive(Serialize)]
-struct Tail {
+struct Tail<'a> {
     exit_code: i32,
     timed_out: bool,
     truncated: bool,
     lost_bytes: u64,
+    out_of_memory: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    killed: Option<&'a KilledProcess>,
     duration_ms: u64,
     encoding: Encoding,
 }
@@ -199,6 +204,8 @@ mod tests {
             timed_out: true,
             truncated: false,
             lost_bytes: 0,
+            out_of_memory: true,
+            killed: None,
             duration_ms: 7,
             held: None,
         }
@@ -260,6 +267,15 @@ mod tests {
             let (_, size) = sent(ran(vec![byte; SIZE], Vec::new()));
             assert!(size < SIZE / 3 * 4 + 1000, "{byte}: {size} bytes");
         }
+    }
+
+    #[test]
+    fn what_the_kernel_killed_is_told_if_it_is_known() {
+        let (unknown, _) = sent(ran(Vec::new(), Vec::new()));
+        assert_eq!((unknown.out_of_memory, unknown.killed), (true, None));
+        let python = KilledProcess { pid: 412, command: "\"python3".to_owned() };
+        let (known, _) = sent(Finished { killed: Some(python.clone()), ..ran(Vec::new(), Vec::new()) });
+        assert_eq!((known.exit_code, known.killed), (3, Some(python)));
     }
 
     #[test]

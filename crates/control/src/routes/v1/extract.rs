@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Extractors of v1: strict, with its error messages.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::{
     RequestPartsExt as _,
@@ -29,6 +29,8 @@ use crate::{
 
 /// Time limit for receiving a JSON body.
 const ARRIVES: Duration = Duration::from_secs(60);
+/// Time after which the caller of a body that is still coming is not taken for granted any more.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// A JSON object of a known type.
 pub(super) struct Body<T> {
@@ -85,12 +87,23 @@ fn require_json(request: &Request) -> Result<(), Fault> {
     Err(Fault::new(ErrorCode::UnsupportedMediaType, message))
 }
 
+/// Reads a body in time. If it took its time, its caller is looked up again: what a request does counts when it is whole.
 async fn read_in_time(request: Request, services: &Services) -> Result<(Bytes, Option<Held>), Fault> {
+    let (caller, begun) = (request.extensions().get::<Caller>().copied(), Instant::now());
     let late = |_| {
         let message = format!("the body did not come within {} s", ARRIVES.as_secs());
         Fault::new(ErrorCode::Timeout, message)
     };
-    tokio::time::timeout(ARRIVES, read(request, services.state())).await.map_err(late)?
+    let read = tokio::time::timeout(ARRIVES, read(request, services.state())).await.map_err(late)??;
+    if let Some(caller) = caller
+        && begun.elapsed() > SLOW
+        && !services.access().is_valid(&caller).await?
+    {
+        let message =
+            "what you sent with the request to show who you are has lost its force while the body came";
+        return Err(Fault::new(ErrorCode::Unauthorized, message));
+    }
+    Ok(read)
 }
 
 fn parse<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Fault> {
@@ -182,6 +195,15 @@ impl Parameters {
             }
         }
         Ok(values)
+    }
+}
+
+/// Parses the value of a parameter that is true or false; false if it is not there.
+pub(super) fn flag(name: &str, value: Option<&str>) -> Result<bool, Fault> {
+    match value {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Fault::invalid(format!("{name}: give true or false"))),
     }
 }
 

@@ -6,6 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
+use serde_json::json;
 use wrenn_api::{ErrorBody, ErrorDetail};
 
 use crate::error::Fault;
@@ -14,7 +15,14 @@ impl IntoResponse for Fault {
     /// The response also keeps the fault itself, for the log, and for a surface whose errors have another form.
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, Json(body(&self))).into_response();
+        let mut response = match self.own_code {
+            // Not of the type of the other codes, which is closed.
+            Some(code) => {
+                let body = json!({"error": {"code": code, "message": self.message}});
+                (status, Json(body)).into_response()
+            }
+            None => (status, Json(body(&self))).into_response(),
+        };
         response.extensions_mut().insert(self);
         response
     }

@@ -19,7 +19,7 @@ use wrenn_api::{ErrorCode, FileWatchFrame};
 
 use super::{
     error_responses::OfWatch,
-    extract::{Parameters, Target},
+    extract::{Parameters, Target, flag},
     web_socket::{Sink, Source, pings, take_leave, text, transmit},
 };
 use crate::{
@@ -66,11 +66,7 @@ pub(super) async fn watch(
     let [path, recursive, user] = parameters.known(["path", "recursive", "user"])?;
     let path = path.ok_or_else(|| Fault::invalid("the parameter path is missing: name the directory"))?;
     let (path, user) = (AnyPath::new("path", path)?, OfUser::new(user)?);
-    let recursive = match recursive.as_deref() {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(Fault::invalid("recursive: give true or false")),
-    };
+    let recursive = flag("recursive", recursive.as_deref())?;
     let sandbox = services.sandboxes().attach(&target.caller, target.id).await?;
     let upgrade = upgrade.map_err(|_| Fault::invalid("this path speaks WebSocket: ask for an upgrade"))?;
     let changes = sandbox.watch_files(path, user, recursive).await?;
@@ -94,12 +90,12 @@ async fn tell(
     socket: WebSocket,
 ) {
     let (mut sink, mut source) = socket.split();
-    let mut revoked = pin!(services.keys().revoked(caller));
+    let mut revoked = pin!(services.access().ended(caller));
     let ended = tokio::select! {
         ended = give(changes, &mut sink) => ended,
         ended = listen(connection, &mut source) => ended,
         () = &mut revoked => {
-            Some(Fault::new(ErrorCode::Unauthorized, "the API key was revoked while the directory was watched"))
+            Some(Fault::new(ErrorCode::Unauthorized, "the API key or session ended, or lost a permission, while the directory was watched"))
         }
         () = services.shutdown().cancelled() => {
             let message = "the control plane is restarting; watch the directory again";

@@ -85,7 +85,7 @@ async fn api(limits: Limits) -> (SocketAddr, App) {
 
 fn remember(app: &App, keys: &[&str]) {
     for key in keys {
-        app.keys.remember(key, Some(Uuid::from_u128(key.as_bytes()[0].into()).into()));
+        app.access.remember(key, Some(Uuid::from_u128(key.as_bytes()[0].into()).into()));
     }
 }
 
@@ -112,7 +112,7 @@ async fn slow_bodies_of_one_team_keep_out_neither_deletes_nor_other_teams() {
     let sandbox = format!("{LIST}/{}", SandboxId::new());
     assert_eq!(ask(address, &head("DELETE", &sandbox, "a", "")).await.0, 503);
     // Requests without a valid key use no permit.
-    app.keys.remember("wrong", None);
+    app.access.remember("wrong", None);
     for _ in 0..2 * PLACES {
         let (status, text) = ask(address, &head("GET", LIST, "wrong", "")).await;
         assert_eq!(status, 401, "{text}");

@@ -130,7 +130,7 @@ async fn pass(
     tokio::select! {
         // How it ended is told by both ends.
         _ = copy_bidirectional_with_sizes(&mut client, &mut pipe, BUFFER, BUFFER) => {}
-        () = services.keys().revoked(caller) => {}
+        () = services.access().ended(caller) => {}
         () = services.shutdown().cancelled() => {}
     }
 }

@@ -11,7 +11,14 @@ use super::{
     extract::{Body, OptionalKey, Parameters, Target},
 };
 use crate::{
-    caller::Caller, error::Fault, names, routes::dispatch::OlderPath, sandboxes::Page, services::Services,
+    admission::InWork,
+    caller::Caller,
+    deeds::{self, AuditResource},
+    error::Fault,
+    names,
+    routes::dispatch::OlderPath,
+    sandboxes::Page,
+    services::Services,
 };
 
 const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
@@ -23,6 +30,9 @@ const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 /// rejected with 409 `idempotency_sandbox_deleted`. A different request with the same key is rejected with 409; requests
 /// that differ only in their JSON formatting, or in defaults that are written out, are the same. A request that failed can
 /// be repeated with its key, and is then tried again.
+///
+/// With `image` instead of `template` a host imports an image of a registry first, unless it has it: the response may take many
+/// minutes then. If the client leaves meanwhile, the import goes on, and no sandbox is created.
 #[utoipa::path(
     post, path = "/v1/sandboxes", operation_id = "createSandbox", tag = "sandboxes",
     params(("Idempotency-Key" = Option<String>, Header,
@@ -33,11 +43,16 @@ const NEXT_CURSOR: HeaderName = HeaderName::from_static("x-next-cursor");
 )]
 pub(super) async fn create(
     State(services): State<Services>,
+    Extension(in_work): Extension<InWork>,
     caller: Caller,
     OptionalKey(idempotency): OptionalKey,
     body: Body<CreateSandbox>,
 ) -> Result<(StatusCode, Json<Sandbox>), Fault> {
+    if body.value.image.is_some() {
+        in_work.exchange(services.state().admission.commands.take(Some(caller.team().uuid()))?);
+    }
     let sandbox = services.sandboxes().create(&caller, body.value, idempotency).await?;
+    deeds::about(AuditResource::new("sandbox", sandbox.id));
     Ok((StatusCode::CREATED, Json(sandbox)))
 }
 
@@ -51,7 +66,7 @@ pub(super) async fn create(
         ("cursor" = Option<String>, Query, description = "The header `x-next-cursor` of the previous page.", pattern = "^sb[0-9a-e][0-9a-z]{24}$"),
         ("status" = Option<Vec<SandboxStatus>>, Query, description = "List only sandboxes of this status; `stopped` lists deleted ones. May be repeated."),
         ("name" = Option<String>, Query, description = "List only the sandbox with this name.", pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"),
-        ("template" = Option<String>, Query, description = "List only sandboxes from this template or snapshot.", pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$"),
+        ("template" = Option<String>, Query, description = "List only sandboxes that were created from this template or snapshot, by this name: `web` does not list those from `web:v1`.", pattern = "^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}(:[a-zA-Z0-9_][a-zA-Z0-9._-]{0,63})?$"),
         ("label" = inline(Option<Vec<LabelFilter>>), Query, description = "List only sandboxes with this label: `NAME=VALUE`, or `NAME` for any value. May be repeated up to 32 times.", max_items = 32),
     ),
     responses((status = 200, description = "A page of sandboxes.", body = Vec<Sandbox>,
@@ -99,9 +114,7 @@ fn page(parameters: Vec<(String, String)>) -> Result<Page, Fault> {
                 page.name.replace(value).is_some()
             }
             "template" => {
-                if !names::is_template_name(&value) {
-                    return Err(Fault::invalid(format!("template: {}", names::RULE)));
-                }
+                names::template_reference(&value)?;
                 page.template.replace(value).is_some()
             }
             "label" => {
@@ -201,7 +214,7 @@ mod tests {
                 r#"there is no parameter "order": use limit, cursor, status, name, template and label"#,
             ),
             ("name=Web", "name: the name of a sandbox has 1 to 63"),
-            ("template=..", "template: a name has"),
+            ("template=..", r#"".." is not the name of a template: a name has"#),
             ("label==x", r#"labels: "" cannot be the name of a label"#),
             (&["label=a"; 33].join("&"), "label is given more than 32 times"),
             ("limit=1&limit=1", "limit is given twice"),

@@ -3,30 +3,36 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use connectrpc::ConnectError;
-use tokio::task::JoinHandle;
+use tokio::{sync::Semaphore, task::JoinHandle};
 use uuid::Uuid;
 use wrenn_api::{ErrorCode, HostId, SandboxId, SandboxStatus};
 use wrenn_rpc::host::v1::{
     DestroyRequest, Fleet as FleetMessage, ListRequest, PingRequest, PingResponse, Sandbox as OnHost,
 };
 
-use super::{PERIOD, Said, strays::Strays};
+use super::{PERIOD, Said, killed::Killed, strays::Strays};
 use crate::{
     agents::{AgentClient, deadline, within},
+    by::By,
     db::{
         fleet::{self, Fleet},
         hosts::{self, Seen},
+        images,
         sandboxes::{self, Change, Known},
     },
     error::Fault,
+    images::of_digests,
+    place::Digest,
     sandboxes::{
         destroy,
         lookup::cut,
-        step::{Step, cause_unknown, may_be_stray, step},
+        metrics,
+        step::{Step, cause_unknown, ends, may_be_stray, step},
     },
     state::App,
     telemetry,
@@ -34,8 +40,12 @@ use crate::{
 
 /// Maximum number of concurrent removals of a host.
 const REMOVALS: usize = 8;
-/// Number of rounds between recounts of the host's reservations.
+/// Maximum number of sandboxes that the host has paused by itself whose metrics are kept at a time.
+const KEEPS: usize = 4;
+/// Number of rounds between recounts of the host's reservations, with a look at its images.
 const RECOUNT_EVERY: u64 = 60;
+/// Time after which an imported image is removed that nothing refers to: whoever did not wait for it may ask again until then.
+const UNKNOWN_IMAGE: Duration = Duration::from_secs(3600);
 /// Limits on data of an agent: number of templates, and length of a name and of a message in bytes.
 const TEMPLATES_MAX: usize = 1024;
 const NAME_MAX: usize = 64;
@@ -63,6 +73,8 @@ struct Host {
     rounds: u64,
     strays: Strays,
     removals: HashMap<Uuid, JoinHandle<()>>,
+    keeps: Arc<Semaphore>,
+    killed: Killed,
     quarantine: String,
     /// Sandboxes without a row and with an unreadable journal that were already logged.
     not_understood: HashSet<Uuid>,
@@ -85,6 +97,8 @@ impl Host {
             rounds: 0,
             strays,
             removals,
+            keeps: Arc::new(Semaphore::new(KEEPS)),
+            killed: Killed::default(),
             quarantine: String::new(),
             not_understood: HashSet::new(),
         }
@@ -93,7 +107,8 @@ impl Host {
     async fn round(&mut self) -> Result<(), Fault> {
         self.removals.retain(|_, removal| !removal.is_finished());
         let Some(address) = hosts::address(&self.app.db, self.id).await? else { return Ok(()) };
-        if self.rounds.is_multiple_of(RECOUNT_EVERY) {
+        let is_recount = self.rounds.is_multiple_of(RECOUNT_EVERY);
+        if is_recount {
             hosts::recount(&self.app.db, self.id).await?;
         }
         self.rounds += 1;
@@ -102,6 +117,7 @@ impl Host {
         let ping = match answer {
             Ok(ping) => ping,
             Err(error) => {
+                telemetry::host_away(self.id.into());
                 if hosts::silent(&self.app.db, self.id).await? {
                     self.lost().await?;
                 }
@@ -111,13 +127,15 @@ impl Host {
         self.note(&ping).await?;
         // Rows first, then the list: a sandbox in the rows but not in the list does not exist on the host.
         let rows = sandboxes::on_host(&self.app.db, self.id).await?;
-        let listed =
-            client.list_with_options(ListRequest::default(), within(deadline::STATE)).await?.into_owned();
+        let request = ListRequest { images: is_recount, ..Default::default() };
+        let listed = client.list_with_options(request, within(deadline::STATE)).await?.into_owned();
+        self.unknown_images(&listed.image_ids).await?;
         let mut there: HashMap<Uuid, OnHost> = listed
             .sandboxes
             .into_iter()
             .filter_map(|sandbox| Some((sandbox.id.parse::<SandboxId>().ok()?.uuid(), sandbox)))
             .collect();
+        self.killed.retain(|id| there.contains_key(id));
         let pairs = rows.into_iter().map(|row| (there.remove(&row.id), row)).collect();
         let expected = self.settle_all(&client, fleet, pairs).await;
         // The rest has no row, or that of an ended sandbox, which is only relevant if a host still has it.
@@ -126,6 +144,20 @@ impl Host {
         let unexpected = self.settle_all(&client, fleet, pairs).await;
         self.strays(&client, fleet, &there);
         expected.and(unexpected)
+    }
+
+    /// Notes that those images are to be removed later which were imported for somebody who did not wait. A host that has quarantined
+    /// this database keeps them.
+    async fn unknown_images(&self, there: &[String]) -> Result<(), Fault> {
+        let there = of_digests(there);
+        if there.is_empty() || !self.quarantine.is_empty() {
+            return Ok(());
+        }
+        let doomed = images::doom_unknown(&self.app.db, self.id, &there, UNKNOWN_IMAGE).await?;
+        if doomed > 0 {
+            tracing::info!(host = %HostId::from(self.id), doomed, "images that nobody waited for are removed later");
+        }
+        Ok(())
     }
 
     /// Sends the fleet to the agent, and checks its host id.
@@ -172,6 +204,10 @@ impl Host {
         let long = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         let names = ping.templates.iter().filter(|name| name.len() <= NAME_MAX);
         let templates: Vec<String> = names.take(TEMPLATES_MAX).cloned().collect();
+        let digests = ping.template_digests.iter().take(TEMPLATES_MAX);
+        let digests = digests.filter(|(name, digest)| name.len() <= NAME_MAX && Digest::of(digest).is_some());
+        let template_digests: Vec<String> =
+            digests.map(|(name, digest)| format!("{name}@{digest}")).collect();
         let quarantine = cut(&ping.quarantine, SENTENCE_MAX);
         let seen = Seen {
             id: self.id,
@@ -184,6 +220,7 @@ impl Host {
             max_memory_mb: long(ping.max_memory_mb),
             max_disk_size_mb: long(ping.max_disk_size_mb),
             templates: &templates,
+            template_digests: &template_digests,
             agent_version: &cut(&ping.agent_version, NAME_MAX),
             driver: &cut(&ping.driver, NAME_MAX),
             driver_reason: &cut(&ping.driver_reason, SENTENCE_MAX),
@@ -226,6 +263,7 @@ impl Host {
                 ),
                 _ => continue,
             };
+            let change = change.by(By::host(self.id.into()));
             let changed = sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await;
             done = done.and(changed.map(drop).map_err(Fault::from));
         }
@@ -243,7 +281,11 @@ impl Host {
     ) -> Result<(), Fault> {
         let mut done = Ok(());
         for (found, row) in pairs {
-            let settled = self.settle(client, fleet, row, found.as_ref()).await;
+            let id = row.id;
+            let mut settled = self.settle(client, fleet, row, found.as_ref()).await;
+            if let Some(found) = &found {
+                settled = settled.and(self.killed.note(&self.app, id, found).await);
+            }
             let away = settled.as_ref().is_err_and(|error| error.code == ErrorCode::ServiceUnavailable);
             done = done.and(settled);
             if away {
@@ -265,8 +307,15 @@ impl Host {
             Step::Nothing => {}
             Step::Change(change) => {
                 tracing::info!(sandbox_id = %row.public_id(), from = row.status, to = ?change.to, "reconciled");
-                sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await?;
+                let is_pause =
+                    change.to == Some(SandboxStatus::Paused) && row.status() != SandboxStatus::Paused;
+                let by_itself = !ends(row.status(), change.to);
+                let change = if by_itself { change.by(By::host(self.id.into())) } else { change };
+                let changed = sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await?;
                 self.app.outbox.notify_one();
+                if changed.is_some() && is_pause {
+                    self.keep_metrics(row);
+                }
             }
             Step::Finish => {
                 // Takes the lease, so that other servers do not do the same.
@@ -294,6 +343,17 @@ impl Host {
             }
         });
         self.removals.insert(id, removal);
+    }
+
+    /// Keeps what a sandbox used that its host has paused by itself, in a task of its own.
+    fn keep_metrics(&self, row: Known) {
+        let (app, keeps) = (self.app.clone(), self.keeps.clone());
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            if let Ok(_place) = keeps.acquire().await {
+                metrics::keep_paused(&app, &row).await;
+            }
+        });
     }
 
     /// Calls the agent to destroy an unwanted sandbox; the agent refuses if it has quarantined this database.

@@ -7,6 +7,7 @@
 //! concerns no host.
 
 mod host;
+mod killed;
 mod strays;
 mod upkeep;
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Files of simulated sandboxes: every path has one, whose content is its path, and what is written is forgotten.
+//! Files of simulated sandboxes: every path has one, whose content is its path, but for those that are absent; and of what is
+//! written only its size is kept.
 
 use connectrpc::{ConnectError, ServiceStream};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
+use wrenn_api::ErrorCode;
 use wrenn_rpc::{
     filesystem::{
         __buffa::oneof::watch_dir_response::Event, EntryInfo, WatchDirResponse,
@@ -15,10 +17,11 @@ use wrenn_rpc::{
         MoveFileResponse, ReadFileRequest, ReadFileResponse, RemoveFileRequest, RemoveFileResponse,
         StatFileRequest, StatFileResponse, WriteFileRequest, WriteFileResponse,
         read_file_response::{Head, State},
+        write_file_request::Open,
     },
 };
 
-use super::Agent;
+use super::{Agent, refusal};
 
 /// Path of a file that has no end.
 const ENDLESS: &str = "endless";
@@ -36,18 +39,30 @@ pub(super) fn read(request: ReadFileRequest) -> ServiceStream<ReadFileResponse> 
     if is_endless { content.chain(stream::pending()).boxed() } else { content.boxed() }
 }
 
+/// What was written, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Written {
+    pub(crate) open: Open,
+    /// Number of bytes.
+    pub(crate) size: u64,
+}
+
 /// Takes what is written.
 pub(super) async fn write(
+    agent: &Agent,
     mut requests: ServiceStream<WriteFileRequest>,
 ) -> Result<WriteFileResponse, ConnectError> {
-    let mut size = 0;
+    let mut written = Written { open: Open::default(), size: 0 };
     while let Some(request) = requests.try_next().await? {
         match request.part {
-            Some(write_file_request::Part::Chunk(bytes)) => size += bytes.len() as u64,
+            Some(write_file_request::Part::Chunk(bytes)) => written.size += bytes.len() as u64,
             Some(write_file_request::Part::Commit(_)) => {
+                let size = written.size;
+                agent.now().written.push(written);
                 return Ok(WriteFileResponse { size, ..Default::default() });
             }
-            Some(write_file_request::Part::Open(_)) | None => {}
+            Some(write_file_request::Part::Open(open)) => written.open = *open,
+            None => {}
         }
     }
     Err(ConnectError::invalid_argument("the upload ended without `commit`"))
@@ -78,7 +93,6 @@ macro_rules! of_entries {
 }
 
 of_entries! {
-    stat_file: StatFileRequest => StatFileResponse;
     make_directory: MakeDirectoryRequest => MakeDirectoryResponse;
     move_file: MoveFileRequest => MoveFileResponse;
     copy_file: CopyFileRequest => CopyFileResponse;
@@ -86,6 +100,14 @@ of_entries! {
 }
 
 impl Agent {
+    pub(super) async fn stat_file(&self, request: StatFileRequest) -> Result<StatFileResponse, ConnectError> {
+        self.call("stat_file", &request.sandbox_id);
+        if self.now().absent.contains(&request.path) {
+            return Err(refusal(ErrorCode::NotFound, format!("there is no {}", request.path)));
+        }
+        Ok(StatFileResponse { entry: entry().into(), ..Default::default() })
+    }
+
     pub(super) async fn list_directory(
         &self,
         request: ListDirectoryRequest,

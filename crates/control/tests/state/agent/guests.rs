@@ -11,16 +11,18 @@ use wrenn_rpc::{
     filesystem::WatchDirResponse,
     host::v1::{
         ChangeFileRequest, ChangeFileResponse, ConnectRequest, ConnectResponse, CopyFileRequest,
-        CopyFileResponse, ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest,
-        ListProcessesResponse, MakeDirectoryRequest, MakeDirectoryResponse, MoveFileRequest,
-        MoveFileResponse, ProcessStreamRequest, ProcessStreamResponse, ReadFileRequest, ReadFileResponse,
-        ReadScreenRequest, ReadScreenResponse, RemoveFileRequest, RemoveFileResponse, SignalProcessRequest,
-        SignalProcessResponse, StartProcessRequest, StartProcessResponse, StatFileRequest, StatFileResponse,
-        WatchFilesRequest, WriteFileRequest, WriteFileResponse,
+        CopyFileResponse, ExportArtifactRequest, ExportArtifactResponse, ImportArtifactRequest,
+        ImportArtifactResponse, ImportImageResponse, ListDirectoryRequest, ListDirectoryResponse,
+        ListProcessesRequest, ListProcessesResponse, LoadImageRequest, MakeDirectoryRequest,
+        MakeDirectoryResponse, MoveFileRequest, MoveFileResponse, ProcessStreamRequest,
+        ProcessStreamResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
+        RemoveFileRequest, RemoveFileResponse, SignalProcessRequest, SignalProcessResponse,
+        StartProcessRequest, StartProcessResponse, StatFileRequest, StatFileResponse, WatchFilesRequest,
+        WriteFileRequest, WriteFileResponse,
     },
 };
 
-use super::{Agent, files, ports, processes};
+use super::{Agent, artifacts, files, ports, processes};
 
 const SERVICE: &str = "host.v1.Host";
 
@@ -28,7 +30,7 @@ impl Agent {
     /// Routes all these calls.
     pub(super) fn guests(self: &Arc<Self>) -> Router {
         unary! {
-            self, streams(),
+            self, self.streams(),
             "StartProcess": StartProcessRequest => StartProcessResponse, start_process;
             "ListProcesses": ListProcessesRequest => ListProcessesResponse, list_processes;
             "SignalProcess": SignalProcessRequest => SignalProcessResponse, signal_process;
@@ -42,30 +44,63 @@ impl Agent {
             "RemoveFile": RemoveFileRequest => RemoveFileResponse, remove_file;
         }
     }
+
+    /// Routes the calls with streams.
+    fn streams(self: &Arc<Self>) -> Router {
+        let (of_process, of_write) = (self.clone(), self.clone());
+        let (of_export, of_import) = (self.clone(), self.clone());
+        let export = streaming_handler_fn(move |_, request: ExportArtifactRequest| {
+            let agent = of_export.clone();
+            async move { Response::ok(artifacts::export(&agent, request)?) }
+        });
+        let import = client_streaming_handler_fn(move |_, requests: ServiceStream<ImportArtifactRequest>| {
+            let agent = of_import.clone();
+            async move { Response::ok(artifacts::import(&agent, requests).await?) }
+        });
+        let process = bidi_streaming_handler_fn(move |_, requests: ServiceStream<ProcessStreamRequest>| {
+            let agent = of_process.clone();
+            async move { Ok(Response::new(processes::stream(agent, requests))) }
+        });
+        let write = client_streaming_handler_fn(move |_, requests: ServiceStream<WriteFileRequest>| {
+            let agent = of_write.clone();
+            async move { Response::ok(files::write(&agent, requests).await?) }
+        });
+        let of_load = self.clone();
+        let load = client_streaming_handler_fn(move |_, requests: ServiceStream<LoadImageRequest>| {
+            let agent = of_load.clone();
+            async move { Response::ok(agent.load_image(requests).await?) }
+        });
+        streams()
+            .route_bidi_stream::<_, ProcessStreamRequest, ProcessStreamResponse>(
+                SERVICE,
+                "ProcessStream",
+                process,
+            )
+            .route_client_stream::<_, WriteFileRequest, WriteFileResponse>(SERVICE, "WriteFile", write)
+            .route_client_stream::<_, LoadImageRequest, ImportImageResponse>(SERVICE, "LoadImage", load)
+            .route_server_stream::<_, ExportArtifactRequest, ExportArtifactResponse>(
+                SERVICE,
+                "ExportArtifact",
+                export,
+            )
+            .route_client_stream::<_, ImportArtifactRequest, ImportArtifactResponse>(
+                SERVICE,
+                "ImportArtifact",
+                import,
+            )
+    }
 }
 
-/// Routes the calls with streams.
+/// Routes the calls with streams that need nothing of the agent.
 fn streams() -> Router {
-    let process = bidi_streaming_handler_fn(async |_, _: ServiceStream<ProcessStreamRequest>| {
-        Ok(Response::new(processes::stream()))
-    });
     let connect = bidi_streaming_handler_fn(async |_, requests: ServiceStream<ConnectRequest>| {
         Ok(Response::new(ports::connect(requests)))
     });
     let read =
         streaming_handler_fn(async |_, request: ReadFileRequest| Ok(Response::new(files::read(request))));
-    let write = client_streaming_handler_fn(async |_, requests: ServiceStream<WriteFileRequest>| {
-        Response::ok(files::write(requests).await?)
-    });
     let watch = streaming_handler_fn(async |_, _: WatchFilesRequest| Ok(Response::new(files::watch())));
     Router::new()
-        .route_bidi_stream::<_, ProcessStreamRequest, ProcessStreamResponse>(
-            SERVICE,
-            "ProcessStream",
-            process,
-        )
         .route_bidi_stream::<_, ConnectRequest, ConnectResponse>(SERVICE, "Connect", connect)
         .route_server_stream::<_, ReadFileRequest, ReadFileResponse>(SERVICE, "ReadFile", read)
-        .route_client_stream::<_, WriteFileRequest, WriteFileResponse>(SERVICE, "WriteFile", write)
         .route_server_stream::<_, WatchFilesRequest, WatchDirResponse>(SERVICE, "WatchFiles", watch)
 }

@@ -108,6 +108,7 @@ impl Agent {
     pub(super) async fn resume(&self, request: ResumeRequest) -> Result<ResumeResponse, ConnectError> {
         let (id, from_disk) = (&request.sandbox_id, request.from_disk);
         self.call(if from_disk { "boot" } else { "resume" }, id);
+        let _begun = self.begin_gate.acquire().await;
         let admitted = self.admit(id, |sandbox| match (sandbox.state, &sandbox.failure) {
             (PAUSED, Some((code, why))) if !from_disk => Err(refusal(*code, why)),
             (PAUSED, _) => {

@@ -12,7 +12,8 @@ use super::{Agent, refusal};
 impl Agent {
     pub(super) async fn snapshot(&self, request: SnapshotRequest) -> Result<SnapshotResponse, ConnectError> {
         let id = request.sandbox_id;
-        self.now().calls.push(("snapshot", id.clone()));
+        let what = if request.without_memory { "snapshot_of_disk" } else { "snapshot" };
+        self.now().calls.push((what, id.clone()));
         let _open = self.snapshot_gate.acquire().await;
         let mut now = self.now();
         let state = now.sandboxes.get(&id).map(|sandbox| sandbox.state);
@@ -25,7 +26,9 @@ impl Agent {
             return Err(refusal(code, message));
         }
         now.snapshots.insert(request.snapshot_id);
-        Ok(SnapshotResponse::default())
+        // Each has added as much as the one before.
+        let disk_bytes = (now.snapshots.len() as u64) << 20;
+        Ok(SnapshotResponse { disk_bytes, ..Default::default() })
     }
 
     pub(super) async fn delete_snapshot(

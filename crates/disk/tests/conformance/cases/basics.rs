@@ -2,8 +2,8 @@
 //! Images, clones and invalid arguments.
 
 use std::{
-    fs,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    fs, io,
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
     path::PathBuf,
 };
 
@@ -56,6 +56,37 @@ pub(super) async fn clones_are_equal_and_independent(shared: Shared) -> anyhow::
     }
     ensure!(store.list().await?.is_empty());
     ensure!(!one.path.exists(), "the removed volume's path is there");
+    Ok(())
+}
+
+pub(super) async fn a_file_becomes_an_image_without_a_copy(shared: Shared) -> anyhow::Result<()> {
+    let store = &shared.store;
+    let source = shared.dir.join("received");
+    image(&source, 7);
+    let node = fs::metadata(&source)?.ino();
+    let taken = store.take_image("moved", &source).await?;
+    ensure!(!source.exists(), "it is at its former place, too");
+    assert_eq!(store.image("moved").await?, taken);
+    let opened = store.open_image("moved").await?;
+    assert_eq!((opened.metadata()?.ino(), taken.size), (node, 16 * MIB));
+    let clone = store.clone_image("moved", "sb1", 64, 0).await?;
+    assert_eq!((byte_at(&clone.path, 4 * MIB), length(&clone.path)), (7, 64 * MIB));
+    store.remove("sb1").await?;
+    store.remove_image("moved").await?;
+    let mut byte = [0];
+    opened.read_exact_at(&mut byte, 4 * MIB)?;
+    assert_eq!(byte, [7], "what is open stays");
+    let gone = store.open_image("moved").await;
+    ensure!(matches!(gone, Err(DiskError::UnknownImage(_))), "{gone:?}");
+
+    // Its hash is that of its content there, whatever the length of the file: another store gets that.
+    fs::write(&source, [7; 5000])?;
+    let taken = store.take_image("moved", &source).await?;
+    io::copy(&mut store.open_image("moved").await?, &mut fs::File::create(&source)?)?;
+    let again = store.take_image("again", &source).await?;
+    assert_eq!((again.hash, again.size), (taken.hash, taken.size));
+    store.remove_image("moved").await?;
+    store.remove_image("again").await?;
     Ok(())
 }
 

@@ -38,6 +38,7 @@ macro_rules! cases {
 pub(crate) fn all(kind: Kind) -> Vec<(&'static str, Case)> {
     let mut all = Vec::from(cases![false:
         basics::clones_are_equal_and_independent,
+        basics::a_file_becomes_an_image_without_a_copy,
         basics::refusals_leave_nothing,
         basics::images_do_not_change,
         basics::images_go_when_nothing_needs_them,

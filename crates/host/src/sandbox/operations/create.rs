@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     error::AgentError,
+    images,
     sandbox::{
+        admit::Creation,
         boot,
         entry::{Entry, Thing},
         environment,
@@ -49,6 +51,8 @@ pub(in crate::sandbox) struct Create {
     snapshot: Option<Arc<TemplateSnapshot>>,
     /// Named snapshot that it is created from.
     named: Option<Arc<TemplateSnapshot>>,
+    /// Name in the store of the image that it boots from, if that is not its template's.
+    image: Option<String>,
     /// Its memory, while its content is checked.
     loaded: Option<Loaded>,
     /// Why it does not go on from the memory of its named snapshot.
@@ -98,12 +102,9 @@ fn left_out() -> AgentError {
 }
 
 impl Create {
-    /// Create of a sandbox with this environment of its processes, which goes on from a named snapshot if one is given.
-    pub(in crate::sandbox) fn new(
-        envs: HashMap<String, String>,
-        named: Option<Arc<TemplateSnapshot>>,
-    ) -> Self {
-        let begin = Instant::now();
+    /// Create of a sandbox that begins with this.
+    pub(in crate::sandbox) fn new(creation: Creation) -> Self {
+        let (Creation { envs, snapshot: named, image }, begin) = (creation, Instant::now());
         Self {
             envs,
             token: CancellationToken::new(),
@@ -113,6 +114,7 @@ impl Create {
             base: Base::Zero,
             snapshot: named.clone(),
             named,
+            image,
             loaded: None,
             boot_reason: None,
             ticket: None,
@@ -122,10 +124,10 @@ impl Create {
 
     /// What the running sandbox owns, after all steps.
     pub(in crate::sandbox) fn finish(&mut self, timings: Timings) -> Result<Live, AgentError> {
-        let place = self.place.take().ok_or_else(left_out)?;
+        let Place { slot, guest, .. } = self.place.take().ok_or_else(left_out)?;
         let vm = self.vm.take().ok_or_else(left_out)?;
         let boot_reason = self.boot_reason.take();
-        Ok(Live { vm, guest: place.guest, base: self.base, timings, boot_reason, held: false })
+        Ok(Live { vm, slot, guest, base: self.base, timings, boot_reason, held: false })
     }
 
     fn place(&self) -> Result<&Place, AgentError> {
@@ -162,7 +164,8 @@ impl Create {
     async fn make_disk_and_groups(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
         let shape = self.choose_memory(sandbox).await?;
         let boot = &mut self.place.as_mut().ok_or_else(left_out)?.boot;
-        let disk = make_disk(sandbox, &mut self.snapshot, self.named.as_deref(), boot.uid);
+        let (image, named) = (self.image.as_deref(), self.named.as_deref());
+        let disk = make_disk(sandbox, &mut self.snapshot, named, image, boot.uid);
         // Both run to their end, so that neither still creates something while it is being undone.
         let (disk, groups) = tokio::join!(disk, boot::make_place(&sandbox.shared, boot));
         boot.disk = Some(disk?);
@@ -176,7 +179,9 @@ impl Create {
     /// Chooses the snapshot whose memory the sandbox goes on from. Returns the shape of which there may be one.
     async fn choose_memory(&mut self, sandbox: &Sandbox) -> Result<Option<String>, AgentError> {
         let snapshots = &sandbox.shared.template_snapshots;
-        let shape = if let Some(named) = &self.named {
+        let shape = if let Some(named) = self.named.as_ref().filter(|named| !named.has_memory) {
+            snapshots.shape_of_named(named.build)
+        } else if let Some(named) = &self.named {
             // Its files may have been damaged since it was made; templates' are read when the agent starts.
             match sandbox.shared.snapshots.load(named.build).await {
                 Ok(loaded) => {
@@ -192,7 +197,11 @@ impl Create {
             }
         } else {
             let Spec { template, vcpus, memory_mb, disk_size_mb, .. } = &*sandbox.spec;
-            snapshots.shape(template, (*vcpus, *memory_mb, *disk_size_mb)).await
+            let size = (*vcpus, *memory_mb, *disk_size_mb);
+            match &self.image {
+                Some(image) => snapshots.shape_of_image(image, size).await,
+                None => snapshots.shape(template, size).await,
+            }
         };
         self.snapshot = shape.as_ref().and_then(|shape| snapshots.get(shape));
         Ok(shape)
@@ -221,7 +230,8 @@ impl Create {
         }
         if of_boot.is_some() || self.named.is_some() {
             // It is of no use without the memory, or the guest may have written to it.
-            boot.disk = Some(make_disk(sandbox, &mut self.snapshot, self.named.as_deref(), boot.uid).await?);
+            let (image, named) = (self.image.as_deref(), self.named.as_deref());
+            boot.disk = Some(make_disk(sandbox, &mut self.snapshot, named, image, boot.uid).await?);
         }
         boot.cgroups = boot::make_place(&sandbox.shared, boot).await?;
         self.until = self.begin + limit;
@@ -292,16 +302,19 @@ impl Create {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.introduction()).await
+        let told = self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.introduction()).await;
+        // Programs of the image have run in it before.
+        if self.image.is_some() { told.map_err(AgentError::of_template) } else { told }
     }
 }
 
 /// Copies the disk of the snapshot whose memory the sandbox goes on from. If there is none, or its disk is gone, that of the
-/// named snapshot, or else clones that of the template.
+/// named snapshot, or else clones the image, which is the template's if none is given.
 async fn make_disk(
     sandbox: &Sandbox,
     snapshot: &mut Option<Arc<TemplateSnapshot>>,
     named: Option<&TemplateSnapshot>,
+    image: Option<&str>,
     owner: u32,
 ) -> Result<PathBuf, AgentError> {
     let (volumes, id) = (&sandbox.shared.volumes, &sandbox.id);
@@ -328,5 +341,8 @@ async fn make_disk(
         };
     }
     let Spec { template, disk_size_mb, .. } = &*sandbox.spec;
-    Ok(volumes.clone_image(template, id, *disk_size_mb, owner).await?.path)
+    match volumes.clone_image(image.unwrap_or(template), id, *disk_size_mb, owner).await {
+        Err(DiskError::UnknownImage(_)) if image.is_some() => Err(images::missing()),
+        cloned => Ok(cloned?.path),
+    }
 }

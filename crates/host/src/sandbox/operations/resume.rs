@@ -122,9 +122,9 @@ impl Resume {
 
     /// What the running sandbox owns, after all steps.
     pub(in crate::sandbox) fn finish(&mut self, timings: Timings) -> Result<Live, AgentError> {
-        let place = self.place.take().ok_or_else(left_out)?;
+        let Place { slot, guest, .. } = self.place.take().ok_or_else(left_out)?;
         let vm = self.vm.take().ok_or_else(left_out)?;
-        Ok(Live { vm, guest: place.guest, base: self.base, timings, boot_reason: None, held: false })
+        Ok(Live { vm, slot, guest, base: self.base, timings, boot_reason: None, held: false })
     }
 
     /// Releases what a failed resume has taken; the sandbox is as it was before if its memory was not used.

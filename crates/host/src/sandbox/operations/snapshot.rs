@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::AgentError,
-    sandbox::{entry::Entry, environment, phase::Live, record::Sandbox, spec::Spec},
+    sandbox::{admit::Wish, entry::Entry, environment, phase::Live, record::Sandbox},
     snapshots::{
         Base, Captured,
         named::{self, NamedSnapshot},
@@ -27,19 +27,19 @@ type PausedStep = Step<OfPaused>;
 
 /// State of a snapshot of a sandbox that runs.
 pub(super) struct OfRunning {
-    id: String,
+    wish: Wish,
     live: Box<Live>,
     /// Whether the guest stands still for good.
     stuck: bool,
-    /// What was captured of it; an error if only that failed.
-    captured: Option<Result<Captured, AgentError>>,
-    /// Generation that its memory becomes.
+    /// What was captured of its memory, if that is kept; an error if only that or the copy of the disk failed.
+    captured: Option<Result<Option<Captured>, AgentError>>,
+    /// Generation that its memory becomes, or would; the disk is named after it.
     build: Option<BuildId>,
 }
 
 /// State of a snapshot of a sandbox that is paused.
 pub(super) struct OfPaused {
-    id: String,
+    wish: Wish,
     /// Memory of the sandbox.
     memory: BuildId,
     /// Generation that the copy of its memory becomes.
@@ -88,15 +88,15 @@ fn left_out() -> AgentError {
     AgentError::fault("making the snapshot", &"an earlier step was left out")
 }
 
-/// Makes snapshot `id` of a sandbox of which this runs, and gives that back. On an error the guest goes on, unless it is
+/// Makes a snapshot of a sandbox of which this runs, and gives that back. On an error the guest goes on, unless it is
 /// [`Failure::Stuck`].
 pub(in crate::sandbox) async fn of_running(
     live: Box<Live>,
     sandbox: &mut Sandbox,
-    id: &str,
+    wish: &Wish,
 ) -> (Box<Live>, Result<(), Failure>) {
-    let id = id.to_owned();
-    let mut snapshot = OfRunning { id, live, stuck: false, captured: None, build: None };
+    let wish = wish.clone();
+    let mut snapshot = OfRunning { wish, live, stuck: false, captured: None, build: None };
     let before = sandbox.record.summary().generations();
     let made = run(&mut snapshot, sandbox).await;
     if let (Err(_), Some(build)) = (&made, snapshot.build) {
@@ -110,13 +110,13 @@ pub(in crate::sandbox) async fn of_running(
     (snapshot.live, made.map(drop).map_err(failure))
 }
 
-/// Makes snapshot `id` of a sandbox that is paused with this memory.
+/// Makes a snapshot of a sandbox that is paused with this memory.
 pub(in crate::sandbox) async fn of_paused(
     memory: BuildId,
     sandbox: &mut Sandbox,
-    id: &str,
+    wish: &Wish,
 ) -> Result<(), AgentError> {
-    let mut snapshot = OfPaused { id: id.to_owned(), memory, build: BuildId::new() };
+    let mut snapshot = OfPaused { wish: wish.clone(), memory, build: BuildId::new() };
     let made = run(&mut snapshot, sandbox).await;
     if made.is_err() {
         sandbox.shared.named.drop_parts(snapshot.build).await;
@@ -127,23 +127,39 @@ pub(in crate::sandbox) async fn of_paused(
 impl OfRunning {
     /// Checks that there is room, and tells the guest.
     async fn prepare(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        prepare(&self.live, sandbox).await
+        if !self.wish.without_memory {
+            return prepare(&self.live, sandbox).await;
+        }
+        sandbox.shared.check_snapshots(self.live.held).await?;
+        // What has not reached the disk is not kept.
+        self.live.guest.sync().await
     }
 
-    /// Writes memory and disk of one instant, and lets the guest go on.
+    /// Writes memory and disk of one instant, or the disk alone, and lets the guest go on.
     async fn capture(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let captured = capture(&self.live, sandbox, &self.id).await;
+        let captured = if self.wish.without_memory {
+            capture_disk(&self.live, sandbox).await.map(|build| (build, None))
+        } else {
+            let captured = capture(&self.live, sandbox, &self.wish.id).await;
+            captured.map(|captured| (captured.build, Some(captured)))
+        };
         if let Err(error) = self.live.vm.resume().await {
             self.stuck = true;
             return Err(error.into());
         }
+        self.build = captured.as_ref().map(|(build, _)| *build).ok();
+        let captured = captured.map(|(_, captured)| captured);
+        if self.wish.without_memory {
+            // Nothing was read of the memory, so that its base is what it was.
+            self.captured = Some(captured);
+            return Ok(());
+        }
         let base = sandbox.shared.snapshots.base_after(self.live.base);
         self.live.base = match &captured {
             // It is what the changes are since; should it not be kept, it is not found when it is needed.
-            Ok(captured) if base == Base::Unknown => Base::Generation(captured.build),
+            Ok(Some(captured)) if base == Base::Unknown => Base::Generation(captured.build),
             _ => base,
         };
-        self.build = captured.as_ref().map(|captured| captured.build).ok();
         self.captured = Some(captured);
         Ok(())
     }
@@ -155,12 +171,14 @@ impl OfRunning {
 
     /// Keeps the memory: it survives a power failure afterwards.
     async fn keep(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        let captured = self.captured.take().ok_or_else(left_out)??;
-        sandbox.shared.snapshots.keep(captured, None).await.map(drop)
+        match self.captured.take().ok_or_else(left_out)?? {
+            Some(captured) => sandbox.shared.snapshots.keep(captured, None).await.map(drop),
+            None => Ok(()),
+        }
     }
 
     async fn record(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        record(sandbox, &self.id, self.build.ok_or_else(left_out)?).await
+        record(sandbox, &self.wish, self.build.ok_or_else(left_out)?).await
     }
 }
 
@@ -170,11 +188,14 @@ impl OfPaused {
         let shared = &sandbox.shared;
         shared.check_snapshots(false).await?;
         shared.volumes.copy(&sandbox.id, &named::volume_of(self.build)).await?;
-        shared.snapshots.copy(self.memory, self.build, &named::label(&self.id)).await
+        if self.wish.without_memory {
+            return Ok(());
+        }
+        shared.snapshots.copy(self.memory, self.build, &named::label(&self.wish.id)).await
     }
 
     async fn record(&mut self, sandbox: &mut Sandbox) -> Result<(), AgentError> {
-        record(sandbox, &self.id, self.build).await
+        record(sandbox, &self.wish, self.build).await
     }
 }
 
@@ -188,20 +209,30 @@ async fn capture(live: &Live, sandbox: &Sandbox, id: &str) -> Result<Captured, A
     Ok(captured)
 }
 
-/// Keeps the disk and the record of snapshot `id`, whose memory is kept.
-async fn record(sandbox: &Sandbox, id: &str, build: BuildId) -> Result<(), AgentError> {
+/// Stops the guest, and copies its disk of this instant; returns what the copy is named after.
+async fn capture_disk(live: &Live, sandbox: &Sandbox) -> Result<BuildId, AgentError> {
+    let build = BuildId::new();
+    live.vm.pause().await?;
+    sandbox.shared.volumes.copy(&sandbox.id, &named::volume_of(build)).await?;
+    Ok(build)
+}
+
+/// Keeps the disk and the record of a snapshot, whose memory is kept if it has any.
+async fn record(sandbox: &Sandbox, wish: &Wish, build: BuildId) -> Result<(), AgentError> {
     let shared = &sandbox.shared;
     shared.volumes.sync(&named::volume_of(build)).await?;
-    let Spec { template, vcpus, memory_mb, disk_size_mb, default_user, access_token, .. } = &*sandbox.spec;
+    let spec = &*sandbox.spec;
     let record = NamedSnapshot {
-        id: id.to_owned(),
+        id: wish.id.clone(),
         build,
-        template: template.clone(),
-        vcpus: *vcpus,
-        memory_mb: *memory_mb,
-        disk_size_mb: *disk_size_mb,
-        default_user: default_user.clone(),
-        access_token: access_token.clone(),
+        without_memory: wish.without_memory,
+        template: spec.template.clone(),
+        vcpus: spec.vcpus,
+        memory_mb: spec.memory_mb,
+        disk_size_mb: spec.disk_size_mb,
+        default_user: spec.default_user.clone(),
+        default_workdir: spec.default_workdir.clone(),
+        access_token: spec.access_token.clone(),
         envs: environment::read(sandbox).await?.into_iter().collect(),
     };
     shared.named.keep(record).await

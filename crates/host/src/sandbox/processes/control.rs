@@ -54,6 +54,7 @@ fn describe(info: ProcessInfo) -> Process {
         user: info.user,
         started_at_unix_ms: info.started_at_unix_ms,
         terminal: info.pty,
+        out_of_memory: info.out_of_memory,
         ..Default::default()
     }
 }

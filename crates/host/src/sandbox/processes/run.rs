@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use wrenn_api::ErrorCode;
+use wrenn_rpc::host::v1::Victim;
 
 use super::{
     Command,
@@ -28,6 +29,10 @@ pub(crate) struct Finished {
     pub(crate) timed_out: bool,
     /// Number of discarded bytes of both outputs.
     pub(crate) lost_bytes: u64,
+    /// Whether the kernel killed it or a descendant for want of memory.
+    pub(crate) out_of_memory: bool,
+    /// Which one, if that is known.
+    pub(crate) victim: Option<Victim>,
     /// Memory reserved for the outputs until they are sent.
     pub(crate) memory: Held,
 }
@@ -93,6 +98,8 @@ pub(crate) async fn run(
                     exit_code: end.exit_code,
                     timed_out: end.timed_out,
                     lost_bytes: kept.lost.max(end.lost_bytes),
+                    out_of_memory: end.out_of_memory,
+                    victim: end.victim,
                     memory: kept.memory,
                 });
             }

@@ -12,13 +12,16 @@ use connectrpc::{
 use tokio::{sync::mpsc, time::Instant};
 use tracing::Instrument as _;
 use wrenn_api::ErrorCode;
-use wrenn_rpc::process::{
-    __buffa::{
-        oneof::{process_event, process_event::data_event::Output},
-        view::{ConnectResponseView, StartResponseView},
+use wrenn_rpc::{
+    host::v1::Victim,
+    process::{
+        __buffa::{
+            oneof::{process_event, process_event::data_event::Output},
+            view::{ConnectResponseView, StartResponseView},
+        },
+        ConnectRequest, ProcessEvent, StartRequest,
+        process_event::StartEvent,
     },
-    ConnectRequest, ProcessEvent, StartRequest,
-    process_event::StartEvent,
 };
 
 use super::{
@@ -62,7 +65,7 @@ pub(crate) enum Event {
 }
 
 /// End of a process.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct End {
     /// Exit status; 128 + N if signal N killed it.
     pub(crate) exit_code: i32,
@@ -74,6 +77,8 @@ pub(crate) struct End {
     pub(crate) signal: u32,
     /// Whether the kernel killed it or a descendant for want of memory.
     pub(crate) out_of_memory: bool,
+    /// Which one, if that is known.
+    pub(crate) victim: Option<Victim>,
 }
 
 /// A running process that is read. Dropping this kills it, if it was started so.
@@ -277,7 +282,7 @@ fn follow(
                 () = overdue => {
                     if seen.timed_out && pending.is_none() {
                         // Killed, and still no end: give up; the caller has the output up to here.
-                        let _ = sender.send(seen.end(128 + SIGKILL as i32, SIGKILL, false)).await;
+                        let _ = sender.send(Event::End(seen.end(128 + SIGKILL as i32, SIGKILL))).await;
                         return;
                     }
                     if !seen.timed_out {
@@ -305,8 +310,10 @@ struct Seen {
 }
 
 impl Seen {
-    fn end(&self, exit_code: i32, signal: u32, out_of_memory: bool) -> Event {
-        Event::End(End { exit_code, timed_out: self.timed_out, lost_bytes: self.lost, signal, out_of_memory })
+    /// The end of a process that had nothing to do with the memory.
+    fn end(&self, exit_code: i32, signal: u32) -> End {
+        let (timed_out, lost_bytes) = (self.timed_out, self.lost);
+        End { exit_code, timed_out, lost_bytes, signal, ..End::default() }
     }
 
     /// Converts an event of envd for the caller; `None` if callers do not need it.
@@ -326,11 +333,9 @@ impl Seen {
             }
             process_event::Event::End(end) => {
                 self.lost = self.lost.max(end.lost_bytes);
-                Some(self.end(
-                    exit::exit_code(&end),
-                    exit::signal(&end).unwrap_or_default(),
-                    end.out_of_memory,
-                ))
+                let (out_of_memory, victim) = (end.out_of_memory, exit::victim(&end));
+                let told = self.end(exit::exit_code(&end), exit::signal(&end).unwrap_or_default());
+                Some(Event::End(End { out_of_memory, victim, ..told }))
             }
             _ => None,
         }

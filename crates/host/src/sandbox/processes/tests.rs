@@ -6,7 +6,7 @@ use futures::{StreamExt as _, stream};
 use wrenn_rpc::process::{
     __buffa::oneof::{process_event, process_event::data_event::Output},
     ProcessEvent, StartResponse,
-    process_event::{DataEvent, EndEvent, Lost, StartEvent},
+    process_event::{DataEvent, EndEvent, Lost, StartEvent, Victim},
 };
 
 use super::{stream::PENDING, *};
@@ -45,9 +45,24 @@ fn end() -> StartResponse {
     told(process_event::Event::End(end.into()))
 }
 
+/// The end of a command that the kernel killed for want of memory.
+fn killed() -> StartResponse {
+    let victim = Victim { pid: 412, command: "py\nthon3".into(), ..Default::default() };
+    let end = EndEvent {
+        exit_code: -1,
+        status: "signal: killed".into(),
+        signal: Some(9),
+        out_of_memory: true,
+        victim: victim.into(),
+        ..Default::default()
+    };
+    told(process_event::Event::End(end.into()))
+}
+
 /// Events after the start of a command; `cmd` selects them.
 fn said(cmd: &str) -> ServiceStream<StartResponse> {
     let events: Vec<_> = match cmd {
+        "hog" => vec![killed()],
         "lossy" => vec![output(1), lost(7), output(2), lost(5), output(4), end()],
         "oversized" => vec![output(1 << 20), end()],
         "hangs" => return stream::pending().boxed(),
@@ -135,6 +150,21 @@ async fn loss_is_told_where_it_happened_and_counted() -> anyhow::Result<()> {
     let finished = run(&guest, command("lossy"), START, PIECE).await?;
     assert_eq!(finished.stdout, b"y", "what is kept is the beginning");
     assert_eq!(finished.lost_bytes, 7 + 2 + 5 + 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_killed_for_want_of_memory_is_told() -> anyhow::Result<()> {
+    let guest = guest(MEMORY).await?;
+    let finished = run(&guest, command("hog"), START, PIECE).await?;
+    let victim = finished.victim.map(|victim| (victim.pid, victim.command));
+    assert_eq!((finished.exit_code, finished.out_of_memory), (137, true));
+    assert_eq!(victim, Some((412, "py?thon3".to_owned())));
+    let mut running = stream(&guest, command("hog"), None).await?;
+    let Some(Event::End(end)) = running.events.recv().await else { panic!("no end") };
+    assert_eq!((end.signal, end.out_of_memory, end.victim.map(|victim| victim.pid)), (9, true, Some(412)));
+    let fine = run(&guest, command("lossy"), START, PIECE).await?;
+    assert!(!fine.out_of_memory && fine.victim.is_none());
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network attacks of a guest and what another guest receives: `attack`, `watch` or `report`.
+"""Network attacks of a guest and what another guest receives, and what a guest finds: `attack`, `watch`, `report` or `resolve`.
 
 Uses only modules of the minimal Python. Prints one line per answer or received frame.
 """
@@ -261,4 +261,17 @@ def report(internet, port, name):
     print(peer.recv(100).decode())
 
 
-{"attack": attack, "watch": watch, "report": report}[sys.argv[1]](*sys.argv[2:])
+def resolve(name):
+    """Prints how often a resolver may be asked, and the addresses of two names: of both families, and of IPv6 alone."""
+    for line in open("/etc/resolv.conf"):
+        for word in line.split():
+            if word.startswith("attempts:"):
+                print("attempts", word.partition(":")[2])
+    for first, family in ("both", socket.AF_UNSPEC), ("six", socket.AF_INET6):
+        begin = time.monotonic()
+        found = socket.getaddrinfo(first + "." + name, None, family, socket.SOCK_STREAM)
+        print(first, *sorted({address[0] for *_, address in found}))
+        print("took %.1f s" % (time.monotonic() - begin))
+
+
+{"attack": attack, "watch": watch, "report": report, "resolve": resolve}[sys.argv[1]](*sys.argv[2:])

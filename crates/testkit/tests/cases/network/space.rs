@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Network namespaces, each owned by a thread; the kernel removes a namespace when its thread exits.
+//! Network namespaces, each owned by a thread; the kernel removes a namespace when its thread exits. That of a case has mounts
+//! of its own, too.
 
 use std::{
+    fs::{self, Permissions},
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     sync::mpsc,
     thread,
 };
 
 use anyhow::{Context, Result};
-use rustix::thread::{Pid, UnshareFlags, gettid, unshare_unsafe};
+use rustix::{
+    mount::{MountPropagationFlags, mount_bind, mount_change},
+    thread::{Pid, UnshareFlags, gettid, unshare_unsafe},
+};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -29,7 +35,23 @@ fn leave() -> Result<()> {
     ip("link set lo up")
 }
 
-/// Runs a case and everything that it starts in a network namespace without an uplink.
+/// Gives the calling thread mounts of its own. The thread must not return to a pool.
+fn leave_mounts() -> Result<()> {
+    // SAFETY: file descriptors are not unshared; only this thread changes its namespace.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("cannot make a mount namespace")?;
+    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+}
+
+/// Puts a file with this content over another one, for a case that runs in [`apart`] and what it starts.
+pub(super) fn replace_file(path: &str, content: &str) -> Result<()> {
+    // The mount keeps the file when its name is removed.
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(&file, content)?;
+    fs::set_permissions(&file, Permissions::from_mode(0o644))?;
+    mount_bind(file.path(), path).with_context(|| format!("cannot mount a file over {path}"))
+}
+
+/// Runs a case and everything that it starts in a network namespace without an uplink, and with mounts of its own.
 pub(super) async fn apart<F>(case: F) -> Result<()>
 where
     F: AsyncFnOnce() -> Result<()> + Send + 'static,
@@ -38,6 +60,7 @@ where
     thread::Builder::new().name("apart".into()).spawn(move || {
         let run = || {
             leave()?;
+            leave_mounts()?;
             tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(case())
         };
         let _ = tell.send(run());

@@ -14,7 +14,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::space::{Space, add_rules, counted, ip, pairs};
+use super::{
+    names::{RESOLVERS, Resolver},
+    space::{Space, add_rules, counted, ip, pairs, replace_file},
+};
 
 pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 pub(super) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -22,6 +25,8 @@ pub(super) const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 pub(super) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 2);
 /// Port of the echo service.
 pub(super) const ECHO: u16 = 7;
+/// Port of the resolvers.
+pub(super) const DNS: u16 = 53;
 /// Port on the internet that answers only after [`World::roll_call`] is complete.
 pub(super) const ROLL_CALL: u16 = 9;
 /// Ports of typical services of hosts and metadata servers.
@@ -34,27 +39,17 @@ type Heard = Arc<Mutex<Vec<String>>>;
 #[derive(Debug)]
 pub(super) struct World {
     internet: Space,
+    /// Those of the host, on the internet.
+    pub(super) resolvers: [Arc<Resolver>; 2],
     silent: [(&'static str, Space); 2],
     roll_call: tokio::net::TcpListener,
     heard: Heard,
     heard_on_host: Heard,
 }
 
-/// Lists the resolvers that the agent uses: those of the machine's configuration that guests can reach, else
-/// its defaults.
-fn resolvers() -> Vec<Ipv4Addr> {
-    let usable = |text: String| -> Vec<Ipv4Addr> {
-        let named = text.lines().filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok());
-        named.filter(|address: &Ipv4Addr| !address.is_loopback()).take(2).collect()
-    };
-    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"].map(fs::read_to_string);
-    let mut found = texts.into_iter().flatten().map(usable).filter(|found| !found.is_empty());
-    found.next().unwrap_or_else(|| vec![Ipv4Addr::new(1, 1, 1, 1), Ipv4Addr::new(8, 8, 8, 8)])
-}
-
 /// Creates a link from the calling thread's namespace to `in0` in another one and sets the latter end up.
 /// Without IPv6, no unsolicited packets are sent on it.
-fn link(name: &str, address: Ipv4Addr, host: Ipv4Addr, space: &Space, ipv6: bool) -> Result<()> {
+pub(super) fn link(name: &str, address: Ipv4Addr, host: Ipv4Addr, space: &Space, ipv6: bool) -> Result<()> {
     ip(&format!("link add {name} type veth peer name in0 netns {}", space.name()))?;
     let quiet = move |link: &str| fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
     if !ipv6 {
@@ -96,7 +91,12 @@ fn serve_connections(listener: TcpListener, heard: Heard) -> Result<()> {
     Ok(())
 }
 
-fn serve_datagrams(socket: UdpSocket, heard: Heard) -> Result<()> {
+/// Serves a socket; what arrives is answered by what `answer` makes of it.
+pub(super) fn serve_datagrams(
+    socket: UdpSocket,
+    heard: Heard,
+    answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static,
+) -> Result<()> {
     socket.set_nonblocking(true)?;
     let socket = tokio::net::UdpSocket::from_std(socket)?;
     let local = socket.local_addr()?;
@@ -105,7 +105,10 @@ fn serve_datagrams(socket: UdpSocket, heard: Heard) -> Result<()> {
         while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
             let text = String::from_utf8_lossy(&buffer[..length]);
             note(&heard, format!("{text:?} from {} to {local}", peer.ip()));
-            let _ = socket.send_to(&buffer[..length], peer).await;
+            let reply = answer(&buffer[..length]);
+            if let Some(reply) = reply {
+                let _ = socket.send_to(&reply, peer).await;
+            }
         }
     });
     Ok(())
@@ -122,7 +125,8 @@ fn bind(address: Ipv4Addr, ports: &[u16]) -> Result<Sockets> {
 
 fn serve((streams, datagrams): Sockets, heard: &Heard) -> Result<()> {
     streams.into_iter().try_for_each(|listener| serve_connections(listener, heard.clone()))?;
-    datagrams.into_iter().try_for_each(|socket| serve_datagrams(socket, heard.clone()))
+    let echo = |datagram: &[u8]| Some(datagram.to_vec());
+    datagrams.into_iter().try_for_each(|socket| serve_datagrams(socket, heard.clone(), echo))
 }
 
 /// Rules that count every frame, for namespaces that no guest may reach.
@@ -181,29 +185,32 @@ table inet seen {{
 }
 
 impl World {
-    /// Creates the networks in a new namespace.
+    /// Creates the networks in a new namespace, and makes [`RESOLVERS`] those of the host, which an agent reads at its start.
     pub(super) fn new() -> Result<Self> {
         let (heard, heard_on_host) = (Heard::default(), Heard::default());
-        let resolvers = resolvers();
-        let names = resolvers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let configuration = RESOLVERS.map(|resolver| format!("nameserver {resolver}\n")).concat();
+        replace_file("/etc/resolv.conf", &configuration)?;
+        let names = RESOLVERS.map(|resolver| resolver.to_string()).join(", ");
         let host_rules = count_host(&names);
         let internet = Space::new()?;
         link("up0", INTERNET, HOST, &internet, true)?;
-        let sockets = internet.run(move || {
-            resolvers.iter().try_for_each(|resolver| ip(&format!("addr add {resolver}/32 dev in0")))?;
+        let (sockets, asked) = internet.run(move || {
+            RESOLVERS.iter().try_for_each(|resolver| ip(&format!("addr add {resolver}/32 dev in0")))?;
             // Answer packets to private networks too, which a wrong policy might let through.
             for network in ["10.0.0.0/8", "172.16.0.0/12", "100.64.0.0/10", "198.18.0.0/15"] {
                 ip(&format!("route add local {network} dev lo"))?;
             }
             add_rules(&count_internet(&names))?;
-            let (streams, mut datagrams) = bind(INTERNET, &[ECHO])?;
-            for resolver in resolvers {
-                datagrams.push(UdpSocket::bind((resolver, 53))?);
-            }
-            let anywhere = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))?;
-            Ok((streams.into_iter().chain([anywhere]).collect(), datagrams))
+            let (mut streams, datagrams) = bind(INTERNET, &[ECHO])?;
+            streams.push(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))?);
+            let asked = RESOLVERS.into_iter().map(|resolver| UdpSocket::bind((resolver, DNS)));
+            Ok(((streams, datagrams), asked.collect::<Result<Vec<_>, _>>()?))
         })?;
         serve(sockets, &heard)?;
+        let resolvers = <[Arc<Resolver>; 2]>::default();
+        for (socket, resolver) in asked.into_iter().zip(resolvers.clone()) {
+            serve_datagrams(socket, heard.clone(), move |datagram| resolver.answer(datagram))?;
+        }
         let roll_call = internet.run(|| Ok(TcpListener::bind((INTERNET, ROLL_CALL))?))?;
         roll_call.set_nonblocking(true)?;
         let roll_call = tokio::net::TcpListener::from_std(roll_call)?;
@@ -225,7 +232,7 @@ impl World {
         ip(&format!("route add default via {INTERNET}"))?;
         add_rules(&host_rules)?;
         serve(bind(Ipv4Addr::UNSPECIFIED, &SERVICES)?, &heard_on_host)?;
-        Ok(Self { internet, silent, roll_call, heard, heard_on_host })
+        Ok(Self { internet, resolvers, silent, roll_call, heard, heard_on_host })
     }
 
     /// Fails if anything from a guest was received other than packets from the host's address to the

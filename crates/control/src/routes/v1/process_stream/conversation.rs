@@ -117,7 +117,7 @@ async fn converse(
             sandbox.connect(process, from).await?
         }
     };
-    let mut revoked = pin!(services.keys().revoked(caller));
+    let mut revoked = pin!(services.access().ended(caller));
     let ended = tokio::select! {
         ended = give(&mut events, Rendering::new(dialect), sink) => ended,
         left = take(&mut input, &mut frames, source) => {
@@ -126,7 +126,7 @@ async fn converse(
             Ok(())
         }
         () = &mut revoked => {
-            Err(Fault::new(ErrorCode::Unauthorized, "the API key was revoked while the stream was open").into())
+            Err(Fault::new(ErrorCode::Unauthorized, "the API key or session ended, or lost a permission, while the stream was open").into())
         }
         () = services.shutdown().cancelled() => {
             let message = "the control plane is restarting; the stream was ended";

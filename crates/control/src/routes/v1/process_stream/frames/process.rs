@@ -97,6 +97,8 @@ impl Rendering {
                     lost_bytes: exit.lost_bytes,
                     signal: exit.signal,
                     out_of_memory: exit.out_of_memory,
+                    // The published frames have no such field.
+                    killed: exit.killed.filter(|_| self.binary),
                 };
                 self.rest().into_iter().chain([text(&ToClient::Exit(exit))]).collect()
             }
@@ -136,6 +138,26 @@ impl From<Piece> for ExecOutput {
             Piece::Text(data) if !costly(data.as_bytes(), SMALL) => Self { data, encoding: None },
             Piece::Text(data) => base64(data.into_bytes()),
             Piece::Bytes(bytes) => base64(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wrenn_api::KilledProcess;
+
+    use super::*;
+    use crate::sandboxes::Exit;
+
+    #[test]
+    fn what_was_killed_is_told_with_the_subprotocol_alone() {
+        for binary in [false, true] {
+            let killed = Some(KilledProcess { pid: 412, command: "python3".to_owned() });
+            let exit = Exit { exit_code: 137, out_of_memory: true, killed, ..Exit::default() };
+            let frames = Rendering::new(binary).render(ProcessEvent::Ended(exit));
+            let Some(Message::Text(frame)) = frames.last() else { panic!("{frames:?}") };
+            assert!(frame.contains(r#""out_of_memory":true"#), "{frame}");
+            assert_eq!(frame.contains(r#""killed":{"pid":412,"command":"python3"}"#), binary, "{frame}");
         }
     }
 }

@@ -74,6 +74,8 @@ impl Rendering {
                     timed_out: exit.timed_out,
                     signal: exit.signal,
                     out_of_memory: exit.out_of_memory,
+                    // The published frames have no such field.
+                    killed: exit.killed.filter(|_| typed),
                 }))]
             }
         }
@@ -96,7 +98,10 @@ impl Rendering {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use wrenn_api::KilledProcess;
+
     use super::*;
+    use crate::sandboxes::Exit;
 
     #[test]
     fn input_and_output_in_base64_keep_every_byte() {
@@ -114,6 +119,18 @@ mod tests {
         let input = serde_json::json!({"type": "input", "data": STANDARD.encode(&bytes)}).to_string();
         assert!(matches!(parse(input.as_bytes()), Ok(Said::Input(input)) if input == bytes));
         assert!(parse(br#"{"type":"input","data":"*"}"#).is_err());
+    }
+
+    #[test]
+    fn what_was_killed_is_told_with_the_subprotocol_alone() {
+        for (output, tells) in [(Output::Base64, false), (Output::Binary, false), (Output::Typed, true)] {
+            let killed = Some(KilledProcess { pid: 412, command: "python3".to_owned() });
+            let exit = Exit { exit_code: 137, out_of_memory: true, killed, ..Exit::default() };
+            let frames = Rendering::new(output).render(ProcessEvent::Ended(exit));
+            let Some(Message::Text(frame)) = frames.last() else { panic!("{frames:?}") };
+            assert!(frame.contains(r#""out_of_memory":true"#), "{frame}");
+            assert_eq!(frame.contains(r#""killed":{"#), tells, "{frame}");
+        }
     }
 
     /// Clients of typed frames get the pings of WebSockets only.

@@ -1,0 +1,11 @@
+DROP TABLE tickets;
+DROP INDEX api_keys_team;
+CREATE INDEX api_keys_team ON api_keys (team_id);
+DROP INDEX api_keys_maker;
+ALTER TABLE api_keys DROP COLUMN created_by, DROP COLUMN scopes, DROP COLUMN expires_at;
+DROP TABLE sessions;
+DROP TABLE team_members;
+DROP INDEX teams_slug;
+ALTER TABLE teams DROP COLUMN slug, DROP COLUMN is_byoc, DROP COLUMN quotas;
+DROP TABLE identities;
+DROP TABLE users;

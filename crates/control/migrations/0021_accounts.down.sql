@@ -1,0 +1,3 @@
+DROP TABLE mails;
+DROP TABLE one_time_links;
+DROP TABLE sign_ups;

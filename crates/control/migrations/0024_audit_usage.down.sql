@@ -1,0 +1,10 @@
+DROP TRIGGER sandboxes_usage ON sandboxes;
+DROP FUNCTION note_usage();
+DROP FUNCTION usage_ms(timestamptz, timestamptz, date);
+DROP FUNCTION usage_keeps(text, timestamptz);
+DROP FUNCTION usage_runs(text);
+DROP TABLE usage_summed;
+DROP TABLE usage_days;
+DROP TABLE usage_spans;
+DROP TABLE audit_log;
+DROP SEQUENCE audit_log_place;

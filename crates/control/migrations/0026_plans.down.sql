@@ -1,0 +1,1 @@
+DROP INDEX layers_unused;

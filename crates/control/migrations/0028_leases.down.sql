@@ -1,0 +1,2 @@
+ALTER TABLE copies DROP COLUMN lease;
+ALTER TABLE stored DROP COLUMN lease;

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Images of a registry: Debian's, on this machine, with images that are made as others make them.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{XattrFlags, setxattr};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use wrenn_testkit::{Stack, wait_until};
+
+use super::{
+    builds::{build, context, stdout},
+    cli::{stderr, wrenn},
+    support::{delete_wholly, nothing_remains},
+    template_snapshots::resumed,
+};
+
+/// Time limit for a registry to serve, and for the memory of a sandbox to be kept for the next one.
+const SERVES: Duration = Duration::from_secs(20);
+const KEPT: Duration = Duration::from_secs(120);
+/// Program without libraries, which is all that the images have.
+const BUSYBOX: &str = "/bin/busybox";
+/// Its names in the images.
+const LINKS: [&str; 8] = ["cat", "echo", "id", "ls", "mkdir", "sh", "sleep", "true"];
+/// Account of the registry that asks for one, with the hash of its password.
+const PASSWORD: &str = "secret-of-the-registry";
+const HTPASSWD: &str = "robot:$2y$05$abcdefghijklmnopqrstuuIwTm9henchirBqUfvuoNrWExGiIP5SK\n";
+/// `security.capability` (capabilities(7), version 2): CAP_NET_BIND_SERVICE, permitted and effective.
+const MAY_BIND: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+/// What the image runs: it tells what it has.
+const GREET: &str = "#!/bin/sh
+echo \"$(id -u) $PWD $MODE: $*\"
+cat kept
+[ -e old ] || echo the old one is gone
+[ kept -ef linked ] && echo linked
+busybox stat -c %a suid
+/bin/httpd -p 127.0.0.1:80 -h /srv && busybox wget -q -O - http://127.0.0.1/kept
+busybox httpd -p 127.0.0.1:81 -h /srv 2> /dev/null || echo no capability
+ls /bin/bash /usr/bin/sudo 2> /dev/null
+exit 7
+";
+const GREETED: &str = "1000 /srv test: x y\nkept\nthe old one is gone\nlinked\n4755\nkept\nno capability\n";
+
+/// A registry that serves two names: one for all, and one that asks for an account.
+struct Registry {
+    dir: TempDir,
+    servers: Vec<Child>,
+}
+
+impl Registry {
+    /// Starts it under the names that the stack's agent imports from.
+    async fn start(stack: &Stack) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut registry = Self { dir, servers: Vec::new() };
+        let htpasswd = registry.path("htpasswd");
+        fs::write(&htpasswd, HTPASSWD)?;
+        let auth = format!("auth: {{htpasswd: {{realm: wrenn, path: {}}}}}\n", htpasswd.display());
+        for (name, more) in stack.registries.iter().zip(["", auth.as_str()]) {
+            let config = registry.path(&format!("{name}.yml"));
+            let store = registry.path("store");
+            let text = format!(
+                "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+                 storage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{name}\"}}\n{more}",
+                store.display()
+            );
+            fs::write(&config, text)?;
+            let mut server = Command::new("docker-registry");
+            server.arg("serve").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            registry.servers.push(server.spawn().context("docker-registry: run scripts/setup")?);
+            let url = format!("http://{name}/v2/");
+            let serves = async || reqwest::get(&url).await.ok();
+            wait_until(&format!("the registry {name}"), SERVES, serves).await?;
+        }
+        Ok(registry)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes the images, and puts them into the registry.
+    async fn fill(&self, name: &str) -> Result<()> {
+        let (dir, name) = (self.dir.path().to_owned(), name.to_owned());
+        tokio::task::spawn_blocking(move || {
+            make(&dir)?;
+            for tag in ["1", "s390x"] {
+                let (from, to) = (format!("oci:oci:{tag}"), format!("docker://{name}/bb:{tag}"));
+                let arguments = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to];
+                tool(&dir, "skopeo", &arguments)?;
+            }
+            Ok(())
+        })
+        .await?
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+/// Runs a program in a directory.
+fn tool(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(dir).stdin(Stdio::null());
+    let output = command.output().with_context(|| format!("{program}: run scripts/setup"))?;
+    ensure!(output.status.success(), "{program} {arguments:?}: {}", stderr(&output));
+    Ok(())
+}
+
+/// Writes a program.
+fn program(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    fs::write(path, content)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
+}
+
+/// Makes an image of two layers, and the same for another architecture.
+fn make(dir: &Path) -> Result<()> {
+    let umoci = |arguments: &[&str]| tool(dir, "umoci", arguments);
+    umoci(&["init", "--layout", "oci"])?;
+    umoci(&["new", "--image", "oci:1"])?;
+    umoci(&["unpack", "--image", "oci:1", "bundle"])?;
+    let root = dir.join("bundle/rootfs");
+    for name in ["bin", "srv"] {
+        fs::create_dir_all(root.join(name))?;
+    }
+    let busybox = fs::read(BUSYBOX).context("busybox-static: run scripts/setup")?;
+    program(&root.join("bin/busybox"), &busybox, 0o755)?;
+    program(&root.join("bin/greet"), GREET.as_bytes(), 0o755)?;
+    LINKS.iter().try_for_each(|name| symlink("busybox", root.join("bin").join(name)))?;
+    fs::write(root.join("srv/old"), "old\n")?;
+    fs::write(root.join("srv/kept"), "kept\n")?;
+    umoci(&["repack", "--refresh-bundle", "--image", "oci:1", "bundle"])?;
+    // The second layer.
+    fs::remove_file(root.join("srv/old"))?;
+    fs::hard_link(root.join("srv/kept"), root.join("srv/linked"))?;
+    program(&root.join("srv/suid"), b"", 0o4755)?;
+    program(&root.join("bin/httpd"), &busybox, 0o755)?;
+    setxattr(root.join("bin/httpd"), "security.capability", &MAY_BIND, XattrFlags::empty())?;
+    umoci(&["repack", "--image", "oci:1", "bundle"])?;
+    let program = ["--config.entrypoint", "/bin/greet", "--config.cmd", "x", "--config.cmd", "y"];
+    let context = ["--config.user", "1000", "--config.workingdir", "/srv"];
+    let env = ["--config.env", "PATH=/bin", "--config.env", "MODE=test"];
+    umoci(&[&["config", "--image", "oci:1"][..], &program, &context, &env].concat())?;
+    umoci(&["config", "--image", "oci:1", "--tag", "s390x", "--architecture", "s390x"])
+}
+
+/// Arguments of a `wrenn run` in a sandbox that this case finds again.
+fn run<'a>(image: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let sizes = ["run", "--memory", "256", "--disk", "1g", "--label", "e2e=images", "--image", image];
+    [&sizes[..], more].concat()
+}
+
+/// An image is imported and runs as it says, the next sandbox of it goes on from memory, and templates are built on it although it
+/// has no shell but busybox's, no `useradd` and no `sudo`. What cannot be imported is told with the reason.
+pub(crate) async fn they_run_as_they_say_and_are_built_on(stack: Arc<Stack>) -> Result<()> {
+    let [open, closed] = &stack.registries;
+    let registry = Registry::start(&stack).await?;
+    registry.fill(open).await?;
+    let image = format!("{open}/bb:1");
+    let ran = wrenn(&stack, &run(&image, &[]), None).await?;
+    ensure!(ran.status.code() == Some(7), "{ran:?}");
+    let told = String::from_utf8_lossy(&ran.stdout).into_owned();
+    ensure!(told == GREETED, "{told}\n{}", stderr(&ran));
+    let ran = wrenn(&stack, &run(&image, &["--", "echo", "another"]), None).await?;
+    ensure!(ran.status.success() && ran.stdout == b"another\n", "{ran:?}");
+
+    the_next_one_goes_on(&stack, &image).await?;
+    refusals_are_told(&stack, open, closed).await?;
+    accounts_are_used_and_not_told(&stack, closed).await?;
+    a_template_is_built_on_it(&stack, &image).await?;
+
+    let left = stack.api.get("/v1/sandboxes?label=e2e=images").await?.expect(200)?.json();
+    ensure!(left == json!([]), "{left}");
+    let imports = fs::read_dir(stack.state_dir.join("agent/imports"))?.count();
+    ensure!(imports == 0, "{imports} imports have left something");
+    Ok(())
+}
+
+/// Sandboxes of one image and size go on from the memory of the first one, each with what the image says.
+async fn the_next_one_goes_on(stack: &Stack, image: &str) -> Result<()> {
+    let body = json!({"image": image, "memory_mb": 256, "disk_size_mb": 1024, "envs": {"MORE": "1"}});
+    let mut last = None;
+    let goes_on = async || {
+        let id = stack.api.create(&body).await.ok()?;
+        if resumed(stack, &id).ok()? {
+            return Some(id);
+        }
+        stack.api.remove(&id).await.ok()?;
+        last = Some(id);
+        None
+    };
+    let id = wait_until("a sandbox that goes on from memory", KEPT, goes_on).await?;
+    let ran = stack.api.exec(&id, &["sh", "-c", "id -u; pwd; echo $MODE $MORE $PATH"]).await?;
+    ensure!(ran["stdout"] == "1000\n/srv\ntest 1 /bin\n", "{ran}");
+    let sandbox = stack.api.get(&format!("/v1/sandboxes/{id}")).await?.expect(200)?.json();
+    ensure!(sandbox["template"] == image && sandbox["image"]["reference"] == image, "{sandbox}");
+    ensure!(sandbox["image"]["command"] == json!(["/bin/greet", "x", "y"]), "{sandbox}");
+    let digest = sandbox["image"]["digest"].as_str().context("no digest")?;
+    // By its digest it is the same image.
+    let (name, _) = image.rsplit_once(':').context("no tag")?;
+    let pinned = stack.api.create(&json!({"image": format!("{name}@{digest}"), "memory_mb": 256})).await?;
+    for id in [&id, &pinned] {
+        delete_wholly(stack, id).await?;
+    }
+    match last {
+        Some(booted) => nothing_remains(stack, &booted).await,
+        None => Ok(()),
+    }
+}
+
+/// What is not there, is for another processor or may not be asked for has a code, and leaves no sandbox.
+async fn refusals_are_told(stack: &Arc<Stack>, open: &str, closed: &str) -> Result<()> {
+    for (image, code, told) in [
+        (format!("{open}/none:1"), "image_not_found", "none:1"),
+        (format!("{open}/bb:2"), "image_not_found", "bb:2"),
+        (format!("{open}/bb:s390x"), "image_platform_mismatch", "s390x"),
+        (format!("{closed}/bb:1"), "registry_denied", "account"),
+        ("127.0.0.1:1/bb:1".to_owned(), "registry_denied", "agent.registries"),
+        ("Not An Image".to_owned(), "invalid_request", "image"),
+    ] {
+        let refused = wrenn(stack, &run(&image, &[]), None).await?;
+        let text = stderr(&refused);
+        ensure!(refused.status.code() == Some(125), "{image}: {refused:?}");
+        ensure!(text.contains(code) && text.contains(told), "{image}: {text}");
+    }
+    Ok(())
+}
+
+/// The account of a registry comes from standard input or a variable, for a sandbox and for a build, and is in no log.
+async fn accounts_are_used_and_not_told(stack: &Arc<Stack>, closed: &str) -> Result<()> {
+    let (image, user) = (format!("{closed}/bb:1"), ["--registry-user", "robot"]);
+    let from_input = [&user[..], &["--registry-password-stdin", "--", "echo", "in"]].concat();
+    let ran = wrenn(stack, &run(&image, &from_input), Some(&format!("{PASSWORD}\n"))).await?;
+    ensure!(ran.status.success() && ran.stdout == b"in\n", "{ran:?}");
+    let wrong = wrenn(stack, &run(&image, &from_input), Some("wrong\n")).await?;
+    ensure!(stderr(&wrong).contains("registry_denied"), "{wrong:?}");
+    let without = wrenn(stack, &run(&image, &user), None).await?;
+    ensure!(stderr(&without).contains("WRENN_REGISTRY_PASSWORD"), "{without:?}");
+
+    let context = context(&format!("FROM {image}\nENV KEPT=1\n"), &[])?;
+    let directory = context.path().display().to_string();
+    let of_stack = stack.clone();
+    let built = tokio::task::spawn_blocking(move || {
+        let build = ["template", "build", "e2e-account", "--context", &directory, "--memory", "256"];
+        let mut command = of_stack.command(&[&build[..], &["--disk-size", "1g"], &user].concat())?;
+        anyhow::Ok(command.env("WRENN_REGISTRY_PASSWORD", PASSWORD).output()?)
+    });
+    let built = built.await??;
+    ensure!(built.status.success() && built.stdout == b"e2e-account:latest\n", "{}", stderr(&built));
+    stdout(stack, &["template", "rm", "e2e-account"]).await?;
+    ensure!(stack.sql("SELECT count(*) FROM builds WHERE registry IS NOT NULL")? == "0");
+    for entry in fs::read_dir(stack.state_dir.join("logs"))? {
+        let path = entry?.path();
+        let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+        ensure!(!text.contains(PASSWORD), "{} has the password", path.display());
+    }
+    Ok(())
+}
+
+/// A recipe begins with what the image says, runs commands in it, copies files and makes a user.
+async fn a_template_is_built_on_it(stack: &Arc<Stack>, image: &str) -> Result<()> {
+    let recipe = format!(
+        "FROM {image}\nRUN echo \"$MODE in $PWD as $(id -u)\" > /tmp/ran\nUSER root\n\
+         COPY --chmod=755 hello /bin/hello\nUSER app\nRUN hello \"$(id -un)\" > /tmp/hello\n"
+    );
+    let context = context(&recipe, &[("hello", "#!/bin/sh\necho hello $1 of $MODE\n")])?;
+    let (code, built, told) = build(stack, "e2e-image", context.path()).await?;
+    ensure!(code == Some(0) && built["status"] == "succeeded", "{built} {told}");
+    let importing = format!("importing {image}");
+    for part in [importing.as_str(), "sha256:", " MiB"] {
+        ensure!(told.contains(part), "{part:?} is not told:\n{told}");
+    }
+    let (code, again, told) = build(stack, "e2e-image", context.path()).await?;
+    let steps = again["steps"].as_array().context("no steps")?;
+    ensure!(code == Some(0) && steps.iter().all(|step| step["status"] == "cached"), "{again} {told}");
+    let body = json!({"template": "e2e-image", "memory_mb": 256, "disk_size_mb": 1024});
+    let id = stack.api.create(&body).await?;
+    let ran: Value = stack.api.exec(&id, &["sh", "-c", "cat /tmp/ran /tmp/hello; id -un; pwd"]).await?;
+    ensure!(ran["stdout"] == "test in /srv as 1000\nhello app of test\napp\n/srv\n", "{ran}");
+    delete_wholly(stack, &id).await?;
+    stdout(stack, &["template", "rm", "e2e-image"]).await.map(drop)
+}
+
+/// Makes archives of the images of [`make`]: as of `docker save`, an OCI layout that is compressed, and one for another processor.
+async fn archives() -> Result<TempDir> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().to_owned();
+    tokio::task::spawn_blocking(move || {
+        make(&path)?;
+        for (from, to) in [
+            ("oci:oci:1", "docker-archive:saved.tar:e2e-upload:1"),
+            ("oci:oci:1", "oci:single:e2e-layout:1"),
+            ("oci:oci:s390x", "docker-archive:foreign.tar:e2e-foreign:1"),
+        ] {
+            tool(&path, "skopeo", &["--insecure-policy", "copy", "-q", from, to])?;
+        }
+        tool(&path, "tar", &["-C", "single", "-czf", "layout.tar.gz", "."])?;
+        let saved = fs::read(path.join("saved.tar"))?;
+        Ok::<_, anyhow::Error>(fs::write(path.join("cut.tar"), &saved[..saved.len() / 2])?)
+    })
+    .await??;
+    Ok(dir)
+}
+
+/// An archive that is uploaded runs as the image of a registry does, without one; what it cannot be is told with the reason.
+pub(crate) async fn an_uploaded_archive_runs(stack: Arc<Stack>) -> Result<()> {
+    let dir = archives().await?;
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let loaded = stdout(&stack, &["image", "load", "-i", &path("saved.tar")]).await?;
+    ensure!(loaded == "uploaded:e2e-upload:1\n", "{loaded}");
+    let ran = wrenn(&stack, &run("uploaded:e2e-upload:1", &[]), None).await?;
+    ensure!(ran.status.code() == Some(7), "{ran:?}");
+    let told = String::from_utf8_lossy(&ran.stdout).into_owned();
+    ensure!(told == GREETED, "{told}\n{}", stderr(&ran));
+    let loaded = stdout(&stack, &["image", "load", "-i", &path("layout.tar.gz")]).await?;
+    ensure!(loaded == "uploaded:e2e-layout:1\n", "{loaded}");
+    for (file, code, told) in [
+        ("foreign.tar", "image_platform_mismatch", "s390x"),
+        ("cut.tar", "image_damaged", "the archive"),
+        ("oci/oci-layout", "image_damaged", "the archive"),
+    ] {
+        let refused = wrenn(&stack, &["image", "load", "-i", &path(file), "e2e-refused"], None).await?;
+        let text = stderr(&refused);
+        ensure!(
+            refused.status.code() == Some(1) && text.contains(code) && text.contains(told),
+            "{file}: {text}"
+        );
+    }
+    let all = stack.api.get("/v1/images").await?.expect(200)?.json();
+    let names = all.as_array().context("no list")?.iter().filter(|image| image["uploaded"] == true);
+    let names: Vec<_> = names.filter_map(|image| image["reference"].as_str()).collect();
+    ensure!(names == ["uploaded:e2e-layout:1", "uploaded:e2e-upload:1"], "{all}");
+    for name in ["e2e-layout:1", "e2e-upload:1"] {
+        // The sandbox that ran may be stopping still.
+        let removed = async || stdout(&stack, &["image", "rm", name]).await.ok();
+        wait_until("the removal of an image", KEPT, removed).await?;
+    }
+    let imports = fs::read_dir(stack.state_dir.join("agent/imports"))?.count();
+    ensure!(imports == 0, "{imports} uploads have left something");
+    Ok(())
+}

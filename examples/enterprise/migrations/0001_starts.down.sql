@@ -1,0 +1,2 @@
+DROP TABLE daily_starts;
+DROP TABLE starts;
