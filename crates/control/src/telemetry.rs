@@ -113,6 +113,8 @@ pub(crate) fn host(id: HostId, ping: &PingResponse) {
     ] {
         gauge!(name, "host" => host.clone()).set(value as f64);
     }
+    let cpus = ping.sandboxes_cpu_milli as f64 / 1000.0;
+    gauge!("wrenn_host_sandboxes_cpus", "host" => host.clone()).set(cpus);
     let sampler = Duration::from_micros(ping.sampler_micros);
     gauge!("wrenn_host_sampler_seconds", "host" => host).set(sampler.as_secs_f64());
 }

@@ -234,6 +234,7 @@ impl Host for Service {
             quarantine: quarantine.map(|cause| cause.message).unwrap_or_default(),
             sandboxes_running,
             sandboxes_paused,
+            sandboxes_cpu_milli: agent.metrics.cpu_milli(),
             sandboxes_memory_bytes: agent.metrics.memory_bytes(),
             sampler_micros: agent.metrics.round_micros(),
             template_digests: agent

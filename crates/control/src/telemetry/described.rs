@@ -114,6 +114,7 @@ pub(super) const ALL: &[Described] = &[
     ),
     gauge("wrenn_host_sandboxes_running", "Running sandboxes of a host."),
     gauge("wrenn_host_sandboxes_paused", "Paused sandboxes of a host."),
+    gauge("wrenn_host_sandboxes_cpus", "CPUs that all running sandboxes of a host use, as it measured last."),
     gauge("wrenn_host_sandboxes_memory_bytes", "Resident memory of all running sandboxes of a host."),
     gauge("wrenn_host_sampler_seconds", "Time in which a host measured all its sandboxes the last time."),
 ];

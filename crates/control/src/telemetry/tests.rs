@@ -142,6 +142,7 @@ fn figures_of_a_host_have_labels_of_closed_sets_whatever_it_says() {
         driver: driver.to_owned(),
         security_boundary: driver == "qemu",
         cpus: 4,
+        sandboxes_cpu_milli: 1_250,
         sampler_micros: 2_500,
         ..Default::default()
     };
@@ -159,9 +160,9 @@ fn figures_of_a_host_have_labels_of_closed_sets_whatever_it_says() {
         matches!(present.as_slice(), [line] if line.contains(r#"driver="qemu""#) && line.contains(r#"boundary="true""#)),
         "{present:?}"
     );
-    assert!(
-        text.lines()
-            .any(|line| line.starts_with("wrenn_host_sampler_seconds{host=") && line.ends_with(" 0.0025"))
-    );
-    assert!(text.contains("wrenn_host_vcpus{host=") && text.len() < 2200 + 2 * 200 * DRIVERS.len());
+    for (name, value) in [("wrenn_host_sampler_seconds", " 0.0025"), ("wrenn_host_sandboxes_cpus", " 1.25")] {
+        let is_it = |line: &str| line.starts_with(&format!("{name}{{host=")) && line.ends_with(value);
+        assert!(text.lines().any(is_it), "{name}: {text}");
+    }
+    assert!(text.contains("wrenn_host_vcpus{host=") && text.len() < 2400 + 2 * 200 * DRIVERS.len());
 }

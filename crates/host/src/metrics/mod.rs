@@ -41,6 +41,8 @@ pub(crate) struct Metrics {
     sandboxes: PathBuf,
     kept: Mutex<HashMap<String, Kept>>,
     guests: Guests,
+    /// CPUs that sandboxes used in the last round, in thousandths.
+    cpu_milli: AtomicU64,
     /// Duration of the last round in microseconds.
     round_micros: AtomicU64,
 }
@@ -58,7 +60,7 @@ impl Metrics {
     /// Metrics of sandboxes whose directories are here.
     pub(crate) fn new(sandboxes: PathBuf) -> Self {
         let (kept, guests) = (Mutex::default(), Guests::default());
-        Self { sandboxes, kept, guests, round_micros: AtomicU64::new(0) }
+        Self { sandboxes, kept, guests, cpu_milli: AtomicU64::new(0), round_micros: AtomicU64::new(0) }
     }
 
     /// Takes in what the guest of a sandbox says, from now on until [`Metrics::end`].
@@ -95,6 +97,11 @@ impl Metrics {
     /// Memory of the sandboxes that run, in bytes.
     pub(crate) fn memory_bytes(&self) -> u64 {
         self.kept().values().filter_map(|kept| kept.rings.newest()).map(|sample| sample.mem_bytes).sum()
+    }
+
+    /// CPUs that the sandboxes that run used in the last round, in thousandths.
+    pub(crate) fn cpu_milli(&self) -> u64 {
+        self.cpu_milli.load(Ordering::Relaxed)
     }
 
     /// Duration of the last round of measurements in microseconds.

@@ -27,6 +27,13 @@ pub(crate) struct Sample {
     pub(crate) guest: Figures,
 }
 
+impl Sample {
+    /// Returns how many of its `vcpus` virtual CPUs the sandbox used, in thousandths.
+    pub(super) fn cpu_milli(&self, vcpus: u32) -> u64 {
+        u64::from(self.cpu) * u64::from(vcpus) * 1000 / u64::from(CPU_MAX)
+    }
+}
+
 /// Returns the use of `vcpus` virtual CPUs whose VMM took so much CPU time. The VMM's own threads count, too, so that there may be
 /// more of it than the virtual CPUs have.
 pub(super) fn cpu(used: Duration, elapsed: Duration, vcpus: u32) -> u16 {
@@ -42,6 +49,14 @@ pub(super) fn cpu(used: Duration, elapsed: Duration, vcpus: u32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_of_several_cpus_is_told_in_cpus() {
+        for (cpu, vcpus, expected) in [(0, 4, 0), (2500, 4, 1000), (CPU_MAX, 2, 2000), (CPU_MAX, 64, 64_000)]
+        {
+            assert_eq!(Sample { cpu, ..Sample::default() }.cpu_milli(vcpus), expected, "{cpu} of {vcpus}");
+        }
+    }
 
     #[test]
     fn the_use_of_cpus_is_a_part_of_what_there_was() {

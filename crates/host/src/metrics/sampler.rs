@@ -114,7 +114,9 @@ impl Sampler {
     /// Takes one sample of each of these sandboxes.
     async fn round(&mut self, running: Vec<Target>) {
         self.watch(running);
-        if !self.watched.is_empty() {
+        if self.watched.is_empty() {
+            self.metrics.cpu_milli.store(0, Ordering::Relaxed);
+        } else {
             self.look_at_disks().await;
             let wanted = self.wanted();
             if let Ok(found) = spawn_blocking(move || read(wanted)).await {
@@ -165,15 +167,18 @@ impl Sampler {
             self.metrics.take_up(id, rings);
         }
         let time_ms = chrono::Utc::now().timestamp_millis().max(0) as u64;
+        let mut cpu_milli = 0;
         for ((id, watched), (stat, at)) in self.watched.iter_mut().zip(found.stats) {
             if let Some(traffic) = &found.traffic {
                 watched.traffic = traffic.get(&watched.target.slot).copied().unwrap_or_default();
             }
             let sample = stat.and_then(|stat| watched.sample(&stat, at, time_ms));
             if let Some(sample) = sample {
+                cpu_milli += sample.cpu_milli(watched.target.vcpus);
                 self.metrics.add(id, Sample { guest: self.metrics.figures(id), ..sample });
             }
         }
+        self.metrics.cpu_milli.store(cpu_milli, Ordering::Relaxed);
     }
 
     /// Begins to write what is due, unless what was due before is still being written.

@@ -37,7 +37,7 @@ pub(crate) const ENVD_PORT: u16 = 49983;
 const LOOK: Duration = Duration::from_millis(500);
 /// Delay between readiness checks.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Time limit for envd's response to `/init`, and for its first response to any call.
+/// Time limit for envd's first response to a call.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// Maximum number of bytes read of envd's error response.
 const ERROR_TEXT: usize = 64 << 10;
@@ -137,10 +137,10 @@ impl Guest {
         let uri: Uri = format!("http://{authority}")
             .parse()
             .map_err(|error| AgentError::fault("addressing the sandbox", &error))?;
+        // Without a limit for connecting: each call has one, and a guest that has just been resumed may take long to get to its
+        // network.
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        // A guest that has just been resumed may take seconds to get to its network.
-        connector.set_connect_timeout(Some(ANSWER));
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
         let shared = connection(uri.clone(), UNREAD_SHARED, CALLS);
         Ok(Self {
@@ -245,7 +245,8 @@ impl Guest {
     }
 
     /// Tells envd who it is: environment, token, default user and working directory, time and host name. Gives it randomness
-    /// of its own, because others may go on from the same memory.
+    /// of its own, because others may go on from the same memory. The caller sets the time limit: a resume that gives up loses
+    /// the guest's memory, so an overloaded host is waited for.
     pub(crate) async fn init(
         &self,
         id: &str,
@@ -277,8 +278,7 @@ impl Guest {
         request
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-        let answered = tokio::time::timeout(ANSWER, self.http.request(request)).await;
-        let response = answered.map_err(|_| overdue())?.map_err(|error| unreachable(&error))?;
+        let response = self.http.request(request).await.map_err(|error| unreachable(&error))?;
         // The guest runs, and what it refuses follows from its disk: it would on another host, too.
         checked(response).await.map_err(AgentError::of_template)?;
         Ok(begin.elapsed())

@@ -47,6 +47,16 @@ fn number(point: &Value, field: &str) -> f64 {
     point[field].as_f64().unwrap_or_default()
 }
 
+/// Returns a figure of the only host, as Prometheus gets it.
+async fn gauge(stack: &Stack, name: &str) -> Result<f64> {
+    let exported = String::from_utf8(stack.api.get("/metrics").await?.expect(200)?.bytes)?;
+    ensure!(exported.contains(&format!("# HELP {name} ")), "nothing says what {name} is");
+    let of_host = exported.lines().find(|line| line.starts_with(&format!("{name}{{host=")));
+    let value =
+        of_host.and_then(|line| line.split_whitespace().next_back()).with_context(|| format!("no {name}"))?;
+    Ok(value.parse()?)
+}
+
 /// Returns whether a field has grown by so many MiB.
 fn has_grown(before: &Value, now: &Value, field: &str, mib: f64) -> bool {
     number(now, field) >= number(before, field) + mib * MIB
@@ -67,6 +77,8 @@ pub(crate) async fn work_is_seen(stack: Arc<Stack>) -> Result<()> {
         (number(&busy, "cpu_pct") > number(&idle, "cpu_pct") + 20.0).then_some(())
     };
     wait_until("more processor time than the idle one", SOON, busier).await?;
+    let exported = async || (gauge(&stack, "wrenn_host_sandboxes_cpus").await.ok()? > 0.2).then_some(());
+    wait_until("the processor time in the figures of the host", SOON, exported).await?;
     stack.api.delete(&format!("/v1/sandboxes/{id}/processes/burn")).await?.expect(200)?;
     stack.give_back(idle);
 
@@ -104,11 +116,10 @@ pub(crate) async fn work_is_seen(stack: Arc<Stack>) -> Result<()> {
     let shown = stack.wrenn(&["stats", &id, "--json"])?;
     let shown: Value = serde_json::from_slice(&shown.stdout)?;
     ensure!(shown[0]["status"] == "running" && number(&shown[0]["latest"], "mem_bytes") > MIB, "{shown}");
-    let exported = stack.api.get("/metrics").await?.expect(200)?;
-    let exported = String::from_utf8(exported.bytes)?;
-    for line in ["# HELP wrenn_host_sampler_seconds ", "wrenn_host_sandboxes_memory_bytes{host="] {
-        ensure!(exported.contains(line), "no {line}");
-    }
+    ensure!(
+        gauge(&stack, "wrenn_host_sandboxes_memory_bytes").await? > MIB,
+        "the figures of the host lack it"
+    );
     delete_wholly(&stack, &id).await
 }
 

@@ -104,15 +104,9 @@ pub(crate) async fn pause(stack: &Stack, id: &str) -> Result<Value> {
     Ok(paused)
 }
 
-/// Resumes a sandbox with its memory. In a lab that stands still for longer than a guest may take to answer, it is tried again, as its
-/// error says.
+/// Resumes a sandbox with its memory.
 pub(crate) async fn resume(stack: &Stack, id: &str) -> Result<Value> {
-    let path = format!("/v1/sandboxes/{id}/resume");
-    let answered = async || {
-        let reply = stack.api.post(&path, &json!({})).await.ok()?;
-        (!in_lab() || ![503, 504].contains(&reply.status)).then_some(reply)
-    };
-    let resumed = wait_until("an answer to a resume", PATIENCE, answered).await?.expect(200)?.json();
+    let resumed = post(stack, id, "resume", &json!({})).await?;
     anyhow::ensure!(resumed["status"] == "running", "{resumed}");
     Ok(resumed)
 }

@@ -22,7 +22,7 @@ use crate::{
         boot,
         entry::{Entry, Thing},
         environment,
-        guest::Introduction,
+        guest::{ANSWER, Introduction, overdue},
         phase::{Live, Timings},
         record::Sandbox,
         release,
@@ -302,7 +302,9 @@ impl Create {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        let told = self.place()?.guest.init(&sandbox.id, &sandbox.spec, &self.introduction()).await;
+        let introduction = self.introduction();
+        let told = self.place()?.guest.init(&sandbox.id, &sandbox.spec, &introduction);
+        let told = tokio::time::timeout(ANSWER, told).await.unwrap_or_else(|_| Err(overdue()));
         // Programs of the image have run in it before.
         if self.image.is_some() { told.map_err(AgentError::of_template) } else { told }
     }
