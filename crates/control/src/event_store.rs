@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Store of events in Redis: one bounded stream per team, written from the outbox, and read by subscriptions.
 
+mod tail;
+
 use std::{
     collections::HashMap,
     fmt::{self, Display},
@@ -17,9 +19,11 @@ use redis::{
 use uuid::Uuid;
 use wrenn_api::{Event, TeamId};
 
+use tail::{Newest, Tails};
+
 /// Approximate maximum number of events per team.
 const KEPT: usize = 10_000;
-/// Time limit of a blocking read, after which the reader sends a keep-alive.
+/// Time limit of a blocking read, after which it is begun again.
 const WAIT: Duration = Duration::from_secs(15);
 /// Maximum number of events per read.
 const BATCH: usize = 100;
@@ -87,6 +91,7 @@ impl Stored {
 pub(crate) struct EventStore {
     client: Client,
     shared: tokio::sync::OnceCell<ConnectionManager>,
+    tails: Tails,
 }
 
 fn stream_of(team: Uuid) -> String {
@@ -96,7 +101,8 @@ fn stream_of(team: Uuid) -> String {
 impl EventStore {
     /// Creates the store; connects on first use.
     pub(crate) fn new(url: &str) -> Result<Self, redis::RedisError> {
-        Ok(Self { client: Client::open(url)?, shared: tokio::sync::OnceCell::new() })
+        let client = Client::open(url)?;
+        Ok(Self { client: client.clone(), shared: tokio::sync::OnceCell::new(), tails: Tails::new(client) })
     }
 
     /// The connection for all commands but blocking reads; it reconnects by itself.
@@ -113,10 +119,7 @@ impl EventStore {
 
     /// Opens a connection for blocking reads that last at most `wait`.
     pub(crate) async fn blocking(&self, wait: Duration) -> Result<MultiplexedConnection, redis::RedisError> {
-        let config = redis::AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(ANSWER))
-            .set_response_timeout(Some(wait + ANSWER));
-        self.client.get_multiplexed_async_connection_with_config(&config).await
+        connect(&self.client, wait).await
     }
 
     /// Tells a message to all who listen on a channel now.
@@ -154,9 +157,9 @@ impl EventStore {
 
     /// Returns a reader of a team's events.
     pub(crate) async fn reader(&self, team: Uuid, start: Start) -> Result<Reader, redis::RedisError> {
-        let connection = self.blocking(WAIT).await?;
-        let last = EventId::default();
-        let mut reader = Reader { connection, stream: stream_of(team), last, behind: false, notice: None };
+        let (connection, stream, last) = (self.shared().await?, stream_of(team), EventId::default());
+        let newest = self.tails.watch(&stream).await?;
+        let mut reader = Reader { connection, stream, newest, last, behind: false, notice: None };
         match start {
             // With `$` events between two reads would be lost.
             Start::New => reader.last = reader.edge(true).await?.unwrap_or_default(),
@@ -167,11 +170,32 @@ impl EventStore {
     }
 }
 
-/// Reader of one team's events, in order. It has a connection of its own, because a read blocks the
-/// connection.
+/// Opens a connection for blocking reads that last at most `wait`.
+async fn connect(client: &Client, wait: Duration) -> Result<MultiplexedConnection, redis::RedisError> {
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ANSWER))
+        .set_response_timeout(Some(wait + ANSWER));
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// Returns the id of the newest or the oldest event of a stream.
+async fn edge(
+    connection: &mut impl redis::AsyncCommands,
+    stream: &str,
+    newest: bool,
+) -> Result<Option<EventId>, redis::RedisError> {
+    let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
+    let mut query = redis::cmd(command);
+    query.arg(stream).arg(from).arg(to).arg("COUNT").arg(1);
+    let reply: StreamRangeReply = query.query_async(connection).await?;
+    Ok(reply.ids.first().and_then(|entry| entry.id.parse().ok()))
+}
+
+/// Reader of one team's events, in order. It waits for new ones with all readers of the team.
 pub(crate) struct Reader {
-    connection: MultiplexedConnection,
+    connection: ConnectionManager,
     stream: String,
+    newest: Newest,
     last: EventId,
     /// Whether more events may be available than one read returns: they may be trimmed before they are read.
     behind: bool,
@@ -198,11 +222,7 @@ impl Reader {
 
     /// Returns the id of the newest or the oldest stored event.
     async fn edge(&mut self, newest: bool) -> Result<Option<EventId>, redis::RedisError> {
-        let (command, from, to) = if newest { ("XREVRANGE", "+", "-") } else { ("XRANGE", "-", "+") };
-        let mut query = redis::cmd(command);
-        query.arg(&self.stream).arg(from).arg(to).arg("COUNT").arg(1);
-        let reply: StreamRangeReply = query.query_async(&mut self.connection).await?;
-        Ok(reply.ids.first().and_then(|entry| entry.id.parse().ok()))
+        edge(&mut self.connection, &self.stream, newest).await
     }
 
     /// Returns whether no event was ever trimmed.
@@ -234,7 +254,7 @@ impl Reader {
         Ok(Some(Stored { id: newest, event: Event::resync(reason) }))
     }
 
-    /// Returns the next events; none after a while without events.
+    /// Waits for the next events.
     pub(crate) async fn next(&mut self) -> Result<Vec<Stored>, redis::RedisError> {
         if let Some(notice) = self.notice.take() {
             return Ok(vec![notice]);
@@ -245,7 +265,19 @@ impl Reader {
                 return Ok(vec![event]);
             }
         }
-        let options = StreamReadOptions::default().block(WAIT.as_millis() as usize).count(BATCH);
+        self.newest.after(self.last).await?;
+        let events = self.read().await?;
+        let Some(last) = events.last() else {
+            return Err((redis::ErrorKind::Io, "Redis has lost events").into());
+        };
+        self.last = last.id;
+        self.behind = events.len() >= BATCH;
+        Ok(events)
+    }
+
+    /// Reads the events after the last one, of which there may be none.
+    async fn read(&mut self) -> Result<Vec<Stored>, redis::RedisError> {
+        let options = StreamReadOptions::default().count(BATCH);
         let reply: Option<StreamReadReply> =
             self.connection.xread_options(&[&self.stream], &[self.last.to_string()], &options).await?;
         let entries = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
@@ -253,12 +285,7 @@ impl Reader {
             let json: String = entry.get("event").unwrap_or_default();
             Some(Stored::read(entry.id.parse().ok()?, &json))
         };
-        let events: Vec<Stored> = entries.filter_map(read).collect();
-        if let Some(event) = events.last() {
-            self.last = event.id;
-        }
-        self.behind = events.len() >= BATCH;
-        Ok(events)
+        Ok(entries.filter_map(read).collect())
     }
 }
 

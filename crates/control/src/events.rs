@@ -69,7 +69,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    /// Waits for the next events, of which there may be none after a while. `None` if the subscription ended:
+    /// Waits for the next events, of which the filter may leave none. `None` if the subscription ended:
     /// the server stops, the caller's key was revoked, or the event store failed. The caller can subscribe
     /// again after the last event.
     pub async fn next(&mut self) -> Option<Vec<(EventId, Event)>> {

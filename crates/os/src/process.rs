@@ -2,11 +2,15 @@
 //! Processes as `/proc` shows them: identity, state, owner, arguments.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+
+/// Room for the content of a `stat`, in bytes: about fifty numbers and a name of at most 64 bytes.
+const STAT_MAX: usize = 2048;
 
 /// Identity of a process: the start time distinguishes it from another one with the same pid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +66,13 @@ pub fn all() -> io::Result<Vec<i32>> {
 
 /// Reads `stat` in a directory of `/proc`; `None` if the process does not exist.
 pub fn stat(dir: &Path) -> io::Result<Option<Stat>> {
-    let Some(stat) = seen(fs::read(dir.join("stat")))? else { return Ok(None) };
+    let read = || {
+        // The kernel gives all of it at once to who has room for it.
+        let mut content = Vec::with_capacity(STAT_MAX);
+        File::open(dir.join("stat"))?.take(STAT_MAX as u64).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    let Some(stat) = seen(read())? else { return Ok(None) };
     Ok(parse(&String::from_utf8_lossy(&stat)))
 }
 

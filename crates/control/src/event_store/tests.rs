@@ -154,6 +154,47 @@ async fn a_reader_begins_at_a_time() {
     assert_eq!(rest, ["2", "0"]);
 }
 
+/// Returns how many connections Redis has.
+async fn connections(events: &EventStore) -> usize {
+    let mut connection = events.shared().await.unwrap();
+    let list: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
+    list.lines().count()
+}
+
+#[tokio::test]
+async fn readers_of_a_team_wait_on_one_connection_and_end_with_it() {
+    let (mut redis, events) = Redis::start().await;
+    let teams = [Uuid::now_v7(), Uuid::now_v7()];
+    let before = connections(&events).await;
+    let readers = (0..20).map(|number| events.reader(teams[number % 2], Start::New));
+    let mut readers = futures::future::try_join_all(readers).await.unwrap();
+    assert_eq!(connections(&events).await, before + 2, "one for each team");
+    for number in 0..3 {
+        append(&events, teams[0], 1).await;
+        for reader in readers.iter_mut().step_by(2) {
+            assert_eq!(reader.next().await.unwrap().len(), 1, "event {number}");
+        }
+    }
+    let of_other_team = tokio::time::timeout(Duration::from_millis(50), readers[1].next()).await;
+    assert!(of_other_team.is_err(), "it got {of_other_team:?}");
+
+    // The last one of a team ends it, and the next one begins another.
+    readers.retain(|reader| reader.stream == stream_of(teams[0]));
+    while connections(&events).await > before + 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut reader = events.reader(teams[1], Start::New).await.unwrap();
+    append(&events, teams[1], 1).await;
+    assert_eq!(reader.next().await.unwrap().len(), 1);
+
+    redis.process.kill().unwrap();
+    redis.process.wait().unwrap();
+    for reader in &mut readers {
+        assert!(reader.next().await.is_err(), "it goes on without Redis");
+    }
+    assert!(events.reader(teams[0], Start::New).await.is_err());
+}
+
 #[test]
 fn ids_of_events_are_two_numbers() {
     let id = |text: &str| text.parse::<EventId>();

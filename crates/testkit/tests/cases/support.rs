@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::{Value, json};
-use wrenn_testkit::{Reply, Stack, in_lab, test_guests, wait_until};
+use wrenn_testkit::{Reply, Stack, test_guests, wait_until};
 
 /// Returns the record of a sandbox in any status.
 pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
