@@ -18,6 +18,7 @@ use wrenn_memory::{Changes, Layers};
 
 pub use wrenn_os::process::ProcessId;
 
+mod care;
 pub mod firecracker;
 mod guest_memory;
 mod launch;
@@ -99,6 +100,8 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// Maximum memory of one microVM, in MiB.
     pub max_memory_mb: u32,
+    /// How many times a page of the guest may be in memory: twice if what it writes is copied from a file that is in memory, too.
+    pub memory_copies: u64,
     /// Memory that the VMM may need in addition to its guest's, in MiB.
     pub overhead_mb: u64,
     /// Format of guest kernels.
@@ -111,6 +114,13 @@ pub struct Capabilities {
     pub page_server: bool,
     /// Whether the driver enforces [`BootSpec::network_rate`].
     pub network_rate: bool,
+}
+
+impl Capabilities {
+    /// Memory that the VMM of a guest with so much memory may use, in MiB.
+    pub fn vmm_memory_mb(&self, memory_mb: u32) -> u64 {
+        u64::from(memory_mb) * self.memory_copies + self.overhead_mb
+    }
 }
 
 /// File format of a Linux kernel.

@@ -2,8 +2,7 @@
 //! A VMM's process and run directory, common to all drivers.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -18,18 +17,16 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    BootSpec, Exit, ProcessId, Stats, VmmError, logs,
+    BootSpec, Exit, ProcessId, Stats, VmmError,
+    care::{self, Care, Charge},
+    logs,
     process::{self, Watched},
 };
 
 /// Time limit for the end of a killed process.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Maximum size on disk of each log, in bytes. Between two checks a guest can exceed it by its output within
-/// [`CHECK`].
-const LOG_MAX: u64 = 1 << 20;
-const CHECK: Duration = Duration::from_secs(1);
-/// Maximum length of a kernel's last line, in bytes.
-const LAST_LINE: u64 = 256;
+/// Pause before another attempt to kill a VMM.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Line that is added to the log of a VMM that was killed after its page server had ended.
 const PAGES_LOST: &str = "the microVM was killed because the page server of its memory had ended\n";
 /// Length of the log's end that is added to an error, in bytes.
@@ -64,62 +61,11 @@ pub(crate) fn last_words(run_dir: &Path) -> String {
     String::from_utf8_lossy(&logs.concat()).into_owned()
 }
 
-/// Length of a log, punched holes included.
-fn length(log: &Path) -> u64 {
-    fs::symlink_metadata(log).map_or(0, |meta| meta.len())
-}
-
-/// Returns whether the last line of this log, without its timestamp, is `line`.
-fn ends_with(log: &Path, line: &str) -> bool {
-    let tail = logs::tail(log, LAST_LINE);
-    tail.trim_ascii_end().ends_with(line.as_bytes())
-}
-
-/// Reasons to kill a VMM's process.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Care {
-    /// Last console line of a guest that has shut down, for a VMM that does not end then.
-    pub(crate) farewell: Option<&'static str>,
-    /// Length of the console log before this guest started: a former guest of the directory may have written
-    /// the same line.
-    pub(crate) before: u64,
-    /// Memory of the guest in MiB: a snapshot in the run directory may have this size, and little more.
-    pub(crate) memory_mb: u32,
-}
-
-/// Additional size of a run directory, for logs and a snapshot's state, in bytes.
-const RUN_DIR_EXTRA: u64 = 64 << 20;
-/// Maximum number of files in a run directory; a VMM creates a handful.
-const RUN_DIR_FILES: usize = 64;
-
-/// Returns whether the run directory contains more than a VMM writes.
-fn overfull(run_dir: &Path, memory_mb: u32) -> bool {
-    let Ok(entries) = fs::read_dir(run_dir) else { return false };
-    let (mut files, mut bytes) = (0, 0);
-    for entry in entries.flatten().take(RUN_DIR_FILES + 1) {
-        files += 1;
-        bytes += fs::symlink_metadata(entry.path()).map_or(0, |meta| meta.blocks() * 512);
-    }
-    files > RUN_DIR_FILES || bytes > (u64::from(memory_mb) << 20) + RUN_DIR_EXTRA
-}
-
-impl Care {
-    /// Returns the reason to kill the VMM of this directory, if any.
-    fn verdict(self, run_dir: &Path) -> Option<&'static str> {
-        let console = console_log(run_dir);
-        let said = length(&console) > self.before;
-        if said && self.farewell.is_some_and(|line| ends_with(&console, line)) {
-            return Some("its guest has shut down");
-        }
-        overfull(run_dir, self.memory_mb).then_some("it fills its directory with what no VMM writes")
-    }
-}
-
 /// A watched VMM process and its files.
 pub(crate) struct Running {
     watched: Arc<Watched>,
     run_dir: PathBuf,
-    _cap: AbortOnDropHandle<()>,
+    _charge: Arc<Charge>,
     pages: Option<Pages>,
 }
 
@@ -134,25 +80,8 @@ struct Pages {
 impl Running {
     fn new(watched: Watched, run_dir: &Path, care: Care) -> Self {
         let watched = Arc::new(watched);
-        let files = [console_log(run_dir), vmm_log(run_dir), own_log(run_dir)];
-        let (looked_after, dir) = (watched.clone(), run_dir.to_owned());
-        let cap = tokio::spawn(async move {
-            loop {
-                sleep(CHECK).await;
-                let (files, dir) = (files.clone(), dir.clone());
-                let look = move || {
-                    // If freeing the start of a log fails, the next turn tries again.
-                    files.iter().for_each(|file| drop(logs::cap(file, LOG_MAX)));
-                    care.verdict(&dir)
-                };
-                if let Ok(Some(reason)) = tokio::task::spawn_blocking(look).await {
-                    tracing::warn!(process = looked_after.id().pid, reason, "killing a VMM");
-                    // If this fails, the next turn tries again.
-                    let _ = looked_after.kill();
-                }
-            }
-        });
-        Self { watched, run_dir: run_dir.to_owned(), _cap: AbortOnDropHandle::new(cap), pages: None }
+        let charge = care::begin(care, watched.clone(), run_dir.to_owned());
+        Self { watched, run_dir: run_dir.to_owned(), _charge: charge, pages: None }
     }
 
     /// Starts the process by `spawn`, on a blocking thread.
@@ -163,7 +92,7 @@ impl Running {
     ) -> Result<Self, VmmError> {
         let (run_dir, console) = (&*spec.run_dir, console_log(&spec.run_dir));
         let work = move || {
-            let before = length(&console);
+            let before = care::length(&console);
             spawn().map(|pid| (pid, before))
         };
         let spawned = if spec.tied {
@@ -206,7 +135,7 @@ impl Running {
                 told.store(true, Ordering::Relaxed);
             }
             while vmm.kill().is_err() {
-                sleep(CHECK).await;
+                sleep(AGAIN).await;
             }
         });
         Self { pages: Some(Pages { server, lost, _guard: AbortOnDropHandle::new(guard) }), ..self }
@@ -318,51 +247,4 @@ pub(crate) fn wait_for_end(pid: u32) {
 /// Starts a prepared command. The `Child` is dropped: the pidfd replaces it.
 pub(crate) fn spawn(mut command: Command) -> io::Result<u32> {
     command.spawn().map(|child| child.id())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_vmm_that_fills_its_directory_is_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let care = Care { farewell: None, before: 0, memory_mb: 0 };
-        let file = fs::File::create(dir.path().join("memory.new")).unwrap();
-        file.set_len(1 << 40).unwrap();
-        assert_eq!(care.verdict(dir.path()), None, "holes take no room");
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RUN_DIR_EXTRA + 4096).unwrap();
-        assert!(care.verdict(dir.path()).is_some());
-        assert_eq!(Care { memory_mb: 1, ..care }.verdict(dir.path()), None);
-        drop(file);
-        fs::remove_file(dir.path().join("memory.new")).unwrap();
-        (0..=RUN_DIR_FILES).for_each(|n| drop(fs::File::create(dir.path().join(n.to_string())).unwrap()));
-        assert!(care.verdict(dir.path()).is_some());
-    }
-
-    #[test]
-    fn a_former_guests_farewell_is_not_this_ones() {
-        let dir = tempfile::tempdir().unwrap();
-        let farewell = "reboot: System halted";
-        let care = Care { farewell: Some(farewell), before: 0, memory_mb: 0 };
-        assert_eq!(care.verdict(dir.path()), None);
-        fs::write(console_log(dir.path()), format!("[ 1.0] {farewell}\n")).unwrap();
-        assert!(care.verdict(dir.path()).is_some());
-        let next = Care { before: length(&console_log(dir.path())), ..care };
-        assert_eq!(next.verdict(dir.path()), None);
-        fs::write(console_log(dir.path()), format!("[ 1.0] {farewell}\n").repeat(2)).unwrap();
-        assert!(next.verdict(dir.path()).is_some());
-    }
-
-    #[test]
-    fn a_farewell_is_the_last_line_and_no_other() {
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let said = |text: &str| {
-            std::fs::write(log.path(), text).unwrap();
-            ends_with(log.path(), "reboot: System halted")
-        };
-        assert!(said("Welcome\r\n[   12.345678] reboot: System halted\r\n"));
-        assert!(!said("[   12.345678] reboot: System halted\r\nlogin: "));
-        assert!(!said(""));
-    }
 }

@@ -45,7 +45,7 @@ pub(crate) fn boot_spec(shared: &Shared, id: &str, spec: &Spec, slot: &SlotSpec)
 pub(super) async fn make_place(shared: &Shared, boot: &BootSpec) -> Result<Vec<PathBuf>, AgentError> {
     let can = shared.vmm.capabilities();
     let secure = can.security_boundary;
-    let (id, memory_mb, vcpus) = (boot.id.clone(), u64::from(boot.memory_mb) + can.overhead_mb, boot.vcpus);
+    let (id, memory_mb, vcpus) = (boot.id.clone(), can.vmm_memory_mb(boot.memory_mb), boot.vcpus);
     let (run_dir, uid, gid) = (boot.run_dir.clone(), boot.uid, boot.gid);
     let made = spawn_blocking(move || {
         make_directory(&run_dir, 0o700)?;

@@ -66,6 +66,7 @@ impl Firecracker {
             security_boundary: matches!(isolation, Isolation::Jailer { .. }),
             max_vcpus: limits::max_vcpus(32),
             max_memory_mb: limits::max_memory_mb(),
+            memory_copies: 1,
             overhead_mb: 128,
             kernel: KernelImage::Elf,
             diffs: Diffs::SinceSnapshot,

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     BootSpec, Exit, MemorySource, MicroVm, ProcessId, Snapshot, SnapshotFiles, SnapshotKind, Stats, VmmError,
+    care::Care,
     page_server, process,
-    running::{Care, Running, blocking, end, failed},
+    running::{Running, blocking, end, failed},
     taken::{self, NEW_MEMORY, NEW_STATE},
 };
 

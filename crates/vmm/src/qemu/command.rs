@@ -104,10 +104,11 @@ fn arguments(accel: Accel, spec: &BootSpec, saved: Option<&Saved>) -> Vec<OsStri
     let (cpu, words): (&[&str], _) = match accel {
         // Emulation speculates about nothing, and what kernels do against that is slow there. On a busy machine its timer
         // may be late when a kernel tests it, which then panics. Without ERMS, kernels and C libraries copy and clear memory in
-        // words: QEMU emulates `rep movsb` byte by byte.
-        Accel::Tcg => {
-            (&["-accel", "tcg,thread=multi", "-cpu", "max,-erms"], "mitigations=off no_timer_check ")
-        }
+        // words: QEMU emulates `rep movsb` byte by byte. By itself it would take up to 1 GiB for translated code.
+        Accel::Tcg => (
+            &["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-erms"],
+            "mitigations=off no_timer_check ",
+        ),
         Accel::Kvm => (&["-accel", "kvm", "-cpu", "host"], ""),
     };
     let mut arguments: Vec<OsString> = MACHINE.iter().chain(cpu).map(OsString::from).collect();

@@ -17,8 +17,9 @@ use wrenn_memory::Changes;
 use super::{command::qmp_socket, qmp::Qmp};
 use crate::{
     BootSpec, Exit, MicroVm, ProcessId, SnapshotFiles, SnapshotKind, Stats, VmmError,
+    care::Care,
     guest_memory::GuestMemory,
-    running::{Care, Running, blocking, failed, spawn},
+    running::{Running, blocking, failed, spawn},
     taken::{self, NEW_STATE},
 };
 
