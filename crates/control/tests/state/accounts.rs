@@ -9,13 +9,19 @@ use serde_json::{Value, json};
 use wrenn_control::{Admin, Limits, MailSettings, SmtpTls};
 use wrenn_testkit::{Api, MailServer, Reply};
 
-use crate::{fixture::Fixture, stores::Stores};
+use crate::{fixture::Fixture, people::User, stores::Stores};
 
-const PASSWORD: &str = "correct horse battery";
+pub(crate) const PASSWORD: &str = "correct horse battery";
 
 /// A fixture whose second server, which is returned, sends mail to this one.
 async fn with_mail(stores: &Arc<Stores>, name: &str, mail: &MailServer) -> Result<(Fixture, Api)> {
     let mut fixture = Fixture::start(stores, name, 0, Limits::default()).await?;
+    let api = serve_with_mail(&mut fixture, mail).await?;
+    Ok((fixture, api))
+}
+
+/// Starts another server, which sends mail to this one, and returns a client of it without a key.
+pub(crate) async fn serve_with_mail(fixture: &mut Fixture, mail: &MailServer) -> Result<Api> {
     fixture.mail = MailSettings {
         host: Some("127.0.0.1".into()),
         port: mail.port(),
@@ -23,11 +29,17 @@ async fn with_mail(stores: &Arc<Stores>, name: &str, mail: &MailServer) -> Resul
         public_url: Some("https://wrenn.example.com".into()),
         ..MailSettings::default()
     };
-    let api = fixture.serve().await?.with_key("");
-    Ok((fixture, api))
+    Ok(fixture.serve().await?.with_key(""))
 }
 
-async fn as_user(api: &Api, method: Method, path: &str, token: &str, body: Option<&Value>) -> Result<Reply> {
+/// Sends a request of a session.
+pub(crate) async fn as_user(
+    api: &Api,
+    method: Method,
+    path: &str,
+    token: &str,
+    body: Option<&Value>,
+) -> Result<Reply> {
     let request = api.request(method, path).bearer_auth(token);
     api.send(match body {
         Some(body) => request.json(body),
@@ -45,16 +57,16 @@ async fn sign_up(api: &Api, email: &str) -> Result<Reply> {
     api.post("/v1/auth/signup", &body).await?.expect(201)
 }
 
-async fn login(api: &Api, email: &str, password: &str) -> Result<Reply> {
+pub(crate) async fn login(api: &Api, email: &str, password: &str) -> Result<Reply> {
     api.post("/v1/auth/login", &json!({"email": email, "password": password})).await
 }
 
-fn token_of(reply: &Reply) -> Result<String> {
+pub(crate) fn token_of(reply: &Reply) -> Result<String> {
     Ok(reply.json()["token"].as_str().context("no token")?.to_owned())
 }
 
 /// Signs a user up, and returns the token of the session.
-async fn new_user(api: &Api, mail: &MailServer, email: &str) -> Result<String> {
+pub(crate) async fn new_user(api: &Api, mail: &MailServer, email: &str) -> Result<String> {
     sign_up(api, email).await?;
     let link = mail.wait(email, 1).await?.token()?;
     token_of(&api.post("/v1/auth/activate", &json!({"token": link})).await?.expect(200)?)
@@ -169,6 +181,21 @@ pub(crate) async fn a_reset_password_ends_all_sessions(stores: &Arc<Stores>, nam
     let sessions = as_user(&api, Method::GET, "/v1/me/sessions", &token, None).await?.expect(200)?.json();
     let sessions = sessions.as_array().context("no list")?;
     ensure!(sessions.len() == 1 && sessions[0]["is_current"] == true, "{sessions:?}");
+    fixture.stop().await
+}
+
+/// A user takes another name, which is shown from then on, without space around it. What is no name changes nothing.
+pub(crate) async fn a_user_takes_another_name(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 0, Limits::default()).await?;
+    let user = User::new(&fixture, "ada", false).await?;
+    let rename = async |other: &str| user.send(Method::PATCH, "/v1/me", Some(&json!({"name": other}))).await;
+    let before = user.get("/v1/me").await?.expect(200)?.json();
+    ensure!(before["name"] == "ada", "{before}");
+    let renamed = rename(" Ada Lovelace ").await?.expect(200)?.json();
+    ensure!(renamed["name"] == "Ada Lovelace" && renamed["email"] == before["email"], "{renamed}");
+    rename("  ").await?.expect_error(400, "invalid_request")?;
+    let shown = user.get("/v1/me").await?.expect(200)?.json();
+    ensure!(shown == renamed, "{shown}");
     fixture.stop().await
 }
 

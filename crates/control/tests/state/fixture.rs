@@ -43,6 +43,8 @@ pub(crate) struct Fixture {
     pub(crate) mail: MailSettings,
     /// The same of sign-in by providers.
     pub(crate) oauth: OAuthSettings,
+    /// The same of the proxy, but its address, which is another one of each server.
+    pub(crate) proxy: ProxySettings,
     dir: tempfile::TempDir,
 }
 
@@ -119,6 +121,7 @@ impl Fixture {
             templates,
             mail: MailSettings::default(),
             oauth: OAuthSettings::default(),
+            proxy: ProxySettings::default(),
             dir,
         };
         fixture.api = fixture.serve().await?;
@@ -138,7 +141,7 @@ impl Fixture {
     /// Returns the builder of a server that reaches the database at this URL, and the address of the server.
     pub(crate) fn builder_at(&self, database_url: String) -> Result<(ServerBuilder, SocketAddr)> {
         let (listen, proxy) = free_addresses()?;
-        let proxy = ProxySettings { listen: proxy, ..ProxySettings::default() };
+        let proxy = ProxySettings { listen: proxy, ..self.proxy.clone() };
         let contexts = Some(self.dir.path().join("contexts"));
         let (key_file, allow) = (Some(channel_key(self.dir.path())), Some("127.0.0.0/8".to_owned()));
         let channels = ChannelSettings { key_file, allow, ..ChannelSettings::default() };

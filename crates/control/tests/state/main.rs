@@ -27,6 +27,7 @@ mod extension;
 mod fixture;
 mod fleets;
 mod github;
+mod guesses;
 mod hosts;
 mod idempotency;
 mod idle_pauses;
@@ -52,6 +53,7 @@ mod records;
 mod refused;
 mod resumes;
 mod second;
+mod sessions;
 mod snapshots;
 mod snapshots_overwritten;
 mod stores;
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         accounts::a_link_activates_its_own_sign_up,
         accounts::mails_wait_for_their_server,
         accounts::a_reset_password_ends_all_sessions,
+        accounts::a_user_takes_another_name,
         accounts::passwords_are_not_guessed,
         accounts::a_deleted_user_is_gone_at_once,
         accounts::the_first_administrator_signs_in_by_a_link,
@@ -163,6 +166,10 @@ fn main() -> ExitCode {
         fleets::a_stray_is_destroyed_in_time,
         fleets::a_quarantined_database_destroys_nothing_but_what_users_delete,
         fleets::what_an_agent_does_not_understand_is_kept,
+        guesses::links_are_not_guessed,
+        guesses::strangers_cause_few_mails,
+        guesses::sign_ins_of_one_address_are_counted,
+        guesses::what_users_guess_is_counted,
         hosts::a_host_that_hangs_delays_no_other,
         hosts::removals_delay_no_round,
         hosts::one_row_that_fails_delays_no_other,
@@ -232,6 +239,7 @@ fn main() -> ExitCode {
         resumes::a_refused_resume_is_told_until_it_succeeds,
         resumes::a_lost_memory_is_told_once,
         resumes::a_boot_that_has_not_begun_is_no_failure,
+        sessions::what_ends_a_session_ends_its_streams,
         snapshots::a_repeated_snapshot_is_made_once,
         snapshots::a_key_is_of_one_request,
         snapshots::a_deleted_snapshot_is_told,
