@@ -4,8 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use futures::{SinkExt as _, StreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Error, Message},
+};
 use wrenn_control::{Admin, Limits};
 use wrenn_testkit::{Api, Events, Reply, wait_until};
 
@@ -78,14 +84,43 @@ pub(crate) async fn scopes_change_without_a_new_secret(stores: &Arc<Stores>, nam
     fixture.stop().await
 }
 
+/// Makes a ticket for a path with the key of the fixture.
+async fn ticket(fixture: &Fixture, path: &str) -> Result<String> {
+    let body = json!({"method": "GET", "path": path});
+    let made = fixture.api.post("/v1/tickets", &body).await?.expect(201)?.json();
+    Ok(made["ticket"].as_str().context("no ticket")?.to_owned())
+}
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Opens a WebSocket with nothing but its URL; `None` if nobody knows who asks.
+async fn open(api: &Api, path: &str) -> Result<Option<Socket>> {
+    let url = format!("{}{path}", api.url().replace("http", "ws"));
+    match connect_async(url).await {
+        Ok((socket, _)) => Ok(Some(socket)),
+        Err(Error::Http(response)) if response.status().as_u16() == 401 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Starts something over a WebSocket.
+async fn start(socket: &mut Socket, first: &'static str) -> Result<()> {
+    socket.send(Message::text(first)).await?;
+    loop {
+        let frame = timeout(SOON, socket.next()).await.context("no frame")?.context("it ended")??;
+        let Message::Text(text) = frame else { continue };
+        let frame: Value = serde_json::from_str(&text)?;
+        ensure!(frame["type"] != "error", "{frame}");
+        if frame["type"].as_str().is_some_and(|kind| kind.starts_with("start")) {
+            return Ok(());
+        }
+    }
+}
+
 /// A ticket is for one request of one path.
 pub(crate) async fn a_ticket_opens_one_stream(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
-    let ticket = async |path: &str| -> Result<String> {
-        let made =
-            fixture.api.post("/v1/tickets", &json!({"method": "GET", "path": path})).await?.expect(201)?;
-        Ok(made.json()["ticket"].as_str().context("no ticket")?.to_owned())
-    };
+    let ticket = async |path: &str| ticket(&fixture, path).await;
     let nobody = fixture.api.with_key("");
     let stream = format!("/v1/events/stream?ticket={}", ticket("/v1/events/stream").await?);
     let mut events = Events::open_at(&nobody, &stream, None).await?;
@@ -102,6 +137,36 @@ pub(crate) async fn a_ticket_opens_one_stream(stores: &Arc<Stores>, name: &str) 
     let old = ticket("/v1/events/stream").await?;
     fixture.sql("UPDATE tickets SET expires_at = now()").await?;
     nobody.get(&format!("/v1/events/stream?ticket={old}")).await?.expect_error(401, "unauthorized")?;
+    fixture.stop().await
+}
+
+/// A ticket opens one WebSocket, by the older path of sandboxes, too, whichever of both it was made for.
+pub(crate) async fn a_ticket_opens_one_web_socket(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let id = fixture.create().await?;
+    let of_command = ("exec/stream", r#"{"type": "start", "cmd": "sleep"}"#);
+    let of_terminal = ("pty", r#"{"type": "start"}"#);
+    for (what, first) in [of_command, of_terminal] {
+        let path = format!("/v1/sandboxes/{id}/{what}");
+        let older = format!("/v1/capsules/{id}/{what}");
+        ensure!(open(&fixture.api, &path).await?.is_none(), "{what} is opened without a ticket");
+        for (made_for, used_at) in [(&path, &path), (&older, &older), (&older, &path), (&path, &older)] {
+            let url = format!("{used_at}?ticket={}", ticket(&fixture, made_for).await?);
+            let opened = open(&fixture.api, &url).await?;
+            let mut socket = opened.with_context(|| format!("{used_at} refuses one for {made_for}"))?;
+            start(&mut socket, first).await.with_context(|| used_at.clone())?;
+            ensure!(open(&fixture.api, &url).await?.is_none(), "{used_at} is opened a second time");
+        }
+        // At another path it is used up.
+        let other = ticket(&fixture, "/v1/events/stream").await?;
+        for _ in 0..2 {
+            let opened = open(&fixture.api, &format!("{path}?ticket={other}")).await?;
+            ensure!(opened.is_none(), "{what} is opened by another ticket");
+        }
+        let of_events = format!("/v1/events/stream?ticket={other}");
+        let nobody = fixture.api.with_key("");
+        nobody.get(&of_events).await?.expect_error(401, "unauthorized").context("it was tried elsewhere")?;
+    }
     fixture.stop().await
 }
 

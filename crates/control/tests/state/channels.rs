@@ -303,6 +303,65 @@ pub(crate) async fn what_waits_for_a_channel_is_bounded(stores: &Arc<Stores>, na
     fixture.stop().await
 }
 
+/// An event that its receiver does not take for a day is given up; the next one of its subject goes on, and what was
+/// given up can be asked for again.
+pub(crate) async fn what_is_not_taken_in_time_is_given_up(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let mut fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let address = free_address().await?;
+    let (channel, _) =
+        create(&fixture, &webhook("ops", address, &["sandbox.starting", "sandbox.running"])).await?;
+    let id = fixture.create().await?;
+    let tried = "SELECT concat_ws(' ', count(*), count(error), count(attempted_at)) FROM deliveries";
+    fixture.wait_value(tried, "2 1 1").await?;
+    fixture
+        .sql(
+            "UPDATE deliveries SET queued_at = now() - CASE event WHEN 'sandbox.starting' THEN interval '25 hours'
+                 ELSE interval '23 hours' END",
+        )
+        .await?;
+    // Another server begins a round at once.
+    let next = fixture.serve().await?;
+    fixture.stop_first().await?;
+    fixture.api = next;
+    fixture.wait_value("SELECT event FROM deliveries WHERE status = 'failed'", "sandbox.starting").await?;
+    let path = format!("/v1/channels/{channel}/deliveries");
+    let listed = fixture.api.get(&path).await?.expect(200)?.json();
+    let (waits, failed) = (&listed[0], &listed[1]);
+    ensure!(waits["event"] == "sandbox.running" && waits["status"] == "pending", "{listed}");
+    ensure!(failed["event"] == "sandbox.starting" && failed["status"] == "failed", "{listed}");
+    ensure!(failed["ended_at"].is_string() && failed["next_attempt_at"].is_null(), "{listed}");
+    let why = failed["error"].as_str().unwrap_or_default();
+    ensure!(why.contains("cannot be reached"), "{listed}");
+
+    let receiver = Receiver::start(address).await?;
+    // The receiver would be left alone for a while.
+    fixture
+        .sql(
+            "UPDATE channel_lanes SET at = now() WHERE lease IS NULL;
+             UPDATE channels SET retry_at = NULL, due_at = now()",
+        )
+        .await?;
+    let delivered = "SELECT count(*)::text FROM deliveries WHERE status = 'delivered'";
+    fixture.wait_value(delivered, "1").await?;
+    let got = in_order(&receiver.got());
+    let mut expected = vec!["sandbox.running".to_owned()];
+    ensure!(got == BTreeMap::from([(id.clone(), expected.clone())]), "{got:#?}");
+
+    let failed = failed["id"].as_str().context("no id")?;
+    fixture.send(Method::POST, &format!("{path}/{failed}/redeliver"), None).await?.expect(202)?;
+    fixture.wait_value(delivered, "2").await?;
+    let got = receiver.got();
+    expected.push("sandbox.starting".to_owned());
+    ensure!(in_order(&got) == BTreeMap::from([(id, expected)]), "{:#?}", in_order(&got));
+    ensure!(got.iter().any(|one| one.header("x-wrenn-delivery") == failed), "another delivery");
+    let listed = fixture.api.get(&path).await?.expect(200)?.json();
+    let again = &listed[1];
+    ensure!(again["id"] == failed && again["status"] == "delivered", "{listed}");
+    ensure!(again["attempts"] == 1 && again["response_status"] == 200, "{listed}");
+    ensure!(again["error"].is_null(), "{listed}");
+    fixture.stop().await
+}
+
 /// Messages are signed with their time, logged, and sent again on demand with the same ids. Each occurrence has an id of its own.
 pub(crate) async fn deliveries_are_signed_logged_and_repeated(
     stores: &Arc<Stores>,

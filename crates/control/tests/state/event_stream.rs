@@ -46,7 +46,7 @@ pub(crate) async fn a_life_is_told_in_order_and_resumed_anywhere(
 }
 
 /// Waits for the first event of a kind.
-async fn first(events: &mut Events, kind: &str, limit: Duration) -> Result<Value> {
+pub(crate) async fn first(events: &mut Events, kind: &str, limit: Duration) -> Result<Value> {
     loop {
         let event = events.next(limit).await?;
         if event.kind == kind {

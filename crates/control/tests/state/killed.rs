@@ -13,7 +13,7 @@ use crate::{agent::Agent, fixture::Fixture, stores::Stores};
 const KIND: &str = "sandbox.out_of_memory";
 
 /// Lets the agent say that a process of a sandbox was killed.
-fn kill(agent: &Agent, id: &str, at_unix_ms: i64, pid: u32, command: &'static str) -> Result<()> {
+pub(crate) fn kill(agent: &Agent, id: &str, at_unix_ms: i64, pid: u32, command: &'static str) -> Result<()> {
     let mut now = agent.now();
     let sandbox = now.sandboxes.get_mut(id).context("no sandbox")?;
     sandbox.killed = Some((at_unix_ms, pid, command));

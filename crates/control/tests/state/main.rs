@@ -22,6 +22,7 @@ mod channels;
 mod cuts;
 mod cutter;
 mod database;
+mod event_kinds;
 mod event_stream;
 mod extension;
 mod fixture;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         access::a_revocation_acts_on_every_server,
         access::scopes_change_without_a_new_secret,
         access::a_ticket_opens_one_stream,
+        access::a_ticket_opens_one_web_socket,
         access::a_cookie_needs_its_token,
         access::a_membership_that_ends_ends_its_streams,
         activity::a_ping_that_is_later_than_the_pause_is_refused,
@@ -153,10 +155,13 @@ fn main() -> ExitCode {
         channels::what_waits_goes_to_another_receiver_at_once,
         channels::an_attempt_that_was_taken_over_does_not_count,
         channels::what_waits_for_a_channel_is_bounded,
+        channels::what_is_not_taken_in_time_is_given_up,
         channels::deliveries_are_signed_logged_and_repeated,
         channels::what_a_channel_cannot_be_is_refused,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
+        event_kinds::each_type_that_can_be_asked_for_is_told,
+        event_kinds::what_was_kept_for_long_enough_goes_for_that,
         event_stream::a_life_is_told_in_order_and_resumed_anywhere,
         event_stream::each_event_says_why_and_who,
         extension::another_program_has_a_route_a_worker_tables_and_hooks,
