@@ -17,6 +17,7 @@ use wrenn_testkit::{Api, Events, Reply, wait_until};
 
 use crate::{
     fixture::{Fixture, SOON},
+    log_scan,
     stores::Stores,
 };
 
@@ -185,6 +186,9 @@ pub(crate) async fn a_cookie_needs_its_token(stores: &Arc<Stores>, name: &str) -
         cookies.filter_map(|value| value.split(';').next()).find(|pair| pair.starts_with("wrenn_session="));
     let cookie = cookie.context("no cookie")?.to_owned();
     let csrf = signed_in.json()["csrf_token"].as_str().context("no token against other sites")?.to_owned();
+    log_scan::look_for(link.token().reveal());
+    log_scan::look_for(cookie.trim_start_matches("wrenn_session="));
+    log_scan::look_for(&csrf);
     let with = |method: Method, path: &str, fields: &[(&str, &str)]| {
         let request = nobody.request(method, path).header("Cookie", cookie.as_str());
         let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));

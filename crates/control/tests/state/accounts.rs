@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 use wrenn_control::{Admin, Limits, MailSettings, SmtpTls};
-use wrenn_testkit::{Api, MailServer, Reply};
+use wrenn_testkit::{Api, MailServer, ReceivedMail, Reply};
 
-use crate::{fixture::Fixture, people::User, stores::Stores};
+use crate::{fixture::Fixture, log_scan, people::User, stores::Stores};
 
 pub(crate) const PASSWORD: &str = "correct horse battery";
 
@@ -53,22 +53,33 @@ async fn me(api: &Api, token: &str) -> Result<Reply> {
 }
 
 async fn sign_up(api: &Api, email: &str) -> Result<Reply> {
+    log_scan::look_for(PASSWORD);
     let body = json!({"email": email, "password": PASSWORD, "name": "Ada"});
     api.post("/v1/auth/signup", &body).await?.expect(201)
 }
 
 pub(crate) async fn login(api: &Api, email: &str, password: &str) -> Result<Reply> {
+    log_scan::look_for(password);
     api.post("/v1/auth/login", &json!({"email": email, "password": password})).await
 }
 
 pub(crate) fn token_of(reply: &Reply) -> Result<String> {
-    Ok(reply.json()["token"].as_str().context("no token")?.to_owned())
+    let token = reply.json()["token"].as_str().context("no token")?.to_owned();
+    log_scan::look_for(&token);
+    Ok(token)
+}
+
+/// Returns the token of a mail's link.
+fn link_of(mail: &ReceivedMail) -> Result<String> {
+    let link = mail.token()?;
+    log_scan::look_for(&link);
+    Ok(link)
 }
 
 /// Signs a user up, and returns the token of the session.
 pub(crate) async fn new_user(api: &Api, mail: &MailServer, email: &str) -> Result<String> {
     sign_up(api, email).await?;
-    let link = mail.wait(email, 1).await?.token()?;
+    let link = link_of(&mail.wait(email, 1).await?)?;
     token_of(&api.post("/v1/auth/activate", &json!({"token": link})).await?.expect(200)?)
 }
 
@@ -86,7 +97,7 @@ pub(crate) async fn a_user_signs_up_by_mail(stores: &Arc<Stores>, name: &str) ->
     let received = mail.wait(email, 1).await?;
     ensure!(received.header("Subject") == "Activate your Wrenn account", "{}", received.text);
     ensure!(received.header("Message-ID").ends_with("@wrenn.example.com>"), "{}", received.text);
-    let link = json!({"token": received.token()?});
+    let link = json!({"token": link_of(&received)?});
     let token = token_of(&api.post("/v1/auth/activate", &link).await?.expect(200)?)?;
     api.post("/v1/auth/activate", &link).await?.expect_error(400, "invalid_token")?;
     let user = me(&api, &token).await?.expect(200)?.json();
@@ -122,10 +133,10 @@ pub(crate) async fn a_link_activates_its_own_sign_up(stores: &Arc<Stores>, name:
     let email = "ada.twice@example.com";
     let activate = async |link: &str| api.post("/v1/auth/activate", &json!({"token": link})).await;
     sign_up(&api, email).await?;
-    let own = mail.wait(email, 1).await?.token()?;
+    let own = link_of(&mail.wait(email, 1).await?)?;
     let body = json!({"email": email, "password": OF_STRANGER, "name": "Eve"});
     api.post("/v1/auth/signup", &body).await?.expect(201)?;
-    let of_stranger = mail.wait(email, 2).await?.token()?;
+    let of_stranger = link_of(&mail.wait(email, 2).await?)?;
     let user = activate(&own).await?.expect(200)?.json();
     ensure!(user["name"] == "Ada", "{user}");
     activate(&of_stranger).await?.expect_error(400, "invalid_token")?;
@@ -143,7 +154,7 @@ pub(crate) async fn mails_wait_for_their_server(stores: &Arc<Stores>, name: &str
     fixture.wait_value("SELECT coalesce(max(error) <> '', false)::text FROM mails", "true").await?;
     mail.run().await?;
     fixture.sql("UPDATE mails SET next_attempt_at = now()").await?;
-    let link = json!({"token": mail.wait(email, 1).await?.token()?});
+    let link = json!({"token": link_of(&mail.wait(email, 1).await?)?});
     fixture.wait_value("SELECT count(*)::text FROM mails", "0").await?;
     api.post("/v1/auth/activate", &link).await?.expect(200)?;
     fixture.stop().await
@@ -158,7 +169,7 @@ pub(crate) async fn a_reset_password_ends_all_sessions(stores: &Arc<Stores>, nam
     for address in ["nobody.reset@example.com", email] {
         api.post("/v1/auth/password-reset", &json!({"email": address})).await?.expect(204)?;
     }
-    let link = mail.wait(email, 2).await?.token()?;
+    let link = link_of(&mail.wait(email, 2).await?)?;
     ensure!(mail.to("nobody.reset@example.com").is_empty(), "a stranger got a mail");
     let path = "/v1/auth/password-reset/confirm";
     let confirm = |password: &str| json!({"token": link.as_str(), "new_password": password});
@@ -259,7 +270,7 @@ pub(crate) async fn a_deleted_user_is_gone_at_once(stores: &Arc<Stores>, name: &
     ensure!(fixture.value(teams).await? == "1", "the team is there");
     mail.wait(ada, 2).await?;
     sign_up(&api, ada).await?;
-    let link = mail.wait(ada, 3).await?.token()?;
+    let link = link_of(&mail.wait(ada, 3).await?)?;
     let token = token_of(&api.post("/v1/auth/activate", &json!({"token": link})).await?.expect(200)?)?;
     me(&api, &token).await?.expect(200)?;
     fixture.stop().await
@@ -274,6 +285,8 @@ pub(crate) async fn the_first_administrator_signs_in_by_a_link(
     let (api, admin) = (fixture.api.with_key(""), Admin::new(&stores.database_url(name))?);
     let earlier = admin.first_admin_link().await?.context("no link")?;
     let link = admin.first_admin_link().await?.context("no link")?;
+    log_scan::look_for(earlier.token().reveal());
+    log_scan::look_for(link.token().reveal());
     let url = link.url("https://wrenn.example.com");
     ensure!(
         url == format!("https://wrenn.example.com/account/sign-in#token={}", link.token().reveal()),
@@ -291,6 +304,7 @@ pub(crate) async fn the_first_administrator_signs_in_by_a_link(
         "{cookie}"
     );
     let cookie = cookie.split(';').next().unwrap_or_default();
+    log_scan::look_for(cookie.split_once('=').context("a cookie without a value")?.1);
     let with_cookie = |method, path| api.request(method, path).header("Cookie", cookie);
     let user = api.send(with_cookie(Method::GET, "/v1/me")).await?.expect(200)?.json();
     ensure!(user["is_admin"] == true && user["role"] == "owner", "{user}");
@@ -299,6 +313,7 @@ pub(crate) async fn the_first_administrator_signs_in_by_a_link(
     ensure!(team == "default", "{team}");
     api.send(with_cookie(Method::POST, "/v1/auth/logout")).await?.expect(403)?;
     let csrf = body["csrf_token"].as_str().context("no csrf_token")?;
+    log_scan::look_for(csrf);
     let out = api.send(with_cookie(Method::POST, "/v1/auth/logout").header("X-CSRF-Token", csrf)).await?;
     out.expect(204)?;
     api.send(with_cookie(Method::GET, "/v1/me")).await?.expect_error(401, "unauthorized")?;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection as _};
 use wrenn_control::{Admin, Limits};
 use wrenn_rpc::host::v1::SandboxState;
@@ -13,6 +13,7 @@ use wrenn_testkit::{Api, wait_until};
 
 use crate::{
     fixture::{Fixture, SOON, new_id},
+    people::User,
     stores::Stores,
 };
 
@@ -155,5 +156,51 @@ pub(crate) async fn old_audit_records_go(stores: &Arc<Stores>, name: &str) -> Re
         (left == "36").then_some(())
     };
     wait_until("old records to be removed", SOON, left).await?;
+    fixture.stop().await
+}
+
+/// A record has the name that its actor had then, also when the user was renamed and deleted, and the key is gone from
+/// the database.
+pub(crate) async fn a_record_keeps_the_names_of_then(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let (owner, ada) = (User::new(&fixture, "grace", false).await?, User::new(&fixture, "ada", false).await?);
+    owner.let_in(&ada, "admin").await?;
+    ada.act_for(&owner.team).await?;
+    let made = ada.post("/v1/api-keys", &json!({"name": "ci"})).await?.expect(201)?.json();
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let (id, key) = (text(&made["api_key"]["id"])?, text(&made["key"])?);
+    let by_key = fixture.api.with_key(&key);
+    let sandbox = by_key.create(&json!({"memory_mb": 256})).await?;
+    let rename = async |path: &str, name: &str| {
+        ada.send(Method::PATCH, path, Some(&json!({"name": name}))).await?.expect(200)
+    };
+    rename("/v1/me", "Countess").await?;
+    let path = format!("/v1/api-keys/{id}");
+    rename(&path, "nightly").await?;
+    by_key.remove(&sandbox).await?;
+    owner.delete(&path).await?.expect(204)?;
+    let own = json!({"confirmation": ada.email});
+    ada.send(Method::DELETE, "/v1/me", Some(&own)).await?.expect(204)?;
+    fixture.sql("DELETE FROM api_keys WHERE name = 'nightly'").await?;
+    ensure!(fixture.value("SELECT count(*)::text FROM api_keys WHERE name = 'nightly'").await? == "0");
+
+    let log = owner.get("/v1/audit-logs?limit=200").await?.expect(200)?.json();
+    let log = log.as_array().context("no list")?;
+    let expected = [
+        ("api_key.create", "user", &ada.id, "ada"),
+        ("sandbox.create", "api_key", &id, "ci"),
+        ("api_key.update", "user", &ada.id, "Countess"),
+        ("sandbox.delete", "api_key", &id, "nightly"),
+        ("api_key.revoke", "user", &owner.id, "grace"),
+    ];
+    let of_all = fixture.api.get("/v1/admin/audit-logs?limit=200").await?.expect(200)?.json();
+    let of_all = of_all.as_array().context("no list of all")?;
+    for (action, kind, id, name) in expected {
+        let record =
+            log.iter().find(|one| one["action"] == action).with_context(|| format!("no {action}"))?;
+        let actor = json!({"kind": kind, "id": id, "name": name});
+        ensure!(record["actor"] == actor && record["outcome"] == "succeeded", "{record}");
+        ensure!(of_all.contains(record), "the platform's log has no {record}");
+    }
     fixture.stop().await
 }

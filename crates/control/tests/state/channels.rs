@@ -161,7 +161,9 @@ async fn create(fixture: &Fixture, channel: &Value) -> Result<(String, String)> 
     let made = fixture.api.post("/v1/channels", channel).await?.expect(201)?.json();
     let text =
         |name: &str| made[name].as_str().map(str::to_owned).with_context(|| format!("no {name}: {made}"));
-    Ok((text("id")?, text("secret")?))
+    let (id, secret) = (text("id")?, text("secret")?);
+    log_scan::look_for(&secret);
+    Ok((id, secret))
 }
 
 /// Types of the events of each sandbox, in the order in which they came first.

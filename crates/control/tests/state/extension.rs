@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The program of `examples/enterprise`, as a server of its own; and extensions whose hooks fail, or that cannot be.
+//! The program of `examples/enterprise`, as a server of its own; and extensions that know callers, whose hooks fail, or
+//! that cannot be.
 
 use std::{
     sync::{
@@ -11,11 +12,15 @@ use std::{
 
 use anyhow::{Result, ensure};
 use enterprise::{Enterprise, VCPUS};
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture};
+use reqwest::{Method, header::HeaderMap};
 use serde_json::json;
 use sqlx::PgConnection;
 use wrenn_api::{ErrorCode, Event, TeamId};
-use wrenn_control::{Extension, Fault, Hooks, Limits, Migrations, Services};
+use wrenn_control::{
+    Authenticator, Caller, Extension, Fault, Hooks, Limits, Migrations, Permission, Permissions, Principal,
+    Services,
+};
 use wrenn_testkit::{Events, wait_until};
 
 use crate::{
@@ -108,6 +113,12 @@ impl Hooks for Records {
     }
 }
 
+/// Returns the team of the fixture's key.
+async fn default_team(fixture: &Fixture) -> Result<TeamId> {
+    let team = fixture.value("SELECT id::text FROM teams WHERE name = 'default'").await?;
+    Ok(team.parse::<uuid::Uuid>()?.into())
+}
+
 /// The events of a team for which a hook fails wait until it succeeds, those of other teams do not, and each is recorded once and in
 /// order.
 pub(crate) async fn events_wait_for_a_hook_that_fails(stores: &Arc<Stores>, name: &str) -> Result<()> {
@@ -115,8 +126,7 @@ pub(crate) async fn events_wait_for_a_hook_that_fails(stores: &Arc<Stores>, name
     fixture.sql("CREATE TABLE records (entry bigserial, sandbox uuid, kind text)").await?;
     let stranger = "wrn_stranger0000000000000000000000";
     crate::unauthorized::team(&fixture, stranger, "NULL", "NULL").await?;
-    let team = fixture.value("SELECT id::text FROM teams WHERE name = 'default'").await?;
-    let (fails, team) = (Arc::new(AtomicBool::new(true)), TeamId::from(team.parse::<uuid::Uuid>()?));
+    let (fails, team) = (Arc::new(AtomicBool::new(true)), default_team(&fixture).await?);
     let records = Records { fails: fails.clone(), team };
     let api = fixture.serve_with(|builder| builder.with_extension(records)).await?;
     fixture.stop_first().await?;
@@ -138,6 +148,90 @@ pub(crate) async fn events_wait_for_a_hook_that_fails(stores: &Arc<Stores>, name
     fails.store(false, Ordering::Relaxed);
     events.until(&held, "sandbox.running").await?;
     ensure!(fixture.value(&of(&held)?).await? == kinds, "not each once");
+    fixture.stop().await
+}
+
+/// The badge that [`Badges`] knows.
+const BADGE: &str = "badge-of-ada";
+/// Who has it.
+const ADA: uuid::Uuid = uuid::Uuid::from_u128(0xada);
+
+/// Knows who has a badge, which is in a header: they see and create sandboxes of a team.
+#[derive(Clone, Copy)]
+struct Badges {
+    team: TeamId,
+}
+
+impl Extension for Badges {
+    fn name(&self) -> &'static str {
+        "badges"
+    }
+
+    fn authenticators(&self, _: &Services) -> Vec<Arc<dyn Authenticator>> {
+        let badges: Arc<dyn Authenticator> = Arc::new(*self);
+        vec![badges]
+    }
+}
+
+impl Authenticator for Badges {
+    fn caller<'a>(&'a self, headers: &'a HeaderMap) -> BoxFuture<'a, Result<Option<Caller>, Fault>> {
+        let badge = headers.get("x-badge").map(|badge| badge.to_str().unwrap_or_default());
+        let known = match badge {
+            None => Ok(None),
+            Some(BADGE) => {
+                let ada = Principal::Extension { name: "badges", id: ADA };
+                let permissions = [Permission::SandboxRead, Permission::SandboxCreate];
+                Ok(Some(Caller::new(ada, self.team, permissions.into_iter().collect::<Permissions>())))
+            }
+            Some(_) => Err(Fault::new(ErrorCode::Unauthorized, "nobody has this badge: ask for another one")),
+        };
+        Box::pin(future::ready(known))
+    }
+}
+
+/// Whom only an extension knows does what it lets them do, for its team and by its name. It is not asked about who has a
+/// key.
+pub(crate) async fn an_extension_knows_callers_of_its_own(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    const WRONG: &str = "badge-of-nobody";
+    let mut fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let stranger = "wrn_stranger0000000000000000000000";
+    crate::unauthorized::team(&fixture, stranger, "NULL", "NULL").await?;
+    let badges = Badges { team: default_team(&fixture).await? };
+    let api = fixture.serve_with(|builder| builder.with_extension(badges)).await?;
+    let nobody = api.with_key("");
+    let path = "/v1/sandboxes";
+    // With a key, or without one if it is empty.
+    let list = async |key: &str, badge: &str| {
+        let api = api.with_key(key);
+        api.send(api.request(Method::GET, path).header("X-Badge", badge)).await
+    };
+    let new = nobody.request(Method::POST, path).header("X-Badge", BADGE).json(&json!({"memory_mb": 256}));
+    let made = nobody.send(new).await?.expect(201)?.json();
+    let listed = list("", BADGE).await?.expect(200)?.json();
+    ensure!(made["id"].is_string() && listed[0]["id"] == made["id"], "{made} and {listed}");
+    // The team of the badge is that of the fixture's key.
+    let of_team = api.get(path).await?.expect(200)?.json();
+    ensure!(of_team[0]["id"] == made["id"], "{of_team}");
+    let acts = "/v1/audit-logs?action=sandbox.create";
+    let acts = fixture.api.get(acts).await?.expect(200)?.json();
+    let actor = json!({"kind": "extension", "id": ADA.to_string(), "name": "badges"});
+    ensure!(acts[0]["actor"] == actor && acts[0]["outcome"] == "succeeded", "{acts}");
+
+    let lacks = nobody.request(Method::GET, "/v1/snapshots").header("X-Badge", BADGE);
+    let refused = nobody.send(lacks).await?.expect_error(403, "forbidden")?.json();
+    let told = refused["error"]["message"].as_str();
+    ensure!(told.is_some_and(|told| told.contains("snapshot.read")), "{refused}");
+    list("", WRONG).await?.expect_error(401, "unauthorized")?;
+    nobody.get(path).await?.expect_error(401, "unauthorized")?;
+    let without = fixture.api.with_key("");
+    let unknown = without.request(Method::GET, path).header("X-Badge", BADGE);
+    without.send(unknown).await?.expect_error(401, "unauthorized")?;
+
+    for badge in [BADGE, WRONG] {
+        let of_stranger = list(stranger, badge).await?.expect(200)?.json();
+        ensure!(of_stranger == json!([]), "the key's team has {of_stranger}");
+        list("garbage", badge).await?.expect_error(401, "unauthorized")?;
+    }
     fixture.stop().await
 }
 

@@ -24,6 +24,8 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::{net::TcpListener, task::JoinHandle};
 
+use crate::log_scan;
+
 /// Id and secret of the app that is registered there.
 pub(crate) const CLIENT_ID: &str = "Iv1.8a61f9b3a7aba766";
 pub(crate) const CLIENT_SECRET: &str = "provider-secret-8f2c";
@@ -134,7 +136,8 @@ async fn authorize(
     let code = {
         let mut known = lock(&known);
         known.given += 1;
-        let code = format!("code-{}", known.given);
+        let code = format!("code-of-the-provider-{}", known.given);
+        log_scan::look_for(&code);
         let given = Code { account, redirect_uri: redirect_uri.clone(), challenge: field("code_challenge") };
         known.codes.insert(code.clone(), given);
         code
@@ -161,7 +164,8 @@ async fn exchange(State(known): State<Shared>, body: String) -> Json<Value> {
         // With the status 200, as GitHub's.
         return Json(json!({"error": "bad_verification_code"}));
     };
-    let token = format!("gho_{}", known.given);
+    let token = format!("gho_of_the_provider_{}", known.given);
+    log_scan::look_for(&token);
     known.tokens.insert(token.clone(), code.account);
     Json(json!({"access_token": token, "token_type": "bearer", "scope": "user:email"}))
 }

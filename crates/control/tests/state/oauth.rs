@@ -16,6 +16,7 @@ use wrenn_testkit::Reply;
 use crate::{
     fixture::Fixture,
     github::{Account, CLIENT_ID, CLIENT_SECRET, GitHub},
+    log_scan,
     stores::Stores,
 };
 
@@ -36,6 +37,7 @@ impl Site {
         let mut fixture = Fixture::start(stores, name, 0, Limits::default()).await?;
         let (github, dir) = (GitHub::start().await?, tempfile::tempdir()?);
         let file = dir.path().join("secret");
+        log_scan::look_for(CLIENT_SECRET);
         fs::write(&file, format!("{CLIENT_SECRET}\n"))?;
         fixture.mail.public_url = Some(PUBLIC_URL.to_owned());
         fixture.oauth = OAuthSettings {
@@ -76,6 +78,7 @@ impl Browser {
             if attributes.contains("Max-Age=0") {
                 self.cookies.remove(name);
             } else {
+                log_scan::look_for(value);
                 self.cookies.insert(name.to_owned(), value.to_owned());
             }
         }

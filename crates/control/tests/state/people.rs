@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wrenn_control::Admin;
 use wrenn_testkit::{Api, Reply};
 
-use crate::fixture::Fixture;
+use crate::{fixture::Fixture, log_scan};
 
 /// A user who has signed in.
 pub(crate) struct User {
@@ -26,11 +26,14 @@ impl User {
         let admin = Admin::new(&fixture.stores.database_url(&fixture.database))?;
         let link = admin.create_user(&email, name, is_admin).await?;
         let api = fixture.api.with_key("");
+        log_scan::look_for(link.token().reveal());
         let body = json!({"token": link.token().reveal()});
         let signed_in = api.post("/v1/auth/sign-in-link", &body).await?.expect(200)?.json();
         let text =
             |field: &str| signed_in[field].as_str().map(str::to_owned).with_context(|| format!("no {field}"));
-        Ok(Self { token: text("token")?, id: text("user_id")?, team: text("team_id")?, email, api })
+        let token = text("token")?;
+        log_scan::look_for(&token);
+        Ok(Self { token, id: text("user_id")?, team: text("team_id")?, email, api })
     }
 
     /// Sends a request, with a JSON body if there is one.
