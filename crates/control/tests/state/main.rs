@@ -222,6 +222,7 @@ fn main() -> ExitCode {
         platform::a_replaced_template_is_another_base,
         platform::what_the_cache_has_is_pruned,
         quotas::of_many_creates_at_once_some_are_refused,
+        quotas::a_create_that_fails_uses_none_up,
         quotas::each_quota_is_told,
         records::old_records_go,
         records::a_repeated_delete_changes_nothing,
