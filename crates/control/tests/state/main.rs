@@ -155,6 +155,7 @@ fn main() -> ExitCode {
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
         event_stream::a_life_is_told_in_order_and_resumed_anywhere,
+        event_stream::a_resume_of_what_runs_is_not_told,
         event_stream::each_event_says_why_and_who,
         extension::another_program_has_a_route_a_worker_tables_and_hooks,
         extension::events_wait_for_a_hook_that_fails,
