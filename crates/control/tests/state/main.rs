@@ -124,6 +124,7 @@ fn main() -> ExitCode {
         bodies::what_may_be_left_out_is_left_out_in_any_form,
         bodies::a_paused_sandbox_names_the_resume,
         build_faults::output_beyond_the_bounds_is_not_kept,
+        build_faults::a_silent_command_is_said_to_run,
         build_faults::a_cancel_counts_at_every_stage,
         build_faults::two_builds_of_a_name_make_two_versions,
         build_faults::a_base_that_is_deleted_stays_for_its_builds,
