@@ -143,6 +143,7 @@ fn main() -> ExitCode {
         builds::why_a_step_is_done_again_is_told,
         builds::a_result_that_cannot_be_used_is_built_again,
         builds::what_a_recipe_starts_is_checked,
+        builds::a_check_may_fail_in_its_start_period,
         builds::files_are_copied_and_refusals_told,
         cuts::of_a_sign_up_and_its_activation,
         cuts::of_an_invitation,
