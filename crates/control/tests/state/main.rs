@@ -251,6 +251,7 @@ fn main() -> ExitCode {
         templates::a_sandbox_starts_from_the_version_of_its_tag,
         templates::a_tag_goes_back_and_forth,
         templates::a_deleted_template_takes_its_images_along,
+        templates::a_sandbox_stays_on_its_version,
         templates::a_name_is_of_a_template_or_a_snapshot,
         templates::another_team_sees_no_template,
         timeouts::creates,
