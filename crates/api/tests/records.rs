@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Bodies of the audit log, of usage and of statistics, of what administrators see, and of what says little else, as JSON text: a
-//! change of a field's name, order or form is visible here.
+//! Bodies of the audit log, of usage and statistics, of what administrators see, and some small ones, as JSON text:
+//! a change of a field's name, order or form is visible here.
 
 use std::collections::BTreeMap;
 

@@ -312,8 +312,8 @@ pub(crate) async fn a_deleted_template_takes_its_images_along(
     fixture.stop().await
 }
 
-/// A sandbox goes on with the version that it was made of, whether it runs or is paused: neither a newer version of the name, nor
-/// the tag that leads there now, nor the end of the template changes it.
+/// A sandbox goes on with the version that it was made of, whether it runs or is paused: neither a newer version of
+/// the name, nor the tag that leads there now, nor the end of the template changes it.
 pub(crate) async fn a_sandbox_stays_on_its_version(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let agent = fixture.agent();
