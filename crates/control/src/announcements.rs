@@ -91,6 +91,11 @@ async fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event_store::tests::Redis;
+
+    /// Time limit of a worker that waits, and what it takes at most when work is announced.
+    const LIMIT: Duration = Duration::from_secs(10);
+    const AT_ONCE: Duration = Duration::from_secs(2);
 
     #[tokio::test]
     async fn without_redis_a_worker_waits_its_time() {
@@ -102,5 +107,34 @@ mod tests {
             listener.wait(&events, limit).await;
             assert!(begun.elapsed() >= limit, "it looks over and over: {:?}", begun.elapsed());
         }
+    }
+
+    #[tokio::test]
+    async fn an_announcement_wakes_a_worker() {
+        let (_redis, events) = Redis::start().await;
+        // The group is there from now on, so that the first announcement is not missed.
+        let connection = open(&events, BUILDS, LIMIT).await.expect("a connection");
+        let mut listener = Listener { stream: BUILDS, connection: Some(connection) };
+        for number in 0..2 {
+            let begun = Instant::now();
+            let announcing = async {
+                // Whether it waits by then or not, it is woken.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                announce(&events, BUILDS, format!("build {number}")).await
+            };
+            let ((), announced) = tokio::join!(listener.wait(&events, LIMIT), announcing);
+            announced.expect("it is announced");
+            assert!(begun.elapsed() < AT_ONCE, "it was woken after {:?}", begun.elapsed());
+        }
+        // What was announced while it worked is waiting for it.
+        announce(&events, BUILDS, "a build".to_owned()).await.expect("it is announced");
+        let begun = Instant::now();
+        listener.wait(&events, LIMIT).await;
+        assert!(begun.elapsed() < AT_ONCE, "it was woken after {:?}", begun.elapsed());
+        // Each wakes once, and nothing of another stream does.
+        announce(&events, DELIVERIES, "a delivery".to_owned()).await.expect("it is announced");
+        let (begun, short) = (Instant::now(), Duration::from_millis(300));
+        listener.wait(&events, short).await;
+        assert!(begun.elapsed() >= short / 2, "it was woken by nothing after {:?}", begun.elapsed());
     }
 }

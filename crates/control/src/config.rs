@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use wrenn_settings::{address, bytes, choice, group, number, path, seconds, settings, text};
+use wrenn_settings::{address, bytes, choice, fixed, group, number, path, seconds, settings, text};
 
 use crate::networks::Networks;
 
@@ -110,6 +110,8 @@ settings! {
         /// Directory of the files that are uploaded for builds. All servers of a fleet share it.
         pub context_dir: Option<PathBuf> =
             path("server.build_context_dir").or_none("`contexts` in the state directory"),
+        /// Time without output after which the log of a build says that the command of a step runs.
+        pub silence: Duration = fixed(Duration::from_secs(120)),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     key::{Key, Kind, Unit},
 };
 
-/// What a field of settings can be: a key, or a group of keys.
+/// What a field of settings can be: a key, a group of keys, or what no key changes.
 pub trait Part<T> {
     /// Returns the keys; `doc` is the field's doc comment.
     fn keys(self, doc: &'static str) -> Vec<Key>;
@@ -51,6 +51,10 @@ pub struct Field<T> {
 /// All keys of other settings.
 #[derive(Debug)]
 pub struct Group<S>(PhantomData<S>);
+
+/// A value that no key changes.
+#[derive(Debug)]
+pub struct Fixed<T>(T);
 
 /// Declares a key with any text.
 pub fn text(name: &'static str) -> Typed<String> {
@@ -98,6 +102,11 @@ where
 /// Declares that a field has all keys of other settings.
 pub const fn group<S>() -> Group<S> {
     Group(PhantomData)
+}
+
+/// Declares that a field has this value, which no key changes: only who makes the settings in a program can.
+pub const fn fixed<T>(value: T) -> Fixed<T> {
+    Fixed(value)
 }
 
 fn of_unit<T: Integer>(name: &'static str, range: RangeInclusive<T>, unit: Unit) -> Typed<T> {
@@ -169,6 +178,16 @@ impl<S: Settings> Part<S> for Group<S> {
     }
 }
 
+impl<T> Part<T> for Fixed<T> {
+    fn keys(self, _doc: &'static str) -> Vec<Key> {
+        Vec::new()
+    }
+
+    fn read(self, _values: Values<'_>) -> T {
+        self.0
+    }
+}
+
 impl<T> fmt::Debug for Typed<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Typed").field("name", &self.name).finish_non_exhaustive()
@@ -207,6 +226,8 @@ mod tests {
             url: Option<String> = text("url").shared_variable("URL").or_none("own"),
             /// Group.
             inner: Inner = group(),
+            /// No key.
+            own: u8 = fixed(3),
         }
     }
 
@@ -220,6 +241,7 @@ mod tests {
     fn fields_have_their_default_or_the_value_that_is_set() {
         let none = Outer::default();
         assert_eq!((none.listen.port(), none.count, none.word, none.inner.rate), (1, 4, None, None));
+        assert_eq!(none.own, 3);
         let set = read(&[("a.listen", "[::1]:2"), ("a.count", "1024"), ("a.word", "true"), ("a.rate", "8")]);
         assert_eq!((set.listen.port(), set.count, set.word, set.inner.rate), (2, 1024, Some(true), Some(8)));
         let set = read(&[("a.limit_sec", "5"), ("url", "x")]);

@@ -23,7 +23,8 @@ mod key;
 
 pub use docs::table;
 pub use field::{
-    Field, Group, Integer, Part, Typed, address, bytes, choice, group, number, path, seconds, text,
+    Field, Fixed, Group, Integer, Part, Typed, address, bytes, choice, fixed, group, number, path, seconds,
+    text,
 };
 pub use key::{Key, Kind, Unit};
 

@@ -24,8 +24,6 @@ use crate::{
 
 /// Time limit of a command that has none of its own.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Time without output after which the log says that the command runs.
-const SILENCE: Duration = Duration::from_secs(120);
 /// Maximum number of bytes that are kept of the output of a step, and of all steps.
 const KEPT: usize = 4 << 20;
 const KEPT_OF_ALL: usize = 64 << 20;
@@ -138,7 +136,8 @@ async fn follow(
     // The command is killed when this is dropped.
     let (_input, mut events) = started.map_err(in_step)?;
     let mut output = Kept::new(place, room);
-    let (end, mut heard, mut silent) = (Instant::now() + limit + EXEC_EXTRA, Instant::now(), SILENCE);
+    let silence = guest.settings().silence;
+    let (end, mut heard, mut silent) = (Instant::now() + limit + EXEC_EXTRA, Instant::now(), silence);
     loop {
         let event = tokio::select! {
             event = events.next() => event.map_err(in_step)?,
@@ -148,7 +147,7 @@ async fn follow(
             }
             () = sleep_until(heard + silent) => {
                 log.say(place.number, format!("no output for {} s, still running", silent.as_secs()));
-                silent += SILENCE;
+                silent += silence;
                 continue;
             }
             () = sleep_until(end) => {
@@ -169,7 +168,7 @@ async fn follow(
             }
             _ => continue,
         }
-        (heard, silent) = (Instant::now(), SILENCE);
+        (heard, silent) = (Instant::now(), silence);
     }
 }
 

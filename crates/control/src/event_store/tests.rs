@@ -8,13 +8,15 @@ use wrenn_api::{Caused, Sandbox};
 
 use super::*;
 
-struct Redis {
+/// A Redis, which ends when this is dropped.
+pub(crate) struct Redis {
     process: Child,
     dir: tempfile::TempDir,
 }
 
 impl Redis {
-    async fn start() -> (Self, EventStore) {
+    /// Starts one, and returns a store in it.
+    pub(crate) async fn start() -> (Self, EventStore) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("redis.sock");
         let process = Command::new("redis-server")

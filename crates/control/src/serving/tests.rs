@@ -12,6 +12,8 @@ use super::*;
 
 /// More than the buffers of two sockets.
 const LARGE: usize = 64 << 20;
+/// Number of idle connections, many times as many as there may be.
+const IDLE: usize = 1100;
 
 fn bounds() -> Bounds {
     let long = Duration::from_secs(600);
@@ -62,9 +64,11 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_keep_nobody_out() {
+    // This process has both ends of all of them.
+    wrenn_os::open_files::allow_all().unwrap();
     let (address, _stop) = serving(small(), bounds()).await;
     let mut idle = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..IDLE {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
         idle.push(stream);
@@ -78,7 +82,7 @@ async fn idle_connections_keep_nobody_out() {
         stream.try_read(&mut byte).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
     });
     let open = open.count();
-    assert!(open <= bounds().connections, "{open} of 500 idle connections are open");
+    assert!(open <= bounds().connections, "{open} of {IDLE} idle connections are open");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,6 +107,32 @@ async fn a_head_without_end_is_refused() {
     soon(stream.read_exact(&mut line)).await.unwrap();
     assert_eq!(line, *b"HTTP/1.1 431");
     soon(async { while stream.write_all(&[b'a'; 4096]).await.is_ok() {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_small_headers_are_refused_and_keep_nobody_out() {
+    let bounds = Bounds { linger: Duration::from_millis(300), ..bounds() };
+    let (address, _stop) = serving(small(), bounds).await;
+    let field = "a: b\r\n";
+    // More fields than a head may have, and more bytes.
+    for fields in [200, 2 * HEAD_MAX / field.len()] {
+        let head = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", field.repeat(fields));
+        let mut floods = Vec::new();
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // The connection may be closed before all was sent.
+            let _ = soon(stream.write_all(head.as_bytes())).await;
+            floods.push(stream);
+        }
+        let answer = soon(ask(address)).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("well"), "{fields}: {answer}");
+        for stream in &mut floods {
+            let mut taken = Vec::new();
+            let _ = soon(stream.read_to_end(&mut taken)).await;
+            let told = String::from_utf8_lossy(&taken);
+            assert!(told.is_empty() || told.starts_with("HTTP/1.1 431"), "{fields}: {told}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ use crate::{
 };
 
 const MIB: usize = 1 << 20;
+/// Time without output after which a log says that its command runs.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Time limit for what a recipe starts.
 const START: Duration = Duration::from_secs(2);
 
@@ -72,6 +74,30 @@ pub(crate) async fn what_never_ends_is_given_up(stores: &Arc<Stores>, name: &str
     let message = failed["error"]["message"].as_str().unwrap_or_default();
     ensure!(message.contains("did not succeed within 2 s (server.build_start_secs)"), "{failed}");
     is_left(&fixture, "probe").await?;
+    fixture.stop().await
+}
+
+/// Of a command that writes nothing the log says, each time after a longer silence, that it runs.
+pub(crate) async fn a_silent_command_is_said_to_run(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let settings = BuildSettings { silence: SILENCE, ..BuildSettings::default() };
+    let fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
+    let agent = fixture.agent();
+    agent.obey("", Does::end(0));
+    agent.obey("silent", Does::default());
+    let id = ask(&fixture, &json!({"name": "web", "recipe": "RUN one\nRUN silent\n"})).await?;
+    let is_told_twice = async || {
+        let told = log(&fixture, &id, "system").await.ok()?;
+        told.contains("no output for 2 s, still running").then_some(told)
+    };
+    let told = wait_until("the log to say it twice", SOON, is_told_twice).await?;
+    ensure!(told.matches("no output for 1 s, still running").count() == 1, "{told}");
+    let uuid = id.parse::<BuildId>()?.uuid();
+    let of_step = "text = 'no output for 1 s, still running' AND step = 2";
+    let entries = format!("SELECT count(*)::text FROM build_logs WHERE build_id = '{uuid}' AND {of_step}");
+    ensure!(fixture.value(&entries).await? == "1", "it is of another step: {told}");
+    ensure!(get(&fixture, &id).await?["status"] == "running");
+    fixture.api.delete(&format!("{PATH}/{id}")).await?.expect(204)?;
+    wait(&fixture, &id, "cancelled").await?;
     fixture.stop().await
 }
 

@@ -293,6 +293,34 @@ pub(crate) async fn what_a_recipe_starts_is_checked(stores: &Arc<Stores>, name: 
     fixture.stop().await
 }
 
+/// A check may fail during its start period, however few retries it has; without one the first failure counts.
+pub(crate) async fn a_check_may_fail_in_its_start_period(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = start(stores, name, 1, Limits::default()).await?;
+    let agent = fixture.agent().clone();
+    agent.obey("attach start", Does::default());
+    agent.obey("probe", Does::end(7));
+    let recipe =
+        |flags: &str| format!("START serve\nHEALTHCHECK --interval=200ms {flags}--retries=1 CMD probe\n");
+    let id = ask(&fixture, &json!({"name": "web", "recipe": recipe("")})).await?;
+    let build = wait(&fixture, &id, "failed").await?;
+    let told = build["error"]["message"].as_str().unwrap_or_default();
+    ensure!(told.contains("failed 1 times: it ended with 7"), "{build}");
+    commands(&fixture);
+
+    let id = ask(&fixture, &json!({"name": "web", "recipe": recipe("--start-period=1h ")})).await?;
+    let is_tried = async || {
+        let tries = agent.now().commands.iter().filter(|command| *command == "probe").count();
+        (tries >= 3).then_some(())
+    };
+    wait_until("three tries of the check", SOON, is_tried).await?;
+    agent.obey("probe", Does::end(0));
+    let build = wait(&fixture, &id, "succeeded").await?;
+    ensure!(statuses(&build).iter().all(|status| *status == "succeeded"), "{build}");
+    let snapshot = result(&fixture, &build["version"]).await?;
+    ensure!(agent.now().snapshots.contains(&snapshot), "{snapshot}");
+    fixture.stop().await
+}
+
 /// Files become those of the step's user or of who is named, and nothing of a refused recipe is done.
 pub(crate) async fn files_are_copied_and_refusals_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = start(stores, name, 1, Limits::default()).await?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Case of the event stream of a sandbox's life.
+//! Cases of the event stream of a sandbox's life.
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +42,26 @@ pub(crate) async fn a_life_is_told_in_order_and_resumed_anywhere(
         let after = ids.iter().skip_while(|&event| event != seen).skip(1);
         ensure!(after.eq(&again), "after {seen} of {ids:?} came {again:?}");
     }
+    fixture.stop().await
+}
+
+/// A resume of a sandbox that runs tells nothing: the next event is of what happens after it.
+pub(crate) async fn a_resume_of_what_runs_is_not_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let mut events = Events::open(&fixture.api, None).await?;
+    let id = fixture.create().await?;
+    events.until(&id, "sandbox.running").await?;
+    for how in [json!({}), json!({"memory": false}), json!({"timeout_sec": 700})] {
+        let resumed = fixture.api.post(&format!("/v1/sandboxes/{id}/resume"), &how).await?.expect(200)?;
+        ensure!(resumed.json()["status"] == "running", "{how}: {}", resumed.json());
+    }
+    // What the host says of it tells nothing, either.
+    fixture.rounds(fixture.agent(), 2).await?;
+    let marker = fixture.create().await?;
+    let event = events.next(SOON).await?;
+    ensure!(event.data["sandbox"]["id"] == marker.as_str() && event.kind == "sandbox.starting", "{event:?}");
+    let (own, ids) = events.until(&marker, "sandbox.running").await?;
+    ensure!(ids.len() == 1, "{ids:?} and {own:?}");
     fixture.stop().await
 }
 

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
+use wrenn_api::ErrorCode;
 use wrenn_control::Limits;
+use wrenn_rpc::fault::Of;
 use wrenn_testkit::Reply;
 
 use crate::{fixture::Fixture, people::told, stores::Stores, walk};
@@ -56,6 +58,24 @@ pub(crate) async fn of_many_creates_at_once_some_are_refused(stores: &Arc<Stores
     // Those of the server again.
     set(&fixture, json!({})).await?.expect(200)?;
     ensure!(quota(&fixture, "running").await? == (1000, 3));
+    fixture.stop().await
+}
+
+/// What its host could not create uses up no quota: the next create succeeds, and only then the quota is full.
+pub(crate) async fn a_create_that_fails_uses_none_up(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    set(&fixture, json!({"sandboxes": 1})).await?.expect(200)?;
+    let body = json!({"memory_mb": 256});
+    for code in [ErrorCode::AgentError, ErrorCode::InsufficientStorage] {
+        fixture.agent().now().create_fails.push((code, Of::OF_HOST));
+        let failed = fixture.api.post("/v1/sandboxes", &body).await?;
+        failed.expect_error(code.status(), code.as_str())?;
+        let used = quota(&fixture, "sandboxes").await?;
+        ensure!(used == (1, 0), "{code:?}: {used:?}");
+    }
+    fixture.api.post("/v1/sandboxes", &body).await?.expect(201)?;
+    ensure!(quota(&fixture, "sandboxes").await? == (1, 1));
+    fixture.api.post("/v1/sandboxes", &body).await?.expect_error(429, "quota_exceeded")?;
     fixture.stop().await
 }
 

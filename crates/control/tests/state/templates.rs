@@ -312,6 +312,46 @@ pub(crate) async fn a_deleted_template_takes_its_images_along(
     fixture.stop().await
 }
 
+/// A sandbox goes on with the version that it was made of, whether it runs or is paused: neither a newer version of
+/// the name, nor the tag that leads there now, nor the end of the template changes it.
+pub(crate) async fn a_sandbox_stays_on_its_version(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let agent = fixture.agent();
+    let old = add_image(&fixture, ("web", 1), &["latest"]).await?;
+    let mut own = Vec::new();
+    for _ in 0..2 {
+        let (made, asked) = create(&fixture, &json!({"template": "web"})).await?;
+        ensure!(asked.image_id == old, "{asked:?}");
+        own.push(made["id"].as_str().context("no id")?.to_owned());
+    }
+    let [runs, paused] = own.as_slice() else { anyhow::bail!("{own:?}") };
+    fixture.pause(paused).await?;
+    let what = |record: &Value| (record["template"].clone(), sizes(record));
+    let before = (what(&fixture.record(runs).await?), what(&fixture.record(paused).await?));
+
+    let new = add_image(&fixture, ("web", 2), &["latest"]).await?;
+    let (later, asked) = create(&fixture, &json!({"template": "web"})).await?;
+    ensure!(asked.image_id == new && later["template"] == "web", "{asked:?}");
+    let check = async |when: &str| {
+        let resume = format!("/v1/sandboxes/{paused}/resume");
+        let resumed = fixture.api.post(&resume, &json!({})).await?.expect(200)?.json();
+        ensure!(resumed["status"] == "running" && what(&resumed) == before.1, "{when}: {resumed}");
+        let other = fixture.record(runs).await?;
+        ensure!(other["status"] == "running" && what(&other) == before.0, "{when}: {other}");
+        // Its own memory goes on: no host makes anything anew.
+        let made = agent.now().creates.len();
+        let calls = agent.calls_of(paused);
+        ensure!(made == 3 && calls.last() == Some(&"resume"), "{when}: {made} creates, {calls:?}");
+        anyhow::Ok(())
+    };
+    check("after a newer version").await?;
+    fixture.pause(paused).await?;
+    fixture.api.delete(&format!("{PATH}/web")).await?.expect(204)?;
+    wait_images(&fixture, &[]).await?;
+    check("without the template").await?;
+    fixture.stop().await
+}
+
 /// A name is that of one template or snapshot of the team, also while it is being built; the platform's are reserved.
 pub(crate) async fn a_name_is_of_a_template_or_a_snapshot(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
