@@ -12,9 +12,8 @@ use std::{
 };
 
 use crate::{
-    logs,
+    logs::{self, console_log, own_log, vmm_log},
     process::Watched,
-    running::{console_log, own_log, vmm_log},
 };
 
 /// Interval between two looks at a VMM.
@@ -150,7 +149,7 @@ mod tests {
         let start = || {
             let mut command = std::process::Command::new("sleep");
             command.arg("60");
-            let watched = crate::process::watch_child(crate::running::spawn(command).unwrap()).unwrap();
+            let watched = crate::process::watch_child(command.spawn().unwrap().id()).unwrap();
             (Arc::new(watched.unwrap()), tempfile::tempdir().unwrap())
         };
         // Also after the thread has ended, because there was nobody any more.

@@ -7,13 +7,28 @@ use std::{
     fs::{self, File, Metadata, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// Unit in bytes in which space is freed.
 const BLOCK: u64 = 4096;
+
+/// Log of the guest's console.
+pub(crate) fn console_log(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.log")
+}
+
+/// Log of the VMM's standard error.
+pub(crate) fn vmm_log(run_dir: &Path) -> PathBuf {
+    run_dir.join("vmm.log")
+}
+
+/// Log file that some VMMs write themselves.
+pub(crate) fn own_log(run_dir: &Path) -> PathBuf {
+    run_dir.join("log")
+}
 
 /// Opens a log for appending. A previous VMM in this directory may have replaced it with anything, and the opened
 /// file is then given to the VMM's user.

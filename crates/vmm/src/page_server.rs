@@ -24,8 +24,9 @@ use crate::{
     BootSpec, PagedMemory, VmmError,
     launch::{self, Identity, Life, check},
     logs,
+    logs::vmm_log,
     process::{self, Watched},
-    running::{blocking, failed, spawn, vmm_log},
+    running::{blocking, failed, spawn},
 };
 
 /// This program, which serves pages when its first argument says so.

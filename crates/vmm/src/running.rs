@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     BootSpec, Exit, ProcessId, Stats, VmmError,
     care::{self, Care, Charge},
-    logs,
+    logs::{self, console_log, own_log, vmm_log},
     process::{self, Watched},
 };
 
@@ -31,21 +31,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 const PAGES_LOST: &str = "the microVM was killed because the page server of its memory had ended\n";
 /// Length of the log's end that is added to an error, in bytes.
 const LOG_TAIL: u64 = 4096;
-
-/// Log of the guest's console.
-pub(crate) fn console_log(run_dir: &Path) -> PathBuf {
-    run_dir.join("console.log")
-}
-
-/// Log of the VMM's standard error.
-pub(crate) fn vmm_log(run_dir: &Path) -> PathBuf {
-    run_dir.join("vmm.log")
-}
-
-/// Log file that some VMMs write themselves.
-pub(crate) fn own_log(run_dir: &Path) -> PathBuf {
-    run_dir.join("log")
-}
 
 pub(crate) fn failed(action: impl Into<String>, source: io::Error) -> VmmError {
     let action = action.into();

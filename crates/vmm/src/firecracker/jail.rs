@@ -36,8 +36,10 @@ use super::{Isolation, config};
 use crate::{
     BootSpec,
     launch::{self, Identity, Life, check},
-    logs, process,
-    running::{console_log, own_log, spawn, vmm_log, wait_for_end},
+    logs,
+    logs::{console_log, own_log, vmm_log},
+    process,
+    running::{spawn, wait_for_end},
 };
 
 /// Mount options of the jail's tmpfs, which holds a copy of Firecracker's program and some device nodes.

@@ -20,7 +20,8 @@ use crate::{
     BootSpec, MemorySource, Snapshot, Tap, VmmError,
     launch::{self, Identity, Life, check},
     logs,
-    running::{failed, vmm_log},
+    logs::vmm_log,
+    running::failed,
     taken,
 };
 
