@@ -12,6 +12,8 @@ use std::{
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+/// Maximum length of a kernel's last line, in bytes.
+const LAST_LINE: u64 = 256;
 /// Unit in bytes in which space is freed.
 const BLOCK: u64 = 4096;
 
@@ -67,6 +69,17 @@ pub(crate) fn tail(path: &Path, max: u64) -> Vec<u8> {
     read().unwrap_or_default()
 }
 
+/// Length of a log, punched holes included.
+pub(crate) fn length(log: &Path) -> u64 {
+    fs::symlink_metadata(log).map_or(0, |meta| meta.len())
+}
+
+/// Returns whether the last line of this log, without its timestamp, is `line`.
+pub(crate) fn ends_with(log: &Path, line: &str) -> bool {
+    let tail = tail(log, LAST_LINE);
+    tail.trim_ascii_end().ends_with(line.as_bytes())
+}
+
 /// Frees the older half of a log that occupies more than `max` bytes. Punches a hole and keeps the length, so
 /// that a writer that does not append loses nothing either.
 pub(crate) fn cap(path: &Path, max: u64) -> io::Result<()> {
@@ -115,5 +128,17 @@ mod tests {
         assert_eq!(tail(file.path(), 203), [vec![b'a'; 3], vec![b'b'; 200]].concat());
         cap(file.path(), 8 * BLOCK).unwrap();
         assert_eq!(fs::metadata(file.path()).unwrap().blocks(), after.blocks());
+    }
+
+    #[test]
+    fn a_farewell_is_the_last_line_and_no_other() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let said = |text: &str| {
+            fs::write(log.path(), text).unwrap();
+            ends_with(log.path(), "reboot: System halted")
+        };
+        assert!(said("Welcome\r\n[   12.345678] reboot: System halted\r\n"));
+        assert!(!said("[   12.345678] reboot: System halted\r\nlogin: "));
+        assert!(!said(""));
     }
 }

@@ -77,7 +77,7 @@ impl Running {
     ) -> Result<Self, VmmError> {
         let (run_dir, console) = (&*spec.run_dir, console_log(&spec.run_dir));
         let work = move || {
-            let before = care::length(&console);
+            let before = logs::length(&console);
             spawn().map(|pid| (pid, before))
         };
         let spawned = if spec.tied {

@@ -28,40 +28,34 @@ pub(crate) struct Key {
     pub(crate) unnoted: bool,
 }
 
-/// Returns the key with this hash if it and its team are valid. A key of a member who was shut out is not.
-pub(crate) async fn find(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Option<Key>> {
-    sqlx::query_as!(
-        Key,
-        r#"SELECT k.id, k.team_id, k.secret_sha256, k.is_admin, k.scopes, k.expires_at, k.created_by, m.role AS "maker_role?",
+/// Selects a key if it and its team are valid: `valid!(condition, argument)`. A key of a member who was shut out is not.
+macro_rules! valid {
+    ($condition:literal, $argument:expr) => {
+        sqlx::query_as!(
+            Key,
+            r#"SELECT k.id, k.team_id, k.secret_sha256, k.is_admin, k.scopes, k.expires_at, k.created_by, m.role AS "maker_role?",
              (u.is_admin AND u.status = 'active') AS "maker_is_admin?",
              (k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute') AS "unnoted!"
          FROM api_keys k JOIN teams t ON t.id = k.team_id
          LEFT JOIN users u ON u.id = k.created_by
          LEFT JOIN team_members m ON m.team_id = k.team_id AND m.user_id = k.created_by
-         WHERE k.secret_sha256 = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+         WHERE "#
+                + $condition
+                + r#" AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
              AND t.deleted_at IS NULL AND (m.role IS NULL OR u.status = 'active')"#,
-        secret_sha256
-    )
-    .fetch_optional(db)
-    .await
+            $argument
+        )
+    };
+}
+
+/// Returns the key with this hash if it and its team are valid. A key of a member who was shut out is not.
+pub(crate) async fn find(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Option<Key>> {
+    valid!("k.secret_sha256 = $1", secret_sha256).fetch_optional(db).await
 }
 
 /// Returns the key with this id if it and its team are valid. A key of a member who was shut out is not.
 pub(crate) async fn find_id(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Key>> {
-    sqlx::query_as!(
-        Key,
-        r#"SELECT k.id, k.team_id, k.secret_sha256, k.is_admin, k.scopes, k.expires_at, k.created_by, m.role AS "maker_role?",
-             (u.is_admin AND u.status = 'active') AS "maker_is_admin?",
-             (k.last_used_at IS NULL OR k.last_used_at < now() - interval '1 minute') AS "unnoted!"
-         FROM api_keys k JOIN teams t ON t.id = k.team_id
-         LEFT JOIN users u ON u.id = k.created_by
-         LEFT JOIN team_members m ON m.team_id = k.team_id AND m.user_id = k.created_by
-         WHERE k.id = $1 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
-             AND t.deleted_at IS NULL AND (m.role IS NULL OR u.status = 'active')"#,
-        id
-    )
-    .fetch_optional(db)
-    .await
+    valid!("k.id = $1", id).fetch_optional(db).await
 }
 
 /// Records the use of a key, at most once a minute.

@@ -31,53 +31,36 @@ pub(crate) struct NewRow<'a> {
     pub(crate) lifetime_sec: f64,
 }
 
-/// Returns the session that a token names.
-pub(crate) async fn find(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Session>> {
-    sqlx::query_as!(
-        Session,
-        r#"SELECT s.id, s.user_id, s.team_id, u.is_admin, m.role AS "role?",
+/// Selects a valid session of an active user: `valid!(team, condition, arguments)`, with the role of the user in that team.
+macro_rules! valid {
+    ($team:literal, $condition:literal, $($argument:expr),*) => {
+        sqlx::query_as!(
+            Session,
+            r#"SELECT s.id, s.user_id, s.team_id, u.is_admin, m.role AS "role?",
              s.last_used_at < now() - interval '1 minute' AS "unnoted!"
          FROM sessions s JOIN users u ON u.id = s.user_id
          LEFT JOIN (team_members m JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL)
-             ON m.team_id = s.team_id AND m.user_id = s.user_id
-         WHERE s.id = $1 AND s.kind = 'token' AND s.revoked_at IS NULL AND s.expires_at > now() AND u.status = 'active'"#,
-        id
-    )
-    .fetch_optional(db)
-    .await
+             ON m.team_id = "# + $team + r#" AND m.user_id = s.user_id
+         WHERE "# + $condition
+                + r#" AND s.revoked_at IS NULL AND s.expires_at > now() AND u.status = 'active'"#,
+            $($argument),*
+        )
+    };
+}
+
+/// Returns the session that a token names.
+pub(crate) async fn find(db: &PgPool, id: Uuid) -> sqlx::Result<Option<Session>> {
+    valid!("s.team_id", "s.id = $1 AND s.kind = 'token'", id).fetch_optional(db).await
 }
 
 /// Returns the session whose cookie has this hash.
 pub(crate) async fn find_cookie(db: &PgPool, secret_sha256: &[u8]) -> sqlx::Result<Option<Session>> {
-    sqlx::query_as!(
-        Session,
-        r#"SELECT s.id, s.user_id, s.team_id, u.is_admin, m.role AS "role?",
-             s.last_used_at < now() - interval '1 minute' AS "unnoted!"
-         FROM sessions s JOIN users u ON u.id = s.user_id
-         LEFT JOIN (team_members m JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL)
-             ON m.team_id = s.team_id AND m.user_id = s.user_id
-         WHERE s.secret_sha256 = $1 AND s.revoked_at IS NULL AND s.expires_at > now() AND u.status = 'active'"#,
-        secret_sha256
-    )
-    .fetch_optional(db)
-    .await
+    valid!("s.team_id", "s.secret_sha256 = $1", secret_sha256).fetch_optional(db).await
 }
 
 /// Returns a session of either kind, with the role of its user in a team, which need not be the session's.
 pub(crate) async fn in_team(db: &PgPool, id: Uuid, team: Uuid) -> sqlx::Result<Option<Session>> {
-    sqlx::query_as!(
-        Session,
-        r#"SELECT s.id, s.user_id, s.team_id, u.is_admin, m.role AS "role?",
-             s.last_used_at < now() - interval '1 minute' AS "unnoted!"
-         FROM sessions s JOIN users u ON u.id = s.user_id
-         LEFT JOIN (team_members m JOIN teams t ON t.id = m.team_id AND t.deleted_at IS NULL)
-             ON m.team_id = $2 AND m.user_id = s.user_id
-         WHERE s.id = $1 AND s.revoked_at IS NULL AND s.expires_at > now() AND u.status = 'active'"#,
-        id,
-        team
-    )
-    .fetch_optional(db)
-    .await
+    valid!("$2", "s.id = $1", id, team).fetch_optional(db).await
 }
 
 /// Records the use of a session, at most once a minute.

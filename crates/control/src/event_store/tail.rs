@@ -7,7 +7,7 @@ use std::{
 };
 
 use redis::{
-    Client, ErrorKind, RedisError,
+    AsyncCommands as _, Client, ErrorKind, RedisError,
     streams::{StreamReadOptions, StreamReadReply},
 };
 use tokio::sync::watch;
@@ -103,8 +103,7 @@ async fn follow(
     let options = StreamReadOptions::default().block(WAIT.as_millis() as usize).count(BATCH);
     loop {
         let reply: Option<StreamReadReply> =
-            redis::AsyncCommands::xread_options(&mut connection, &[stream], &[last.to_string()], &options)
-                .await?;
+            connection.xread_options(&[stream], &[last.to_string()], &options).await?;
         let added = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
         if let Some(id) = added.last().and_then(|entry| entry.id.parse().ok()) {
             last = id;

@@ -4,19 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use futures::{SinkExt as _, StreamExt as _};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Error, Message},
-};
+use tokio_tungstenite::{connect_async, tungstenite::Error};
 use wrenn_control::{Admin, Limits};
 use wrenn_testkit::{Api, Events, Reply, wait_until};
 
 use crate::{
     fixture::{Fixture, SOON},
+    lasting_uses::{COMMAND, Socket, TERMINAL, start_over},
     log_scan,
     stores::Stores,
 };
@@ -92,8 +88,6 @@ async fn ticket(fixture: &Fixture, path: &str) -> Result<String> {
     Ok(made["ticket"].as_str().context("no ticket")?.to_owned())
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
-
 /// Opens a WebSocket with nothing but its URL; `None` if nobody knows who asks.
 async fn open(api: &Api, path: &str) -> Result<Option<Socket>> {
     let url = format!("{}{path}", api.url().replace("http", "ws"));
@@ -101,20 +95,6 @@ async fn open(api: &Api, path: &str) -> Result<Option<Socket>> {
         Ok((socket, _)) => Ok(Some(socket)),
         Err(Error::Http(response)) if response.status().as_u16() == 401 => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Starts something over a WebSocket.
-async fn start(socket: &mut Socket, first: &'static str) -> Result<()> {
-    socket.send(Message::text(first)).await?;
-    loop {
-        let frame = timeout(SOON, socket.next()).await.context("no frame")?.context("it ended")??;
-        let Message::Text(text) = frame else { continue };
-        let frame: Value = serde_json::from_str(&text)?;
-        ensure!(frame["type"] != "error", "{frame}");
-        if frame["type"].as_str().is_some_and(|kind| kind.starts_with("start")) {
-            return Ok(());
-        }
     }
 }
 
@@ -145,9 +125,7 @@ pub(crate) async fn a_ticket_opens_one_stream(stores: &Arc<Stores>, name: &str) 
 pub(crate) async fn a_ticket_opens_one_web_socket(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let id = fixture.create().await?;
-    let of_command = ("exec/stream", r#"{"type": "start", "cmd": "sleep"}"#);
-    let of_terminal = ("pty", r#"{"type": "start"}"#);
-    for (what, first) in [of_command, of_terminal] {
+    for (what, first) in [COMMAND, TERMINAL] {
         let path = format!("/v1/sandboxes/{id}/{what}");
         let older = format!("/v1/capsules/{id}/{what}");
         ensure!(open(&fixture.api, &path).await?.is_none(), "{what} is opened without a ticket");
@@ -155,7 +133,7 @@ pub(crate) async fn a_ticket_opens_one_web_socket(stores: &Arc<Stores>, name: &s
             let url = format!("{used_at}?ticket={}", ticket(&fixture, made_for).await?);
             let opened = open(&fixture.api, &url).await?;
             let mut socket = opened.with_context(|| format!("{used_at} refuses one for {made_for}"))?;
-            start(&mut socket, first).await.with_context(|| used_at.clone())?;
+            start_over(&mut socket, first).await.with_context(|| used_at.clone())?;
             ensure!(open(&fixture.api, &url).await?.is_none(), "{used_at} is opened a second time");
         }
         // At another path it is used up.

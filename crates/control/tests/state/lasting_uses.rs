@@ -38,8 +38,11 @@ const RESPONSES: [(&str, Sends, u16); 4] = [
 const OF_PORTS: [(&str, Sends, u16); 2] =
     [("GET /endless", Nothing, 200), ("GET /", Upgrade("websocket"), 101)];
 /// WebSockets over which something is started, and the frame that starts it.
-const COMMAND: (&str, &str) = ("exec/stream", r#"{"type": "start", "cmd": "sleep"}"#);
-const TERMINAL: (&str, &str) = ("pty", r#"{"type": "start"}"#);
+pub(crate) const COMMAND: (&str, &str) = ("exec/stream", r#"{"type": "start", "cmd": "sleep"}"#);
+pub(crate) const TERMINAL: (&str, &str) = ("pty", r#"{"type": "start"}"#);
+
+/// A WebSocket of a client.
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// A use of a sandbox.
 struct Lasting {
@@ -62,16 +65,18 @@ async fn create(fixture: &Fixture) -> Result<String> {
     fixture.api.create(&json!({"memory_mb": 256, "timeout_sec": TIMEOUT, "public_ports": true})).await
 }
 
-/// Starts something over a WebSocket.
-async fn start(
-    fixture: &Fixture,
-    id: &str,
-    (path, first): (&str, &str),
-) -> Result<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+/// Opens a WebSocket with the key of the fixture, and starts something over it.
+async fn start(fixture: &Fixture, id: &str, (path, first): (&str, &'static str)) -> Result<Socket> {
     let url = format!("{}/v1/sandboxes/{id}/{path}", fixture.api.url().replace("http", "ws"));
     let mut request = url.into_client_request()?;
     request.headers_mut().insert("x-api-key", fixture.api.key().parse()?);
     let (mut socket, _) = connect_async(request).await?;
+    start_over(&mut socket, first).await?;
+    Ok(socket)
+}
+
+/// Starts something over a WebSocket by its first frame.
+pub(crate) async fn start_over(socket: &mut Socket, first: &'static str) -> Result<()> {
     socket.send(Message::text(first)).await?;
     loop {
         let frame = timeout(SOON, socket.next()).await.context("no frame")?.context("it ended")??;
@@ -79,7 +84,7 @@ async fn start(
         let frame: Value = serde_json::from_str(&text)?;
         ensure!(frame["type"] != "error", "{frame}");
         if frame["type"].as_str().is_some_and(|kind| kind.starts_with("start")) {
-            return Ok(socket);
+            return Ok(());
         }
     }
 }

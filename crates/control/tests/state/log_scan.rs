@@ -3,12 +3,13 @@
 //! all, also for those that a case got to know only after they could have been logged.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, BufRead as _, BufReader, BufWriter, Seek as _, Write as _},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use aho_corasick::AhoCorasick;
 use anyhow::{Context, Result, ensure};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
@@ -81,57 +82,18 @@ pub(crate) fn search() -> Result<Vec<String>> {
     file.rewind()?;
     let mut secrets = lock(&ALL).clone();
     secrets.insert(PROBE.to_owned());
-    let needles = Needles::new(&secrets);
+    let secrets: Vec<_> = secrets.iter().map(String::as_str).collect();
+    let needles = AhoCorasick::new(&secrets)?;
     let (mut log, mut line, mut found) = (BufReader::new(file), Vec::new(), BTreeMap::new());
     while log.read_until(b'\n', &mut line)? > 0 {
-        for secret in needles.of(&line) {
+        for secret in needles.find_overlapping_iter(&line) {
             let first = || String::from_utf8_lossy(&line).trim_end().to_owned();
-            found.entry(secret).or_insert_with(first);
+            found.entry(secrets[secret.pattern().as_usize()]).or_insert_with(first);
         }
         line.clear();
     }
     ensure!(found.remove(PROBE).is_some(), "the first line of the log was not found");
     Ok(found.into_iter().map(|(secret, line)| format!("{secret:?} in: {line}")).collect())
-}
-
-/// Secrets that are searched for together, in one pass.
-struct Needles<'a> {
-    /// For every two bytes, whether a secret begins with them.
-    begins: Vec<bool>,
-    /// The secrets, by their first bytes.
-    by_beginning: HashMap<&'a [u8], Vec<&'a str>>,
-}
-
-impl<'a> Needles<'a> {
-    /// Takes secrets, none of which is too short.
-    fn new(secrets: &'a BTreeSet<String>) -> Self {
-        let mut needles = Self { begins: vec![false; 1 << 16], by_beginning: HashMap::new() };
-        for secret in secrets {
-            let bytes = secret.as_bytes();
-            needles.begins[first_two(bytes)] = true;
-            needles.by_beginning.entry(&bytes[..SHORTEST]).or_default().push(secret.as_str());
-        }
-        needles
-    }
-
-    /// Returns the secrets that a line has.
-    fn of(&self, line: &[u8]) -> Vec<&'a str> {
-        let mut found: Vec<&'a str> = Vec::new();
-        for start in 0..(line.len() + 1).saturating_sub(SHORTEST) {
-            let rest = &line[start..];
-            if !self.begins[first_two(rest)] {
-                continue;
-            }
-            let similar = self.by_beginning.get(&rest[..SHORTEST]).into_iter().flatten().copied();
-            found.extend(similar.filter(|secret| rest.starts_with(secret.as_bytes())));
-        }
-        found
-    }
-}
-
-/// Number of the first two bytes.
-fn first_two(bytes: &[u8]) -> usize {
-    usize::from(u16::from_be_bytes([bytes[0], bytes[1]]))
 }
 
 /// Keeps a line until the end. If that fails, nothing is kept any more, and the end says so.

@@ -114,15 +114,15 @@ impl Sampler {
     /// Takes one sample of each of these sandboxes.
     async fn round(&mut self, running: Vec<Target>) {
         self.watch(running);
-        if self.watched.is_empty() {
-            self.metrics.cpu_milli.store(0, Ordering::Relaxed);
-        } else {
+        let mut cpu_milli = 0;
+        if !self.watched.is_empty() {
             self.look_at_disks().await;
             let wanted = self.wanted();
             if let Ok(found) = spawn_blocking(move || read(wanted)).await {
-                self.note(found);
+                cpu_milli = self.note(found);
             }
         }
+        self.metrics.cpu_milli.store(cpu_milli, Ordering::Relaxed);
         self.save();
         self.rounds += 1;
     }
@@ -161,8 +161,8 @@ impl Sampler {
         }
     }
 
-    /// Makes samples of what was read.
-    fn note(&mut self, found: Found) {
+    /// Makes samples of what was read; returns how many CPUs were used, in thousandths.
+    fn note(&mut self, found: Found) -> u64 {
         for (id, rings) in found.files {
             self.metrics.take_up(id, rings);
         }
@@ -178,7 +178,7 @@ impl Sampler {
                 self.metrics.add(id, Sample { guest: self.metrics.figures(id), ..sample });
             }
         }
-        self.metrics.cpu_milli.store(cpu_milli, Ordering::Relaxed);
+        cpu_milli
     }
 
     /// Begins to write what is due, unless what was due before is still being written.

@@ -36,8 +36,7 @@ use super::{Isolation, config};
 use crate::{
     BootSpec,
     launch::{self, Identity, Life, check},
-    logs,
-    logs::{console_log, own_log, vmm_log},
+    logs::{self, console_log, own_log, vmm_log},
     process,
     running::{spawn, wait_for_end},
 };
