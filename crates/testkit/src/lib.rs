@@ -11,6 +11,7 @@ pub mod lab;
 mod mail;
 mod processes;
 mod resources;
+mod search;
 mod stack;
 pub mod test_guests;
 
@@ -21,4 +22,5 @@ pub use lab::{Lab, LabConfig};
 pub use mail::{MailServer, ReceivedMail};
 pub use processes::{Frozen, Process, processes, processor_time};
 pub use resources::Resources;
+pub use search::files_with;
 pub use stack::{INHERITED, Setup, Stack, in_lab, lab_agent_variables, wait_until};

@@ -2,11 +2,17 @@
 //! Tests with a real Redis.
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
 
 use wrenn_api::{Caused, Sandbox};
 
 use super::*;
+
+/// Time limit of the start of Redis.
+const STARTED: Duration = Duration::from_secs(30);
 
 /// A Redis, which ends when this is dropped.
 pub(crate) struct Redis {
@@ -27,10 +33,13 @@ impl Redis {
             .spawn()
             .expect("redis-server is installed");
         let redis = Self { process, dir };
-        while !socket.exists() {
+        let events = EventStore::new(&format!("unix://{}", socket.display())).unwrap();
+        // The socket is there before Redis listens on it.
+        let begun = Instant::now();
+        while let Err(error) = events.ping().await {
+            assert!(begun.elapsed() < STARTED, "redis-server does not answer: {error}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let events = EventStore::new(&format!("unix://{}", socket.display())).unwrap();
         (redis, events)
     }
 }
