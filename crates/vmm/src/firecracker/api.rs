@@ -15,8 +15,9 @@ use crate::{VmmError, running::failed, socket};
 
 /// Text by which Firecracker's errors report ENOSPC.
 const DISK_FULL: &str = "(os error 28)";
-/// Time limit of a call that moves no memory.
-pub(super) const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit of a call that moves no memory: longer than an overloaded host may stand still, because a resume that is given
+/// up loses the memory.
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum length of a response, in bytes.
 const ANSWER_MAX: usize = 64 << 10;
 

@@ -12,8 +12,8 @@ use tokio::{
 
 use crate::{VmmError, socket};
 
-/// Time limit of a command.
-const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// Time limit of a command: longer than an overloaded host may stand still, because a resume that is given up loses the memory.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 /// Maximum length of a line, in bytes.
 const LINE_MAX: usize = 1 << 20;
 
