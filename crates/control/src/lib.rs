@@ -71,7 +71,7 @@ mod upload;
 mod usage;
 mod workers;
 
-pub use access::{Access, Changed};
+pub use access::Access;
 pub use accounts::{Accounts, Device, Entry};
 pub use admin::{Admin, SignInLink, describe_database};
 pub use audit::{Audit, Export, Recorded};
