@@ -5,6 +5,9 @@
 //! events; the agents run the sandboxes. Another program can build its own server with [`Server::builder`] and
 //! an [`Extension`].
 
+// Other programs are built with what is public here: it can grow without breaking them, and they can name all of it.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unnameable_types)]
+
 mod access;
 mod accounts;
 mod admin;
