@@ -7,7 +7,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use wrenn_api::SandboxId;
-use wrenn_control::{Admin, AgentTls, BuildSettings, Config, Limits, ProxySettings, Settings};
+use wrenn_control::{Admin, AgentTls, Config, Settings};
 use wrenn_testkit::Stack;
 
 /// Name of the database.
@@ -77,27 +77,15 @@ impl ControlPlane {
 
     /// Configuration of a server.
     pub(crate) fn config(&self, listen: SocketAddr, proxy: SocketAddr) -> Config {
+        let mut settings = Settings::default();
+        settings.listen = listen;
+        settings.proxy.listen = proxy;
+        settings.builds.workers = 0;
+        settings.builds.context_dir = Some(self.contexts.path().to_owned());
+        let redis_url = format!("unix://{}", self.stack_dir.join("run/redis/redis.sock").display());
         let pki = self.stack_dir.join("pki");
-        Config {
-            settings: Settings {
-                listen,
-                limits: Limits::default(),
-                proxy: ProxySettings { listen: proxy, ..ProxySettings::default() },
-                builds: BuildSettings {
-                    workers: 0,
-                    context_dir: Some(self.contexts.path().to_owned()),
-                    ..BuildSettings::default()
-                },
-                ..Settings::default()
-            },
-            database_url: self.database_url(),
-            redis_url: format!("unix://{}", self.stack_dir.join("run/redis/redis.sock").display()),
-            agent_tls: AgentTls {
-                ca: pki.join("ca.pem"),
-                cert: pki.join("control.pem"),
-                key: pki.join("control.key"),
-            },
-        }
+        let agent_tls = AgentTls::new(pki.join("ca.pem"), pki.join("control.pem"), pki.join("control.key"));
+        Config::new(settings, self.database_url(), redis_url, agent_tls)
     }
 
     /// URL of the database.

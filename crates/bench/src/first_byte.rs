@@ -72,7 +72,7 @@ impl Drop for Netns {
 /// Creates a client of the stack's agent like that of the control plane.
 fn client(stack: &Stack) -> Result<AgentClient> {
     let file = |name: &str| stack.state_dir.join("pki").join(name);
-    let tls = AgentTls { ca: file("ca.pem"), cert: file("control.pem"), key: file("control.key") };
+    let tls = AgentTls::new(file("ca.pem"), file("control.pem"), file("control.key"));
     let address = stack.sql("SELECT address FROM hosts")?;
     let host = fs::read_to_string(stack.state_dir.join("host-id"))?.trim().parse().context("no host id")?;
     Ok(Agents::new(&tls)?.at(host, &address))

@@ -21,7 +21,7 @@ pub(crate) async fn driver(config: &Config, layout: &Layout) -> Result<DriverInU
         return Err("only root can ask the agent".to_owned());
     }
     let asked = async {
-        let agents = Agents::new(&AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key })?;
+        let agents = Agents::new(&AgentTls::new(tls.ca, tls.cert, tls.key))?;
         agents.driver_of(host_id::load(layout)?, config.agent().listen).await
     };
     asked.await.map_err(|error: anyhow::Error| format!("the agent does not answer: {error:#}"))

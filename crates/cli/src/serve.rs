@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
-use wrenn_control::{Admin, Server};
+use wrenn_control::{Admin, AgentTls, Server};
 
 use crate::{config::Config, host_id, layout::Layout, logging, pki, signals::Stop};
 
@@ -61,12 +61,9 @@ fn server_config(config: &Config) -> wrenn_control::Config {
     if settings.channels.key_file.is_none() && key.exists() {
         settings.channels.key_file = Some(key);
     }
-    wrenn_control::Config {
-        settings,
-        database_url: database_url(config),
-        redis_url: machine.redis_url.unwrap_or_else(|| layout.redis_url()),
-        agent_tls: wrenn_control::AgentTls { ca: tls.ca, cert: tls.cert, key: tls.key },
-    }
+    let redis_url = machine.redis_url.unwrap_or_else(|| layout.redis_url());
+    let agent_tls = AgentTls::new(tls.ca, tls.cert, tls.key);
+    wrenn_control::Config::new(settings, database_url(config), redis_url, agent_tls)
 }
 
 /// Configuration of the agent.

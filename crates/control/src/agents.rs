@@ -42,6 +42,7 @@ use crate::{
 
 /// VMM driver of an agent.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DriverInUse {
     /// Name and accelerator.
     pub name: String,

@@ -9,6 +9,7 @@ use crate::networks::Networks;
 
 /// PEM files of the control plane's mutual TLS with the agents.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct AgentTls {
     /// The private CA, which is the only one that both sides trust.
     pub ca: PathBuf,
@@ -18,9 +19,17 @@ pub struct AgentTls {
     pub key: PathBuf,
 }
 
+impl AgentTls {
+    /// Creates it from the paths of the CA, of the certificate, and of its private key.
+    pub const fn new(ca: PathBuf, cert: PathBuf, key: PathBuf) -> Self {
+        Self { ca, cert, key }
+    }
+}
+
 settings! {
     /// What can be configured of a server: the keys `server.*`.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct Settings {
         /// Address of the API. It speaks plain HTTP: on any address but a loopback one, put a reverse proxy with TLS
         /// before it.
@@ -45,6 +54,7 @@ settings! {
 settings! {
     /// Proxy to the ports of sandboxes.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct ProxySettings {
         /// Address of the proxy to the ports of sandboxes. It speaks plain HTTP unless it has a certificate.
         pub listen: SocketAddr = address("server.proxy_listen").or(SocketAddr::from(([127, 0, 0, 1], 9727))),
@@ -97,6 +107,7 @@ impl ProxySettings {
 settings! {
     /// Builds of templates.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct BuildSettings {
         /// Number of builds that the server works on at a time; with 0 it leaves them to other servers.
         pub workers: usize = number("server.build_workers", 0..=16).or(2),
@@ -118,6 +129,7 @@ settings! {
 settings! {
     /// Templates on several hosts.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct TemplateSettings {
         /// Store of the templates that teams build, so that they do not depend on one host: `file:///DIRECTORY`, a directory that all
         /// servers share, or `s3://BUCKET/PREFIX`. It has the memory and the access tokens of snapshots: let nobody else read it.
@@ -145,6 +157,7 @@ settings! {
 settings! {
     /// Channels, to which events are delivered.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct ChannelSettings {
         /// File with the keys that encrypt the configurations of channels: a number and 64 hexadecimal digits on each line. The first one
         /// encrypts, all decrypt. All servers of a fleet have the same.
@@ -172,6 +185,7 @@ pub enum SmtpTls {
 settings! {
     /// Mail to users.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct MailSettings {
         /// URL at which users reach Wrenn, such as `https://wrenn.example.com`: links in mails lead there.
         pub public_url: Option<String> = text("server.public_url").or_none("none; mail needs one"),
@@ -200,6 +214,7 @@ settings! {
 settings! {
     /// Sign-in by accounts at providers.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct OAuthSettings {
         /// Client id of an OAuth app at GitHub, whose callback is `/auth/oauth/github/callback` under `server.public_url`. With it users
         /// sign up and sign in by their accounts at GitHub.
@@ -225,6 +240,7 @@ impl BuildSettings {
 settings! {
     /// Limits on requests.
     #[derive(Debug, Clone)]
+    #[non_exhaustive]
     pub struct Limits {
         /// Maximum number of concurrent requests; others get 429. Teams share them, as all other numbers of requests at a time, fairly:
         /// one team alone gets half, two get a third each, and some are always left for the next team.
@@ -303,6 +319,7 @@ settings! {
 
 /// The configuration of a server.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// What can be configured by keys.
     pub settings: Settings,
@@ -312,4 +329,16 @@ pub struct Config {
     pub redis_url: String,
     /// TLS files for the agents.
     pub agent_tls: AgentTls,
+}
+
+impl Config {
+    /// Creates the configuration of a server from its settings, the URLs of PostgreSQL and Redis, and the TLS files for the agents.
+    pub const fn new(
+        settings: Settings,
+        database_url: String,
+        redis_url: String,
+        agent_tls: AgentTls,
+    ) -> Self {
+        Self { settings, database_url, redis_url, agent_tls }
+    }
 }

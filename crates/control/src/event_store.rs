@@ -58,6 +58,7 @@ impl Display for EventId {
 
 /// Where a reader begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Start {
     /// With new events.
     #[default]

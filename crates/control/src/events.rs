@@ -16,6 +16,7 @@ pub use crate::event_store::{EventId, Start};
 
 /// Which events a subscriber gets. `resync` it gets in any case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EventFilter {
     /// Only events of this sandbox.
     pub sandbox: Option<SandboxId>,

@@ -5,6 +5,9 @@
 //! events; the agents run the sandboxes. Another program can build its own server with [`Server::builder`] and
 //! an [`Extension`].
 
+// Other programs are built with what is public here: it can grow without breaking them, and they can name all of it.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, unnameable_types)]
+
 mod access;
 mod accounts;
 mod admin;
@@ -71,7 +74,7 @@ mod upload;
 mod usage;
 mod workers;
 
-pub use access::{Access, Changed};
+pub use access::Access;
 pub use accounts::{Accounts, Device, Entry};
 pub use admin::{Admin, SignInLink, describe_database};
 pub use audit::{Audit, Export, Recorded};

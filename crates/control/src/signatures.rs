@@ -28,6 +28,7 @@ const DIGITS: usize = 64;
 
 /// What a URL is signed for.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Subject {
     /// What it allows.
     pub operation: FileOperation,
@@ -43,6 +44,7 @@ pub struct Subject {
 
 /// A signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Signature {
     /// Number of the key.
     pub key: i32,

@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// What changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Changed {
+pub(crate) enum Changed {
     /// An API key: its scopes, its expiry, or that it was revoked.
     Key(ApiKeyId),
     /// A session: its team, or that it ended.
@@ -84,7 +84,7 @@ impl FromStr for Changed {
 impl Access {
     /// Forgets here and on all other servers what is cached of whom a change concerns, and lets their streams check themselves.
     /// To be called after the change was committed.
-    pub async fn forget(&self, changed: Changed) {
+    pub(crate) async fn forget(&self, changed: Changed) {
         self.apply(Some(changed));
         let told = timeout(TELL, self.store.publish(CHANNEL, &changed.to_string())).await;
         match told {

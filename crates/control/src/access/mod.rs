@@ -19,8 +19,7 @@ use tokio::{
 };
 use wrenn_api::{ApiKeyId, ErrorCode, SessionId, TeamId};
 
-pub use changes::Changed;
-pub(crate) use changes::follow;
+pub(crate) use changes::{Changed, follow};
 pub(crate) use roles::permissions as permissions_of;
 pub(crate) use sessions::{NewSession, Opened, SessionKind, is_csrf_token};
 

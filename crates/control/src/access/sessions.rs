@@ -124,7 +124,7 @@ impl Access {
     }
 
     /// Lets the caller's session act for another of the user's teams. Its token or cookie stays the same.
-    pub async fn switch_team(&self, caller: &Caller, team: TeamId) -> Result<Caller, Fault> {
+    pub(crate) async fn switch_team(&self, caller: &Caller, team: TeamId) -> Result<Caller, Fault> {
         caller.require(crate::caller::Permission::AccountSelf)?;
         let switched = self.in_team(caller, team).await?;
         if let Some(session) = caller.session() {

@@ -29,6 +29,7 @@ use crate::{
 
 /// What somebody signs in with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Device {
     /// Address of the client, if it is known.
     pub address: Option<IpAddr>,
@@ -38,6 +39,7 @@ pub struct Device {
 
 /// A sign-in: what its user gets, and the value of the cookie, if the session is kept in one.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Entry {
     /// The user and the session.
     pub signed_in: SignedIn,

@@ -19,6 +19,7 @@ const CHUNK: u32 = 500;
 
 /// A page of the audit log.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Recorded {
     /// The records, newest first.
     pub records: Vec<AuditRecord>,

@@ -34,6 +34,7 @@ pub struct Platform {
 
 /// Which sandboxes a list has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SandboxFilter {
     /// Only those of this team.
     pub team: Option<TeamId>,

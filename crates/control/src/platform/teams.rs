@@ -18,6 +18,7 @@ use crate::{
 
 /// Part of a list of teams.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedTeams {
     /// The teams.
     pub teams: Vec<AdminTeam>,

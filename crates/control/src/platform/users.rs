@@ -21,6 +21,7 @@ use crate::{
 
 /// Which users a list has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct UserFilter {
     /// Only those of this state.
     pub status: Option<UserStatus>,
@@ -30,6 +31,7 @@ pub struct UserFilter {
 
 /// Part of a list of users.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedUsers {
     /// The users.
     pub users: Vec<AdminUser>,

@@ -40,6 +40,7 @@ pub struct Attached {
 
 /// Where the output of a process is read from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum From {
     /// From the beginning, as far as it is kept.
     #[default]
@@ -55,6 +56,7 @@ pub enum From {
 #[non_exhaustive]
 pub enum ProcessEvent {
     /// It runs. This is the first event.
+    #[non_exhaustive]
     Started {
         /// Its process id.
         pid: u32,

@@ -36,6 +36,7 @@ const SETTLE: Duration = Duration::from_secs(600);
 
 /// Conditions under which a file is read, and which part of it: fields of HTTP (RFC 9110); empty if the client sent none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Conditions {
     /// The part.
     pub range: String,
@@ -49,6 +50,7 @@ pub struct Conditions {
 
 /// What is sent of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Sent {
     /// All of it.
     Whole,
@@ -61,6 +63,7 @@ pub enum Sent {
 }
 
 /// Content of a file or an archive that is read.
+#[non_exhaustive]
 pub struct Download {
     /// What is sent of it.
     pub sent: Sent,
@@ -137,6 +140,7 @@ impl Destination {
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Written {
     /// Number of bytes.
     pub size: u64,

@@ -45,7 +45,6 @@ use crate::{
     db::{self, sandboxes::Filter},
     error::Fault,
     idempotency::Idempotency,
-    signatures::{Signature, Subject},
     state::App,
 };
 
@@ -62,6 +61,8 @@ pub use processes::Selector;
 pub use rights::{OfUser, Rights};
 pub use watch::FileChanges;
 
+pub use crate::signatures::{Signature, Subject};
+
 /// Sandboxes of teams.
 #[derive(Clone)]
 pub struct Sandboxes {
@@ -70,6 +71,7 @@ pub struct Sandboxes {
 
 /// Part of a list of sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Page {
     /// Maximum number of sandboxes, at most [`Page::MAX`].
     pub limit: u32,
@@ -98,6 +100,7 @@ impl Default for Page {
 
 /// Sandboxes of a page, newest first.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Listed {
     /// The sandboxes.
     pub sandboxes: Vec<Sandbox>,

@@ -31,7 +31,7 @@ impl FilePath {
     }
 
     /// Returns the fault of a path that is too long or no path at all.
-    pub fn wrong_length() -> Fault {
+    pub(crate) fn wrong_length() -> Fault {
         wrong_length("path")
     }
 }

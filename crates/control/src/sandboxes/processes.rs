@@ -16,6 +16,7 @@ use crate::{
 
 /// A process of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Selector {
     /// The one with this process id.
     Pid(u32),

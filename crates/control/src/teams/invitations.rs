@@ -31,6 +31,7 @@ const MEMBERS_MAX: i64 = 1000;
 
 /// Part of a list of a team's invitations.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedInvitations {
     /// The invitations.
     pub invitations: Vec<Invitation>,
@@ -40,6 +41,7 @@ pub struct ListedInvitations {
 
 /// Part of a list of a user's invitations.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedMine {
     /// The invitations.
     pub invitations: Vec<MyInvitation>,

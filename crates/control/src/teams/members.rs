@@ -23,6 +23,7 @@ const NAMED: usize = 10;
 
 /// Part of a list of members.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedMembers {
     /// The members.
     pub members: Vec<TeamMember>,

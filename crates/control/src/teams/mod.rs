@@ -42,6 +42,7 @@ pub struct Teams {
 
 /// Part of a list of teams.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ListedTeams {
     /// The teams.
     pub teams: Vec<Team>,

@@ -22,7 +22,7 @@ pub(crate) fn certificates(dir: &Path) -> Result<(AgentTls, ServerConfig), Box<d
     };
     let (agent, agent_key) = leaf(vec!["agent.wrenn".into()])?;
     let (control, control_key) = leaf(Vec::new())?;
-    let files = AgentTls { ca: dir.join("ca"), cert: dir.join("cert"), key: dir.join("key") };
+    let files = AgentTls::new(dir.join("ca"), dir.join("cert"), dir.join("key"));
     std::fs::write(&files.ca, ca.pem())?;
     std::fs::write(&files.cert, control.pem())?;
     std::fs::write(&files.key, control_key.serialize_pem())?;

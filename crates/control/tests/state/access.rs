@@ -191,7 +191,8 @@ pub(crate) async fn a_cookie_needs_its_token(stores: &Arc<Stores>, name: &str) -
 
 /// Who is taken out of a team, or shut out, sees nothing of it any more, and open streams end.
 pub(crate) async fn a_membership_that_ends_ends_its_streams(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { key_check: Duration::from_millis(100), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.key_check = Duration::from_millis(100);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let link = Admin::new(&stores.database_url(name))?.create_user("ada@wrenn.test", "Ada", true).await?;
     let nobody = fixture.api.with_key("");

@@ -22,13 +22,11 @@ async fn with_mail(stores: &Arc<Stores>, name: &str, mail: &MailServer) -> Resul
 
 /// Starts another server, which sends mail to this one, and returns a client of it without a key.
 pub(crate) async fn serve_with_mail(fixture: &mut Fixture, mail: &MailServer) -> Result<Api> {
-    fixture.mail = MailSettings {
-        host: Some("127.0.0.1".into()),
-        port: mail.port(),
-        tls: SmtpTls::None,
-        public_url: Some("https://wrenn.example.com".into()),
-        ..MailSettings::default()
-    };
+    fixture.mail = MailSettings::default();
+    fixture.mail.host = Some("127.0.0.1".into());
+    fixture.mail.port = mail.port();
+    fixture.mail.tls = SmtpTls::None;
+    fixture.mail.public_url = Some("https://wrenn.example.com".into());
     Ok(fixture.serve().await?.with_key(""))
 }
 

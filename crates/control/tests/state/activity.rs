@@ -28,7 +28,9 @@ const ROW: &str = "tuple|transactionid";
 
 /// Time limits that a wait for the lock does not reach.
 fn patient() -> Limits {
-    Limits { database: Duration::from_secs(60), ..Limits::default() }
+    let mut limits = Limits::default();
+    limits.database = Duration::from_secs(60);
+    limits
 }
 
 /// Lock on the rows of all sandboxes.

@@ -35,6 +35,13 @@ use crate::{
 const KEY: &str = "wrenn-templates";
 const SECRET: &str = "correct-horse-battery-staple-1147";
 
+/// Settings of templates whose store is a directory.
+fn stored_in(dir: &Path) -> TemplateSettings {
+    let mut settings = TemplateSettings::default();
+    settings.store = Some(format!("file://{}", dir.display()));
+    settings
+}
+
 /// Starts a server with two hosts.
 async fn start(stores: &Arc<Stores>, name: &str, templates: TemplateSettings) -> Result<Fixture> {
     let settings = (BuildSettings::default(), templates);
@@ -252,8 +259,7 @@ async fn nothing_is_left(fixture: &Fixture, root: &Path) -> Result<()> {
 /// What is damaged in the store is refused, taken from its host instead, and written anew.
 pub(crate) async fn a_directory_keeps_templates(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let store = Some(format!("file://{}", dir.path().display()));
-    let fixture = start(stores, name, TemplateSettings { store, ..TemplateSettings::default() }).await?;
+    let fixture = start(stores, name, stored_in(dir.path())).await?;
     let root = dir.path().join("images");
     let image = from_the_store(&fixture, &root).await?;
     let (first, second) = both(&fixture);
@@ -315,13 +321,11 @@ pub(crate) async fn a_bucket_keeps_templates(stores: &Arc<Stores>, name: &str) -
     let of_secret = tempfile::tempdir()?;
     let secret = of_secret.path().join("secret");
     std::fs::write(&secret, format!("{SECRET}\n"))?;
-    let settings = TemplateSettings {
-        store: Some("s3://bucket/fleet".to_owned()),
-        store_endpoint: Some(format!("http://{address}")),
-        store_access_key: Some(KEY.to_owned()),
-        store_secret_file: Some(secret),
-        ..TemplateSettings::default()
-    };
+    let mut settings = TemplateSettings::default();
+    settings.store = Some("s3://bucket/fleet".to_owned());
+    settings.store_endpoint = Some(format!("http://{address}"));
+    settings.store_access_key = Some(KEY.to_owned());
+    settings.store_secret_file = Some(secret);
     let fixture = start(stores, name, settings).await?;
     let root = dir.path().join("bucket/fleet/images");
     from_the_store(&fixture, &root).await?;
@@ -332,7 +336,8 @@ pub(crate) async fn a_bucket_keeps_templates(stores: &Arc<Stores>, name: &str) -
 
 /// Copies that nobody has used are removed, but not the only ones that can be had.
 pub(crate) async fn copies_that_nobody_uses_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let settings = TemplateSettings { cache_mb: 1, ..TemplateSettings::default() };
+    let mut settings = TemplateSettings::default();
+    settings.cache_mb = 1;
     let fixture = start(stores, name, settings).await?;
     let (first, second) = both(&fixture);
     let old = add_image(&fixture, ("old", 1), &["latest"]).await?;
@@ -379,8 +384,7 @@ async fn leave(State(services): State<Services>, caller: Caller) -> Result<Json<
 
 pub(crate) async fn all_of_a_team_is_deleted(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let store = Some(format!("file://{}", dir.path().display()));
-    let mut fixture = start(stores, name, TemplateSettings { store, ..TemplateSettings::default() }).await?;
+    let mut fixture = start(stores, name, stored_in(dir.path())).await?;
     let api = fixture.serve_with(|builder| builder.with_extension(Leaving)).await?;
     let (first, second) = both(&fixture);
     let image = add_image(&fixture, ("web", 1), &["latest"]).await?;

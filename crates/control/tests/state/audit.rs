@@ -138,7 +138,8 @@ pub(crate) async fn pages_skip_no_record_that_comes_late(stores: &Arc<Stores>, n
 
 /// Old records go, also when nobody reads the log.
 pub(crate) async fn old_audit_records_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { audit_keep_days: 3, ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.audit_keep_days = 3;
     let mut fixture = Fixture::start(stores, name, 1, limits).await?;
     fixture
         .sql(

@@ -55,7 +55,8 @@ pub(crate) async fn output_beyond_the_bounds_is_not_kept(stores: &Arc<Stores>, n
 
 /// A command that the guest does not end, and a check that never answers, end their builds all the same.
 pub(crate) async fn what_never_ends_is_given_up(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let settings = BuildSettings { start: START, ..BuildSettings::default() };
+    let mut settings = BuildSettings::default();
+    settings.start = START;
     let fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
     let agent = fixture.agent();
     agent.obey("", Does::end(0));
@@ -79,7 +80,8 @@ pub(crate) async fn what_never_ends_is_given_up(stores: &Arc<Stores>, name: &str
 
 /// Of a command that writes nothing the log says, each time after a longer silence, that it runs.
 pub(crate) async fn a_silent_command_is_said_to_run(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let settings = BuildSettings { silence: SILENCE, ..BuildSettings::default() };
+    let mut settings = BuildSettings::default();
+    settings.silence = SILENCE;
     let fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
     let agent = fixture.agent();
     agent.obey("", Does::end(0));

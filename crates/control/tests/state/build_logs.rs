@@ -35,7 +35,8 @@ async fn text(log: &mut Events) -> Result<String> {
 
 /// A log comes as far as it is, goes on while the build runs, is resumed anywhere, and ends with the build.
 pub(crate) async fn a_log_is_followed_to_its_end(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { key_check: Duration::from_millis(100), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.key_check = Duration::from_millis(100);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let build = BuildId::new();
     let (id, path) = (build.uuid(), format!("/v1/templates/builds/{build}/logs"));

@@ -18,7 +18,9 @@ use crate::{
 
 /// A short lease, so that workers learn soon that they have lost theirs.
 pub(crate) fn short() -> Limits {
-    Limits { lease: Duration::from_secs(1), ..Limits::default() }
+    let mut limits = Limits::default();
+    limits.lease = Duration::from_secs(1);
+    limits
 }
 
 /// Waits until the first host runs this command.

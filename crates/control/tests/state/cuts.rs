@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use tower::ServiceExt as _;
 use uuid::Uuid;
 use wrenn_api::{TeamId, UserId};
-use wrenn_control::{HttpService, Limits, MailSettings, SmtpTls};
+use wrenn_control::{HttpService, Limits, SmtpTls};
 use wrenn_testkit::short_or_long;
 
 use crate::{
@@ -73,12 +73,9 @@ impl Cut {
     async fn start(stores: &Arc<Stores>, name: &str) -> Result<Self> {
         let mut fixture = Fixture::start(stores, name, 0, Limits::default()).await?;
         // No mail is sent, because no worker runs.
-        fixture.mail = MailSettings {
-            public_url: Some("http://wrenn.test".to_owned()),
-            host: Some("127.0.0.1".to_owned()),
-            tls: SmtpTls::None,
-            ..MailSettings::default()
-        };
+        fixture.mail.public_url = Some("http://wrenn.test".to_owned());
+        fixture.mail.host = Some("127.0.0.1".to_owned());
+        fixture.mail.tls = SmtpTls::None;
         let cutter = Cutter::start(stores.postgres_socket()).await?;
         let (builder, _) = fixture.builder_at(cutter.url(name))?;
         let service = builder.build().await?.router();

@@ -57,7 +57,8 @@ pub(crate) async fn a_statement_that_waits_is_ended_and_probes_are_answered_mean
     stores: &Arc<Stores>,
     name: &str,
 ) -> Result<()> {
-    let limits = Limits { database: Duration::from_secs(4), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.database = Duration::from_secs(4);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let mut connection = stores.connect(name).await?;
     let mut lock = sqlx::Connection::begin(&mut connection).await?;

@@ -134,7 +134,8 @@ pub(crate) async fn what_was_kept_for_long_enough_goes_for_that(
     stores: &Arc<Stores>,
     name: &str,
 ) -> Result<()> {
-    let limits = Limits { record_retention: Duration::from_millis(10), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.record_retention = Duration::from_millis(10);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let mut events = Events::open(&fixture.api, None).await?;
     fixture.agent().now().create_fails.push((ErrorCode::AgentError, Of::OF_TEMPLATE));

@@ -18,8 +18,8 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use wrenn_api::SandboxId;
 use wrenn_control::{
-    Admin, BuildSettings, ChannelSettings, Config, Limits, MailSettings, OAuthSettings, ProxySettings,
-    Server, ServerBuilder, Settings, TemplateSettings,
+    Admin, BuildSettings, Config, Limits, MailSettings, OAuthSettings, ProxySettings, Server, ServerBuilder,
+    Settings, TemplateSettings,
 };
 use wrenn_rpc::host::v1::SandboxState;
 use wrenn_testkit::{Api, Reply, wait_until};
@@ -141,27 +141,19 @@ impl Fixture {
     /// Returns the builder of a server that reaches the database at this URL, and the address of the server.
     pub(crate) fn builder_at(&self, database_url: String) -> Result<(ServerBuilder, SocketAddr)> {
         let (listen, proxy) = free_addresses()?;
-        let proxy = ProxySettings { listen: proxy, ..self.proxy.clone() };
-        let contexts = Some(self.dir.path().join("contexts"));
-        let (key_file, allow) = (Some(channel_key(self.dir.path())), Some("127.0.0.0/8".to_owned()));
-        let channels = ChannelSettings { key_file, allow, ..ChannelSettings::default() };
-        let builds = BuildSettings { context_dir: contexts, ..self.builds.clone() };
-        let templates = self.templates.clone();
-        let config = Config {
-            settings: Settings {
-                listen,
-                limits: self.limits.clone(),
-                proxy,
-                builds,
-                templates,
-                channels,
-                mail: self.mail.clone(),
-                oauth: self.oauth.clone(),
-            },
-            database_url,
-            redis_url: self.stores.redis_url(),
-            agent_tls: self.tls.clone(),
-        };
+        let mut settings = Settings::default();
+        settings.listen = listen;
+        settings.limits = self.limits.clone();
+        settings.proxy = self.proxy.clone();
+        settings.proxy.listen = proxy;
+        settings.builds = self.builds.clone();
+        settings.builds.context_dir = Some(self.dir.path().join("contexts"));
+        settings.templates = self.templates.clone();
+        settings.mail = self.mail.clone();
+        settings.channels.key_file = Some(channel_key(self.dir.path()));
+        settings.channels.allow = Some("127.0.0.0/8".to_owned());
+        settings.oauth = self.oauth.clone();
+        let config = Config::new(settings, database_url, self.stores.redis_url(), self.tls.clone());
         Ok((Server::builder(config), listen))
     }
 

@@ -14,7 +14,9 @@ use crate::{
 };
 
 fn impatient() -> Limits {
-    Limits { stray_grace: Duration::from_millis(1), ..Limits::default() }
+    let mut limits = Limits::default();
+    limits.stray_grace = Duration::from_millis(1);
+    limits
 }
 
 /// A missing row, as after a restore of the database, does not destroy the microVM at once.

@@ -36,7 +36,8 @@ pub(crate) async fn a_host_that_hangs_delays_no_other(stores: &Arc<Stores>, name
 
 /// A host whose destroys hang: its rounds continue, and the number of concurrent calls is limited.
 pub(crate) async fn removals_delay_no_round(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { stray_grace: std::time::Duration::from_millis(1), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.stray_grace = std::time::Duration::from_millis(1);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let agent = fixture.agent();
     agent.destroy_gate.forget_permits(usize::MAX);

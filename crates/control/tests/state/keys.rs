@@ -22,7 +22,8 @@ use crate::{
 
 /// Event streams and commands of a revoked key are ended; those of another key of the team go on.
 pub(crate) async fn a_revoked_key_ends_its_streams(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { key_check: Duration::from_millis(100), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.key_check = Duration::from_millis(100);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let id = fixture.create().await?;
     let database = stores.database_url(name);

@@ -147,8 +147,9 @@ pub(crate) async fn a_pause_of_the_host_keeps_them(stores: &Arc<Stores>, name: &
 
 /// Points are removed when they are older than the days for which they are kept, whatever became of their sandbox.
 pub(crate) async fn old_points_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits =
-        Limits { record_retention: Duration::from_millis(10), metrics_keep_days: 3, ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.record_retention = Duration::from_millis(10);
+    limits.metrics_keep_days = 3;
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     fixture
         .sql(

@@ -10,7 +10,7 @@ use reqwest::{
     redirect::Policy,
 };
 use serde_json::{Value, json};
-use wrenn_control::{Limits, OAuthSettings};
+use wrenn_control::Limits;
 use wrenn_testkit::Reply;
 
 use crate::{
@@ -40,12 +40,10 @@ impl Site {
         log_scan::look_for(CLIENT_SECRET);
         fs::write(&file, format!("{CLIENT_SECRET}\n"))?;
         fixture.mail.public_url = Some(PUBLIC_URL.to_owned());
-        fixture.oauth = OAuthSettings {
-            github_client_id: Some(CLIENT_ID.to_owned()),
-            github_client_secret_file: Some(file),
-            github_url: github.url.clone(),
-            github_api_url: format!("{}/api", github.url),
-        };
+        fixture.oauth.github_client_id = Some(CLIENT_ID.to_owned());
+        fixture.oauth.github_client_secret_file = Some(file);
+        fixture.oauth.github_url.clone_from(&github.url);
+        fixture.oauth.github_api_url = format!("{}/api", github.url);
         let url = fixture.serve().await?.url().to_owned();
         Ok(Self { fixture, github, url, _dir: dir })
     }

@@ -81,7 +81,8 @@ pub(crate) async fn a_create_that_fails_uses_none_up(stores: &Arc<Stores>, name:
 
 /// Each quota has its refusal, and a lower one takes nothing away.
 pub(crate) async fn each_quota_is_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { disk_per_team_mb: 10_240, ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.disk_per_team_mb = 10_240;
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let id = fixture.create().await?;
     let create = ("/v1/sandboxes".to_owned(), json!({"vcpus": 1, "memory_mb": 256}));

@@ -17,7 +17,8 @@ use crate::{
 
 /// Records of stopped and failed sandboxes are deleted, except for that of a current idempotency key.
 pub(crate) async fn old_records_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { record_retention: Duration::from_millis(10), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.record_retention = Duration::from_millis(10);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let deleted = fixture.create().await?;
     fixture.api.remove(&deleted).await?;

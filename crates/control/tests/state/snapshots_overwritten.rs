@@ -193,7 +193,8 @@ pub(crate) async fn of_many_that_take_a_name_one_has_it(stores: &Arc<Stores>, na
 /// A team that has as many snapshots as it may can overwrite one of them. Without a name there is none to overwrite. Other values
 /// are refused, and `false` overwrites nothing.
 pub(crate) async fn overwriting_needs_no_more_room(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { snapshots_per_team: 2, ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.snapshots_per_team = 2;
     let (fixture, body, old) = start(stores, name, limits).await?;
     for query in ["overwrite=yes", "overwrite=", "overwrite=true&overwrite=true", "over=true"] {
         let reply = fixture.ask_of(&fixture.api, &format!("{PATH}?{query}"), "wrong", &body).await?;

@@ -96,7 +96,8 @@ pub(crate) async fn an_upload_is_listed_run_built_on_and_deleted(
 
 /// What is refused leaves nothing, neither here nor on a host.
 pub(crate) async fn an_upload_that_cannot_be_is_refused(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let limits = Limits { image_upload_mb: 1, ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.image_upload_mb = 1;
     let fixture = builds::start(stores, name, 2, limits).await?;
     unauthorized::team(&fixture, "wrn_stranger", "NULL", "NULL").await?;
     for (query, archive, status, code) in [
