@@ -118,7 +118,7 @@ pub struct SignedIn {
 #[schema(example = json!({"team_id": "team03halx8fdhw2fu3txwbd0kdw0"}))]
 #[serde(deny_unknown_fields)]
 pub struct SwitchTeam {
-    /// A team that the user is in.
+    /// A team that the user is in; for administrators of the platform also `team0000000000000000000000000`, which is the platform's.
     #[schema(value_type = String, pattern = "^team[0-9a-e][0-9a-z]{24}$")]
     pub team_id: TeamId,
 }
@@ -146,7 +146,7 @@ pub struct Me {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, nullable = false, pattern = "^team[0-9a-e][0-9a-z]{24}$")]
     pub team_id: Option<TeamId>,
-    /// Role in that team.
+    /// Role in that team; absent for a user who is in no team or acts for the platform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub role: Option<TeamRole>,

@@ -162,7 +162,8 @@ typed_id!(
 );
 
 impl TeamId {
-    /// The team that the platform's templates belong to. Nobody has a key of it.
+    /// The team that the platform's sandboxes and templates belong to. Nobody is in it or has a key of it: who administers the
+    /// platform acts for it.
     pub const PLATFORM: Self = Self(Uuid::nil());
     /// The team of a user who is in no team. No team has this id, and nobody has a permission in it.
     pub const NONE: Self = Self(Uuid::max());

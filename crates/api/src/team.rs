@@ -51,7 +51,7 @@ pub struct Team {
     pub is_byoc: bool,
     /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// Role of the caller in it; absent for an API key.
+    /// Role of the caller in it; absent for an API key, and in the platform's team, which has no members.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub role: Option<TeamRole>,

@@ -6,7 +6,7 @@ mod table;
 
 use anyhow::Result;
 use serde_json::json;
-use wrenn_api::{AcceptInvitation, GivenRole, InvitationId, MadeKeys, QuotaName, TeamQuotas};
+use wrenn_api::{AcceptInvitation, GivenRole, InvitationId, MadeKeys, QuotaName, TeamId, TeamQuotas};
 use wrenn_client::Client;
 
 pub(crate) use self::find::of_caller;
@@ -21,7 +21,8 @@ pub(crate) const EXAMPLES: &str = "\
 Examples:
   wrenn team invite grace@example.com --role admin
   wrenn team remove grace@example.com --keys revoke
-  wrenn team use \"Analytical Engines\"";
+  wrenn team use \"Analytical Engines\"
+  wrenn team use --platform";
 
 /// Which team a command is about.
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,11 @@ pub(crate) enum Command {
     #[command(visible_alias = "switch")]
     Use {
         /// The team: its id, its slug or its name
-        team: String,
+        #[arg(required_unless_present = "platform")]
+        team: Option<String>,
+        /// Act for the platform, as its administrators may
+        #[arg(long, conflicts_with = "team")]
+        platform: bool,
     },
     /// Give a team another name
     Rename {
@@ -168,8 +173,12 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
             let team = client.create_team(name).await?;
             format.print(&team, || team.id.to_string())?;
         }
-        Command::Use { team } => {
-            let team = find::team(client, team).await?;
+        Command::Use { platform: true, .. } => {
+            let me = client.switch_team(TeamId::PLATFORM).await?;
+            format.print(&me, || "you act for the platform: `wrenn team use TEAM` goes back".to_owned())?;
+        }
+        Command::Use { team, .. } => {
+            let team = find::team(client, team.as_deref().unwrap_or_default()).await?;
             let me = client.switch_team(team.id).await?;
             format.print(&me, || format!("you act for {} ({})", team.name.escape_debug(), team.id))?;
         }
@@ -316,7 +325,7 @@ fn with_limits(present: TeamQuotas, limits: &[(QuotaName, Option<u32>)]) -> Resu
 
 impl OfTeam {
     /// Id of the team.
-    async fn id(&self, client: &Client) -> Result<wrenn_api::TeamId> {
+    async fn id(&self, client: &Client) -> Result<TeamId> {
         match &self.of_team {
             Some(team) => find::team(client, team).await.map(|team| team.id),
             None => of_caller(client).await,

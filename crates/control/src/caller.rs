@@ -81,7 +81,9 @@ impl Caller {
     /// Returns the same caller acting for the platform, whose templates all teams can use. Fails if it is no administrator.
     pub fn for_platform(&self) -> Result<Self, Fault> {
         self.require(Permission::PlatformAdmin)?;
-        let permissions = Permissions::OF_TEAM.and(Permission::PlatformAdmin);
+        let may = Permissions::OF_PLATFORM.and(Permission::PlatformAdmin);
+        let is_user = self.has(Permission::AccountSelf);
+        let permissions = if is_user { may.and(Permission::AccountSelf) } else { may };
         Ok(Self { team: TeamId::PLATFORM, permissions, ..*self })
     }
 
@@ -102,6 +104,12 @@ impl Caller {
             }
             _ if self.team == TeamId::NONE && permission != Permission::PlatformAdmin => {
                 "you are in no team: accept an invitation, create a team, or switch to one of yours".to_owned()
+            }
+            _ if self.team == TeamId::PLATFORM && Permissions::NOT_OF_PLATFORM.contains(permission) => {
+                format!(
+                    "this needs the permission {permission}, which nobody has for the platform: its team has no members, API \
+                     keys and channels, and stays as it is; switch to another team for that"
+                )
             }
             _ => format!("this needs the permission {permission}, which you do not have"),
         };
@@ -133,6 +141,16 @@ macro_rules! permissions {
             pub const ALL: Self = Self::NONE$(.and(Permission::$name))*;
             /// Every permission that is about what a team has.
             pub const OF_TEAM: Self = Self::ALL.without(Permission::PlatformAdmin).without(Permission::AccountSelf);
+            /// What nobody may do for the platform: keys and channels go on without who made them, who may administer the platform
+            /// no more, and its team has no members, name and end that somebody could change.
+            const NOT_OF_PLATFORM: Self = Self::NONE
+                .and(Permission::TeamUpdate)
+                .and(Permission::TeamDelete)
+                .and(Permission::MemberManage)
+                .and(Permission::KeyManage)
+                .and(Permission::ChannelManage);
+            /// What administrators of the platform may do with what the platform has.
+            pub const OF_PLATFORM: Self = Self::OF_TEAM.minus(Self::NOT_OF_PLATFORM);
         }
     };
 }
@@ -226,6 +244,12 @@ impl Permissions {
         Self(self.0 & !(1 << permission as u32))
     }
 
+    /// Returns the set without the permissions of another one.
+    #[must_use]
+    const fn minus(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Returns the permissions that both sets have.
     #[must_use]
     pub const fn both(self, other: Self) -> Self {
@@ -286,6 +310,34 @@ mod tests {
         let fault = of(Permissions::OF_TEAM).for_platform().expect_err("refused");
         assert_eq!(fault.code, ErrorCode::Forbidden);
         assert!(fault.message.contains("platform.admin"), "{}", fault.message);
+    }
+
+    #[test]
+    fn nobody_makes_keys_of_the_platform() {
+        let session = Principal::User { user: UserId::new(), session: SessionId::new() };
+        let admin =
+            Caller::new(session, TeamId::new(), Permissions::ALL).for_platform().expect("an administrator");
+        assert_eq!(admin.for_platform().ok(), Some(admin));
+        for may in [
+            Permission::AccountSelf,
+            Permission::PlatformAdmin,
+            Permission::SandboxExec,
+            Permission::AuditRead,
+        ] {
+            assert!(admin.require(may).is_ok(), "{may}");
+        }
+        for refused in [Permission::KeyManage, Permission::MemberManage, Permission::TeamDelete] {
+            let fault = admin.require(refused).expect_err("refused");
+            assert_eq!(fault.code, ErrorCode::Forbidden);
+            let expected = format!("{refused}, which nobody has for the platform");
+            assert!(fault.message.contains(&expected), "{}", fault.message);
+        }
+        let key = Caller::new(
+            Principal::Key(ApiKeyId::new()),
+            TeamId::new(),
+            Permissions::OF_TEAM.and(Permission::PlatformAdmin),
+        );
+        assert!(key.for_platform().is_ok_and(|key| !key.has(Permission::AccountSelf)));
     }
 
     #[test]

@@ -27,17 +27,22 @@ pub(crate) async fn check_name(app: &App, team: Uuid, name: &str) -> Result<(), 
 }
 
 /// Returns whether a name is one of the platform, which this team cannot take: hosts have a template of it, or the platform has
-/// built one. The team that had it before keeps it.
+/// built one or made a snapshot. The team that had it before keeps it.
 pub(crate) async fn is_of_platform(app: &App, team: Uuid, name: &str) -> Result<bool, Fault> {
     if hosts::has_template(&app.db, name).await? {
         return Ok(true);
     }
     let platform = TeamId::PLATFORM.uuid();
-    if team == platform || !templates::is_built(&app.db, platform, name).await? {
+    if team == platform || !has_template(app, platform, name).await? {
         return Ok(false);
     }
-    Ok(!templates::is_built(&app.db, team, name).await?
-        && snapshots::find(&app.db, team, name).await?.is_none())
+    Ok(!has_template(app, team, name).await?)
+}
+
+/// Returns whether a team has built a template of this name, or made a snapshot.
+pub(crate) async fn has_template(app: &App, team: Uuid, name: &str) -> Result<bool, Fault> {
+    Ok(templates::is_built(&app.db, team, name).await?
+        || snapshots::find(&app.db, team, name).await?.is_some())
 }
 
 /// Makes a name that of a template, in the transaction that inserts its build. Fails if a snapshot of the team has it.

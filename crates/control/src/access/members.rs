@@ -37,14 +37,17 @@ pub(super) fn caller_of_session(row: &Session) -> Caller {
     caller_in(row, row.team_id.map_or(TeamId::NONE, TeamId::from))
 }
 
-/// Returns the user of a session as the caller in a team; in none, if the user is not in it.
+/// Returns the user of a session as the caller in a team; in none, if the user is not in it. Nobody is in the platform's team: who
+/// administers the platform acts for it.
 pub(super) fn caller_in(row: &Session, team: TeamId) -> Caller {
-    let role = role(row.role.as_deref());
+    let is_platform = team == TeamId::PLATFORM;
+    let role = role(row.role.as_deref()).filter(|_| !is_platform);
     let team = role.map_or(TeamId::NONE, |_| team);
     let of_user = role.map_or(Permissions::NONE, permissions).and(Permission::AccountSelf);
     let may = if row.is_admin { of_user.and(Permission::PlatformAdmin) } else { of_user };
     let (user, session): (Uuid, Uuid) = (row.user_id, row.id);
-    Caller::new(Principal::User { user: user.into(), session: session.into() }, team, may)
+    let caller = Caller::new(Principal::User { user: user.into(), session: session.into() }, team, may);
+    if is_platform { caller.for_platform().unwrap_or(caller) } else { caller }
 }
 
 fn role(name: Option<&str>) -> Option<TeamRole> {
@@ -133,5 +136,26 @@ mod tests {
         let member = caller_of_session(&Session { role: Some("member".to_owned()), ..row });
         assert_eq!(member.permissions(), permissions(TeamRole::Member).and(Permission::AccountSelf));
         assert_eq!(member.team().uuid(), team);
+    }
+
+    #[test]
+    fn only_who_administers_the_platform_acts_for_it() {
+        let row = Session {
+            id: Uuid::now_v7(),
+            user_id: Uuid::now_v7(),
+            team_id: Some(TeamId::PLATFORM.uuid()),
+            is_admin: true,
+            role: None,
+            unnoted: false,
+        };
+        let admin = caller_of_session(&row);
+        assert_eq!(admin.team(), TeamId::PLATFORM);
+        let expected = Permissions::OF_PLATFORM.and(Permission::PlatformAdmin).and(Permission::AccountSelf);
+        assert_eq!(admin.permissions(), expected);
+        // Whatever the table of members has.
+        let member = Session { is_admin: false, role: Some("owner".to_owned()), ..row };
+        let member = caller_of_session(&member);
+        assert_eq!(member.team(), TeamId::NONE);
+        assert_eq!(member.permissions(), Permissions::NONE.and(Permission::AccountSelf));
     }
 }

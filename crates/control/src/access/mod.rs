@@ -98,16 +98,17 @@ impl Access {
     }
 
     /// Returns the caller acting for a team that a path names. Fails with `not_found` unless the user is a member of it, or the
-    /// key is the team's.
+    /// key is the team's. A user who administers the platform acts for its team so, and a key never does.
     pub async fn in_team(&self, caller: &Caller, team: TeamId) -> Result<Caller, Fault> {
         let unknown = || {
             Fault::new(ErrorCode::NotFound, format!("there is no team {team}, or you are not a member of it"))
         };
-        if [TeamId::PLATFORM, TeamId::NONE].contains(&team) {
+        if team == TeamId::NONE {
             return Err(unknown());
         }
         if caller.team() == team {
-            return Ok(*caller);
+            // Whom an extension lets act for the platform does no more with its team than its administrators.
+            return if team == TeamId::PLATFORM { caller.for_platform() } else { Ok(*caller) };
         }
         let Principal::User { session, .. } = caller.principal() else { return Err(unknown()) };
         let found = rows::in_team(&self.db, session.uuid(), team.uuid()).await?;
@@ -175,11 +176,10 @@ impl Access {
                 None => None,
             },
             Principal::User { session, .. } => {
-                let team = if caller.team() == TeamId::PLATFORM { TeamId::NONE } else { caller.team() };
-                match rows::in_team(&self.db, session.uuid(), team.uuid()).await? {
+                match rows::in_team(&self.db, session.uuid(), caller.team().uuid()).await? {
                     Some(row) => {
                         self.note_session(&row).await;
-                        Some(members::caller_in(&row, team))
+                        Some(members::caller_in(&row, caller.team()))
                     }
                     None => None,
                 }
@@ -187,6 +187,7 @@ impl Access {
             Principal::SignedUrl(_) | Principal::Extension { .. } => Some(*caller),
         };
         Ok(match now {
+            // A key has another team: it acts for the platform in what is only for administrators.
             Some(now) if caller.team() == TeamId::PLATFORM && now.has(Permission::PlatformAdmin) => {
                 now.for_platform().ok()
             }

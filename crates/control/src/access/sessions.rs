@@ -123,7 +123,8 @@ impl Access {
         rows::revoke_all(tx, user.uuid(), but.map(SessionId::uuid)).await.map_err(Into::into)
     }
 
-    /// Lets the caller's session act for another of the user's teams. Its token or cookie stays the same.
+    /// Lets the caller's session act for another of the user's teams, or for the platform if the user administers it. Its token or
+    /// cookie stays the same.
     pub(crate) async fn switch_team(&self, caller: &Caller, team: TeamId) -> Result<Caller, Fault> {
         caller.require(crate::caller::Permission::AccountSelf)?;
         let switched = self.in_team(caller, team).await?;

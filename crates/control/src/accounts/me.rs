@@ -15,6 +15,7 @@ use crate::{
         accounts::{self, User},
         members, sessions, teams as team_rows,
     },
+    deeds::{AuditResource, about},
     error::Fault,
     mail::Mail,
     passwords::Hashed,
@@ -59,9 +60,13 @@ impl Accounts {
         self.me(caller).await
     }
 
-    /// Lets the caller's session act for another team of theirs.
+    /// Lets the caller's session act for another team of theirs, or for the platform if the caller administers it.
     pub async fn switch_team(&self, caller: &Caller, team: TeamId) -> Result<Me, Fault> {
         let switched = self.app.access.switch_team(caller, team).await?;
+        if team == TeamId::PLATFORM {
+            // What follows is in the log of the platform, and so is how it began.
+            about(AuditResource::new("team", team).of_team(team));
+        }
         self.me(&switched).await
     }
 

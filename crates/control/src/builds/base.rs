@@ -39,7 +39,7 @@ pub(super) enum Base {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         digest: Option<String>,
     },
-    /// A named snapshot of the team.
+    /// A named snapshot of the team or the platform.
     Snapshot {
         /// Its id.
         id: Uuid,
@@ -123,16 +123,20 @@ impl Base {
         }
         // Only versions have tags.
         if tag.is_none()
-            && let Some(row) = snapshots::find(&app.db, team, name).await?
+            && let Some(found) = Self::of_snapshot(app, team, name, new).await?
         {
-            let sizes = of_snapshot(new, &text, (row.vcpus, row.memory_mb, row.disk_size_mb))?;
-            return Ok((Self::Snapshot { id: row.id, host: row.host_id, name: row.name }, sizes));
+            return Ok(found);
         }
         let mut known = templates::some_tags(&app.db, team, name).await?;
         if known.is_empty() {
             let platform = TeamId::PLATFORM.uuid();
             if let Some(version) = templates::find(&app.db, platform, name, tag.unwrap_or(LATEST)).await? {
                 return Ok((Self::of_version(&version), sizes_on(&version, &text, new)?));
+            }
+            if tag.is_none()
+                && let Some(found) = Self::of_snapshot(app, platform, name, new).await?
+            {
+                return Ok(found);
             }
             // With another tag it may be an image that has the same name.
             if !image {
@@ -146,6 +150,18 @@ impl Base {
             return Ok((Self::Image { reference: text }, chosen(new, 0)?));
         }
         Err(unknown(line, &text, &known))
+    }
+
+    /// Finds the snapshot of a team with this name, and the sizes of a build on it.
+    async fn of_snapshot(
+        app: &App,
+        team: Uuid,
+        name: &str,
+        new: &CreateBuild,
+    ) -> Result<Option<(Self, Sizes)>, Fault> {
+        let Some(row) = snapshots::find(&app.db, team, name).await? else { return Ok(None) };
+        let sizes = of_snapshot(new, name, (row.vcpus, row.memory_mb, row.disk_size_mb))?;
+        Ok(Some((Self::Snapshot { id: row.id, host: row.host_id, name: row.name }, sizes)))
     }
 
     /// The template of this name in the files of hosts, with the content that most of them have.

@@ -61,7 +61,8 @@ impl Platform {
         self.team(id).await
     }
 
-    /// Gives a team quotas of its own, in the place of those that it had. What it has beyond them stays, and it gets no more.
+    /// Gives a team quotas of its own, in the place of those that it had. What it has beyond them stays, and it gets no more. The
+    /// platform has those of the server.
     pub async fn set_quotas(
         &self,
         caller: &Caller,
@@ -78,6 +79,10 @@ impl Platform {
             tracing::error!(%error, "quotas cannot be written");
             Fault::internal()
         })?;
+        if id == TeamId::PLATFORM {
+            let message = "the platform's team has the quotas of the server: change its settings instead";
+            return Err(Fault::new(ErrorCode::NotFound, message));
+        }
         let is_none = *own == TeamQuotas::default();
         about(AuditResource::new("team", id).of_team(id));
         if !quotas::set(&self.app.db, id.uuid(), Some(&json).filter(|_| !is_none)).await? {

@@ -2,7 +2,7 @@
 //! Users, for administrators of the platform: found, shut out, made administrators, and deleted.
 
 use sqlx::PgConnection;
-use wrenn_api::{AdminUser, ErrorCode, MadeKeys, SetActive, UserId, UserStatus};
+use wrenn_api::{AdminUser, ErrorCode, MadeKeys, SetActive, TeamId, UserId, UserStatus};
 
 use super::{Platform, page};
 use crate::{
@@ -95,7 +95,8 @@ impl Platform {
         Ok(user)
     }
 
-    /// Makes a user an administrator of the platform, or takes that back.
+    /// Makes a user an administrator of the platform, or takes that back: their sessions that act for the platform act for a team
+    /// of theirs then, as after the end of a membership.
     pub async fn set_admin(&self, caller: &Caller, id: UserId, is_admin: bool) -> Result<AdminUser, Fault> {
         caller.require(Permission::PlatformAdmin)?;
         if !is_admin {
@@ -107,6 +108,9 @@ impl Platform {
         }
         known(&mut tx, id).await?;
         platform::set_admin(&mut tx, id.uuid(), is_admin).await?;
+        if !is_admin {
+            members::remove(&mut tx, TeamId::PLATFORM.uuid(), id.uuid()).await?;
+        }
         let user = known(&mut tx, id).await?;
         tx.commit().await?;
         self.app.access.forget(Changed::User(id)).await;

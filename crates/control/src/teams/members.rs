@@ -95,6 +95,11 @@ impl Teams {
     /// Lets the caller, who is not the owner, leave the team; of their API keys as in [`Self::remove_member`].
     pub async fn leave(&self, caller: &Caller, keys: Option<MadeKeys>) -> Result<(), Fault> {
         let user = caller.user().ok_or_else(users_only)?;
+        if caller.team() == TeamId::PLATFORM {
+            let message =
+                "nobody is a member of the platform's team: let your session act for another team instead";
+            return Err(Fault::new(ErrorCode::Conflict, message));
+        }
         self.remove_member(caller, user, keys).await
     }
 

@@ -20,13 +20,13 @@ pub(crate) use self::{
 };
 use crate::{
     caller::Caller,
+    claims::has_template,
     db::{
-        hosts, layers,
+        hosts, layers, snapshots,
         templates::{self, Tag, Version},
     },
     error::Fault,
     names::{TAG_RULE, is_tag, is_template_name},
-    snapshots::Snapshots,
     state::App,
 };
 
@@ -50,27 +50,33 @@ impl Templates {
     }
 
     /// Lists what the team's sandboxes can be created from: the platform's templates, those on online hosts and those that it has
-    /// built, then those that the team has built, each by name, and then the team's snapshots, the newest first. What the name of
-    /// another one of the team means is not listed.
+    /// built, by name, and its snapshots, the newest first; then those of the team in the same order. What the name of another one of
+    /// the team means is not listed.
     pub async fn list(&self, caller: &Caller) -> Result<Vec<Template>, Fault> {
         let team = caller.team();
-        let snapshots = Snapshots::new(self.app.clone()).list(caller).await?;
-        let own = self.built_by(team).await?;
-        let names = own.iter().map(|one| one.name.clone());
-        let names = names.chain(snapshots.iter().map(|one| one.name.clone())).collect();
+        let own = self.of_team(team).await?;
+        let names = own.iter().map(|one| one.name.clone()).collect();
         let mut all = self.of_platform(team, &names).await?;
         all.extend(own);
-        all.extend(snapshots.into_iter().map(of_snapshot));
         Ok(all)
     }
 
-    /// Lists the platform's templates, without those that it has built under these names.
+    /// Lists the platform's templates, without those that it has built, or made as snapshots, under these names.
     async fn of_platform(&self, team: TeamId, names: &HashSet<String>) -> Result<Vec<Template>, Fault> {
         let mut all: Vec<_> = hosts::templates(&self.app.db).await?.into_iter().map(on_hosts).collect();
         if team != TeamId::PLATFORM {
-            let built = self.built_by(TeamId::PLATFORM).await?;
-            all.extend(built.into_iter().filter(|one| !names.contains(&one.name)));
+            let others = self.of_team(TeamId::PLATFORM).await?;
+            all.extend(others.into_iter().filter(|one| !names.contains(&one.name)));
         }
+        Ok(all)
+    }
+
+    /// Lists the templates that a team has built, by name, and then its snapshots, the newest first.
+    async fn of_team(&self, team: TeamId) -> Result<Vec<Template>, Fault> {
+        let mut all = self.built_by(team).await?;
+        let made = snapshots::of_team(&self.app.db, team.uuid()).await?;
+        let platform = team == TeamId::PLATFORM;
+        all.extend(made.iter().map(|row| Template { platform, ..of_snapshot(row.public()) }));
         Ok(all)
     }
 
@@ -208,7 +214,7 @@ impl Templates {
             let message = format!("{name:?} is a template in the hosts' files: remove it there");
             return Ok(Fault::new(ErrorCode::Forbidden, message));
         }
-        if is_on_hosts || templates::is_built(&self.app.db, TeamId::PLATFORM.uuid(), name).await? {
+        if is_on_hosts || has_template(&self.app, TeamId::PLATFORM.uuid(), name).await? {
             let message = format!("{name:?} is a template of the platform, which teams cannot delete");
             return Ok(Fault::new(ErrorCode::Forbidden, message));
         }

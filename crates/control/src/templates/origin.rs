@@ -70,30 +70,24 @@ pub(crate) struct Origin {
 
 impl Origin {
     /// Finds what `NAME` or `NAME:TAG` means: a version of a template that the team has built, a snapshot of the team, a version
-    /// of a template that the platform has built, or a template that its hosts have, in this order. Whether a host has the latter is
-    /// found out when one is chosen.
+    /// of a template that the platform has built, a snapshot of the platform, or a template that its hosts have, in this order. Whether
+    /// a host has the latter is found out when one is chosen.
     pub(crate) async fn resolve(app: &App, team: Uuid, template: Option<&str>) -> Result<Self, Fault> {
         let Some(text) = template else { return Ok(Self::of_platform(DEFAULT)) };
         let (name, tag) = template_reference(text)?;
-        if let Some(version) = templates::find(&app.db, team, name, tag).await? {
-            return Ok(Self::of_version(text, &version));
-        }
         // Only versions have tags.
         let is_tagged = name.len() < text.len();
-        if !is_tagged && let Some(snapshot) = snapshots::find(&app.db, team, name).await? {
-            return Ok(Self::of_snapshot(text, &snapshot));
-        }
-        let tags = templates::some_tags(&app.db, team, name).await?;
-        if !tags.is_empty() {
-            return Err(no_tag(name, tag, &tags));
-        }
-        let platform = TeamId::PLATFORM.uuid();
-        if let Some(version) = templates::find(&app.db, platform, name, tag).await? {
-            return Ok(Self::of_version(text, &version));
-        }
-        let tags = templates::some_tags(&app.db, platform, name).await?;
-        if !tags.is_empty() {
-            return Err(no_tag(name, tag, &tags));
+        for owner in [team, TeamId::PLATFORM.uuid()] {
+            if let Some(version) = templates::find(&app.db, owner, name, tag).await? {
+                return Ok(Self::of_version(text, &version));
+            }
+            if !is_tagged && let Some(snapshot) = snapshots::find(&app.db, owner, name).await? {
+                return Ok(Self::of_snapshot(text, &snapshot));
+            }
+            let tags = templates::some_tags(&app.db, owner, name).await?;
+            if !tags.is_empty() {
+                return Err(no_tag(name, tag, &tags));
+            }
         }
         if is_tagged {
             let message = format!("nobody has built a template {name:?}, and only such templates have tags");

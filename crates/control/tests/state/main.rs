@@ -49,6 +49,7 @@ mod people;
 mod permissions;
 mod plans;
 mod platform;
+mod platform_sandboxes;
 mod quotas;
 mod records;
 mod refused;
@@ -238,6 +239,10 @@ fn main() -> ExitCode {
         platform::all_teams_use_what_the_platform_has_built,
         platform::a_replaced_template_is_another_base,
         platform::what_the_cache_has_is_pruned,
+        platform_sandboxes::administrators_act_for_the_platform,
+        platform_sandboxes::what_the_platform_has_not_is_refused,
+        platform_sandboxes::all_teams_use_a_snapshot_of_the_platform,
+        platform_sandboxes::who_administers_no_more_has_lost_the_platform,
         quotas::of_many_creates_at_once_some_are_refused,
         quotas::a_create_that_fails_uses_none_up,
         quotas::each_quota_is_told,

@@ -42,7 +42,9 @@ pub(super) async fn logout(
 
 /// Let the session act for another team.
 ///
-/// Its token or cookie stays the same.
+/// Its token or cookie stays the same. Who administers the platform can let it act for the platform, whose team is
+/// `team0000000000000000000000000`: its sandboxes, templates and snapshots are reached as those of any team then, and its snapshots are
+/// templates of all teams. The platform has no members, API keys and channels.
 #[utoipa::path(
     post, path = "/v1/auth/switch-team", operation_id = "switchTeam", tag = "accounts",
     request_body = SwitchTeam,

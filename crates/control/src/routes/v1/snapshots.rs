@@ -23,7 +23,8 @@ use crate::{
 ///
 /// It has the memory, the processes and the disk of the sandbox at one instant. A running sandbox goes on, and stands still
 /// only while its memory is captured. Sandboxes are created from the snapshot by giving its name as `template`; each goes on
-/// where the snapshot was made, with an id, a host name and randomness of its own.
+/// where the snapshot was made, with an id, a host name and randomness of its own. One that is made for the platform is a template of
+/// all teams, with all that its memory and its disk have.
 ///
 /// If the team has a snapshot of that name, the request is rejected with 409 `template_name_taken`; with `overwrite` the new one
 /// is made beside it and takes its name as soon as it is kept, and the old one is deleted. If the new one cannot be made, the old

@@ -22,7 +22,8 @@ const DAYS_MAX: u32 = 3650;
 
 /// List what sandboxes can be created from.
 ///
-/// The platform's templates and those that the team has built, each by name, and then the team's snapshots, newest first.
+/// The platform's templates by name and its snapshots, newest first; then those that the team has built and its snapshots, in the same
+/// order.
 #[utoipa::path(
     get, path = "/v1/templates", operation_id = "listTemplates", tag = "templates",
     responses((status = 200, description = "All templates that the team can use.", body = Vec<Template>), OfLook)
