@@ -37,9 +37,10 @@ pub(crate) struct Fixture {
     servers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     tls: wrenn_control::AgentTls,
     limits: Limits,
-    builds: BuildSettings,
+    /// Settings of builds, for servers that are started from now on.
+    pub(crate) builds: BuildSettings,
     templates: TemplateSettings,
-    /// Settings of mail, for servers that are started from now on.
+    /// The same of mail.
     pub(crate) mail: MailSettings,
     /// The same of sign-in by providers.
     pub(crate) oauth: OAuthSettings,
@@ -142,10 +143,9 @@ impl Fixture {
     pub(crate) fn builder_at(&self, database_url: String) -> Result<(ServerBuilder, SocketAddr)> {
         let (listen, proxy) = free_addresses()?;
         let proxy = ProxySettings { listen: proxy, ..self.proxy.clone() };
-        let contexts = Some(self.dir.path().join("contexts"));
         let (key_file, allow) = (Some(channel_key(self.dir.path())), Some("127.0.0.0/8".to_owned()));
         let channels = ChannelSettings { key_file, allow, ..ChannelSettings::default() };
-        let builds = BuildSettings { context_dir: contexts, ..self.builds.clone() };
+        let builds = BuildSettings { context_dir: Some(self.contexts()), ..self.builds.clone() };
         let templates = self.templates.clone();
         let config = Config {
             settings: Settings {
@@ -165,6 +165,11 @@ impl Fixture {
         Ok((Server::builder(config), listen))
     }
 
+    /// Directory of the files that are uploaded for builds: one of the fixture's own, unless the settings name another one.
+    pub(crate) fn contexts(&self) -> PathBuf {
+        self.builds.context_dir.clone().unwrap_or_else(|| self.dir.path().join("contexts"))
+    }
+
     /// Starts another server with the same database, and returns a client of it.
     pub(crate) async fn serve(&mut self) -> Result<Api> {
         self.serve_with(|builder| builder).await
@@ -176,7 +181,18 @@ impl Fixture {
         add: impl FnOnce(ServerBuilder) -> ServerBuilder,
     ) -> Result<Api> {
         let (builder, listen) = self.builder()?;
-        let (builder, shutdown) = (add(builder), CancellationToken::new());
+        self.run(add(builder), listen).await
+    }
+
+    /// Starts another server, which reaches the database at this URL.
+    pub(crate) async fn serve_at(&mut self, database_url: String) -> Result<Api> {
+        let (builder, listen) = self.builder_at(database_url)?;
+        self.run(builder, listen).await
+    }
+
+    /// Runs a server, and returns a client of it once it is healthy.
+    async fn run(&mut self, builder: ServerBuilder, listen: SocketAddr) -> Result<Api> {
+        let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let server = tokio::spawn(async move { builder.build().await?.run(stop).await });
         self.servers.push((shutdown, server));

@@ -11,6 +11,7 @@ mod artifacts;
 mod audit;
 mod bodies;
 mod build_faults;
+mod build_files;
 mod build_forms;
 mod build_logs;
 mod build_secrets;
@@ -134,6 +135,8 @@ fn main() -> ExitCode {
         build_faults::a_cancel_counts_at_every_stage,
         build_faults::two_builds_of_a_name_make_two_versions,
         build_faults::a_base_that_is_deleted_stays_for_its_builds,
+        build_files::a_directory_that_cannot_be_used_is_told,
+        build_files::servers_that_share_no_files_are_told,
         build_forms::files_come_in_forms,
         build_logs::a_log_is_followed_to_its_end,
         build_secrets::a_secret_is_there_for_its_step,
