@@ -10,6 +10,7 @@ mod agent;
 mod artifacts;
 mod audit;
 mod bodies;
+mod build_cuts;
 mod build_faults;
 mod build_files;
 mod build_forms;
@@ -130,6 +131,8 @@ fn main() -> ExitCode {
         bodies::wrong_fields_are_refused_and_nothing_happens,
         bodies::what_may_be_left_out_is_left_out_in_any_form,
         bodies::a_paused_sandbox_names_the_resume,
+        build_cuts::of_a_build_of_an_image,
+        build_cuts::of_a_build_of_a_snapshot,
         build_faults::output_beyond_the_bounds_is_not_kept,
         build_faults::a_silent_command_is_said_to_run,
         build_faults::a_cancel_counts_at_every_stage,
