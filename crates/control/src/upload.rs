@@ -49,6 +49,19 @@ pub(crate) fn not_stored(error: &io::Error) -> Fault {
         let message = "the control plane has no disk space for the archive: try again later";
         return Fault::new(ErrorCode::InsufficientStorage, message);
     }
-    tracing::error!(%error, "an archive that is uploaded cannot be stored");
-    Fault::internal()
+    unusable(error)
+}
+
+/// The fault of a directory of uploaded files that cannot be used, as when it is not mounted any more.
+pub(crate) fn unusable(error: &io::Error) -> Fault {
+    tracing::error!(
+        %error,
+        "the directory of uploaded files (server.build_context_dir) cannot be used: see that it is there, and is the server's own"
+    );
+    // The kind of the error names no path of the server.
+    let message = format!(
+        "the control plane cannot use its directory of uploaded files: {}; who runs it must see to server.build_context_dir",
+        error.kind()
+    );
+    Fault::new(ErrorCode::InternalError, message)
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cases of builds in which something goes wrong: commands that print too much or never end, cancels at every stage, and others that
-//! build or delete at the same time.
+//! Cases of builds in which something goes wrong: commands that print too much or never end, hosts without space, cancels at every
+//! stage, and others that build or delete at the same time.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use wrenn_api::BuildId;
+use wrenn_api::{BuildId, ErrorCode};
 use wrenn_control::{BuildSettings, Limits};
 use wrenn_testkit::wait_until;
 
@@ -113,7 +113,7 @@ struct Stage {
 }
 
 /// Closes or opens a gate.
-fn gate(gate: &tokio::sync::Semaphore, is_closed: bool) {
+pub(crate) fn gate(gate: &tokio::sync::Semaphore, is_closed: bool) {
     if is_closed {
         gate.forget_permits(OPEN);
     } else {
@@ -125,7 +125,10 @@ fn was_called(agent: &Agent, what: &str) -> bool {
     agent.now().calls.iter().any(|(called, _)| *called == what)
 }
 
-const STAGES: [Stage; 5] = [
+/// Base of the build that is cancelled while its host imports it.
+const IMAGE: &str = "r.example/team/app:1";
+
+const STAGES: [Stage; 6] = [
     Stage {
         recipe: "RUN a\n",
         hold: |agent, holds| {
@@ -137,6 +140,11 @@ const STAGES: [Stage; 5] = [
         recipe: "RUN b\n",
         hold: |agent, holds| gate(&agent.snapshot_gate, holds),
         is_there: |agent| was_called(agent, "snapshot"),
+    },
+    Stage {
+        recipe: "FROM r.example/team/app:1\nRUN b\n",
+        hold: |agent, holds| gate(&agent.import_gate, holds),
+        is_there: |agent| !agent.now().imports.is_empty(),
     },
     // The last thing that a worker waits for before it records the version.
     Stage {
@@ -165,6 +173,7 @@ pub(crate) async fn a_cancel_counts_at_every_stage(stores: &Arc<Stores>, name: &
     for endless in ["attach start", "probe"] {
         agent.obey(endless, Does::default());
     }
+    agent.now().registry.insert(IMAGE.to_owned(), format!("sha256:{}", "1".repeat(64)));
     for Stage { recipe, hold, is_there } in STAGES {
         hold(&agent, true);
         agent.now().calls.clear();
@@ -180,6 +189,27 @@ pub(crate) async fn a_cancel_counts_at_every_stage(stores: &Arc<Stores>, name: &
         fixture.wait_value("SELECT string_agg(DISTINCT status, '') FROM sandboxes", "stopped").await?;
     }
     fixture.wait_value("SELECT count(*)::text FROM template_versions", "0").await?;
+    fixture.stop().await
+}
+
+/// A host without disk space for the result of a step ends the build with that as its cause, at the step, and nothing is kept of it. With
+/// space, the next build goes on after what was kept before.
+pub(crate) async fn a_host_without_space_is_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = start(stores, name, 1, Limits::default()).await?;
+    let agent = fixture.agent().clone();
+    built(&fixture, "RUN one\n").await?;
+    let kept = agent.now().snapshots.clone();
+    let full = (ErrorCode::InsufficientStorage, "the disk of the host is full: delete sandboxes");
+    agent.now().snapshot_fails.push(full);
+    let id = ask(&fixture, &json!({"name": "web", "recipe": "RUN one\nRUN two\n"})).await?;
+    let build = wait(&fixture, &id, "failed").await?;
+    ensure!(build["error"]["code"] == "insufficient_storage" && build["error"]["step"] == 2, "{build}");
+    ensure!(build["error"]["message"].as_str().is_some_and(|told| told.contains(full.1)), "{build}");
+    ensure!(statuses(&build) == ["cached", "failed"] && build["version"].is_null(), "{build}");
+    fixture.wait_value("SELECT count(*)::text FROM snapshots", &kept.len().to_string()).await?;
+    ensure!(agent.now().snapshots == kept, "{:?} instead of {kept:?}", agent.now().snapshots);
+    let again = built(&fixture, "RUN one\nRUN two\n").await?;
+    ensure!(statuses(&again) == ["cached", "succeeded"], "{again}");
     fixture.stop().await
 }
 

@@ -15,7 +15,8 @@ use wrenn_testkit::Reply;
 use crate::{fixture::Fixture, stores::Stores};
 
 const PATH: &str = "/v1/templates/builds";
-const RECIPE: &str = "FROM minimal\nCOPY site /srv\n";
+/// A recipe that copies what [`archive`] has.
+pub(crate) const RECIPE: &str = "FROM minimal\nCOPY site /srv\n";
 
 /// A tar archive with one file.
 fn tar(name: &str, content: &[u8]) -> Vec<u8> {
@@ -44,15 +45,18 @@ fn tar(name: &str, content: &[u8]) -> Vec<u8> {
     archive
 }
 
-fn config(recipe: &str) -> Part {
+/// The part that says what is to be built.
+pub(crate) fn config(recipe: &str) -> Part {
     Part::text(json!({"name": "web", "recipe": recipe}).to_string())
 }
 
-fn archive() -> Part {
+/// The part with the files.
+pub(crate) fn archive() -> Part {
     Part::bytes(tar("site/index.html", b"<p>hello</p>\n")).file_name("context.tar")
 }
 
-async fn send(fixture: &Fixture, form: Form) -> Result<Reply> {
+/// Sends a form.
+pub(crate) async fn send(fixture: &Fixture, form: Form) -> Result<Reply> {
     fixture.api.send(fixture.api.request(Method::POST, PATH).multipart(form)).await
 }
 

@@ -96,7 +96,7 @@ fn create(fixture: &Fixture) -> Result<CreateRequest> {
 }
 
 /// Image or snapshot of a version.
-async fn result(fixture: &Fixture, version: &Value) -> Result<String> {
+pub(crate) async fn result(fixture: &Fixture, version: &Value) -> Result<String> {
     fixture
         .value(&format!(
             "SELECT replace(coalesce(image_id, snapshot_id)::text, '-', '') FROM template_versions

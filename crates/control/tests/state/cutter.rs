@@ -112,6 +112,11 @@ impl Cutter {
         *self.plan.state() = State { left: Some((left, when)), seen: Seen::default() };
     }
 
+    /// Returns whether the connection at the chosen statement was broken.
+    pub(crate) fn has_cut(&self) -> bool {
+        self.plan.state().seen.was_cut
+    }
+
     /// Breaks no connection any more; returns whether one was broken, and what passed before.
     pub(crate) fn disarm(&self) -> Seen {
         std::mem::take(&mut *self.plan.state()).seen

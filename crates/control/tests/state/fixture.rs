@@ -37,9 +37,10 @@ pub(crate) struct Fixture {
     servers: Vec<(CancellationToken, JoinHandle<anyhow::Result<()>>)>,
     tls: wrenn_control::AgentTls,
     limits: Limits,
-    builds: BuildSettings,
+    /// Settings of builds, for servers that are started from now on.
+    pub(crate) builds: BuildSettings,
     templates: TemplateSettings,
-    /// Settings of mail, for servers that are started from now on.
+    /// The same of mail.
     pub(crate) mail: MailSettings,
     /// The same of sign-in by providers.
     pub(crate) oauth: OAuthSettings,
@@ -147,7 +148,7 @@ impl Fixture {
         settings.proxy = self.proxy.clone();
         settings.proxy.listen = proxy;
         settings.builds = self.builds.clone();
-        settings.builds.context_dir = Some(self.dir.path().join("contexts"));
+        settings.builds.context_dir = Some(self.contexts());
         settings.templates = self.templates.clone();
         settings.mail = self.mail.clone();
         settings.channels.key_file = Some(channel_key(self.dir.path()));
@@ -155,6 +156,11 @@ impl Fixture {
         settings.oauth = self.oauth.clone();
         let config = Config::new(settings, database_url, self.stores.redis_url(), self.tls.clone());
         Ok((Server::builder(config), listen))
+    }
+
+    /// Directory of the files that are uploaded for builds: one of the fixture's own, unless the settings name another one.
+    pub(crate) fn contexts(&self) -> PathBuf {
+        self.builds.context_dir.clone().unwrap_or_else(|| self.dir.path().join("contexts"))
     }
 
     /// Starts another server with the same database, and returns a client of it.
@@ -168,7 +174,18 @@ impl Fixture {
         add: impl FnOnce(ServerBuilder) -> ServerBuilder,
     ) -> Result<Api> {
         let (builder, listen) = self.builder()?;
-        let (builder, shutdown) = (add(builder), CancellationToken::new());
+        self.run(add(builder), listen).await
+    }
+
+    /// Starts another server, which reaches the database at this URL.
+    pub(crate) async fn serve_at(&mut self, database_url: String) -> Result<Api> {
+        let (builder, listen) = self.builder_at(database_url)?;
+        self.run(builder, listen).await
+    }
+
+    /// Runs a server, and returns a client of it once it is healthy.
+    async fn run(&mut self, builder: ServerBuilder, listen: SocketAddr) -> Result<Api> {
+        let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let server = tokio::spawn(async move { builder.build().await?.run(stop).await });
         self.servers.push((shutdown, server));

@@ -10,9 +10,12 @@ mod agent;
 mod artifacts;
 mod audit;
 mod bodies;
+mod build_cuts;
 mod build_faults;
+mod build_files;
 mod build_forms;
 mod build_logs;
+mod build_races;
 mod build_secrets;
 mod build_workers;
 mod builds;
@@ -130,13 +133,21 @@ fn main() -> ExitCode {
         bodies::wrong_fields_are_refused_and_nothing_happens,
         bodies::what_may_be_left_out_is_left_out_in_any_form,
         bodies::a_paused_sandbox_names_the_resume,
+        build_cuts::of_a_build_of_an_image,
+        build_cuts::of_a_build_of_a_snapshot,
         build_faults::output_beyond_the_bounds_is_not_kept,
         build_faults::a_silent_command_is_said_to_run,
+        build_faults::a_host_without_space_is_told,
         build_faults::a_cancel_counts_at_every_stage,
         build_faults::two_builds_of_a_name_make_two_versions,
         build_faults::a_base_that_is_deleted_stays_for_its_builds,
+        build_files::a_directory_that_cannot_be_used_is_told,
+        build_files::servers_that_share_no_files_are_told,
         build_forms::files_come_in_forms,
         build_logs::a_log_is_followed_to_its_end,
+        build_races::a_build_that_waits_for_a_host_is_cancelled,
+        build_races::a_build_whose_base_is_fetched_is_cancelled,
+        build_races::a_template_is_deleted_while_it_is_built,
         build_secrets::a_secret_is_there_for_its_step,
         build_secrets::a_failed_step_leaves_no_secret,
         build_secrets::secrets_fit_to_the_recipe,

@@ -145,7 +145,8 @@ pub(crate) async fn a_pause_of_the_host_keeps_them(stores: &Arc<Stores>, name: &
     fixture.stop().await
 }
 
-/// Points are removed when they are older than the days for which they are kept, whatever became of their sandbox.
+/// Points are removed when they are older than the days for which they are kept, whatever became of their sandbox, also if they are
+/// more than one statement removes.
 pub(crate) async fn old_points_go(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let mut limits = Limits::default();
     limits.record_retention = Duration::from_millis(10);
@@ -155,7 +156,7 @@ pub(crate) async fn old_points_go(stores: &Arc<Stores>, name: &str) -> Result<()
         .sql(
             "INSERT INTO metrics_points SELECT gen_random_uuid(), t.id, '24h', now() - age * interval '1 hour',
                 1, 1, 1, 1, 1, 1, 1, 1, 1
-             FROM (SELECT id FROM teams LIMIT 1) AS t, generate_series(1, 20000, 2) AS age",
+             FROM (SELECT id FROM teams LIMIT 1) AS t, generate_series(1, 50000, 2) AS age",
         )
         .await?;
     // 1, 3, ... 71 hours.

@@ -5,13 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use wrenn_testkit::{Stack, wait_until};
+use wrenn_testkit::{Stack, short_or_long, wait_until};
 
-use super::support::delete_wholly;
+use super::{builds::stdout, support::delete_wholly};
 
 const PATH: &str = "/v1/templates/builds";
 /// Time limit for a step to begin, or a build to end.
 const SOON: Duration = Duration::from_secs(180);
+/// The same for one that prints much.
+const PRINTED: Duration = Duration::from_secs(1800);
+/// What it prints, again and again.
+const LINE: &str = "0123456789abcdef";
 
 /// Asks for a build, and returns its path.
 async fn ask(stack: &Stack, name: &str, recipe: &str) -> Result<String> {
@@ -22,12 +26,23 @@ async fn ask(stack: &Stack, name: &str, recipe: &str) -> Result<String> {
 
 /// Waits until a build is as it should be, and returns it.
 async fn wait(stack: &Stack, path: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+    wait_within(SOON, stack, path, what, is).await
+}
+
+/// The same with another time limit.
+async fn wait_within(
+    limit: Duration,
+    stack: &Stack,
+    path: &str,
+    what: &str,
+    is: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     // A server that restarts does not answer.
     let found = async || {
         let reply = stack.api.get(path).await.ok()?;
         (reply.status == 200).then(|| reply.json()).filter(&is)
     };
-    wait_until(&format!("{path}: {what}"), SOON, found).await
+    wait_until(&format!("{path}: {what}"), limit, found).await
 }
 
 /// Whether a build has ended.
@@ -44,8 +59,8 @@ async fn failed(stack: &Stack, name: &str, recipe: &str) -> Result<Value> {
     Ok(build)
 }
 
-/// A step that fills the disk, one that makes tasks without end, and one that ends its guest fail with what they did, and no other
-/// build notices.
+/// A step that fills the disk, one that makes tasks without end, one that hangs, and one that ends its guest fail with what they did,
+/// and no other build notices.
 pub(crate) async fn steps_that_misbehave_are_told(stack: Arc<Stack>) -> Result<()> {
     let fills = "FROM minimal\nRUN n=0; while fallocate -l 64M /full$n; do n=$((n+1)); done; \
         dd if=/dev/zero of=/rest bs=1M; exit 28\n";
@@ -55,6 +70,12 @@ pub(crate) async fn steps_that_misbehave_are_told(stack: Arc<Stack>) -> Result<(
     let forks = "FROM minimal\nRUN --timeout=8s bomb() { bomb | bomb & }; bomb; sleep 1000\n";
     let build = failed(&stack, "e2e-forks", forks).await?;
     ensure!(build["error"]["step"] == 2 && build["steps"][1]["status"] == "failed", "{build}");
+
+    let hangs = "FROM minimal\nRUN --timeout=3s echo begun; sleep 1000\n";
+    let build = failed(&stack, "e2e-hangs", hangs).await?;
+    let message = build["error"]["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("step 2 (line 2) did not end within 3 s"), "{build}");
+    ensure!(message.contains("--timeout") && build["error"]["code"] == "build_failed", "{build}");
 
     // As a reset, with which envd ends, too.
     let ends = "FROM minimal\n\
@@ -72,6 +93,25 @@ pub(crate) async fn steps_that_misbehave_are_told(stack: Arc<Stack>) -> Result<(
     let build = wait(&stack, &path, "its end", has_ended).await?;
     ensure!(build["status"] == "succeeded", "{build}");
     stack.api.delete("/v1/templates/e2e-fine").await?.expect(204).map(drop)
+}
+
+/// A step that prints far more than is kept goes on to its end; the log has the beginning, and says once that there is more.
+pub(crate) async fn what_is_printed_without_bound_is_cut(stack: Arc<Stack>) -> Result<()> {
+    let mib = short_or_long(64, 1024);
+    let recipe = format!(
+        "FROM minimal\nRUN --timeout=25m yes {LINE} | head -c {mib}M; echo end > /end\nRUN cat /end\n"
+    );
+    let path = ask(&stack, "e2e-prints", &recipe).await?;
+    let build = wait_within(PRINTED, &stack, &path, "its end", has_ended).await?;
+    ensure!(build["status"] == "succeeded" && build["attempt"] == 1, "{build}");
+    let id = build["id"].as_str().context("no id")?;
+    let log = stdout(&stack, &["template", "logs", id]).await?;
+    let told = log.matches("output beyond 4 MiB is not kept").count();
+    ensure!(told == 1 && log.contains("      end\n"), "it is told {told} times; {build}");
+    // Each line is one byte longer. A few are cut where an entry of the log ends.
+    let (lines, most) = (log.matches(LINE).count(), (4 << 20) / (LINE.len() + 1));
+    ensure!((most * 9 / 10..=most + 1).contains(&lines), "{lines} lines are kept, of at most {most}");
+    stack.api.delete("/v1/templates/e2e-prints").await?.expect(204).map(drop)
 }
 
 /// A build whose control plane loses PostgreSQL, and then Redis, ends well without a human.

@@ -90,6 +90,7 @@ pub(crate) fn beside() -> Cases<Case> {
         bad_input::paths_that_cannot_be,
         bad_input::environments_at_their_bounds,
         broken_builds::steps_that_misbehave_are_told,
+        broken_builds::what_is_printed_without_bound_is_cut,
         builds::every_instruction_is_done_and_cached,
         builds::files_are_copied_and_a_changed_one_misses,
         builds::secrets_are_there_for_one_step,
