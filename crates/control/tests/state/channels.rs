@@ -455,6 +455,7 @@ pub(crate) async fn what_a_channel_cannot_be_is_refused(stores: &Arc<Stores>, na
         with("config", json!({})),
         with("events", json!([])),
         with("events", json!(["sandbox.flying"])),
+        with("events", json!(["sandbox.pending"])),
         with("events", json!(["resync"])),
         with("provider", json!("pager")),
         with("name", json!("")),
