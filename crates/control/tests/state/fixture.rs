@@ -134,6 +134,11 @@ impl Fixture {
         Ok(fixture)
     }
 
+    /// File of the keys that encrypt channels, which servers read when they start.
+    pub(crate) fn channel_key(&self) -> PathBuf {
+        channel_key(self.dir.path())
+    }
+
     fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
         self.builder_at(self.stores.database_url(&self.database))
     }
@@ -143,7 +148,7 @@ impl Fixture {
         let (listen, proxy) = free_addresses()?;
         let proxy = ProxySettings { listen: proxy, ..self.proxy.clone() };
         let contexts = Some(self.dir.path().join("contexts"));
-        let (key_file, allow) = (Some(channel_key(self.dir.path())), Some("127.0.0.0/8".to_owned()));
+        let (key_file, allow) = (Some(self.channel_key()), Some("127.0.0.0/8".to_owned()));
         let channels = ChannelSettings { key_file, allow, ..ChannelSettings::default() };
         let builds = BuildSettings { context_dir: contexts, ..self.builds.clone() };
         let templates = self.templates.clone();

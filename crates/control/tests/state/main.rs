@@ -263,6 +263,7 @@ fn main() -> ExitCode {
         teams::a_removed_member_sees_nothing,
         teams::a_team_has_another_owner,
         teams::a_deleted_team_leaves_nothing,
+        teams::a_deleted_team_leaves_nothing_on_any_host,
         templates::a_sandbox_starts_from_the_version_of_its_tag,
         templates::a_tag_goes_back_and_forth,
         templates::a_deleted_template_takes_its_images_along,
