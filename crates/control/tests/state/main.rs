@@ -160,6 +160,7 @@ fn main() -> ExitCode {
         channels::what_waits_for_a_channel_is_bounded,
         channels::what_is_not_taken_in_time_is_given_up,
         channels::deliveries_are_signed_logged_and_repeated,
+        channels::a_key_is_exchanged_while_events_are_delivered,
         channels::what_a_channel_cannot_be_is_refused,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
