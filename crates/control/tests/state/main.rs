@@ -64,6 +64,7 @@ mod timeouts;
 mod unauthorized;
 mod uploaded_images;
 mod usage;
+mod usage_across_kills;
 mod uses;
 mod walk;
 
@@ -277,6 +278,7 @@ fn main() -> ExitCode {
         unauthorized::no_operation_serves_those_who_may_not,
         usage::sums_are_those_of_a_naive_model,
         usage::statistics_are_of_what_runs,
+        usage_across_kills::it_is_what_the_events_say,
         uses::each_use_puts_the_pause_off,
         uses::each_use_of_a_port_puts_the_pause_off,
         uses::a_create_and_a_resume_begin_the_timeout,
