@@ -18,7 +18,7 @@ mod webhooks;
 
 pub use api::{Api, Reply};
 pub use duration::{short_or_long, timed};
-pub use events::{Event, Events};
+pub use events::{Event, Events, kinds_once};
 pub use lab::{Lab, LabConfig};
 pub use mail::{MailServer, ReceivedMail};
 pub use processes::{Frozen, Process, processes, processor_time};

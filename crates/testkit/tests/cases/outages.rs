@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
-use wrenn_testkit::{Event, Events, Frozen, Reply, Stack, wait_until};
+use wrenn_testkit::{Events, Frozen, Reply, Stack, kinds_once, wait_until};
 
 pub(crate) use self::under_load::stores_restart_under_load;
 use super::support::{delete_wholly, nothing_remains, record, wait_exec, wait_status};
@@ -20,17 +20,6 @@ use super::support::{delete_wholly, nothing_remains, record, wait_exec, wait_sta
 async fn get_soon(stack: &Stack, path: &str) -> Result<Reply> {
     let request = stack.api.request(Method::GET, path).timeout(Duration::from_secs(10));
     stack.api.send(request).await.with_context(|| format!("GET {path} within 10 s"))
-}
-
-/// Returns the types of events. Delivery is at least once, so those that came again, word for word, are left out.
-fn kinds(events: &[Event]) -> Vec<&str> {
-    let mut told: Vec<&Event> = Vec::new();
-    for event in events {
-        if !told.iter().any(|one| one.kind == event.kind && one.data == event.data) {
-            told.push(event);
-        }
-    }
-    told.into_iter().map(|event| event.kind.as_str()).collect()
 }
 
 /// Requests fail while the database hangs, and work again without a restart of the control plane.
@@ -86,7 +75,7 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     stack.wait_healthy().await?;
     let (arrived, _) = Events::open(&stack.api, Some(&last)).await?.until(&during, "sandbox.stopped").await?;
     let expected = ["sandbox.starting", "sandbox.running", "sandbox.stopping", "sandbox.stopped"];
-    anyhow::ensure!(kinds(&arrived) == expected, "{arrived:#?}");
+    anyhow::ensure!(kinds_once(&arrived) == expected, "{arrived:#?}");
 
     stack.kill_and_wait("redis-server").await?;
     delete_wholly(&stack, &first).await?;

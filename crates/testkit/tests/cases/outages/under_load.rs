@@ -19,13 +19,11 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 use wrenn_api::ErrorCode;
 use wrenn_testkit::{
-    Event, Events, ReceivedWebhook, Reply, Stack, WebhookReceiver, short_or_long, told_in_order, wait_until,
+    Event, Events, ReceivedWebhook, Reply, Stack, WebhookReceiver, kinds_once, short_or_long, told_in_order,
+    wait_until,
 };
 
-use super::{
-    super::support::{delete_wholly, listed, nothing_remains, record},
-    kinds,
-};
+use super::super::support::{delete_wholly, listed, nothing_remains, record};
 
 /// Number of sandboxes that come and go at a time.
 const WORKERS: usize = 3;
@@ -215,7 +213,7 @@ impl Reader {
         }
         for id in made {
             let events = self.told.get(id).map(Vec::as_slice).unwrap_or_default();
-            ensure!(kinds(events) == LIFE, "the stream has {events:#?}");
+            ensure!(kinds_once(events) == LIFE, "the stream has {events:#?}");
         }
         Ok(())
     }
