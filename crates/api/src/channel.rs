@@ -177,7 +177,7 @@ pub struct TestedChannel {
     pub status: String,
 }
 
-/// Type of an event that a channel delivers: all but `resync`, which is about streams.
+/// Type of an event that a channel delivers: one that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted(EventKind);
 
@@ -192,8 +192,7 @@ impl FromStr for Wanted {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let kind = text.parse().ok().filter(|kind| *kind != EventKind::Resync);
-        kind.map(Self).ok_or_else(|| {
+        EventKind::asked_for(text).map(Self).ok_or_else(|| {
             let shown: String = text.chars().take(64).collect();
             let all: Vec<String> = EventKind::all().map(|kind| kind.to_string()).collect();
             format!("there is no event of the type {shown:?}: there are {}", all.join(", "))
@@ -389,7 +388,7 @@ mod tests {
         for kind in EventKind::all() {
             assert_eq!(kind.to_string().parse::<Wanted>().map(Wanted::kind), Ok(kind));
         }
-        for wrong in ["resync", "sandbox.flying", "capsule.created", ""] {
+        for wrong in ["resync", "sandbox.pending", "sandbox.flying", "capsule.created", ""] {
             assert!(wrong.parse::<Wanted>().is_err_and(|told| told.contains("sandbox.running")), "{wrong}");
         }
     }

@@ -234,11 +234,18 @@ impl Event {
 }
 
 impl EventKind {
-    /// Every type that can be asked for: all but `resync`.
+    /// Every type that can be asked for, which is every one that happens: all but `resync`, which is about a stream, and
+    /// `sandbox.pending`, because a sandbox is recorded with its host, as `starting`.
     pub fn all() -> impl Iterator<Item = Self> {
         let others =
             [Self::OutOfMemory, Self::SnapshotCreated, Self::SnapshotDeleted, Self::HostUp, Self::HostDown];
-        SandboxStatus::ALL.into_iter().map(Self::Sandbox).chain(others)
+        let statuses = SandboxStatus::ALL.into_iter().filter(|status| *status != SandboxStatus::Pending);
+        statuses.map(Self::Sandbox).chain(others)
+    }
+
+    /// Reads a type that is asked for; `None` if the text is none of [`EventKind::all`].
+    pub fn asked_for(text: &str) -> Option<Self> {
+        text.parse::<Self>().ok().filter(|kind| Self::all().any(|one| one == *kind))
     }
 }
 
@@ -294,6 +301,12 @@ mod tests {
     fn kinds_are_the_text_that_they_are_made_from() {
         for kind in EventKind::all().chain([EventKind::Resync]) {
             assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        for kind in EventKind::all() {
+            assert_eq!(EventKind::asked_for(&kind.to_string()), Some(kind));
+        }
+        for never in ["resync", "sandbox.pending", "sandbox.flying"] {
+            assert_eq!(EventKind::asked_for(never), None, "{never}");
         }
         for wrong in ["", "sandbox", "sandbox.", "sandbox.flying", "host.running", "snapshot.up", "resync.x"]
         {

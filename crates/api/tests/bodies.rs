@@ -883,7 +883,7 @@ fn events() {
     }
     "#);
     let kinds: Vec<_> = EventKind::all().map(|kind| kind.to_string()).collect();
-    assert_snapshot!(kinds.join(" "), @"sandbox.pending sandbox.starting sandbox.running sandbox.pausing sandbox.paused sandbox.resuming sandbox.stopping sandbox.stopped sandbox.missing sandbox.error sandbox.out_of_memory snapshot.created snapshot.deleted host.up host.down");
+    assert_snapshot!(kinds.join(" "), @"sandbox.starting sandbox.running sandbox.pausing sandbox.paused sandbox.resuming sandbox.stopping sandbox.stopped sandbox.missing sandbox.error sandbox.out_of_memory snapshot.created snapshot.deleted host.up host.down");
 }
 
 #[test]

@@ -76,8 +76,8 @@ pub(crate) fn since(text: &str) -> Result<DateTime<Utc>, String> {
 
 /// Parses the type of an event, with or without `sandbox.`.
 fn kind(text: &str) -> Result<EventKind, String> {
-    let known = text.parse::<EventKind>().or_else(|()| format!("sandbox.{text}").parse());
-    known.ok().filter(|kind| *kind != EventKind::Resync).ok_or_else(|| {
+    let known = EventKind::asked_for(text).or_else(|| EventKind::asked_for(&format!("sandbox.{text}")));
+    known.ok_or_else(|| {
         let all = EventKind::all().map(|kind| kind.to_string());
         let all: Vec<_> = all.map(|kind| kind.trim_start_matches("sandbox.").to_owned()).collect();
         format!("write one of {}", all.join(", "))

@@ -81,6 +81,17 @@ impl Events {
     }
 }
 
+/// Returns the types of events. The stream tells events at least once, so those that came again, word for word, are left out.
+pub fn kinds_once(events: &[Event]) -> Vec<&str> {
+    let mut told: Vec<&Event> = Vec::new();
+    for event in events {
+        if !told.iter().any(|one| one.kind == event.kind && one.data == event.data) {
+            told.push(event);
+        }
+    }
+    told.into_iter().map(|event| event.kind.as_str()).collect()
+}
+
 /// Parses one block of the stream. Returns `None` for comments, which the server sends to keep the connection
 /// alive.
 fn parse(block: &str) -> Option<Event> {

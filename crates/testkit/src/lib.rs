@@ -14,13 +14,15 @@ mod resources;
 mod search;
 mod stack;
 pub mod test_guests;
+mod webhooks;
 
 pub use api::{Api, Reply};
 pub use duration::{short_or_long, timed};
-pub use events::{Event, Events};
+pub use events::{Event, Events, kinds_once};
 pub use lab::{Lab, LabConfig};
 pub use mail::{MailServer, ReceivedMail};
 pub use processes::{Frozen, Process, processes, processor_time};
 pub use resources::Resources;
 pub use search::files_with;
 pub use stack::{INHERITED, Setup, Stack, in_lab, lab_agent_variables, wait_until};
+pub use webhooks::{ReceivedWebhook, WebhookReceiver, told_in_order};

@@ -176,6 +176,8 @@ impl Stack {
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
             // Twice as many as a case runs at a time in its long form, because a team has half of them.
             ("WRENN_SERVER_LONG_COMMANDS".to_owned(), "400".to_owned()),
+            // Receivers of webhooks are on this machine.
+            ("WRENN_SERVER_CHANNELS_ALLOW".to_owned(), "127.0.0.0/8".to_owned()),
         ];
         if in_lab() {
             env.extend(lab_agent_variables());
@@ -403,8 +405,13 @@ impl Stack {
     /// Kills a child process of `wrenn up` with SIGKILL and waits until it is restarted and the API is
     /// healthy.
     pub async fn kill_and_wait(&self, name: &str) -> Result<()> {
+        self.end_and_wait(name, Signal::KILL).await
+    }
+
+    /// Sends a child process of `wrenn up` a signal that ends it, and waits until it is restarted and the API is healthy.
+    pub async fn end_and_wait(&self, name: &str, signal: Signal) -> Result<()> {
         let old = self.child(name)?;
-        kill_process(old, Signal::KILL)?;
+        kill_process(old, signal)?;
         self.restarted(name, old).await?;
         self.wait_healthy().await
     }

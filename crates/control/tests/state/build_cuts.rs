@@ -35,7 +35,8 @@ struct Cut {
 
 impl Cut {
     async fn start(stores: &Arc<Stores>, name: &str) -> Result<Self> {
-        let settings = BuildSettings { workers: 0, keep: KEEP, ..BuildSettings::default() };
+        let mut settings = BuildSettings::default();
+        (settings.workers, settings.keep) = (0, KEEP);
         let mut fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
         fixture.agent().obey("", Does::end(0));
         fixture.agent().obey("attach start", Does::default());

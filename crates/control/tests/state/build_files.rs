@@ -71,7 +71,8 @@ pub(crate) async fn a_directory_that_cannot_be_used_is_told(stores: &Arc<Stores>
 
 /// A server that works on a build and does not have its files says that the servers must share the directory, before it does anything.
 pub(crate) async fn servers_that_share_no_files_are_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
-    let settings = BuildSettings { workers: 0, ..BuildSettings::default() };
+    let mut settings = BuildSettings::default();
+    settings.workers = 0;
     let mut fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
     fixture.builds.workers = 1;
     fixture.builds.context_dir = Some(fixture.contexts().with_file_name("not-shared"));

@@ -41,7 +41,8 @@ pub(crate) async fn a_build_that_waits_for_a_host_is_cancelled(
     stores: &Arc<Stores>,
     name: &str,
 ) -> Result<()> {
-    let settings = BuildSettings { workers: 1, ..BuildSettings::default() };
+    let mut settings = BuildSettings::default();
+    settings.workers = 1;
     let fixture = Fixture::start_with(stores, name, 1, Limits::default(), settings).await?;
     fixture.agent().obey("", Does::end(0));
     fill(&fixture, fixture.agent()).await?;
@@ -64,7 +65,8 @@ pub(crate) async fn a_build_whose_base_is_fetched_is_cancelled(
     stores: &Arc<Stores>,
     name: &str,
 ) -> Result<()> {
-    let settings = BuildSettings { keep: KEEP, ..BuildSettings::default() };
+    let mut settings = BuildSettings::default();
+    settings.keep = KEEP;
     let fixture = Fixture::start_with(stores, name, 2, Limits::default(), settings).await?;
     let (first, second) = (fixture.agents[0].clone(), fixture.agents[1].clone());
     second.obey("", Does::end(0));

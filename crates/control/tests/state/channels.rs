@@ -3,9 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -14,22 +15,19 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aws_lc_rs::hmac;
 use axum::{Router, extract::State};
-use reqwest::{
-    Method, StatusCode,
-    header::{HeaderMap, LOCATION},
-};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
 };
 use tokio_util::task::AbortOnDropHandle;
-use wrenn_control::Limits;
-use wrenn_testkit::wait_until;
+use wrenn_control::{Limits, new_channel_key};
+use wrenn_testkit::{ReceivedWebhook, WebhookReceiver, told_in_order, wait_until};
 
 use crate::{
     fixture::{Fixture, SOON},
-    log_scan,
+    log_scan, second,
     stores::Stores,
 };
 
@@ -47,76 +45,11 @@ const ALL: [&str; 7] = [
 /// A secret that is looked for in the log.
 const SECRET: &str = "hush-webhook-0123456789abcdef";
 
-/// A request that a receiver got.
-#[derive(Clone)]
-struct Got {
-    headers: HeaderMap,
-    text: String,
-}
-
-impl Got {
-    fn body(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_default()
-    }
-
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-}
-
-type Kept = Arc<Mutex<Vec<Got>>>;
-
-/// A receiver on an address of its own, which takes everything.
-struct Receiver {
-    kept: Kept,
-    _serving: AbortOnDropHandle<()>,
-}
-
 /// Returns an address that nobody listens on.
 async fn free_address() -> Result<SocketAddr> {
     static GIVEN: AtomicU8 = AtomicU8::new(1);
     let last = GIVEN.fetch_add(1, Ordering::Relaxed);
     Ok(TcpListener::bind((Ipv4Addr::new(127, 2, 0, last), 0)).await?.local_addr()?)
-}
-
-impl Receiver {
-    async fn start(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        let kept = Kept::default();
-        let router = Router::new().fallback(take).with_state(kept.clone());
-        let serving = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Ok(Self { kept, _serving: AbortOnDropHandle::new(serving) })
-    }
-
-    fn got(&self) -> Vec<Got> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits until there are this many requests.
-    async fn wait(&self, count: usize) -> Result<Vec<Got>> {
-        let enough = async || Some(self.got()).filter(|got| got.len() >= count);
-        wait_until(&format!("{count} messages"), SOON, enough).await
-    }
-}
-
-/// Takes a request; one to `/away` is redirected.
-async fn take(
-    State(kept): State<Kept>,
-    uri: axum::http::Uri,
-    headers: HeaderMap,
-    text: String,
-) -> (StatusCode, HeaderMap) {
-    kept.lock().unwrap_or_else(PoisonError::into_inner).push(Got { headers, text });
-    let mut answer = HeaderMap::new();
-    if uri.path() != "/away" {
-        return (StatusCode::OK, answer);
-    }
-    if let Ok(other) = "/other".parse() {
-        answer.insert(LOCATION, other);
-    }
-    (StatusCode::TEMPORARY_REDIRECT, answer)
 }
 
 /// Where the answer to a request goes.
@@ -166,16 +99,13 @@ async fn create(fixture: &Fixture, channel: &Value) -> Result<(String, String)> 
     Ok((id, secret))
 }
 
-/// Types of the events of each sandbox, in the order in which they came first.
-fn in_order(got: &[Got]) -> BTreeMap<String, Vec<String>> {
-    let (mut seen, mut all) = (BTreeSet::new(), BTreeMap::<_, Vec<_>>::new());
-    for body in got.iter().map(Got::body) {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        if seen.insert(text(&body["id"])) {
-            all.entry(text(&body["resource"]["id"])).or_default().push(text(&body["event"]));
-        }
-    }
-    all
+/// Returns the signature that a webhook has to have.
+fn signature(secret: &str, got: &ReceivedWebhook) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let signed = format!("{}.{}", got.header("x-wrenn-timestamp"), got.text);
+    let tag = hmac::sign(&key, signed.as_bytes());
+    let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256={digits}")
 }
 
 /// A receiver that was down while two servers were killed gets every event, in the order of each sandbox; another one waits for
@@ -186,7 +116,7 @@ pub(crate) async fn a_receiver_that_was_down_gets_every_event_in_order(
 ) -> Result<()> {
     let mut fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let (down, up) = (free_address().await?, free_address().await?);
-    let other = Receiver::start(up).await?;
+    let other = WebhookReceiver::start(up).await?;
     let (channel, _) = create(&fixture, &webhook("down", down, &ALL)).await?;
     create(&fixture, &webhook("up", up, &ALL)).await?;
     let (first, second) = (fixture.create().await?, fixture.create().await?);
@@ -206,7 +136,7 @@ pub(crate) async fn a_receiver_that_was_down_gets_every_event_in_order(
     let ended = "SELECT count(*)::text FROM deliveries WHERE event = 'sandbox.stopped'";
     fixture.wait_value(ended, "4").await?;
 
-    let receiver = Receiver::start(down).await?;
+    let receiver = WebhookReceiver::start(down).await?;
     fixture.wait_value("SELECT count(*)::text FROM deliveries WHERE status <> 'delivered'", "0").await?;
     let of = |all: &[&str]| all.iter().map(|status| format!("sandbox.{status}")).collect::<Vec<_>>();
     let expected = BTreeMap::from([
@@ -214,7 +144,7 @@ pub(crate) async fn a_receiver_that_was_down_gets_every_event_in_order(
         (second, of(&["starting", "running", "stopping", "stopped"])),
     ]);
     for (which, got) in [("down", receiver.got()), ("up", other.got())] {
-        ensure!(in_order(&got) == expected, "the one that was {which} got {:#?}", in_order(&got));
+        ensure!(told_in_order(&got) == expected, "the one that was {which} got {:#?}", told_in_order(&got));
     }
     let channel = fixture.api.get(&path).await?.expect(200)?.json();
     ensure!(channel["failing_since"].is_null(), "{channel}");
@@ -239,7 +169,7 @@ pub(crate) async fn what_waits_goes_to_another_receiver_at_once(
              UPDATE channel_lanes SET at = now() + interval '1 hour', lease = gen_random_uuid()",
         )
         .await?;
-    let receiver = Receiver::start(up).await?;
+    let receiver = WebhookReceiver::start(up).await?;
     let config = json!({"config": {"url": format!("http://{up}/hook")}}).to_string();
     let configured =
         fixture.send_json(Method::PUT, &format!("/v1/channels/{channel}/config"), &config).await?;
@@ -248,7 +178,7 @@ pub(crate) async fn what_waits_goes_to_another_receiver_at_once(
     fixture.wait_value("SELECT count(*)::text FROM deliveries WHERE status <> 'delivered'", "0").await?;
     let both = events.map(str::to_owned).to_vec();
     let expected = BTreeMap::from([(first, both.clone()), (second, both)]);
-    let got = in_order(&receiver.got());
+    let got = told_in_order(&receiver.got());
     ensure!(got == expected, "{got:#?}");
     fixture.stop().await
 }
@@ -335,7 +265,7 @@ pub(crate) async fn what_is_not_taken_in_time_is_given_up(stores: &Arc<Stores>, 
     let why = failed["error"].as_str().unwrap_or_default();
     ensure!(why.contains("cannot be reached"), "{listed}");
 
-    let receiver = Receiver::start(address).await?;
+    let receiver = WebhookReceiver::start(address).await?;
     // The receiver would be left alone for a while.
     fixture
         .sql(
@@ -345,7 +275,7 @@ pub(crate) async fn what_is_not_taken_in_time_is_given_up(stores: &Arc<Stores>, 
         .await?;
     let delivered = "SELECT count(*)::text FROM deliveries WHERE status = 'delivered'";
     fixture.wait_value(delivered, "1").await?;
-    let got = in_order(&receiver.got());
+    let got = told_in_order(&receiver.got());
     let mut expected = vec!["sandbox.running".to_owned()];
     ensure!(got == BTreeMap::from([(id.clone(), expected.clone())]), "{got:#?}");
 
@@ -354,7 +284,7 @@ pub(crate) async fn what_is_not_taken_in_time_is_given_up(stores: &Arc<Stores>, 
     fixture.wait_value(delivered, "2").await?;
     let got = receiver.got();
     expected.push("sandbox.starting".to_owned());
-    ensure!(in_order(&got) == BTreeMap::from([(id, expected)]), "{:#?}", in_order(&got));
+    ensure!(told_in_order(&got) == BTreeMap::from([(id, expected)]), "{:#?}", told_in_order(&got));
     ensure!(got.iter().any(|one| one.header("x-wrenn-delivery") == failed), "another delivery");
     let listed = fixture.api.get(&path).await?.expect(200)?.json();
     let again = &listed[1];
@@ -371,7 +301,7 @@ pub(crate) async fn deliveries_are_signed_logged_and_repeated(
 ) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
     let address = free_address().await?;
-    let receiver = Receiver::start(address).await?;
+    let receiver = WebhookReceiver::start(address).await?;
     let (channel, secret) =
         create(&fixture, &webhook("ops", address, &["sandbox.running", "sandbox.paused"])).await?;
     let path = format!("/v1/channels/{channel}");
@@ -388,12 +318,8 @@ pub(crate) async fn deliveries_are_signed_logged_and_repeated(
     let got = receiver.wait(11).await?;
     let ids: BTreeSet<String> = got.iter().map(|one| one.body()["id"].to_string()).collect();
     ensure!(ids.len() == 11, "{} ids of 11 occurrences", ids.len());
-    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
     for one in &got {
-        let signed = format!("{}.{}", one.header("x-wrenn-timestamp"), one.text);
-        let tag = hmac::sign(&key, signed.as_bytes());
-        let digits: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        ensure!(one.header("x-wrenn-signature") == format!("sha256={digits}"), "the signature is not right");
+        ensure!(one.header("x-wrenn-signature") == signature(&secret, one), "the signature is not right");
         let body = one.body();
         ensure!(body["event"] == one.header("x-wrenn-event") && body["resource"]["id"] == id, "{body}");
         ensure!(body["cause"] == "user" && body["actor"]["type"] == "api_key", "{body}");
@@ -433,11 +359,54 @@ pub(crate) async fn deliveries_are_signed_logged_and_repeated(
     fixture.stop().await
 }
 
+/// The key of configurations is exchanged as docs/channels.md says: at each step events are delivered with the same secret, in the
+/// end by a server that does not have the old key.
+pub(crate) async fn a_key_is_exchanged_while_events_are_delivered(
+    stores: &Arc<Stores>,
+    name: &str,
+) -> Result<()> {
+    let mut fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    // It would not get the new key.
+    second::wait_until_over().await;
+    let receiver = WebhookReceiver::start(free_address().await?).await?;
+    let channel = webhook("ops", receiver.address(), &["sandbox.running"]);
+    let (_, secret) = create(&fixture, &channel).await?;
+    // Recorded, and not only received: a server that ends in between leaves a delivery that is made again.
+    let delivered = "SELECT count(*)::text FROM deliveries WHERE status = 'delivered'";
+    fixture.create().await?;
+    fixture.wait_value(delivered, "1").await?;
+    let file = fixture.channel_key();
+    let (old, new) = (fs::read_to_string(&file)?, new_channel_key(2)?);
+    let sealed_with = "SELECT string_agg(key_number::text, ' ') FROM channels";
+    ensure!(fixture.value(sealed_with).await? == "1", "another key: {}", fixture.value(sealed_with).await?);
+    let steps = [(format!("{old}{new}"), "1"), (format!("{new}{old}"), "2"), (new, "2")];
+    for (done, (keys, number)) in (1..).zip(steps) {
+        fs::write(&file, keys)?;
+        let next = fixture.serve().await?;
+        fixture.stop_first().await?;
+        fixture.api = next;
+        // Once before the configuration is encrypted anew, if it is, and once afterwards.
+        fixture.create().await?;
+        fixture.wait_value(delivered, &(2 * done).to_string()).await?;
+        fixture.wait_value(sealed_with, number).await?;
+        fixture.create().await?;
+        fixture.wait_value(delivered, &(2 * done + 1).to_string()).await?;
+    }
+    let got = receiver.got();
+    ensure!(got.len() == 7, "{got:#?}");
+    for one in got {
+        ensure!(one.header("x-wrenn-signature") == signature(&secret, &one), "another secret");
+    }
+    let failed = "SELECT count(*)::text FROM deliveries WHERE error IS NOT NULL OR attempts <> 1";
+    ensure!(fixture.value(failed).await? == "0", "attempts failed");
+    fixture.stop().await
+}
+
 /// Targets in private networks, redirects, and what is not well formed are refused; a test tells what came of it.
 pub(crate) async fn what_a_channel_cannot_be_is_refused(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 0, Limits::default()).await?;
     let address = free_address().await?;
-    let receiver = Receiver::start(address).await?;
+    let receiver = WebhookReceiver::start(address).await?;
     let good = webhook("ops", address, &["sandbox.running"]);
     let with = |field: &str, value: Value| {
         let mut channel = good.clone();
@@ -455,6 +424,7 @@ pub(crate) async fn what_a_channel_cannot_be_is_refused(stores: &Arc<Stores>, na
         with("config", json!({})),
         with("events", json!([])),
         with("events", json!(["sandbox.flying"])),
+        with("events", json!(["sandbox.pending"])),
         with("events", json!(["resync"])),
         with("provider", json!("pager")),
         with("name", json!("")),

@@ -135,6 +135,11 @@ impl Fixture {
         Ok(fixture)
     }
 
+    /// File of the keys that encrypt channels, which servers read when they start.
+    pub(crate) fn channel_key(&self) -> PathBuf {
+        channel_key(self.dir.path())
+    }
+
     fn builder(&self) -> Result<(ServerBuilder, SocketAddr)> {
         self.builder_at(self.stores.database_url(&self.database))
     }
@@ -151,7 +156,7 @@ impl Fixture {
         settings.builds.context_dir = Some(self.contexts());
         settings.templates = self.templates.clone();
         settings.mail = self.mail.clone();
-        settings.channels.key_file = Some(channel_key(self.dir.path()));
+        settings.channels.key_file = Some(self.channel_key());
         settings.channels.allow = Some("127.0.0.0/8".to_owned());
         settings.oauth = self.oauth.clone();
         let config = Config::new(settings, database_url, self.stores.redis_url(), self.tls.clone());

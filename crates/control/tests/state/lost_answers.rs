@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::json;
 use wrenn_control::Limits;
-use wrenn_testkit::Api;
+use wrenn_testkit::{Api, short_or_long};
 
 use crate::{
     fixture::{Fixture, post_unread},
@@ -40,15 +40,17 @@ async fn all(api: &Api) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Thirty creates with one key and lost responses make one sandbox.
+/// Creates with one key whose responses are lost make one sandbox.
 pub(crate) async fn lost_answers_make_one_sandbox(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
-    for number in 0..30 {
-        send_and_leave(&fixture.api, "lost-30", Duration::from_micros(number * 300)).await?;
+    for number in 0..short_or_long(30, 100) {
+        send_and_leave(&fixture.api, "lost", Duration::from_micros(number * 300)).await?;
     }
-    let id = ask(&fixture.api, "lost-30").await?;
+    let id = ask(&fixture.api, "lost").await?;
     let made = all(&fixture.api).await?;
     ensure!(made == [id.clone()], "{made:?} were made, {id} was returned");
+    let on_host: Vec<String> = fixture.agent().now().sandboxes.keys().cloned().collect();
+    ensure!(on_host == made, "its host has {on_host:?}, {id} was returned");
     fixture.stop().await
 }
 

@@ -68,6 +68,7 @@ mod timeouts;
 mod unauthorized;
 mod uploaded_images;
 mod usage;
+mod usage_across_kills;
 mod uses;
 mod walk;
 
@@ -172,6 +173,7 @@ fn main() -> ExitCode {
         channels::what_waits_for_a_channel_is_bounded,
         channels::what_is_not_taken_in_time_is_given_up,
         channels::deliveries_are_signed_logged_and_repeated,
+        channels::a_key_is_exchanged_while_events_are_delivered,
         channels::what_a_channel_cannot_be_is_refused,
         database::a_foreign_database_is_refused,
         database::a_statement_that_waits_is_ended_and_probes_are_answered_meanwhile,
@@ -279,6 +281,7 @@ fn main() -> ExitCode {
         teams::a_removed_member_sees_nothing,
         teams::a_team_has_another_owner,
         teams::a_deleted_team_leaves_nothing,
+        teams::a_deleted_team_leaves_nothing_on_any_host,
         templates::a_sandbox_starts_from_the_version_of_its_tag,
         templates::a_tag_goes_back_and_forth,
         templates::a_deleted_template_takes_its_images_along,
@@ -291,6 +294,7 @@ fn main() -> ExitCode {
         unauthorized::no_operation_serves_those_who_may_not,
         usage::sums_are_those_of_a_naive_model,
         usage::statistics_are_of_what_runs,
+        usage_across_kills::it_is_what_the_events_say,
         uses::each_use_puts_the_pause_off,
         uses::each_use_of_a_port_puts_the_pause_off,
         uses::a_create_and_a_resume_begin_the_timeout,

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A second server beside that of a case, which is killed amid it: with `WRENN_STATE_SECOND=1` all cases run so.
+//! A second server beside that of a case, which is killed amid it: by the case, or with `WRENN_STATE_SECOND=1` amid all cases.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::Result;
+use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 use wrenn_control::ServerBuilder;
 
@@ -22,7 +23,12 @@ pub(crate) fn start_if_asked(
     }
     let (builder, _) = builder()?;
     let more = case.bytes().map(u32::from).sum::<u32>() % LIVES;
-    start(builder, LIFE.0 + LIFE.1 * more)
+    let second = Second::start(builder)?;
+    thread::spawn(move || {
+        thread::sleep(LIFE.0 + LIFE.1 * more);
+        drop(second);
+    });
+    Ok(())
 }
 
 /// Waits until no second server is left, for cases whose own servers can do what it cannot.
@@ -36,14 +42,22 @@ fn is_asked() -> bool {
     std::env::var_os("WRENN_STATE_SECOND").is_some()
 }
 
-/// Starts a server with threads of its own. When its life is over, all that it does is dropped wherever it is: it finishes nothing, and
-/// its connections break.
-pub(crate) fn start(builder: ServerBuilder, life: Duration) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.spawn(async move { builder.build().await?.run(CancellationToken::new()).await });
-    thread::spawn(move || {
-        thread::sleep(life);
-        runtime.shutdown_background();
-    });
-    Ok(())
+/// A server with threads of its own. When this is dropped, all that it does is dropped wherever it is: it finishes nothing, and its
+/// connections break.
+pub(crate) struct Second(Option<Runtime>);
+
+impl Second {
+    pub(crate) fn start(builder: ServerBuilder) -> Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.spawn(async move { builder.build().await?.run(CancellationToken::new()).await });
+        Ok(Self(Some(runtime)))
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }

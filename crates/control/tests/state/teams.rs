@@ -11,6 +11,7 @@ use wrenn_control::Limits;
 use wrenn_testkit::wait_until;
 
 use crate::{
+    agent::Agent,
     fixture::{Fixture, SOON},
     people::{User, told},
     stores::Stores,
@@ -202,5 +203,70 @@ pub(crate) async fn a_deleted_team_leaves_nothing(stores: &Arc<Stores>, name: &s
     };
     wait_until("nothing of the team on its host", SOON, gone).await?;
     fixture.api.exec(&other, &["true"]).await?;
+    fixture.stop().await
+}
+
+/// Lets only this host take sandboxes.
+async fn place_on(fixture: &Fixture, agent: &Agent) -> Result<()> {
+    let host = agent.id.uuid();
+    let others = "now() + interval '1 hour'";
+    fixture.sql(&format!("UPDATE hosts SET ejected_until = CASE WHEN id <> '{host}' THEN {others} END")).await
+}
+
+/// Lets a user have a running and a paused sandbox and a snapshot on a host, and another team a sandbox, whose id is returned.
+async fn use_host(fixture: &Fixture, user: &User, agent: &Agent, name: &str) -> Result<String> {
+    place_on(fixture, agent).await?;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let made = user.post("/v1/sandboxes", &json!({"memory_mb": 256})).await?.expect(201)?.json();
+        ids.push(made["id"].as_str().context("no id")?.to_owned());
+    }
+    user.send(Method::POST, &format!("/v1/sandboxes/{}/pause", ids[0]), None).await?.expect(200)?;
+    user.post("/v1/snapshots", &json!({"sandbox_id": ids[1], "name": name})).await?.expect(201)?;
+    ids.push(fixture.create().await?);
+    let there: Vec<String> = agent.now().sandboxes.keys().cloned().collect();
+    ensure!(ids.iter().all(|id| there.contains(id)), "{ids:?} were made, the host has {there:?}");
+    ids.pop().context("no sandbox")
+}
+
+/// Waits until nothing is on a host but a sandbox of another team.
+async fn wait_emptied(agent: &Agent, other: &str) -> Result<()> {
+    let mut left = String::new();
+    let gone = async || {
+        let now = agent.now();
+        left = format!("{:?} and {:?}", now.sandboxes.keys(), now.snapshots);
+        (now.sandboxes.keys().eq([other]) && now.snapshots.is_empty()).then_some(())
+    };
+    let emptied = wait_until("nothing of the team on its host", SOON, gone).await;
+    emptied.with_context(|| format!("beside {other} there are {left}"))
+}
+
+/// What a team has on two hosts is removed from both: at once from the one that answers, and from the one that was away when it is back.
+pub(crate) async fn a_deleted_team_leaves_nothing_on_any_host(
+    stores: &Arc<Stores>,
+    name: &str,
+) -> Result<()> {
+    let limits = Limits { lease: Duration::from_secs(2), ..Limits::default() };
+    let fixture = Fixture::start(stores, name, 2, limits).await?;
+    let ada = User::new(&fixture, "ada", false).await?;
+    let (near, away) = (fixture.agents[0].clone(), fixture.agents[1].clone());
+    let beside = use_host(&fixture, &ada, &near, "near").await?;
+    let beside_away = use_host(&fixture, &ada, &away, "away").await?;
+    let host = away.id.uuid();
+    fixture.sql(&format!("UPDATE hosts SET address = '127.0.0.1:1' WHERE id = '{host}'")).await?;
+    ada.delete(&format!("/v1/teams/{}", ada.team)).await?.expect(204)?;
+
+    wait_emptied(&near, &beside).await?;
+    let emptied = "SELECT (emptied_at IS NOT NULL)::text FROM teams WHERE deleted_at IS NOT NULL";
+    ensure!(fixture.value(emptied).await? == "false", "the host that is away does not count");
+    let kept = (away.now().sandboxes.len(), away.now().snapshots.len());
+    ensure!(kept == (3, 1), "{kept:?} sandboxes and snapshots are on a host that nobody reached");
+
+    fixture.sql(&format!("UPDATE hosts SET address = '{}' WHERE id = '{host}'", away.address)).await?;
+    fixture.wait_value(emptied, "true").await?;
+    wait_emptied(&away, &beside_away).await?;
+    fixture.api.exec(&beside, &["true"]).await?;
+    fixture.wait_status(&beside_away, "running").await?;
+    fixture.api.exec(&beside_away, &["true"]).await?;
     fixture.stop().await
 }

@@ -197,6 +197,7 @@ pub(crate) fn alone() -> Cases<Case> {
         metrics::figures_survive_the_agent,
         outages::postgres,
         outages::redis,
+        outages::stores_restart_under_load,
         outages::the_host,
         pause::a_paused_sandbox_survives_its_agent,
         pause::a_restarted_host_has_its_sandboxes_paused,

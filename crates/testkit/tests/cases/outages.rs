@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Temporary failures of PostgreSQL, Redis and the host.
 
+mod under_load;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -9,8 +11,9 @@ use std::{
 use anyhow::{Context, Result};
 use reqwest::Method;
 use serde_json::json;
-use wrenn_testkit::{Events, Frozen, Reply, Stack, wait_until};
+use wrenn_testkit::{Events, Frozen, Reply, Stack, kinds_once, wait_until};
 
+pub(crate) use self::under_load::stores_restart_under_load;
 use super::support::{delete_wholly, nothing_remains, record, wait_exec, wait_status};
 
 /// Sends a GET request that must be answered within 10 s.
@@ -71,11 +74,8 @@ pub(crate) async fn redis(stack: Arc<Stack>) -> Result<()> {
     drop(frozen);
     stack.wait_healthy().await?;
     let (arrived, _) = Events::open(&stack.api, Some(&last)).await?.until(&during, "sandbox.stopped").await?;
-    let mut kinds: Vec<&str> = arrived.iter().map(|event| event.kind.as_str()).collect();
-    // Events are delivered at least once.
-    kinds.dedup();
     let expected = ["sandbox.starting", "sandbox.running", "sandbox.stopping", "sandbox.stopped"];
-    anyhow::ensure!(kinds == expected, "{arrived:#?}");
+    anyhow::ensure!(kinds_once(&arrived) == expected, "{arrived:#?}");
 
     stack.kill_and_wait("redis-server").await?;
     delete_wholly(&stack, &first).await?;

@@ -91,12 +91,11 @@ fn wish(parameters: Vec<(String, String)>) -> Result<Wish, Fault> {
                 wish.sandbox.replace(value.parse().map_err(wrong)?).is_some()
             }
             "type" => {
-                let kind = value.parse::<EventKind>().ok().filter(|kind| *kind != EventKind::Resync);
                 let wrong = || {
                     let all: Vec<_> = EventKind::all().map(|kind| kind.to_string()).collect();
                     Fault::invalid(format!("type is {shown}: it must be one of {}", all.join(", ")))
                 };
-                let kind = kind.ok_or_else(wrong)?;
+                let kind = EventKind::asked_for(&value).ok_or_else(wrong)?;
                 if !wish.kinds.contains(&kind) {
                     wish.kinds.push(kind);
                 }
@@ -154,7 +153,8 @@ mod tests {
             Ok(Wish { since, sandbox, kinds })
         );
         for (query, message) in [
-            ("type=running", r#"type is "running": it must be one of sandbox.pending, "#),
+            ("type=running", r#"type is "running": it must be one of sandbox.starting, "#),
+            ("type=sandbox.pending", r#"type is "sandbox.pending": "#),
             ("type=resync", r#"type is "resync": "#),
             ("sandbox=a&sandbox=b", "sandbox is given twice"),
             ("since=10m", r#"since is "10m": it must be a time such as 2026"#),
