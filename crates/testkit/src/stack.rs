@@ -176,6 +176,8 @@ impl Stack {
             ("WRENN_SERVER_CREATE_TIMEOUT_SEC".to_owned(), "540".to_owned()),
             // Twice as many as a case runs at a time in its long form, because a team has half of them.
             ("WRENN_SERVER_LONG_COMMANDS".to_owned(), "400".to_owned()),
+            // Receivers of channels are cases.
+            ("WRENN_SERVER_CHANNELS_ALLOW".to_owned(), "127.0.0.0/8".to_owned()),
         ];
         if in_lab() {
             env.extend(lab_agent_variables());
