@@ -116,9 +116,8 @@ fn table(all: &[AuditRecord]) -> String {
     let rows = all.iter().map(|record| {
         let actor = &record.actor;
         // Names come from others, and may hold what controls a terminal.
-        let name = actor.name.as_ref().or(actor.id.as_ref()).map(|name| name.escape_debug().to_string());
-        let on =
-            record.resource.as_ref().map(|on| on.name.as_ref().unwrap_or(&on.id).escape_debug().to_string());
+        let name = actor.name.as_ref().or(actor.id.as_ref()).map(|name| output::plain(name));
+        let on = record.resource.as_ref().map(|on| output::plain(on.name.as_ref().unwrap_or(&on.id)));
         let outcome = record.error_code.as_ref().map(|code| format!("{}: {code}", record.outcome));
         [
             output::time(record.at),

@@ -234,10 +234,10 @@ fn deliveries_table(all: &[Delivery]) -> String {
             delivery.id.to_string(),
             time(delivery.created_at),
             delivery.event.clone(),
-            delivery.subject.escape_debug().to_string(),
+            output::plain(&delivery.subject),
             status.to_owned(),
             delivery.attempts.to_string(),
-            delivery.error.as_deref().unwrap_or("-").escape_debug().to_string(),
+            output::plain(delivery.error.as_deref().unwrap_or("-")),
         ]
     });
     output::table(["ID", "CREATED", "EVENT", "ABOUT", "STATE", "ATTEMPTS", "ERROR"], rows)

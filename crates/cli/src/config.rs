@@ -25,6 +25,8 @@ const OTHER_VARIABLES: &[&str] = &["WRENN_CONFIG", registry::PASSWORD, "WRENN_BI
 const FAULT_PREFIX: &str = "WRENN_FAULT_";
 /// Keys that have a flag of their own; the others are set by `--set`.
 const OWN_FLAGS: &[&str] = &["url", "api_key", "context", "state_dir", "share_dir"];
+/// Variables that stand for what a context has. A context that a flag names is stronger than they are.
+const OF_CONTEXT: [&str; 2] = ["WRENN_URL", "WRENN_API_KEY"];
 /// Minimum similarity of two names for a suggestion, as in clap.
 const SIMILAR: f64 = 0.8;
 
@@ -121,7 +123,12 @@ impl Config {
             let taken = config.take_variables(&sources.env_file, Origin::EnvFile, sources.strict);
             taken.with_context(|| format!("{} is not valid", path.display()))?;
         }
-        config.take_variables(&sources.environment, Origin::Environment, sources.strict)?;
+        // Who names a server must not get another one, or sign in there by another key, because of what a script has exported.
+        let is_named = sources.flags.iter().any(|(name, value)| name == "context" && !value.is_empty());
+        let counts = |variable: &str| !is_named || !OF_CONTEXT.contains(&variable);
+        let environment: Vec<_> =
+            sources.environment.iter().filter(|(name, _)| counts(name)).cloned().collect();
+        config.take_variables(&environment, Origin::Environment, sources.strict)?;
         for (name, value) in &sources.flags {
             let flag = if OWN_FLAGS.contains(&name.as_str()) {
                 format!("--{}", name.replace('_', "-"))
@@ -442,6 +449,28 @@ mod tests {
         assert_eq!(key_for("http://127.0.0.1:3", &sources)?, "k");
         assert!(key_for("http://127.0.0.1:4", &sources).is_err());
         assert!(key_for("http://127.0.0.1:3", &Sources::default()).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_context_that_a_flag_names_is_stronger_than_the_environment() -> Result<()> {
+        let environment =
+            pairs(&[("WRENN_URL", "http://away:1"), ("WRENN_API_KEY", "e"), ("WRENN_CONTEXT", "x")]);
+        let toml = "url = \"http://home:1\"\napi_key = \"k\"\n".to_owned();
+        let mut sources = Sources { environment, toml, ..Sources::default() };
+        let read = |sources: &Sources| -> Result<(String, String, Option<String>)> {
+            let config = resolve(sources)?;
+            let url = config.url();
+            let key = config.api_key_for(&url)?.to_owned();
+            Ok((url, key, config.context()))
+        };
+        let expected =
+            |url: &str, key: &str, context: &str| (url.to_owned(), key.to_owned(), Some(context.to_owned()));
+        assert_eq!(read(&sources)?, expected("http://away:1", "e", "x"));
+        sources.flags = pairs(&[("context", "default")]);
+        assert_eq!(read(&sources)?, expected("http://home:1", "k", "default"));
+        sources.flags = pairs(&[("url", "http://flag:1"), ("api_key", "f"), ("context", "default")]);
+        assert_eq!(read(&sources)?, expected("http://flag:1", "f", "default"));
         Ok(())
     }
 

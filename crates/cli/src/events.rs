@@ -9,7 +9,7 @@ use wrenn_client::{Client, Event, EventFilter};
 
 use crate::{
     creation::seconds,
-    output::{Format, line},
+    output::{Format, line, plain},
     sandbox::find,
 };
 
@@ -87,7 +87,7 @@ fn kind(text: &str) -> Result<EventKind, String> {
 fn text(event: &Event) -> String {
     // Typed values would lose the events of a newer server.
     let (data, sandbox) = (&event.data, &event.data["sandbox"]);
-    let field = |value: &serde_json::Value| value.as_str().unwrap_or("-").escape_debug().to_string();
+    let field = |value: &serde_json::Value| plain(value.as_str().unwrap_or("-"));
     let at = data["at"].as_str().and_then(|at| at.parse::<DateTime<Utc>>().ok());
     let at = at.map_or_else(|| "-".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
     let what = event.event.strip_prefix("sandbox.").unwrap_or(&event.event);
@@ -125,9 +125,9 @@ fn text(event: &Event) -> String {
 
 /// Who did it, by name, and why, unless somebody just wanted it.
 fn by(data: &serde_json::Value) -> String {
-    let name = data["actor"]["name"].as_str().map(|name| format!("  by {}", name.escape_debug()));
+    let name = data["actor"]["name"].as_str().map(|name| format!("  by {}", plain(name)));
     let cause = data["cause"].as_str().filter(|cause| *cause != "user");
-    let cause = cause.map(|cause| format!("  ({})", cause.escape_debug()));
+    let cause = cause.map(|cause| format!("  ({})", plain(cause)));
     name.unwrap_or_default() + &cause.unwrap_or_default()
 }
 

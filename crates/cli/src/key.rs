@@ -134,7 +134,7 @@ fn client(config: &Config) -> Result<Client> {
 /// Prints a new key. As text it is alone on standard output, for a pipe.
 fn print(made: &CreatedApiKey, format: Format) -> Result<()> {
     if format == Format::Text {
-        let (id, name) = (made.api_key.id, made.api_key.name.escape_debug());
+        let (id, name) = (made.api_key.id, output::plain(&made.api_key.name));
         note(&format!("API key {id} ({name}); it is shown this one time:"));
     }
     format.print(made, || made.key.reveal().to_owned())
@@ -160,7 +160,7 @@ fn table(all: &[ApiKey]) -> String {
             key.created_by.as_ref().map(|maker| maker.email.clone().unwrap_or_else(|| maker.id.to_string()));
         [
             key.id.to_string(),
-            key.name.escape_debug().to_string(),
+            output::plain(&key.name),
             format!("{}…", key.prefix),
             key.scopes.as_ref().map_or_else(|| "all".to_owned(), |scopes| scopes.join(",")),
             maker.unwrap_or_else(|| "operator".to_owned()),

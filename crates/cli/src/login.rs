@@ -224,7 +224,7 @@ impl Whoami {
         let team = self
             .team
             .as_ref()
-            .map(|team| format!("{} ({}){}", team.name.escape_debug(), team.id, role(team)));
+            .map(|team| format!("{} ({}){}", output::plain(&team.name), team.id, role(team)));
         fields.push(("team", team.unwrap_or_else(|| "-".to_owned())));
         output::lines(&fields)
     }

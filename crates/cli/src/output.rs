@@ -83,7 +83,26 @@ pub(crate) fn fields(value: &impl Serialize) -> String {
     fields.map(|(name, value)| format!("{name:<28} {value}")).collect::<Vec<_>>().join("\n")
 }
 
+/// Formats text that others chose, such as a name, on one line: what controls a terminal is escaped.
+pub(crate) fn plain(text: &str) -> String {
+    // Quotes control nothing, and many a name has one.
+    text.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")
+}
+
 /// Formats a time in a table.
 pub(crate) fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_as_they_are_and_control_no_terminal() {
+        for name in ["Ada's team", "the \"other\" one", "計算機", "e\u{301}"] {
+            assert_eq!(plain(name), name);
+        }
+        assert_eq!(plain("a\u{1b}[2J\nb"), "a\\u{1b}[2J\\nb");
+    }
 }

@@ -12,7 +12,7 @@ use wrenn_client::Client;
 pub(crate) use self::find::of_caller;
 use crate::{
     confirm,
-    output::{Format, note},
+    output::{Format, note, plain},
     password::FromStdin,
 };
 
@@ -180,7 +180,7 @@ pub(crate) async fn run(client: &Client, what: &Command, format: Format) -> Resu
         Command::Use { team, .. } => {
             let team = find::team(client, team.as_deref().unwrap_or_default()).await?;
             let me = client.switch_team(team.id).await?;
-            format.print(&me, || format!("you act for {} ({})", team.name.escape_debug(), team.id))?;
+            format.print(&me, || format!("you act for {} ({})", plain(&team.name), team.id))?;
         }
         Command::Rename { name, of } => {
             let team = client.rename_team(of.id(client).await?, name).await?;
@@ -209,7 +209,7 @@ async fn remove(client: &Client, team: &str, yes: bool, platform: bool, format: 
         (find::id(team)?, team.to_owned())
     } else {
         let found = find::team(client, team).await?;
-        (found.id, format!("{} ({})", found.name.escape_debug(), found.id))
+        (found.id, format!("{} ({})", plain(&found.name), found.id))
     };
     if !yes {
         confirm::removal(&format!("team {name}"), "with its sandboxes, snapshots, templates and keys")
@@ -290,7 +290,7 @@ async fn invitations(client: &Client, what: &Command, format: Format) -> Result<
                 }
             };
             let team = client.accept_invitation(&which).await?;
-            format.print(&team, || format!("you are in {} ({})", team.name.escape_debug(), team.id))
+            format.print(&team, || format!("you are in {} ({})", plain(&team.name), team.id))
         }
         _ => Ok(()),
     }

@@ -188,7 +188,7 @@ fn table(all: &[AdminUser]) -> String {
         [
             user.id.to_string(),
             user.email.clone(),
-            user.name.escape_debug().to_string(),
+            output::plain(&user.name),
             status.to_owned(),
             user.teams_joined.to_string(),
             user.last_login_at.map_or_else(|| "never".to_owned(), time),

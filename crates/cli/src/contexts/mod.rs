@@ -22,7 +22,8 @@ use crate::{
 /// Text after the help.
 pub(crate) const EXAMPLES: &str = "\
 A context is a server with what you signed in by. `wrenn login` makes it; the one named default is that of the configuration file, which
-`wrenn up` writes. WRENN_CONTEXT and --use-context choose another one for a command, and WRENN_URL and WRENN_API_KEY are stronger.
+`wrenn up` writes. WRENN_CONTEXT and --use-context choose another one for a command. WRENN_URL and WRENN_API_KEY are stronger than a
+context, unless --use-context names it.
 
 Examples:
   wrenn login --url https://wrenn.example --email ada@example.com
@@ -87,11 +88,15 @@ pub(crate) fn run(config: &Config, what: &Command, format: Format) -> Result<u8>
             for name in known_contexts {
                 known(name, &contexts)?;
             }
+            let before = contexts.current.clone();
             for name in known_contexts {
                 contexts.contexts.remove(name);
                 contexts.current.take_if(|current| *current == *name);
             }
             contexts.save(config.file())?;
+            if let Some(name) = before.filter(|name| contexts.current.is_none() && name != DEFAULT) {
+                note(&format!("wrenn: {name} was in use: the context {DEFAULT} is used from now on"));
+            }
             format.print(&json!({ "removed": known_contexts }), || known_contexts.join("\n"))?;
         }
     }

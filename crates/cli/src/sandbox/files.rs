@@ -225,7 +225,7 @@ async fn watch(client: &Client, id: SandboxId, path: &str, recursive: bool, form
         match format {
             Format::Json => output::line(&serde_json::to_string(&change)?)?,
             // A name may have any character, also those that a terminal acts on.
-            Format::Text => output::line(&format!("{what:<8} {}", name.escape_debug()))?,
+            Format::Text => output::line(&format!("{what:<8} {}", output::plain(name)))?,
         }
     }
 }
@@ -241,7 +241,7 @@ fn table(entries: &[FileEntry]) -> String {
             entry.size.to_string(),
             chrono::DateTime::from_timestamp(entry.modified_at, 0).map(time).unwrap_or_default(),
             // A name may have any character, also those that a terminal acts on.
-            format!("{}{ends}{leads}", entry.path).escape_debug().to_string(),
+            output::plain(&format!("{}{ends}{leads}", entry.path)),
         ]
     });
     output::table(["MODE", "OWNER", "GROUP", "SIZE", "MODIFIED", "PATH"], rows)

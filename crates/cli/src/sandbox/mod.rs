@@ -409,7 +409,7 @@ fn processes(all: &[ProcessInfo]) -> String {
             process.tag.clone().unwrap_or_default(),
             process.user.clone(),
             time(process.started_at),
-            command.escape_debug().to_string(),
+            output::plain(&command),
         ]
     });
     output::table(["PID", "TAG", "USER", "STARTED", "COMMAND"], rows)

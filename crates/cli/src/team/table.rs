@@ -3,7 +3,7 @@
 
 use wrenn_api::{AdminTeam, Invitation, MyInvitation, Quota, Team, TeamMember};
 
-use crate::output::{table, time};
+use crate::output::{plain, table, time};
 
 fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
@@ -15,7 +15,7 @@ pub(super) fn teams(all: &[Team]) -> String {
         let role = team.role.map(|role| role.to_string());
         [
             team.id.to_string(),
-            team.name.escape_debug().to_string(),
+            plain(&team.name),
             or_dash(team.slug.clone()),
             or_dash(role),
             time(team.created_at),
@@ -34,7 +34,7 @@ pub(super) fn all_teams(all: &[AdminTeam]) -> String {
         };
         [
             team.id.to_string(),
-            team.name.escape_debug().to_string(),
+            plain(&team.name),
             or_dash(team.owner_email.clone()),
             team.member_count.to_string(),
             team.active_sandbox_count.to_string(),
@@ -50,7 +50,7 @@ pub(super) fn members(all: &[TeamMember]) -> String {
     let rows = all.iter().map(|member| {
         [
             member.user_id.to_string(),
-            member.name.escape_debug().to_string(),
+            plain(&member.name),
             member.email.clone(),
             member.role.to_string(),
             time(member.joined_at),
@@ -76,7 +76,7 @@ pub(super) fn invitations(all: &[Invitation]) -> String {
 /// Lists the caller's invitations.
 pub(super) fn my_invitations(all: &[MyInvitation]) -> String {
     let rows = all.iter().map(|one| {
-        let name = one.team_name.escape_debug().to_string();
+        let name = plain(&one.team_name);
         [one.id.to_string(), name, one.role.to_string(), one.inviter.clone(), time(one.expires_at)]
     });
     table(["ID", "TEAM", "ROLE", "INVITED BY", "UNTIL"], rows)

@@ -7,7 +7,7 @@ use std::{
     fs,
     io::Write as _,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -19,13 +19,15 @@ use wrenn_testkit::{Stack, wait_until};
 
 pub(crate) use self::pauses::{sandboxes_are_paused_and_resumed, snapshots_are_made_and_removed};
 
-/// Runs `wrenn` without blocking the runtime.
-pub(crate) async fn wrenn(stack: &Arc<Stack>, args: &[&str], input: Option<&str>) -> Result<Output> {
-    let (stack, input) = (stack.clone(), input.map(str::to_owned));
-    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+/// Runs `wrenn` as the user who ran `wrenn up`.
+pub(crate) async fn wrenn(stack: &Stack, args: &[&str], input: Option<&str>) -> Result<Output> {
+    output_of(stack.command(args)?, input).await
+}
+
+/// Runs a command to its end without blocking the runtime.
+pub(crate) async fn output_of(mut command: Command, input: Option<&str>) -> Result<Output> {
+    let input = input.map(str::to_owned);
     tokio::task::spawn_blocking(move || {
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let mut command = stack.command(&args)?;
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         if input.is_some() {
             command.stdin(Stdio::piped());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! List of test cases by subject.
 
+mod accounts;
 mod bad_input;
 mod broken_builds;
 mod builds;
@@ -87,6 +88,14 @@ pub(crate) const LAB: &[&str] = &[
 /// Cases that may run concurrently.
 pub(crate) fn beside() -> Cases<Case> {
     cases![
+        accounts::a_lost_key_is_no_dead_end,
+        accounts::keys_are_kept_and_forgotten,
+        accounts::keys_do_what_their_scopes_say,
+        accounts::members_come_and_go_and_the_owner_changes,
+        accounts::passwords_are_typed_and_sessions_end,
+        accounts::servers_are_kept_apart,
+        accounts::users_are_made_shut_out_and_deleted,
+        accounts::what_a_team_does_is_delivered_recorded_and_counted,
         bad_input::paths_that_cannot_be,
         bad_input::environments_at_their_bounds,
         broken_builds::steps_that_misbehave_are_told,

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// What is before the token of a link to sign in.
-const SIGN_IN: &str = "/account/sign-in#token=";
+pub(crate) const SIGN_IN: &str = "/account/sign-in#token=";
 /// The second user.
 const GRACE: &str = "grace@example.com";
 const PASSWORD: &str = "correct horse battery";
@@ -129,14 +129,21 @@ async fn sees(stack: &Stack, token: &str, id: &str) -> Result<bool> {
     Ok(listed)
 }
 
-async fn as_user(stack: &Stack, method: Method, path: &str, token: &str, body: &Value) -> Result<Reply> {
+/// Sends a request with the token of a user's session.
+pub(crate) async fn as_user(
+    stack: &Stack,
+    method: Method,
+    path: &str,
+    token: &str,
+    body: &Value,
+) -> Result<Reply> {
     let api = stack.api.with_key("");
     let request = api.request(method, path).bearer_auth(token);
     api.send(if body.is_null() { request } else { request.json(body) }).await
 }
 
-/// Runs `wrenn`, which succeeds; returns its output.
-async fn told(stack: &Arc<Stack>, args: &[&str], input: Option<&str>) -> Result<String> {
+/// Runs `wrenn` as the user who ran `wrenn up`. It succeeds; returns its output.
+pub(crate) async fn told(stack: &Stack, args: &[&str], input: Option<&str>) -> Result<String> {
     let output: Output = wrenn(stack, args, input).await?;
     ensure!(output.status.success(), "wrenn {}: {}", args.join(" "), stderr(&output));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())

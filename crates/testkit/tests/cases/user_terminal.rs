@@ -23,7 +23,7 @@ use wrenn_testkit::{Stack, processes, wait_until};
 const SHOWN: Duration = Duration::from_secs(60);
 
 /// A terminal of a user, in which a command of `wrenn` runs.
-struct UserTerminal {
+pub(crate) struct UserTerminal {
     keys: File,
     shown: Arc<Mutex<Vec<u8>>>,
     own: OwnedFd,
@@ -37,6 +37,11 @@ const SHELL: &str = r#""$0" "$@"; echo "ended with $?."; exec sleep 1000"#;
 
 impl UserTerminal {
     fn run(stack: &Stack, args: &[&str]) -> Result<Self> {
+        Self::of(&stack.command(args)?)
+    }
+
+    /// Runs a command of `wrenn` in a terminal.
+    pub(crate) fn of(wrenn: &Command) -> Result<Self> {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&keys)?;
         unlockpt(&keys)?;
@@ -44,7 +49,6 @@ impl UserTerminal {
         let own = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
         tcsetwinsize(&own, size(100, 30))?;
         let before = tcgetattr(&own)?;
-        let wrenn = stack.command(args)?;
         // The terminal is that of its session, so that it is told of changes of the size.
         let mut command = Command::new("setsid");
         command.args(["--ctty", "sh", "-c", SHELL]).arg(wrenn.get_program()).args(wrenn.get_args());
@@ -73,13 +77,25 @@ impl UserTerminal {
         String::from_utf8_lossy(&self.shown.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    fn type_keys(&mut self, keys: &str) -> Result<()> {
+    /// Types keys; Return is `\r`.
+    pub(crate) fn type_keys(&mut self, keys: &str) -> Result<()> {
         Ok(self.keys.write_all(keys.as_bytes())?)
     }
 
-    async fn shows(&self, text: &str) -> Result<()> {
+    /// Waits until the terminal shows a text.
+    pub(crate) async fn shows(&self, text: &str) -> Result<()> {
         let shown = wait_until(text, SHOWN, async || self.text().contains(text).then_some(())).await;
         shown.with_context(|| format!("it shows {:?}", self.text()))
+    }
+
+    /// Waits until the terminal does not show what is typed.
+    pub(crate) async fn hides_keys(&self) -> Result<()> {
+        let hides = async || {
+            let modes = tcgetattr(&self.own).ok()?.local_modes;
+            (!modes.contains(LocalModes::ECHO)).then_some(())
+        };
+        let hidden = wait_until("what is typed is not shown", SHOWN, hides).await;
+        hidden.with_context(|| format!("it shows {:?}", self.text()))
     }
 
     /// Tells the command to end.
@@ -90,7 +106,7 @@ impl UserTerminal {
     }
 
     /// Waits for the end of the command with this status, after which the terminal must be as it was.
-    async fn ends(self, status: u8) -> Result<String> {
+    pub(crate) async fn ends(self, status: u8) -> Result<String> {
         self.shows(&format!("ended with {status}.")).await?;
         let now = tcgetattr(&self.own)?;
         let modes = |of: &Termios| (of.local_modes, of.input_modes, of.output_modes, of.control_modes);
