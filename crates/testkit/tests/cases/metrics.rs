@@ -14,7 +14,7 @@ use wrenn_testkit::{Stack, wait_until};
 
 use super::{
     processes::client,
-    support::{delete_wholly, pause, resume, sh},
+    support::{delete_wholly, exported, killed, pause, resume, sh},
 };
 
 /// Time limit that is only reached on failures.
@@ -49,7 +49,7 @@ fn number(point: &Value, field: &str) -> f64 {
 
 /// Returns a figure of the only host, as Prometheus gets it.
 async fn gauge(stack: &Stack, name: &str) -> Result<f64> {
-    let exported = String::from_utf8(stack.api.get("/metrics").await?.expect(200)?.bytes)?;
+    let exported = exported(stack).await?;
     ensure!(exported.contains(&format!("# HELP {name} ")), "nothing says what {name} is");
     let of_host = exported.lines().find(|line| line.starts_with(&format!("{name}{{host=")));
     let value =
@@ -123,10 +123,11 @@ pub(crate) async fn work_is_seen(stack: Arc<Stack>) -> Result<()> {
     delete_wholly(&stack, &id).await
 }
 
-/// A command that the kernel kills for want of memory: its answer, the sandbox's record, its events and the command line say so, with
-/// the process. What the guest uses is in its points.
+/// A command that the kernel kills for want of memory: its answer, the sandbox's record, the metrics and the command line say so, with
+/// the process where they name one. What the guest uses is in its points.
 pub(crate) async fn out_of_memory_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let before = killed(&stack, "process").await?;
     let is_told = |now: &Value| number(now, "guest_mem_total_bytes") > 0.0;
     let told = until(&stack, &id, "figures of the guest", is_told).await?;
     let memory = [number(&told, "guest_mem_used_bytes"), number(&told, "guest_mem_total_bytes")];
@@ -148,6 +149,11 @@ pub(crate) async fn out_of_memory_is_told(stack: Arc<Stack>) -> Result<()> {
         (last["command"] == "python3" && last["pid"] == pid).then_some(())
     };
     wait_until("the sandbox's record to tell the process", SOON, seen).await?;
+
+    // It is counted after it was recorded. Processes of other cases may be counted, too.
+    let counted = async || killed(&stack, "process").await.ok().filter(|count| *count > before);
+    let counted = wait_until("the process to be counted", SOON, counted).await;
+    counted.with_context(|| format!("{before} before"))?;
 
     let ran = stack.wrenn(&["sandbox", "exec", &id, "python3", "-c", HOG])?;
     let stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
