@@ -195,6 +195,7 @@ pub(crate) fn alone() -> Cases<Case> {
         crashes::a_snapshot_that_is_given_up_leaves_nothing,
         crashes::operations_in_any_order,
         fleet::many_survive_the_agent,
+        metrics::busy_ones_come_first,
         metrics::figures_survive_the_agent,
         outages::postgres,
         outages::redis,
