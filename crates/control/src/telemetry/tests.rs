@@ -119,7 +119,9 @@ fn creates_are_counted_by_how_they_end() {
 fn kills_are_counted_by_what_was_killed() {
     let recorder = PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {
-        [Killed::Process, Killed::Machine, Killed::Process].map(out_of_memory);
+        for of in [Killed::Process, Killed::Machine, Killed::Process] {
+            out_of_memory(of);
+        }
     });
     let text = recorder.handle().render();
     let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with("wrenn_out_of_memory")).collect();
