@@ -157,6 +157,8 @@ error_codes! {
     InternalError = "internal_error", 500;
     /// The host failed; its log has the reason.
     AgentError = "agent_error", 502;
+    /// The sandbox had no memory left, or its microVM reached the limit of its memory on the host.
+    OutOfMemory = "out_of_memory", 502;
     /// The sandbox runs, but nothing in it listens on the port.
     PortNotOpen = "port_not_open", 502;
     /// The server on the port of the sandbox broke the connection off, or does not speak HTTP.

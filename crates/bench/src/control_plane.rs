@@ -2,7 +2,10 @@
 //! A control plane of its own in the PostgreSQL and the Redis of a running Wrenn, with as many sandboxes in its database as a
 //! measurement asks for. No host answers it, so only the control plane is measured.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
@@ -109,9 +112,14 @@ impl ControlPlane {
     }
 
     fn url(&self, database: &str) -> String {
-        let sockets = self.stack_dir.join("run/postgres").display().to_string().replace('/', "%2F");
-        format!("postgres://wrenn@{sockets}/{database}")
+        database_url(&self.stack_dir, database)
     }
+}
+
+/// URL of a database in the PostgreSQL of the Wrenn with this state directory.
+pub(crate) fn database_url(state_dir: &Path, database: &str) -> String {
+    let sockets = state_dir.join("run/postgres").display().to_string().replace('/', "%2F");
+    format!("postgres://wrenn@{sockets}/{database}")
 }
 
 /// A host at an address where nobody listens.

@@ -113,7 +113,7 @@ async fn templates() -> Result<Vec<Row>> {
         eprintln!("bench: building templates");
         let mut rows = builds::of_templates(stack).await?;
         eprintln!("bench: keeping metrics");
-        rows.push(tiers::kept(stack)?);
+        rows.push(tiers::kept(stack).await?);
         Ok(rows)
     });
     Ok([vec![unpacking], built.await?].concat())

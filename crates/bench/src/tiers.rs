@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Time of the statement that keeps the metrics of a sandbox with full rings, as PostgreSQL counts it.
+//! Time in which the control plane keeps the metrics of a sandbox with full rings, by the statement that a pause runs.
 
-use std::time::Duration;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use sqlx::PgPool;
+use wrenn_api::SandboxId;
+use wrenn_control::measured::keep_metrics_of_a_day;
 use wrenn_testkit::Stack;
 
-use crate::row::Row;
+use crate::{control_plane::database_url, row::Row};
 
 const ROUNDS: usize = 20;
-/// Adds as many points as the rings of a sandbox have after a day: 10 minutes of measurements, 2 hours of averages of 30 seconds,
-/// and a day of those of 5 minutes.
-const KEEP: &str = "EXPLAIN (ANALYZE, TIMING OFF, SUMMARY ON)
-    INSERT INTO metrics_points (sandbox_id, team_id, tier, at, cpu_hundredths, mem_bytes, disk_bytes, net_rx_bytes, net_tx_bytes,
-        guest_mem_used_bytes, guest_mem_total_bytes, guest_disk_used_bytes, guest_disk_total_bytes)
-    SELECT one.id, t.id, n.tier, now() - n.at * interval '1 second', n.at, n.at, n.at, n.at, n.at, n.at, n.at, n.at, n.at
-    FROM (SELECT gen_random_uuid() AS id) one, (SELECT id FROM teams LIMIT 1) t, (
-        SELECT '10m' AS tier, at FROM generate_series(1, 1200) AS raw (at)
-        UNION ALL SELECT '2h', at FROM generate_series(1, 240) AS middle (at)
-        UNION ALL SELECT '24h', at FROM generate_series(1, 288) AS day (at)) n";
-/// What is before the time in the last line of what PostgreSQL explains.
-const TOOK: &str = "Execution Time: ";
+/// Number of points that the rings of a sandbox have after a day: 10 minutes of measurements, 2 hours of averages of 30 seconds, and a
+/// day of those of 5 minutes.
+const POINTS: u64 = 1200 + 240 + 288;
 
-/// Runs the statement for another sandbox each time.
-pub(crate) fn kept(stack: &Stack) -> Result<Row> {
+/// Keeps them as of a sandbox of which none were kept before.
+pub(crate) async fn kept(stack: &Stack) -> Result<Row> {
+    let id = stack.api.create(&json!({})).await?;
+    let sandbox: SandboxId = id.parse()?;
+    let db = PgPool::connect(&database_url(&stack.state_dir, "wrenn")).await?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let explained = stack.sql(KEEP)?;
-        let took = explained.lines().find_map(|line| line.strip_prefix(TOOK)?.strip_suffix(" ms"));
-        let took: f64 = took.with_context(|| format!("no time in {explained}"))?.parse()?;
-        times.push(Duration::from_secs_f64(took / 1000.0));
+        stack.sql("DELETE FROM metrics_points")?;
+        let begin = Instant::now();
+        let kept = keep_metrics_of_a_day(&db, sandbox).await?;
+        times.push(begin.elapsed());
+        ensure!(kept == POINTS, "{kept} points were kept, and not {POINTS}");
     }
-    stack.sql("DELETE FROM metrics_points")?;
+    db.close().await;
+    stack.api.remove(&id).await?;
     Ok(Row::time("keeping the metrics of a sandbox of a day, one statement (ms)", &times, 100.0))
 }

@@ -57,6 +57,11 @@ impl By {
         Self { cause: Cause::Host, who: Who::Host(host) }
     }
 
+    /// A host, on which a sandbox has ended for want of memory.
+    pub(crate) const fn out_of_memory(host: HostId) -> Self {
+        Self { cause: Cause::OutOfMemory, who: Who::Host(host) }
+    }
+
     /// Describes it, with the name that its actor has now.
     pub(crate) fn named(self, name: Option<String>) -> Caused {
         Caused { cause: self.cause, actor: self.who.named(name) }

@@ -41,6 +41,8 @@ mod keys;
 mod lease;
 mod links;
 mod mail;
+#[doc(hidden)]
+pub mod measured;
 mod names;
 mod networks;
 mod oauth;

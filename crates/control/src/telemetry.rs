@@ -206,6 +206,24 @@ pub(crate) fn build_ended(result: &'static str) {
     metrics::counter!("wrenn_builds_ended_total", "result" => result).increment(1);
 }
 
+/// What was killed for want of memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Killed {
+    /// A process in a sandbox, by the kernel of its guest.
+    Process,
+    /// A whole sandbox: its guest had no memory left, or its VMM on the host.
+    Machine,
+}
+
+/// Records that something was killed for want of memory. The team is no label: nobody needs a key to read the metrics.
+pub(crate) fn out_of_memory(of: Killed) {
+    let of = match of {
+        Killed::Process => "process",
+        Killed::Machine => "machine",
+    };
+    metrics::counter!("wrenn_out_of_memory_total", "of" => of).increment(1);
+}
+
 /// Label value for the method of a request; clients may invent methods.
 pub(crate) fn method(method: &http::Method) -> &'static str {
     match method.as_str() {

@@ -5,12 +5,16 @@
 //! Uses cgroup version 2 if its controllers are available, else version 1. On a machine with neither, only
 //! drivers that are no security boundary work; then the VMM itself limits the guest's memory and CPUs.
 
+mod kills;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
 use wrenn_os::control_group;
+
+pub(crate) use self::kills::OutOfMemory;
 
 /// Name of the parent group.
 const NAME: &str = "wrenn";
@@ -49,6 +53,17 @@ pub(crate) fn prepare(id: &str, memory_mb: u64, vcpus: u32) -> io::Result<Vec<Pa
 /// Removes the groups of an exited VMM. Does nothing if there are none.
 pub(crate) fn remove(id: &str) -> io::Result<()> {
     groups(Path::new(ROOT), id).iter().try_for_each(|group| control_group::remove_directory(group))
+}
+
+/// Returns why the kernel killed a process in the groups of a VMM for want of memory; `None` if it did not, or does not say. Only groups
+/// that were not removed yet know.
+pub(crate) async fn out_of_memory(id: &str) -> Option<OutOfMemory> {
+    let [version_2, version_1, ..] = groups(Path::new(ROOT), id);
+    let read = tokio::task::spawn_blocking(move || kills::read(&version_2, &version_1)).await;
+    read.unwrap_or_else(|error| Err(error.into())).unwrap_or_else(|error| {
+        tracing::warn!(id, %error, "it is not known whether a VMM was killed for want of memory");
+        None
+    })
 }
 
 /// Lists the existing groups.

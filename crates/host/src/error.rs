@@ -155,9 +155,10 @@ fn class(code: ErrorCode) -> (Wire, Of) {
         ErrorCode::InsufficientStorage => (Wire::ResourceExhausted, Of::OF_HOST),
         ErrorCode::NoHostsAvailable | ErrorCode::HostUnavailable => (Wire::Unavailable, Of::OF_HOST),
         ErrorCode::Timeout => (Wire::DeadlineExceeded, Of::OF_HOST),
-        ErrorCode::AgentError | ErrorCode::InternalError | ErrorCode::ServiceUnavailable => {
-            (Wire::Internal, Of::OF_HOST)
-        }
+        ErrorCode::AgentError
+        | ErrorCode::InternalError
+        | ErrorCode::OutOfMemory
+        | ErrorCode::ServiceUnavailable => (Wire::Internal, Of::OF_HOST),
         // Only the control plane has the others.
         _ => (Wire::Internal, Of::OF_CALLER),
     }

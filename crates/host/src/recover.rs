@@ -11,7 +11,7 @@ use wrenn_network::{MAX_SLOTS, SlotSpec};
 use wrenn_vmm::MicroVm;
 
 use crate::{
-    directory,
+    cgroup, directory,
     error::AgentError,
     sandbox::{
         actor::{self, Handle, Start},
@@ -226,9 +226,13 @@ async fn ended(sandbox: &mut Sandbox, restarted: bool) -> anyhow::Result<Start> 
         undo_without_slot(sandbox, &[Thing::Volume]).await;
         return Ok(Start::In(Phase::Paused(memory)));
     }
-    let message =
-        format!("the microVM ended while its agent was away. Its disk is kept: {remedy}, or delete it");
-    let error = AgentError::new(ErrorCode::AgentError, message);
+    let (code, how) = match cgroup::out_of_memory(&sandbox.id).await {
+        Some(why) => {
+            (ErrorCode::OutOfMemory, format!("the microVM was killed {why}, while its agent was away"))
+        }
+        None => (ErrorCode::AgentError, "the microVM ended while its agent was away".to_owned()),
+    };
+    let error = AgentError::new(code, format!("{how}. Its disk is kept: {remedy}, or delete it"));
     operations::run(&mut Fail::new(error.clone(), None, true), sandbox).await?;
     Ok(Start::In(Phase::Failed { error, vm: None }))
 }

@@ -539,6 +539,11 @@ impl Change {
     pub(crate) fn by(self, by: By) -> Self {
         Self { by: Some(by), ..self }
     }
+
+    /// Returns whether the sandbox has ended for want of memory.
+    pub(crate) fn is_of_memory(&self) -> bool {
+        matches!(self.error, Some((ErrorCode::OutOfMemory, _)))
+    }
 }
 
 /// Changes the status if the row is unchanged since it was read; `None` otherwise. A transitional status gets a

@@ -17,6 +17,7 @@ use crate::{
     db::sandboxes::{self, Change, Row},
     error::Fault,
     state::App,
+    telemetry,
 };
 
 /// Interval between looks at a sandbox that another request works on.
@@ -74,7 +75,11 @@ async fn settle(app: &App, row: &Row, error: Fault) -> Result<Row, Fault> {
         }
     };
     if let Some(change) = change_after_failure(&row.known(), found.as_ref(), &error) {
-        sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
+        let of_memory = change.is_of_memory();
+        let changed = sandboxes::change(&app.db, &row.known(), change, app.limits.lease).await?;
+        if changed.is_some() && of_memory {
+            telemetry::out_of_memory(telemetry::Killed::Machine);
+        }
     }
     Err(error)
 }

@@ -79,7 +79,10 @@ pub(super) const ALL: &[Described] = &[
         "Time of each step of a create: place on the control plane, with the fetch of a template, and those of the host.",
     ),
     gauge("wrenn_sandboxes", "Sandboxes by status."),
-    counter("wrenn_out_of_memory_total", "Processes in sandboxes that were killed for want of memory."),
+    counter(
+        "wrenn_out_of_memory_total",
+        "Processes in sandboxes, and whole sandboxes, that were killed for want of memory.",
+    ),
     gauge("wrenn_builds", "Builds of templates that wait, and that are in work."),
     counter("wrenn_builds_ended_total", "Builds that workers of this server have ended, by how they ended."),
     histogram(

@@ -116,6 +116,22 @@ fn creates_are_counted_by_how_they_end() {
 }
 
 #[test]
+fn kills_are_counted_by_what_was_killed() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        for of in [Killed::Process, Killed::Machine, Killed::Process] {
+            out_of_memory(of);
+        }
+    });
+    let text = recorder.handle().render();
+    let mut lines: Vec<_> = text.lines().filter(|line| line.starts_with("wrenn_out_of_memory")).collect();
+    lines.sort_unstable();
+    let [machines, processes] = [("machine", 1), ("process", 2)]
+        .map(|(of, count)| format!("wrenn_out_of_memory_total{{of=\"{of}\"}} {count}"));
+    assert_eq!(lines, [machines, processes]);
+}
+
+#[test]
 fn what_is_not_counted_is_none() {
     let recorder = PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {

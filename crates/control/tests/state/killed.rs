@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cases of processes in sandboxes that were killed for want of memory.
+//! Cases of processes in sandboxes, and of whole sandboxes, that were killed for want of memory.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
+use wrenn_api::ErrorCode;
 use wrenn_control::Limits;
-use wrenn_testkit::Events;
+use wrenn_rpc::host::v1::SandboxState;
+use wrenn_testkit::{Events, wait_until};
 
-use crate::{agent::Agent, fixture::Fixture, stores::Stores};
+use crate::{
+    agent::Agent,
+    fixture::{Fixture, SOON},
+    stores::Stores,
+};
 
 const KIND: &str = "sandbox.out_of_memory";
+/// Why a host says that a sandbox has ended.
+const LIMIT: &str = "the microVM was killed because its memory limit of 704 MiB on the host was reached";
+/// Beginning of the line of Prometheus with the number of such sandboxes.
+const COUNTED: &str = "wrenn_out_of_memory_total{of=\"machine\"} ";
 
 /// Lets the agent say that a process of a sandbox was killed.
 pub(crate) fn kill(agent: &Agent, id: &str, at_unix_ms: i64, pid: u32, command: &'static str) -> Result<()> {
@@ -47,5 +57,40 @@ pub(crate) async fn each_is_told_once(stores: &Arc<Stores>, name: &str) -> Resul
     kill(fixture.agent(), &id, begin + 3, 8, "last")?;
     let (own, _) = events.until(&id, KIND).await?;
     ensure!(own.len() == 1 && own[0].data["sandbox"]["last_out_of_memory"]["pid"] == 8, "{own:#?}");
+    fixture.stop().await
+}
+
+/// Lets the agent say that a sandbox has failed for want of memory.
+fn end(agent: &Agent, id: &str) -> Result<()> {
+    let mut now = agent.now();
+    let sandbox = now.sandboxes.get_mut(id).context("no sandbox")?;
+    sandbox.state = SandboxState::SANDBOX_STATE_FAILED;
+    sandbox.failure = Some((ErrorCode::OutOfMemory, LIMIT.to_owned()));
+    Ok(())
+}
+
+/// Returns the number of whole sandboxes that were killed, as Prometheus gets it.
+async fn counted(fixture: &Fixture) -> Result<u64> {
+    let exported = String::from_utf8(fixture.api.get("/metrics").await?.expect(200)?.bytes)?;
+    let count = exported.lines().find_map(|line| line.strip_prefix(COUNTED));
+    Ok(count.map(str::parse::<u64>).transpose()?.unwrap_or_default())
+}
+
+/// A sandbox that has ended as a whole: its record, its event and the metrics say why.
+pub(crate) async fn a_whole_sandbox_is_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let mut events = Events::open(&fixture.api, None).await?;
+    let id = fixture.create().await?;
+    end(fixture.agent(), &id)?;
+    let (own, _) = events.until(&id, "sandbox.error").await?;
+    let told = &own.last().context("no event")?.data;
+    ensure!(told["cause"] == "out_of_memory" && told["actor"]["kind"] == "host", "{told}");
+    for sandbox in [&told["sandbox"], &fixture.record(&id).await?] {
+        let error = &sandbox["error"];
+        ensure!(error["code"] == "out_of_memory" && error["message"] == LIMIT, "{sandbox}");
+    }
+    // It is counted after it was recorded, with those of the other cases.
+    let is_counted = async || counted(&fixture).await.ok().filter(|count| *count > 0);
+    wait_until("it to be counted", SOON, is_counted).await?;
     fixture.stop().await
 }

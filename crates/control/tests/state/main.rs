@@ -221,6 +221,7 @@ fn main() -> ExitCode {
         keys::a_revoked_key_ends_its_streams,
         keys::a_key_gives_no_later_end_than_its_own,
         killed::each_is_told_once,
+        killed::a_whole_sandbox_is_told,
         lasting_uses::what_lasts_keeps_its_sandbox_awake,
         leaving::a_pause_is_completed,
         leaving::a_resume_is_completed,

@@ -157,9 +157,15 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::Path};
 
-    use super::*;
+    use proptest::{collection::vec, prelude::*};
+    use wrenn_testkit::fuzz;
+
+    use super::{
+        rings::tests::{BEGIN, Models, life},
+        *,
+    };
 
     const ID: &str = "sb03halx8fdhw2fu3txwbd0kdw0";
 
@@ -207,5 +213,100 @@ mod tests {
         metrics.take_up(ID.to_owned(), Rings::default());
         assert_eq!(metrics.range(ID, 600).await.len(), 4, "what is there stays");
         Ok(())
+    }
+
+    /// What happens to a sandbox and to its agent.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// It runs, and is measured: the milliseconds before each sample.
+        Measure(Vec<(i64, Sample)>),
+        /// Its file is written while it runs.
+        Save,
+        /// It is paused. Its file is written, but it runs again before it is forgotten.
+        PauseShortly,
+        Pause,
+        /// Its agent is killed, and another one starts.
+        KillAgent,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => life(0..500).prop_map(Step::Measure),
+            2 => Just(Step::Save),
+            1 => Just(Step::PauseShortly),
+            1 => Just(Step::Pause),
+            1 => Just(Step::KillAgent),
+        ]
+    }
+
+    /// Metrics of a sandbox, with all samples that they are made of, and those of them whose points are in its file.
+    struct Lived {
+        metrics: Metrics,
+        time_ms: u64,
+        samples: Models,
+        written: Models,
+    }
+
+    impl Lived {
+        fn begin(sandboxes: &Path) -> Self {
+            let (samples, written) = (Models::default(), Models::default());
+            Self { metrics: Metrics::new(sandboxes.to_owned()), time_ms: BEGIN, samples, written }
+        }
+
+        fn go_on(&mut self, step: &Step) {
+            match step {
+                Step::Measure(samples) => self.measure(samples),
+                Step::Save => self.write(true),
+                Step::PauseShortly => self.write(false),
+                Step::Pause => {
+                    self.write(false);
+                    self.write(false);
+                    assert!(self.metrics.lacks(ID), "what is written is forgotten");
+                }
+                Step::KillAgent => {
+                    self.metrics = Metrics::new(self.metrics.sandboxes.clone());
+                    self.samples = self.written.clone();
+                }
+            }
+        }
+
+        /// Does what the sampler does.
+        fn measure(&mut self, samples: &[(i64, Sample)]) {
+            if self.metrics.lacks(ID) {
+                self.metrics.take_up(ID.to_owned(), file::read(&self.metrics.directory(ID)));
+            }
+            for (passes, sample) in samples {
+                self.time_ms = self.time_ms.saturating_add_signed(*passes);
+                let sample = Sample { time_ms: self.time_ms, ..*sample };
+                self.metrics.add(ID, sample);
+                self.samples.add(sample);
+            }
+        }
+
+        fn write(&mut self, runs: bool) {
+            if write(&self.metrics.take_due(|_| runs, Duration::ZERO, 8)) > 0 {
+                self.written = self.samples.clone();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..fuzz::config() })]
+
+        /// Whatever is written, forgotten, read and lost: averages that were made as samples came are those of all samples.
+        #[test]
+        fn points_are_those_of_all_samples_after_any_operations(steps in vec(step(), 1..12)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            let dir = tempfile::tempdir().expect("a directory");
+            fs::create_dir(dir.path().join(ID)).expect("made");
+            let mut lived = Lived::begin(dir.path());
+            for (number, step) in steps.iter().enumerate() {
+                lived.go_on(step);
+                for (seconds, expected) in lived.samples.ranges() {
+                    let told = runtime.block_on(lived.metrics.range(ID, seconds));
+                    prop_assert_eq!(told, expected, "{} seconds after step {}", seconds, number);
+                }
+            }
+        }
     }
 }

@@ -195,15 +195,44 @@ impl Window {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::ops::Range;
+
     use proptest::{collection::vec, prelude::*};
 
     use super::{super::sample::CPU_MAX, *};
 
     /// A time at which windows of all tiers begin.
-    const BEGIN: u64 = 1_800_000_000_000;
+    pub(in crate::metrics) const BEGIN: u64 = 1_800_000_000_000;
 
     /// All samples of a tier's windows.
+    #[derive(Debug, Clone)]
     struct Model(&'static Shape, VecDeque<Vec<Sample>>);
+
+    /// All samples of the windows of each tier.
+    #[derive(Debug, Clone)]
+    pub(in crate::metrics) struct Models([Model; 3]);
+
+    impl Default for Models {
+        fn default() -> Self {
+            Self(SHAPES.each_ref().map(|shape| Model(shape, VecDeque::new())))
+        }
+    }
+
+    impl Models {
+        pub(in crate::metrics) fn add(&mut self, sample: Sample) {
+            self.0.iter_mut().for_each(|model| model.add(sample));
+        }
+
+        /// The longest range of each tier in seconds, and its points.
+        pub(in crate::metrics) fn ranges(&self) -> [(u32, Vec<Sample>); 3] {
+            self.0.each_ref().map(|model| {
+                let (seconds, mut points) = (model.0.seconds, model.points());
+                let newest = points.last().map_or(0, |point| point.time_ms);
+                points.retain(|point| point.time_ms > newest.saturating_sub(u64::from(seconds) * 1000));
+                (seconds, points)
+            })
+        }
+    }
 
     impl Model {
         fn add(&mut self, sample: Sample) {
@@ -258,8 +287,8 @@ pub(super) mod tests {
         Figures { mem_used, mem_total, disk_used, disk_total }
     }
 
-    /// Samples with the milliseconds before each: twice a second, with pauses, and with a clock that is set back.
-    fn life() -> impl Strategy<Value = Vec<(i64, Sample)>> {
+    /// As many samples with the milliseconds before each: twice a second, with pauses, and with a clock that is set back.
+    pub(in crate::metrics) fn life(samples: Range<usize>) -> impl Strategy<Value = Vec<(i64, Sample)>> {
         let passes = prop_oneof![
             200 => 400..700_i64,
             1 => 0..4 * 3_600_000_i64,
@@ -280,7 +309,7 @@ pub(super) mod tests {
             net_tx_bytes,
             guest,
         });
-        vec((passes, sample), 0..3000)
+        vec((passes, sample), samples)
     }
 
     /// Rings after these samples.
@@ -297,7 +326,7 @@ pub(super) mod tests {
 
     /// Rings of some life.
     pub(in crate::metrics) fn any_rings() -> impl Strategy<Value = Rings> {
-        life().prop_map(|life| rings_of(&life, drop))
+        life(0..3000).prop_map(|life| rings_of(&life, drop))
     }
 
     /// A sample so many milliseconds after the beginning.
@@ -391,10 +420,10 @@ pub(super) mod tests {
 
         /// Sums and rings give what all samples would.
         #[test]
-        fn points_are_those_of_all_samples(samples in life()) {
-            let mut models = SHAPES.each_ref().map(|shape| Model(shape, VecDeque::new()));
-            let rings = rings_of(&samples, |sample| models.iter_mut().for_each(|model| model.add(sample)));
-            for (tier, model) in rings.tiers.iter().zip(&models) {
+        fn points_are_those_of_all_samples(samples in life(0..3000)) {
+            let mut models = Models::default();
+            let rings = rings_of(&samples, |sample| models.add(sample));
+            for (tier, model) in rings.tiers.iter().zip(&models.0) {
                 let points: Vec<_> = tier.points().collect();
                 prop_assert!(points.is_sorted_by(|one, next| one.time_ms < next.time_ms));
                 prop_assert!(points.len() <= tier.shape.points);

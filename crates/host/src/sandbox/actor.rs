@@ -17,7 +17,7 @@ use super::{
     admit::{Admit, Cause, Creation, Operation, Request, Wish, admit},
     entry::Thing,
     guest::Guest,
-    last_words,
+    last_words::{self, LastWords},
     mailbox::{Asked, Mailbox, refusal},
     operations::{self, Cancel, Create, Destroy, Fail, Pause, PauseLeft, Resume, Steps as _, snapshot},
     phase::{Live, Memory, Phase, Published, State, Timings},
@@ -167,7 +167,7 @@ impl Actor {
         let running = phase.state() == State::Running;
         loop {
             let request = tokio::select! {
-                cause = ended(phase.vm(), sandbox) => Request::Fail(Cause::Guest(cause)),
+                cause = ended(phase.vm(), sandbox) => Request::Fail(cause),
                 Ok(()) = held.changed(), if running => Request::Hold(*held.borrow_and_update()),
                 _ = looks.tick(), if running => match lost_disk(sandbox).await {
                     Some(cause) => Request::Fail(Cause::Disk(cause)),
@@ -402,15 +402,18 @@ impl Actor {
 
     /// Marks the sandbox as failed and releases its resources.
     async fn fail(&mut self, cause: &Cause) -> Result<(), AgentError> {
-        let message = match cause {
-            Cause::Guest(cause) => {
-                let remedy = "resume it with memory false, which boots it from its disk, or delete it";
-                format!("{cause}. Its disk is kept: {remedy}")
-            }
-            Cause::Disk(cause) => format!("{cause}. Delete the sandbox"),
+        let remedy =
+            "Its disk is kept: resume it with memory false, which boots it from its disk, or delete it";
+        let (code, message) = match cause {
+            Cause::Guest(cause) => (ErrorCode::AgentError, format!("{cause}. {remedy}")),
+            Cause::OutOfMemory(cause) => (ErrorCode::OutOfMemory, format!("{cause}. {remedy}")),
+            Cause::Disk(cause) => (ErrorCode::AgentError, format!("{cause}. Delete the sandbox")),
         };
-        let keeps_disk = matches!(cause, Cause::Guest(_));
-        let error = AgentError::new(ErrorCode::AgentError, message);
+        let keeps_disk = !matches!(cause, Cause::Disk(_));
+        let error = AgentError::new(code, message);
+        if let (Cause::OutOfMemory(_), Phase::Running(live)) = (cause, &self.phase) {
+            live.guest.had_no_memory();
+        }
         let vm = self.enter(Phase::Failing(error.clone()));
         let mut fail = Fail::new(error.clone(), vm, keeps_disk);
         let cancel = fail.cancel();
@@ -435,12 +438,16 @@ impl Actor {
 }
 
 /// Waits for the end of the microVM, if there is one; returns the cause for the sandbox's owner.
-async fn ended(vm: Option<&dyn MicroVm>, sandbox: &Sandbox) -> String {
+async fn ended(vm: Option<&dyn MicroVm>, sandbox: &Sandbox) -> Cause {
     let Some(vm) = vm else { return std::future::pending().await };
     let exit = vm.exited().await;
-    let words = last_words::of(vm, &exit, &sandbox.shared.dir).await;
-    tracing::warn!(id = sandbox.id, status = ?exit.status, log = exit.log, "a microVM ended by itself");
-    format!("the microVM ended by itself; {words}")
+    let how = "the microVM ended by itself";
+    let LastWords { of_memory, text } =
+        last_words::of(how, vm, &exit, &sandbox.id, &sandbox.shared.dir).await;
+    tracing::warn!(
+        id = sandbox.id, status = ?exit.status, of_memory, log = exit.log, "a microVM ended by itself"
+    );
+    if of_memory { Cause::OutOfMemory(text) } else { Cause::Guest(text) }
 }
 
 /// Returns why the sandbox's disk is lost, if it is. Its guest must not continue with data that cannot be

@@ -39,6 +39,8 @@ pub(crate) struct Wish {
 pub(crate) enum Cause {
     /// Its microVM has ended, or does not go on. The disk is kept.
     Guest(String),
+    /// Its microVM has ended for want of memory. The disk is kept.
+    OutOfMemory(String),
     /// Its disk is lost.
     Disk(String),
 }

@@ -15,7 +15,7 @@ use wrenn_rpc::host::v1::{
     write_file_request::Open,
 };
 
-use super::guest::{ANSWER, Guest, checked, empty, ended, escape, overdue, unreachable};
+use super::guest::{ANSWER, Guest, checked, empty, escape, overdue, unreachable};
 use crate::error::AgentError;
 
 /// Time limit for the beginning of an archive: envd first looks at all that is to be in it.
@@ -53,9 +53,9 @@ pub(crate) async fn read(
             Err(error) => Some(Err(unreachable(&error))),
         }
     });
-    let (gone, broken) = (guest.gone(), guest.gone());
-    let content = content.take_until(gone.cancelled_owned());
-    let last = stream::once(async move { broken.is_cancelled().then(|| Err(ended())) });
+    let content = content.take_until(guest.gone().cancelled_owned());
+    let broken = guest.clone();
+    let last = stream::once(async move { broken.gone().is_cancelled().then(|| Err(broken.why_gone())) });
     let content = content.chain(last.filter_map(async |error| error));
     Ok((head, content.take(if nothing { 0 } else { usize::MAX })))
 }

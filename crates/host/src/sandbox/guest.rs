@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     net::Ipv4Addr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -86,6 +89,8 @@ pub(crate) struct Guest {
     /// Client of its file system, over the same connection.
     pub(super) files: FilesystemClient<SharedHttp2Connection>,
     gone: CancellationToken,
+    /// Whether it had no memory left.
+    out_of_memory: Arc<AtomicBool>,
     /// Id of the current request, for envd's log; empty if there is none.
     request_id: String,
     /// Account of the host memory that the guest's output uses.
@@ -151,6 +156,7 @@ impl Guest {
             token: token.to_owned(),
             http,
             gone: CancellationToken::new(),
+            out_of_memory: Arc::default(),
             request_id: String::new(),
             share,
         })
@@ -164,6 +170,11 @@ impl Guest {
     /// Cancels pending calls after the guest has exited or was paused, because the network does not report that.
     pub(super) fn end(&self) {
         self.gone.cancel();
+    }
+
+    /// Notes that the guest has exited for want of memory, which the calls tell that [`Self::end`] cancels.
+    pub(super) fn had_no_memory(&self) {
+        self.out_of_memory.store(true, Ordering::Relaxed);
     }
 
     /// Creates a client with its own connection, for a command whose output may be read slowly or not at all, and for its
@@ -185,7 +196,18 @@ impl Guest {
     /// Waits until the guest has exited.
     pub(crate) async fn ended(&self) -> AgentError {
         self.gone.cancelled().await;
-        ended()
+        self.why_gone()
+    }
+
+    /// Returns the error of a call in whose work the guest has exited.
+    pub(super) fn why_gone(&self) -> AgentError {
+        // No more than that: the last lines of its console are not for the visitors of its ports.
+        let message = if self.out_of_memory.load(Ordering::Relaxed) {
+            "the sandbox ended for want of memory while this was in work"
+        } else {
+            "the sandbox ended or was paused while this was in work"
+        };
+        AgentError::new(ErrorCode::InvalidState, message)
     }
 
     /// Waits for an answer; fails if the guest exits meanwhile.
@@ -456,10 +478,6 @@ pub(super) fn overdue() -> AgentError {
     AgentError::new(ErrorCode::Timeout, "the sandbox did not answer in time; try again, or delete it")
 }
 
-pub(super) fn ended() -> AgentError {
-    AgentError::new(ErrorCode::InvalidState, "the sandbox ended or was paused while this was in work")
-}
-
 pub(super) fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
@@ -510,6 +528,23 @@ mod tests {
         };
         let refused = told.map_err(|error| error.of);
         assert_eq!(refused, Err(Of::OF_TEMPLATE), "three such images would eject the host");
+    }
+
+    #[tokio::test]
+    async fn calls_in_work_tell_a_want_of_memory_and_no_more() {
+        for of_memory in [false, true] {
+            let address = "127.0.0.1:1".to_owned();
+            let guest = Guest::at(address, "", Share::of(Memory::new(1 << 20))).expect("a client");
+            let call = guest.clone();
+            if of_memory {
+                guest.had_no_memory();
+            }
+            guest.end();
+            let error = call.meanwhile(std::future::pending::<()>()).await.expect_err("it is cancelled");
+            let expected = if of_memory { "for want of memory while this was" } else { "or was paused" };
+            assert!(error.message.contains(expected), "{error}");
+            assert_eq!(error.code, ErrorCode::InvalidState);
+        }
     }
 
     #[test]

@@ -1,15 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Life of a sandbox.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use wrenn_testkit::{Stack, in_lab};
+use wrenn_testkit::{Events, Stack, in_lab, wait_until};
 
-use super::support::{delete_wholly, power_off, wait_status};
+use super::support::{delete_wholly, killed, power_off, wait_status};
+
+/// Room in MiB that is left to a VMM before it has reached its limit.
+const ROOM: u64 = 64;
+/// Takes more memory than that, and less than its guest has.
+const TAKE: &str = "head -c 150M /dev/zero | tail -c 150M | wc -c";
+/// Seconds for it, and for what it leads to: more than it takes on a busy machine.
+const TAKE_SEC: u64 = 120;
 
 /// Creates, uses and deletes a sandbox.
 pub(crate) async fn create_use_delete(stack: Arc<Stack>) -> Result<()> {
@@ -85,21 +97,29 @@ pub(crate) async fn a_guest_that_powers_off_is_an_error_that_can_be_deleted(stac
     Ok(())
 }
 
-/// Reads a limit of a sandbox's control group, of version 2 or 1.
-fn limit(id: &str, files: [&str; 2]) -> Result<u64> {
+/// Finds a file of a sandbox's control group, of version 2 or 1.
+fn group_file(id: &str, files: [&str; 2]) -> Result<PathBuf> {
     let files = files.map(|file| Path::new("/sys/fs/cgroup").join(file.replace("ID", id)));
-    let file = files.iter().find(|file| file.exists()).with_context(|| format!("none of {files:?}"))?;
-    Ok(fs::read_to_string(file)?.trim().parse()?)
+    let found = files.iter().find(|file| file.exists()).cloned();
+    found.with_context(|| format!("none of {files:?}"))
 }
+
+/// Reads a number of a sandbox's control group, of version 2 or 1.
+fn number(id: &str, files: [&str; 2]) -> Result<u64> {
+    Ok(fs::read_to_string(group_file(id, files)?)?.trim().parse()?)
+}
+
+/// Files with the memory limit of a sandbox's control group, of version 2 or 1.
+const MEMORY_LIMIT: [&str; 2] = ["wrenn/ID/memory.max", "memory/wrenn/ID/memory.limit_in_bytes"];
 
 /// Fails unless the VMM is in the sandbox's control group, which limits its memory and its tasks.
 fn check_bounds(vmm: Pid, id: &str) -> Result<()> {
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", vmm.as_raw_nonzero()))?;
     anyhow::ensure!(groups.lines().any(|line| line.ends_with(&format!("/wrenn/{id}"))), "it is in {groups}");
-    let memory = limit(id, ["wrenn/ID/memory.max", "memory/wrenn/ID/memory.limit_in_bytes"])?;
+    let memory = number(id, MEMORY_LIMIT)?;
     // An emulator uses more memory than its guest.
     anyhow::ensure!((128 << 20..2 << 30).contains(&memory), "it may use {memory} bytes");
-    let tasks = limit(id, ["wrenn/ID/pids.max", "pids/wrenn/ID/pids.max"])?;
+    let tasks = number(id, ["wrenn/ID/pids.max", "pids/wrenn/ID/pids.max"])?;
     anyhow::ensure!((16..1024).contains(&tasks), "it may have {tasks} tasks");
     Ok(())
 }
@@ -116,6 +136,54 @@ pub(crate) async fn a_vmm_that_is_killed_is_told(stack: Arc<Stack>) -> Result<()
     // Each line of Firecracker's log names its jail, which is named after the sandbox.
     anyhow::ensure!(!in_lab() || message.contains(&id), "no log: {got}");
     anyhow::ensure!(!message.contains(&stack.state_dir.display().to_string()), "a path of the host: {got}");
+    delete_wholly(&stack, &id).await
+}
+
+/// Lowers the memory limit of a VMM to what it uses and [`ROOM`]; returns the limit in MiB.
+fn leave_room(id: &str) -> Result<u64> {
+    // Where there is a swap it would be used instead.
+    let without_swap = [
+        ("/sys/fs/cgroup/wrenn/ID/memory.swap.max", "0"),
+        ("/sys/fs/cgroup/memory/wrenn/ID/memory.swappiness", "0"),
+    ];
+    for (file, value) in without_swap.map(|(file, value)| (file.replace("ID", id), value)) {
+        if Path::new(&file).exists() {
+            fs::write(&file, value).with_context(|| file.clone())?;
+        }
+    }
+    let used = number(id, ["wrenn/ID/memory.current", "memory/wrenn/ID/memory.usage_in_bytes"])?;
+    let limit = (used >> 20) + ROOM;
+    let file = group_file(id, MEMORY_LIMIT)?;
+    fs::write(&file, (limit << 20).to_string())
+        .with_context(|| format!("{}: {limit} MiB", file.display()))?;
+    Ok(limit)
+}
+
+/// A VMM that the host's kernel kills because its control group has reached its memory limit: the command in work, the sandbox's record,
+/// its event and the metrics say so.
+pub(crate) async fn a_vmm_at_its_memory_limit_is_told(stack: Arc<Stack>) -> Result<()> {
+    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let mut events = Events::open(&stack.api, None).await?;
+    let before = killed(&stack, "machine").await?;
+    let limit = leave_room(&id)?;
+    let body = json!({"cmd": "sh", "args": ["-c", TAKE], "timeout_sec": TAKE_SEC});
+    let exec = stack.api.request(Method::POST, &format!("/v1/sandboxes/{id}/exec")).json(&body);
+    let reply = stack.api.send(exec.timeout(Duration::from_secs(TAKE_SEC + 30))).await?;
+    let answer = reply.expect_error(409, "invalid_state").with_context(|| format!("limit of {limit} MiB"))?;
+    let message = answer.json()["error"]["message"].to_string();
+    anyhow::ensure!(message.contains("for want of memory"), "{message}");
+
+    let got = wait_status(&stack, &id, &["error"], 30).await?;
+    let message = got["error"]["message"].as_str().unwrap_or_default();
+    let expected = format!("its memory limit of {limit} MiB on the host was reached");
+    anyhow::ensure!(got["error"]["code"] == "out_of_memory" && message.contains(&expected), "{got}");
+    anyhow::ensure!(message.contains("memory false"), "no remedy: {got}");
+    let (own, _) = events.until(&id, "sandbox.error").await?;
+    let told = &own.last().context("no event")?.data;
+    anyhow::ensure!(told["cause"] == "out_of_memory" && told["actor"]["kind"] == "host", "{told}");
+    let counted = async || killed(&stack, "machine").await.ok().filter(|count| *count > before);
+    let counted = wait_until("it to be counted", Duration::from_secs(30), counted).await;
+    counted.with_context(|| format!("{before} before"))?;
     delete_wholly(&stack, &id).await
 }
 

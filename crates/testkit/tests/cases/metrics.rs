@@ -14,7 +14,8 @@ use wrenn_testkit::{Stack, wait_until};
 
 use super::{
     processes::client,
-    support::{delete_wholly, pause, resume, sh},
+    support::{delete_wholly, exported, killed, pause, resume, sh},
+    user_terminal::top_draws,
 };
 
 /// Time limit that is only reached on failures.
@@ -23,6 +24,11 @@ const MIB: f64 = (1 << 20) as f64;
 /// Serves what is in `/var` on the loopback address, and says when it does.
 const SERVE: &str = "python3 -m http.server --bind 127.0.0.1 --directory /var 8000";
 const LISTENS: &str = "until grep -q ':1F40 .* 0A ' /proc/net/tcp; do sleep 0.1; done";
+/// Names of two busy sandboxes and of an idle one.
+const NAMES: [&str; 3] = ["busy-1", "busy-2", "idle-1"];
+/// Use of a processor in percent that a busy one has at least, with others that want the processors, and that an idle one has at most.
+const BUSY: f64 = 40.0;
+const IDLE: f64 = 20.0;
 /// Takes more memory than there is.
 const HOG: &str = "held = [b'x' * 1000000 for _ in range(1000000)]";
 
@@ -49,7 +55,7 @@ fn number(point: &Value, field: &str) -> f64 {
 
 /// Returns a figure of the only host, as Prometheus gets it.
 async fn gauge(stack: &Stack, name: &str) -> Result<f64> {
-    let exported = String::from_utf8(stack.api.get("/metrics").await?.expect(200)?.bytes)?;
+    let exported = exported(stack).await?;
     ensure!(exported.contains(&format!("# HELP {name} ")), "nothing says what {name} is");
     let of_host = exported.lines().find(|line| line.starts_with(&format!("{name}{{host=")));
     let value =
@@ -123,10 +129,86 @@ pub(crate) async fn work_is_seen(stack: Arc<Stack>) -> Result<()> {
     delete_wholly(&stack, &id).await
 }
 
-/// A command that the kernel kills for want of memory: its answer, the sandbox's record, its events and the command line say so, with
-/// the process. What the guest uses is in its points.
+/// Returns what a command lists with `--json`: the name of each sandbox that has one, and its use of processors in percent.
+fn rows(stack: &Stack, command: &str) -> Result<Vec<(String, f64)>> {
+    let output = stack.wrenn(&[command, "--json"])?;
+    let told: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{output:?}"))?;
+    let of_row = |row: &Value| {
+        let name = row["name"].as_str().unwrap_or_default();
+        // The last point of a paused one is from before.
+        let cpu = if row["status"] == "running" { number(&row["latest"], "cpu_pct") } else { 0.0 };
+        (name.to_owned(), cpu)
+    };
+    Ok(told.as_array().with_context(|| format!("no list: {told}"))?.iter().map(of_row).collect())
+}
+
+/// Returns the use of processors of a sandbox in percent, on average of its last ten points of five minutes.
+async fn average_cpu(stack: &Stack, id: &str) -> Result<f64> {
+    let told = stack.api.get(&format!("/v1/sandboxes/{id}/metrics?range=5m")).await?.expect(200)?.json();
+    let points = told["points"].as_array().with_context(|| format!("no points: {told}"))?;
+    let last = &points[points.len().saturating_sub(10)..];
+    ensure!(!last.is_empty(), "no points: {told}");
+    Ok(last.iter().map(|point| number(point, "cpu_pct")).sum::<f64>() / last.len() as f64)
+}
+
+/// Returns whether the busy ones use much, and the idle one little.
+fn are_told_apart(rows: &[(String, f64)]) -> bool {
+    let cpu = |name: &str| rows.iter().find(|(of, _)| of == name).map(|(_, cpu)| *cpu);
+    NAMES[..2].iter().all(|&name| cpu(name) >= Some(BUSY)) && cpu(NAMES[2]).is_some_and(|cpu| cpu <= IDLE)
+}
+
+/// Two busy sandboxes and an idle one: `top` has those that use most first, listed and drawn, and `stats`, the points of each and the
+/// figures of the host tell them apart.
+pub(crate) async fn busy_ones_come_first(stack: Arc<Stack>) -> Result<()> {
+    let mut ids = Vec::new();
+    for name in NAMES {
+        ids.push(stack.api.create(&json!({"memory_mb": 256, "name": name})).await?);
+    }
+    for id in &ids[..2] {
+        start(&stack, id, "burn", "while :; do :; done").await?;
+    }
+    let mut last = String::new();
+    let listed = async || {
+        let (top, stats) = (rows(&stack, "top").ok()?, rows(&stack, "stats").ok()?);
+        last = format!("top: {top:?}, stats: {stats:?}");
+        let is_sorted = top.is_sorted_by(|(_, one), (_, next)| one >= next);
+        // Others that there may be are idle, too.
+        let busy = top.iter().take(2).all(|(name, _)| NAMES[..2].contains(&name.as_str()));
+        (is_sorted && busy && are_told_apart(&top) && are_told_apart(&stats)).then_some(())
+    };
+    let listed = wait_until("the busy ones at the top", SOON, listed).await;
+    listed.with_context(|| format!("the last ones: {last}"))?;
+
+    let mut last = Vec::new();
+    let measured = async || {
+        last.clear();
+        for (name, id) in NAMES.iter().zip(&ids) {
+            let average = average_cpu(&stack, id).await.ok()?;
+            last.push(((*name).to_owned(), average));
+        }
+        are_told_apart(&last).then_some(())
+    };
+    let measured = wait_until("the points to tell them apart", SOON, measured).await;
+    measured.with_context(|| format!("the last averages: {last:?}"))?;
+    let exported =
+        async || (gauge(&stack, "wrenn_host_sandboxes_cpus").await.ok()? >= 2.0 * BUSY / 100.0).then_some(());
+    wait_until("both in the figures of the host", SOON, exported).await?;
+    let is_right = |drawn: &str| {
+        let places = NAMES.map(|name| drawn.find(name));
+        places.iter().all(Option::is_some) && places[..2].iter().all(|busy| *busy < places[2])
+    };
+    top_draws(&stack, is_right).await?;
+    for id in ids {
+        delete_wholly(&stack, &id).await?;
+    }
+    Ok(())
+}
+
+/// A command that the kernel kills for want of memory: its answer, the sandbox's record, the metrics and the command line say so, with
+/// the process where they name one. What the guest uses is in its points.
 pub(crate) async fn out_of_memory_is_told(stack: Arc<Stack>) -> Result<()> {
     let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let before = killed(&stack, "process").await?;
     let is_told = |now: &Value| number(now, "guest_mem_total_bytes") > 0.0;
     let told = until(&stack, &id, "figures of the guest", is_told).await?;
     let memory = [number(&told, "guest_mem_used_bytes"), number(&told, "guest_mem_total_bytes")];
@@ -148,6 +230,11 @@ pub(crate) async fn out_of_memory_is_told(stack: Arc<Stack>) -> Result<()> {
         (last["command"] == "python3" && last["pid"] == pid).then_some(())
     };
     wait_until("the sandbox's record to tell the process", SOON, seen).await?;
+
+    // It is counted after it was recorded. Processes of other cases may be counted, too.
+    let counted = async || killed(&stack, "process").await.ok().filter(|count| *count > before);
+    let counted = wait_until("the process to be counted", SOON, counted).await;
+    counted.with_context(|| format!("{before} before"))?;
 
     let ran = stack.wrenn(&["sandbox", "exec", &id, "python3", "-c", HOG])?;
     let stderr = String::from_utf8_lossy(&ran.stderr).into_owned();

@@ -14,6 +14,20 @@ pub(crate) async fn record(stack: &Stack, id: &str) -> Option<Value> {
     (reply.status == 200).then(|| reply.json())
 }
 
+/// Returns the metrics of the server, as Prometheus gets them.
+pub(crate) async fn exported(stack: &Stack) -> Result<String> {
+    Ok(String::from_utf8(stack.api.get("/metrics").await?.expect(200)?.bytes)?)
+}
+
+/// Returns how many processes (`process`) or whole sandboxes (`machine`) were killed for want of memory, by the metrics.
+pub(crate) async fn killed(stack: &Stack, of: &str) -> Result<u64> {
+    let series = format!("wrenn_out_of_memory_total{{of=\"{of}\"}} ");
+    let exported = exported(stack).await?;
+    let count = exported.lines().find_map(|line| line.strip_prefix(&series));
+    // A counter is there once something was counted.
+    Ok(count.map(str::parse::<u64>).transpose()?.unwrap_or_default())
+}
+
 /// Waits until a sandbox has one of `statuses` and returns its record.
 pub(crate) async fn wait_status(stack: &Stack, id: &str, statuses: &[&str], limit: u64) -> Result<Value> {
     let mut last = Value::Null;

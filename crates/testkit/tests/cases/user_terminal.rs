@@ -180,6 +180,20 @@ pub(crate) async fn what_sandboxes_use_is_drawn_until_it_is_left(stack: Arc<Stac
     Ok(())
 }
 
+/// Waits until `top` has drawn what is right, and leaves it.
+pub(super) async fn top_draws(stack: &Stack, is_right: impl Fn(&str) -> bool) -> Result<()> {
+    let mut terminal = UserTerminal::run(stack, &["top"])?;
+    let drawn = async || {
+        let text = terminal.text();
+        // The last drawing may lack its end.
+        let whole = text.rsplit("\x1b[H").nth(1)?;
+        is_right(whole).then_some(())
+    };
+    wait_until("a drawing that is right", SHOWN, drawn).await.with_context(|| terminal.text())?;
+    terminal.type_keys("q")?;
+    terminal.ends(0).await.map(drop)
+}
+
 /// A terminal is connected again by itself after control plane and agent were killed, and its shell goes on.
 pub(crate) async fn it_comes_back_after_a_restart(stack: Arc<Stack>) -> Result<()> {
     let id = stack.borrow_sandbox().await?;

@@ -30,8 +30,8 @@ refusals! {
     /// Error responses of `createSandbox`.
     OfCreate: RegistryDenied QuotaExceeded NotFound ImageNotFound SandboxNameTaken Conflict SnapshotMissing SnapshotDamaged SnapshotIncompatible
         ImagePlatformMismatch ImageDamaged ImageTooLarge ExceedsCapacity IdempotencyMismatch IdempotencyInProgress
-        IdempotencySandboxDeleted TooLarge UnsupportedMediaType AgentError RegistryUnavailable NoHostsAvailable HostUnavailable
-        TemplateUnavailable Timeout InsufficientStorage;
+        IdempotencySandboxDeleted TooLarge UnsupportedMediaType AgentError OutOfMemory RegistryUnavailable NoHostsAvailable
+        HostUnavailable TemplateUnavailable Timeout InsufficientStorage;
     /// Error responses of operations that read the control plane's database only.
     OfLook:;
     /// Error responses of `streamEvents`.
@@ -366,6 +366,10 @@ fn message(code: ErrorCode) -> &'static str {
         }
         ErrorCode::InternalError => "the control plane could not do this; its log says why",
         ErrorCode::AgentError => "the sandbox's host could not do this; its log says why",
+        ErrorCode::OutOfMemory => {
+            "the microVM was killed because its memory limit of 704 MiB on the host was reached. Its disk is kept: resume it with \
+             memory false, which boots it from its disk, or delete it"
+        }
         ErrorCode::PortNotOpen => "nothing listens on port 8000 of the sandbox: start a server there",
         ErrorCode::PortFailed => {
             "the server on the port of the sandbox broke the connection off, or does not speak HTTP"

@@ -309,10 +309,15 @@ impl Host {
                 tracing::info!(sandbox_id = %row.public_id(), from = row.status, to = ?change.to, "reconciled");
                 let is_pause =
                     change.to == Some(SandboxStatus::Paused) && row.status() != SandboxStatus::Paused;
-                let by_itself = !ends(row.status(), change.to);
-                let change = if by_itself { change.by(By::host(self.id.into())) } else { change };
+                let (by_itself, of_memory) = (!ends(row.status(), change.to), change.is_of_memory());
+                let host = HostId::from(self.id);
+                let by = if of_memory { By::out_of_memory(host) } else { By::host(host) };
+                let change = if by_itself { change.by(by) } else { change };
                 let changed = sandboxes::change(&self.app.db, &row, change, self.app.limits.lease).await?;
                 self.app.outbox.notify_one();
+                if changed.is_some() && of_memory {
+                    telemetry::out_of_memory(telemetry::Killed::Machine);
+                }
                 if changed.is_some() && is_pause {
                     self.keep_metrics(row);
                 }

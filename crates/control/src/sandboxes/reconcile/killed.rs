@@ -8,7 +8,7 @@ use uuid::Uuid;
 use wrenn_api::{OutOfMemory, SandboxId};
 use wrenn_rpc::host::v1::{self, Sandbox as OnHost};
 
-use crate::{db::sandboxes, error::Fault, sandboxes::lookup::cut, state::App};
+use crate::{db::sandboxes, error::Fault, sandboxes::lookup::cut, state::App, telemetry};
 
 /// Maximum length of a program's name in bytes; a kernel has 15.
 const COMMAND_MAX: usize = 64;
@@ -36,7 +36,7 @@ impl Killed {
         {
             let (sandbox_id, command) = (SandboxId::from(id), killed.command.as_deref());
             tracing::info!(%sandbox_id, pid = killed.pid, command, "a process of a sandbox was killed for want of memory");
-            metrics::counter!("wrenn_out_of_memory_total").increment(1);
+            telemetry::out_of_memory(telemetry::Killed::Process);
             app.outbox.notify_one();
         }
         self.0.insert(id, told.at_unix_ms);

@@ -30,8 +30,8 @@ pub(super) async fn unless_it_ends(
         () = token.cancelled() => unless_cancelled(&Cancel::Undo(token.clone())),
         exit = vm.exited() => {
             tracing::error!(id = sandbox.id, status = ?exit.status, log = exit.log, "a microVM ended while booting");
-            let words = last_words::of(vm, &exit, &sandbox.shared.dir).await;
-            let message = format!("the microVM ended while it booted; {words}");
+            let how = "the microVM ended while it booted";
+            let message = last_words::of(how, vm, &exit, &sandbox.id, &sandbox.shared.dir).await.text;
             let of_template = message.contains(TEMPLATE_FAULT);
             let error = AgentError::new(ErrorCode::AgentError, message);
             Err(if of_template { error.of_template() } else { error })

@@ -13,7 +13,9 @@ use super::{
     super::{
         faults::{POINTS, kill_at},
         pause::{COUNTER, count},
-        support::{delete_wholly, listed, nothing_remains, patiently, record, sh, wait_exec, wait_status},
+        support::{
+            delete_wholly, exported, listed, nothing_remains, patiently, record, sh, wait_exec, wait_status,
+        },
     },
     dice::{Dice, seed},
     model::{Content, Counter, Model, Sandbox, Snapshot, Status, Step},
@@ -56,7 +58,7 @@ struct Run<'a> {
 }
 
 /// Operations in any order, and crashes at any time: each sandbox soon has a status on which its user can act, keeps its
-/// files and, but for a boot, its processes, and can be deleted; nothing is left at the end.
+/// files and, but for a boot, its processes, and can be deleted; it is counted right, and nothing is left at the end.
 pub(crate) async fn operations_in_any_order(stack: Arc<Stack>) -> Result<()> {
     let seed = seed()?;
     println!("  operations with SEED={seed}");
@@ -76,6 +78,7 @@ pub(crate) async fn operations_in_any_order(stack: Arc<Stack>) -> Result<()> {
             )
         })?;
     }
+    run.counts_agree().await.with_context(|| format!("SEED={seed}:\n{}", history.join("\n")))?;
     run.end().await.with_context(|| format!("at the end of SEED={seed}:\n{}", history.join("\n")))
 }
 
@@ -323,6 +326,28 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Fails unless the list, the metrics and the statistics of a new server soon have the same numbers of sandboxes.
+    async fn counts_agree(&self) -> Result<()> {
+        self.stack.kill_and_wait("server").await?;
+        let mut last = String::new();
+        let agree = async || {
+            let (listed, exported, running) = match counts(self.stack).await {
+                Ok(counts) => counts,
+                Err(error) => {
+                    last = format!("{error:#}");
+                    return None;
+                }
+            };
+            last =
+                format!("listed: {listed:?}, exported: {exported:?}, running in the statistics: {running}");
+            let of_model = self.model.sandboxes.len() as u64 == listed.values().sum::<u64>();
+            let same = listed == exported && running == listed.get("running").copied().unwrap_or_default();
+            (of_model && same).then_some(())
+        };
+        let agreed = wait_until("the same numbers everywhere", Duration::from_secs(SETTLE_SEC), agree).await;
+        agreed.with_context(|| format!("of {} sandboxes: {last}", self.model.sandboxes.len()))
+    }
+
     /// Deletes everything; nothing is left.
     async fn end(mut self) -> Result<()> {
         while !self.model.sandboxes.is_empty() {
@@ -337,6 +362,26 @@ impl Run<'_> {
         ensure!(left.is_empty(), "records of snapshots are left: {left:?}");
         Ok(())
     }
+}
+
+/// Numbers of sandboxes by status in the list and in the metrics, and of those that run in the statistics.
+async fn counts(stack: &Stack) -> Result<(BTreeMap<String, u64>, BTreeMap<String, u64>, u64)> {
+    let list = stack.api.get("/v1/sandboxes?limit=100").await?.expect(200)?.json();
+    let mut listed = BTreeMap::new();
+    for sandbox in list.as_array().context("no list")? {
+        let status = sandbox["status"].as_str().context("no status")?;
+        *listed.entry(status.to_owned()).or_default() += 1;
+    }
+    let text = exported(stack).await?;
+    let mut exported = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("wrenn_sandboxes{status=\"")) {
+        let (status, count) = line.split_once("\"} ").with_context(|| line.to_owned())?;
+        exported.insert(status.to_owned(), count.parse::<f64>()? as u64);
+    }
+    // Those of which there are none are in the metrics alone.
+    exported.retain(|_, count| *count > 0);
+    let stats = stack.api.get("/v1/stats").await?.expect(200)?.json();
+    Ok((listed, exported, stats["current"]["running"].as_u64().context("no statistics")?))
 }
 
 /// Fails unless a sandbox has these files; it may have others, of writes whose answers were lost.
