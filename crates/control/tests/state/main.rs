@@ -40,6 +40,7 @@ mod leaving;
 mod log_scan;
 mod log_secrets;
 mod lost_answers;
+mod mail;
 mod metrics;
 mod names;
 mod oauth;
@@ -214,6 +215,10 @@ fn main() -> ExitCode {
         log_secrets::no_log_has_a_secret,
         lost_answers::lost_answers_make_one_sandbox,
         lost_answers::leaving_interrupts_no_create,
+        mail::mails_go_by_tls_with_an_account,
+        mail::a_mail_waits_for_the_right_password,
+        mail::no_mail_goes_to_a_stranger,
+        mail::nothing_is_sent_in_clear,
         metrics::each_range_is_asked_of_the_host,
         metrics::what_is_paused_or_deleted_is_kept,
         metrics::a_host_that_does_not_say_it_delays_nothing,
