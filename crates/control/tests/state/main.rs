@@ -10,6 +10,7 @@ mod agent;
 mod artifacts;
 mod audit;
 mod bodies;
+mod browser;
 mod build_faults;
 mod build_forms;
 mod build_logs;
@@ -44,6 +45,7 @@ mod mail;
 mod metrics;
 mod names;
 mod oauth;
+mod oauth_callbacks;
 mod operator_keys;
 mod pages;
 mod people;
@@ -236,7 +238,12 @@ fn main() -> ExitCode {
         names::what_is_idle_is_deleted_if_so_wished,
         oauth::a_provider_signs_up_and_in,
         oauth::a_provider_takes_nobodys_account,
+        oauth::a_user_with_a_password_connects_a_provider,
         oauth::accounts_are_connected_and_disconnected,
+        oauth_callbacks::a_server_below_a_path_keeps_it,
+        oauth_callbacks::two_tabs_sign_in_at_once,
+        oauth_callbacks::a_callback_that_is_loaded_again,
+        oauth_callbacks::a_provider_that_fails_is_told,
         pages::lists_come_in_pages,
         plans::no_statement_reads_a_whole_table,
         permissions::callers_may_do_what_their_permissions_say,
