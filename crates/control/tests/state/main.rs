@@ -158,6 +158,7 @@ fn main() -> ExitCode {
         cuts::of_an_invitation,
         cuts::of_deletions,
         channels::a_receiver_that_was_down_gets_every_event_in_order,
+        channels::what_the_system_does_reaches_a_receiver_that_was_down,
         channels::what_waits_goes_to_another_receiver_at_once,
         channels::an_attempt_that_was_taken_over_does_not_count,
         channels::what_waits_for_a_channel_is_bounded,
