@@ -29,11 +29,11 @@ const HOME: &str = "/";
 
 /// Begin a sign-in by an account at a provider.
 ///
-/// A browser goes to this URL and from there to the provider. It comes back to `finishOauth`, and goes on at `return_to` (below the
-/// path of `server.public_url`) with the cookie of a session, and a cookie `wrenn_csrf` (over HTTPS `__Host-wrenn_csrf`) with the value of `X-CSRF-Token`. If there is no
-/// sign-in, `oauth_error` is added to that path: `access_denied`, `invalid_state`, `exchange_failed`, `email_not_verified`, `no_account`
-/// (sign up first, with `intent=signup`), `email_taken` (sign in as usual and connect the provider), `account_disabled`, or another
-/// error code.
+/// A browser goes to this URL and from there to the provider. It comes back to `finishOauth`, and goes on at `return_to`, below the path
+/// of `server.public_url`, with the cookie of a session, and a cookie `wrenn_csrf` (over HTTPS `__Host-wrenn_csrf`) with the value of
+/// `X-CSRF-Token`. If there is no sign-in, `oauth_error` is added to that path: `access_denied`, `invalid_state`, `exchange_failed`,
+/// `email_not_verified`, `no_account` (sign up first, with `intent=signup`), `email_taken` (sign in as usual and connect the provider),
+/// `account_disabled`, or another error code.
 ///
 /// `github` is known if the operator has configured it.
 #[utoipa::path(
