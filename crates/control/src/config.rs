@@ -187,19 +187,24 @@ settings! {
     #[derive(Debug, Clone)]
     #[non_exhaustive]
     pub struct MailSettings {
-        /// URL at which users reach Wrenn, such as `https://wrenn.example.com`: links in mails lead there.
+        /// URL at which users reach Wrenn, such as `https://wrenn.example.com`: links in mails lead there. It may have a path, which a
+        /// reverse proxy takes away before it passes requests on.
         pub public_url: Option<String> = text("server.public_url").or_none("none; mail needs one"),
         /// Host of the SMTP server that delivers mail. Without it nobody can sign up by mail or reset a password: the operator makes
         /// accounts with `wrenn user create`.
         pub host: Option<String> = text("server.smtp_host").or_none("none, and no mail"),
         /// Port of the SMTP server.
         pub port: u16 = number("server.smtp_port", 1..=65_535).or(587),
-        /// Encryption of the connection to the SMTP server; its certificate must be one that the system trusts.
+        /// Encryption of the connection to the SMTP server. Its certificate must be of an authority that the system trusts, or of those in
+        /// `server.smtp_ca_file`.
         pub tls: SmtpTls = choice("server.smtp_tls", &[
             ("starttls", SmtpTls::Starttls),
             ("tls", SmtpTls::Tls),
             ("none", SmtpTls::None),
         ]).or(SmtpTls::Starttls),
+        /// PEM file of the authorities of which one has signed the certificate of the SMTP server, if that is a private one. No other is
+        /// trusted then.
+        pub ca_file: Option<PathBuf> = path("server.smtp_ca_file").or_none("none: those that the system trusts"),
         /// Name of the account at the SMTP server.
         pub user: Option<String> = text("server.smtp_user").or_none("none, and no account"),
         /// File with the password of that account.

@@ -51,6 +51,7 @@ mod place;
 mod platform;
 mod providers;
 mod proxy;
+mod public_url;
 mod quotas;
 mod receivers;
 mod relay;

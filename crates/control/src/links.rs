@@ -127,6 +127,8 @@ mod tests {
         for kind in [LinkKind::Activation, LinkKind::SignIn, LinkKind::PasswordReset, LinkKind::Invitation] {
             let link = url("https://wrenn.example/", kind, "abc");
             assert_eq!(link, format!("https://wrenn.example/account/{}#token=abc", kind.page()));
+            let link = url("https://wrenn.example/wrenn", kind, "abc");
+            assert_eq!(link, format!("https://wrenn.example/wrenn/account/{}#token=abc", kind.page()));
         }
     }
 }

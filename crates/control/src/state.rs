@@ -23,6 +23,7 @@ use crate::{
     networks::Networks,
     passwords::Passwords,
     providers::Providers,
+    public_url,
     receivers::Receivers,
     signatures::Signatures,
     telemetry::Telemetry,
@@ -67,6 +68,8 @@ pub(crate) struct State {
     pub(crate) uploads: RwLock<()>,
     /// URL of a port of a sandbox, with `{port}` and `{id}`.
     pub(crate) port_url: String,
+    /// Path of the server as browsers reach it, without a slash at its end.
+    pub(crate) public_path: String,
     /// Limits on requests and their memory.
     pub(crate) admission: Admission,
     /// Records of the audit log that wait for the database.
@@ -112,6 +115,7 @@ impl State {
         })?;
         Ok(Self {
             port_url: settings.proxy.url(),
+            public_path: public_url::path(settings.mail.public_url.as_deref())?,
             access: Access::new(access_db.clone(), events.clone(), limits.key_check),
             signatures: Signatures::new(access_db.clone()),
             mailer: Mailer::new(&settings.mail)?,

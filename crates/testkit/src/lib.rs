@@ -20,7 +20,7 @@ pub use api::{Api, Reply};
 pub use duration::{short_or_long, timed};
 pub use events::{Event, Events, kinds_once};
 pub use lab::{Lab, LabConfig};
-pub use mail::{MailServer, ReceivedMail};
+pub use mail::{MailDemands, MailServer, ReceivedMail};
 pub use processes::{Frozen, Process, processes, processor_time};
 pub use resources::Resources;
 pub use search::files_with;

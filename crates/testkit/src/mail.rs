@@ -9,18 +9,39 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use crate::wait_until;
 
 /// Time limit that is only reached on failures.
 const SOON: Duration = Duration::from_secs(60);
+/// Server that demands something.
+const DEMANDING: &str = include_str!("mail_server.py");
 
 /// An SMTP server, which is stopped when this is dropped.
 #[derive(Debug)]
 pub struct MailServer {
     address: SocketAddr,
     dir: tempfile::TempDir,
+    demands: Option<MailDemands>,
     process: Option<Child>,
+}
+
+/// What a server demands before it takes a mail: TLS, and its account.
+#[derive(Debug, Clone)]
+pub struct MailDemands {
+    /// PEM file of its certificate.
+    pub certificate: PathBuf,
+    /// PEM file of the key of the certificate.
+    pub key: PathBuf,
+    /// Whether TLS begins with the connection, instead of by STARTTLS.
+    pub is_wrapped: bool,
+    /// Name of its only account.
+    pub user: String,
+    /// Password of the account.
+    pub password: String,
+    /// The only mechanism by which the account signs in: `PLAIN` or `LOGIN`.
+    pub mechanism: &'static str,
 }
 
 /// A mail that was taken.
@@ -51,7 +72,15 @@ impl MailServer {
     pub fn stopped() -> Result<Self> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let dir = tempfile::Builder::new().prefix("wrenn-mail").tempdir()?;
-        Ok(Self { address, dir, process: None })
+        Ok(Self { address, dir, demands: None, process: None })
+    }
+
+    /// Starts a server that takes mails only so. They get a header `X-Came`, which says how they came.
+    pub async fn demanding(demands: MailDemands) -> Result<Self> {
+        let mut server = Self::stopped()?;
+        server.demands = Some(demands);
+        server.run().await?;
+        Ok(server)
     }
 
     /// Starts a server.
@@ -65,8 +94,15 @@ impl MailServer {
     pub async fn run(&mut self) -> Result<()> {
         // Debian's own interpreter, which finds Debian's packages.
         let mut command = Command::new("/usr/bin/python3");
-        command.args(["-m", "aiosmtpd", "--nosetuid", "--listen", &self.address.to_string()]);
-        command.args(["--class", "aiosmtpd.handlers.Mailbox"]).arg(self.mails());
+        match &self.demands {
+            None => {
+                command.args(["-m", "aiosmtpd", "--nosetuid", "--listen", &self.address.to_string()]);
+                command.args(["--class", "aiosmtpd.handlers.Mailbox"]).arg(self.mails());
+            }
+            Some(demands) => {
+                command.args(["-c", DEMANDING]).arg(self.asked(demands).to_string());
+            }
+        }
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("python3")?;
         self.process = Some(process);
         let address = self.address;
@@ -77,6 +113,20 @@ impl MailServer {
     /// Port of the server, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// What the server that demands something is told.
+    fn asked(&self, demands: &MailDemands) -> serde_json::Value {
+        json!({
+            "port": self.port(),
+            "mails": self.mails(),
+            "certificate": demands.certificate,
+            "key": demands.key,
+            "is_wrapped": demands.is_wrapped,
+            "user": demands.user,
+            "password": demands.password,
+            "mechanism": demands.mechanism,
+        })
     }
 
     fn mails(&self) -> PathBuf {

@@ -70,6 +70,11 @@ impl WebhookReceiver {
         self.address
     }
 
+    /// URL of a webhook that it takes.
+    pub fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+
     /// Returns what it got, in the order in which that came.
     pub fn got(&self) -> Vec<ReceivedWebhook> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()

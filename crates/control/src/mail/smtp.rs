@@ -9,11 +9,12 @@ use lettre::{
     message::{Mailbox, MultiPart},
     transport::smtp::{
         authentication::Credentials,
-        client::{Tls, TlsParameters},
+        client::{Certificate, CertificateStore, Tls, TlsParameters},
         extension::ClientId,
     },
 };
 use uuid::Uuid;
+use wrenn_os::tls_files;
 
 use super::text::Text;
 use crate::config::{MailSettings, SmtpTls};
@@ -54,7 +55,7 @@ impl Smtp {
         let name = from.email.domain().to_owned();
         let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host.as_str())
             .port(settings.port)
-            .tls(tls(settings.tls, host)?)
+            .tls(tls(settings, host)?)
             .timeout(Some(ANSWER))
             .hello_name(ClientId::Domain(name));
         if let Some(credentials) = credentials(settings)? {
@@ -119,16 +120,28 @@ fn host_of(url: &str) -> Option<&str> {
     if host.contains('[') { None } else { host.split(':').next() }
 }
 
-fn tls(kind: SmtpTls, host: &str) -> anyhow::Result<Tls> {
-    let parameters = || {
-        TlsParameters::new(host.to_owned())
-            .with_context(|| format!("TLS with the SMTP server {host} cannot be prepared"))
-    };
-    Ok(match kind {
+fn tls(settings: &MailSettings, host: &str) -> anyhow::Result<Tls> {
+    ensure!(
+        settings.tls != SmtpTls::None || settings.ca_file.is_none(),
+        "server.smtp_ca_file is set, and server.smtp_tls is none: use starttls or tls"
+    );
+    Ok(match settings.tls {
         SmtpTls::None => Tls::None,
-        SmtpTls::Starttls => Tls::Required(parameters()?),
-        SmtpTls::Tls => Tls::Wrapper(parameters()?),
+        SmtpTls::Starttls => Tls::Required(parameters(settings, host)?),
+        SmtpTls::Tls => Tls::Wrapper(parameters(settings, host)?),
     })
+}
+
+/// Returns what the server must prove: its name, by a certificate of an authority that is trusted.
+fn parameters(settings: &MailSettings, host: &str) -> anyhow::Result<TlsParameters> {
+    let mut builder = TlsParameters::builder(host.to_owned());
+    if let Some(file) = &settings.ca_file {
+        builder = builder.certificate_store(CertificateStore::None);
+        for authority in tls_files::certificates(file).context("server.smtp_ca_file")? {
+            builder = builder.add_root_certificate(Certificate::from_der(authority.to_vec())?);
+        }
+    }
+    builder.build().with_context(|| format!("TLS with the SMTP server {host} cannot be prepared"))
 }
 
 fn credentials(settings: &MailSettings) -> anyhow::Result<Option<Credentials>> {
@@ -188,6 +201,14 @@ mod tests {
         assert!(refusal(&clear).contains("in clear"));
         let from = MailSettings { from: Some("nobody".into()), ..settings("localhost", url) };
         assert!(refusal(&from).contains("server.smtp_from"));
+        let of_authority = |tls| MailSettings {
+            tls,
+            ca_file: Some("/nonexistent/authority".into()),
+            ..settings("localhost", url)
+        };
+        assert!(refusal(&of_authority(SmtpTls::None)).contains("server.smtp_tls"));
+        let missing = refusal(&of_authority(SmtpTls::Tls));
+        assert!(missing.contains("server.smtp_ca_file: /nonexistent/authority"), "{missing}");
     }
 
     #[test]

@@ -43,13 +43,15 @@ pub(crate) struct OAuth {
 pub(crate) struct Begun {
     /// Where the browser goes.
     pub(crate) url: String,
+    /// What goes by way of the provider.
+    pub(crate) state: String,
     /// What the browser keeps in a cookie until it comes back.
     pub(crate) browser: String,
 }
 
 /// What a browser comes back with.
 pub(crate) struct Back {
-    /// The secret of its cookie.
+    /// The secret of its cookie for this state.
     pub(crate) browser: Option<String>,
     pub(crate) state: Option<String>,
     pub(crate) code: Option<String>,
@@ -117,7 +119,7 @@ impl OAuth {
             lifetime: LIFETIME,
         };
         oauth::begin(&self.app.db, &new).await?;
-        Ok(Begun { url: github.authorize_url(&state, &browser), browser })
+        Ok(Begun { url: github.authorize_url(&state, &browser), state, browser })
     }
 
     /// Takes the account at a provider from the caller, a user. Fails if the user could not sign in any more.

@@ -21,7 +21,7 @@ use crate::{
 /// A sign-in that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// Path at which the browser goes on.
+    /// Path at which the browser goes on, with that of the server.
     pub(crate) return_to: String,
     pub(crate) outcome: Outcome,
 }
@@ -60,20 +60,22 @@ impl OAuth {
     /// Ends a sign-in of a browser that comes back from a provider. It fails only if it cannot be known where to return to.
     pub(crate) async fn finish(&self, provider: &str, back: Back) -> Result<Finished, Fault> {
         let github = self.app.oauth.find(provider)?;
-        self.count(back.device.address).await?;
+        let public = |path: &str| format!("{}{path}", self.app.public_path);
         let Some((begun, browser)) = self.begun(provider, &back).await? else {
-            return Ok(Finished { return_to: "/".to_owned(), outcome: INVALID_STATE });
+            return Ok(Finished { return_to: public("/"), outcome: INVALID_STATE });
         };
         let outcome = self.outcome(github, provider, &begun, &browser, &back).await;
         let outcome = outcome.unwrap_or_else(|fault| Outcome::Refused(fault.code.as_str()));
-        Ok(Finished { return_to: begun.return_to, outcome })
+        Ok(Finished { return_to: public(&begun.return_to), outcome })
     }
 
-    /// Returns the sign-in that this browser has begun, and the browser's secret; `None` if it has not.
+    /// Returns the sign-in that this browser has begun, and the browser's secret; `None` if it has not. It counts only if something is
+    /// looked up: a page that is loaded again and again has no cookie any more, and takes nothing from others with its address.
     async fn begun(&self, provider: &str, back: &Back) -> Result<Option<(oauth::Begun, String)>, Fault> {
         let known = |text: Option<&String>| text.filter(|text| text.len() <= BACK_MAX).cloned();
         let (state, browser) = (known(back.state.as_ref()), known(back.browser.as_ref()));
         let (Some(state), Some(browser)) = (state, browser) else { return Ok(None) };
+        self.count(back.device.address).await?;
         let found = oauth::take(&self.app.db, provider, &hash(&state)).await?;
         let is_its = |begun: &oauth::Begun| bool::from(begun.browser_sha256.ct_eq(&hash(&browser)));
         Ok(found.filter(|begun| begun.is_fresh && is_its(begun)).map(|begun| (begun, browser)))

@@ -28,9 +28,9 @@ const FORWARDED: [&str; 6] = [
 /// Host that the sandbox's server gets instead of the one that was asked for.
 const REWRITTEN_HOST: &str = "x-wrenn-host";
 /// Cookies of the API, which a browser also sends to other ports of its host, and to names beside it: of sessions, against other sites,
-/// both over HTTPS and over plain HTTP, and of a sign-in by another provider. A sandbox could sign in with them.
+/// both over HTTPS and over plain HTTP, and of sign-ins by another provider. A sandbox could sign in with them.
 const OF_API: [&str; 5] =
-    ["__Host-wrenn_session", "wrenn_session", "__Host-wrenn_csrf", "wrenn_csrf", "wrenn_oauth"];
+    ["__Host-wrenn_session", "wrenn_session", "__Host-wrenn_csrf", "wrenn_csrf", "wrenn_oauth_*"];
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 /// Where a request came from.
@@ -124,8 +124,8 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Takes the cookies of these names out of a request, and returns their values. The others stay as they are written; they need not be
-/// text.
+/// Takes the cookies of these names out of a request, and returns their values. A name that ends with `*` is that of all that begin so.
+/// The others stay as they are written; they need not be text.
 pub(super) fn take_cookies(headers: &mut HeaderMap, names: &[&str]) -> Vec<String> {
     let all: Vec<HeaderValue> = headers.get_all(header::COOKIE).iter().cloned().collect();
     let pairs = |value: &HeaderValue| -> Vec<Vec<u8>> {
@@ -153,7 +153,10 @@ pub(super) fn take_cookies(headers: &mut HeaderMap, names: &[&str]) -> Vec<Strin
 pub(super) fn value_of_cookie(pair: &[u8], names: &[&str]) -> Option<String> {
     let end = pair.iter().position(|byte| *byte == b'=')?;
     let name = pair[..end].trim_ascii();
-    let is_one = names.iter().any(|one| one.as_bytes() == name);
+    let is_one = names.iter().any(|one| match one.strip_suffix('*') {
+        Some(beginning) => name.starts_with(beginning.as_bytes()),
+        None => one.as_bytes() == name,
+    });
     is_one.then(|| String::from_utf8_lossy(pair[end + 1..].trim_ascii()).into_owned())
 }
 
@@ -202,7 +205,7 @@ mod tests {
             shown(&headers)
         };
         assert_eq!(hidden("a=1;b=wrenn_session=2"), ["cookie: a=1;b=wrenn_session=2"]);
-        assert_eq!(hidden("a=1; wrenn_session=x; wrenn_csrf=y; wrenn_oauth=z; b=2"), ["cookie: a=1; b=2"]);
+        assert_eq!(hidden("a=1; wrenn_session=x; wrenn_csrf=y; wrenn_oauth_0f=z; b=2"), ["cookie: a=1; b=2"]);
         assert_eq!(hidden("__Host-wrenn_session=x; __Host-wrenn_csrf=y; __Host-a=1"), ["cookie: __Host-a=1"]);
         assert!(hidden("wrenn_session=x").is_empty());
     }

@@ -85,7 +85,7 @@ impl Routes {
         let router = self
             .open
             .clone()
-            .merge(openapi::routes(&self.document))
+            .merge(openapi::routes(&self.document, &services.state().public_path))
             .merge(account_page::routes())
             .route_layer(recorded)
             .route_layer(bound)

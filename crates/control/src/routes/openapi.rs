@@ -104,8 +104,14 @@ fn forbid_null_in_headers(operation: &mut Operation) {
     }
 }
 
-/// Serves the document as JSON and YAML, and its viewer.
-pub(super) fn routes(document: &OpenApi) -> Router<Services> {
+/// Serves the document as JSON and YAML, and its viewer, for browsers that reach the server at this path.
+pub(super) fn routes(document: &OpenApi, public_path: &str) -> Router<Services> {
+    let mut document = document.clone();
+    if let Some(own) = document.servers.iter_mut().flatten().next()
+        && !public_path.is_empty()
+    {
+        own.url = public_path.to_owned();
+    }
     let json = document.to_json().unwrap_or_default();
     let yaml = document.to_yaml().unwrap_or_default();
     let served = |kind: &'static str, text: String| {
@@ -119,11 +125,12 @@ pub(super) fn routes(document: &OpenApi) -> Router<Services> {
 
 /// Serves Swagger UI at `/docs`, without the bar that offers to open other documents.
 fn viewer() -> Router<Services> {
-    let config = Config::from("/openapi.json").use_base_layout().persist_authorization(true);
+    // Paths are relative, as in its files.
+    let config = Config::from("../openapi.json").use_base_layout().persist_authorization(true);
     let config = Arc::new(config.display_operation_id(true).try_it_out_enabled(true));
     let first = config.clone();
     Router::new()
-        .route("/docs", get(async || Redirect::to("/docs/")))
+        .route("/docs", get(async || Redirect::to("docs/")))
         .route("/docs/", get(async move || viewer_file("index.html", first)))
         .route("/docs/{*file}", get(async move |Path(file): Path<String>| viewer_file(&file, config)))
         .layer(axum::middleware::map_response(async |mut response: Response| {

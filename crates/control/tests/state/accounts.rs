@@ -50,7 +50,7 @@ async fn me(api: &Api, token: &str) -> Result<Reply> {
     as_user(api, Method::GET, "/v1/me", token, None).await
 }
 
-async fn sign_up(api: &Api, email: &str) -> Result<Reply> {
+pub(crate) async fn sign_up(api: &Api, email: &str) -> Result<Reply> {
     log_scan::look_for(PASSWORD);
     let body = json!({"email": email, "password": PASSWORD, "name": "Ada"});
     api.post("/v1/auth/signup", &body).await?.expect(201)

@@ -151,6 +151,43 @@ pub(crate) async fn a_receiver_that_was_down_gets_every_event_in_order(
     fixture.stop().await
 }
 
+/// What nobody of the team does reaches a receiver that was down, too, and says why: what is deleted because nobody uses it, what an
+/// administrator deletes, and what a host has lost.
+pub(crate) async fn what_the_system_does_reaches_a_receiver_that_was_down(
+    stores: &Arc<Stores>,
+    name: &str,
+) -> Result<()> {
+    let mut fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
+    let down = free_address().await?;
+    create(&fixture, &webhook("down", down, &["sandbox.stopped", "sandbox.error"])).await?;
+    let body = json!({"memory_mb": 256, "timeout_sec": 3600, "on_timeout": "delete"});
+    let idle = fixture.api.create(&body).await?;
+    let (lost, administered) = (fixture.create().await?, fixture.create().await?);
+    fixture.sql("UPDATE sandboxes SET last_active_at = now() - interval '2 hours'").await?;
+    fixture.wait_status(&idle, "stopped").await?;
+    fixture.agent().now().sandboxes.remove(&lost);
+    fixture.wait_status(&lost, "error").await?;
+    fixture.api.delete(&format!("/v1/admin/sandboxes/{administered}")).await?.expect(204)?;
+    fixture.wait_value("SELECT count(*)::text FROM deliveries", "3").await?;
+    let next = fixture.serve().await?;
+    fixture.kill_first();
+    fixture.api = next;
+
+    let receiver = Receiver::start(down).await?;
+    fixture.wait_value("SELECT count(*)::text FROM deliveries WHERE status <> 'delivered'", "0").await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let bodies = receiver.got().iter().map(Got::body).collect::<Vec<_>>();
+    let told = bodies.iter().map(|body| [&body["resource"]["id"], &body["event"], &body["cause"]].map(text));
+    let expected = [
+        [idle.as_str(), "sandbox.stopped", "idle"],
+        [administered.as_str(), "sandbox.stopped", "admin"],
+        [lost.as_str(), "sandbox.error", "host"],
+    ];
+    let expected = BTreeSet::from(expected.map(|one| one.map(str::to_owned)));
+    ensure!(told.collect::<BTreeSet<_>>() == expected, "{bodies:#?}");
+    fixture.stop().await
+}
+
 /// What would wait for an hour goes to another receiver as soon as the channel leads there, also what a server works on.
 pub(crate) async fn what_waits_goes_to_another_receiver_at_once(
     stores: &Arc<Stores>,

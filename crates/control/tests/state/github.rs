@@ -11,14 +11,15 @@ use std::{
 use anyhow::Result;
 use axum::{
     Json, Router,
-    extract::{Query, State},
+    extract::{Query, Request, State},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{
     StatusCode, Url,
-    header::{AUTHORIZATION, HeaderMap, LOCATION, USER_AGENT},
+    header::{AUTHORIZATION, CONNECTION, HeaderMap, HeaderValue, LOCATION, USER_AGENT},
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -39,6 +40,30 @@ pub(crate) struct Account {
     pub(crate) verified: bool,
 }
 
+/// An account of most cases.
+pub(crate) const ADA: Account =
+    Account { id: 583_231, login: "ada", email: "Ada@Example.com", verified: true };
+
+/// Path of the exchange of codes.
+pub(crate) const EXCHANGE: &str = "/login/oauth/access_token";
+/// Path of the question whose account it is.
+pub(crate) const USER: &str = "/api/user";
+/// Size to which an answer is padded that is too large.
+const HUGE: usize = 8 << 20;
+
+/// How the provider fails.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Trouble {
+    /// It answers that something before it fails.
+    Status,
+    /// It answers with a page.
+    Page,
+    /// It answers rightly, and goes on with white space.
+    Huge,
+    /// It does not answer.
+    Stalls,
+}
+
 /// A code that was given for an account.
 struct Code {
     account: Account,
@@ -53,6 +78,8 @@ struct Known {
     given: u32,
     /// Number of exchanges that were refused.
     refused: u32,
+    /// Path whose requests fail, and how.
+    trouble: Option<(&'static str, Trouble)>,
 }
 
 /// The provider.
@@ -73,11 +100,14 @@ impl GitHub {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let known = Shared::default();
+        let asked_by_servers = Router::new()
+            .route(EXCHANGE, post(exchange))
+            .route(USER, get(user))
+            .route("/api/user/emails", get(emails))
+            .layer(middleware::from_fn_with_state(known.clone(), fail));
         let router = Router::new()
             .route("/login/oauth/authorize", get(authorize))
-            .route("/login/oauth/access_token", post(exchange))
-            .route("/api/user", get(user))
-            .route("/api/user/emails", get(emails))
+            .merge(asked_by_servers)
             .with_state(known.clone());
         let serving = tokio::spawn(async move {
             // It is aborted at the end.
@@ -96,6 +126,18 @@ impl GitHub {
         Ok(response.headers()[LOCATION].to_str()?.parse()?)
     }
 
+    /// Lets requests of a path fail from now on, or none any more.
+    pub(crate) fn fail(&self, trouble: Option<(&'static str, Trouble)>) {
+        lock(&self.known).trouble = trouble;
+    }
+
+    /// Ends it: nobody listens any more.
+    pub(crate) async fn stop(&mut self) {
+        self.serving.abort();
+        // It says that it was aborted.
+        let _ = (&mut self.serving).await;
+    }
+
     /// Number of exchanges that were refused.
     pub(crate) fn refused(&self) -> u32 {
         lock(&self.known).refused
@@ -106,6 +148,25 @@ impl Drop for GitHub {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// Lets a request fail if it is its turn. No connection is used twice: one that is kept would outlive the provider.
+async fn fail(State(known): State<Shared>, request: Request, next: Next) -> Response {
+    let trouble = lock(&known).trouble.filter(|(path, _)| *path == request.uri().path());
+    let mut response = match trouble.map(|(_, how)| how) {
+        None => next.run(request).await,
+        Some(Trouble::Status) => StatusCode::BAD_GATEWAY.into_response(),
+        Some(Trouble::Page) => "<html>back in a moment</html>".into_response(),
+        Some(Trouble::Huge) => {
+            let answer = next.run(request).await.into_body();
+            let mut padded = axum::body::to_bytes(answer, HUGE).await.unwrap_or_default().to_vec();
+            padded.resize(HUGE, b' ');
+            padded.into_response()
+        }
+        Some(Trouble::Stalls) => std::future::pending().await,
+    };
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn described(account: &Account) -> Value {

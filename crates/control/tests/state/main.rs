@@ -10,6 +10,7 @@ mod agent;
 mod artifacts;
 mod audit;
 mod bodies;
+mod browser;
 mod build_cuts;
 mod build_faults;
 mod build_files;
@@ -43,9 +44,11 @@ mod leaving;
 mod log_scan;
 mod log_secrets;
 mod lost_answers;
+mod mail;
 mod metrics;
 mod names;
 mod oauth;
+mod oauth_callbacks;
 mod operator_keys;
 mod pages;
 mod people;
@@ -168,6 +171,7 @@ fn main() -> ExitCode {
         cuts::of_an_invitation,
         cuts::of_deletions,
         channels::a_receiver_that_was_down_gets_every_event_in_order,
+        channels::what_the_system_does_reaches_a_receiver_that_was_down,
         channels::what_waits_goes_to_another_receiver_at_once,
         channels::an_attempt_that_was_taken_over_does_not_count,
         channels::what_waits_for_a_channel_is_bounded,
@@ -229,6 +233,10 @@ fn main() -> ExitCode {
         log_secrets::no_log_has_a_secret,
         lost_answers::lost_answers_make_one_sandbox,
         lost_answers::leaving_interrupts_no_create,
+        mail::mails_go_by_tls_with_an_account,
+        mail::a_mail_waits_for_the_right_password,
+        mail::no_mail_goes_to_a_stranger,
+        mail::nothing_is_sent_in_clear,
         metrics::each_range_is_asked_of_the_host,
         metrics::what_is_paused_or_deleted_is_kept,
         metrics::a_host_that_does_not_say_it_delays_nothing,
@@ -246,7 +254,12 @@ fn main() -> ExitCode {
         names::what_is_idle_is_deleted_if_so_wished,
         oauth::a_provider_signs_up_and_in,
         oauth::a_provider_takes_nobodys_account,
+        oauth::a_user_with_a_password_connects_a_provider,
         oauth::accounts_are_connected_and_disconnected,
+        oauth_callbacks::a_server_below_a_path_keeps_it,
+        oauth_callbacks::two_tabs_sign_in_at_once,
+        oauth_callbacks::a_callback_that_is_loaded_again,
+        oauth_callbacks::a_provider_that_fails_is_told,
         pages::lists_come_in_pages,
         plans::no_statement_reads_a_whole_table,
         permissions::callers_may_do_what_their_permissions_say,

@@ -5,7 +5,6 @@
 mod contexts;
 mod home;
 mod keys;
-mod receiver;
 mod records;
 mod sign_in;
 mod teams;

@@ -59,4 +59,11 @@ mod tests {
         assert!(!HTML.contains("style=") && !HTML.contains("onclick") && !HTML.contains("<style"));
         assert_eq!(HTML.matches("<script").count(), HTML.matches("<script src=").count());
     }
+
+    #[test]
+    fn all_that_a_page_asks_for_is_relative() {
+        for absolute in ["src=\"/", "href=\"/", "path: \"/", "fetch(\"/", "://"] {
+            assert!(!HTML.contains(absolute) && !SCRIPT.contains(absolute), "{absolute}");
+        }
+    }
 }

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 // Uses a one-time link, after a click: programs that look at mails open links, too.
 
+// Paths are relative: a reverse proxy may serve all of it below a path of its own.
 const pages = {
   "activate": {
     title: "Activate your account",
     button: "Activate",
-    path: "/v1/auth/activate",
+    path: "../v1/auth/activate",
     body: (token) => ({ token, cookie: true }),
     done: (answer) => `Your account is active, and you are signed in as ${answer.email}.`,
   },
   "sign-in": {
     title: "Sign in",
     button: "Sign in",
-    path: "/v1/auth/sign-in-link",
+    path: "../v1/auth/sign-in-link",
     body: (token) => ({ token, cookie: true }),
     done: (answer) => `You are signed in as ${answer.email}.`,
   },
   "reset-password": {
     title: "Set another password",
     button: "Set the password",
-    path: "/v1/auth/password-reset/confirm",
+    path: "../v1/auth/password-reset/confirm",
     asksPassword: true,
     body: (token, password) => ({ token, new_password: password }),
     done: () => "The password is set, and all sessions are ended. Sign in with it.",
@@ -27,7 +28,7 @@ const pages = {
   "invitation": {
     title: "Join the team",
     button: "Join",
-    path: "/v1/invitations/accept",
+    path: "../v1/invitations/accept",
     body: (token) => ({ token }),
     done: () => "You are in the team now.",
     refused: { 401: "Sign in first, with the address that the invitation was sent to, and open the link again." },

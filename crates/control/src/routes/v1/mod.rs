@@ -34,6 +34,7 @@ mod me;
 mod members;
 mod metrics;
 mod oauth;
+mod oauth_cookie;
 #[cfg(test)]
 mod overload_tests;
 mod paging;

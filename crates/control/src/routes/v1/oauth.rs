@@ -13,29 +13,27 @@ use wrenn_api::{ConnectProvider, ErrorCode};
 use super::{
     error_responses::{OfOauth, OfProvider},
     extract::Parameters,
+    oauth_cookie::{self, Place},
 };
 use crate::{
     accounts::{Device, Entry},
     caller::Caller,
     error::Fault,
-    oauth::{Back, Begun, LIFETIME, Outcome},
+    oauth::{Back, Outcome},
     routes::{came_from::CameFrom, cookie},
     services::Services,
 };
 
-/// Cookie of a browser between the begin and the end of a sign-in, and the paths to which it is sent.
-const BEGUN: &str = "wrenn_oauth";
-const BEGUN_PATH: &str = "/auth/oauth";
 /// Path at which a browser goes on if none is named.
 const HOME: &str = "/";
 
 /// Begin a sign-in by an account at a provider.
 ///
-/// A browser goes to this URL and from there to the provider. It comes back to `finishOauth`, and goes on at `return_to` with the
-/// cookie of a session, and a cookie `wrenn_csrf` (over HTTPS `__Host-wrenn_csrf`) with the value of `X-CSRF-Token`. If there is no
-/// sign-in, `oauth_error` is added to that path: `access_denied`, `invalid_state`, `exchange_failed`, `email_not_verified`, `no_account`
-/// (sign up first, with `intent=signup`), `email_taken` (sign in as usual and connect the provider), `account_disabled`, or another
-/// error code.
+/// A browser goes to this URL and from there to the provider. It comes back to `finishOauth`, and goes on at `return_to`, below the path
+/// of `server.public_url`, with the cookie of a session, and a cookie `wrenn_csrf` (over HTTPS `__Host-wrenn_csrf`) with the value of
+/// `X-CSRF-Token`. If there is no sign-in, `oauth_error` is added to that path: `access_denied`, `invalid_state`, `exchange_failed`,
+/// `email_not_verified`, `no_account` (sign up first, with `intent=signup`), `email_taken` (sign in as usual and connect the provider),
+/// `account_disabled`, or another error code.
 ///
 /// `github` is known if the operator has configured it.
 #[utoipa::path(
@@ -51,6 +49,7 @@ pub(super) async fn begin(
     State(services): State<Services>,
     (device, from): (Device, CameFrom),
     provider: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
     parameters: Parameters,
 ) -> Result<Response, Fault> {
     let provider = named(provider)?;
@@ -63,14 +62,15 @@ pub(super) async fn begin(
     let return_to = return_to.as_deref().unwrap_or(HOME);
     let begun = services.oauth().begin(&provider, return_to, is_signup, device.address).await?;
     let mut response = redirect(&begun.url)?;
-    keep(&mut response, &begun, from);
+    oauth_cookie::keep(response.headers_mut(), &headers, &begun, place(&services, from));
     Ok(response)
 }
 
 /// End a sign-in by an account at a provider.
 ///
 /// Browsers come back to this from the provider. It works once for each sign-in that `beginOauth` or `connectProvider` has begun in
-/// the same browser in the last 10 minutes. In any case the browser goes on where it wanted to return to.
+/// the same browser in the last 10 minutes. In any case the browser goes on where it wanted to return to; if that is not known any more,
+/// as when the page is loaded again, at `/`, and its session stays as it is.
 #[utoipa::path(
     get, path = "/auth/oauth/{provider}/callback", operation_id = "finishOauth", tag = "accounts",
     params(
@@ -92,9 +92,10 @@ pub(super) async fn finish(
     // Providers add parameters of their own.
     let find =
         |name: &str| parameters.iter().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+    let state = find("state");
     let back = Back {
-        browser: cookie::value(&headers, BEGUN).map(str::to_owned),
-        state: find("state"),
+        browser: state.as_deref().and_then(|state| oauth_cookie::of(&headers, state)).map(str::to_owned),
+        state: state.clone(),
         code: find("code"),
         is_error: find("error").is_some(),
         device,
@@ -106,7 +107,9 @@ pub(super) async fn finish(
         Outcome::Connected => redirect(&with(path, "connected", &provider))?,
         Outcome::Refused(code) => refused(path, code)?,
     };
-    response.headers_mut().append(header::SET_COOKIE, begun_cookie("", 0, from)?);
+    if let Some(state) = state {
+        oauth_cookie::remove(response.headers_mut(), &state, place(&services, from));
+    }
     Ok(response)
 }
 
@@ -126,9 +129,9 @@ pub(super) async fn finish(
 )]
 pub(super) async fn connect(
     State(services): State<Services>,
-    caller: Caller,
-    from: CameFrom,
+    (caller, from): (Caller, CameFrom),
     provider: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
     parameters: Parameters,
 ) -> Result<Response, Fault> {
     let provider = named(provider)?;
@@ -137,7 +140,7 @@ pub(super) async fn connect(
     let begun = services.oauth().connect(&caller, &provider, return_to).await?;
     let mut response = Json(ConnectProvider { auth_url: begun.url.clone() }).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    keep(&mut response, &begun, from);
+    oauth_cookie::keep(response.headers_mut(), &headers, &begun, place(&services, from));
     Ok(response)
 }
 
@@ -203,29 +206,8 @@ fn refused(path: &str, code: &'static str) -> Result<Response, Fault> {
     Ok(response)
 }
 
-/// Lets the browser keep its half of a sign-in.
-fn keep(response: &mut Response, begun: &Begun, from: CameFrom) {
-    if let Ok(cookie) = begun_cookie(&begun.browser, LIFETIME.as_secs(), from) {
-        response.headers_mut().append(header::SET_COOKIE, cookie);
-    }
-}
-
-/// Lax: the browser comes from another site, by a link.
-fn begun_cookie(value: &str, seconds: u64, from: CameFrom) -> Result<HeaderValue, Fault> {
-    let secure = secure(from);
-    sensitive(&format!(
-        "{BEGUN}={value}; Path={BEGUN_PATH}; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
-    ))
-}
-
-const fn secure(from: CameFrom) -> &'static str {
-    if from.is_https { "; Secure" } else { "" }
-}
-
-fn sensitive(text: &str) -> Result<HeaderValue, Fault> {
-    let mut value = HeaderValue::from_str(text).map_err(|_| Fault::internal())?;
-    value.set_sensitive(true);
-    Ok(value)
+fn place(services: &Services, from: CameFrom) -> Place<'_> {
+    Place { public_path: &services.state().public_path, from }
 }
 
 /// Adds a parameter to a path.
@@ -247,15 +229,6 @@ mod tests {
         assert_eq!(with("/", "oauth_error", "no_account"), "/?oauth_error=no_account");
         assert_eq!(with("/a?b=c#d", "connected", "github"), "/a?b=c&connected=github#d");
         assert_eq!(with("/a", "connected", "a&b"), "/a?connected=a%26b");
-    }
-
-    #[test]
-    fn the_half_of_the_browser_is_for_the_way_back_only() {
-        let from = CameFrom { address: None, is_https: true };
-        let cookie = begun_cookie("abc", 600, from).expect("a cookie");
-        let expected = "wrenn_oauth=abc; Path=/auth/oauth; Max-Age=600; HttpOnly; SameSite=Lax; Secure";
-        assert_eq!(cookie.to_str().ok(), Some(expected));
-        assert!(cookie.is_sensitive());
     }
 
     #[test]
