@@ -110,7 +110,7 @@ pub(super) fn routes(document: &OpenApi, public_path: &str) -> Router<Services> 
     if let Some(own) = document.servers.iter_mut().flatten().next()
         && !public_path.is_empty()
     {
-        own.url = public_path.to_owned();
+        public_path.clone_into(&mut own.url);
     }
     let json = document.to_json().unwrap_or_default();
     let yaml = document.to_yaml().unwrap_or_default();

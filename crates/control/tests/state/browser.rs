@@ -10,7 +10,7 @@ use reqwest::{
     redirect::Policy,
 };
 use serde_json::{Value, json};
-use wrenn_control::{Limits, OAuthSettings};
+use wrenn_control::Limits;
 use wrenn_testkit::Reply;
 
 use crate::{

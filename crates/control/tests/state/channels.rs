@@ -173,10 +173,10 @@ pub(crate) async fn what_the_system_does_reaches_a_receiver_that_was_down(
     fixture.kill_first();
     fixture.api = next;
 
-    let receiver = Receiver::start(down).await?;
+    let receiver = WebhookReceiver::start(down).await?;
     fixture.wait_value("SELECT count(*)::text FROM deliveries WHERE status <> 'delivered'", "0").await?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let bodies = receiver.got().iter().map(Got::body).collect::<Vec<_>>();
+    let bodies = receiver.got().iter().map(ReceivedWebhook::body).collect::<Vec<_>>();
     let told = bodies.iter().map(|body| [&body["resource"]["id"], &body["event"], &body["cause"]].map(text));
     let expected = [
         [idle.as_str(), "sandbox.stopped", "idle"],

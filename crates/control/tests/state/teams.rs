@@ -246,7 +246,8 @@ pub(crate) async fn a_deleted_team_leaves_nothing_on_any_host(
     stores: &Arc<Stores>,
     name: &str,
 ) -> Result<()> {
-    let limits = Limits { lease: Duration::from_secs(2), ..Limits::default() };
+    let mut limits = Limits::default();
+    limits.lease = Duration::from_secs(2);
     let fixture = Fixture::start(stores, name, 2, limits).await?;
     let ada = User::new(&fixture, "ada", false).await?;
     let (near, away) = (fixture.agents[0].clone(), fixture.agents[1].clone());
