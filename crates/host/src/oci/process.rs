@@ -298,6 +298,20 @@ mod tests {
     }
 
     #[test]
+    fn what_another_process_has_read_of_inherited_files_is_known() -> io::Result<()> {
+        let (mut read, mut unread) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        for file in [&mut read, &mut unread] {
+            file.write_all(&[7; 5000])?;
+            file.rewind()?;
+        }
+        let mut reader = Command::new("dd");
+        reader.args(["bs=1000", "count=3", "status=none"]).stdin(read.try_clone()?).stdout(Stdio::null());
+        assert!(reader.status()?.success());
+        assert_eq!(read_of(&[read, unread])?, 3000);
+        Ok(())
+    }
+
+    #[test]
     fn an_end_without_a_report_is_no_success() {
         let good = judged(End::Code(0), Some(Report::Made(made("app"))), false).expect("made");
         assert_eq!((good.user.as_str(), good.first_skipped), ("app", vec!["a?b".to_owned()]));
