@@ -15,9 +15,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use wrenn_testkit::{Stack, oci_images::tool, wait_until};
+use wrenn_testkit::{Stack, oci_images::tool, short_or_long, wait_until};
 
-use self::made::{GREETED, LOOK, SEEN, make};
+use self::made::{GREETED, LOOK, SEEN, debian, make};
 use super::{
     builds::{build, context, stdout},
     cli::{stderr, wrenn},
@@ -74,7 +74,12 @@ impl Registry {
         let (dir, name) = (self.dir.path().to_owned(), name.to_owned());
         tokio::task::spawn_blocking(move || {
             make(&dir)?;
-            for tag in ["1", "s390x", "kinds"] {
+            let mut tags = vec!["1", "s390x", "kinds"];
+            if short_or_long(false, true) {
+                debian(&dir)?;
+                tags.push("debian");
+            }
+            for tag in tags {
                 let (from, to) = (format!("oci:oci:{tag}"), format!("docker://{name}/bb:{tag}"));
                 let arguments = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to];
                 tool(&dir, "skopeo", &arguments)?;
@@ -118,6 +123,12 @@ pub(crate) async fn they_run_as_they_say_and_are_built_on(stack: Arc<Stack>) -> 
     let ran = wrenn(&stack, &run(&kinds, &["--", "sh", "-c", LOOK]), None).await?;
     let told = String::from_utf8_lossy(&ran.stdout).into_owned();
     ensure!(ran.status.success() && told == SEEN, "{told}\n{}", stderr(&ran));
+    if short_or_long(false, true) {
+        let script = "grep ^ID= /etc/os-release; python3 -c 'print(6 * 7)'; dpkg --audit && id -un";
+        let debian = format!("{open}/bb:debian");
+        let ran = wrenn(&stack, &run(&debian, &["--", "sh", "-c", script]), None).await?;
+        ensure!(ran.status.success() && ran.stdout == b"ID=debian\n42\nroot\n", "{ran:?}");
+    }
 
     the_next_one_goes_on(&stack, &image).await?;
     refusals_are_told(&stack, open, closed).await?;

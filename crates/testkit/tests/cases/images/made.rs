@@ -2,7 +2,7 @@
 //! Images that cases use, made with umoci: each shows with its entrypoint what it has.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
@@ -72,6 +72,16 @@ pub(super) fn make(dir: &Path) -> Result<()> {
     every_kind(dir)?;
     bare(dir)?;
     server(dir)
+}
+
+/// Makes an image with glibc of what mmdebstrap has made for the template `minimal`, as `debian`. Modes lose their set-id bits.
+pub(super) fn debian(dir: &Path) -> Result<()> {
+    let share = env::var_os("WRENN_SHARE_DIR").map(PathBuf::from).context("WRENN_SHARE_DIR is not set")?;
+    let minimal = share.join("images/minimal/rootfs.ext4").display().to_string();
+    let root = begin(dir, "debian")?.display().to_string();
+    tool(dir, "debugfs", &["-R", &format!("rdump / {root}"), &minimal])?;
+    tool(dir, "umoci", &["repack", "--image", "oci:debian", "debian"])?;
+    tool(dir, "umoci", &["config", "--image", "oci:debian", "--config.env", "PATH=/usr/bin:/bin"])
 }
 
 /// Begins an image, and returns its root.
