@@ -28,8 +28,8 @@ use crate::{
     state::App,
 };
 
-/// Interval between messages how far an import is.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Interval between messages how far an import is: with the time in which a host answers it is at most ten seconds.
+const SILENCE: Duration = Duration::from_secs(8);
 /// Maximum number of entries that were left out of an image which the log names.
 const SKIPPED: usize = 20;
 
