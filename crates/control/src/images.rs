@@ -11,20 +11,21 @@ pub(crate) use self::{source::Source, uploads::find};
 
 use std::{
     collections::BTreeMap,
+    fmt,
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
 use connectrpc::{ConnectError, ErrorCode as Wire};
 use serde::{Deserialize, Serialize};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 use wrenn_api::{ErrorCode, RegistryAccount, SandboxImage};
 use wrenn_recipe::ImageReference;
-use wrenn_rpc::host::v1::{ImportImageRequest, ImportImageResponse};
+use wrenn_rpc::host::v1::{GetImportProgressRequest, ImportImageRequest, ImportImageResponse};
 
 use crate::{
-    agents::within,
+    agents::{deadline, within},
     db::{
         hosts,
         images::{self, Use},
@@ -76,6 +77,14 @@ pub(crate) struct Imported {
     /// Number of entries and attributes that were left out, and the first of them.
     pub(crate) skipped: u64,
     pub(crate) first_skipped: Vec<String>,
+}
+
+/// How far an import is, in bytes of the layers as the registry has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    total: u64,
+    fetched: u64,
+    unpacked: u64,
 }
 
 /// What an image says of its program. It is stored in this form.
@@ -150,13 +159,20 @@ pub(crate) fn on_host(id: Uuid) -> String {
 }
 
 /// Imports an image on a host with room for what is to start from it: one on which the team has used it before, if there is one.
-pub(crate) async fn import(app: &App, wish: &Wish, need: &Need<'_>) -> Result<Imported, Fault> {
+/// Which host is asked is told through `asking`.
+pub(crate) async fn import(
+    app: &App,
+    wish: &Wish,
+    need: &Need<'_>,
+    asking: &watch::Sender<Option<Uuid>>,
+) -> Result<Imported, Fault> {
     let mut free = place(&hosts::candidates(&app.db).await?, need)?;
     let before = images::hosts_of(&app.db, wish.team, &wish.known_as).await?;
     // Those of equal rank stay in their order.
     free.sort_by_key(|host| before.iter().position(|known| known == host).unwrap_or(usize::MAX));
     let mut away = None;
     for host in free {
+        asking.send_replace(Some(host));
         match on(app, host, wish).await {
             Err(fault) if fault.code == ErrorCode::HostUnavailable => away = Some(fault),
             ended => return ended,
@@ -208,6 +224,18 @@ fn being_removed() -> Fault {
     Fault::new(ErrorCode::HostUnavailable, message)
 }
 
+/// Asks a host how far its import of an image is. `None` if it does not know, does not answer, or is older than the question: the
+/// import itself tells what is wrong.
+pub(crate) async fn progress(app: &App, host: Uuid, wish: &Wish) -> Option<Progress> {
+    let address = hosts::address(&app.db, host).await.ok()??;
+    let (reference, team_id) = (whole(&wish.reference), wish.team.to_string());
+    let request = GetImportProgressRequest { reference, team_id, ..Default::default() };
+    let agent = app.agents.at(host.into(), &address);
+    let told =
+        agent.get_import_progress_with_options(request, within(deadline::ANSWER)).await.ok()?.into_owned();
+    (told.total > 0).then_some(Progress { total: told.total, fetched: told.fetched, unpacked: told.unpacked })
+}
+
 /// Asks a host to import an image.
 async fn ask(app: &App, host: Uuid, wish: &Wish) -> Result<Imported, Fault> {
     let gone = || Fault::new(ErrorCode::HostUnavailable, "the image's host is no longer registered");
@@ -250,6 +278,20 @@ fn not_imported(error: ConnectError, limit: Duration) -> Fault {
         return Fault::new(ErrorCode::Timeout, message);
     }
     Fault::from(error)
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+        let total = mib(self.total);
+        if self.fetched < self.total {
+            write!(f, "{:.1} of {total:.1} MiB fetched", mib(self.fetched))
+        } else if self.unpacked < self.total {
+            write!(f, "{total:.1} MiB fetched, {:.1} of them unpacked", mib(self.unpacked))
+        } else {
+            write!(f, "{total:.1} MiB unpacked, its file system is being made")
+        }
+    }
 }
 
 impl Imported {
@@ -357,6 +399,15 @@ mod tests {
         let bare = Imported::of(Uuid::nil(), bare).expect("an image").config;
         assert_eq!((bare.user.as_str(), bare.workdir.as_str()), ("root", "/"));
         assert!(Imported::of(Uuid::nil(), ImportImageResponse { image_id: "x".into(), ..answer() }).is_err());
+    }
+
+    #[test]
+    fn progress_tells_what_is_done_of_how_much() {
+        let of = |fetched, unpacked| Progress { total: 84 << 20, fetched, unpacked }.to_string();
+        assert_eq!(of(0, 0), "0.0 of 84.0 MiB fetched");
+        assert_eq!(of(12_897_485, 0), "12.3 of 84.0 MiB fetched");
+        assert_eq!(of(84 << 20, 21 << 19), "84.0 MiB fetched, 10.5 of them unpacked");
+        assert_eq!(of(84 << 20, 84 << 20), "84.0 MiB unpacked, its file system is being made");
     }
 
     /// The database looks for the id in it.

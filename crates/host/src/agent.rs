@@ -22,7 +22,7 @@ use crate::{
     images::{self, Image},
     machine::Machine,
     metrics::{Asked, Metrics, Sample, Target},
-    oci::{Archive, ImportedImage, Loaded},
+    oci::{Archive, HowFar, ImportedImage, Loaded},
     records::check_id,
     sandbox::{
         actor::{self, Handle, Start},
@@ -293,6 +293,11 @@ impl Agent {
         credentials: Option<Credentials>,
     ) -> Result<ImportedImage, AgentError> {
         self.shared.imports.import(team, reference, credentials).await
+    }
+
+    /// Returns how far the import of an image is for a team. `None` if none has begun.
+    pub(crate) fn import_progress(&self, team: &str, reference: &str) -> Option<HowFar> {
+        self.shared.imports.how_far(team, reference)
     }
 
     /// Imports an image of an archive, which comes in pieces, unless the image is here.

@@ -28,18 +28,19 @@ use wrenn_rpc::{
         ChangeFileRequest, ChangeFileResponse, ConnectRequest, ConnectResponse, CopyFileRequest,
         CopyFileResponse, CreateRequest, CreateResponse, DeleteImageRequest, DeleteImageResponse,
         DeleteSnapshotRequest, DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest,
-        ExecResponse, ExportArtifactRequest, ExportArtifactResponse, Failure, GetRequest, GetResponse, Host,
-        ImportArtifactRequest, ImportArtifactResponse, ImportImageRequest, ImportImageResponse,
-        ListDirectoryRequest, ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse,
-        ListRequest, ListResponse, LoadImageRequest, MakeDirectoryRequest, MakeDirectoryResponse,
-        MakeImageRequest, MakeImageResponse, MakeUserRequest, MakeUserResponse, MetricsPoint, MetricsRequest,
-        MetricsResponse, MoveFileRequest, MoveFileResponse, OutOfMemory, PauseRequest, PauseResponse,
-        PingRequest, PingResponse, ProcessStreamRequest, ProcessStreamResponse, PutSecretRequest,
-        PutSecretResponse, ReadFileRequest, ReadFileResponse, ReadScreenRequest, ReadScreenResponse,
-        RemoveFileRequest, RemoveFileResponse, RemoveSecretsRequest, RemoveSecretsResponse, ResumeRequest,
-        ResumeResponse, Sandbox, SandboxState, SignalProcessRequest, SignalProcessResponse, SnapshotRequest,
-        SnapshotResponse, StartProcessRequest, StartProcessResponse, StatFileRequest, StatFileResponse,
-        StepTiming, WatchFilesRequest, WriteFileRequest, WriteFileResponse,
+        ExecResponse, ExportArtifactRequest, ExportArtifactResponse, Failure, GetImportProgressRequest,
+        GetImportProgressResponse, GetRequest, GetResponse, Host, ImportArtifactRequest,
+        ImportArtifactResponse, ImportImageRequest, ImportImageResponse, ListDirectoryRequest,
+        ListDirectoryResponse, ListProcessesRequest, ListProcessesResponse, ListRequest, ListResponse,
+        LoadImageRequest, MakeDirectoryRequest, MakeDirectoryResponse, MakeImageRequest, MakeImageResponse,
+        MakeUserRequest, MakeUserResponse, MetricsPoint, MetricsRequest, MetricsResponse, MoveFileRequest,
+        MoveFileResponse, OutOfMemory, PauseRequest, PauseResponse, PingRequest, PingResponse,
+        ProcessStreamRequest, ProcessStreamResponse, PutSecretRequest, PutSecretResponse, ReadFileRequest,
+        ReadFileResponse, ReadScreenRequest, ReadScreenResponse, RemoveFileRequest, RemoveFileResponse,
+        RemoveSecretsRequest, RemoveSecretsResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState,
+        SignalProcessRequest, SignalProcessResponse, SnapshotRequest, SnapshotResponse, StartProcessRequest,
+        StartProcessResponse, StatFileRequest, StatFileResponse, StepTiming, WatchFilesRequest,
+        WriteFileRequest, WriteFileResponse,
         import_image_response::Variable,
     },
 };
@@ -53,7 +54,7 @@ use crate::{
     error::AgentError,
     memory::STREAM,
     metrics::Sample,
-    oci::{Archive, ImportedImage, Loaded},
+    oci::{Archive, HowFar, ImportedImage, Loaded},
     port_stream::{PIPE, exchange as exchange_bytes},
     process_stream::{command, exchange, selector, size},
     sandbox::{
@@ -376,6 +377,17 @@ impl Host for Service {
         let call = self.call(&ctx, "import_image", "")?;
         let image = self.agent.import_image(&team, &reference, credentials).instrument(call.span).await?;
         Response::ok(imported(image))
+    }
+
+    async fn get_import_progress<'a>(
+        &'a self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, GetImportProgressRequest>,
+    ) -> ServiceResult<impl Encodable<GetImportProgressResponse> + Send + use<'a>> {
+        self.call(&ctx, "get_import_progress", "")?;
+        let how_far = self.agent.import_progress(request.team_id, request.reference);
+        let HowFar { total, fetched, unpacked } = how_far.unwrap_or_default();
+        Response::ok(GetImportProgressResponse { total, fetched, unpacked, ..Default::default() })
     }
 
     async fn load_image(

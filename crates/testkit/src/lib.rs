@@ -9,6 +9,7 @@ mod events;
 pub mod fuzz;
 pub mod lab;
 mod mail;
+pub mod oci_images;
 mod processes;
 mod resources;
 mod search;

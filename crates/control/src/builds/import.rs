@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
+use uuid::Uuid;
 use wrenn_api::{ErrorCode, RegistryAccount};
 use wrenn_recipe::{Instruction, Recipe};
 
@@ -21,13 +22,14 @@ use super::{
 use crate::{
     db::builds,
     error::Fault,
-    images::{self, Imported, Wish},
+    images::{self, Imported, Progress, Wish},
     names::template_reference,
     place::{Need, On},
+    state::App,
 };
 
-/// Interval between messages that an import goes on.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Interval between messages how far an import is: with the time in which a host answers it is at most ten seconds.
+const SILENCE: Duration = Duration::from_secs(8);
 /// Maximum number of entries that were left out of an image which the log names.
 const SKIPPED: usize = 20;
 
@@ -97,14 +99,16 @@ impl Builder {
             on: On::Any,
         };
         let mut is_told = false;
+        let (asking, asked) = watch::channel(None);
         loop {
-            let mut importing = pin!(images::import(&app, &wish, &need));
+            let mut importing = pin!(images::import(&app, &wish, &need, &asking));
             let ended = loop {
                 tokio::select! {
                     ended = &mut importing => break ended,
-                    () = sleep(SILENCE) => {
+                    progress = after_silence(&app, &asked, &wish) => {
+                        let how_far = progress.map(|progress| format!(": {progress}")).unwrap_or_default();
                         let seconds = begun.elapsed().as_secs();
-                        self.log.say(at.number, format!("still importing after {seconds} s"));
+                        self.log.say(at.number, format!("still importing after {seconds} s{how_far}"));
                         self.log.flush().await?;
                     }
                 }
@@ -167,6 +171,13 @@ impl Builder {
         }
         Err(Stop::Lost)
     }
+}
+
+/// Waits for the next message that an import goes on, and asks the host that does it how far it is.
+async fn after_silence(app: &App, asked: &watch::Receiver<Option<Uuid>>, wish: &Wish) -> Option<Progress> {
+    sleep(SILENCE).await;
+    let host = *asked.borrow();
+    images::progress(app, host?, wish).await
 }
 
 /// The end of a build whose base cannot be imported. What is wrong with the image, or with its registry, has its own code.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What the reference to an image means: one of a registry, or one that the team has uploaded.
 
+use tokio::sync::watch;
 use uuid::Uuid;
 use wrenn_api::RegistryAccount;
 use wrenn_recipe::UploadedImage;
@@ -49,7 +50,7 @@ impl Source {
     /// Returns the image on a host: imports that of a registry, unless it is there.
     pub(crate) async fn imported(&self, app: &App, need: &Need<'_>) -> Result<Imported, Fault> {
         match self {
-            Self::Registry(wish) => import(app, wish, need).await,
+            Self::Registry(wish) => import(app, wish, need, &watch::Sender::default()).await,
             Self::Uploaded { team, image } => find(app, *team, image).await,
         }
     }

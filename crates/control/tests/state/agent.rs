@@ -51,11 +51,12 @@ use wrenn_rpc::{
     host::v1::{
         CreateRequest, CreateResponse, DeleteImageRequest, DeleteImageResponse, DeleteSnapshotRequest,
         DeleteSnapshotResponse, DestroyRequest, DestroyResponse, ExecRequest, ExecResponse, Failure, Fleet,
-        GetRequest, GetResponse, ImportImageRequest, ImportImageResponse, ListRequest, ListResponse,
-        MakeImageRequest, MakeImageResponse, MakeUserRequest, MakeUserResponse, MetricsRequest,
-        MetricsResponse, OutOfMemory, PauseRequest, PauseResponse, PingRequest, PingResponse,
-        PutSecretRequest, PutSecretResponse, RemoveSecretsRequest, RemoveSecretsResponse, ResumeRequest,
-        ResumeResponse, Sandbox, SandboxState, SnapshotRequest, SnapshotResponse,
+        GetImportProgressRequest, GetImportProgressResponse, GetRequest, GetResponse, ImportImageRequest,
+        ImportImageResponse, ListRequest, ListResponse, MakeImageRequest, MakeImageResponse, MakeUserRequest,
+        MakeUserResponse, MetricsRequest, MetricsResponse, OutOfMemory, PauseRequest, PauseResponse,
+        PingRequest, PingResponse, PutSecretRequest, PutSecretResponse, RemoveSecretsRequest,
+        RemoveSecretsResponse, ResumeRequest, ResumeResponse, Sandbox, SandboxState, SnapshotRequest,
+        SnapshotResponse,
     },
 };
 
@@ -75,6 +76,8 @@ pub(crate) struct Now {
     /// Imports that it was asked for, in this order, and the number of the next ones whose image is gone at once.
     pub(crate) imports: Vec<ImportImageRequest>,
     pub(crate) import_loses: usize,
+    /// How far its imports are: bytes in all, fetched and unpacked.
+    pub(crate) import_progress: (u64, u64, u64),
     /// Names and sizes of the archives that were sent to it, the errors of the next ones, and the name that they give.
     pub(crate) loads: Vec<(String, u64)>,
     pub(crate) load_fails: Vec<Fails>,
@@ -180,6 +183,7 @@ impl Agent {
             account: None,
             imports: Vec::new(),
             import_loses: 0,
+            import_progress: (0, 0, 0),
             loads: Vec::new(),
             load_fails: Vec::new(),
             told_name: "told:1",
@@ -339,6 +343,7 @@ impl Agent {
             "DeleteSnapshot": DeleteSnapshotRequest => DeleteSnapshotResponse, delete_snapshot;
             "MakeImage": MakeImageRequest => MakeImageResponse, make_image;
             "ImportImage": ImportImageRequest => ImportImageResponse, import_image;
+            "GetImportProgress": GetImportProgressRequest => GetImportProgressResponse, get_import_progress;
             "DeleteImage": DeleteImageRequest => DeleteImageResponse, delete_image;
             "MakeUser": MakeUserRequest => MakeUserResponse, make_user;
             "PutSecret": PutSecretRequest => PutSecretResponse, put_secret;

@@ -370,3 +370,27 @@ pub(crate) async fn a_digest_that_has_moved_is_told(stores: &Arc<Stores>, name: 
     }
     fixture.stop().await
 }
+
+/// The log of a build tells again and again how many bytes of its base are fetched and unpacked.
+pub(crate) async fn an_import_tells_how_far_it_is(stores: &Arc<Stores>, name: &str) -> Result<()> {
+    let fixture = start(stores, name, 1, Limits::default(), &[WHOLE]).await?;
+    let agent = fixture.agent().clone();
+    agent.import_gate.forget_permits(crate::agent::OPEN);
+    let id = ask(&fixture, &json!({"name": "web", "recipe": format!("FROM {APP}\nRUN one\n")})).await?;
+    for (progress, expected) in [
+        ((84 << 20, 21 << 19, 0), " s: 10.5 of 84.0 MiB fetched"),
+        ((84 << 20, 84 << 20, 21 << 17), " s: 84.0 MiB fetched, 2.6 of them unpacked"),
+    ] {
+        agent.now().import_progress = progress;
+        let mut all = String::new();
+        let told = async || {
+            all = log(&fixture, &id, "system").await.ok()?;
+            all.contains(expected).then_some(())
+        };
+        let waited = wait_until(&format!("a message {expected:?}"), SOON, told).await;
+        waited.with_context(|| format!("the log is {all}"))?;
+    }
+    agent.import_gate.add_permits(crate::agent::OPEN);
+    wait(&fixture, &id, "succeeded").await?;
+    fixture.stop().await
+}

@@ -218,6 +218,7 @@ fn main() -> ExitCode {
         images::what_is_being_removed_is_imported_again,
         images::a_build_pins_what_its_first_worker_imported,
         images::a_digest_that_has_moved_is_told,
+        images::an_import_tells_how_far_it_is,
         uploaded_images::an_upload_is_listed_run_built_on_and_deleted,
         uploaded_images::an_upload_that_cannot_be_is_refused,
         uploaded_images::an_upload_replaces_the_one_of_its_name,

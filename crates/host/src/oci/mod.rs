@@ -15,6 +15,7 @@ mod job;
 mod load;
 mod place;
 mod process;
+mod progress;
 mod pull;
 mod registries;
 mod remove;
@@ -25,7 +26,7 @@ mod tree;
 mod unpack_image;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     path::PathBuf,
     sync::{
@@ -50,6 +51,7 @@ use wrenn_oci::{
 
 pub(crate) use load::{Archive, Loaded};
 pub(crate) use place::remove_leftovers;
+pub(crate) use progress::HowFar;
 pub use unpack_image::unpack_image_if_asked;
 
 use self::{
@@ -57,6 +59,7 @@ use self::{
     job::{Job, LayerOf, Made},
     place::Place,
     process::{Program, USER_MAX, Unpacking},
+    progress::Progress,
     registries::Registries,
     shares::{Refused, Share, Shares},
 };
@@ -123,6 +126,14 @@ struct Wanted {
 /// An import, for all that wait for it.
 type Importing = Shared<BoxFuture<'static, Result<Arc<Image>, AgentError>>>;
 
+/// An import that others may wait for, too.
+struct Running {
+    importing: Importing,
+    progress: Arc<Progress>,
+    /// Names that it was asked for by: several tags may lead to one image.
+    names: HashSet<String>,
+}
+
 /// Imports of this agent.
 pub(crate) struct Imports {
     dir: PathBuf,
@@ -135,7 +146,7 @@ pub(crate) struct Imports {
     pulls: Shares,
     unpackings: Shares,
     /// Those that have begun.
-    running: Mutex<HashMap<Wanted, Importing>>,
+    running: Mutex<HashMap<Wanted, Running>>,
     /// Number of working directories that were made.
     made: AtomicU64,
 }
@@ -241,7 +252,7 @@ impl Imports {
         self.most() + self.most() / 64
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<Wanted, Importing>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Wanted, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -264,28 +275,41 @@ impl Imports {
         source: Arc<dyn ImageSource>,
     ) -> Importing {
         let mut running = self.running();
-        if let Some(importing) = running.get(&wanted) {
-            return importing.clone();
+        if let Some(equal) = running.get_mut(&wanted) {
+            equal.names.insert(name);
+            return equal.importing.clone();
         }
-        let begun = Begun { all: self.clone(), wanted: wanted.clone() };
-        let work = async move { begun.all.import_now(&begun.wanted, &name, &resolved, &*source).await };
+        let progress = Arc::<Progress>::default();
+        let names = HashSet::from([name.clone()]);
+        let begun = Begun { all: self.clone(), wanted: wanted.clone(), progress: progress.clone() };
+        let work = async move { begun.all.import_now(&begun, &name, &resolved, &*source).await };
         let work = work.in_current_span();
         // A task of its own, begun by the first that waits: it goes on without them.
         let ended = async move {
             tokio::spawn(work).await.unwrap_or_else(|error| Err(AgentError::fault(IMPORTING, &error)))
         };
         let importing = ended.boxed().shared();
-        running.insert(wanted, importing.clone());
+        running.insert(wanted, Running { importing: importing.clone(), progress, names });
         importing
+    }
+
+    /// Returns how far the import is that a team has asked for by this reference. `None` if none has begun.
+    pub(crate) fn how_far(&self, team: &str, reference: &str) -> Option<HowFar> {
+        let name = reference.parse::<Reference>().ok()?.to_string();
+        let running = self.running();
+        let mut all = running.iter();
+        let found = all.find(|(wanted, import)| wanted.team == team && import.names.contains(&name));
+        found.map(|(_, import)| import.progress.now())
     }
 
     async fn import_now(
         &self,
-        wanted: &Wanted,
+        begun: &Begun,
         name: &str,
         resolved: &Resolved,
         source: &dyn ImageSource,
     ) -> Result<Arc<Image>, AgentError> {
+        let wanted = &begun.wanted;
         let _pull = self.pulls.take(&wanted.team).await;
         // One that ended after it was looked for.
         if let Some(kept) = self.kept(&wanted.id).await? {
@@ -295,7 +319,7 @@ impl Imports {
         // Of its own: the same image may come from several sources at once.
         let work = format!("{}-{}", wanted.id, self.made.fetch_add(1, Ordering::Relaxed));
         let place = Place::at(self.dir.join(&work));
-        let imported = self.import_at(&place, wanted, name, resolved, source).await;
+        let imported = self.import_at(&place, begun, name, resolved, source).await;
         if let Err(error) = blocking(move || place.remove()).await {
             tracing::error!(work, %error, "cannot remove what is left of an import; the next start tries again");
         }
@@ -305,11 +329,12 @@ impl Imports {
     async fn import_at(
         &self,
         place: &Place,
-        wanted: &Wanted,
+        begun: &Begun,
         name: &str,
         resolved: &Resolved,
         source: &dyn ImageSource,
     ) -> Result<Arc<Image>, AgentError> {
+        let (wanted, progress) = (&begun.wanted, &begun.progress);
         let stored = pull::bytes(&resolved.manifest);
         if stored > self.most_stored() {
             return Err(error::too_large(name, self.settings.image_max_mb));
@@ -320,7 +345,9 @@ impl Imports {
         if self.room(place).await? < stored {
             return Err(full());
         }
-        let (limit, pulling) = (self.settings.pull_limit, pull::layers(source, &resolved.manifest, place));
+        progress.begin(stored);
+        let limit = self.settings.pull_limit;
+        let pulling = pull::layers(source, &resolved.manifest, place, progress);
         tokio::select! {
             pulled = timeout(limit, pulling) => pulled.map_err(|_| error::slow_registry(name, limit))??,
             // Other imports and guests write meanwhile.
@@ -341,6 +368,7 @@ impl Imports {
             limit: self.settings.unpack_limit,
             least_free: self.reserve().await? / 2,
             by_room: room < self.most(),
+            progress: progress.clone(),
         };
         if unpacking.job.bytes < LEAST {
             return Err(full());
@@ -408,6 +436,7 @@ impl Imports {
 struct Begun {
     all: Arc<Imports>,
     wanted: Wanted,
+    progress: Arc<Progress>,
 }
 
 impl Drop for Begun {

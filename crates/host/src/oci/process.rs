@@ -14,13 +14,16 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{self, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::statvfs,
+    fs::{statvfs, tell},
     process::{Signal, set_parent_process_death_signal},
     thread::{UnshareFlags, unshare_unsafe},
 };
@@ -32,6 +35,7 @@ use super::{
     file_system::last_words,
     job::{Job, Made, Report},
     place::Place,
+    progress::Progress,
     unpack_image::COMMAND,
 };
 use crate::{
@@ -78,6 +82,8 @@ pub(super) struct Unpacking {
     pub(super) least_free: u64,
     /// Whether the job has lower limits than an image, because there is little room.
     pub(super) by_room: bool,
+    /// Where it is told how much is unpacked.
+    pub(super) progress: Arc<Progress>,
 }
 
 /// How the process ended.
@@ -127,11 +133,12 @@ impl Unpacking {
         let command = self.command(files, groups, said)?;
         let text = serde_json::to_vec(&self.job)?;
         let (begun, input) = mpsc::channel();
+        let blobs = blobs.as_slice();
         let (end, said) = thread::scope(|scope| {
             let listener = scope.spawn(move || last_words(output));
             // On a thread of its own, which cannot start others afterwards. The process is killed when this thread ends, with the
             // agent at the latest.
-            let starter = scope.spawn(move || self.run_child(command, &begun));
+            let starter = scope.spawn(move || self.run_child(command, blobs, &begun));
             // If it does not read this, it has ended, and says why.
             let _ = input.recv().map(|mut input: ChildStdin| input.write_all(&text));
             let end =
@@ -170,7 +177,7 @@ impl Unpacking {
     }
 
     /// Starts the process, passes its input on, and waits for its end.
-    fn run_child(&self, mut command: Command, begun: &Sender<ChildStdin>) -> io::Result<End> {
+    fn run_child(&self, mut command: Command, blobs: &[File], begun: &Sender<ChildStdin>) -> io::Result<End> {
         // The process is the first one of a process namespace: it cannot signal processes outside, and the kernel kills all
         // that it starts when it ends.
         // SAFETY: affects only the children of this thread, which starts no others.
@@ -180,10 +187,10 @@ impl Unpacking {
         drop(command);
         // The other side waits for it.
         let _ = child.stdin.take().map(|input| begun.send(input));
-        self.wait(&mut child)
+        self.wait(&mut child, blobs)
     }
 
-    fn wait(&self, child: &mut Child) -> io::Result<End> {
+    fn wait(&self, child: &mut Child, blobs: &[File]) -> io::Result<End> {
         let begin = Instant::now();
         loop {
             if let Some(status) = child.try_wait()? {
@@ -196,6 +203,7 @@ impl Unpacking {
                 child.wait()?;
                 return Ok(end);
             }
+            self.progress.unpacked(read_of(blobs)?);
             thread::sleep(TICK);
         }
     }
@@ -230,6 +238,11 @@ impl Unpacking {
             }
         }
     }
+}
+
+/// Returns how many bytes of the blobs were read. The process has inherited these open files, and with them their positions.
+fn read_of(blobs: &[File]) -> io::Result<u64> {
+    blobs.iter().map(|blob| tell(blob).map_err(io::Error::from)).sum()
 }
 
 /// Returns the bytes that are free in the file system of a directory.
@@ -272,6 +285,7 @@ mod tests {
             limit: Duration::from_secs(7),
             least_free: 0,
             by_room,
+            progress: Arc::default(),
         }
     }
 
@@ -281,6 +295,20 @@ mod tests {
 
     fn made(user: &str) -> Made {
         Made { user: user.to_owned(), skipped: 1, first_skipped: vec!["a\nb".to_owned()] }
+    }
+
+    #[test]
+    fn what_another_process_has_read_of_inherited_files_is_known() -> io::Result<()> {
+        let (mut read, mut unread) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        for file in [&mut read, &mut unread] {
+            file.write_all(&[7; 5000])?;
+            file.rewind()?;
+        }
+        let mut reader = Command::new("dd");
+        reader.args(["bs=1000", "count=3", "status=none"]).stdin(read.try_clone()?).stdout(Stdio::null());
+        assert!(reader.status()?.success());
+        assert_eq!(read_of(&[read, unread])?, 3000);
+        Ok(())
     }
 
     #[test]

@@ -11,6 +11,7 @@ use wrenn_oci::{Descriptor, ImageSource, Manifest};
 use super::{
     error::{IMPORTING, of_source},
     place::Place,
+    progress::Progress,
 };
 use crate::error::{AgentError, of_files};
 
@@ -24,9 +25,10 @@ pub(super) async fn layers(
     source: &dyn ImageSource,
     manifest: &Manifest,
     place: &Place,
+    progress: &Progress,
 ) -> Result<(), AgentError> {
     for layer in once(manifest) {
-        pull(source, layer, &place.blob(&layer.digest)).await?;
+        pull(source, layer, &place.blob(&layer.digest), progress).await?;
     }
     Ok(())
 }
@@ -46,12 +48,18 @@ fn once(manifest: &Manifest) -> Vec<&Descriptor> {
     manifest.layers.iter().filter(|layer| seen.insert(layer.digest)).collect()
 }
 
-async fn pull(source: &dyn ImageSource, layer: &Descriptor, path: &Path) -> Result<(), AgentError> {
+async fn pull(
+    source: &dyn ImageSource,
+    layer: &Descriptor,
+    path: &Path,
+    progress: &Progress,
+) -> Result<(), AgentError> {
     let kept = |error: std::io::Error| of_files(IMPORTING, &error);
     let mut blob = source.blob(layer).await.map_err(|error| of_source(&error))?;
     let mut file = File::create_new(path).await.map_err(kept)?;
     while let Some(piece) = blob.try_next().await.map_err(|error| of_source(&error))? {
         file.write_all(&piece).await.map_err(kept)?;
+        progress.fetched(piece.len() as u64);
     }
     file.flush().await.map_err(kept)?;
     file.sync_data().await.map_err(kept)

@@ -3,6 +3,8 @@
 
 mod faults;
 mod load;
+mod progress;
+mod reference;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -281,9 +283,13 @@ fn is_root() -> bool {
 }
 
 fn debugfs(image: &Path, request: &str) -> anyhow::Result<String> {
+    Ok(String::from_utf8_lossy(&debugfs_bytes(image, request)?).into_owned())
+}
+
+fn debugfs_bytes(image: &Path, request: &str) -> anyhow::Result<Vec<u8>> {
     let output = Command::new("debugfs").args(["-R", request]).arg(image).output()?;
     ensure!(output.status.success(), "{request}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(output.stdout)
 }
 
 /// Mode, owner and size of what is in a directory of an image, by name.

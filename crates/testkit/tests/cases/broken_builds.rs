@@ -51,7 +51,7 @@ fn has_ended(build: &Value) -> bool {
 }
 
 /// Builds what fails, removes its sandbox, and returns the build.
-async fn failed(stack: &Stack, name: &str, recipe: &str) -> Result<Value> {
+pub(crate) async fn failed(stack: &Stack, name: &str, recipe: &str) -> Result<Value> {
     let path = ask(stack, name, recipe).await?;
     let build = wait(stack, &path, "its end", has_ended).await?;
     ensure!(build["status"] == "failed" && build["version"].is_null(), "{recipe}: {build}");

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Images of a registry: Debian's, on this machine, with images that are made as others make them.
 
+mod made;
+mod uncommon;
+
 use std::{
-    fs,
-    os::unix::fs::{PermissionsExt as _, symlink},
-    path::{Path, PathBuf},
+    fs, io,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::fs::{XattrFlags, setxattr};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use wrenn_testkit::{Stack, wait_until};
+use wrenn_testkit::{Stack, oci_images::tool, short_or_long, wait_until};
 
+use self::made::{GREETED, LOOK, SEEN, debian, make};
 use super::{
     builds::{build, context, stdout},
     cli::{stderr, wrenn},
@@ -26,28 +28,9 @@ use super::{
 /// Time limit for a registry to serve, and for the memory of a sandbox to be kept for the next one.
 const SERVES: Duration = Duration::from_secs(20);
 const KEPT: Duration = Duration::from_secs(120);
-/// Program without libraries, which is all that the images have.
-const BUSYBOX: &str = "/bin/busybox";
-/// Its names in the images.
-const LINKS: [&str; 8] = ["cat", "echo", "id", "ls", "mkdir", "sh", "sleep", "true"];
 /// Account of the registry that asks for one, with the hash of its password.
 const PASSWORD: &str = "secret-of-the-registry";
 const HTPASSWD: &str = "robot:$2y$05$abcdefghijklmnopqrstuuIwTm9henchirBqUfvuoNrWExGiIP5SK\n";
-/// `security.capability` (capabilities(7), version 2): CAP_NET_BIND_SERVICE, permitted and effective.
-const MAY_BIND: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-/// What the image runs: it tells what it has.
-const GREET: &str = "#!/bin/sh
-echo \"$(id -u) $PWD $MODE: $*\"
-cat kept
-[ -e old ] || echo the old one is gone
-[ kept -ef linked ] && echo linked
-busybox stat -c %a suid
-/bin/httpd -p 127.0.0.1:80 -h /srv && busybox wget -q -O - http://127.0.0.1/kept
-busybox httpd -p 127.0.0.1:81 -h /srv 2> /dev/null || echo no capability
-ls /bin/bash /usr/bin/sudo 2> /dev/null
-exit 7
-";
-const GREETED: &str = "1000 /srv test: x y\nkept\nthe old one is gone\nlinked\n4755\nkept\nno capability\n";
 
 /// A registry that serves two names: one for all, and one that asks for an account.
 struct Registry {
@@ -91,7 +74,12 @@ impl Registry {
         let (dir, name) = (self.dir.path().to_owned(), name.to_owned());
         tokio::task::spawn_blocking(move || {
             make(&dir)?;
-            for tag in ["1", "s390x"] {
+            let mut tags = vec!["1", "s390x", "kinds"];
+            if short_or_long(false, true) {
+                debian(&dir)?;
+                tags.push("debian");
+            }
+            for tag in tags {
                 let (from, to) = (format!("oci:oci:{tag}"), format!("docker://{name}/bb:{tag}"));
                 let arguments = ["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to];
                 tool(&dir, "skopeo", &arguments)?;
@@ -111,55 +99,10 @@ impl Drop for Registry {
     }
 }
 
-/// Runs a program in a directory.
-fn tool(dir: &Path, program: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(dir).stdin(Stdio::null());
-    let output = command.output().with_context(|| format!("{program}: run scripts/setup"))?;
-    ensure!(output.status.success(), "{program} {arguments:?}: {}", stderr(&output));
-    Ok(())
-}
-
-/// Writes a program.
-fn program(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    fs::write(path, content)?;
-    Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
-}
-
-/// Makes an image of two layers, and the same for another architecture.
-fn make(dir: &Path) -> Result<()> {
-    let umoci = |arguments: &[&str]| tool(dir, "umoci", arguments);
-    umoci(&["init", "--layout", "oci"])?;
-    umoci(&["new", "--image", "oci:1"])?;
-    umoci(&["unpack", "--image", "oci:1", "bundle"])?;
-    let root = dir.join("bundle/rootfs");
-    for name in ["bin", "srv"] {
-        fs::create_dir_all(root.join(name))?;
-    }
-    let busybox = fs::read(BUSYBOX).context("busybox-static: run scripts/setup")?;
-    program(&root.join("bin/busybox"), &busybox, 0o755)?;
-    program(&root.join("bin/greet"), GREET.as_bytes(), 0o755)?;
-    LINKS.iter().try_for_each(|name| symlink("busybox", root.join("bin").join(name)))?;
-    fs::write(root.join("srv/old"), "old\n")?;
-    fs::write(root.join("srv/kept"), "kept\n")?;
-    umoci(&["repack", "--refresh-bundle", "--image", "oci:1", "bundle"])?;
-    // The second layer.
-    fs::remove_file(root.join("srv/old"))?;
-    fs::hard_link(root.join("srv/kept"), root.join("srv/linked"))?;
-    program(&root.join("srv/suid"), b"", 0o4755)?;
-    program(&root.join("bin/httpd"), &busybox, 0o755)?;
-    setxattr(root.join("bin/httpd"), "security.capability", &MAY_BIND, XattrFlags::empty())?;
-    umoci(&["repack", "--image", "oci:1", "bundle"])?;
-    let program = ["--config.entrypoint", "/bin/greet", "--config.cmd", "x", "--config.cmd", "y"];
-    let context = ["--config.user", "1000", "--config.workingdir", "/srv"];
-    let env = ["--config.env", "PATH=/bin", "--config.env", "MODE=test"];
-    umoci(&[&["config", "--image", "oci:1"][..], &program, &context, &env].concat())?;
-    umoci(&["config", "--image", "oci:1", "--tag", "s390x", "--architecture", "s390x"])
-}
-
-/// Arguments of a `wrenn run` in a sandbox that this case finds again.
+/// Arguments of a `wrenn run` in a sandbox that its case finds again.
 fn run<'a>(image: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let sizes = ["run", "--memory", "256", "--disk", "1g", "--label", "e2e=images", "--image", image];
+    let label = if image.starts_with("uploaded:") { "e2e=uploads" } else { "e2e=images" };
+    let sizes = ["run", "--memory", "256", "--disk", "1g", "--label", label, "--image", image];
     [&sizes[..], more].concat()
 }
 
@@ -176,6 +119,16 @@ pub(crate) async fn they_run_as_they_say_and_are_built_on(stack: Arc<Stack>) -> 
     ensure!(told == GREETED, "{told}\n{}", stderr(&ran));
     let ran = wrenn(&stack, &run(&image, &["--", "echo", "another"]), None).await?;
     ensure!(ran.status.success() && ran.stdout == b"another\n", "{ran:?}");
+    let kinds = format!("{open}/bb:kinds");
+    let ran = wrenn(&stack, &run(&kinds, &["--", "sh", "-c", LOOK]), None).await?;
+    let told = String::from_utf8_lossy(&ran.stdout).into_owned();
+    ensure!(ran.status.success() && told == SEEN, "{told}\n{}", stderr(&ran));
+    if short_or_long(false, true) {
+        let script = "grep ^ID= /etc/os-release; python3 -c 'print(6 * 7)'; dpkg --audit && id -un";
+        let debian = format!("{open}/bb:debian");
+        let ran = wrenn(&stack, &run(&debian, &["--", "sh", "-c", script]), None).await?;
+        ensure!(ran.status.success() && ran.stdout == b"ID=debian\n42\nroot\n", "{ran:?}");
+    }
 
     the_next_one_goes_on(&stack, &image).await?;
     refusals_are_told(&stack, open, closed).await?;
@@ -184,9 +137,7 @@ pub(crate) async fn they_run_as_they_say_and_are_built_on(stack: Arc<Stack>) -> 
 
     let left = stack.api.get("/v1/sandboxes?label=e2e=images").await?.expect(200)?.json();
     ensure!(left == json!([]), "{left}");
-    let imports = fs::read_dir(stack.state_dir.join("agent/imports"))?.count();
-    ensure!(imports == 0, "{imports} imports have left something");
-    Ok(())
+    nothing_is_in_work(&stack).await
 }
 
 /// Sandboxes of one image and size go on from the memory of the first one, each with what the image says.
@@ -294,7 +245,8 @@ async fn a_template_is_built_on_it(stack: &Arc<Stack>, image: &str) -> Result<()
     stdout(stack, &["template", "rm", "e2e-image"]).await.map(drop)
 }
 
-/// Makes archives of the images of [`make`]: as of `docker save`, an OCI layout that is compressed, and one for another processor.
+/// Makes archives of the images of [`make`]: as of `docker save`, an OCI layout that is compressed, one for another processor, and
+/// those of uncommon images.
 async fn archives() -> Result<TempDir> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().to_owned();
@@ -304,6 +256,9 @@ async fn archives() -> Result<TempDir> {
             ("oci:oci:1", "docker-archive:saved.tar:e2e-upload:1"),
             ("oci:oci:1", "oci:single:e2e-layout:1"),
             ("oci:oci:s390x", "docker-archive:foreign.tar:e2e-foreign:1"),
+            ("oci:oci:bare", "docker-archive:bare.tar:e2e-bare:1"),
+            ("oci:oci:ghost", "docker-archive:ghost.tar:e2e-ghost:1"),
+            ("oci:oci:server", "docker-archive:server.tar:e2e-server:1"),
         ] {
             tool(&path, "skopeo", &["--insecure-policy", "copy", "-q", from, to])?;
         }
@@ -343,12 +298,26 @@ pub(crate) async fn an_uploaded_archive_runs(stack: Arc<Stack>) -> Result<()> {
     let names = all.as_array().context("no list")?.iter().filter(|image| image["uploaded"] == true);
     let names: Vec<_> = names.filter_map(|image| image["reference"].as_str()).collect();
     ensure!(names == ["uploaded:e2e-layout:1", "uploaded:e2e-upload:1"], "{all}");
-    for name in ["e2e-layout:1", "e2e-upload:1"] {
+    for name in ["bare", "ghost", "server"] {
+        stdout(&stack, &["image", "load", "-i", &path(&format!("{name}.tar"))]).await?;
+    }
+    uncommon::one_program_is_enough(&stack).await?;
+    uncommon::a_user_that_is_not_there_is_made(&stack).await?;
+    uncommon::a_server_steps_down_from_root(&stack).await?;
+    for name in ["e2e-layout:1", "e2e-upload:1", "e2e-bare:1", "e2e-ghost:1", "e2e-server:1"] {
         // The sandbox that ran may be stopping still.
         let removed = async || stdout(&stack, &["image", "rm", name]).await.ok();
         wait_until("the removal of an image", KEPT, removed).await?;
     }
-    let imports = fs::read_dir(stack.state_dir.join("agent/imports"))?.count();
-    ensure!(imports == 0, "{imports} uploads have left something");
-    Ok(())
+    nothing_is_in_work(&stack).await
+}
+
+/// Waits until the agent has nothing of imports and uploads any more; other cases may have some in work.
+async fn nothing_is_in_work(stack: &Stack) -> Result<()> {
+    let imports = stack.state_dir.join("agent/imports");
+    let left =
+        || -> io::Result<Vec<_>> { fs::read_dir(&imports)?.map(|entry| Ok(entry?.file_name())).collect() };
+    let is_empty = async || left().ok()?.is_empty().then_some(());
+    let waited = wait_until("the end of all imports", KEPT, is_empty).await;
+    waited.with_context(|| format!("there is {:?}", left()))
 }

@@ -6,9 +6,10 @@ use futures::TryStreamExt as _;
 use sha2::{Digest as _, Sha256};
 use wrenn_api::ErrorCode;
 use wrenn_rpc::host::v1::{
-    __buffa::oneof::load_image_request::Part, DeleteImageRequest, DeleteImageResponse, ImportImageRequest,
-    ImportImageResponse, LoadImageRequest, MakeImageRequest, MakeImageResponse, MakeUserRequest,
-    MakeUserResponse, PutSecretRequest, PutSecretResponse, RemoveSecretsRequest, RemoveSecretsResponse,
+    __buffa::oneof::load_image_request::Part, DeleteImageRequest, DeleteImageResponse,
+    GetImportProgressRequest, GetImportProgressResponse, ImportImageRequest, ImportImageResponse,
+    LoadImageRequest, MakeImageRequest, MakeImageResponse, MakeUserRequest, MakeUserResponse,
+    PutSecretRequest, PutSecretResponse, RemoveSecretsRequest, RemoveSecretsResponse,
     import_image_response::Variable, load_image_request::Open,
 };
 
@@ -85,6 +86,20 @@ impl Agent {
             now.images.insert(image_id.clone());
         }
         Ok(imported(image_id, digest))
+    }
+
+    /// Tells how far the imports are that hang.
+    pub(super) async fn get_import_progress(
+        &self,
+        request: GetImportProgressRequest,
+    ) -> Result<GetImportProgressResponse, ConnectError> {
+        let now = self.now();
+        let is_of = |asked: &ImportImageRequest| {
+            (&asked.reference, &asked.team_id) == (&request.reference, &request.team_id)
+        };
+        let (total, fetched, unpacked) =
+            if now.imports.iter().any(is_of) { now.import_progress } else { (0, 0, 0) };
+        Ok(GetImportProgressResponse { total, fetched, unpacked, ..Default::default() })
     }
 
     /// Makes an image of what is sent, whatever it is: its digest is that of the bytes, and it is named as it was told to be.
