@@ -4,7 +4,10 @@
 
 mod described;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -29,14 +32,9 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    /// Installs the recorder of this process.
+    /// Installs the recorder of this process, unless a server did so before.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let recorder = recorder()?;
-        let handle = recorder.handle();
-        // A second server in the same process writes to the metrics of the first one.
-        let _ = metrics::set_global_recorder(recorder);
-        describe();
-        Ok(Self { recorder: handle, last: Mutex::default() })
+        Ok(Self { recorder: installed()?, last: Mutex::default() })
     }
 
     /// Renders all metrics.
@@ -58,6 +56,23 @@ impl Telemetry {
     pub(crate) fn upkeep(&self) {
         self.recorder.run_upkeep();
     }
+}
+
+/// Returns the recorder of this process, and installs it first if there is none: all servers of a process have the same metrics.
+fn installed() -> anyhow::Result<PrometheusHandle> {
+    static INSTALLED: std::sync::Mutex<Option<PrometheusHandle>> = std::sync::Mutex::new(None);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = &*installed {
+        return Ok(handle.clone());
+    }
+    let recorder = recorder()?;
+    let handle = recorder.handle();
+    if metrics::set_global_recorder(recorder).is_err() {
+        tracing::warn!("this program records metrics elsewhere: those of the server are not in its /metrics");
+    }
+    describe();
+    *installed = Some(handle.clone());
+    Ok(handle)
 }
 
 /// Creates the recorder with its buckets.

@@ -260,7 +260,10 @@ pub(crate) async fn a_deleted_team_leaves_nothing_on_any_host(
     wait_emptied(&near, &beside).await?;
     let emptied = "SELECT (emptied_at IS NOT NULL)::text FROM teams WHERE deleted_at IS NOT NULL";
     ensure!(fixture.value(emptied).await? == "false", "the host that is away does not count");
-    let kept = (away.now().sandboxes.len(), away.now().snapshots.len());
+    let kept = {
+        let now = away.now();
+        (now.sandboxes.len(), now.snapshots.len())
+    };
     ensure!(kept == (3, 1), "{kept:?} sandboxes and snapshots are on a host that nobody reached");
 
     fixture.sql(&format!("UPDATE hosts SET address = '{}' WHERE id = '{host}'", away.address)).await?;
