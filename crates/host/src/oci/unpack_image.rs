@@ -154,8 +154,8 @@ fn kind_of(error: &io::Error) -> Kind {
     }
 }
 
-/// Finds the user of the image's program, with the group if the image names one. What the image lacks stays as the image names it:
-/// a later step of a build may create it.
+/// Finds the user of the image's program, with the group if the image names one. A user or group that the image names and does not
+/// have is refused, as by Docker: whoever it was meant to be, it has no rights in the image. Only `root` needs no account.
 fn user(root: &File, wanted: &str) -> Result<String, Failure> {
     let (name, group) = wanted.split_once(':').unwrap_or((wanted, ""));
     match resolve_user(root.as_fd(), wanted) {
@@ -169,10 +169,10 @@ fn user(root: &File, wanted: &str) -> Result<String, Failure> {
             let number = user.gid.to_string();
             Ok(within(name, if is_number && !group.is_empty() { &number } else { group }))
         }
-        Err(UserError::Unknown { .. }) => {
-            Ok(within(if name.is_empty() { "root" } else { name }.to_owned(), group))
+        Err(UserError::Unknown { .. }) if wanted == "root" => Ok(wanted.to_owned()),
+        Err(error @ (UserError::Unknown { .. } | UserError::Unusable { .. })) => {
+            Err(Failure::new(Kind::Damaged, error))
         }
-        Err(error @ UserError::Unusable { .. }) => Err(Failure::new(Kind::Damaged, error)),
         Err(error @ UserError::Files { .. }) => Err(Failure::new(Kind::Host, error)),
     }
 }
@@ -194,7 +194,9 @@ mod tests {
     fn the_user_is_a_name_or_a_number_with_the_group_that_is_named() -> anyhow::Result<()> {
         let home = tempfile::tempdir()?;
         let root = File::open(home.path())?;
-        assert_eq!(user(&root, ""), Ok("root".to_owned()), "without accounts");
+        for wanted in ["", "root"] {
+            assert_eq!(user(&root, wanted), Ok("root".to_owned()), "without accounts");
+        }
         fs::create_dir(home.path().join("etc"))?;
         fs::write(home.path().join("etc/group"), "staff:x:50:\n12:x:13:\n")?;
         fs::write(home.path().join("etc/passwd"), "admin:x:0:0::/:/bin/sh\napp:x:1000:1000::/srv:/bin/sh\n")?;
@@ -203,15 +205,22 @@ mod tests {
             ("app", "app"),
             ("1000:1000", "app:1000"),
             ("app:staff", "app:staff"),
-            ("app:later", "app:later"),
             ("app:12", "app:13"),
             ("app:", "app"),
             (":staff", "admin:staff"),
-            (":later", "root:later"),
             ("4242:7", "4242:7"),
-            ("later:later", "later:later"),
         ] {
             assert_eq!(user(&root, wanted), Ok(expected.to_owned()), "{wanted}");
+        }
+        for (wanted, lacks) in
+            [("ghost", "no user of that name"), ("app:ghosts", "no group"), (":ghosts", "no group")]
+        {
+            let refused = user(&root, wanted).expect_err("what the image lacks is refused");
+            assert!(
+                refused.kind == Kind::Damaged && refused.message.contains(lacks),
+                "{wanted}: {refused:?}"
+            );
+            assert!(refused.message.contains(wanted), "{wanted}: {refused:?}");
         }
         fs::remove_file(home.path().join("etc/passwd"))?;
         fs::create_dir(home.path().join("etc/passwd"))?;

@@ -65,7 +65,7 @@ const SERVE: &str = "echo \"$(id -un) $(cat $DATA/state) $(busybox stat -c %U:%a
 pub(super) const SERVED: &str = "app ready app:755 one two words\n";
 
 /// Makes all images in the layout `oci` of a directory: the first one as `1`, and the same for another processor as `s390x`; `kinds`
-/// with every kind of entry; `bare`, which is one program, and the same with a user that is not there as `ghost`; and `server`.
+/// with every kind of entry; `bare`, which is one program, and the same with a user that it lacks as `ghost`; and `server`.
 pub(super) fn make(dir: &Path) -> Result<()> {
     tool(dir, "umoci", &["init", "--layout", "oci"])?;
     greeting(dir)?;

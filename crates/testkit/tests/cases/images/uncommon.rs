@@ -40,21 +40,6 @@ pub(super) async fn one_program_is_enough(stack: &Arc<Stack>) -> Result<()> {
     Ok(())
 }
 
-/// A user whom the image names and does not have is made, with a home, for what runs of it and for the steps of a recipe.
-pub(super) async fn a_user_that_is_not_there_is_made(stack: &Arc<Stack>) -> Result<()> {
-    let image = "uploaded:e2e-ghost:1";
-    let home = ["/busybox", "stat", "-c", "%U of %n", "/home/ghost"];
-    let ran = wrenn(stack, &run(image, &[&["--"][..], &home].concat()), None).await?;
-    ensure!(ran.status.success() && ran.stdout == b"ghost of /home/ghost\n", "{ran:?}");
-
-    let recipe = format!("FROM {image}\nRUN [\"/busybox\", \"id\", \"-un\"]\n");
-    let context = context(&recipe, &[])?;
-    let (code, built, told) = build(stack, "e2e-ghost", context.path()).await?;
-    ensure!(code == Some(0) && built["status"] == "succeeded", "{built} {told}");
-    ensure!(told.contains("      ghost\n"), "{told}");
-    stdout(stack, &["template", "rm", "e2e-ghost"]).await.map(drop)
-}
-
 /// The entrypoint of a server's image begins as root, gives the data to another user, goes on as that, and becomes the command: that
 /// of the image, or that of a recipe. A command that is given to `run` is started without it.
 pub(super) async fn a_server_steps_down_from_root(stack: &Arc<Stack>) -> Result<()> {
