@@ -55,7 +55,7 @@ pub struct UsageAmounts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
     "range": "1h", "current": {"running": 2, "vcpus": 4, "memory_mb": 2048}, "peaks": {"running": 7, "vcpus": 14, "memory_mb": 7168},
-    "series": [{"at": "2026-01-31T09:30:00Z", "running": 2, "vcpus": 4, "memory_mb": 2048}]
+    "out_of_memory": 3, "series": [{"at": "2026-01-31T09:30:00Z", "running": 2, "vcpus": 4, "memory_mb": 2048}]
 }))]
 pub struct Stats {
     /// How far the series goes back.
@@ -64,6 +64,9 @@ pub struct Stats {
     pub current: StatsLevel,
     /// The most that there was at any time in the last 30 days, of each by itself.
     pub peaks: StatsLevel,
+    /// Number of processes and whole sandboxes that were killed for want of memory since there is the team.
+    #[serde(default)]
+    pub out_of_memory: u64,
     /// The most that there was in each part of the range, the oldest first.
     pub series: Vec<StatsPoint>,
 }

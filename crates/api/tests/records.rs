@@ -114,7 +114,8 @@ fn statistics() {
     let level = StatsLevel { running: 2, vcpus: 4, memory_mb: 2048 };
     let at = "2026-01-31T09:30:00Z".parse().expect("a time");
     let series = vec![StatsPoint { at, level }];
-    let stats = Stats { range: StatsRange::default(), current: level, peaks: level, series };
+    let stats =
+        Stats { range: StatsRange::default(), current: level, peaks: level, out_of_memory: 3, series };
     assert_json_snapshot!(stats, @r#"
     {
       "range": "1h",
@@ -128,6 +129,7 @@ fn statistics() {
         "vcpus": 4,
         "memory_mb": 2048
       },
+      "out_of_memory": 3,
       "series": [
         {
           "at": "2026-01-31T09:30:00Z",

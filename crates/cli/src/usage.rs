@@ -91,7 +91,11 @@ fn of_stats(stats: &Stats) -> String {
     };
     let ends = [level("now".to_owned(), &stats.current), level("peak of 30 days".to_owned(), &stats.peaks)];
     let series = stats.series.iter().map(|point| level(output::time(point.at), &point.level));
-    output::table(["", "RUNNING", "VCPUS", "MEMORY"], ends.into_iter().chain(series))
+    let table = output::table(["", "RUNNING", "VCPUS", "MEMORY"], ends.into_iter().chain(series));
+    match stats.out_of_memory {
+        0 => table,
+        number => format!("{table}\nKilled for want of memory until now: {number}"),
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use wrenn_api::{
     SandboxImage, SandboxStatus,
 };
 
-use super::{actors, audit, outbox};
+use super::{actors, audit, outbox, usage};
 use crate::{
     by::{By, Who},
     deeds::{AuditResource, Deed},
@@ -568,7 +568,7 @@ pub(crate) async fn change_in(
     lease: Duration,
 ) -> sqlx::Result<Option<Row>> {
     use SandboxStatus::{Error, Paused, Pausing, Resuming, Running, Starting, Stopped, Stopping};
-    let to = change.to.unwrap_or(row.status());
+    let (to, of_memory) = (change.to.unwrap_or(row.status()), change.is_of_memory());
     let (code, message) = change.error.unzip();
     let metadata = serde_json::to_value(&change.metadata).unwrap_or_default();
     let transitional = matches!(to, Starting | Pausing | Resuming | Stopping);
@@ -606,6 +606,9 @@ pub(crate) async fn change_in(
         _ => {}
     }
     outbox::put(tx, changed.team_id, &changed.changed()).await?;
+    if of_memory {
+        usage::count_out_of_memory(tx, changed.team_id).await?;
+    }
     record(tx, change.by, &row.status, &changed).await?;
     Ok(Some(changed))
 }
@@ -766,6 +769,7 @@ pub(crate) async fn out_of_memory(db: &PgPool, id: Uuid, killed: &OutOfMemory) -
     .await?;
     let Some(row) = row else { return Ok(false) };
     outbox::put(&mut tx, row.team_id, &Event::out_of_memory(row.public())).await?;
+    usage::count_out_of_memory(&mut tx, row.team_id).await?;
     tx.commit().await?;
     Ok(true)
 }

@@ -2,7 +2,7 @@
 //! What sandboxes have used. The database notes it itself with each change of a sandbox (see the migration); here it is summed up.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// What was used on a day, in thousandths of seconds.
@@ -110,6 +110,24 @@ pub(crate) async fn current(db: &PgPool, team: Uuid) -> sqlx::Result<Level> {
     )
     .fetch_one(db)
     .await
+}
+
+/// Counts a process or a whole sandbox of a team that was killed for want of memory.
+pub(crate) async fn count_out_of_memory(tx: &mut PgConnection, team: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "INSERT INTO out_of_memory AS known (team_id, number) VALUES ($1, 1)
+         ON CONFLICT (team_id) DO UPDATE SET number = known.number + 1",
+        team
+    )
+    .execute(tx)
+    .await
+    .map(drop)
+}
+
+/// Returns how many of a team were killed for want of memory.
+pub(crate) async fn out_of_memory(db: &PgPool, team: Uuid) -> sqlx::Result<i64> {
+    let number = sqlx::query_scalar!("SELECT number FROM out_of_memory WHERE team_id = $1", team);
+    Ok(number.fetch_optional(db).await?.unwrap_or_default())
 }
 
 /// Selects from `levels`, which is what a team had between changes since a time: `levels!(Type, select, team, since, arguments)`.

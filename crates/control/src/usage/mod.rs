@@ -65,6 +65,7 @@ impl Usage {
             range,
             current: level(current),
             peaks: level(peaks),
+            out_of_memory: u64::try_from(usage::out_of_memory(db, team).await?).unwrap_or_default(),
             series: points(since, range, &series),
         })
     }

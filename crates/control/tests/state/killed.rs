@@ -13,6 +13,7 @@ use wrenn_testkit::{Events, wait_until};
 use crate::{
     agent::Agent,
     fixture::{Fixture, SOON},
+    people::User,
     stores::Stores,
 };
 
@@ -57,6 +58,7 @@ pub(crate) async fn each_is_told_once(stores: &Arc<Stores>, name: &str) -> Resul
     kill(fixture.agent(), &id, begin + 3, 8, "last")?;
     let (own, _) = events.until(&id, KIND).await?;
     ensure!(own.len() == 1 && own[0].data["sandbox"]["last_out_of_memory"]["pid"] == 8, "{own:#?}");
+    of_the_team(&fixture, 4).await?;
     fixture.stop().await
 }
 
@@ -76,6 +78,15 @@ async fn counted(fixture: &Fixture) -> Result<u64> {
     Ok(count.map(str::parse::<u64>).transpose()?.unwrap_or_default())
 }
 
+/// So many are counted for the team, and none for another one.
+async fn of_the_team(fixture: &Fixture, number: u64) -> Result<()> {
+    let other = User::new(fixture, "other", false).await?;
+    let other = other.get("/v1/stats").await?.expect(200)?.json();
+    let own = fixture.api.get("/v1/stats").await?.expect(200)?.json();
+    ensure!(own["out_of_memory"] == number && other["out_of_memory"] == 0, "{own} {other}");
+    Ok(())
+}
+
 /// A sandbox that has ended as a whole: its record, its event and the metrics say why.
 pub(crate) async fn a_whole_sandbox_is_told(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 1, Limits::default()).await?;
@@ -92,5 +103,6 @@ pub(crate) async fn a_whole_sandbox_is_told(stores: &Arc<Stores>, name: &str) ->
     // It is counted after it was recorded, with those of the other cases.
     let is_counted = async || counted(&fixture).await.ok().filter(|count| *count > 0);
     wait_until("it to be counted", SOON, is_counted).await?;
+    of_the_team(&fixture, 1).await?;
     fixture.stop().await
 }

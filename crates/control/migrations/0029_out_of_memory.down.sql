@@ -1,0 +1,1 @@
+DROP TABLE out_of_memory;
