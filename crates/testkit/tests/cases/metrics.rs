@@ -26,9 +26,8 @@ const SERVE: &str = "python3 -m http.server --bind 127.0.0.1 --directory /var 80
 const LISTENS: &str = "until grep -q ':1F40 .* 0A ' /proc/net/tcp; do sleep 0.1; done";
 /// Names of two busy sandboxes and of an idle one.
 const NAMES: [&str; 3] = ["busy-1", "busy-2", "idle-1"];
-/// Use of a processor in percent that a busy one has at least, with others that want the processors, and that an idle one has at most.
-const BUSY: f64 = 40.0;
-const IDLE: f64 = 20.0;
+/// Use of a processor in percent that a busy one has at least, however many others want the processors. An idle one has half of it at most.
+const BUSY: f64 = 8.0;
 /// Takes more memory than there is.
 const HOG: &str = "held = [b'x' * 1000000 for _ in range(1000000)]";
 
@@ -151,10 +150,12 @@ async fn average_cpu(stack: &Stack, id: &str) -> Result<f64> {
     Ok(last.iter().map(|point| number(point, "cpu_pct")).sum::<f64>() / last.len() as f64)
 }
 
-/// Returns whether the busy ones use much, and the idle one little.
+/// Returns whether the busy ones use much, and the idle one less than half of that.
 fn are_told_apart(rows: &[(String, f64)]) -> bool {
     let cpu = |name: &str| rows.iter().find(|(of, _)| of == name).map(|(_, cpu)| *cpu);
-    NAMES[..2].iter().all(|&name| cpu(name) >= Some(BUSY)) && cpu(NAMES[2]).is_some_and(|cpu| cpu <= IDLE)
+    let [Some(one), Some(other), Some(idle)] = NAMES.map(cpu) else { return false };
+    let least = one.min(other);
+    least >= BUSY && idle <= least / 2.0
 }
 
 /// Two busy sandboxes and an idle one: `top` has those that use most first, listed and drawn, and `stats`, the points of each and the
