@@ -50,8 +50,9 @@ fn has(path: &Path, search: &AhoCorasick) -> Result<bool> {
     let mut from = 0;
     loop {
         let begin = match seek(&file, SeekFrom::Data(from)) {
-            Err(Errno::NXIO) => return Ok(false),
-            begin => begin?,
+            // The end, or what has no content, as a namespace that is mounted on a file.
+            Err(Errno::NXIO | Errno::SPIPE) => return Ok(false),
+            begin => begin.with_context(|| path.display().to_string())?,
         };
         from = seek(&file, SeekFrom::Hole(begin))?;
         if let Some(found) = search.stream_find_iter(Extent { file: &file, at: begin, end: from }).next() {

@@ -37,6 +37,11 @@ use crate::{
 /// Time for which a build waits until there is room for its sandbox, and the interval between its attempts.
 pub(super) const FOR_ROOM: Duration = Duration::from_secs(600);
 pub(super) const AGAIN: Duration = Duration::from_secs(5);
+/// Time for which a build waits for a host that has results of its steps and was there a moment ago, as when its agent or the server
+/// that looks after it is started again. Then it does them anew elsewhere.
+const FOR_HOST: Duration = Duration::from_secs(20);
+/// Interval between looks whether that host is back.
+const LOOK: Duration = Duration::from_secs(1);
 /// Number of attempts to get the name of its sandbox, which a worker before may have given to another one.
 const NAME_TRIES: usize = 4;
 
@@ -102,7 +107,8 @@ impl Builder {
         let plan = plan.map_err(|problems| refused(&problems))?;
         let before = mem::replace(&mut self.report, Report::new(&plan));
 
-        let mut cache = self.cache(&plan).await?;
+        let until = Instant::now() + FOR_HOST;
+        let mut cache = self.cache(&plan, until).await?;
         loop {
             let begin = cache.begin(&plan);
             let (after, layer) = (begin.after, begin.layer.cloned());
@@ -123,6 +129,10 @@ impl Builder {
             };
             // Without this layer, it begins with one before, or with the base.
             let Some(layer) = layer else { return Err(Stop::of(failed)) };
+            if failed.code == ErrorCode::HostUnavailable && Instant::now() < until {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
             self.give_up(&mut cache, &layer, failed).await?;
         }
     }
@@ -275,12 +285,18 @@ impl Builder {
         Ok(())
     }
 
-    /// Finds the layers that there are.
-    async fn cache(&self, plan: &Plan) -> Result<Cache, Stop> {
+    /// Finds the layers that there are. Waits until then for hosts with some of them that were there a moment ago.
+    async fn cache(&self, plan: &Plan, until: Instant) -> Result<Cache, Stop> {
         let keys: Vec<String> =
             plan.steps.iter().filter_map(Planned::layer).map(|link| link.key.clone()).collect();
-        let layers = layers::of_keys(&self.app.db, self.job.team_id, &keys).await?;
-        Ok(Cache::new(layers, self.job.no_cache_from.map(|number| number as u32)))
+        loop {
+            let layers = layers::of_keys(&self.app.db, self.job.team_id, &keys).await?;
+            let may_return = layers.iter().any(|layer| !layer.is_online && layer.was_online);
+            if !may_return || Instant::now() >= until {
+                return Ok(Cache::new(layers, self.job.no_cache_from.map(|number| number as u32)));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// Tells which steps are in the cache, and of the others why they are not.

@@ -165,6 +165,7 @@ mod tests {
             snapshot_id: Uuid::from_u128(number.into()),
             host_id: Uuid::nil(),
             is_online,
+            was_online: true,
             disk_bytes: None,
             bytes_added: Some(i64::from(number) << 20),
         };

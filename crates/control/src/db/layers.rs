@@ -15,6 +15,8 @@ pub(crate) struct Layer {
     pub(crate) host_id: Uuid,
     /// Whether its host responds.
     pub(crate) is_online: bool,
+    /// Whether it responded within the last minute.
+    pub(crate) was_online: bool,
     /// What its disk occupies on the host, and how much of that its step has added; `None` if that is not known.
     pub(crate) disk_bytes: Option<i64>,
     pub(crate) bytes_added: Option<i64>,
@@ -50,8 +52,8 @@ pub(crate) async fn of_keys(db: &PgPool, team: Uuid, keys: &[String]) -> sqlx::R
          UPDATE layers SET last_used_at = now() FROM held, snapshots s, hosts h
          WHERE layers.team_id = held.team_id AND layers.key = held.key AND s.id = layers.snapshot_id
              AND s.status = 'ready' AND h.id = s.host_id
-         RETURNING layers.key, layers.snapshot_id, s.host_id, (h.status = 'online') AS "is_online!", s.disk_bytes,
-             layers.bytes_added"#,
+         RETURNING layers.key, layers.snapshot_id, s.host_id, (h.status = 'online') AS "is_online!",
+             coalesce(h.last_seen_at > now() - interval '1 minute', false) AS "was_online!", s.disk_bytes, layers.bytes_added"#,
         team,
         keys
     )

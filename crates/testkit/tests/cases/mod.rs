@@ -76,7 +76,6 @@ pub(crate) const LAB: &[&str] = &[
     "fleet::",
     "hosts::bad_guests_and_a_full_disk",
     "lifecycle::a_vmm_that_is_killed_is_told",
-    "lifecycle::a_vmm_at_its_memory_limit_is_told",
     "lifecycle::a_disk_deleted_underneath_is_told",
     "network::",
     "pause::a_paused_sandbox_survives_its_agent",

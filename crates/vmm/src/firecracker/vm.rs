@@ -23,8 +23,9 @@ use crate::{
     taken::{self, NEW_MEMORY, NEW_STATE},
 };
 
-/// Time limit for Firecracker's first response, and for each call that boots or loads a guest; emulated machines take seconds.
-const START_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for Firecracker's first response, and for each call that boots or loads a guest: an overloaded host may stand still for
+/// 20 s and more.
+const START_LIMIT: Duration = Duration::from_secs(60);
 /// Interval between connection attempts during the start.
 const START_POLL: Duration = Duration::from_millis(1);
 /// Time limit and interval of the thread that waits for the API socket, which exists within milliseconds

@@ -65,7 +65,7 @@ const OWN: &[Own] = &[
     Own("end to end: churn", Class::Compute, 70, &[(E2E, Cases::Only(&["churn::"]))]),
     Own("guest agent", Class::Wait, 90, &[("envd/api", Cases::All)]),
     Own("drivers", Class::Wait, 70, &[("vmm/conformance", Cases::All), ("disk/conformance", Cases::All)]),
-    Own("control plane", Class::Wait, 360, &[("control/state", Cases::All)]),
+    Own("control plane", Class::Wait, 430, &[("control/state", Cases::All)]),
     Own(
         "control plane of labs",
         Class::Compute,
