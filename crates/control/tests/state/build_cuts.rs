@@ -23,7 +23,7 @@ use crate::{
 const MOST: usize = 500;
 const LEAST: usize = 20;
 /// Number of statements from one of the sample to the next.
-const APART: usize = 60;
+const APART: usize = 30;
 /// Time for which the sandbox of a build is kept whose worker could not delete it.
 const KEEP: Duration = Duration::from_secs(10);
 

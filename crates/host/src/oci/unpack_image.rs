@@ -157,7 +157,7 @@ fn kind_of(error: &io::Error) -> Kind {
 /// Finds the user of the image's program, with the group if the image names one. A user or group that the image names and does not
 /// have is refused, as by Docker: whoever it was meant to be, it has no rights in the image. Only `root` needs no account.
 fn user(root: &File, wanted: &str) -> Result<String, Failure> {
-    let (name, group) = wanted.split_once(':').unwrap_or((wanted, ""));
+    let group = wanted.split_once(':').map_or("", |(_, group)| group);
     match resolve_user(root.as_fd(), wanted) {
         Ok(user) => {
             let name = user.name.unwrap_or_else(|| match user.uid {
