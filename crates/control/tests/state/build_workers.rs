@@ -13,6 +13,7 @@ use crate::{
     agent::Does,
     builds::{PATH, ask, get, log, start, statuses, wait},
     fixture::{Fixture, SOON},
+    second,
     stores::Stores,
 };
 
@@ -79,6 +80,7 @@ pub(crate) async fn another_worker_goes_on_after_the_last_result(
 /// A build that has killed three workers is given up.
 pub(crate) async fn a_build_whose_workers_die_is_given_up(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = start(stores, name, 1, short()).await?;
+    second::wait_until_over().await;
     fixture.agent().obey("kill", Does::default());
     let id = ask(&fixture, &json!({"name": "web", "recipe": "RUN kill\n"})).await?;
     for attempt in 1..=3_u32 {

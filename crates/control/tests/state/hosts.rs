@@ -13,6 +13,7 @@ use wrenn_testkit::wait_until;
 
 use crate::{
     fixture::{Fixture, RUNNING, SOON, new_id},
+    second,
     stores::Stores,
 };
 
@@ -20,6 +21,7 @@ use crate::{
 /// progress.
 pub(crate) async fn a_host_that_hangs_delays_no_other(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let fixture = Fixture::start(stores, name, 2, Limits::default()).await?;
+    second::wait_until_over().await;
     let [hangs, other] = fixture.agents.as_slice() else { anyhow::bail!("two hosts are expected") };
     hangs.list_gate.forget_permits(usize::MAX);
     let asked = hangs.now().lists.0;
