@@ -94,8 +94,8 @@ mod tests {
     use crate::event_store::tests::Redis;
 
     /// Time limit of a worker that waits, and what it takes at most when work is announced.
-    const LIMIT: Duration = Duration::from_secs(10);
-    const AT_ONCE: Duration = Duration::from_secs(2);
+    const LIMIT: Duration = Duration::from_secs(120);
+    const AT_ONCE: Duration = Duration::from_secs(30);
 
     #[tokio::test]
     async fn without_redis_a_worker_waits_its_time() {

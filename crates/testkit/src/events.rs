@@ -68,7 +68,7 @@ impl Events {
     pub async fn until(&mut self, sandbox: &str, kind: &str) -> Result<(Vec<Event>, Vec<String>)> {
         let (mut own, mut ids) = (Vec::new(), Vec::new());
         loop {
-            let next = self.next(Duration::from_secs(30)).await;
+            let next = self.next(Duration::from_secs(60)).await;
             let event = next.with_context(|| format!("waiting for {kind} of {sandbox}, after {own:#?}"))?;
             ids.push(event.id.clone());
             if event.data["sandbox"]["id"] == sandbox {

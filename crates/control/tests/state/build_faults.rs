@@ -132,7 +132,7 @@ const STAGES: [Stage; 6] = [
     Stage {
         recipe: "RUN a\n",
         hold: |agent, holds| {
-            agent.now().takes = Duration::from_millis(if holds { 1500 } else { 2 });
+            agent.now().takes = Duration::from_millis(if holds { 8000 } else { 2 });
         },
         is_there: |agent| !agent.now().creates.is_empty(),
     },

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Time for which a sandbox of a build is kept that nobody uses.
-const KEEP: Duration = Duration::from_secs(5);
+const KEEP: Duration = Duration::from_secs(12);
 
 /// Lets a host take no more sandboxes.
 async fn fill(fixture: &Fixture, agent: &Agent) -> Result<()> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Cases of builds of templates: their steps, their cache, and what is made of them.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -230,10 +230,11 @@ pub(crate) async fn why_a_step_is_done_again_is_told(stores: &Arc<Stores>, name:
         "SELECT s.host_id::text FROM snapshots s JOIN layers l ON l.snapshot_id = s.id ORDER BY s.id LIMIT 1";
     let host = fixture.value(first).await?;
     fixture.sql(&format!("UPDATE hosts SET address = '127.0.0.1:1' WHERE id = '{host}'")).await?;
-    // Until the answer to a ping that was sent before is recorded.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let away = "status = 'unreachable', last_seen_at = now() - interval '1 hour'";
-    fixture.sql(&format!("UPDATE hosts SET {away} WHERE id = '{host}'")).await?;
+    // After so long a silence no answer to a ping that was sent before is left to be recorded.
+    fixture.wait_value(&format!("SELECT status FROM hosts WHERE id = '{host}'"), "unreachable").await?;
+    fixture
+        .sql(&format!("UPDATE hosts SET last_seen_at = now() - interval '1 hour' WHERE id = '{host}'"))
+        .await?;
     let build = built(&fixture, &recipe("1", "x", "two")).await?;
     ensure!(misses(&build)[1] == "its result is on a host that does not respond", "{build}");
     ensure!(statuses(&build)[1..] == ["succeeded"; 3], "{build}");

@@ -173,7 +173,7 @@ pub(crate) async fn a_team_has_another_owner(stores: &Arc<Stores>, name: &str) -
 /// Whatever a team has is removed from all hosts, from one that does not answer when it is back; another team keeps what it has.
 pub(crate) async fn a_deleted_team_leaves_nothing(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let mut limits = Limits::default();
-    limits.lease = Duration::from_secs(2);
+    limits.lease = Duration::from_secs(6);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let (ada, agent) = (User::new(&fixture, "ada", false).await?, fixture.agent());
     let mut ids = Vec::new();
@@ -247,7 +247,7 @@ pub(crate) async fn a_deleted_team_leaves_nothing_on_any_host(
     name: &str,
 ) -> Result<()> {
     let mut limits = Limits::default();
-    limits.lease = Duration::from_secs(2);
+    limits.lease = Duration::from_secs(6);
     let fixture = Fixture::start(stores, name, 2, limits).await?;
     let ada = User::new(&fixture, "ada", false).await?;
     let (near, away) = (fixture.agents[0].clone(), fixture.agents[1].clone());

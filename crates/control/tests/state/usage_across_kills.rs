@@ -123,7 +123,7 @@ fn used(life: &[Event]) -> Result<Used> {
 /// had between the changes of their statuses, as they were told.
 pub(crate) async fn it_is_what_the_events_say(stores: &Arc<Stores>, name: &str) -> Result<()> {
     let mut limits = Limits::default();
-    limits.lease = Duration::from_secs(2);
+    limits.lease = Duration::from_secs(6);
     let fixture = Fixture::start(stores, name, 1, limits).await?;
     let mut events = Events::open(&fixture.api, None).await?;
     for _ in 0..short_or_long(2, 10) {

@@ -71,10 +71,11 @@ pub(crate) async fn steps_that_misbehave_are_told(stack: Arc<Stack>) -> Result<(
     let build = failed(&stack, "e2e-forks", forks).await?;
     ensure!(build["error"]["step"] == 2 && build["steps"][1]["status"] == "failed", "{build}");
 
-    let hangs = "FROM minimal\nRUN --timeout=3s echo begun; sleep 1000\n";
+    // The limit is also for the beginning of the command.
+    let hangs = "FROM minimal\nRUN --timeout=30s echo begun; sleep 1000\n";
     let build = failed(&stack, "e2e-hangs", hangs).await?;
     let message = build["error"]["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("step 2 (line 2) did not end within 3 s"), "{build}");
+    ensure!(message.contains("step 2 (line 2) did not end within 30 s"), "{build}");
     ensure!(message.contains("--timeout") && build["error"]["code"] == "build_failed", "{build}");
 
     // As a reset, with which envd ends, too.
@@ -103,14 +104,20 @@ pub(crate) async fn what_is_printed_without_bound_is_cut(stack: Arc<Stack>) -> R
     );
     let path = ask(&stack, "e2e-prints", &recipe).await?;
     let build = wait_within(PRINTED, &stack, &path, "its end", has_ended).await?;
-    ensure!(build["status"] == "succeeded" && build["attempt"] == 1, "{build}");
+    ensure!(build["status"] == "succeeded", "{build}");
+    // A machine that stands still costs the worker its lease, and the next one begins again.
+    let attempts = build["attempt"].as_u64().context("no attempt")? as usize;
     let id = build["id"].as_str().context("no id")?;
     let log = stdout(&stack, &["template", "logs", id]).await?;
     let told = log.matches("output beyond 4 MiB is not kept").count();
-    ensure!(told == 1 && log.contains("      end\n"), "it is told {told} times; {build}");
+    ensure!(
+        (1..=attempts).contains(&told) && log.contains("      end\n"),
+        "it is told {told} times; {build}"
+    );
     // Each line is one byte longer. A few are cut where an entry of the log ends.
     let (lines, most) = (log.matches(LINE).count(), (4 << 20) / (LINE.len() + 1));
-    ensure!((most * 9 / 10..=most + 1).contains(&lines), "{lines} lines are kept, of at most {most}");
+    let kept = most * 9 / 10..=(most + 1) * attempts;
+    ensure!(kept.contains(&lines), "{lines} lines are kept, of at most {most} in each attempt");
     stack.api.delete("/v1/templates/e2e-prints").await?.expect(204).map(drop)
 }
 

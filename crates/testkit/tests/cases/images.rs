@@ -26,7 +26,7 @@ use super::{
 };
 
 /// Time limit for a registry to serve, and for the memory of a sandbox to be kept for the next one.
-const SERVES: Duration = Duration::from_secs(20);
+const SERVES: Duration = Duration::from_secs(120);
 const KEPT: Duration = Duration::from_secs(120);
 /// Account of the registry that asks for one, with the hash of its password.
 const PASSWORD: &str = "secret-of-the-registry";

@@ -19,7 +19,7 @@ use super::support::{delete_wholly, killed, power_off, wait_status};
 /// Room in MiB that is left to a VMM before it has reached its limit.
 const ROOM: u64 = 64;
 /// Takes more memory than that, and less than its guest has.
-const TAKE: &str = "head -c 150M /dev/zero | tail -c 150M | wc -c";
+const TAKE: &str = "head -c 320M /dev/zero | tail -c 320M | wc -c";
 /// Seconds for it, and for what it leads to: more than it takes on a busy machine.
 const TAKE_SEC: u64 = 120;
 
@@ -162,7 +162,7 @@ fn leave_room(id: &str) -> Result<u64> {
 /// A VMM that the host's kernel kills because its control group has reached its memory limit: the command in work, the sandbox's record,
 /// its event and the metrics say so.
 pub(crate) async fn a_vmm_at_its_memory_limit_is_told(stack: Arc<Stack>) -> Result<()> {
-    let id = stack.api.create(&json!({"memory_mb": 256})).await?;
+    let id = stack.api.create(&json!({"memory_mb": 512})).await?;
     let mut events = Events::open(&stack.api, None).await?;
     let before = killed(&stack, "machine").await?;
     let limit = leave_room(&id)?;
@@ -173,7 +173,7 @@ pub(crate) async fn a_vmm_at_its_memory_limit_is_told(stack: Arc<Stack>) -> Resu
     let message = answer.json()["error"]["message"].to_string();
     anyhow::ensure!(message.contains("for want of memory"), "{message}");
 
-    let got = wait_status(&stack, &id, &["error"], 30).await?;
+    let got = wait_status(&stack, &id, &["error"], 90).await?;
     let message = got["error"]["message"].as_str().unwrap_or_default();
     let expected = format!("its memory limit of {limit} MiB on the host was reached");
     anyhow::ensure!(got["error"]["code"] == "out_of_memory" && message.contains(&expected), "{got}");
@@ -182,7 +182,7 @@ pub(crate) async fn a_vmm_at_its_memory_limit_is_told(stack: Arc<Stack>) -> Resu
     let told = &own.last().context("no event")?.data;
     anyhow::ensure!(told["cause"] == "out_of_memory" && told["actor"]["kind"] == "host", "{told}");
     let counted = async || killed(&stack, "machine").await.ok().filter(|count| *count > before);
-    let counted = wait_until("it to be counted", Duration::from_secs(30), counted).await;
+    let counted = wait_until("it to be counted", Duration::from_secs(90), counted).await;
     counted.with_context(|| format!("{before} before"))?;
     delete_wholly(&stack, &id).await
 }

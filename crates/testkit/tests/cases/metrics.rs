@@ -219,7 +219,7 @@ pub(crate) async fn out_of_memory_is_told(stack: Arc<Stack>) -> Result<()> {
 
     // The shell survives, and its child is killed.
     let script = format!("python3 -c \"{HOG}\"; echo survived");
-    let body = json!({"cmd": "sh", "args": ["-c", script]});
+    let body = json!({"cmd": "sh", "args": ["-c", script], "timeout_sec": 180});
     let answer = stack.api.post(&format!("/v1/sandboxes/{id}/exec"), &body).await?.expect(200)?.json();
     ensure!(answer["exit_code"] == 0 && answer["stdout"] == "survived\n", "{answer}");
     ensure!(answer["out_of_memory"] == true && answer["killed"]["command"] == "python3", "{answer}");

