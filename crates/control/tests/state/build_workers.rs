@@ -17,10 +17,11 @@ use crate::{
     stores::Stores,
 };
 
-/// A short lease, so that workers learn soon that they have lost theirs.
+/// A short lease, so that workers learn soon that they have lost theirs, and not so short that a slow machine lets one end that is
+/// renewed.
 pub(crate) fn short() -> Limits {
     let mut limits = Limits::default();
-    limits.lease = Duration::from_secs(1);
+    limits.lease = Duration::from_secs(4);
     limits
 }
 
