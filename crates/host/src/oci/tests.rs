@@ -351,7 +351,7 @@ async fn an_image_is_imported_once_with_all_that_its_files_have() -> anyhow::Res
         return Ok(());
     }
     let process = json!({
-        "User": "app:app", "Env": ["PATH=/bin", "EMPTY="], "WorkingDir": "srv/app/work", "Entrypoint": ["/bin/sh"],
+        "User": "app:1000", "Env": ["PATH=/bin", "EMPTY="], "WorkingDir": "srv/app/work", "Entrypoint": ["/bin/sh"],
         "Cmd": ["-c", "true"],
     });
     let mut contents = Contents::new();
@@ -368,7 +368,7 @@ async fn an_image_is_imported_once_with_all_that_its_files_have() -> anyhow::Res
         image.env,
         [("PATH", "/bin"), ("EMPTY", "")].map(|(name, value)| (name.to_owned(), value.to_owned()))
     );
-    assert_eq!((image.user.as_str(), image.workdir.as_str()), ("app:app", "/srv/app/work"));
+    assert_eq!((image.user.as_str(), image.workdir.as_str()), ("app:1000", "/srv/app/work"));
     assert_eq!(
         (image.entrypoint, image.cmd),
         (vec!["/bin/sh".to_owned()], vec!["-c".to_owned(), "true".to_owned()])

@@ -101,7 +101,7 @@ async fn an_archive_of_each_form_is_an_image_whether_compressed_or_not() -> anyh
     let archive = packed(&saved("registry.example.com/team/app:1", &layers, &machine.architecture))?;
     let first = load(&imports, &archive, "").await?;
     assert_eq!(first.told_name.as_deref(), Some("app:1"));
-    assert_eq!((first.image.user.as_str(), &first.image.cmd), ("1000", &vec!["sh".to_owned()]));
+    assert_eq!((first.image.user.as_str(), &first.image.cmd), ("app", &vec!["sh".to_owned()]));
     let content = agent.content(&first.image.image_id)?;
     assert_eq!(entries(&content, "/bin")?["busybox"], (0o104_755, 0, 0, 7));
     assert!(!entries(&content, "/")?.contains_key("gone"));
