@@ -400,7 +400,7 @@ pub(crate) async fn wrong_recipes_are_shown_where_they_are_wrong(stack: Arc<Stac
 /// A build goes on after its control plane and then its agent was killed, each time from the last step that was done, and who follows
 /// it sees it to its end.
 pub(crate) async fn a_build_survives_its_worker_and_its_agent(stack: Arc<Stack>) -> Result<()> {
-    let recipe = "FROM minimal\nRUN echo first; date +%s%N > /first\nRUN sleep 40; echo second\n";
+    let recipe = "FROM minimal\nRUN echo first; date +%s%N > /first\nRUN sleep 15; echo second\n";
     let context = context(recipe, &[])?;
     let child = start(&stack, "e2e-survives", context.path())?;
     let following = tokio::task::spawn_blocking(move || child.wait_with_output());
@@ -412,7 +412,8 @@ pub(crate) async fn a_build_survives_its_worker_and_its_agent(stack: Arc<Stack>)
     let told = stderr(&output);
     let build: Value = serde_json::from_slice(&output.stdout).with_context(|| told.clone())?;
     ensure!(output.status.success() && build["status"] == "succeeded", "{build} {told}");
-    ensure!(build["attempt"] == 3, "{build}");
+    // The second worker waits for the agent if that goes before it has begun a step.
+    ensure!(matches!(build["attempt"].as_u64(), Some(2 | 3)), "{build}");
     ensure!(told.matches("      first\n").count() == 1, "a step was done or told twice:\n{told}");
     ensure!(told.contains("      second\n"), "{told}");
     stdout(&stack, &["template", "rm", "e2e-survives"]).await.map(drop)
